@@ -1,0 +1,229 @@
+//! The admin client: one call, one connection over the Unix socket, one deadline.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::name::{BackendName, ServiceName};
+use crate::problem::Problem;
+use crate::request::{
+    BackendRequest, DrainRequest, Drained, MaintenanceRequest, Reloaded, SwitchRequest, Switched,
+};
+use crate::status::{BackendStatus, Status};
+
+/// How long a call may take beyond any waiting it asks for: the front door answers in milliseconds, and persists
+/// within its own deadline of five seconds.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest reply that is read, so that a wrong socket can't fill the memory.
+const MAX_REPLY_BYTES: usize = 16 << 20;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("no uh-proxy answers at {}", path.display())]
+    NoProxy {
+        /// The admin socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The front door answered with an error.
+    #[error(transparent)]
+    Problem(#[from] Problem),
+    /// The call broke off: what it asked for may or may not have been done.
+    #[error("the call to {} broke off", path.display())]
+    Broken {
+        /// The admin socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No reply in time: what it asked for may or may not have been done.
+    #[error("no reply from {} within {} s", path.display(), after.as_secs())]
+    TimedOut {
+        /// The admin socket.
+        path: PathBuf,
+        /// How long was waited.
+        after: Duration,
+    },
+}
+
+/// A front door, named by its admin socket. Cheap; holds no connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client for the admin socket at this path.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// The admin socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// `GET /v1/status`.
+    ///
+    /// # Errors
+    /// See [`ClientError`], as for every call.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.call(Method::GET, "/v1/status", None::<&()>, CALL_TIMEOUT).await
+    }
+
+    /// Makes another backend active.
+    ///
+    /// # Errors
+    /// `Problem` when refused; then nothing has changed.
+    pub async fn switch(
+        &self,
+        service: &ServiceName,
+        request: &SwitchRequest,
+    ) -> Result<Switched, ClientError> {
+        self.call(Method::POST, &format!("/v1/services/{service}/switch"), Some(request), CALL_TIMEOUT).await
+    }
+
+    /// Waits until a standby's exchanges are over.
+    ///
+    /// # Errors
+    /// `Problem` when the backend is active, or becomes so meanwhile.
+    pub async fn drain(
+        &self,
+        service: &ServiceName,
+        backend: &BackendName,
+        request: &DrainRequest,
+    ) -> Result<Drained, ClientError> {
+        let path = format!("/v1/services/{service}/backends/{backend}/drain");
+        let timeout = Duration::from_millis(request.timeout_ms).saturating_add(CALL_TIMEOUT);
+        self.call(Method::POST, &path, Some(request), timeout).await
+    }
+
+    /// Registers a backend's endpoints and version.
+    ///
+    /// # Errors
+    /// `Problem` when refused; then nothing has changed.
+    pub async fn set_backend(
+        &self,
+        service: &ServiceName,
+        backend: &BackendName,
+        request: &BackendRequest,
+    ) -> Result<BackendStatus, ClientError> {
+        let path = format!("/v1/services/{service}/backends/{backend}");
+        self.call(Method::PUT, &path, Some(request), CALL_TIMEOUT).await
+    }
+
+    /// Turns the maintenance page on or off.
+    ///
+    /// # Errors
+    /// `Problem` when refused; then nothing has changed.
+    pub async fn maintenance(
+        &self,
+        service: &ServiceName,
+        request: &MaintenanceRequest,
+    ) -> Result<serde_json::Value, ClientError> {
+        let path = format!("/v1/services/{service}/maintenance");
+        self.call(Method::POST, &path, Some(request), CALL_TIMEOUT).await
+    }
+
+    /// Reads the configuration file again.
+    ///
+    /// # Errors
+    /// `Problem` when the file is bad; then nothing has changed.
+    pub async fn reload(&self) -> Result<Reloaded, ClientError> {
+        self.call(Method::POST, "/v1/reload", None::<&()>, CALL_TIMEOUT).await
+    }
+
+    /// `GET /metrics`, as text.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let body = self.send(Method::GET, "/metrics", Bytes::new(), CALL_TIMEOUT).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+        timeout: Duration,
+    ) -> Result<T, ClientError> {
+        let body = match body {
+            Some(body) => Bytes::from(serde_json::to_vec(body).map_err(|e| self.broken(e))?),
+            None => Bytes::new(),
+        };
+        let reply = self.send(method, path, body, timeout).await?;
+        serde_json::from_slice(&reply).map_err(|e| self.broken(e))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, ClientError> {
+        match tokio::time::timeout(timeout, self.exchange(method, path, body)).await {
+            Ok(result) => result,
+            Err(_) => Err(ClientError::TimedOut { path: self.socket.clone(), after: timeout }),
+        }
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| ClientError::NoProxy { path: self.socket.clone(), source })?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.broken(e))?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "uh")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|e| self.broken(e))?;
+        // The connection is driven here, beside the call, so that it ends with it.
+        let reply = async {
+            let response = sender.send_request(request).await.map_err(|e| self.broken(e))?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), MAX_REPLY_BYTES).collect().await;
+            Ok::<_, ClientError>((status, body.map_err(|e| self.broken(e))?.to_bytes()))
+        };
+        tokio::pin!(connection, reply);
+        let (status, body) = tokio::select! {
+            reply = &mut reply => reply?,
+            ended = &mut connection => {
+                // The reply may be complete and waiting; if not, nothing more can come.
+                ended.map_err(|e| self.broken(e))?;
+                reply.await?
+            }
+        };
+        if status.is_success() {
+            return Ok(body);
+        }
+        match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => Err(problem.into()),
+            Err(_) => Err(self.broken(format!("status {status} without a problem that this version knows"))),
+        }
+    }
+
+    fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+        ClientError::Broken { path: self.socket.clone(), source: source.into() }
+    }
+}

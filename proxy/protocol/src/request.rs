@@ -1,0 +1,134 @@
+//! What the admin API takes, and what it replies on success. Durations end in their unit.
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::{BackendName, ServiceName};
+
+/// The longest time that a drain may be asked to wait: one day, so that a typo does not park a client for ever.
+pub const MAX_DRAIN_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// `POST /v1/services/{s}/switch`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchRequest {
+    /// The backend to make active.
+    pub to: BackendName,
+    /// Refuse unless this one is active now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_active: Option<BackendName>,
+    /// Refuse unless this is the generation now, so that a slow, old deploy can't undo a newer one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_generation: Option<u64>,
+    /// Switch even to an unhealthy backend. Written to the audit log.
+    #[serde(default)]
+    pub force: bool,
+}
+
+impl SwitchRequest {
+    /// A plain switch, with no expectation.
+    #[must_use]
+    pub fn to(to: BackendName) -> Self {
+        Self { to, expect_active: None, expect_generation: None, force: false }
+    }
+}
+
+/// The reply to a switch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switched {
+    /// The service.
+    pub service: ServiceName,
+    /// Active before.
+    pub from: BackendName,
+    /// Active now.
+    pub to: BackendName,
+    /// `false`: it was active already.
+    pub changed: bool,
+    /// The generation now.
+    pub generation: u64,
+    /// When traffic moved (or, if nothing changed, when it last had): ISO 8601, UTC.
+    pub switched_at: Option<String>,
+    /// Exchanges that the previous backend held when traffic moved.
+    pub in_flight_previous: u64,
+    /// `false`: traffic has moved, but the disk refused the state file; it is tried again.
+    pub persisted: bool,
+    /// Why it is not on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist_error: Option<String>,
+}
+
+/// `POST /v1/services/{s}/backends/{b}/drain`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// How long to wait at most.
+    pub timeout_ms: u64,
+    /// Cut what is left when the time is up.
+    #[serde(default)]
+    pub cut: bool,
+}
+
+/// The reply to a drain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Whether nothing is left on the backend.
+    pub drained: bool,
+    /// How long it took.
+    pub waited_ms: u64,
+    /// Exchanges that ended by themselves meanwhile.
+    pub finished: u64,
+    /// Exchanges that were cut.
+    pub cut: u64,
+    /// What is still there.
+    pub remaining: Remaining,
+}
+
+/// Exchanges that a backend still holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remaining {
+    /// Requests.
+    pub requests: u64,
+    /// Upgraded connections.
+    pub tunnels: u64,
+}
+
+impl Remaining {
+    /// Requests and tunnels together.
+    #[must_use]
+    pub fn total(self) -> u64 {
+        self.requests + self.tunnels
+    }
+}
+
+/// `PUT /v1/services/{s}/backends/{b}`. The reply is the backend's [`crate::status::BackendStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendRequest {
+    /// `host:port` or `unix:/path`; at least one.
+    pub endpoints: Vec<String>,
+    /// The app's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// `POST /v1/services/{s}/maintenance`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaintenanceRequest {
+    /// On or off.
+    pub on: bool,
+    /// Shown on the page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// For the `Retry-After` header, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u32>,
+}
+
+/// The reply of `POST /v1/reload`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The generation now.
+    pub generation: u64,
+    /// What is different now, as keys of the configuration.
+    pub changed: Vec<String>,
+}

@@ -1,0 +1,127 @@
+//! The reply of `GET /v1/status`: what the front door knows about itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::{BackendName, ServiceName};
+
+/// Everything an operator asks for first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The front door's own process.
+    pub proxy: ProxyStatus,
+    /// Grows by one at every change of routing.
+    pub generation: u64,
+    /// Whether the routing in force is on disk. `false`: a restart now could serve an older backend.
+    pub persisted: bool,
+    /// What was wrong with the state file at start, while that still matters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// In the order of the configuration.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// The front door's own process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyStatus {
+    /// Version of the program.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since start.
+    pub uptime_s: u64,
+    /// Addresses that are really bound, with their ports.
+    pub listen: Vec<String>,
+    /// The metrics listener's address, if there is one.
+    pub metrics: Option<String>,
+    /// True from the first SIGTERM on.
+    pub stopping: bool,
+}
+
+/// One service and its backends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: ServiceName,
+    /// The backend that gets new requests.
+    pub active: BackendName,
+    /// The one before it, for rolling back.
+    pub previous: Option<BackendName>,
+    /// When the active backend last changed: ISO 8601, UTC.
+    pub last_switch: Option<String>,
+    /// Whether new requests are answered with the maintenance page.
+    pub maintenance: bool,
+    /// In the order of the configuration.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// Whether a backend gets new requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It gets new requests.
+    Active,
+    /// It gets none.
+    Standby,
+}
+
+/// One backend of a service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Its name.
+    pub name: BackendName,
+    /// The app's version, as registered with `PUT backends`.
+    pub version: Option<String>,
+    /// Whether it gets new requests.
+    pub role: Role,
+    /// `null` until enough probes have been made, and where probing is off.
+    pub healthy: Option<bool>,
+    /// The newest probe of any of its endpoints; a failed one before a good one.
+    pub last_probe: Option<ProbeStatus>,
+    /// Its addresses.
+    pub endpoints: Vec<EndpointStatus>,
+    /// Requests between their pick and their last byte, tunnels not counted.
+    pub requests_in_flight: u64,
+    /// Upgraded connections in flight.
+    pub tunnels: u64,
+    /// Connections to it.
+    pub connections: ConnectionCounts,
+}
+
+/// Connections to a backend.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionCounts {
+    /// Carrying an exchange.
+    pub active: u64,
+    /// Kept for the next exchange.
+    pub idle: u64,
+}
+
+/// One address of a backend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    /// As configured: `host:port` or `unix:/path`.
+    pub address: String,
+    /// `null` until enough probes have been made.
+    pub healthy: Option<bool>,
+    /// Its newest probe.
+    pub last_probe: Option<ProbeStatus>,
+}
+
+/// What one probe found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeStatus {
+    /// When it ended: ISO 8601, UTC.
+    pub at: String,
+    /// Whether it counts as healthy.
+    pub ok: bool,
+    /// The HTTP status, if one came.
+    pub status: Option<u16>,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+    /// Why it failed, in full: the error, the redirect's target, or the head of the body.
+    pub error: Option<String>,
+    /// `deployment` as the app reported it.
+    pub deployment: Option<String>,
+    /// `version` as the app reported it.
+    pub version: Option<String>,
+}
