@@ -1,0 +1,33 @@
+//! The query string of a request: numbers only, so nothing needs to be decoded.
+
+use std::ops::RangeInclusive;
+
+use hyper::Uri;
+
+use crate::reply::Refusal;
+
+/// The `name=value` pairs of one request. The first of a name counts; names nobody asks for are ignored.
+#[derive(Clone, Copy)]
+pub(crate) struct Query<'a>(&'a str);
+
+impl<'a> Query<'a> {
+    pub(crate) fn of(uri: &'a Uri) -> Self {
+        Self(uri.query().unwrap_or_default())
+    }
+
+    /// The number called `name`, if it was given. One that is out of range is refused, never bent to fit.
+    pub(crate) fn number(self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Refusal> {
+        let mut pairs = self.0.split('&').filter_map(|pair| pair.split_once('='));
+        match pairs.find(|(key, _)| *key == name) {
+            None => Ok(None),
+            Some((_, value)) => number(name, value, range).map(Some),
+        }
+    }
+}
+
+/// Reads a number from a query or a path.
+pub(crate) fn number(name: &str, value: &str, range: RangeInclusive<u64>) -> Result<u64, Refusal> {
+    value.parse().ok().filter(|number| range.contains(number)).ok_or_else(|| {
+        Refusal::bad_request(format!("{name} must be a number from {} to {}", range.start(), range.end()))
+    })
+}

@@ -1,0 +1,109 @@
+//! What an endpoint can answer with: a whole body, one that is produced as it is read, or a refusal.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::{Bytes, Frame};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+/// The body of every answer. Its error is the one of a request body that is being sent back.
+pub(crate) type Body = UnsyncBoxBody<Bytes, hyper::Error>;
+
+/// A request that is not served, with the reason as the body of the answer.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    reason: String,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, reason: impl Into<String>) -> Self {
+        Self { status, reason: reason.into(), headers: Vec::new() }
+    }
+
+    pub(crate) fn bad_request(reason: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, reason)
+    }
+
+    /// Says what would have been accepted.
+    pub(crate) fn with_header(mut self, name: HeaderName, value: &'static str) -> Self {
+        self.headers.push((name, HeaderValue::from_static(value)));
+        self
+    }
+
+    pub(crate) fn into_response(self) -> Response<Body> {
+        let mut response = text(self.status, format!("{}\n", self.reason));
+        response.headers_mut().extend(self.headers);
+        response
+    }
+}
+
+pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    response(status, "text/plain; charset=utf-8", whole(body))
+}
+
+pub(crate) fn json(status: StatusCode, value: &Value) -> Response<Body> {
+    response(status, "application/json", whole(value.to_string()))
+}
+
+pub(crate) fn response(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// An answer without a body and without a word on its type.
+pub(crate) fn bare(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Empty::new().map_err(never).boxed_unsync());
+    *response.status_mut() = status;
+    response
+}
+
+/// A body that an async function writes chunk by chunk as the client takes it. It runs inside the body, not in a task
+/// of its own, so it ends with the connection and never runs ahead of it by more than one chunk.
+pub(crate) fn produced<F>(produce: impl FnOnce(mpsc::Sender<Bytes>) -> F) -> Body
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (writer, chunks) = mpsc::channel(1);
+    Produced { chunks, producer: Some(Box::pin(produce(writer))) }.map_err(never).boxed_unsync()
+}
+
+struct Produced {
+    chunks: mpsc::Receiver<Bytes>,
+    producer: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl hyper::body::Body for Produced {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        if this.producer.as_mut().is_some_and(|producer| producer.as_mut().poll(cx).is_ready()) {
+            // Dropping it drops its writer, which is how `chunks` learns of the end.
+            this.producer = None;
+        }
+        this.chunks.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+    }
+}
+
+fn whole(body: impl Into<Bytes>) -> Body {
+    Full::new(body.into()).map_err(never).boxed_unsync()
+}
+
+fn never(error: Infallible) -> hyper::Error {
+    match error {}
+}

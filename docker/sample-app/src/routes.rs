@@ -1,0 +1,135 @@
+//! Which path answers what, and the endpoints that need no file of their own.
+//!
+//! Every answer given here carries `x-backend` and `x-version`, refusals and upgrades too; only what hyper answers
+//! itself (a request head it cannot read) does not.
+
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::HeaderName;
+use hyper::{Request, Response, StatusCode};
+use serde_json::json;
+
+use crate::query::{self, Query};
+use crate::reply::{self, Body, Refusal};
+use crate::server::App;
+use crate::settings::Health;
+use crate::{streams, uploads, websocket};
+
+/// The longest wait a request may ask for, in milliseconds: ten minutes.
+pub(crate) const WAIT_MAX_MS: u64 = 600_000;
+/// What `/slow` waits when not told, in milliseconds.
+const SLOW_DEFAULT_MS: u64 = 1_000;
+
+/// Answers one request.
+pub(crate) async fn answer(app: &App, request: Request<Incoming>) -> Response<Body> {
+    let mut response = route(app, request).await.unwrap_or_else(Refusal::into_response);
+    let headers = response.headers_mut();
+    headers.insert(HeaderName::from_static("x-backend"), app.settings.backend.header());
+    headers.insert(HeaderName::from_static("x-version"), app.settings.version.header());
+    response
+}
+
+async fn route(app: &App, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let path = request.uri().path().to_owned();
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    match segments.as_slice() {
+        [""] => Ok(greeting(app)),
+        ["api", "health"] => Ok(health(app)),
+        ["slow"] => slow(app, &request).await,
+        ["stream"] => streams::events(app, &request),
+        ["ws"] => websocket::upgrade(app, request),
+        ["upload"] => uploads::upload(app, request).await,
+        ["echo"] => Ok(uploads::echo(request)),
+        ["headers"] => Ok(request_as_seen(&request)),
+        ["status", code] => status(code),
+        ["bytes", count] => streams::bytes(count, &request),
+        _ => Err(Refusal::new(StatusCode::NOT_FOUND, "no such page")),
+    }
+}
+
+/// Who answers, as a line: `blue 1.0.0`.
+pub(crate) fn identity(app: &App) -> String {
+    format!("{} {}", app.settings.backend.as_str(), app.settings.version.as_str())
+}
+
+fn greeting(app: &App) -> Response<Body> {
+    reply::text(StatusCode::OK, format!("{}\n", identity(app)))
+}
+
+/// The same shape as Unite-Hub's own health route. A drain shows only to a request whose head was on its way when it
+/// began, since the listener and idle connections are closed by then.
+fn health(app: &App) -> Response<Body> {
+    let (status, word) = match (app.drain.has_started(), app.settings.health) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        (false, Health::Unhealthy) => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
+        (false, Health::Healthy) => (StatusCode::OK, "healthy"),
+    };
+    let body = json!({
+        "status": word,
+        "timestamp": format!("{:.3}", jiff::Timestamp::now()),
+        "deployment": app.settings.backend.as_str(),
+        "version": app.settings.version.as_str(),
+        "uptime": app.started_at.elapsed().as_secs_f64(),
+    });
+    reply::json(status, &body)
+}
+
+async fn slow(app: &App, request: &Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    let wait_ms = Query::of(request.uri()).number("ms", 0..=WAIT_MAX_MS)?.unwrap_or(SLOW_DEFAULT_MS);
+    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    Ok(greeting(app))
+}
+
+/// The request as hyper gives it: names in lower case, values of one name side by side.
+fn request_as_seen(request: &Request<Incoming>) -> Response<Body> {
+    let headers: Vec<_> = request
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes())))
+        .collect();
+    let body = json!({
+        "method": request.method().as_str(),
+        "target": request.uri().to_string(),
+        "version": format!("{:?}", request.version()),
+        "headers": headers,
+    });
+    reply::json(StatusCode::OK, &body)
+}
+
+fn status(code: &str) -> Result<Response<Body>, Refusal> {
+    let not_a_status = || Refusal::bad_request("the status must be a number from 200 to 999");
+    let code: u16 = query::number("the status", code, 200..=999)?.try_into().map_err(|_| not_a_status())?;
+    let status = StatusCode::from_u16(code).map_err(|_| not_a_status())?;
+    Ok(match status {
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => reply::bare(status),
+        _ => reply::text(status, format!("{status}\n")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::settings::Settings;
+
+    /// Here and not over a socket, where hyper gives no sign of when it has read half a head.
+    #[tokio::test]
+    async fn health_says_draining_whether_healthy_or_not() {
+        for unhealthy in ["0", "1"] {
+            let lookup = |name: &str| (name == "UNHEALTHY").then(|| unhealthy.into());
+            let settings = Settings::from_lookup(lookup).unwrap();
+            let app = App { settings, started_at: Instant::now(), drain: Arc::default() };
+            app.drain.start();
+            let answer = health(&app);
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            let health: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(health["status"], "draining");
+        }
+    }
+}

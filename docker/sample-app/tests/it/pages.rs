@@ -1,0 +1,103 @@
+//! The endpoints that answer at once, and what all answers share.
+
+use std::time::{Duration, Instant};
+
+use hyper::StatusCode;
+use serde_json::json;
+
+use crate::support::{TestApp, empty, request};
+
+#[tokio::test]
+async fn the_front_page_says_who_answers() {
+    let answer = TestApp::start(&[]).await.get("/").await;
+    assert_eq!((answer.status, answer.text()), (StatusCode::OK, "green 1.2.3\n"));
+    assert!(answer.header("content-type").unwrap().starts_with("text/plain"));
+}
+
+#[tokio::test]
+async fn every_answer_names_backend_and_version() {
+    let app = TestApp::start(&[]).await;
+    for (target, status) in [
+        ("/", 200),
+        ("/api/health", 200),
+        ("/status/204", 204),
+        ("/bytes/3", 200),
+        ("/stream?events=1", 200),
+        ("/upload", 405),
+        ("/ws", 426),
+        ("/slow?ms=soon", 400),
+        ("/nowhere", 404),
+        ("//", 404),
+    ] {
+        let answer = app.get(target).await;
+        assert_eq!(answer.status, status, "{target}");
+        assert_eq!(answer.header("x-backend"), Some("green"), "{target}");
+        assert_eq!(answer.header("x-version"), Some("1.2.3"), "{target}");
+    }
+}
+
+#[tokio::test]
+async fn health_has_the_shape_of_unite_hubs_own() {
+    let answer = TestApp::start(&[]).await.get("/api/health").await;
+    let health = answer.json();
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(health["status"], "healthy");
+    assert_eq!(health["deployment"], "green");
+    assert_eq!(health["version"], "1.2.3");
+    assert!(health["uptime"].is_f64());
+    let timestamp = health["timestamp"].as_str().unwrap();
+    assert_eq!((timestamp.len(), timestamp.ends_with('Z')), ("2026-01-01T00:00:00.000Z".len(), true));
+    let age = jiff::Timestamp::now().duration_since(timestamp.parse().unwrap());
+    assert!(age.abs().as_secs() < 60, "{timestamp}");
+}
+
+#[tokio::test]
+async fn an_unhealthy_app_says_so_and_still_serves() {
+    let app = TestApp::start(&[("UNHEALTHY", "1")]).await;
+    let health = app.get("/api/health").await;
+    assert_eq!(
+        (health.status, health.json()["status"].clone()),
+        (StatusCode::SERVICE_UNAVAILABLE, json!("unhealthy"))
+    );
+    assert_eq!(app.get("/").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn slow_answers_after_the_time_asked_for() {
+    let app = TestApp::start(&[]).await;
+    let asked_at = Instant::now();
+    assert_eq!(app.get("/slow?ms=150").await.text(), "green 1.2.3\n");
+    assert!(asked_at.elapsed() >= Duration::from_millis(150));
+    assert_eq!(app.get("/slow?ms=600001").await.status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn headers_shows_the_request_as_it_came() {
+    let app = TestApp::start(&[]).await;
+    let mut request = request("PATCH", "/headers?a=%20b&c", empty());
+    request.headers_mut().append("x-one", "1".parse().unwrap());
+    request.headers_mut().append("cookie", "a=1".parse().unwrap());
+    request.headers_mut().append("cookie", "b=2".parse().unwrap());
+    assert_eq!(
+        app.fetch(request).await.json(),
+        json!({
+            "method": "PATCH",
+            "target": "/headers?a=%20b&c",
+            "version": "HTTP/1.1",
+            "headers": [["host", "app.test"], ["x-one", "1"], ["cookie", "a=1"], ["cookie", "b=2"]],
+        })
+    );
+}
+
+#[tokio::test]
+async fn status_answers_with_the_status_asked_for() {
+    let app = TestApp::start(&[]).await;
+    for code in [200, 204, 304, 404, 429, 500, 503, 999] {
+        let answer = app.get(&format!("/status/{code}")).await;
+        assert_eq!(answer.status, code);
+        assert_eq!(answer.body.is_empty(), matches!(code, 204 | 304), "{code}");
+    }
+    for wrong in ["100", "199", "1000", "99", "ok", "-1", ""] {
+        assert_eq!(app.get(&format!("/status/{wrong}")).await.status, StatusCode::BAD_REQUEST, "{wrong:?}");
+    }
+}
