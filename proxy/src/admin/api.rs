@@ -1,0 +1,134 @@
+//! The admin API: HTTP requests to calls on [`Control`], results to replies. Fixed; see the README.
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uh_protocol::problem::PROBLEM_MEDIA_TYPE;
+use uh_protocol::{BackendName, Code, Problem};
+
+use super::control::Control;
+use super::server::{BODY_TIMEOUT, MAX_BODY_BYTES};
+use super::socket::Peer;
+
+/// The media type of Prometheus' text format.
+const METRICS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Answers one request. Never fails: an error is a reply too.
+pub async fn answer(control: &Control, request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
+    match dispatch(control, request, peer).await {
+        Ok(response) => response,
+        Err(problem) => problem_response(&problem),
+    }
+}
+
+/// Answers a request on the metrics listener, where anybody may ask, but for nothing else.
+pub fn answer_metrics(control: &Control, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let result = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/metrics") => metrics(control),
+        (_, "/metrics") => Err(Problem::new(Code::MethodNotAllowed, "use GET")),
+        (_, path) => Err(unknown_call(path)),
+    };
+    result.unwrap_or_else(|problem| problem_response(&problem))
+}
+
+async fn dispatch(
+    control: &Control,
+    request: Request<Incoming>,
+    peer: Peer,
+) -> Result<Response<Full<Bytes>>, Problem> {
+    let path = request.uri().path().to_owned();
+    let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let method = request.method().clone();
+    match (segments.as_slice(), &method) {
+        (["metrics"], &Method::GET) => metrics(control),
+        (["v1", "status"], &Method::GET) => json(&control.status()),
+        (["v1", "services", service, "switch"], &Method::POST) => {
+            let order = body(request).await?;
+            json(&control.switch(service, order, peer).await?)
+        }
+        (["v1", "services", service, "backends", backend, "drain"], &Method::POST) => {
+            let backend = backend_name(service, backend)?;
+            let order = body(request).await?;
+            json(&control.drain(service, &backend, order, peer).await?)
+        }
+        (["v1", "services", service, "backends", backend], &Method::PUT) => {
+            let backend = backend_name(service, backend)?;
+            let order = body(request).await?;
+            json(&control.set_backend(service, &backend, order, peer).await?)
+        }
+        (["v1", "services", _, "maintenance"] | ["v1", "reload"], &Method::POST) => Err(Problem::new(
+            Code::NotSupported,
+            "not supported yet by this version of uh-proxy; nothing has changed",
+        )),
+        (
+            ["metrics"]
+            | ["v1", "status" | "reload"]
+            | ["v1", "services", _, "switch" | "maintenance"]
+            | ["v1", "services", _, "backends", _]
+            | ["v1", "services", _, "backends", _, "drain"],
+            _,
+        ) => Err(Problem::new(Code::MethodNotAllowed, format!("{method} is not the method for this call"))),
+        _ => Err(unknown_call(&path)),
+    }
+}
+
+fn unknown_call(path: &str) -> Problem {
+    let shown: String = path.chars().take(200).collect();
+    Problem::new(Code::UnknownCall, format!("there is no call {shown}"))
+}
+
+fn backend_name(service: &str, text: &str) -> Result<BackendName, Problem> {
+    // What can't be a name can't be the name of a backend either.
+    text.parse().map_err(|e| {
+        Problem::new(Code::UnknownBackend, format!("service {service} has no such backend: {e}"))
+    })
+}
+
+async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Problem> {
+    let invalid = |status, detail: String| Problem::with_status(Code::InvalidRequest, status, detail);
+    let read =
+        tokio::time::timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_BODY_BYTES).collect()).await;
+    let bytes = match read {
+        Ok(Ok(collected)) => collected.to_bytes(),
+        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
+            return Err(invalid(413, format!("the body is larger than {MAX_BODY_BYTES} bytes")));
+        }
+        Ok(Err(e)) => return Err(invalid(400, format!("the body can't be read: {e}"))),
+        Err(_) => {
+            return Err(invalid(400, format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs())));
+        }
+    };
+    serde_json::from_slice(&bytes).map_err(|e| match e.classify() {
+        serde_json::error::Category::Data => invalid(422, format!("the body does not fit the call: {e}")),
+        _ => invalid(400, format!("the body is not JSON: {e}")),
+    })
+}
+
+fn metrics(control: &Control) -> Result<Response<Full<Bytes>>, Problem> {
+    let text = control.metrics.text().map_err(|e| Problem::new(Code::Internal, e.to_string()))?;
+    Ok(reply(StatusCode::OK, METRICS_MEDIA_TYPE, text.into()))
+}
+
+fn json(value: &impl Serialize) -> Result<Response<Full<Bytes>>, Problem> {
+    let mut text = serde_json::to_vec(value).map_err(|e| Problem::new(Code::Internal, e.to_string()))?;
+    text.push(b'\n');
+    Ok(reply(StatusCode::OK, "application/json", text.into()))
+}
+
+/// A problem as a reply.
+pub fn problem_response(problem: &Problem) -> Response<Full<Bytes>> {
+    let mut text = serde_json::to_vec(problem).unwrap_or_default();
+    text.push(b'\n');
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    reply(status, PROBLEM_MEDIA_TYPE, text.into())
+}
+
+fn reply(status: StatusCode, media_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response
+}

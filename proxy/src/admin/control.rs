@@ -1,0 +1,323 @@
+//! What can be asked of a running front door. Each change is: check → swap → persist → reply, and one audit line.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use uh_protocol::request::{
+    BackendRequest, DrainRequest, Drained, MAX_DRAIN_TIMEOUT_MS, SwitchRequest, Switched,
+};
+use uh_protocol::status::{
+    BackendStatus, ConnectionCounts, EndpointStatus, ProxyStatus, Role, ServiceStatus, Status,
+};
+use uh_protocol::{BackendName, Code, Problem, ServiceName};
+
+use super::socket::Peer;
+use crate::config::MAX_ENDPOINTS;
+use crate::fault;
+use crate::front::Board;
+use crate::front::attention::{Bell, Stage};
+use crate::health::prober::HealthNews;
+use crate::observe::meters::Meters;
+use crate::observe::metrics::{Metrics, SwitchResult};
+use crate::state::file::StateFile;
+use crate::state::keeper::Keeper;
+use crate::state::time::iso_millis;
+use crate::switching::{Address, Backend, Health, LanePayload as _, Refusal, ServiceState, SwitchOrder};
+
+/// How long exchanges that were cut may take to notice: they are woken at once.
+const CUT_GRACE: Duration = Duration::from_secs(2);
+
+/// The longest version that can be registered, in characters.
+const MAX_VERSION_CHARS: usize = 128;
+
+/// A running front door, as the admin side sees it.
+pub struct Control {
+    /// Where routing changes.
+    pub board: Arc<Board>,
+    /// Writes the state.
+    pub keeper: Arc<Keeper>,
+    /// The data path's counters.
+    pub meters: Arc<Meters>,
+    /// The Prometheus text.
+    pub metrics: Metrics,
+    /// Wakes the workers' connections.
+    pub bells: Vec<Arc<Bell>>,
+    /// Wakes the prober.
+    pub news: Arc<HealthNews>,
+    /// When the process started.
+    pub started: Instant,
+    /// Addresses really bound.
+    pub listen: Vec<String>,
+    /// The metrics listener's address.
+    pub metrics_address: Option<String>,
+    /// What was wrong with the state file at the start.
+    pub warnings: Vec<String>,
+}
+
+impl Control {
+    /// `GET /v1/status`
+    pub fn status(&self) -> Status {
+        let snapshot = self.board.snapshot();
+        Status {
+            proxy: ProxyStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                uptime_s: self.started.elapsed().as_secs(),
+                listen: self.listen.clone(),
+                metrics: self.metrics_address.clone(),
+                stopping: self.bells.iter().any(|bell| bell.stage() != Stage::Running),
+            },
+            generation: snapshot.generation,
+            persisted: self.keeper.is_persisted(),
+            warnings: self.warnings.clone(),
+            services: snapshot.services.iter().map(|state| self.service_status(state)).collect(),
+        }
+    }
+
+    fn service_status(&self, state: &ServiceState<crate::front::pool::IdlePool>) -> ServiceStatus {
+        ServiceStatus {
+            name: state.config.name.clone(),
+            active: state.active_backend().name.clone(),
+            previous: state.previous.clone(),
+            last_switch: state.last_switch.map(iso_millis),
+            maintenance: false,
+            backends: state.backends.iter().map(|backend| self.backend_status(state, backend)).collect(),
+        }
+    }
+
+    fn backend_status(
+        &self,
+        state: &ServiceState<crate::front::pool::IdlePool>,
+        backend: &Arc<Backend>,
+    ) -> BackendStatus {
+        let holding = self.board.holding(&state.config, &backend.name);
+        let is_active = state.active_backend().name == backend.name;
+        let idle: usize =
+            if is_active { state.active.lanes().map(|lane| lane.payload().idle()).sum() } else { 0 };
+        let meters = self.meters.backend(&state.config.name, &backend.name);
+        let open = meters.connections.load(std::sync::atomic::Ordering::Relaxed);
+        let idle = idle as u64;
+        BackendStatus {
+            name: backend.name.clone(),
+            version: backend.known_version(),
+            role: if is_active { Role::Active } else { Role::Standby },
+            healthy: backend.health().as_option(),
+            last_probe: backend.last_probe(),
+            endpoints: backend
+                .endpoints
+                .iter()
+                .map(|endpoint| EndpointStatus {
+                    address: endpoint.address.to_string(),
+                    healthy: endpoint.health().as_option(),
+                    last_probe: endpoint.last_probe(),
+                })
+                .collect(),
+            requests_in_flight: holding.requests,
+            tunnels: holding.tunnels,
+            connections: ConnectionCounts { active: open.saturating_sub(idle), idle },
+        }
+    }
+
+    /// `POST /v1/services/{s}/switch`
+    ///
+    /// # Errors
+    /// Refused; then nothing has changed.
+    pub async fn switch(
+        &self,
+        service: &str,
+        request: SwitchRequest,
+        peer: Peer,
+    ) -> Result<Switched, Problem> {
+        let order = SwitchOrder {
+            to: request.to.clone(),
+            expect_active: request.expect_active,
+            expect_generation: request.expect_generation,
+            force: request.force,
+        };
+        fault::point("before_swap");
+        let result = self.board.switch(service, &order, Timestamp::now());
+        fault::point("swapped");
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(refusal) => {
+                let problem = self.explain(service, &refusal);
+                self.count_refusal(service, &request.to);
+                tracing::warn!(target: "audit", %peer, action = "switch", service = cut(service), to = %request.to,
+                    force = request.force, result = "refused", reason = %problem.detail);
+                return Err(problem);
+            }
+        };
+        let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
+        let persisted = if outcome.changed { self.persist().await } else { self.persisted_already() };
+        fault::point("persisted");
+        let result = if outcome.changed { SwitchResult::Switched } else { SwitchResult::Unchanged };
+        self.metrics.switched(&service, &outcome.from, &request.to, result, outcome.swap_took);
+        let forced = request.force && matches!(outcome.health, Health::Unhealthy | Health::Unknown);
+        tracing::info!(target: "audit", %peer, action = "switch", %service, from = %outcome.from, to = %request.to,
+            force = request.force, forced_past_health = forced, changed = outcome.changed,
+            generation = outcome.generation, swap_us = outcome.swap_took.as_micros() as u64,
+            in_flight_previous = outcome.in_flight_previous, persisted = persisted.is_ok(), result = "done");
+        Ok(Switched {
+            service,
+            from: outcome.from,
+            to: request.to,
+            changed: outcome.changed,
+            generation: outcome.generation,
+            switched_at: outcome.switched_at.map(iso_millis),
+            in_flight_previous: outcome.in_flight_previous,
+            persisted: persisted.is_ok(),
+            persist_error: persisted.err(),
+        })
+    }
+
+    /// `POST /v1/services/{s}/backends/{b}/drain`
+    ///
+    /// # Errors
+    /// Refused for the active backend, or because it became active meanwhile.
+    pub async fn drain(
+        &self,
+        service: &str,
+        backend: &BackendName,
+        request: DrainRequest,
+        peer: Peer,
+    ) -> Result<Drained, Problem> {
+        if request.timeout_ms > MAX_DRAIN_TIMEOUT_MS {
+            let detail = format!("timeout_ms is {}; the most is {MAX_DRAIN_TIMEOUT_MS}", request.timeout_ms);
+            return Err(Problem::with_status(Code::InvalidRequest, 422, detail));
+        }
+        let start = Instant::now();
+        let drain = self.board.drain(service, backend).map_err(|refusal| self.explain(service, &refusal))?;
+        let before = drain.remaining();
+        let waited = tokio::time::timeout(Duration::from_millis(request.timeout_ms), drain.wait()).await;
+        let left = drain.remaining();
+        let mut was_cut = 0;
+        if waited.is_err() && request.cut {
+            drain.cut();
+            self.bells.iter().for_each(|bell| bell.ring());
+            let _ = tokio::time::timeout(CUT_GRACE, drain.wait()).await;
+            let now = drain.remaining();
+            was_cut = (left.requests + left.tunnels).saturating_sub(now.requests + now.tunnels);
+        }
+        // A roll-back meanwhile makes the answer worthless: whoever asked must not stop this backend.
+        self.board.drain(service, backend).map_err(|refusal| self.explain(service, &refusal))?;
+        let drained = drain.is_drained();
+        let remaining = drain.remaining();
+        let total = before.requests + before.tunnels;
+        let reply = Drained {
+            drained,
+            waited_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            finished: total.saturating_sub(was_cut + remaining.requests + remaining.tunnels),
+            cut: was_cut,
+            remaining: remaining.into(),
+        };
+        if let Ok(service) = service.parse() {
+            self.metrics.drained(&service, backend, start.elapsed());
+        }
+        tracing::info!(target: "audit", %peer, action = "drain", service = cut(service), %backend, drained,
+            waited_ms = reply.waited_ms, finished = reply.finished, cut = reply.cut,
+            remaining = reply.remaining.total(), result = "done");
+        Ok(reply)
+    }
+
+    /// `PUT /v1/services/{s}/backends/{b}`
+    ///
+    /// # Errors
+    /// Refused; then nothing has changed.
+    pub async fn set_backend(
+        &self,
+        service: &str,
+        backend: &BackendName,
+        request: BackendRequest,
+        peer: Peer,
+    ) -> Result<BackendStatus, Problem> {
+        let invalid = |detail: String| Problem::with_status(Code::InvalidRequest, 422, detail);
+        if request.endpoints.is_empty() || request.endpoints.len() > MAX_ENDPOINTS {
+            return Err(invalid(format!("endpoints: write 1 to {MAX_ENDPOINTS} addresses")));
+        }
+        let addresses: Result<Vec<Address>, _> = request.endpoints.iter().map(|text| text.parse()).collect();
+        let addresses = addresses.map_err(|e| invalid(format!("endpoints: {e}")))?;
+        let version = request.version.as_deref();
+        if version.is_some_and(|v| {
+            v.is_empty() || v.chars().count() > MAX_VERSION_CHARS || v.chars().any(char::is_control)
+        }) {
+            return Err(invalid(format!(
+                "version: write 1 to {MAX_VERSION_CHARS} characters, none of them control characters"
+            )));
+        }
+        let set = self.board.set_backend(service, backend, &addresses, version);
+        let (registered, changed) = set.map_err(|refusal| self.explain(service, &refusal))?;
+        let persisted = if changed { self.persist().await } else { self.persisted_already() };
+        self.news.backends.notify_one();
+        tracing::info!(target: "audit", %peer, action = "set_backend", service = cut(service), %backend,
+            endpoints = ?request.endpoints, version, changed, persisted = persisted.is_ok(), result = "done");
+        let snapshot = self.board.snapshot();
+        let state = snapshot.service(service).ok_or_else(|| internal("the service is gone"))?;
+        Ok(self.backend_status(state, &registered))
+    }
+
+    /// Writes the state in the background, for what nobody waits for.
+    pub fn persist_later(&self) {
+        if let Some(state) = StateFile::of(&self.board) {
+            self.keeper.submit(state);
+        }
+    }
+
+    async fn persist(&self) -> Result<(), String> {
+        match StateFile::of(&self.board) {
+            Some(state) => self.keeper.wait(self.keeper.submit(state)).await,
+            None => Ok(()),
+        }
+    }
+
+    fn persisted_already(&self) -> Result<(), String> {
+        if self.keeper.is_persisted() {
+            Ok(())
+        } else {
+            Err("an earlier change is not on disk yet".to_owned())
+        }
+    }
+
+    fn count_refusal(&self, service: &str, to: &BackendName) {
+        let snapshot = self.board.snapshot();
+        if let Some(state) = snapshot.service(service).filter(|state| state.backend(to).is_some()) {
+            let from = &state.active_backend().name;
+            self.metrics.switched(&state.config.name, from, to, SwitchResult::Refused, Duration::ZERO);
+        }
+    }
+
+    /// What a refusal means to whoever asked: what is true, and what to do.
+    fn explain(&self, service: &str, refusal: &Refusal) -> Problem {
+        let code = match refusal {
+            Refusal::UnknownService { .. } => Code::UnknownService,
+            Refusal::UnknownBackend { .. } => Code::UnknownBackend,
+            Refusal::NotActive { .. } | Refusal::OtherGeneration { .. } => Code::Conflict,
+            Refusal::Unhealthy { .. } => Code::BackendUnhealthy,
+            Refusal::Active { .. } => Code::BackendActive,
+        };
+        let mut detail = refusal.to_string();
+        if let Refusal::Unhealthy { backend, health, .. } = refusal {
+            let snapshot = self.board.snapshot();
+            let probe = snapshot.service(service).and_then(|state| state.backend(backend)?.last_probe());
+            let reason = match (probe.as_ref().and_then(|probe| probe.error.as_deref()), health) {
+                (Some(error), _) => format!("its last probe failed: {error}"),
+                (None, Health::Unknown) => {
+                    "there have not been enough good probes yet; try again in a moment".to_owned()
+                }
+                (None, _) => "its last probe was good, but too few in a row were".to_owned(),
+            };
+            let at = probe.map(|probe| format!(" ({})", probe.at)).unwrap_or_default();
+            detail = format!("{detail}: {reason}{at}. To switch all the same, use force");
+        }
+        Problem::new(code, detail)
+    }
+}
+
+fn internal(detail: &str) -> Problem {
+    Problem::new(Code::Internal, detail)
+}
+
+/// What a client sent, short enough for a log line.
+fn cut(text: &str) -> String {
+    text.chars().take(uh_protocol::name::MAX_NAME_BYTES).collect()
+}

@@ -1,0 +1,180 @@
+//! The admin socket: made so that nobody else can get at it, and telling who calls.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::process::geteuid;
+
+/// Who can get at the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Its owner alone, and root.
+    Owner,
+    /// Anybody can connect; who may call is decided by the kernel's word for who it is.
+    Listed,
+}
+
+impl Access {
+    fn socket_mode(self) -> u32 {
+        match self {
+            Self::Owner => 0o600,
+            Self::Listed => 0o666,
+        }
+    }
+
+    fn directory_mode(self) -> u32 {
+        match self {
+            Self::Owner => 0o700,
+            Self::Listed => 0o711,
+        }
+    }
+}
+
+/// Who calls, as the kernel tells it (SO_PEERCRED).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// User id.
+    pub uid: u32,
+    /// Process id, where the kernel knows it.
+    pub pid: Option<i32>,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            Some(pid) => write!(f, "uid={} pid={pid}", self.uid),
+            None => write!(f, "uid={}", self.uid),
+        }
+    }
+}
+
+/// Why there is no admin socket.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Somebody answers there.
+    #[error("another uh-proxy answers at {}: stop it first, or configure another server.admin_socket", path.display())]
+    Taken {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something else is there.
+    #[error("{} exists and is not a socket: it is left alone", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Others could replace the socket.
+    #[error("others may write to {}: give the admin socket a directory that only its owner can write to", directory.display())]
+    OpenDirectory {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// The system refuses.
+    #[error("cannot make the admin socket {}", path.display())]
+    Failed {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The bound admin socket. Removes its file when dropped.
+#[derive(Debug)]
+pub struct AdminSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    inode: u64,
+    _lock: File,
+}
+
+impl AdminSocket {
+    /// Makes the socket, with its final mode, in a directory that only its owner can write to. A stale one is replaced,
+    /// once a connect has proven that nobody listens.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn bind(path: &Path, access: Access) -> Result<Self, SocketError> {
+        let failed = |source| SocketError::Failed { path: path.to_owned(), source };
+        let directory =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        prepare_directory(directory, path, access)?;
+        // The lock makes check and replacement one act among front doors that start at the same time.
+        let lock =
+            OpenOptions::new().create(true).append(true).open(beside(path, ".lock")).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(SocketError::Taken { path: path.to_owned() }),
+            Err(fs::TryLockError::Error(e)) => return Err(failed(e)),
+        }
+        check_replaceable(path)?;
+        // Bound under another name and renamed into place: at its real path it never has another mode.
+        let temporary = beside(path, ".new");
+        match fs::remove_file(&temporary) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&temporary).map_err(failed)?;
+        fs::set_permissions(&temporary, Permissions::from_mode(access.socket_mode())).map_err(failed)?;
+        fs::rename(&temporary, path).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
+        Ok(Self { listener, path: path.to_owned(), inode, _lock: lock })
+    }
+
+    /// The listening socket, for the server.
+    ///
+    /// # Errors
+    /// It can't be duplicated.
+    pub fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        // Only if it is still ours.
+        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn prepare_directory(directory: &Path, path: &Path, access: Access) -> Result<(), SocketError> {
+    let failed = |source| SocketError::Failed { path: path.to_owned(), source };
+    if !directory.exists() {
+        DirBuilder::new().recursive(true).mode(access.directory_mode()).create(directory).map_err(failed)?;
+    }
+    let metadata = fs::metadata(directory).map_err(failed)?;
+    let owned = metadata.uid() == geteuid().as_raw() || metadata.uid() == 0;
+    if !owned || metadata.mode() & 0o022 != 0 {
+        return Err(SocketError::OpenDirectory { directory: directory.to_owned() });
+    }
+    Ok(())
+}
+
+fn check_replaceable(path: &Path) -> Result<(), SocketError> {
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(SocketError::Failed { path: path.to_owned(), source }),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            Err(SocketError::NotASocket { path: path.to_owned() })
+        }
+        Ok(_) => match UnixStream::connect(path) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+            // Somebody listens, or might: it is not ours to take.
+            Ok(_) | Err(_) => Err(SocketError::Taken { path: path.to_owned() }),
+        },
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().map_or_else(std::ffi::OsString::new, std::ffi::OsString::from);
+    name.push(suffix);
+    path.with_file_name(name)
+}

@@ -1,0 +1,62 @@
+//! What an operator types. One file for each command; every exit code is decided in [`exit`].
+
+mod args;
+mod backend;
+mod check;
+mod drain;
+mod exit;
+mod log;
+mod maintenance;
+mod reload;
+mod run;
+mod status;
+mod switch;
+mod target;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Args, BackendCommand, Command};
+use exit::{Exit, Failed};
+
+/// What a command that went well has to say, and its exit code.
+type Done = Result<Exit, Failed>;
+
+/// Parses the command line, carries it out, and says how it went.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match &args.command {
+        Command::Run { config } => run::run(config),
+        Command::Check { config } => check::check(config),
+        Command::Switch(args) => switch::switch(args),
+        Command::Status(args) => status::status(args),
+        Command::Drain(args) => drain::drain(args),
+        Command::Backend(BackendCommand::Set(args)) => backend::set(args),
+        Command::Maintenance(args) => maintenance::maintenance(args),
+        Command::Reload(args) => reload::reload(args),
+    };
+    match done {
+        Ok(exit) => exit.into(),
+        Err(failed) => {
+            // If nobody reads what we say, there is nothing more to do about it.
+            let _ = writeln!(io::stderr(), "uh-proxy: {}", failed.message());
+            failed.exit().into()
+        }
+    }
+}
+
+/// Prints a line to standard output.
+fn say(line: impl std::fmt::Display) -> Result<(), Failed> {
+    match writeln!(io::stdout(), "{line}") {
+        // A reader that has had enough is no failure.
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failed::from(anyhow::Error::from(e))),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as JSON.
+fn say_json(value: &impl serde::Serialize) -> Result<(), Failed> {
+    say(serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?)
+}

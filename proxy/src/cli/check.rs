@@ -1,0 +1,71 @@
+//! `uh-proxy check`: the `nginx -t` of this project. Says everything that is wrong, not only the first thing.
+
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::Path;
+
+use anyhow::Context as _;
+use uh_protocol::client::Client;
+
+use super::exit::Exit;
+use super::{Done, say, target};
+use crate::config::{self, Config};
+use crate::front::worker;
+use crate::switching::Address;
+
+pub(super) fn check(path: &Path) -> Done {
+    let config = config::load(path).with_context(|| format!("{} can't be used", path.display()))?;
+    let mut faults = Vec::new();
+    let serving = addresses_of_a_running_one(&config);
+    for address in &config.server.listen {
+        try_bind("server.listen", *address, &serving, &mut faults);
+    }
+    if let Some(address) = config.server.metrics {
+        try_bind("server.metrics", address, &serving, &mut faults);
+    }
+    resolve(&config, &mut faults);
+    if faults.is_empty() {
+        let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
+        say(format_args!(
+            "{}: ok ({} services, {backends} backends)",
+            path.display(),
+            config.services.len()
+        ))?;
+        return Ok(Exit::Done);
+    }
+    Err(anyhow::anyhow!("{} can't be used as it is:\n  {}", path.display(), faults.join("\n  ")).into())
+}
+
+/// What a front door with the same admin socket has bound: for it, these addresses are not in the way.
+fn addresses_of_a_running_one(config: &Config) -> Vec<String> {
+    let status = target::call(async { Ok(Client::new(&config.server.admin_socket).status().await?) });
+    status
+        .map(|status| status.proxy.listen.into_iter().chain(status.proxy.metrics).collect())
+        .unwrap_or_default()
+}
+
+fn try_bind(key: &str, address: SocketAddr, serving: &[String], faults: &mut Vec<String>) {
+    match worker::bind(address) {
+        Err(error) if !serving.contains(&address.to_string()) => {
+            faults.push(format!("{key}: {address}: {error}"));
+        }
+        _ => {}
+    }
+}
+
+fn resolve(config: &Config, faults: &mut Vec<String>) {
+    for service in &config.services {
+        for backend in &service.backends {
+            for endpoint in &backend.endpoints {
+                let Address::Name(host, port) = endpoint else { continue };
+                let found = (host.as_str(), *port).to_socket_addrs();
+                let reason = match found.map(|mut found| found.next()) {
+                    Ok(Some(_)) => continue,
+                    Ok(None) => "the name has no address".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                let key = format!("services.{}.backends.{}.endpoints", service.name, backend.name);
+                faults.push(format!("{key}: {endpoint}: {reason}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! `uh-proxy drain`
+
+use uh_protocol::BackendName;
+use uh_protocol::request::{DrainRequest, Drained};
+
+use super::args::DrainArgs;
+use super::exit::{Exit, Failed};
+use super::{Done, say, say_json, target};
+
+pub(super) fn drain(args: &DrainArgs) -> Done {
+    target::call(async {
+        let client = target::client(&args.client);
+        let service = target::service(&client, &args.service).await?;
+        let timeout_ms = u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX);
+        let drained =
+            client.drain(&service, &args.backend, &DrainRequest { timeout_ms, cut: args.cut }).await?;
+        if args.client.json {
+            say_json(&drained)?;
+        } else {
+            tell(&args.backend, &drained)?;
+        }
+        Ok(if drained.drained { Exit::Done } else { Exit::Failed })
+    })
+}
+
+/// Says how a drain went.
+pub(super) fn tell(backend: &BackendName, drained: &Drained) -> Result<(), Failed> {
+    let Drained { waited_ms, finished, cut, remaining, .. } = drained;
+    if drained.drained {
+        return say(format_args!("{backend}: drained in {waited_ms} ms ({finished} finished, {cut} cut)"));
+    }
+    say(format_args!(
+        "{backend}: not drained after {waited_ms} ms: {} requests and {} tunnels are left ({finished} finished, {cut} cut)",
+        remaining.requests, remaining.tunnels
+    ))
+}

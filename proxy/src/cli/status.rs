@@ -1,0 +1,100 @@
+//! `uh-proxy status`
+
+use uh_protocol::status::{BackendStatus, Role, ServiceStatus, Status};
+
+use super::args::StatusArgs;
+use super::exit::{Exit, Failed};
+use super::{Done, say, say_json, target};
+
+pub(super) fn status(args: &StatusArgs) -> Done {
+    target::call(async {
+        let mut status = target::client(&args.client).status().await?;
+        if let Some(wanted) = &args.service.service {
+            let known: Vec<String> = status.services.iter().map(|service| service.name.to_string()).collect();
+            status.services.retain(|service| service.name == *wanted);
+            if status.services.is_empty() {
+                let message = format!("there is no service {wanted}; there are: {}", known.join(", "));
+                return Err(anyhow::Error::msg(message).into());
+            }
+        }
+        if args.client.json {
+            say_json(&status)?;
+        } else {
+            tell(&status)?;
+        }
+        Ok(Exit::Done)
+    })
+}
+
+fn tell(status: &Status) -> Result<(), Failed> {
+    let proxy = &status.proxy;
+    let stopping = if proxy.stopping { ", stopping" } else { "" };
+    say(format_args!(
+        "uh-proxy {} on {} (pid {}, up {}{stopping}), generation {}",
+        proxy.version,
+        proxy.listen.join(", "),
+        proxy.pid,
+        uptime(proxy.uptime_s),
+        status.generation
+    ))?;
+    if !status.persisted {
+        say("warning: the routing in force is not on disk: a restart now may serve an older backend")?;
+    }
+    status.warnings.iter().try_for_each(|warning| say(format_args!("warning: {warning}")))?;
+    status.services.iter().try_for_each(tell_service)
+}
+
+fn tell_service(service: &ServiceStatus) -> Result<(), Failed> {
+    let previous = service.previous.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+    let since = service.last_switch.as_deref().unwrap_or("the first start");
+    let maintenance = if service.maintenance { ", in maintenance" } else { "" };
+    say(format_args!(
+        "\nservice {}: {} is active since {since} (previous: {previous}){maintenance}",
+        service.name, service.active
+    ))?;
+    say(format_args!(
+        "  {:<12} {:<8} {:<9} {:<12} {:>9} {:>7}  endpoints",
+        "backend", "role", "health", "version", "in flight", "tunnels"
+    ))?;
+    service.backends.iter().try_for_each(tell_backend)
+}
+
+fn tell_backend(backend: &BackendStatus) -> Result<(), Failed> {
+    let role = match backend.role {
+        Role::Active => "active",
+        Role::Standby => "standby",
+    };
+    let endpoints: Vec<&str> = backend.endpoints.iter().map(|endpoint| endpoint.address.as_str()).collect();
+    say(format_args!(
+        "  {:<12} {role:<8} {:<9} {:<12} {:>9} {:>7}  {}",
+        backend.name,
+        health(backend.healthy),
+        backend.version.as_deref().unwrap_or("-"),
+        backend.requests_in_flight,
+        backend.tunnels,
+        endpoints.join(", ")
+    ))?;
+    match backend.last_probe.as_ref().and_then(|probe| probe.error.as_ref().map(|error| (probe, error))) {
+        Some((probe, error)) => say(format_args!("    last probe ({}): {error}", probe.at)),
+        None => Ok(()),
+    }
+}
+
+fn health(healthy: Option<bool>) -> &'static str {
+    match healthy {
+        Some(true) => "healthy",
+        Some(false) => "unhealthy",
+        None => "unknown",
+    }
+}
+
+fn uptime(seconds: u64) -> String {
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    if hours > 0 {
+        format!("{hours}h {minutes}m")
+    } else if minutes > 0 {
+        format!("{minutes}m {}s", seconds % 60)
+    } else {
+        format!("{seconds}s")
+    }
+}

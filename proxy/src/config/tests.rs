@@ -1,0 +1,104 @@
+//! Configuration: what is accepted, and what each mistake says.
+
+use super::*;
+
+const SMALLEST: &str = r#"
+[server]
+listen = ["127.0.0.1:0"]
+[services.app]
+active = "blue"
+[services.app.backends.blue]
+endpoints = ["127.0.0.1:3008"]
+"#;
+
+fn mistakes(text: &str) -> Vec<(String, String)> {
+    match parse(text) {
+        Err(ConfigError::Mistakes(mistakes)) => mistakes.0.into_iter().map(|m| (m.key, m.reason)).collect(),
+        other => panic!("expected mistakes, got {other:?}"),
+    }
+}
+
+#[test]
+fn the_smallest_configuration_gets_the_documented_defaults() {
+    let config = parse(SMALLEST).unwrap();
+    let service = &config.services[0];
+    assert_eq!(service.health.interval, Duration::from_secs(1));
+    assert_eq!(service.timeouts.idle, Duration::from_secs(4));
+    assert_eq!(config.server.shutdown_timeout, Duration::from_secs(30));
+    assert!(config.server.threads >= 1);
+    assert_eq!(config.server.admin_socket, Path::new("/run/uh-proxy/admin.sock"));
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once_each_with_its_key() {
+    let found = mistakes(
+        r#"
+        colour = "red"
+        [server]
+        listen = ["80"]
+        threads = -1
+        shutdown_timeout = "30"
+        access_log = { path = "-", format = "xml" }
+        [services.app]
+        active = "red"
+        path_prefix = "app"
+        [services.app.backends.blue]
+        endpoints = ["nowhere", 3]
+        [services.app.backends.Green]
+        [services.app.health]
+        intervall = "1s"
+        timeout = 2
+        "#,
+    );
+    let keys: Vec<&str> = found.iter().map(|(key, _)| key.as_str()).collect();
+    for key in [
+        "colour",
+        "server.listen[0]",
+        "server.threads",
+        "server.shutdown_timeout",
+        "server.access_log.format",
+        "services.app.active",
+        "services.app.path_prefix",
+        "services.app.backends.blue.endpoints[0]",
+        "services.app.backends.blue.endpoints[1]",
+        "services.app.backends.Green.endpoints",
+        "services.app.health.intervall",
+        "services.app.health.timeout",
+    ] {
+        assert!(keys.contains(&key), "{key} is missing in {found:#?}");
+    }
+}
+
+#[test]
+fn an_unknown_key_names_the_known_ones() {
+    let found = mistakes(&format!("{SMALLEST}\n[services.app.timeouts]\nconect = \"1s\"\n"));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].1.contains("connect"), "{found:?}");
+}
+
+#[test]
+fn two_services_with_the_same_host_and_path_are_a_conflict() {
+    let second = "[services.b]\nactive=\"x\"\n[services.b.backends.x]\nendpoints=[\"127.0.0.1:1\"]\n";
+    let found = mistakes(&format!("{SMALLEST}\n{second}"));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].1.contains("app"), "{found:?}");
+}
+
+#[test]
+fn a_syntax_error_says_where() {
+    let error = parse("[server\nlisten=1").unwrap_err().to_string();
+    assert!(error.contains("line 1"), "{error}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = load(Path::new("/nonexistent/uh-proxy.toml")).unwrap_err().to_string();
+    assert!(error.contains("/nonexistent/uh-proxy.toml"), "{error}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_panics_the_parser(text in ".{0,300}") {
+        let _ = parse(&text);
+    }
+}

@@ -1,0 +1,31 @@
+//! The data path: our own exchange loop on pingora's listeners, streams and connector.
+//!
+//! ```text
+//! worker thread ─ accept ▶ Connection ─loop─▶ read head ▶ Exchange: pick + count ▶ pooled or new upstream
+//!                              ▲                              ▶ await response ▶ relay both bodies at once
+//!                              └──── keep-alive ◀─ log, count ◀ release upstream, drop the count
+//! ```
+//!
+//! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
+//! buffer. In reading order: [`worker`], [`connection`], [`exchange`], [`relay`], [`pump`], [`pool`], [`upstream`],
+//! [`answer`], [`attention`], [`watchdog`].
+
+pub mod answer;
+pub mod attention;
+pub mod connection;
+pub mod exchange;
+pub mod pool;
+pub mod pump;
+pub mod relay;
+pub mod scratch;
+pub mod upstream;
+pub mod watchdog;
+pub mod worker;
+
+use crate::switching::snapshot::ActivationInfo;
+
+/// The switchboard of a running front door.
+pub type Board = crate::switching::Switchboard<pool::IdlePool>;
+
+/// An exchange's hold on an activation.
+pub type Lease = crate::switching::Lease<ActivationInfo, pool::IdlePool>;

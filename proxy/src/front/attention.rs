@@ -1,0 +1,91 @@
+//! How connections hear of what concerns them all: the process is stopping, or a drain cuts what is left.
+//!
+//! A connection registers once, when it is accepted, and is woken by the next call. On the path of a request it costs
+//! one relaxed load.
+
+use std::future::Future as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::task::Context;
+
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+
+/// How far the process is with stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Not at all.
+    Running,
+    /// No new exchanges; those in flight finish.
+    Stopping,
+    /// Those in flight are cut.
+    Cutting,
+}
+
+/// Calls for the attention of every connection of a worker.
+#[derive(Debug, Default)]
+pub struct Bell {
+    rung: AtomicU64,
+    stage: AtomicU8,
+    notify: Arc<Notify>,
+}
+
+impl Bell {
+    /// Wakes every connection, so that it looks around.
+    pub fn ring(&self) {
+        self.rung.fetch_add(1, Ordering::Release);
+        self.notify.notify_waiters();
+    }
+
+    /// The process is stopping. Wakes every connection.
+    pub fn advance(&self, stage: Stage) {
+        self.stage.fetch_max(stage as u8, Ordering::Release);
+        self.ring();
+    }
+
+    /// How far the process is with stopping.
+    pub fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Acquire) {
+            0 => Stage::Running,
+            1 => Stage::Stopping,
+            _ => Stage::Cutting,
+        }
+    }
+}
+
+/// One connection's ear.
+#[derive(Debug)]
+pub struct Attention {
+    bell: Arc<Bell>,
+    heard: u64,
+    registered: bool,
+    waiting: Pin<Box<OwnedNotified>>,
+}
+
+impl Attention {
+    /// For one connection. [`Attention::poll`] must be called at every poll of its task.
+    #[must_use]
+    pub fn new(bell: Arc<Bell>) -> Self {
+        let waiting = Box::pin(Arc::clone(&bell.notify).notified_owned());
+        Self { bell, heard: 0, registered: false, waiting }
+    }
+
+    /// Makes sure that the next ring wakes the task.
+    pub fn poll(&mut self, cx: &mut Context<'_>) {
+        while !self.registered || self.bell.rung.load(Ordering::Acquire) != self.heard {
+            self.heard = self.bell.rung.load(Ordering::Acquire);
+            self.registered = true;
+            if self.waiting.as_mut().poll(cx).is_ready() {
+                self.waiting = Box::pin(Arc::clone(&self.bell.notify).notified_owned());
+                self.registered = false;
+            }
+        }
+    }
+
+    /// How far the process is with stopping.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        self.bell.stage()
+    }
+}

@@ -1,0 +1,290 @@
+//! One client connection: reads a head, carries out the exchange, and again, until either side has had enough.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use pingora::protocols::Stream;
+use tokio::io::AsyncWrite as _;
+use tokio::time::Instant;
+
+use super::answer::Answer;
+use super::attention::{Attention, Stage};
+use super::exchange;
+use super::pump::poll_fill;
+use super::scratch::Scratch;
+use super::watchdog::Watchdog;
+use super::worker::Worker;
+use crate::http1::buffer::Buffer;
+use crate::http1::field::HeadScanner;
+use crate::http1::request::{self, BadRequest};
+use crate::observe::line::Line;
+use crate::observe::termination::Termination;
+
+/// After our last answer, how long we go on reading what the client still sends, so that the answer is not lost to a
+/// reset (RFC 9112 §9.6).
+const LINGER_TIME: Duration = Duration::from_secs(2);
+
+/// How much of that is read at most.
+const LINGER_BYTES: usize = 4 << 20;
+
+/// What becomes of a connection after an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It takes another request.
+    KeepAlive,
+    /// It is closed.
+    Close,
+    /// It is closed after the client has had time to read the answer.
+    Linger,
+}
+
+/// One client connection.
+pub struct Connection {
+    pub(super) worker: Arc<Worker>,
+    pub(super) client: Stream,
+    /// The client's IP address, as text.
+    pub(super) address: Box<str>,
+    /// What was read beyond the last message.
+    pub(super) input: Option<Buffer>,
+    pub(super) scratch: Option<Scratch>,
+    pub(super) attention: Attention,
+    pub(super) watchdog: Watchdog,
+    exchanges: u64,
+}
+
+enum HeadRead {
+    Complete,
+    Closed,
+    TimedOut,
+    Bad(BadRequest),
+}
+
+impl Connection {
+    /// Takes over an accepted connection.
+    #[must_use]
+    pub fn new(worker: Arc<Worker>, client: Stream) -> Self {
+        let meters = worker.meters.worker(worker.index);
+        meters.client_open.fetch_add(1, Ordering::Relaxed);
+        meters.accepted.fetch_add(1, Ordering::Relaxed);
+        let digest = client.get_socket_digest();
+        let address =
+            digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet());
+        let address =
+            address.map_or_else(|| "unknown".to_owned(), |address| address.ip().to_canonical().to_string());
+        let attention = Attention::new(Arc::clone(&worker.bell));
+        Self {
+            worker,
+            client,
+            address: address.into_boxed_str(),
+            input: None,
+            scratch: None,
+            attention,
+            watchdog: Watchdog::default(),
+            exchanges: 0,
+        }
+    }
+
+    /// Serves the connection to its end.
+    pub async fn serve(mut self) {
+        loop {
+            let next = match self.read_head().await {
+                HeadRead::Closed => Next::Close,
+                HeadRead::TimedOut => {
+                    self.refuse(408, "the request did not arrive in time", Termination::ClientTimeout).await
+                }
+                HeadRead::Bad(bad) => self.refuse_bad(bad).await,
+                HeadRead::Complete => self.exchange().await,
+            };
+            self.exchanges += 1;
+            // Nothing is held for a connection that waits.
+            self.scratch = None;
+            match next {
+                Next::KeepAlive => {}
+                Next::Close => return,
+                Next::Linger => return self.linger().await,
+            }
+        }
+    }
+
+    /// Reads a request head into the scratch. Waits for its first byte as an idle connection, and for the rest within
+    /// one total deadline.
+    async fn read_head(&mut self) -> HeadRead {
+        let limits = &self.worker.limits;
+        let first_wait = if self.exchanges == 0 { limits.header_timeout } else { limits.idle_timeout };
+        let mut deadline = Instant::now() + first_wait;
+        let mut scanner = HeadScanner::default();
+        let (client, input, scratch) = (&mut self.client, &mut self.input, &mut self.scratch);
+        let (attention, watchdog) = (&mut self.attention, &mut self.watchdog);
+        poll_fn(|cx| {
+            attention.poll(cx);
+            loop {
+                if let Some(buffer) = input {
+                    if scratch.is_none() {
+                        deadline = Instant::now() + limits.header_timeout;
+                    }
+                    let head = scratch.get_or_insert_with(Scratch::take).request();
+                    let before = head.len();
+                    head.extend_from_slice(buffer.filled());
+                    let found = match scanner.scan(head) {
+                        Ok(found) => found,
+                        Err(_) => {
+                            let bad = BadRequest::Malformed("a line of the head ends in a bare line feed");
+                            return Poll::Ready(HeadRead::Bad(bad));
+                        }
+                    };
+                    let end = found.as_ref().map_or(head.len(), |range| range.end);
+                    buffer.consume(end - before);
+                    if buffer.is_empty() {
+                        *input = None;
+                    }
+                    if end > limits.header_bytes {
+                        return Poll::Ready(HeadRead::Bad(BadRequest::TooLarge));
+                    }
+                    if let Some(range) = found {
+                        head.truncate(range.end);
+                        head.drain(..range.start);
+                        return Poll::Ready(HeadRead::Complete);
+                    }
+                }
+                match poll_fill(cx, client, input) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(HeadRead::Closed),
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Pending => break,
+                }
+            }
+            let begun = scratch.is_some();
+            if !begun && attention.stage() >= Stage::Stopping || attention.stage() == Stage::Cutting {
+                return Poll::Ready(HeadRead::Closed);
+            }
+            match watchdog.poll_expired(cx, deadline) {
+                true if begun => Poll::Ready(HeadRead::TimedOut),
+                true => Poll::Ready(HeadRead::Closed),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Carries out the exchange for the head that was read.
+    async fn exchange(&mut self) -> Next {
+        let Some(scratch) = &mut self.scratch else { return Next::Close };
+        let mut upstream = std::mem::take(scratch.upstream());
+        upstream.clear();
+        let translated = request::translate(scratch.request_head(), &self.address, &mut upstream);
+        *scratch.upstream() = upstream;
+        match translated {
+            Ok(request) => {
+                let active = Arc::clone(&self.worker);
+                let active = &active.meters.worker(active.index).client_active;
+                active.fetch_add(1, Ordering::Relaxed);
+                let next = exchange::run(self, request).await;
+                active.fetch_sub(1, Ordering::Relaxed);
+                next
+            }
+            Err(bad) => self.refuse_bad(bad).await,
+        }
+    }
+
+    async fn refuse_bad(&mut self, bad: BadRequest) -> Next {
+        let detail = bad.to_string();
+        self.refuse(bad.status(), &detail, Termination::BadRequest).await
+    }
+
+    /// Answers what is no proper request, and closes: where the next one would begin is not certain.
+    async fn refuse(&mut self, status: u16, detail: &str, termination: Termination) -> Next {
+        let mut out = Vec::new();
+        let answer = Answer { status, detail, request_id: b"", keep_alive: false, head_only: false };
+        let bytes = answer.write(&mut out);
+        let sent = self.send(&out).await;
+        self.worker.meters.worker(self.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
+        self.worker.log.write(&Line {
+            time: SystemTime::now(),
+            client: &self.address,
+            method: b"-",
+            target: b"-",
+            protocol: "-",
+            host: b"",
+            status,
+            bytes,
+            request_time: Duration::ZERO,
+            upstream_time: None,
+            service: None,
+            backend: None,
+            version: None,
+            request_id: b"",
+            referer: b"",
+            user_agent: b"",
+            termination,
+        });
+        if sent.is_ok() { Next::Linger } else { Next::Close }
+    }
+
+    /// Sends an answer of our own, within the header deadline.
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let deadline = Instant::now() + self.worker.limits.header_timeout;
+        let mut sent = 0;
+        poll_fn(|cx| {
+            self.attention.poll(cx);
+            while sent < bytes.len() {
+                match Pin::new(&mut self.client).poll_write(cx, &bytes[sent..]) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(n)) => sent += n,
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                    Poll::Pending
+                        if self.attention.stage() == Stage::Cutting
+                            || self.watchdog.poll_expired(cx, deadline) =>
+                    {
+                        return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                    }
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    /// Says that nothing more comes, and reads on for a while without looking.
+    async fn linger(mut self) {
+        let deadline = Instant::now() + LINGER_TIME;
+        let mut left = LINGER_BYTES;
+        let mut shut = false;
+        poll_fn(|cx| {
+            self.attention.poll(cx);
+            if !shut {
+                match Pin::new(&mut self.client).poll_shutdown(cx) {
+                    Poll::Pending => {}
+                    Poll::Ready(Ok(())) => shut = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                }
+            }
+            loop {
+                self.input = None;
+                match poll_fill(cx, &mut self.client, &mut self.input) {
+                    Poll::Ready(Ok(n)) if n > 0 && n <= left => left -= n,
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => break,
+                }
+            }
+            if self.attention.stage() == Stage::Cutting || self.watchdog.poll_expired(cx, deadline) {
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let open = &self.worker.meters.worker(self.worker.index).client_open;
+        if open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.worker.all_gone.notify_waiters();
+        }
+    }
+}

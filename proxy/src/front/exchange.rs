@@ -1,0 +1,336 @@
+//! One exchange, step by step: pick and count, reach an endpoint, await the response, relay both bodies, let go.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::Lease;
+use super::answer::Answer;
+use super::connection::{Connection, Next};
+use super::pump::Pump;
+use super::relay::{Failure, Relay, Surroundings};
+use super::upstream::{ConnectError, Upstream};
+use crate::http1::body::Framing;
+use crate::http1::buffer::Buffer;
+use crate::http1::request::RequestHead;
+use crate::http1::response::{Recipient, ResponseHead};
+use crate::observe::line::Line;
+use crate::observe::meters::RetryReason;
+use crate::observe::termination::Termination;
+
+/// What the log and the counters say of an exchange.
+#[derive(Debug)]
+struct Record {
+    started: Instant,
+    /// 0 until a response head was passed on.
+    status: u16,
+    bytes: u64,
+    upstream_time: Option<Duration>,
+    termination: Termination,
+}
+
+/// A request that has reached a backend, and its response head.
+struct Answered {
+    upstream: Upstream,
+    response: ResponseHead,
+    /// The start of the response body.
+    body: Option<Buffer>,
+}
+
+/// What the client hears when no response could be had.
+struct Refusal {
+    status: u16,
+    detail: &'static str,
+    termination: Termination,
+}
+
+/// Carries out one exchange, logs and counts it.
+pub async fn run(conn: &mut Connection, request: RequestHead) -> Next {
+    let mut record = Record {
+        started: Instant::now(),
+        status: 0,
+        bytes: 0,
+        upstream_time: None,
+        termination: Termination::Done,
+    };
+    let Some(mut lease) = pick(conn, &request) else {
+        let refusal = Refusal {
+            status: 404,
+            detail: "no service answers for this host and path",
+            termination: Termination::NoRoute,
+        };
+        let next = refuse(conn, &request, &mut record, &refusal, request_is_read(&request)).await;
+        conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
+        write_log(conn, &request, &record, None);
+        return next;
+    };
+    let next = forward(conn, &request, &mut record, &mut lease).await;
+    let info = lease.owner();
+    let meters = info.meters.lane(lease.worker());
+    meters.exchange(request.method.index(), record.status, record.started.elapsed());
+    if matches!(record.termination, Termination::Drain | Termination::Stop) {
+        meters.was_cut();
+    }
+    write_log(conn, &request, &record, Some(&lease));
+    next
+}
+
+fn pick(conn: &Connection, request: &RequestHead) -> Option<Lease> {
+    let head = conn.scratch.as_ref()?.request_head();
+    conn.worker.board.pick(request.host.of_head(head), request.path.of_head(head), conn.worker.index)
+}
+
+/// Forwards the request and relays the response. `lease` is the hold on the activation that answered in the end.
+async fn forward(
+    conn: &mut Connection,
+    request: &RequestHead,
+    record: &mut Record,
+    lease: &mut Lease,
+) -> Next {
+    let mut relay = begin(conn, request);
+    let answered = match reach(conn, request, lease, &mut relay).await {
+        Ok(answered) => answered,
+        Err(refusal) => {
+            let read = relay.request_done() || request_is_read(request);
+            give_back(conn, relay);
+            return refuse(conn, request, record, &refusal, read).await;
+        }
+    };
+    let Answered { mut upstream, response, body } = answered;
+    record.status = response.status;
+    record.upstream_time = Some(record.started.elapsed());
+    relay.down.begin_body(response.framing, response.unchunk, body);
+    if response.is_tunnel() {
+        lease.becomes_tunnel();
+        relay.becomes_tunnel();
+    }
+    let mut around = Surroundings {
+        client: &mut conn.client,
+        upstream: &mut upstream.stream,
+        lease,
+        attention: &mut conn.attention,
+        watchdog: &mut conn.watchdog,
+    };
+    let result = relay.bodies(&mut around).await;
+    record.bytes = relay.down.body_sent();
+    if let Err(failure) = result {
+        record.termination = failure.refusal().termination;
+        give_back(conn, relay);
+        return Next::Close;
+    }
+    release(lease, upstream, &response, &mut relay);
+    let request_done = relay.request_done();
+    let ended = relay.client_ended();
+    give_back(conn, relay);
+    match (response.is_tunnel(), request_done) {
+        (true, _) => Next::Close,
+        // The response is complete before the request: what is left of the request is not wanted by anybody.
+        (false, false) => Next::Linger,
+        (false, true) if response.client_keep_alive && (!ended || conn.input.is_some()) => Next::KeepAlive,
+        (false, true) => Next::Linger,
+    }
+}
+
+/// Both directions, before the first byte. The request's head and what has come of its body go up in one write.
+fn begin(conn: &mut Connection, request: &RequestHead) -> Relay {
+    let input = conn.input.take();
+    let (up, mut down) = conn.scratch.as_mut().map_or_else(Default::default, |scratch| {
+        (std::mem::take(scratch.upstream()), std::mem::take(scratch.response()))
+    });
+    down.clear();
+    Relay::new(Pump::new(up, request.framing, input), Pump::new(down, Framing::None, None), Instant::now())
+}
+
+/// Hands what the relay borrowed back to the connection: memory, and what was read past the request.
+fn give_back(conn: &mut Connection, relay: Relay) {
+    let (input, up) = relay.up.into_parts();
+    let (_, down) = relay.down.into_parts();
+    conn.input = input;
+    if let Some(scratch) = &mut conn.scratch {
+        *scratch.upstream() = up;
+        *scratch.response() = down;
+    }
+}
+
+/// Finds an endpoint that answers. A connection from the pool that turns out to be dead is replaced once by a fresh
+/// one, where that can't make the backend see the request twice; that attempt picks anew, and `lease` with it.
+async fn reach(
+    conn: &mut Connection,
+    request: &RequestHead,
+    lease: &mut Lease,
+    relay: &mut Relay,
+) -> Result<Answered, Refusal> {
+    let mut retried = false;
+    loop {
+        let mut upstream = connect(conn, lease, retried).await?;
+        let Some(scratch) = &conn.scratch else { return Err(Refusal::internal()) };
+        let to = Recipient { request, request_head: scratch.request_head(), keep_alive: request.keep_alive };
+        let mut around = Surroundings {
+            client: &mut conn.client,
+            upstream: &mut upstream.stream,
+            lease,
+            attention: &mut conn.attention,
+            watchdog: &mut conn.watchdog,
+        };
+        let mut body = None;
+        let failure = match relay.await_response(&mut around, to, &mut body).await {
+            Ok(response) => return Ok(Answered { upstream, response, body }),
+            Err(failure) => failure,
+        };
+        let stale = upstream.reused && matches!(failure, Failure::UpstreamClosed { begun: false, .. });
+        // Once only; and never if the backend may have acted on the request, unless acting twice does no harm.
+        let harmless = request.method.is_safe() || relay.up.sent() == 0;
+        if !stale || retried || !harmless || relay.up.body_sent() > 0 {
+            return Err(failure.refusal());
+        }
+        lease.owner().meters.lane(lease.worker()).retried(RetryReason::StaleConnection);
+        *lease = pick(conn, request).ok_or_else(Refusal::internal)?;
+        relay.rewind();
+        retried = true;
+    }
+}
+
+/// A connection to one of the backend's endpoints, from the pool if there is one. An endpoint that can't be reached is
+/// passed over: nothing was sent to it.
+async fn connect(conn: &Connection, lease: &Lease, fresh: bool) -> Result<Upstream, Refusal> {
+    let worker = &conn.worker;
+    let info = lease.owner();
+    let mut last = None;
+    for endpoint in lease.payload().order(&info.backend) {
+        if !fresh && let Some(upstream) = lease.payload().take(endpoint, std::time::Instant::now()) {
+            return Ok(upstream);
+        }
+        let Some(target) = info.backend.endpoints.get(endpoint) else { continue };
+        if last.is_some() {
+            info.meters.lane(lease.worker()).retried(RetryReason::ConnectFailed);
+        }
+        let timeout = info.service.timeouts.connect;
+        match worker.connector.connect(&target.address, endpoint, timeout, &info.meters, worker.index).await {
+            Ok(upstream) => return Ok(upstream),
+            Err(error) => {
+                tracing::debug!(backend = %info.backend.name, %error, "endpoint not reached");
+                last = Some(error);
+            }
+        }
+    }
+    Err(match last {
+        Some(ConnectError::TimedOut { .. }) => Refusal {
+            status: 504,
+            detail: "the app could not be reached in time",
+            termination: Termination::UpstreamUnreachable,
+        },
+        _ => Refusal {
+            status: 502,
+            detail: "the app could not be reached",
+            termination: Termination::UpstreamUnreachable,
+        },
+    })
+}
+
+/// Keeps the backend's connection for the next exchange, if it is in a state for that.
+fn release(lease: &Lease, upstream: Upstream, response: &ResponseHead, relay: &mut Relay) {
+    let clean = relay.request_done() && !relay.request_broken() && relay.down.surplus().is_none();
+    if !clean || !response.upstream_keep_alive || lease.is_retired() {
+        return;
+    }
+    let idle = lease.owner().service.timeouts.idle;
+    let keep = response.upstream_idle.map_or(idle, |theirs| idle.min(theirs));
+    lease.payload().put(upstream, keep, std::time::Instant::now());
+}
+
+/// Answers in the backend's stead.
+async fn refuse(
+    conn: &mut Connection,
+    request: &RequestHead,
+    record: &mut Record,
+    refusal: &Refusal,
+    request_read: bool,
+) -> Next {
+    record.status = refusal.status;
+    record.termination = refusal.termination;
+    if refusal.termination == Termination::ClientGone {
+        return Next::Close;
+    }
+    let Some(scratch) = &conn.scratch else { return Next::Close };
+    let stopping = conn.attention.stage() != super::attention::Stage::Running;
+    let cut = matches!(refusal.termination, Termination::Drain | Termination::Stop);
+    let keep_alive = request_read && request.keep_alive && !stopping && !cut;
+    let mut out = Vec::with_capacity(512);
+    let answer = Answer {
+        status: refusal.status,
+        detail: refusal.detail,
+        request_id: request.id.text(scratch.request_head()),
+        keep_alive,
+        head_only: request.method.is_head(),
+    };
+    record.bytes = answer.write(&mut out);
+    match conn.send(&out).await {
+        Ok(()) if keep_alive => Next::KeepAlive,
+        Ok(()) => Next::Linger,
+        Err(_) => Next::Close,
+    }
+}
+
+fn request_is_read(request: &RequestHead) -> bool {
+    matches!(request.framing, Framing::None | Framing::Length(0))
+}
+
+impl Failure {
+    fn refusal(&self) -> Refusal {
+        let (status, detail, termination) = match self {
+            Self::Client(Termination::ClientTimeout) => {
+                (408, "the request did not arrive in time", Termination::ClientTimeout)
+            }
+            Self::Client(Termination::BadRequest) => {
+                (400, "the request body is malformed", Termination::BadRequest)
+            }
+            // nginx's code for a client that left; nobody sees it but the log and the counters.
+            Self::Client(_) => (499, "", Termination::ClientGone),
+            Self::UpstreamClosed { .. } => {
+                (502, "the app closed the connection", Termination::UpstreamClosed)
+            }
+            Self::UpstreamBroke => (502, "the app's response broke off", Termination::UpstreamClosed),
+            Self::UpstreamProtocol(_) => {
+                (502, "the app's response could not be understood", Termination::UpstreamProtocol)
+            }
+            Self::UpstreamTimeout => (504, "the app did not answer in time", Termination::UpstreamTimeout),
+            Self::Cut(Termination::Drain) => {
+                (503, "this version of the app is being retired", Termination::Drain)
+            }
+            Self::Cut(_) => (503, "the front door is stopping", Termination::Stop),
+        };
+        Refusal { status, detail, termination }
+    }
+}
+
+impl Refusal {
+    fn internal() -> Self {
+        Self { status: 503, detail: "no backend is available", termination: Termination::NoRoute }
+    }
+}
+
+fn write_log(conn: &Connection, request: &RequestHead, record: &Record, lease: Option<&Lease>) {
+    let (true, Some(scratch)) = (conn.worker.log.is_on(), &conn.scratch) else { return };
+    let head = scratch.request_head();
+    let info = lease.map(|lease| lease.owner());
+    conn.worker.log.write(&Line {
+        time: SystemTime::now(),
+        client: &conn.address,
+        method: request.method_text.of_head(head),
+        target: request.target.of_head(head),
+        protocol: request.version.as_str(),
+        host: request.host.of_head(head),
+        status: record.status,
+        bytes: record.bytes,
+        request_time: record.started.elapsed(),
+        upstream_time: record.upstream_time,
+        service: info.map(|info| info.service.name.as_str()),
+        backend: info.map(|info| info.backend.name.as_str()),
+        version: info.and_then(|info| info.backend.version.as_deref()),
+        request_id: request.id.text(head),
+        referer: request.referer.of_head(head),
+        user_agent: request.user_agent.of_head(head),
+        termination: record.termination,
+    });
+}

@@ -1,0 +1,111 @@
+//! Idle upstream connections. A pool belongs to one worker's lane of one activation and goes with it: a backend that
+//! is deployed anew can't inherit a connection to its predecessor.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use pingora::protocols::Stream;
+use tokio::io::{AsyncRead as _, ReadBuf};
+
+use super::upstream::Upstream;
+use crate::switching::{Backend, Health, LanePayload};
+
+/// The most idle connections that a worker keeps for one endpoint. More than that are closed after use.
+const MAX_IDLE: usize = 512;
+
+/// The idle connections of one worker to one activation's endpoints.
+///
+/// Only its worker uses the shelves, but for the moment in which a switch clears them: the lock is never waited for.
+/// Where it is taken, the pool counts as empty.
+#[derive(Debug)]
+pub struct IdlePool {
+    shelves: Box<[Mutex<Vec<Idle>>]>,
+    next: AtomicUsize,
+    retired: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    upstream: Upstream,
+    until: Instant,
+}
+
+impl IdlePool {
+    /// An empty pool for a backend.
+    #[must_use]
+    pub fn new(backend: &Backend) -> Self {
+        Self {
+            shelves: backend.endpoints.iter().map(|_| Mutex::default()).collect(),
+            next: AtomicUsize::new(0),
+            retired: AtomicBool::new(false),
+        }
+    }
+
+    /// The endpoints to try, in turn: healthy ones first, then those that are not, for they may be all there is.
+    pub fn order<'a>(&self, backend: &'a Backend) -> impl Iterator<Item = usize> + use<'a> {
+        let count = backend.endpoints.len().max(1);
+        let first = if count == 1 { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) % count };
+        let turn = move || (0..count).map(move |step| (first + step) % count);
+        let is_bad = |endpoint: &usize| {
+            backend.endpoints.get(*endpoint).is_some_and(|endpoint| endpoint.health() == Health::Unhealthy)
+        };
+        let good = turn().filter(move |endpoint| !is_bad(endpoint));
+        good.chain(turn().filter(move |endpoint| is_bad(endpoint)))
+    }
+
+    /// The connection to this endpoint that was used last, if one is alive and within its time.
+    pub fn take(&self, endpoint: usize, now: Instant) -> Option<Upstream> {
+        let mut shelf = self.shelves.get(endpoint)?.try_lock()?;
+        while let Some(mut idle) = shelf.pop() {
+            if idle.until > now && is_quiet(&mut idle.upstream.stream) {
+                idle.upstream.reused = true;
+                return Some(idle.upstream);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next exchange. Closes it if the activation is over or there are enough.
+    pub fn put(&self, upstream: Upstream, keep: Duration, now: Instant) {
+        if self.retired.load(Ordering::Acquire) || keep.is_zero() {
+            return;
+        }
+        let Some(mut shelf) = self.shelves.get(upstream.endpoint).and_then(Mutex::try_lock) else { return };
+        // Looked at again under the lock, which `retire` takes after it has set the flag.
+        if shelf.len() < MAX_IDLE && !self.retired.load(Ordering::Acquire) {
+            shelf.push(Idle { upstream, until: now + keep });
+        }
+    }
+
+    /// Closes connections that are past their time or were closed by the other side.
+    pub fn sweep(&self, now: Instant) {
+        for shelf in &self.shelves {
+            if let Some(mut shelf) = shelf.try_lock() {
+                shelf.retain_mut(|idle| idle.until > now && is_quiet(&mut idle.upstream.stream));
+            }
+        }
+    }
+}
+
+impl LanePayload for IdlePool {
+    fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.shelves.iter().for_each(|shelf| shelf.lock().clear());
+    }
+
+    fn idle(&self) -> usize {
+        self.shelves.iter().map(|shelf| shelf.lock().len()).sum()
+    }
+}
+
+/// Whether an idle connection has nothing to say. Told by the socket's readiness, without a system call; if there is
+/// something, it is the end of the stream or bytes that nobody asked for.
+fn is_quiet(stream: &mut Stream) -> bool {
+    let mut byte = [0];
+    Pin::new(stream)
+        .poll_read(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut byte))
+        .is_pending()
+}

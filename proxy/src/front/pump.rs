@@ -1,0 +1,241 @@
+//! Moves one message from one stream to another: a head of ours first, then the body as it comes.
+//!
+//! Reads only when everything read before is written, so a slow reader slows the sender down (back-pressure). Holds a
+//! buffer only while there are bytes in it. Two pumps over the same two streams, polled by one task, are a full-duplex
+//! relay without locks or channels.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use pingora::protocols::Stream;
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+
+use crate::http1::body::{BodyScanner, Framing, Step};
+use crate::http1::buffer::Buffer;
+
+/// What a pump that makes no progress waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// More to read.
+    Source,
+    /// Room to write.
+    Sink,
+}
+
+/// Why a pump stopped before the end.
+#[derive(Debug)]
+pub enum PumpError {
+    /// Reading failed.
+    Read(io::Error),
+    /// The sender closed before its message was complete.
+    Truncated,
+    /// The sender's framing is broken.
+    BadBody,
+    /// Writing failed.
+    Write(io::Error),
+}
+
+/// One direction of an exchange.
+#[derive(Debug)]
+pub struct Pump {
+    head: Vec<u8>,
+    head_sent: usize,
+    scanner: BodyScanner,
+    unchunk: bool,
+    buffer: Option<Buffer>,
+    /// How many bytes at the front of the buffer are cleared for writing.
+    cleared: usize,
+    /// Bytes written, the head included.
+    sent: u64,
+    /// Body bytes written.
+    body_sent: u64,
+    waiting: Waiting,
+}
+
+impl Pump {
+    /// A pump that sends `head`, then a body of this framing, of which `buffer` may hold the first part.
+    #[must_use]
+    pub fn new(head: Vec<u8>, framing: Framing, buffer: Option<Buffer>) -> Self {
+        Self {
+            head,
+            head_sent: 0,
+            scanner: BodyScanner::new(framing),
+            unchunk: false,
+            buffer,
+            cleared: 0,
+            sent: 0,
+            body_sent: 0,
+            waiting: Waiting::Source,
+        }
+    }
+
+    /// What it waits for, after a poll that returned `Pending`.
+    #[must_use]
+    pub fn waiting(&self) -> Waiting {
+        self.waiting
+    }
+
+    /// Bytes written, the head included.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Body bytes written.
+    #[must_use]
+    pub fn body_sent(&self) -> u64 {
+        self.body_sent
+    }
+
+    /// Whether the whole body has been read.
+    #[must_use]
+    pub fn body_complete(&self) -> bool {
+        self.scanner.is_done()
+    }
+
+    /// Whether the head and everything cleared so far has been written.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.head_sent == self.head.len() && self.cleared == 0
+    }
+
+    /// The head that is to be sent next, to append to.
+    pub fn head(&mut self) -> &mut Vec<u8> {
+        &mut self.head
+    }
+
+    /// The body that follows the head, of which `buffer` may hold the first part.
+    pub fn begin_body(&mut self, framing: Framing, unchunk: bool, buffer: Option<Buffer>) {
+        self.scanner = BodyScanner::new(framing);
+        self.unchunk = unchunk;
+        self.buffer = buffer;
+        self.cleared = 0;
+    }
+
+    /// Starts over for another attempt. Only while none of the body has been sent.
+    pub fn rewind(&mut self) {
+        self.head_sent = 0;
+        self.sent = 0;
+    }
+
+    /// Takes out what was read past the body's end, and the head's memory.
+    pub fn into_parts(self) -> (Option<Buffer>, Vec<u8>) {
+        (self.buffer.filter(|buffer| !buffer.is_empty()), self.head)
+    }
+
+    /// What was read past the body's end.
+    pub fn surplus(&mut self) -> &mut Option<Buffer> {
+        &mut self.buffer
+    }
+
+    /// Moves what can be moved. Ready when head and body are written to the last byte.
+    ///
+    /// # Errors
+    /// See [`PumpError`]. What was read before the error has been written or is lost.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Stream,
+        to: &mut Stream,
+    ) -> Poll<Result<(), PumpError>> {
+        loop {
+            self.clear()?;
+            ready!(self.poll_write(cx, to)).map_err(PumpError::Write)?;
+            if self.scanner.is_done() {
+                return Poll::Ready(Ok(()));
+            }
+            if ready!(self.poll_read(cx, from)).map_err(PumpError::Read)? == 0 {
+                self.scanner.end_of_input().map_err(|_| PumpError::Truncated)?;
+            }
+        }
+    }
+
+    /// Finds out how much of what was read belongs to the body.
+    fn clear(&mut self) -> Result<(), PumpError> {
+        let Some(buffer) = &mut self.buffer else { return Ok(()) };
+        while self.cleared < buffer.filled().len() && !self.scanner.is_done() {
+            let step = if self.unchunk {
+                self.scanner.step(&buffer.filled()[self.cleared..])
+            } else {
+                self.scanner.take(&buffer.filled()[self.cleared..]).map(Step::Data)
+            };
+            match step.map_err(|_| PumpError::BadBody)? {
+                Step::Data(n) => self.cleared += n,
+                Step::Frame(n) => buffer.remove(self.cleared, self.cleared + n),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the head and what is cleared; together in one system call where both are there.
+    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
+        while !self.is_flushed() {
+            let head = &self.head[self.head_sent..];
+            let body = self.buffer.as_ref().map_or(&[][..], |buffer| &buffer.filled()[..self.cleared]);
+            let result = match (head.is_empty(), body.is_empty()) {
+                (false, false) => {
+                    Pin::new(&mut *to).poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(body)])
+                }
+                (false, true) => Pin::new(&mut *to).poll_write(cx, head),
+                _ => Pin::new(&mut *to).poll_write(cx, body),
+            };
+            let Poll::Ready(result) = result else {
+                self.waiting = Waiting::Sink;
+                return Poll::Pending;
+            };
+            let written = result?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.wrote(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn wrote(&mut self, written: usize) {
+        self.sent += written as u64;
+        let of_head = written.min(self.head.len() - self.head_sent);
+        let of_body = written - of_head;
+        self.head_sent += of_head;
+        self.body_sent += of_body as u64;
+        self.cleared -= of_body;
+        if let Some(buffer) = &mut self.buffer {
+            buffer.consume(of_body);
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<usize>> {
+        let result = poll_fill(cx, from, &mut self.buffer);
+        if result.is_pending() {
+            self.waiting = Waiting::Source;
+        }
+        result
+    }
+}
+
+/// Reads into a buffer that is borrowed from the thread's stock for as long as there are bytes in it. Ready with 0 at
+/// the end of the stream.
+///
+/// # Errors
+/// Reading failed, or the buffer is full.
+pub fn poll_fill(
+    cx: &mut Context<'_>,
+    from: &mut Stream,
+    slot: &mut Option<Buffer>,
+) -> Poll<io::Result<usize>> {
+    let mut buffer = slot.take().unwrap_or_else(Buffer::take);
+    let room = buffer.room();
+    if room.is_empty() {
+        *slot = Some(buffer);
+        return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
+    }
+    let mut room = ReadBuf::new(room);
+    let result = Pin::new(from).poll_read(cx, &mut room);
+    let read = room.filled().len();
+    buffer.grow(read);
+    if !buffer.is_empty() {
+        *slot = Some(buffer);
+    }
+    result.map(|result| result.map(|()| read))
+}

@@ -1,0 +1,314 @@
+//! Both directions of an exchange at once, on one task: the request goes up while the response comes down, so early
+//! answers, `100 Continue`, echoing backends and tunnels need nothing special.
+//!
+//! One clock serves all timeouts: the time since any byte last moved, held against the limit of whoever is waited for.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use pingora::protocols::Stream;
+use tokio::time::Instant;
+
+use super::Lease;
+use super::attention::{Attention, Stage};
+use super::pump::{Pump, PumpError, Waiting, poll_fill};
+use super::watchdog::Watchdog;
+use crate::config::Timeouts;
+use crate::http1::body::Framing;
+use crate::http1::buffer::Buffer;
+use crate::http1::field::HeadScanner;
+use crate::http1::response::{self, Recipient, ResponseHead};
+use crate::observe::termination::Termination;
+
+/// Why an exchange with a backend did not come to its proper end.
+#[derive(Debug)]
+pub enum Failure {
+    /// The client left, or its body is broken, or it is too slow.
+    Client(Termination),
+    /// The connection ended before the response head was complete.
+    UpstreamClosed {
+        /// Whether the response had begun.
+        begun: bool,
+        /// What the system said, if it was no orderly end.
+        cause: Option<io::Error>,
+    },
+    /// The response can't be understood.
+    UpstreamProtocol(&'static str),
+    /// The response broke off after its head.
+    UpstreamBroke,
+    /// The backend did not move in time.
+    UpstreamTimeout,
+    /// Cut by a drain or the end of the process.
+    Cut(Termination),
+}
+
+/// What the relay needs of its connection.
+pub struct Surroundings<'a> {
+    /// The client.
+    pub client: &'a mut Stream,
+    /// The backend.
+    pub upstream: &'a mut Stream,
+    /// The exchange's hold on its activation.
+    pub lease: &'a Lease,
+    /// Told when the process stops or a drain cuts.
+    pub attention: &'a mut Attention,
+    /// The connection's timer.
+    pub watchdog: &'a mut Watchdog,
+}
+
+/// The two directions of an exchange, and how far each is.
+#[derive(Debug)]
+pub struct Relay {
+    /// Client to backend.
+    pub up: Pump,
+    /// Backend to client.
+    pub down: Pump,
+    up_done: bool,
+    /// The backend takes no more of the request; its answer may still come.
+    up_broken: bool,
+    /// The client has closed its sending side; it may still read.
+    client_ended: bool,
+    tunnel: bool,
+    last_move: Instant,
+    moved: u64,
+}
+
+impl Relay {
+    /// At the start of an exchange.
+    #[must_use]
+    pub fn new(up: Pump, down: Pump, now: Instant) -> Self {
+        Self {
+            up,
+            down,
+            up_done: false,
+            up_broken: false,
+            client_ended: false,
+            tunnel: false,
+            last_move: now,
+            moved: 0,
+        }
+    }
+
+    /// Whether the request has gone up whole.
+    #[must_use]
+    pub fn request_done(&self) -> bool {
+        self.up_done
+    }
+
+    /// Whether the backend refused part of the request.
+    #[must_use]
+    pub fn request_broken(&self) -> bool {
+        self.up_broken
+    }
+
+    /// Whether the client has closed its sending side.
+    #[must_use]
+    pub fn client_ended(&self) -> bool {
+        self.client_ended
+    }
+
+    /// For another attempt on another connection. Only while none of the body has been sent.
+    pub fn rewind(&mut self) {
+        self.up.rewind();
+        self.up_done = false;
+        self.up_broken = false;
+        self.last_move = Instant::now();
+    }
+
+    /// Sends the request, and reads the response head into `spare`; interim responses are passed on. The head for the
+    /// client is appended to the downward pump, the rest of `spare` is the start of the body.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn await_response(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        mut to: Recipient<'_>,
+        spare: &mut Option<Buffer>,
+    ) -> Result<ResponseHead, Failure> {
+        let mut scanner = HeadScanner::default();
+        let must_read_body = to.request.expects_continue;
+        poll_fn(|cx| {
+            around.attention.poll(cx);
+            loop {
+                self.poll_request(cx, around)?;
+                // A client that still waits for "100 Continue" when the final answer comes may send its body or not:
+                // where its next request begins can't be known, so the connection is closed after this one.
+                let unread = must_read_body && self.up.body_sent() == 0;
+                to.keep_alive &= !unread && !self.client_ended && around.attention.stage() == Stage::Running;
+                if let Some(head) = self.scan_head(&mut scanner, to, spare)? {
+                    if !head.is_interim() {
+                        return Poll::Ready(Ok(head));
+                    }
+                    scanner = HeadScanner::default();
+                    continue;
+                }
+                let _flushed = self.poll_down(cx, around)?;
+                match poll_fill(cx, around.upstream, spare) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed(spare, None))),
+                    Poll::Ready(Ok(_)) => self.last_move = Instant::now(),
+                    Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::FileTooLarge => {
+                        return Poll::Ready(Err(Failure::UpstreamProtocol("the response head is too large")));
+                    }
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(closed(spare, Some(e)))),
+                    Poll::Pending => {
+                        self.check(cx, around)?;
+                        return Poll::Pending;
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Relays both bodies until the response is complete. In a tunnel: until either side ends.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn bodies(&mut self, around: &mut Surroundings<'_>) -> Result<(), Failure> {
+        poll_fn(|cx| {
+            around.attention.poll(cx);
+            self.poll_request(cx, around)?;
+            if self.tunnel && self.up_done {
+                // The client has ended the tunnel; what the backend has sent so far has been passed on.
+                let _ = self.poll_down(cx, around)?;
+                return Poll::Ready(Ok(()));
+            }
+            let down = self.poll_down(cx, around)?;
+            if down.is_pending() {
+                self.check(cx, around)?;
+            }
+            down.map(Ok)
+        })
+        .await
+    }
+
+    /// From here on the connection is a tunnel; `from_client` is what the client has already sent into it.
+    pub fn becomes_tunnel(&mut self) {
+        let early = self.up.surplus().take();
+        self.up.begin_body(Framing::UntilClose, false, early);
+        self.up_done = false;
+        self.tunnel = true;
+    }
+
+    /// Moves the request. Once it is done, looks whether the client is still there.
+    fn poll_request(&mut self, cx: &mut Context<'_>, around: &mut Surroundings<'_>) -> Result<(), Failure> {
+        if self.up_broken {
+            return Ok(());
+        }
+        if self.up_done {
+            return self.watch_client(cx, around);
+        }
+        let polled = self.up.poll(cx, around.client, around.upstream);
+        self.note_moves();
+        match polled {
+            Poll::Pending => Ok(()),
+            Poll::Ready(Ok(())) => {
+                self.up_done = true;
+                Ok(())
+            }
+            Poll::Ready(Err(PumpError::Write(_))) => {
+                // The backend may have answered and closed without reading on: its answer decides.
+                self.up_broken = true;
+                Ok(())
+            }
+            Poll::Ready(Err(PumpError::BadBody)) => Err(Failure::Client(Termination::BadRequest)),
+            Poll::Ready(Err(PumpError::Read(_) | PumpError::Truncated)) => {
+                Err(Failure::Client(Termination::ClientGone))
+            }
+        }
+    }
+
+    /// Reads ahead one buffer at most: a pipelined request, or the news that the client has gone.
+    fn watch_client(&mut self, cx: &mut Context<'_>, around: &mut Surroundings<'_>) -> Result<(), Failure> {
+        let ahead = self.up.surplus();
+        if self.client_ended || ahead.is_some() {
+            return Ok(());
+        }
+        match poll_fill(cx, around.client, ahead) {
+            Poll::Ready(Ok(0)) => self.client_ended = true,
+            Poll::Ready(Err(_)) => return Err(Failure::Client(Termination::ClientGone)),
+            Poll::Ready(Ok(_)) | Poll::Pending => {}
+        }
+        Ok(())
+    }
+
+    /// Moves the response, or what there is of it.
+    fn poll_down(
+        &mut self,
+        cx: &mut Context<'_>,
+        around: &mut Surroundings<'_>,
+    ) -> Result<Poll<()>, Failure> {
+        let polled = self.down.poll(cx, around.upstream, around.client);
+        self.note_moves();
+        match polled {
+            Poll::Pending => Ok(Poll::Pending),
+            Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
+            Poll::Ready(Err(PumpError::Write(_))) => Err(Failure::Client(Termination::ClientGone)),
+            Poll::Ready(Err(PumpError::Read(_) | PumpError::Truncated | PumpError::BadBody)) => {
+                Err(Failure::UpstreamBroke)
+            }
+        }
+    }
+
+    fn note_moves(&mut self) {
+        let moved = self.up.sent() + self.down.sent();
+        if moved != self.moved {
+            self.moved = moved;
+            self.last_move = Instant::now();
+        }
+    }
+
+    fn scan_head(
+        &mut self,
+        scanner: &mut HeadScanner,
+        to: Recipient<'_>,
+        spare: &mut Option<Buffer>,
+    ) -> Result<Option<ResponseHead>, Failure> {
+        let Some(buffer) = spare else { return Ok(None) };
+        let bare = |_| Failure::UpstreamProtocol("a line of the response head ends in a bare line feed");
+        let Some(range) = scanner.scan(buffer.filled()).map_err(bare)? else { return Ok(None) };
+        let end = range.end;
+        let head = response::translate(&buffer.filled()[range], to, self.down.head());
+        let head = head.map_err(|e| Failure::UpstreamProtocol(e.0))?;
+        buffer.consume(end);
+        if buffer.is_empty() {
+            *spare = None;
+        }
+        Ok(Some(head))
+    }
+
+    /// Nothing moves: has it taken too long, or is the exchange to be cut?
+    fn check(&mut self, cx: &mut Context<'_>, around: &mut Surroundings<'_>) -> Result<(), Failure> {
+        if around.lease.is_cut() {
+            return Err(Failure::Cut(Termination::Drain));
+        }
+        if around.attention.stage() == Stage::Cutting {
+            return Err(Failure::Cut(Termination::Stop));
+        }
+        let (limit, failure) = self.limit(&around.lease.owner().service.timeouts);
+        if around.watchdog.poll_expired(cx, self.last_move + limit) { Err(failure) } else { Ok(()) }
+    }
+
+    /// Who is waited for, and for how long.
+    fn limit(&self, timeouts: &Timeouts) -> (Duration, Failure) {
+        let client = Failure::Client(Termination::ClientTimeout);
+        if self.tunnel {
+            (timeouts.tunnel_idle, client)
+        } else if !self.down.is_flushed() {
+            (timeouts.client, client)
+        } else if self.up_done || self.up_broken {
+            (timeouts.read, Failure::UpstreamTimeout)
+        } else if self.up.waiting() == Waiting::Sink {
+            (timeouts.write, Failure::UpstreamTimeout)
+        } else {
+            (timeouts.client, client)
+        }
+    }
+}
+
+fn closed(spare: &Option<Buffer>, cause: Option<io::Error>) -> Failure {
+    Failure::UpstreamClosed { begun: spare.is_some(), cause }
+}

@@ -1,0 +1,76 @@
+//! What a connection needs while it carries a request, lent out by the worker thread and reused.
+
+use std::cell::RefCell;
+
+/// Sets kept by a thread for the next use.
+const MAX_KEPT: usize = 256;
+
+/// A set whose buffers have grown past this is not kept.
+const MAX_KEPT_BYTES: usize = 16 << 10;
+
+thread_local! {
+    #[allow(clippy::vec_box, reason = "a set is lent out and given back as the box it is")]
+    static KEPT: RefCell<Vec<Box<Heads>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The heads of one exchange.
+#[derive(Debug, Default)]
+struct Heads {
+    request: Vec<u8>,
+    upstream: Vec<u8>,
+    response: Vec<u8>,
+}
+
+/// The heads of one exchange, given back when dropped.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    heads: Box<Heads>,
+}
+
+impl Scratch {
+    /// An empty set from this thread's stock.
+    #[must_use]
+    pub fn take() -> Self {
+        let heads = KEPT.with(|kept| kept.borrow_mut().pop());
+        Self { heads: heads.unwrap_or_default() }
+    }
+
+    /// The client's request head, as it came.
+    pub fn request(&mut self) -> &mut Vec<u8> {
+        &mut self.heads.request
+    }
+
+    /// The request head, to read.
+    #[must_use]
+    pub fn request_head(&self) -> &[u8] {
+        &self.heads.request
+    }
+
+    /// A place for the head that goes to the backend, to take and give back.
+    pub fn upstream(&mut self) -> &mut Vec<u8> {
+        &mut self.heads.upstream
+    }
+
+    /// A place for the head that goes to the client, to take and give back.
+    pub fn response(&mut self) -> &mut Vec<u8> {
+        &mut self.heads.response
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let mut heads = std::mem::take(&mut self.heads);
+        for head in [&mut heads.request, &mut heads.upstream, &mut heads.response] {
+            head.clear();
+            if head.capacity() > MAX_KEPT_BYTES {
+                return;
+            }
+        }
+        let _ = KEPT.try_with(|kept| {
+            let mut kept = kept.borrow_mut();
+            if kept.len() < MAX_KEPT {
+                kept.push(heads);
+            }
+        });
+    }
+}

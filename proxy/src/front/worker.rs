@@ -1,0 +1,152 @@
+//! Worker threads: each with its own runtime, connections, idle pools, counters and log buffer. They share the
+//! listening sockets, and nothing that a request writes to.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::IntoRawFd as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora::apps::ServerApp;
+use pingora::listeners::ListenerConfig;
+use pingora::protocols::Stream;
+use pingora::protocols::l4::stream::L4BufferSettings;
+use pingora::server::{Fds, ShutdownWatch};
+use pingora::services::Service as _;
+use pingora::services::listening::Service;
+use tokio::sync::Notify;
+
+use super::Board;
+use super::attention::Bell;
+use super::connection::Connection;
+use super::upstream::Connector;
+use crate::config::ServerLimits;
+use crate::observe::access_log::{HAND_OVER_AFTER, LogLane};
+use crate::observe::meters::Meters;
+
+/// How often idle upstream connections are looked through. Between two looks a dead one costs a file descriptor.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Connections that the kernel completes before a worker accepts them.
+const BACKLOG: i32 = 4096;
+
+/// What all connections of one worker thread work with.
+pub struct Worker {
+    /// Which worker it is, from 0.
+    pub index: usize,
+    /// Where requests pick.
+    pub board: Arc<Board>,
+    /// What a client may do before its request is known.
+    pub limits: ServerLimits,
+    /// Calls for the attention of all connections.
+    pub bell: Arc<Bell>,
+    /// The counters of all workers.
+    pub meters: Arc<Meters>,
+    /// Opens connections to endpoints.
+    pub connector: Connector,
+    /// This worker's end of the access log.
+    pub log: LogLane,
+    /// Told whenever the last connection is gone.
+    pub all_gone: Notify,
+}
+
+impl Worker {
+    /// Whether no client connection is open.
+    fn is_empty(&self) -> bool {
+        self.meters.worker(self.index).client_open.load(Ordering::Acquire) == 0
+    }
+
+    async fn until_empty(&self) {
+        loop {
+            let gone = self.all_gone.notified();
+            tokio::pin!(gone);
+            gone.as_mut().enable();
+            if self.is_empty() {
+                return;
+            }
+            gone.await;
+        }
+    }
+
+    fn sweep(&self) {
+        let now = Instant::now();
+        self.board.for_each_active(|activation| activation.lane(self.index).payload().sweep(now));
+    }
+}
+
+/// Pingora's side of a worker.
+struct FrontApp(Arc<Worker>);
+
+#[async_trait]
+impl ServerApp for FrontApp {
+    async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
+        Connection::new(Arc::clone(&self.0), stream).serve().await;
+        None
+    }
+}
+
+/// Binds a listening socket, ready for workers.
+///
+/// # Errors
+/// The address is taken, not ours, or needs a privilege.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // So that a restart need not wait for the old connections' TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Starts a worker's thread. It accepts from the listeners until `shutdown` turns true, and ends when its last
+/// connection has.
+///
+/// # Errors
+/// A socket can't be duplicated, or the thread can't be started.
+pub fn spawn(
+    worker: Arc<Worker>,
+    listeners: &[TcpListener],
+    shutdown: ShutdownWatch,
+) -> io::Result<JoinHandle<()>> {
+    let mut service = Service::new(format!("front-{}", worker.index), FrontApp(Arc::clone(&worker)));
+    let mut fds = Fds::new();
+    for listener in listeners {
+        let name = listener.local_addr()?.to_string();
+        // Our connections read into buffers of their own: a second one below them would only cost memory.
+        service.add_listener(ListenerConfig::tcp(name.clone()).l4_buffer(L4BufferSettings::unbuffered()));
+        fds.add(name, listener.try_clone()?.into_raw_fd());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name(format!("worker-{}", worker.index)).spawn(move || {
+        runtime.block_on(async move {
+            let housekeeping = tokio::spawn(keep_house(Arc::clone(&worker)));
+            service.start_service(Some(Arc::new(Mutex::new(fds))), shutdown, 1).await;
+            worker.until_empty().await;
+            housekeeping.abort();
+            worker.log.flush();
+        });
+    })
+}
+
+/// Hands log lines over in time, and clears idle upstream connections away.
+async fn keep_house(worker: Arc<Worker>) {
+    let mut flush = tokio::time::interval(HAND_OVER_AFTER);
+    let mut swept = Instant::now();
+    loop {
+        flush.tick().await;
+        worker.log.flush();
+        if swept.elapsed() >= SWEEP_EVERY {
+            swept = Instant::now();
+            worker.sweep();
+        }
+    }
+}

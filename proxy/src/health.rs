@@ -1,0 +1,6 @@
+//! Active probing: asks every endpoint, in turn and for ever, whether it is healthy. [`streak`] decides what a row of
+//! answers means, [`probe`] asks once, [`prober`] keeps asking.
+
+pub mod probe;
+pub mod prober;
+pub mod streak;

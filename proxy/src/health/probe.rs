@@ -1,0 +1,182 @@
+//! One probe: one connection, one request, one deadline for it all.
+
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::header::{CONNECTION, HOST, LOCATION, USER_AGENT};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use uh_protocol::health::HealthBody;
+use uh_protocol::status::ProbeStatus;
+
+use crate::config::HealthCheck;
+use crate::state::time::iso_millis;
+use crate::switching::Address;
+
+/// A health body is small. Of a larger one, only the head of the message is of interest.
+const MAX_BODY_BYTES: usize = 64 << 10;
+
+/// How much of a failed probe's body is shown.
+const SHOWN_BODY_BYTES: usize = 300;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Asks an endpoint once. Redirects are not followed: whoever answers from elsewhere is not this backend.
+pub async fn probe(address: &Address, backend: &str, check: &HealthCheck) -> ProbeStatus {
+    let start = Instant::now();
+    let result = tokio::time::timeout(check.timeout, ask(address, check)).await;
+    let mut found = match result {
+        Ok(Ok((status, location, body))) => judge(status, location.as_deref(), &body, backend, check),
+        Ok(Err(error)) => failed(format!("{}: {}", address, chain(&*error))),
+        Err(_) => failed(format!("{address}: no answer within {} ms", check.timeout.as_millis())),
+    };
+    found.at = iso_millis(jiff::Timestamp::now());
+    found.took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    found
+}
+
+async fn ask(
+    address: &Address,
+    check: &HealthCheck,
+) -> Result<(StatusCode, Option<String>, Bytes), BoxError> {
+    match address {
+        Address::Socket(socket) => exchange(TcpStream::connect(socket).await?, address, check).await,
+        Address::Name(host, port) => {
+            exchange(TcpStream::connect((host.as_str(), *port)).await?, address, check).await
+        }
+        Address::Unix(path) => exchange(UnixStream::connect(path).await?, address, check).await,
+    }
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    address: &Address,
+    check: &HealthCheck,
+) -> Result<(StatusCode, Option<String>, Bytes), BoxError> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let host = match (&check.host, address) {
+        (Some(host), _) => host.clone(),
+        (None, Address::Unix(_)) => "localhost".to_owned(),
+        (None, address) => address.to_string(),
+    };
+    let request = Request::get(check.path.as_str())
+        .header(HOST, host)
+        .header(USER_AGENT, concat!("uh-proxy-probe/", env!("CARGO_PKG_VERSION")))
+        .header(CONNECTION, "close")
+        .body(Empty::<Bytes>::new())?;
+    let answer = async {
+        let response: Response<_> = sender.send_request(request).await?;
+        let status = response.status();
+        let location =
+            response.headers().get(LOCATION).map(|l| String::from_utf8_lossy(l.as_bytes()).into_owned());
+        let body = Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await?.to_bytes();
+        Ok::<_, BoxError>((status, location, body))
+    };
+    tokio::pin!(answer, connection);
+    tokio::select! {
+        answer = &mut answer => answer,
+        ended = &mut connection => {
+            ended?;
+            answer.await
+        }
+    }
+}
+
+/// What an answer means.
+fn judge(
+    status: StatusCode,
+    location: Option<&str>,
+    body: &[u8],
+    backend: &str,
+    check: &HealthCheck,
+) -> ProbeStatus {
+    let reported: HealthBody = serde_json::from_slice(body).unwrap_or_default();
+    let error = if status.is_redirection() {
+        Some(format!("status {status}, redirected to {}", location.unwrap_or("nowhere")))
+    } else if !status.is_success() {
+        Some(format!("status {status}, body: {}", head_of(body)))
+    } else if check.expect_identity && reported.deployment.as_deref() != Some(backend) {
+        let who = reported.deployment.as_deref().unwrap_or("nobody in particular");
+        Some(format!("expected {backend} to answer, but it was {who}; body: {}", head_of(body)))
+    } else {
+        None
+    };
+    ProbeStatus {
+        at: String::new(),
+        ok: error.is_none(),
+        status: Some(status.as_u16()),
+        took_ms: 0,
+        error,
+        deployment: reported.deployment,
+        version: reported.version,
+    }
+}
+
+fn failed(error: String) -> ProbeStatus {
+    ProbeStatus {
+        at: String::new(),
+        ok: false,
+        status: None,
+        took_ms: Duration::ZERO.as_millis() as u64,
+        error: Some(error),
+        deployment: None,
+        version: None,
+    }
+}
+
+fn head_of(body: &[u8]) -> String {
+    let head = String::from_utf8_lossy(&body[..body.len().min(SHOWN_BODY_BYTES)]);
+    let shown: String = head.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if shown.is_empty() { "(empty)".to_owned() } else { shown }
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(expect_identity: bool) -> HealthCheck {
+        HealthCheck {
+            enabled: true,
+            path: "/".into(),
+            host: None,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            healthy_after: 1,
+            unhealthy_after: 1,
+            expect_identity,
+        }
+    }
+
+    #[test]
+    fn any_success_is_healthy_unless_identity_is_expected() {
+        let green = br#"{"deployment":"green","version":"1.0.1"}"#;
+        let found = judge(StatusCode::OK, None, green, "blue", &check(false));
+        assert!(found.ok);
+        assert_eq!(found.version.as_deref(), Some("1.0.1"));
+        let found = judge(StatusCode::OK, None, green, "blue", &check(true));
+        assert!(!found.ok && found.error.unwrap().contains("green"));
+        assert!(!judge(StatusCode::OK, None, b"ok", "blue", &check(true)).ok);
+    }
+
+    #[test]
+    fn a_failure_says_what_came() {
+        let found = judge(StatusCode::FOUND, Some("/login"), b"", "blue", &check(false));
+        assert!(!found.ok && found.error.unwrap().contains("/login"));
+        let found = judge(StatusCode::SERVICE_UNAVAILABLE, None, b"no\x1bdb", "blue", &check(false));
+        assert_eq!(found.error.unwrap(), "status 503 Service Unavailable, body: no db");
+    }
+}

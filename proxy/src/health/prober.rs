@@ -1,0 +1,103 @@
+//! Keeps asking: one task for each endpoint of each backend, active or standby, so that there is never more than one
+//! probe of an endpoint in flight.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use uh_protocol::{BackendName, ServiceName};
+
+use super::probe::probe;
+use super::streak::Streak;
+use crate::config;
+use crate::front::Board;
+use crate::switching::{Endpoint, Health};
+
+/// How long a registration may go unnoticed, should its notice be lost.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Wakes the prober when backends have changed, and others when an endpoint's health has.
+#[derive(Debug, Default)]
+pub struct HealthNews {
+    /// Backends have changed.
+    pub backends: Notify,
+    /// An endpoint's health has changed.
+    pub health: Notify,
+}
+
+/// Probes every endpoint of the switchboard, for ever.
+pub async fn run(board: Arc<Board>, news: Arc<HealthNews>) {
+    let mut probed: Vec<Arc<Endpoint>> = Vec::new();
+    loop {
+        let targets = targets(&board);
+        probed.retain(|endpoint| targets.iter().any(|target| Arc::ptr_eq(&target.endpoint, endpoint)));
+        for target in targets {
+            if !probed.iter().any(|endpoint| Arc::ptr_eq(endpoint, &target.endpoint)) {
+                probed.push(Arc::clone(&target.endpoint));
+                tokio::spawn(keep_probing(target, Arc::clone(&board), Arc::clone(&news)));
+            }
+        }
+        let _ = tokio::time::timeout(LOOK_EVERY, news.backends.notified()).await;
+    }
+}
+
+struct Target {
+    service: Arc<config::Service>,
+    backend: BackendName,
+    endpoint: Arc<Endpoint>,
+}
+
+fn targets(board: &Board) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for state in board.snapshot().services.iter().filter(|state| state.config.health.enabled) {
+        for backend in &state.backends {
+            targets.extend(backend.endpoints.iter().map(|endpoint| Target {
+                service: Arc::clone(&state.config),
+                backend: backend.name.clone(),
+                endpoint: Arc::clone(endpoint),
+            }));
+        }
+    }
+    targets
+}
+
+async fn keep_probing(target: Target, board: Arc<Board>, news: Arc<HealthNews>) {
+    let check = &target.service.health;
+    let mut streak = Streak::default();
+    let mut ticks = tokio::time::interval(check.interval);
+    // After a slow probe the next one is a whole interval away, not at once.
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if !is_registered(&board, &target) {
+            return;
+        }
+        let found = probe(&target.endpoint.address, target.backend.as_str(), check).await;
+        let before = target.endpoint.health();
+        let after = streak.add(found.ok, check.healthy_after, check.unhealthy_after);
+        if before != after {
+            announce(&target.service.name, &target, after, found.error.as_deref());
+        }
+        target.endpoint.probed(found, after);
+        if before != after {
+            news.health.notify_one();
+        }
+    }
+}
+
+fn is_registered(board: &Board, target: &Target) -> bool {
+    let snapshot = board.snapshot();
+    let backend =
+        snapshot.service(target.service.name.as_str()).and_then(|state| state.backend(&target.backend));
+    backend.is_some_and(|backend| {
+        backend.endpoints.iter().any(|endpoint| Arc::ptr_eq(endpoint, &target.endpoint))
+    })
+}
+
+fn announce(service: &ServiceName, target: &Target, health: Health, error: Option<&str>) {
+    let (backend, endpoint) = (&target.backend, &target.endpoint.address);
+    match error {
+        Some(error) => tracing::warn!(%service, %backend, %endpoint, error, "endpoint is {health:?}"),
+        None => tracing::info!(%service, %backend, %endpoint, "endpoint is {health:?}"),
+    }
+}

@@ -1,0 +1,13 @@
+//! HTTP/1.1 on the wire, without I/O: request and response heads, and where bodies end.
+//!
+//! Heads are parsed by `httparse`, and held to RFC 9112 where it is lenient. What goes on is written straight from the
+//! parsed head into one buffer: no header map is built or copied, names keep their case and order. Bodies are passed
+//! on as they came; [`body`] only finds where they end.
+//!
+//! pingora-core has HTTP/1 sessions of its own; the README says why they are not used.
+
+pub mod body;
+pub mod buffer;
+pub mod field;
+pub mod request;
+pub mod response;

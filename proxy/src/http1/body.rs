@@ -1,0 +1,313 @@
+//! Where a body ends. [`BodyScanner`] looks at bytes as they come and says how many of them belong to the body.
+//!
+//! Chunked bodies are checked strictly (RFC 9112 §7.1) and passed on as they came, extensions and trailers included:
+//! two parsers can disagree only about what is ambiguous, and nothing ambiguous passes.
+
+/// The longest chunk-size line, extensions included: a size has at most 16 digits, extensions are hardly ever used.
+const MAX_CHUNK_LINE: u32 = 1024;
+
+/// The most bytes of trailers.
+const MAX_TRAILER_BYTES: u32 = 8 << 10;
+
+/// How a message says where its body ends (RFC 9112 §6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// There is none.
+    None,
+    /// After this many bytes.
+    Length(u64),
+    /// After the last chunk.
+    Chunked,
+    /// When the sender closes. For responses and tunnels only.
+    UntilClose,
+}
+
+/// What is wrong with a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// Not a chunk size, or a chunk does not end where it should.
+    #[error("malformed chunked body")]
+    BadChunk,
+    /// The sender closed too early.
+    #[error("the body ended too early")]
+    Truncated,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Length(u64),
+    UntilClose,
+    /// At the first digit of a size, or after `digits` of them.
+    Size {
+        size: u64,
+        digits: u32,
+    },
+    Extension {
+        size: u64,
+        bytes: u32,
+    },
+    SizeLf {
+        size: u64,
+    },
+    Data(u64),
+    DataCr,
+    DataLf,
+    /// At the start of a trailer line.
+    TrailerStart {
+        bytes: u32,
+    },
+    TrailerName {
+        bytes: u32,
+    },
+    TrailerValue {
+        bytes: u32,
+    },
+    TrailerLf {
+        bytes: u32,
+    },
+    EndLf,
+    Done,
+}
+
+/// Follows a body to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyScanner {
+    state: State,
+}
+
+/// One step of [`BodyScanner::step`]: how many bytes, and what they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Content.
+    Data(usize),
+    /// Chunk framing or trailers.
+    Frame(usize),
+}
+
+impl BodyScanner {
+    /// A scanner at the start of a body.
+    #[must_use]
+    pub fn new(framing: Framing) -> Self {
+        let state = match framing {
+            Framing::None | Framing::Length(0) => State::Done,
+            Framing::Length(n) => State::Length(n),
+            Framing::Chunked => State::Size { size: 0, digits: 0 },
+            Framing::UntilClose => State::UntilClose,
+        };
+        Self { state }
+    }
+
+    /// Whether the body is complete.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// The most that may be read without reading past the body, where that is known.
+    #[must_use]
+    pub fn read_limit(&self) -> Option<u64> {
+        match self.state {
+            State::Length(n) => Some(n),
+            State::Done => Some(0),
+            _ => None,
+        }
+    }
+
+    /// The sender has closed.
+    ///
+    /// # Errors
+    /// The body was not complete.
+    pub fn end_of_input(&mut self) -> Result<(), BodyError> {
+        if matches!(self.state, State::UntilClose) {
+            self.state = State::Done;
+        }
+        if self.is_done() { Ok(()) } else { Err(BodyError::Truncated) }
+    }
+
+    /// How many of these bytes belong to the body; all of them, unless it ends among them.
+    ///
+    /// # Errors
+    /// The chunked framing is broken.
+    pub fn take(&mut self, input: &[u8]) -> Result<usize, BodyError> {
+        let mut taken = 0;
+        while taken < input.len() && !self.is_done() {
+            taken += match self.step(&input[taken..])? {
+                Step::Data(n) | Step::Frame(n) => n,
+            };
+        }
+        Ok(taken)
+    }
+
+    /// Looks at the next piece of a non-empty input: one run of content, or one piece of framing.
+    ///
+    /// # Errors
+    /// The chunked framing is broken.
+    pub fn step(&mut self, input: &[u8]) -> Result<Step, BodyError> {
+        match self.state {
+            State::Done => Ok(Step::Frame(0)),
+            State::UntilClose => Ok(Step::Data(input.len())),
+            State::Length(left) => {
+                let n = clamp(left, input.len());
+                self.state = if left == n as u64 { State::Done } else { State::Length(left - n as u64) };
+                Ok(Step::Data(n))
+            }
+            State::Data(left) => {
+                let n = clamp(left, input.len());
+                self.state = if left == n as u64 { State::DataCr } else { State::Data(left - n as u64) };
+                Ok(Step::Data(n))
+            }
+            _ => self.frame(input),
+        }
+    }
+
+    /// A run of framing bytes, up to the next content or the end.
+    fn frame(&mut self, input: &[u8]) -> Result<Step, BodyError> {
+        for (index, &byte) in input.iter().enumerate() {
+            self.state = next(self.state, byte).ok_or(BodyError::BadChunk)?;
+            if matches!(self.state, State::Data(_) | State::Done) {
+                return Ok(Step::Frame(index + 1));
+            }
+        }
+        Ok(Step::Frame(input.len()))
+    }
+}
+
+fn clamp(left: u64, available: usize) -> usize {
+    usize::try_from(left).map_or(available, |left| left.min(available))
+}
+
+/// One byte of framing; `None`: it must not be there.
+fn next(state: State, byte: u8) -> Option<State> {
+    match state {
+        State::Size { size, digits } => match (char::from(byte).to_digit(16), byte) {
+            (Some(digit), _) if digits < 16 => {
+                Some(State::Size { size: (size << 4) | u64::from(digit), digits: digits + 1 })
+            }
+            (None, b'\r') if digits > 0 => Some(State::SizeLf { size }),
+            (None, b';' | b' ' | b'\t') if digits > 0 => Some(State::Extension { size, bytes: digits }),
+            _ => None,
+        },
+        State::Extension { size, .. } if byte == b'\r' => Some(State::SizeLf { size }),
+        State::Extension { size, bytes } if is_text(byte) && bytes < MAX_CHUNK_LINE => {
+            Some(State::Extension { size, bytes: bytes + 1 })
+        }
+        State::SizeLf { size: 0 } if byte == b'\n' => Some(State::TrailerStart { bytes: 0 }),
+        State::SizeLf { size } if byte == b'\n' && size <= i64::MAX as u64 => Some(State::Data(size)),
+        State::DataCr if byte == b'\r' => Some(State::DataLf),
+        State::DataLf if byte == b'\n' => Some(State::Size { size: 0, digits: 0 }),
+        State::TrailerStart { .. } if byte == b'\r' => Some(State::EndLf),
+        State::TrailerStart { bytes } | State::TrailerName { bytes }
+            if super::field::is_token_byte(byte) && bytes < MAX_TRAILER_BYTES =>
+        {
+            Some(State::TrailerName { bytes: bytes + 1 })
+        }
+        State::TrailerName { bytes } if byte == b':' => Some(State::TrailerValue { bytes: bytes + 1 }),
+        State::TrailerValue { bytes } if byte == b'\r' => Some(State::TrailerLf { bytes }),
+        State::TrailerValue { bytes } if is_text(byte) && bytes < MAX_TRAILER_BYTES => {
+            Some(State::TrailerValue { bytes: bytes + 1 })
+        }
+        State::TrailerLf { bytes } if byte == b'\n' => Some(State::TrailerStart { bytes }),
+        State::EndLf if byte == b'\n' => Some(State::Done),
+        _ => None,
+    }
+}
+
+/// Anything but a control byte; a tab is text.
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn scan(input: &[u8]) -> Result<(usize, bool, Vec<u8>), BodyError> {
+        let mut scanner = BodyScanner::new(Framing::Chunked);
+        let (mut at, mut content) = (0, Vec::new());
+        while at < input.len() && !scanner.is_done() {
+            match scanner.step(&input[at..])? {
+                Step::Data(n) => {
+                    content.extend_from_slice(&input[at..at + n]);
+                    at += n;
+                }
+                Step::Frame(n) => at += n,
+            }
+        }
+        Ok((at, scanner.is_done(), content))
+    }
+
+    #[test]
+    fn chunked_bodies_end_where_they_end() {
+        let whole = b"5;a=b\r\nhello\r\nA\r\n0123456789\r\n0\r\nx-sum: 1\r\n\r\nGET /";
+        assert_eq!(scan(whole), Ok((whole.len() - 5, true, b"hello0123456789".to_vec())));
+        assert_eq!(scan(b"0\r\n\r\n"), Ok((5, true, vec![])));
+    }
+
+    #[test]
+    fn what_is_ambiguous_is_refused() {
+        for bad in [
+            "\r\n",
+            "x\r\n",
+            "5\nhello",
+            "5\r\nhello\n",
+            "5\r\nhelloX",
+            "-1\r\n",
+            "0x5\r\n",
+            "+5\r\n",
+            " 5\r\n",
+            "11111111111111111\r\n",
+            "ffffffffffffffff\r\nx",
+            "5;\n\r\n",
+            "5;\0\r\n",
+            "5 \rx",
+            "0\r\nfolded: a\r\n b: c\r\n\r\n",
+            "0\r\n:no-name\r\n\r\n",
+            "0\r\nname : x\r\n\r\n",
+            "0\r\nname\r\n\r\n",
+            "0\r\n\n",
+        ] {
+            assert_eq!(scan(bad.as_bytes()), Err(BodyError::BadChunk), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn endless_framing_is_refused() {
+        assert_eq!(scan(format!("1;{}", "x".repeat(2000)).as_bytes()), Err(BodyError::BadChunk));
+        assert_eq!(scan(format!("0\r\n{}", "a: b\r\n".repeat(3000)).as_bytes()), Err(BodyError::BadChunk));
+    }
+
+    #[test]
+    fn an_early_end_is_seen() {
+        let mut scanner = BodyScanner::new(Framing::Length(5));
+        assert_eq!(scanner.take(b"abc"), Ok(3));
+        assert_eq!(scanner.end_of_input(), Err(BodyError::Truncated));
+        let mut scanner = BodyScanner::new(Framing::UntilClose);
+        assert_eq!(scanner.take(b"abc"), Ok(3));
+        assert_eq!(scanner.end_of_input(), Ok(()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_the_input_gives_the_same(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..50), 0..8), cut in any::<prop::sample::Index>()) {
+            let mut wire = Vec::new();
+            for chunk in &chunks {
+                wire.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+                wire.extend_from_slice(chunk);
+                wire.extend_from_slice(b"\r\n");
+            }
+            wire.extend_from_slice(b"0\r\n\r\n");
+            prop_assert_eq!(scan(&wire), Ok((wire.len(), true, chunks.concat())));
+            let cut = cut.index(wire.len());
+            let mut scanner = BodyScanner::new(Framing::Chunked);
+            prop_assert_eq!(scanner.take(&wire[..cut]), Ok(cut));
+            prop_assert_eq!(scanner.take(&wire[cut..]), Ok(wire.len() - cut));
+            prop_assert!(scanner.is_done());
+        }
+
+        #[test]
+        fn no_bytes_panic_the_scanner(input in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = scan(&input);
+        }
+    }
+}

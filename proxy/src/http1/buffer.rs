@@ -1,0 +1,100 @@
+//! Read buffers, lent out by the worker thread only for as long as there are bytes in them.
+//!
+//! A connection that waits holds no buffer at all, so that ten thousand idle clients cost ten thousand small structs.
+
+use std::cell::RefCell;
+
+/// Size of every buffer: large enough that big bodies cost few system calls, small enough to stay in the cache.
+pub const BUFFER_BYTES: usize = 64 << 10;
+
+/// Buffers kept by a thread for the next use; more than that are given back to the allocator.
+const MAX_KEPT: usize = 64;
+
+thread_local! {
+    static KEPT: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A fixed buffer with a filled part in the middle: `start..end` is what was read and not yet used.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Buffer {
+    /// An empty buffer from this thread's stock.
+    #[must_use]
+    pub fn take() -> Self {
+        let kept = KEPT.with(|kept| kept.borrow_mut().pop());
+        Self { bytes: kept.unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice()), start: 0, end: 0 }
+    }
+
+    /// What was read and not yet used.
+    #[must_use]
+    pub fn filled(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// Whether nothing is left to use.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Room for more, at the end. Empty buffers start over at the front.
+    pub fn room(&mut self) -> &mut [u8] {
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    /// `n` bytes were written into [`Buffer::room`].
+    pub fn grow(&mut self, n: usize) {
+        self.end = (self.end + n).min(self.bytes.len());
+    }
+
+    /// The first `n` bytes are used.
+    pub fn consume(&mut self, n: usize) {
+        self.start = (self.start + n).min(self.end);
+    }
+
+    /// Takes the bytes `from..to` of the filled part out, and closes the gap.
+    pub fn remove(&mut self, from: usize, to: usize) {
+        let (from, to) = (self.start + from, self.start + to);
+        self.bytes.copy_within(to..self.end, from);
+        self.end -= to - from;
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        // A thread that is ending has no stock any more; then the buffer is simply freed.
+        let _ = KEPT.try_with(|kept| {
+            let mut kept = kept.borrow_mut();
+            if kept.len() < MAX_KEPT {
+                kept.push(bytes);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_out_as_they_went_in() {
+        let mut buffer = Buffer::take();
+        buffer.room()[..6].copy_from_slice(b"abcdef");
+        buffer.grow(6);
+        buffer.consume(1);
+        buffer.remove(1, 3);
+        assert_eq!(buffer.filled(), b"bef");
+        buffer.consume(3);
+        assert!(buffer.is_empty());
+        assert_eq!(buffer.room().len(), BUFFER_BYTES);
+    }
+}

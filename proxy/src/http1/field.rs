@@ -1,0 +1,261 @@
+//! Header fields: where a head ends, which names matter, and lists of tokens.
+
+use std::ops::Range;
+
+/// More header fields than any real request has.
+pub const MAX_FIELDS: usize = 128;
+
+/// Empty lines before a request that are skipped (RFC 9112 §2.2 asks for at least one).
+const MAX_LEADING_LINES: u8 = 4;
+
+/// Part of a head, as offsets, so that it can be kept while the head is moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// Where `part` lies in `whole`; empty if it doesn't.
+    #[must_use]
+    pub fn of(part: &[u8], whole: &[u8]) -> Self {
+        let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
+        match start.checked_add(part.len()) {
+            Some(end) if end <= whole.len() => {
+                Self { start: u32::try_from(start).unwrap_or(0), end: u32::try_from(end).unwrap_or(0) }
+            }
+            _ => Self::default(),
+        }
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn of_head<'a>(&self, head: &'a [u8]) -> &'a [u8] {
+        head.get(self.start as usize..self.end as usize).unwrap_or_default()
+    }
+}
+
+/// A line of the head does not end in CR LF.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BareLineFeed;
+
+/// Finds the end of a head that comes in pieces, and refuses bare line feeds on the way.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HeadScanner {
+    start: usize,
+    line: usize,
+    seen: usize,
+    skipped: u8,
+}
+
+impl HeadScanner {
+    /// Looks at all bytes so far, of which earlier calls have seen a part. Returns the head, its empty line included.
+    ///
+    /// # Errors
+    /// A line ends in a bare line feed.
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<Option<Range<usize>>, BareLineFeed> {
+        for offset in memchr::memchr_iter(b'\n', &bytes[self.seen..]) {
+            let at = self.seen + offset;
+            if at == self.line || bytes[at - 1] != b'\r' {
+                return Err(BareLineFeed);
+            }
+            let empty = at == self.line + 1;
+            self.line = at + 1;
+            if empty && at == self.start + 1 && self.skipped < MAX_LEADING_LINES {
+                self.skipped += 1;
+                self.start = self.line;
+            } else if empty {
+                return Ok(Some(self.start..self.line));
+            }
+        }
+        self.seen = bytes.len();
+        Ok(None)
+    }
+}
+
+/// The fields that we read, replace or keep to ourselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Passed on as it is.
+    Other,
+    /// `Host`
+    Host,
+    /// `Content-Length`
+    ContentLength,
+    /// `Transfer-Encoding`
+    TransferEncoding,
+    /// `Connection`
+    Connection,
+    /// `Keep-Alive`
+    KeepAlive,
+    /// `Upgrade`
+    Upgrade,
+    /// `Expect`
+    Expect,
+    /// `TE`, `Proxy-Connection`: for the next hop only, and not passed on.
+    HopByHop,
+    /// `X-Request-Id`
+    RequestId,
+    /// `X-Forwarded-*`, `Forwarded`: what a client says there is not believed.
+    Forwarded,
+    /// `User-Agent`
+    UserAgent,
+    /// `Referer`
+    Referer,
+}
+
+/// Which of the known fields a name is.
+#[must_use]
+pub fn classify(name: &[u8]) -> Known {
+    let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
+    match name.len() {
+        2 if is("te") => Known::HopByHop,
+        4 if is("host") => Known::Host,
+        6 if is("expect") => Known::Expect,
+        7 if is("upgrade") => Known::Upgrade,
+        7 if is("referer") => Known::Referer,
+        9 if is("forwarded") => Known::Forwarded,
+        10 if is("connection") => Known::Connection,
+        10 if is("keep-alive") => Known::KeepAlive,
+        10 if is("user-agent") => Known::UserAgent,
+        12 if is("x-request-id") => Known::RequestId,
+        14 if is("content-length") => Known::ContentLength,
+        15 if is("x-forwarded-for") => Known::Forwarded,
+        16 if is("x-forwarded-host") || is("x-forwarded-port") => Known::Forwarded,
+        16 if is("proxy-connection") => Known::HopByHop,
+        17 if is("transfer-encoding") => Known::TransferEncoding,
+        17 if is("x-forwarded-proto") => Known::Forwarded,
+        _ => Known::Other,
+    }
+}
+
+/// The most names that a `Connection` field may nominate.
+const MAX_NOMINATED: usize = 8;
+
+/// What the `Connection` fields of a message say.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ConnectionOptions<'a> {
+    /// `close`
+    pub close: bool,
+    /// `keep-alive`
+    pub keep_alive: bool,
+    /// `upgrade`
+    pub upgrade: bool,
+    nominated: [&'a [u8]; MAX_NOMINATED],
+    nominations: usize,
+}
+
+/// A `Connection` field that can't be honoured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadConnection;
+
+impl<'a> ConnectionOptions<'a> {
+    /// Adds one `Connection` field.
+    ///
+    /// # Errors
+    /// It nominates a field that the message's meaning hangs on, or too many.
+    pub fn add(&mut self, value: &'a [u8]) -> Result<(), BadConnection> {
+        for token in tokens(value) {
+            match token {
+                _ if token.eq_ignore_ascii_case(b"close") => self.close = true,
+                _ if token.eq_ignore_ascii_case(b"keep-alive") => self.keep_alive = true,
+                _ if token.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
+                _ if classify(token) == Known::HopByHop => {}
+                _ if classify(token) == Known::Other && self.nominations < MAX_NOMINATED => {
+                    self.nominated[self.nominations] = token;
+                    self.nominations += 1;
+                }
+                _ => return Err(BadConnection),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a field is for this hop only (RFC 9110 §7.6.1).
+    #[must_use]
+    pub fn nominates(&self, name: &[u8]) -> bool {
+        self.nominated[..self.nominations].iter().any(|nominated| nominated.eq_ignore_ascii_case(name))
+    }
+}
+
+/// The members of a comma-separated list, without white space and empty ones.
+pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+/// A body length: digits and nothing else.
+#[must_use]
+pub fn parse_length(value: &[u8]) -> Option<u64> {
+    let fits = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+    fits.then(|| value.iter().fold(0, |length, digit| length * 10 + u64::from(digit - b'0')))
+}
+
+/// A byte of a token (RFC 9110 §5.6.2).
+#[must_use]
+pub fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Appends one header line.
+pub fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a number in decimal.
+pub fn write_number(out: &mut Vec<u8>, number: u64) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    let mut rest = number;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_found_however_it_is_cut() {
+        let head = b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\nbody";
+        for cut in 0..head.len() {
+            let mut scanner = HeadScanner::default();
+            let first = scanner.scan(&head[..cut]).unwrap();
+            let found = first.or_else(|| scanner.scan(head).unwrap());
+            assert_eq!(found, Some(2..head.len() - 4), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn bare_line_feeds_are_refused_at_once() {
+        for head in ["\n", "GET / HTTP/1.1\n", "GET / HTTP/1.1\r\nA: b\n"] {
+            assert_eq!(HeadScanner::default().scan(head.as_bytes()), Err(BareLineFeed), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_decimal() {
+        for number in [0, 7, 10, u64::MAX] {
+            let mut out = Vec::new();
+            write_number(&mut out, number);
+            assert_eq!(out, number.to_string().as_bytes());
+        }
+    }
+
+    #[test]
+    fn lengths_are_digits_only() {
+        assert_eq!(parse_length(b"10"), Some(10));
+        for bad in ["", "+1", "-1", " 1", "1 ", "0x1", "1,1", "9999999999999999999"] {
+            assert_eq!(parse_length(bad.as_bytes()), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! A client's request head: checked, understood, and written anew for the backend in the same pass.
+
+use std::mem::MaybeUninit;
+
+use super::body::Framing;
+use super::field::{self, ConnectionOptions, Known, MAX_FIELDS, Span, classify, write_field, write_number};
+use crate::observe::meters::METHODS;
+
+/// The longest request id that is taken over from a client.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// HTTP/1.0 or HTTP/1.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// No chunked bodies, no interim responses, one request a connection unless asked.
+    Http10,
+    /// The rest of the world.
+    Http11,
+}
+
+impl Version {
+    /// As the access log shows it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http10 => "HTTP/1.0",
+            Self::Http11 => "HTTP/1.1",
+        }
+    }
+}
+
+/// A request's method, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Method(usize);
+
+impl Method {
+    fn new(text: &str) -> Self {
+        Self(METHODS.iter().position(|&known| known == text).unwrap_or(METHODS.len() - 1))
+    }
+
+    /// Its index in [`METHODS`].
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0
+    }
+
+    /// Whether its response has no body.
+    #[must_use]
+    pub fn is_head(self) -> bool {
+        METHODS[self.0] == "HEAD"
+    }
+
+    /// Whether doing it twice does no harm by definition (RFC 9110 §9.2.1).
+    #[must_use]
+    pub fn is_safe(self) -> bool {
+        matches!(METHODS[self.0], "GET" | "HEAD" | "OPTIONS")
+    }
+}
+
+/// The id that follows a request through all logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestId {
+    /// The client sent a good one.
+    FromClient(Span),
+    /// Ours.
+    Made([u8; 32]),
+}
+
+impl RequestId {
+    /// A fresh one: 128 random bits, in hexadecimal.
+    #[must_use]
+    pub fn make() -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let random = fastrand::u128(..).to_le_bytes();
+        Self::Made(std::array::from_fn(|at| DIGITS[usize::from(random[at / 2] >> (4 * (at % 2)) & 15)]))
+    }
+
+    /// Its text.
+    #[must_use]
+    pub fn text<'a>(&'a self, head: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::FromClient(span) => span.of_head(head),
+            Self::Made(text) => text,
+        }
+    }
+}
+
+/// What we need to know of a request; the texts are spans of its head.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestHead {
+    /// Its method.
+    pub method: Method,
+    /// The method's text.
+    pub method_text: Span,
+    /// The target as the client wrote it.
+    pub target: Span,
+    /// Path and query.
+    pub path: Span,
+    /// The host, with its port if it has one; empty if there is none.
+    pub host: Span,
+    /// The client's version.
+    pub version: Version,
+    /// Where its body ends.
+    pub framing: Framing,
+    /// Whether the client wants to keep the connection.
+    pub keep_alive: bool,
+    /// Whether it waits for `100 Continue` before it sends its body.
+    pub expects_continue: bool,
+    /// Whether it asks for a WebSocket.
+    pub upgrade: bool,
+    /// Its id.
+    pub id: RequestId,
+    /// `User-Agent`, or empty.
+    pub user_agent: Span,
+    /// `Referer`, or empty.
+    pub referer: Span,
+}
+
+/// Why a request is refused. The connection is closed after the answer: where the request ends is not certain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadRequest {
+    /// 400.
+    #[error("{0}")]
+    Malformed(&'static str),
+    /// 405: `CONNECT` and `TRACE`.
+    #[error("the method is not allowed")]
+    Method,
+    /// 417.
+    #[error("only 100-continue can be expected")]
+    Expectation,
+    /// 431.
+    #[error("the request head is too large")]
+    TooLarge,
+    /// 501.
+    #[error("only the chunked transfer coding is supported")]
+    Coding,
+    /// 505.
+    #[error("only HTTP/1.0 and HTTP/1.1 are spoken here")]
+    Version,
+}
+
+impl BadRequest {
+    /// The status to answer with.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Malformed(_) => 400,
+            Self::Method => 405,
+            Self::Expectation => 417,
+            Self::TooLarge => 431,
+            Self::Coding => 501,
+            Self::Version => 505,
+        }
+    }
+}
+
+/// The fields of a head as they are counted up.
+#[derive(Default)]
+struct Facts<'a> {
+    host: Option<&'a [u8]>,
+    length: Option<u64>,
+    chunked: bool,
+    connection: ConnectionOptions<'a>,
+    websocket: bool,
+    expects_continue: bool,
+    id: Option<&'a [u8]>,
+    user_agent: &'a [u8],
+    referer: &'a [u8],
+}
+
+/// Understands a complete request head, and appends to `out` the head for the backend.
+///
+/// `client` is the client's address, for `X-Forwarded-For`.
+///
+/// # Errors
+/// Whatever is malformed, ambiguous or not allowed; `out` may hold a part of a head then.
+pub fn translate(head: &[u8], client: &str, out: &mut Vec<u8>) -> Result<RequestHead, BadRequest> {
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    let parsed =
+        httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut request, head, &mut fields);
+    match parsed {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Ok(_) => return Err(BadRequest::Malformed("malformed head")),
+        Err(httparse::Error::TooManyHeaders) => return Err(BadRequest::TooLarge),
+        Err(httparse::Error::Version) => return Err(BadRequest::Version),
+        Err(_) => return Err(BadRequest::Malformed("malformed head")),
+    }
+    let version = match request.version {
+        Some(1) => Version::Http11,
+        _ => Version::Http10,
+    };
+    let method_text = request.method.unwrap_or_default();
+    let target = request.path.unwrap_or_default();
+    let facts = read_fields(request.headers, version)?;
+    let (authority, path) = split_target(method_text, target)?;
+    let host = authority.map(str::as_bytes).or(facts.host);
+    if version == Version::Http11 && facts.host.is_none() {
+        return Err(BadRequest::Malformed("the Host field is missing"));
+    }
+    let host = host.unwrap_or_default();
+    if !host.iter().all(|&b| b.is_ascii_alphanumeric() || b"-._~:[]%".contains(&b)) {
+        return Err(BadRequest::Malformed("the host is malformed"));
+    }
+    let framing = match (facts.chunked, facts.length) {
+        (true, Some(_)) => return Err(BadRequest::Malformed("both Content-Length and Transfer-Encoding")),
+        (true, None) if version == Version::Http10 => {
+            return Err(BadRequest::Malformed("Transfer-Encoding in HTTP/1.0"));
+        }
+        (true, None) => Framing::Chunked,
+        (false, Some(length)) => Framing::Length(length),
+        (false, None) => Framing::None,
+    };
+    let has_body = !matches!(framing, Framing::None | Framing::Length(0));
+    let upgrade = facts.websocket
+        && facts.connection.upgrade
+        && version == Version::Http11
+        && method_text == "GET"
+        && !has_body;
+    let understood = RequestHead {
+        method: Method::new(method_text),
+        method_text: Span::of(method_text.as_bytes(), head),
+        target: Span::of(target.as_bytes(), head),
+        path: Span::of(path.as_bytes(), head),
+        host: Span::of(host, head),
+        version,
+        framing,
+        keep_alive: !facts.connection.close && (version == Version::Http11 || facts.connection.keep_alive),
+        expects_continue: facts.expects_continue && version == Version::Http11 && has_body,
+        upgrade,
+        id: facts.id.map_or_else(RequestId::make, |id| RequestId::FromClient(Span::of(id, head))),
+        user_agent: Span::of(facts.user_agent, head),
+        referer: Span::of(facts.referer, head),
+    };
+    // An empty path of an absolute target is "/".
+    let path = if path.is_empty() { "/" } else { path };
+    out.reserve(head.len() + 256);
+    for part in [method_text.as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\n"] {
+        out.extend_from_slice(part);
+    }
+    write_field(out, b"Host", host);
+    write_fields(request.headers, &facts.connection, &understood, out);
+    write_field(out, b"X-Forwarded-For", client.as_bytes());
+    write_field(out, b"X-Forwarded-Proto", b"http");
+    write_field(out, b"X-Forwarded-Host", host);
+    write_field(out, b"X-Request-Id", understood.id.text(head));
+    out.extend_from_slice(b"\r\n");
+    Ok(understood)
+}
+
+fn read_fields<'a>(fields: &[httparse::Header<'a>], version: Version) -> Result<Facts<'a>, BadRequest> {
+    let mut facts = Facts::default();
+    for field in fields {
+        let value = field.value;
+        match classify(field.name.as_bytes()) {
+            Known::Host if facts.host.is_some() => {
+                return Err(BadRequest::Malformed("more than one Host field"));
+            }
+            Known::Host => facts.host = Some(value),
+            Known::ContentLength if facts.length.is_some() => {
+                return Err(BadRequest::Malformed("more than one Content-Length field"));
+            }
+            Known::ContentLength => match field::parse_length(value) {
+                Some(length) => facts.length = Some(length),
+                None => return Err(BadRequest::Malformed("malformed Content-Length")),
+            },
+            Known::TransferEncoding if facts.chunked => {
+                return Err(BadRequest::Malformed("more than one Transfer-Encoding field"));
+            }
+            Known::TransferEncoding if value.eq_ignore_ascii_case(b"chunked") => facts.chunked = true,
+            Known::TransferEncoding => return Err(BadRequest::Coding),
+            Known::Connection => facts
+                .connection
+                .add(value)
+                .map_err(|_| BadRequest::Malformed("the Connection field names a field it must not"))?,
+            Known::Upgrade => facts.websocket = value.eq_ignore_ascii_case(b"websocket"),
+            Known::Expect if value.eq_ignore_ascii_case(b"100-continue") => facts.expects_continue = true,
+            // RFC 9110 §10.1.1: expectations of HTTP/1.0 are ignored.
+            Known::Expect if version == Version::Http10 => {}
+            Known::Expect => return Err(BadRequest::Expectation),
+            Known::RequestId => facts.id = facts.id.or_else(|| good_request_id(value).then_some(value)),
+            Known::UserAgent => facts.user_agent = value,
+            Known::Referer => facts.referer = value,
+            Known::KeepAlive | Known::HopByHop | Known::Forwarded | Known::Other => {}
+        }
+    }
+    Ok(facts)
+}
+
+fn write_fields(
+    fields: &[httparse::Header<'_>],
+    connection: &ConnectionOptions<'_>,
+    request: &RequestHead,
+    out: &mut Vec<u8>,
+) {
+    for field in fields {
+        let name = field.name.as_bytes();
+        match classify(name) {
+            Known::Expect if !request.expects_continue => {}
+            Known::Other | Known::UserAgent | Known::Referer | Known::Expect
+                if !connection.nominates(name) =>
+            {
+                write_field(out, name, field.value);
+            }
+            _ => {}
+        }
+    }
+    match request.framing {
+        Framing::Chunked => write_field(out, b"Transfer-Encoding", b"chunked"),
+        Framing::Length(length) => {
+            out.extend_from_slice(b"Content-Length: ");
+            write_number(out, length);
+            out.extend_from_slice(b"\r\n");
+        }
+        Framing::None | Framing::UntilClose => {}
+    }
+    if request.upgrade {
+        out.extend_from_slice(b"Connection: upgrade\r\nUpgrade: websocket\r\n");
+    }
+}
+
+/// Splits a target (RFC 9112 §3.2) into its authority, if it has one, and its path with query.
+fn split_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>, &'a str), BadRequest> {
+    if matches!(method, "CONNECT" | "TRACE") {
+        return Err(BadRequest::Method);
+    }
+    if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
+        return Ok((None, target));
+    }
+    let rest = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://")).map(|_| &target[7..]);
+    let rest = rest.ok_or(BadRequest::Malformed("the request target is malformed"))?;
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    if authority.is_empty() || !(path.is_empty() || path.starts_with('/')) {
+        return Err(BadRequest::Malformed("the request target is malformed"));
+    }
+    Ok((Some(authority), path))
+}
+
+fn good_request_id(value: &[u8]) -> bool {
+    let allowed = |&b: &u8| b.is_ascii_alphanumeric() || b"-_.=+/:@".contains(&b);
+    (1..=MAX_REQUEST_ID_BYTES).contains(&value.len()) && value.iter().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream(head: &str) -> Result<(RequestHead, String), BadRequest> {
+        let mut out = Vec::new();
+        let request = translate(head.as_bytes(), "192.0.2.7", &mut out)?;
+        Ok((request, String::from_utf8(out).unwrap()))
+    }
+
+    #[test]
+    fn what_the_backend_gets() {
+        let head = "POST /a?b=%zz HTTP/1.1\r\nHost: app.example\r\nUser-Agent: x\r\nX-MiXed: Kept \r\n\
+                    X-Forwarded-For: 6.6.6.6\r\nforwarded: for=6.6.6.6\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n\
+                    Keep-Alive: 5\r\nTE: trailers\r\nX-Request-Id: abc-1\r\nContent-Length: 3\r\n\r\n";
+        let (request, out) = upstream(head).unwrap();
+        assert_eq!(
+            out,
+            "POST /a?b=%zz HTTP/1.1\r\nHost: app.example\r\nUser-Agent: x\r\nX-MiXed: Kept\r\nContent-Length: 3\r\n\
+             X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: app.example\r\n\
+             X-Request-Id: abc-1\r\n\r\n"
+        );
+        assert!(request.keep_alive);
+        assert_eq!(request.framing, Framing::Length(3));
+        assert_eq!(request.path.of_head(head.as_bytes()), b"/a?b=%zz");
+    }
+
+    #[test]
+    fn an_absolute_target_names_the_host() {
+        let (request, out) =
+            upstream("GET http://a.example:8080/x?q HTTP/1.1\r\nHost: evil\r\n\r\n").unwrap();
+        assert!(out.starts_with("GET /x?q HTTP/1.1\r\nHost: a.example:8080\r\n"), "{out}");
+        assert!(!out.contains("evil"), "{out}");
+        assert!(request.keep_alive);
+        let (_, out) = upstream("GET http://a.example HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert!(out.starts_with("GET / HTTP/1.1\r\n"), "{out}");
+    }
+
+    #[test]
+    fn what_is_ambiguous_or_not_allowed_is_refused() {
+        for (head, status) in [
+            ("GET / HTTP/1.1\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+            ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\n folded: b\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                400,
+            ),
+            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", 501),
+            ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: content-length\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: x-forwarded-for\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n", 417),
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+            ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+            ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+            ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ] {
+            assert_eq!(upstream(head).map(|_| ()).unwrap_err().status(), status, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_websocket_is_an_upgrade() {
+        let head = |upgrade: &str, extra: &str| {
+            format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n{extra}\r\n")
+        };
+        let (request, out) = upstream(&head("WebSocket", "")).unwrap();
+        assert!(request.upgrade && out.contains("Connection: upgrade\r\nUpgrade: websocket\r\n"), "{out}");
+        for (upgrade, extra) in [("h2c", ""), ("websocket", "Content-Length: 1\r\n")] {
+            let (request, out) = upstream(&head(upgrade, extra)).unwrap();
+            assert!(!request.upgrade && !out.to_lowercase().contains("upgrade"), "{out}");
+        }
+    }
+
+    #[test]
+    fn request_ids_are_made_or_checked() {
+        for bad in ["", "a b", "ä", &"x".repeat(129), "a\"b"] {
+            let (request, _) =
+                upstream(&format!("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: {bad}\r\n\r\n")).unwrap();
+            assert!(matches!(request.id, RequestId::Made(_)), "{bad:?} was kept");
+        }
+        assert_ne!(RequestId::make(), RequestId::make());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic_the_parser(head in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            let _ = translate(&head, "", &mut Vec::new());
+        }
+    }
+}

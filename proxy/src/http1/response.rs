@@ -1,0 +1,310 @@
+//! A backend's response head: checked, understood, and written anew for the client in the same pass.
+
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use super::body::Framing;
+use super::field::{self, ConnectionOptions, Known, MAX_FIELDS, classify, tokens, write_field, write_number};
+use super::request::{RequestHead, Version};
+
+/// What a response is written for.
+#[derive(Debug, Clone, Copy)]
+pub struct Recipient<'a> {
+    /// The request that it answers.
+    pub request: &'a RequestHead,
+    /// The request's head.
+    pub request_head: &'a [u8],
+    /// Whether the client's connection may be kept.
+    pub keep_alive: bool,
+}
+
+/// What we need to know of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResponseHead {
+    /// Its status.
+    pub status: u16,
+    /// Where its body ends on the backend's side.
+    pub framing: Framing,
+    /// Whether the backend's connection can be used again.
+    pub upstream_keep_alive: bool,
+    /// How long the backend says it keeps an idle connection.
+    pub upstream_idle: Option<Duration>,
+    /// Whether the client was told that its connection will be kept.
+    pub client_keep_alive: bool,
+    /// Whether chunks must be unwrapped for a client that doesn't know them.
+    pub unchunk: bool,
+}
+
+impl ResponseHead {
+    /// Another response to the same request follows (RFC 9110 §15.2); `101` is the last one.
+    #[must_use]
+    pub fn is_interim(&self) -> bool {
+        (100..200).contains(&self.status) && self.status != 101
+    }
+
+    /// From here on the connection is a tunnel.
+    #[must_use]
+    pub fn is_tunnel(&self) -> bool {
+        self.status == 101
+    }
+}
+
+/// The backend's answer can't be understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadResponse(pub &'static str);
+
+#[derive(Default)]
+struct Facts<'a> {
+    length: Option<u64>,
+    chunked: bool,
+    connection: ConnectionOptions<'a>,
+    idle: Option<Duration>,
+    has_id: bool,
+    websocket: bool,
+}
+
+/// Understands a complete response head, and appends to `out` the head for the client. Of an interim response, nothing
+/// is appended for a client of HTTP/1.0, which knows none.
+///
+/// # Errors
+/// Whatever is malformed or ambiguous, or a `101` that nobody asked for; `out` may hold a part of a head then.
+pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<ResponseHead, BadResponse> {
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut response = httparse::Response::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+        &mut response,
+        head,
+        &mut fields,
+    );
+    match parsed {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        _ => return Err(BadResponse("malformed response head")),
+    }
+    let status = response.code.unwrap_or_default();
+    if !(100..600).contains(&status) {
+        return Err(BadResponse("the status is out of range"));
+    }
+    let http11 = response.version == Some(1);
+    let facts = read_fields(response.headers)?;
+    if status == 101 && !(to.request.upgrade && facts.websocket && facts.connection.upgrade) {
+        return Err(BadResponse("switched protocols unasked"));
+    }
+    let framing = framing(status, to.request, &facts)?;
+    let unchunk = framing == Framing::Chunked && to.request.version == Version::Http10;
+    let client_keep_alive = to.keep_alive && framing != Framing::UntilClose && !unchunk;
+    let understood = ResponseHead {
+        status,
+        framing,
+        upstream_keep_alive: framing != Framing::UntilClose
+            && !facts.connection.close
+            && (http11 || facts.connection.keep_alive),
+        upstream_idle: facts.idle,
+        client_keep_alive,
+        unchunk,
+    };
+    if understood.is_interim() && to.request.version == Version::Http10 {
+        return Ok(understood);
+    }
+    out.reserve(head.len() + 96);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    write_number(out, u64::from(status));
+    out.push(b' ');
+    out.extend_from_slice(response.reason.unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    write_fields(response.headers, &facts, &understood, out);
+    if !understood.is_interim() {
+        write_connection(to, &facts, &understood, out);
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(understood)
+}
+
+fn read_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<Facts<'a>, BadResponse> {
+    let mut facts = Facts::default();
+    for field in fields {
+        match classify(field.name.as_bytes()) {
+            Known::ContentLength => {
+                let length =
+                    field::parse_length(field.value).ok_or(BadResponse("malformed Content-Length"))?;
+                if facts.length.is_some_and(|other| other != length) {
+                    return Err(BadResponse("two different Content-Length fields"));
+                }
+                facts.length = Some(length);
+            }
+            Known::TransferEncoding if field.value.eq_ignore_ascii_case(b"chunked") && !facts.chunked => {
+                facts.chunked = true;
+            }
+            Known::TransferEncoding => return Err(BadResponse("a transfer coding other than chunked")),
+            Known::Connection => {
+                // A backend may nominate what it likes; what the message hangs on is kept all the same.
+                let _ = facts.connection.add(field.value);
+            }
+            Known::KeepAlive => facts.idle = keep_alive_timeout(field.value),
+            Known::Upgrade => facts.websocket |= field.value.eq_ignore_ascii_case(b"websocket"),
+            Known::RequestId => facts.has_id = true,
+            _ => {}
+        }
+    }
+    Ok(facts)
+}
+
+/// RFC 9112 §6.3, in its order.
+fn framing(status: u16, request: &RequestHead, facts: &Facts<'_>) -> Result<Framing, BadResponse> {
+    if status == 101 {
+        return Ok(Framing::UntilClose);
+    }
+    if request.method.is_head() || status < 200 || status == 204 || status == 304 {
+        return Ok(Framing::None);
+    }
+    match (facts.chunked, facts.length) {
+        (true, Some(_)) => Err(BadResponse("both Content-Length and Transfer-Encoding")),
+        (true, None) => Ok(Framing::Chunked),
+        (false, Some(length)) => Ok(Framing::Length(length)),
+        (false, None) => Ok(Framing::UntilClose),
+    }
+}
+
+fn write_fields(
+    fields: &[httparse::Header<'_>],
+    facts: &Facts<'_>,
+    response: &ResponseHead,
+    out: &mut Vec<u8>,
+) {
+    // RFC 9110 §8.6 and RFC 9112 §6.1: neither of the two in a 1xx or a 204.
+    let no_framing = response.status < 200 || response.status == 204;
+    let mut length_written = false;
+    for field in fields {
+        let name = field.name.as_bytes();
+        let keep = match classify(name) {
+            Known::Connection | Known::KeepAlive | Known::HopByHop => false,
+            Known::ContentLength => !no_framing && !std::mem::replace(&mut length_written, true),
+            Known::TransferEncoding => !no_framing && !response.unchunk,
+            // Also with 426, which says what to upgrade to.
+            Known::Upgrade => response.status == 101 || response.status == 426,
+            _ => !facts.connection.nominates(name),
+        };
+        if keep {
+            write_field(out, name, field.value);
+        }
+    }
+}
+
+fn write_connection(to: Recipient<'_>, facts: &Facts<'_>, response: &ResponseHead, out: &mut Vec<u8>) {
+    if !facts.has_id {
+        write_field(out, b"X-Request-Id", to.request.id.text(to.request_head));
+    }
+    if response.is_tunnel() {
+        out.extend_from_slice(b"Connection: upgrade\r\n");
+    } else if !response.client_keep_alive {
+        out.extend_from_slice(b"Connection: close\r\n");
+    } else if to.request.version == Version::Http10 {
+        out.extend_from_slice(b"Connection: keep-alive\r\n");
+    }
+}
+
+/// `Keep-Alive: timeout=5, max=100` → 5 s. Not in any RFC; Node, Apache and others send it.
+fn keep_alive_timeout(value: &[u8]) -> Option<Duration> {
+    let timeout = tokens(value).find_map(|token| token.strip_prefix(b"timeout="))?;
+    field::parse_length(timeout).map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http1::request;
+
+    fn client(
+        request_head: &str,
+        head: &str,
+        keep_alive: bool,
+    ) -> Result<(ResponseHead, String), BadResponse> {
+        let request = request::translate(request_head.as_bytes(), "", &mut Vec::new()).unwrap();
+        let to = Recipient { request: &request, request_head: request_head.as_bytes(), keep_alive };
+        let mut out = Vec::new();
+        let response = translate(head.as_bytes(), to, &mut out)?;
+        Ok((response, String::from_utf8(out).unwrap()))
+    }
+
+    const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: id\r\n\r\n";
+    const HEAD: &str = "HEAD / HTTP/1.1\r\nHost: a\r\nX-Request-Id: id\r\n\r\n";
+    const GET10: &str = "GET / HTTP/1.0\r\nConnection: keep-alive\r\nX-Request-Id: id\r\n\r\n";
+
+    #[test]
+    fn what_the_client_gets() {
+        let head = "HTTP/1.1 200 Fine\r\nContent-Length: 3\r\nX-MiXed: kept\r\nConnection: X-Hop\r\nX-Hop: 1\r\n\
+                    Keep-Alive: timeout=5, max=9\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\n";
+        let (response, out) = client(GET, head, true).unwrap();
+        assert_eq!(
+            out,
+            "HTTP/1.1 200 Fine\r\nContent-Length: 3\r\nX-MiXed: kept\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\
+             X-Request-Id: id\r\n\r\n"
+        );
+        assert!(response.upstream_keep_alive && response.client_keep_alive);
+        assert_eq!(response.upstream_idle, Some(Duration::from_secs(5)));
+        let (_, out) = client(GET, head, false).unwrap();
+        assert!(out.contains("Connection: close\r\n"), "{out}");
+    }
+
+    #[test]
+    fn where_the_body_ends() {
+        for (request, head, framing) in [
+            (GET, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n", Framing::Length(3)),
+            (GET, "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n", Framing::Chunked),
+            (GET, "HTTP/1.1 200 OK\r\n\r\n", Framing::UntilClose),
+            (GET, "HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n", Framing::None),
+            (GET, "HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", Framing::None),
+            (GET, "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", Framing::None),
+            (HEAD, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", Framing::None),
+        ] {
+            assert_eq!(client(request, head, true).unwrap().0.framing, framing, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn an_old_client_gets_no_chunks_and_no_interim_responses() {
+        let (response, out) =
+            client(GET10, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", true).unwrap();
+        assert!(response.unchunk && !response.client_keep_alive);
+        assert!(!out.contains("chunked") && out.contains("Connection: close"), "{out}");
+        let (_, out) = client(GET10, "HTTP/1.1 100 Continue\r\n\r\n", true).unwrap();
+        assert_eq!(out, "");
+        let (_, out) = client(GET10, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", true).unwrap();
+        assert!(out.contains("Connection: keep-alive"), "{out}");
+    }
+
+    #[test]
+    fn what_is_ambiguous_is_refused() {
+        for head in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+            "HTTP/1.1 999 Odd\r\n\r\n",
+            "HTTP/1.1 099 Odd\r\n\r\n",
+            "ICY 200 OK\r\n\r\n",
+        ] {
+            assert!(client(GET, head, true).is_err(), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn an_upgrade_is_passed_on() {
+        let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                    Sec-WebSocket-Accept: x\r\n\r\n";
+        let (response, out) = client(request, head, true).unwrap();
+        assert!(response.is_tunnel() && !response.upstream_keep_alive);
+        assert!(out.contains("Upgrade: websocket\r\n") && out.contains("Connection: upgrade\r\n"), "{out}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic_the_parser(head in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            let request = request::translate(GET.as_bytes(), "", &mut Vec::new()).unwrap();
+            let to = Recipient { request: &request, request_head: GET.as_bytes(), keep_alive: true };
+            let _ = translate(&head, to, &mut Vec::new());
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The front door: moves traffic between the backends of a service in one atomic act, loses nothing, and knows at
+//! every moment how many exchanges each backend holds.
+//!
+//! In reading order: [`config`] says what there is; [`switching`] decides which backend gets a request, and counts;
+//! [`http1`] understands messages; [`front`] carries them; [`health`] probes; [`state`] remembers; [`observe`] tells;
+//! [`admin`] takes orders; [`run`] puts it all together; [`cli`] is what an operator types.
+
+pub mod admin;
+pub mod cli;
+pub mod config;
+pub mod fault;
+pub mod front;
+pub mod health;
+pub mod http1;
+pub mod observe;
+pub mod run;
+pub mod state;
+pub mod switching;

@@ -1,0 +1,7 @@
+//! What an operator sees: counters, the Prometheus text made from them, and the access log.
+
+pub mod access_log;
+pub mod line;
+pub mod meters;
+pub mod metrics;
+pub mod termination;

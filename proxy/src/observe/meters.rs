@@ -1,0 +1,307 @@
+//! Counters of the data path: plain atomics, one set for each worker, summed up only when somebody scrapes.
+//!
+//! Counting an exchange is a handful of relaxed additions on cache lines that no other thread writes. Labels are
+//! indices into closed sets, so nothing that a client sends can become a label.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use uh_protocol::{BackendName, ServiceName};
+
+/// The methods that are told apart; any other is `OTHER`.
+pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "OTHER"];
+
+/// The status codes that are told apart: those registered with IANA, and nginx's 499 for a client that left. Any
+/// other is counted under the first of its hundred.
+pub const CODES: [u16; 67] = [
+    100, 101, 102, 103, 200, 201, 202, 203, 204, 205, 206, 207, 208, 226, 300, 301, 302, 303, 304, 305, 307,
+    308, 400, 401, 402, 403, 404, 405, 406, 407, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417, 418, 421,
+    422, 423, 424, 425, 426, 428, 429, 431, 451, 499, 500, 501, 502, 503, 504, 505, 506, 507, 508, 510, 511,
+    520, 521, 522, 523,
+];
+
+/// Upper bounds of the duration histograms, in seconds.
+pub const BOUNDS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+const BOUNDS_US: [u64; 16] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000, 30_000_000, 60_000_000,
+];
+
+/// For every status code from 0 to 599, its place in [`CODES`].
+const CODE_INDEX: [u8; 600] = {
+    let mut table = [0u8; 600];
+    let mut code = 0;
+    while code < 600 {
+        let hundred = if code < 100 { 500 } else { code - code % 100 };
+        let mut place = 0;
+        while place < CODES.len() {
+            if CODES[place] as usize == hundred {
+                table[code] = place as u8;
+            }
+            place += 1;
+        }
+        let mut place = 0;
+        while place < CODES.len() {
+            if CODES[place] as usize == code {
+                table[code] = place as u8;
+            }
+            place += 1;
+        }
+        code += 1;
+    }
+    table
+};
+
+/// Why an exchange was tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryReason {
+    /// The pooled connection was dead.
+    StaleConnection,
+    /// The endpoint could not be reached, and there was another.
+    ConnectFailed,
+}
+
+/// All reasons, by their index.
+pub const RETRY_REASONS: [&str; 2] = ["stale_connection", "connect_failed"];
+
+/// A histogram over [`BOUNDS`].
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    /// Counts one observation.
+    pub fn observe(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let place = BOUNDS_US.iter().position(|&bound| us <= bound).unwrap_or(BOUNDS.len());
+        add(&self.buckets[place], 1);
+        add(&self.sum_us, us);
+    }
+
+    /// Adds up the cumulative counts into `into`, and returns the sum in microseconds.
+    fn read(&self, into: &mut [u64; BOUNDS.len() + 1]) -> u64 {
+        let mut cumulative = 0;
+        for (bucket, total) in self.buckets.iter().zip(into) {
+            cumulative += bucket.load(Ordering::Relaxed);
+            *total += cumulative;
+        }
+        self.sum_us.load(Ordering::Relaxed)
+    }
+}
+
+fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+/// One worker's counters for one backend.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct BackendLane {
+    requests: [[AtomicU64; CODES.len()]; METHODS.len()],
+    /// From a request's head to its response's last byte.
+    pub duration: Histogram,
+    /// Of upstream connection attempts that succeeded.
+    pub connect: Histogram,
+    retries: [AtomicU64; RETRY_REASONS.len()],
+    cut: AtomicU64,
+}
+
+impl BackendLane {
+    fn new() -> Self {
+        Self {
+            requests: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
+            duration: Histogram::default(),
+            connect: Histogram::default(),
+            retries: std::array::from_fn(|_| AtomicU64::new(0)),
+            cut: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a finished exchange. `method` is an index into [`METHODS`].
+    pub fn exchange(&self, method: usize, status: u16, took: Duration) {
+        let code = usize::from(CODE_INDEX.get(usize::from(status)).copied().unwrap_or(CODE_INDEX[500]));
+        add(&self.requests[method.min(METHODS.len() - 1)][code], 1);
+        self.duration.observe(took);
+    }
+
+    /// Counts a retry.
+    pub fn retried(&self, reason: RetryReason) {
+        add(&self.retries[reason as usize], 1);
+    }
+
+    /// Counts an exchange that a drain or the end of the process cut.
+    pub fn was_cut(&self) {
+        add(&self.cut, 1);
+    }
+}
+
+/// All workers' counters for one backend. They outlive its registrations and activations.
+#[derive(Debug)]
+pub struct BackendMeters {
+    /// The service.
+    pub service: ServiceName,
+    /// The backend.
+    pub backend: BackendName,
+    lanes: Box<[BackendLane]>,
+    /// Upstream connections that are open, idle ones included.
+    pub connections: AtomicU64,
+}
+
+/// What a scrape reads of one backend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackendReading {
+    /// By method and code, without those never seen.
+    pub requests: Vec<(&'static str, u16, u64)>,
+    /// Request durations.
+    pub duration: HistogramReading,
+    /// Connect durations.
+    pub connect: HistogramReading,
+    /// By reason.
+    pub retries: [u64; RETRY_REASONS.len()],
+    /// Exchanges cut.
+    pub cut: u64,
+}
+
+/// What a scrape reads of a histogram.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HistogramReading {
+    /// Cumulative, by bound; the last one is the count.
+    pub cumulative: [u64; BOUNDS.len() + 1],
+    /// In seconds.
+    pub sum: f64,
+}
+
+impl BackendMeters {
+    fn new(service: &ServiceName, backend: &BackendName, workers: usize) -> Self {
+        Self {
+            service: service.clone(),
+            backend: backend.clone(),
+            lanes: (0..workers.max(1)).map(|_| BackendLane::new()).collect(),
+            connections: AtomicU64::new(0),
+        }
+    }
+
+    /// A worker's counters.
+    pub fn lane(&self, worker: usize) -> &BackendLane {
+        &self.lanes[worker % self.lanes.len()]
+    }
+
+    /// Sums up all workers.
+    pub fn read(&self) -> BackendReading {
+        let mut requests = Vec::new();
+        for (method, name) in METHODS.iter().enumerate() {
+            for (place, code) in CODES.iter().enumerate() {
+                let count = self.total(|lane| &lane.requests[method][place]);
+                if count > 0 {
+                    requests.push((*name, *code, count));
+                }
+            }
+        }
+        BackendReading {
+            requests,
+            duration: self.histogram(|lane| &lane.duration),
+            connect: self.histogram(|lane| &lane.connect),
+            retries: std::array::from_fn(|reason| self.total(|lane| &lane.retries[reason])),
+            cut: self.total(|lane| &lane.cut),
+        }
+    }
+
+    fn total(&self, counter: impl Fn(&BackendLane) -> &AtomicU64) -> u64 {
+        self.lanes.iter().map(|lane| counter(lane).load(Ordering::Relaxed)).sum()
+    }
+
+    fn histogram(&self, histogram: impl Fn(&BackendLane) -> &Histogram) -> HistogramReading {
+        let mut cumulative = [0; BOUNDS.len() + 1];
+        let sum_us: u64 = self.lanes.iter().map(|lane| histogram(lane).read(&mut cumulative)).sum();
+        HistogramReading { cumulative, sum: Duration::from_micros(sum_us).as_secs_f64() }
+    }
+}
+
+/// One worker's counters that belong to no backend.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerMeters {
+    /// Client connections, open.
+    pub client_open: AtomicU64,
+    /// Of these, those that carry a request.
+    pub client_active: AtomicU64,
+    /// Client connections accepted since the start.
+    pub accepted: AtomicU64,
+    /// Requests answered by ourselves before any backend was picked.
+    pub unrouted: AtomicU64,
+    /// Access log lines lost because the disk could not keep up.
+    pub log_lines_lost: AtomicU64,
+}
+
+/// All counters of the data path.
+#[derive(Debug)]
+pub struct Meters {
+    workers: Box<[WorkerMeters]>,
+    backends: Mutex<Vec<Arc<BackendMeters>>>,
+}
+
+impl Meters {
+    /// Counters for this many workers.
+    #[must_use]
+    pub fn new(workers: usize) -> Self {
+        Self {
+            workers: (0..workers.max(1)).map(|_| WorkerMeters::default()).collect(),
+            backends: Mutex::default(),
+        }
+    }
+
+    /// A worker's own counters.
+    pub fn worker(&self, worker: usize) -> &WorkerMeters {
+        &self.workers[worker % self.workers.len()]
+    }
+
+    /// Sums up one counter over all workers.
+    pub fn sum(&self, counter: impl Fn(&WorkerMeters) -> &AtomicU64) -> u64 {
+        self.workers.iter().map(|worker| counter(worker).load(Ordering::Relaxed)).sum()
+    }
+
+    /// The counters of a backend, made at first use.
+    pub fn backend(&self, service: &ServiceName, backend: &BackendName) -> Arc<BackendMeters> {
+        let mut backends = self.backends.lock();
+        if let Some(found) = backends.iter().find(|m| m.service == *service && m.backend == *backend) {
+            return Arc::clone(found);
+        }
+        let meters = Arc::new(BackendMeters::new(service, backend, self.workers.len()));
+        backends.push(Arc::clone(&meters));
+        meters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_a_place() {
+        for code in CODES {
+            assert_eq!(CODES[usize::from(CODE_INDEX[usize::from(code)])], code);
+        }
+        assert_eq!(CODES[usize::from(CODE_INDEX[299])], 200);
+        assert_eq!(CODES[usize::from(CODE_INDEX[0])], 500);
+    }
+
+    #[test]
+    fn a_histogram_is_cumulative() {
+        let meters = BackendMeters::new(&"app".parse().unwrap(), &"blue".parse().unwrap(), 2);
+        meters.lane(0).exchange(0, 200, Duration::from_millis(1));
+        meters.lane(1).exchange(0, 200, Duration::from_millis(3));
+        meters.lane(1).exchange(7, 777, Duration::from_secs(100));
+        let reading = meters.read();
+        assert_eq!(reading.requests, vec![("GET", 200, 2), ("OTHER", 500, 1)]);
+        assert_eq!(reading.duration.cumulative[1], 1);
+        assert_eq!(reading.duration.cumulative[3], 2);
+        assert_eq!(reading.duration.cumulative[BOUNDS.len()], 3);
+        assert!((reading.duration.sum - 100.004).abs() < 1e-9);
+    }
+}

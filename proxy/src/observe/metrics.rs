@@ -1,0 +1,311 @@
+//! The Prometheus text. What can be derived is derived at the scrape, from the switchboard and the data path's
+//! counters, so that no gauge can be stale; only rare events have metrics of their own.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+use uh_protocol::{BackendName, ServiceName};
+
+use super::meters::{BOUNDS, HistogramReading, Meters, RETRY_REASONS};
+use crate::front::Board;
+use crate::state::keeper::Keeper;
+use crate::switching::{Health, LanePayload as _};
+
+/// Buckets for the swap: it takes microseconds.
+const SWAP_BUCKETS: [f64; 8] = [1e-6, 2.5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2, 1e-1];
+
+/// Buckets for drains: from at once to the longest that anybody waits for.
+const DRAIN_BUCKETS: [f64; 9] = [0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
+
+/// Makes the Prometheus text.
+pub struct Metrics {
+    board: Arc<Board>,
+    meters: Arc<Meters>,
+    keeper: Arc<Keeper>,
+    events: Registry,
+    switches: IntCounterVec,
+    swap: HistogramVec,
+    drains: HistogramVec,
+}
+
+/// How a switch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SwitchResult {
+    /// Traffic has moved.
+    Switched,
+    /// It was active already.
+    Unchanged,
+    /// It was refused.
+    Refused,
+}
+
+impl SwitchResult {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Switched => "switched",
+            Self::Unchanged => "unchanged",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl Metrics {
+    /// Metrics of this front door.
+    ///
+    /// # Errors
+    /// A metric is defined wrongly.
+    pub fn new(board: Arc<Board>, meters: Arc<Meters>, keeper: Arc<Keeper>) -> prometheus::Result<Self> {
+        let switches = IntCounterVec::new(
+            Opts::new("uh_proxy_switches_total", "Switches asked for, by result."),
+            &["service", "from", "to", "result"],
+        )?;
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            HistogramOpts::new(name, help).buckets(buckets.to_vec())
+        };
+        let swap = HistogramVec::new(
+            histogram(
+                "uh_proxy_switch_duration_seconds",
+                "Time that moving the traffic took.",
+                &SWAP_BUCKETS,
+            ),
+            &["service"],
+        )?;
+        let drains = HistogramVec::new(
+            histogram("uh_proxy_drain_duration_seconds", "Time that drains took.", &DRAIN_BUCKETS),
+            &["service", "backend"],
+        )?;
+        let events = Registry::new();
+        events.register(Box::new(switches.clone()))?;
+        events.register(Box::new(swap.clone()))?;
+        events.register(Box::new(drains.clone()))?;
+        Ok(Self { board, meters, keeper, events, switches, swap, drains })
+    }
+
+    /// Counts a switch. `from` and `to` are names of backends that exist.
+    pub fn switched(
+        &self,
+        service: &ServiceName,
+        from: &BackendName,
+        to: &BackendName,
+        result: SwitchResult,
+        swap_took: Duration,
+    ) {
+        let labels = [service.as_str(), from.as_str(), to.as_str(), result.label()];
+        self.switches.with_label_values(&labels).inc();
+        if result == SwitchResult::Switched {
+            self.swap.with_label_values(&[service.as_str()]).observe(swap_took.as_secs_f64());
+        }
+    }
+
+    /// Counts a drain.
+    pub fn drained(&self, service: &ServiceName, backend: &BackendName, took: Duration) {
+        self.drains.with_label_values(&[service.as_str(), backend.as_str()]).observe(took.as_secs_f64());
+    }
+
+    /// The text of a scrape.
+    ///
+    /// # Errors
+    /// The encoder refuses; it has no reason to.
+    pub fn text(&self) -> prometheus::Result<String> {
+        let mut families = self.events.gather();
+        families.extend(self.process());
+        families.extend(self.backends());
+        families.retain(|family| !family.get_metric().is_empty());
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        TextEncoder::new().encode_to_string(&families)
+    }
+
+    fn process(&self) -> Vec<MetricFamily> {
+        let open = self.meters.sum(|worker| &worker.client_open);
+        let active = self.meters.sum(|worker| &worker.client_active).min(open);
+        let mut connections =
+            Family::gauge("client_connections", "Client connections, by whether they carry a request.");
+        connections.add(&[("state", "active")], active as f64);
+        connections.add(&[("state", "idle")], (open - active) as f64);
+        let counter = |name, help, value: u64| {
+            let mut family = Family::counter(name, help);
+            family.add(&[], value as f64);
+            family.done()
+        };
+        let mut persisted = Family::gauge("state_persisted", "Whether the routing in force is on disk.");
+        persisted.add(&[], f64::from(u8::from(self.keeper.is_persisted())));
+        let mut generation =
+            Family::gauge("generation", "Number of the routing in force; grows by one at every change.");
+        generation.add(&[], self.board.snapshot().generation as f64);
+        let mut build = Family::gauge("build_info", "Always 1; the version is the label.");
+        build.add(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+        vec![
+            connections.done(),
+            counter(
+                "client_connections_accepted_total",
+                "Client connections accepted.",
+                self.meters.sum(|w| &w.accepted),
+            ),
+            counter(
+                "unrouted_requests_total",
+                "Requests answered by the front door itself before a backend was picked.",
+                self.meters.sum(|w| &w.unrouted),
+            ),
+            counter(
+                "access_log_lines_lost_total",
+                "Access log lines lost because they could not be written in time.",
+                self.meters.sum(|w| &w.log_lines_lost),
+            ),
+            persisted.done(),
+            generation.done(),
+            build.done(),
+        ]
+    }
+
+    fn backends(&self) -> Vec<MetricFamily> {
+        let mut in_flight =
+            Family::gauge("backend_requests_in_flight", "Requests in flight, tunnels not counted.");
+        let mut tunnels = Family::gauge("backend_tunnels", "Upgraded connections in flight.");
+        let mut connections =
+            Family::gauge("backend_connections", "Upstream connections, by whether they carry an exchange.");
+        let mut active = Family::gauge("backend_active", "Whether the backend gets new requests.");
+        let mut healthy = Family::gauge("backend_healthy", "Whether the backend's probes are good.");
+        let mut last_switch =
+            Family::gauge("last_switch_timestamp_seconds", "When the active backend last changed.");
+        let mut requests =
+            Family::counter("requests_total", "Exchanges that ended, by status code and method.");
+        let mut duration = Family::histogram(
+            "request_duration_seconds",
+            "From a request's head to its response's last byte.",
+        );
+        let mut connect = Family::histogram(
+            "upstream_connect_duration_seconds",
+            "Time that upstream connections took to open.",
+        );
+        let mut retries = Family::counter("retries_total", "Exchanges tried again, by reason.");
+        let mut cut =
+            Family::counter("drain_cut_total", "Exchanges cut by a drain or by the end of the process.");
+        let snapshot = self.board.snapshot();
+        for state in &snapshot.services {
+            let service = state.config.name.as_str();
+            if let Some(at) = state.last_switch {
+                last_switch.add(&[("service", service)], at.as_millisecond() as f64 / 1000.0);
+            }
+            for backend in &state.backends {
+                let meters = self.meters.backend(&state.config.name, &backend.name);
+                let reading = meters.read();
+                let holding = self.board.holding(&state.config, &backend.name);
+                let is_active = state.active_backend().name == backend.name;
+                let idle: usize =
+                    if is_active { state.active.lanes().map(|lane| lane.payload().idle()).sum() } else { 0 };
+                let open = meters.connections.load(Ordering::Relaxed);
+                let labels = [("service", service), ("backend", backend.name.as_str())];
+                let with = |name: &'static str, value: &'static str| [labels[0], labels[1], (name, value)];
+                in_flight.add(&labels, holding.requests as f64);
+                tunnels.add(&labels, holding.tunnels as f64);
+                connections.add(&with("state", "active"), open.saturating_sub(idle as u64) as f64);
+                connections.add(&with("state", "idle"), idle as f64);
+                active.add(&labels, f64::from(u8::from(is_active)));
+                let is_healthy = matches!(backend.health(), Health::Healthy | Health::NotProbed);
+                healthy.add(&labels, f64::from(u8::from(is_healthy)));
+                for (method, code, count) in &reading.requests {
+                    let code = code.to_string();
+                    requests.add(&[labels[0], labels[1], ("code", &code), ("method", method)], *count as f64);
+                }
+                duration.add_histogram(&labels, &reading.duration);
+                connect.add_histogram(&labels, &reading.connect);
+                for (reason, count) in RETRY_REASONS.iter().zip(reading.retries) {
+                    retries.add(&with("reason", reason), count as f64);
+                }
+                cut.add(&labels, reading.cut as f64);
+            }
+        }
+        [
+            in_flight,
+            tunnels,
+            connections,
+            active,
+            healthy,
+            last_switch,
+            requests,
+            duration,
+            connect,
+            retries,
+            cut,
+        ]
+        .map(Family::done)
+        .into()
+    }
+}
+
+/// A metric family in the making.
+struct Family {
+    kind: MetricType,
+    family: MetricFamily,
+    metrics: Vec<Metric>,
+}
+
+impl Family {
+    fn new(name: &str, help: &str, kind: MetricType) -> Self {
+        let mut family = MetricFamily::default();
+        family.set_name(format!("uh_proxy_{name}"));
+        family.set_help(help.to_owned());
+        family.set_field_type(kind);
+        Self { kind, family, metrics: Vec::new() }
+    }
+
+    fn gauge(name: &str, help: &str) -> Self {
+        Self::new(name, help, MetricType::GAUGE)
+    }
+
+    fn counter(name: &str, help: &str) -> Self {
+        Self::new(name, help, MetricType::COUNTER)
+    }
+
+    fn histogram(name: &str, help: &str) -> Self {
+        Self::new(name, help, MetricType::HISTOGRAM)
+    }
+
+    fn add(&mut self, labels: &[(&str, &str)], value: f64) {
+        let mut metric = labelled(labels);
+        if self.kind == MetricType::COUNTER {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        self.metrics.push(metric);
+    }
+
+    fn add_histogram(&mut self, labels: &[(&str, &str)], reading: &HistogramReading) {
+        let bucket = |(bound, count): (&f64, &u64)| {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(*bound);
+            bucket.set_cumulative_count(*count);
+            bucket
+        };
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(BOUNDS.iter().zip(&reading.cumulative).map(bucket).collect());
+        histogram.set_sample_count(reading.cumulative[BOUNDS.len()]);
+        histogram.set_sample_sum(reading.sum);
+        let mut metric = labelled(labels);
+        metric.set_histogram(histogram);
+        self.metrics.push(metric);
+    }
+
+    fn done(mut self) -> MetricFamily {
+        self.family.set_metric(self.metrics);
+        self.family
+    }
+}
+
+fn labelled(labels: &[(&str, &str)]) -> Metric {
+    let pair = |(name, value): &(&str, &str)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).to_owned());
+        pair.set_value((*value).to_owned());
+        pair
+    };
+    Metric::from_label(labels.iter().map(pair).collect())
+}

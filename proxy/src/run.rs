@@ -1,0 +1,326 @@
+//! Puts the front door together, runs it, and takes it down again.
+//!
+//! ```text
+//! main thread     signals, the order of starting and stopping
+//! worker-0..n     client connections (front)
+//! admin           admin API, metrics, probes
+//! state           writes the state file
+//! access-log      writes the access log
+//! ```
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tokio::sync::watch;
+
+use crate::admin::control::Control;
+use crate::admin::server;
+use crate::admin::socket::{Access, AdminSocket, SocketError};
+use crate::config::{Config, Server};
+use crate::front::Board;
+use crate::front::attention::{Bell, Stage};
+use crate::front::pool::IdlePool;
+use crate::front::upstream::Connector;
+use crate::front::worker::{self, Worker};
+use crate::health::prober::{self, HealthNews};
+use crate::observe::access_log::{self, LogLane};
+use crate::observe::meters::Meters;
+use crate::observe::metrics::Metrics;
+use crate::state::file::StateFile;
+use crate::state::keeper::Keeper;
+use crate::state::store::{Store, StoreError};
+
+/// After exchanges in flight have been cut, how long their connections may take to end.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// Why the front door did not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A listening address can't be had.
+    #[error("cannot listen on {address} ({key})")]
+    Bind {
+        /// The address.
+        address: String,
+        /// The configuration's key.
+        key: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The admin socket can't be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The state file can't be had.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The system refuses something else.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Metrics are defined wrongly.
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
+    /// A worker thread ended by itself.
+    #[error("a worker thread ended unexpectedly")]
+    WorkerLost,
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
+    move |source| RunError::System { what, source }
+}
+
+/// Everything that must be had before the first request: if one of them can't be, nothing has begun.
+struct Bound {
+    listeners: Vec<TcpListener>,
+    metrics: Option<TcpListener>,
+    admin: AdminSocket,
+    store: Store,
+    signals: Signals,
+}
+
+/// Runs the front door until it is told to stop.
+///
+/// # Errors
+/// It can't start; then nothing has begun. Or a worker thread has died.
+pub fn run(config: &Config) -> Result<(), RunError> {
+    let started = Instant::now();
+    let bound = bind(&config.server)?;
+    let descriptors = raise_descriptor_limit();
+    let loaded = bound.store.load();
+    for warning in &loaded.warnings {
+        tracing::warn!("state: {warning}");
+    }
+    let workers = config.server.threads;
+    let meters = Arc::new(Meters::new(workers));
+    let board = Arc::new(board(config, loaded.state.as_ref(), workers, &meters));
+    let keeper = Arc::new(Keeper::start(bound.store).map_err(system("start the state thread"))?);
+    let bells: Vec<Arc<Bell>> = (0..workers).map(|_| Arc::default()).collect();
+    let (lanes, log_writer) = access_log::start(&config.server.access_log, workers, &meters)
+        .map_err(system("open the access log"))?;
+    let (stop, stopped) = watch::channel(false);
+    let listen = addresses(&bound.listeners)?;
+    let control = Arc::new(Control {
+        metrics: Metrics::new(Arc::clone(&board), Arc::clone(&meters), Arc::clone(&keeper))?,
+        board: Arc::clone(&board),
+        keeper,
+        meters: Arc::clone(&meters),
+        bells: bells.clone(),
+        news: Arc::default(),
+        started,
+        listen: listen.clone(),
+        metrics_address: bound.metrics.as_ref().and_then(|m| m.local_addr().ok()).map(|a| a.to_string()),
+        warnings: loaded.warnings,
+    });
+    // The state on disk is brought in line with what is served from the first moment on.
+    control.persist_later();
+    let (events, inbox) = channel();
+    let threads = start_workers(config, &board, &meters, &bells, lanes, &bound.listeners, &stopped)?;
+    start_joiner(threads, log_writer, events.clone()).map_err(system("start a thread"))?;
+    start_signals(bound.signals, events).map_err(system("start a thread"))?;
+    let admin = bound.admin.listener().map_err(system("share the admin socket"))?;
+    start_admin(admin, bound.metrics, &control, &config.server).map_err(system("start the admin thread"))?;
+    // The workers have listening sockets of their own: when they close theirs, the port is closed.
+    drop(bound.listeners);
+    for state in &board.snapshot().services {
+        tracing::info!(service = %state.config.name, active = %state.active_backend().name, "serving");
+    }
+    tracing::info!(listen = ?listen, workers, descriptors, pid = std::process::id(), "ready");
+    supervise(&inbox, &stop, &bells, &meters, config.server.shutdown_timeout)
+}
+
+fn bind(server: &Server) -> Result<Bound, RunError> {
+    let listen = |address: &std::net::SocketAddr, key| {
+        worker::bind(*address).map_err(|source| RunError::Bind { address: address.to_string(), key, source })
+    };
+    let signals = Signals::new([SIGTERM, SIGINT]).map_err(system("handle signals"))?;
+    let access = if server.admin_users.is_empty() { Access::Owner } else { Access::Listed };
+    Ok(Bound {
+        listeners: server
+            .listen
+            .iter()
+            .map(|address| listen(address, "server.listen"))
+            .collect::<Result<_, _>>()?,
+        metrics: server.metrics.as_ref().map(|address| listen(address, "server.metrics")).transpose()?,
+        admin: AdminSocket::bind(&server.admin_socket, access)?,
+        store: Store::open(&server.state_file)?,
+        signals,
+    })
+}
+
+/// Raises the soft limit of file descriptors to the hard one: each client and each backend connection takes one.
+fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of file descriptors");
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+fn board(config: &Config, state: Option<&StateFile>, workers: usize, meters: &Arc<Meters>) -> Board {
+    let first = config.services.first().map(|service| service.name.clone());
+    let restored = |service: &crate::config::Service| {
+        let restored = state.map(|state| state.restored(service, Some(&service.name) == first.as_ref()));
+        restored.unwrap_or_default()
+    };
+    let generation = state.map_or(0, |state| state.generation);
+    Board::new(&config.services, restored, generation, workers, Arc::clone(meters), |backend| {
+        IdlePool::new(backend)
+    })
+}
+
+fn addresses(listeners: &[TcpListener]) -> Result<Vec<String>, RunError> {
+    let address = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string());
+    listeners.iter().map(address).collect::<io::Result<_>>().map_err(system("tell the bound addresses"))
+}
+
+#[allow(clippy::too_many_arguments, reason = "these are the parts of a worker, each made elsewhere")]
+fn start_workers(
+    config: &Config,
+    board: &Arc<Board>,
+    meters: &Arc<Meters>,
+    bells: &[Arc<Bell>],
+    lanes: Vec<LogLane>,
+    listeners: &[TcpListener],
+    stopped: &watch::Receiver<bool>,
+) -> Result<Vec<JoinHandle<()>>, RunError> {
+    let worker = |(index, (log, bell)): (usize, (LogLane, &Arc<Bell>))| {
+        let worker = Worker {
+            index,
+            board: Arc::clone(board),
+            limits: config.server.limits.clone(),
+            bell: Arc::clone(bell),
+            meters: Arc::clone(meters),
+            connector: Connector::default(),
+            log,
+            all_gone: tokio::sync::Notify::new(),
+        };
+        worker::spawn(Arc::new(worker), listeners, stopped.clone())
+    };
+    lanes
+        .into_iter()
+        .zip(bells)
+        .enumerate()
+        .map(worker)
+        .collect::<io::Result<_>>()
+        .map_err(system("start a worker"))
+}
+
+/// What the main thread waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    /// SIGTERM or SIGINT.
+    Signal(i32),
+    /// All workers have ended.
+    WorkersEnded,
+}
+
+fn start_joiner(workers: Vec<JoinHandle<()>>, log: JoinHandle<()>, events: Sender<Event>) -> io::Result<()> {
+    thread::Builder::new().name("joiner".to_owned()).spawn(move || {
+        for worker in workers {
+            let _ = worker.join();
+        }
+        // With the last worker its log lanes are gone, and the writing thread ends when it has written everything.
+        let _ = log.join();
+        let _ = events.send(Event::WorkersEnded);
+    })?;
+    Ok(())
+}
+
+fn start_signals(mut signals: Signals, events: Sender<Event>) -> io::Result<()> {
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            if events.send(Event::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn start_admin(
+    socket: std::os::unix::net::UnixListener,
+    metrics: Option<TcpListener>,
+    control: &Arc<Control>,
+    server: &Server,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (socket, metrics) = {
+        let _guard = runtime.enter();
+        (
+            tokio::net::UnixListener::from_std(socket)?,
+            metrics.map(tokio::net::TcpListener::from_std).transpose()?,
+        )
+    };
+    let (control, users) = (Arc::clone(control), server.admin_users.clone());
+    thread::Builder::new().name("admin".to_owned()).spawn(move || {
+        runtime.block_on(async move {
+            if let Some(metrics) = metrics {
+                tokio::spawn(server::serve_metrics(metrics, Arc::clone(&control)));
+            }
+            tokio::spawn(prober::run(Arc::clone(&control.board), Arc::clone(&control.news)));
+            tokio::spawn(persist_health(Arc::clone(&control), Arc::clone(&control.news)));
+            if let Err(error) = server::serve_admin(socket, control, users).await {
+                tracing::error!(%error, "the admin socket is gone");
+            }
+        });
+    })?;
+    Ok(())
+}
+
+/// Keeps the state file's `healthy` and `version` true.
+async fn persist_health(control: Arc<Control>, news: Arc<HealthNews>) {
+    loop {
+        news.health.notified().await;
+        control.persist_later();
+    }
+}
+
+/// Waits for the order to stop, and carries it out.
+fn supervise(
+    inbox: &Receiver<Event>,
+    stop: &watch::Sender<bool>,
+    bells: &[Arc<Bell>],
+    meters: &Meters,
+    timeout: Duration,
+) -> Result<(), RunError> {
+    match inbox.recv() {
+        Ok(Event::Signal(signal)) => {
+            let open = meters.sum(|worker| &worker.client_active);
+            tracing::info!(signal, in_flight = open, timeout_s = timeout.as_secs(), "stopping");
+        }
+        Ok(Event::WorkersEnded) | Err(_) => return Err(RunError::WorkerLost),
+    }
+    bells.iter().for_each(|bell| bell.advance(Stage::Stopping));
+    stop.send_replace(true);
+    match inbox.recv_timeout(timeout) {
+        Ok(Event::WorkersEnded) => {
+            tracing::info!("stopped; nothing was cut");
+            return Ok(());
+        }
+        Ok(Event::Signal(_)) => {
+            let cut = meters.sum(|worker| &worker.client_active);
+            tracing::warn!(cut, "a second signal: ending at once");
+            return Ok(());
+        }
+        Err(RecvTimeoutError::Disconnected) => return Err(RunError::WorkerLost),
+        Err(RecvTimeoutError::Timeout) => {}
+    }
+    let cut = meters.sum(|worker| &worker.client_active);
+    bells.iter().for_each(|bell| bell.advance(Stage::Cutting));
+    let _ = inbox.recv_timeout(CUT_GRACE);
+    tracing::warn!(cut, "stopped at the shutdown timeout; exchanges were cut");
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! The format of the state file. Its first five fields are the guide's, for the first service, so that
+//! `jq -r .active` in old scripts keeps working.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uh_protocol::{BackendName, ServiceName};
+
+use super::time::iso_seconds;
+use crate::config;
+use crate::front::Board;
+use crate::switching::board::Restored;
+use crate::switching::{Backend, Health};
+
+/// The version of the format.
+pub const SCHEMA: u32 = 1;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StateFile {
+    /// The first service's active backend.
+    pub active: BackendName,
+    /// The one before it.
+    pub previous: Option<BackendName>,
+    /// When it became active: ISO 8601, UTC.
+    pub last_switch: Option<String>,
+    /// The app's version there.
+    pub version: Option<String>,
+    /// Whether its last probes were good.
+    pub healthy: bool,
+    /// The version of the format.
+    pub schema: u32,
+    /// The generation of the routing.
+    pub generation: u64,
+    /// Every service, the first one too.
+    pub services: BTreeMap<ServiceName, ServiceEntry>,
+}
+
+/// What is kept of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceEntry {
+    /// The active backend.
+    pub active: BackendName,
+    /// The one before it.
+    pub previous: Option<BackendName>,
+    /// When it became active.
+    pub last_switch: Option<String>,
+    /// Backends that were registered at run time, and so are not as the configuration has them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub registered: BTreeMap<BackendName, Registration>,
+}
+
+/// A backend as it was registered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// Its endpoints.
+    pub endpoints: Vec<String>,
+    /// The app's version.
+    pub version: Option<String>,
+}
+
+/// Why a text is not a state file.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Not JSON, or not with these fields.
+    #[error("not a state file: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Written by a newer version.
+    #[error("schema {0} is newer than this version of uh-proxy knows ({SCHEMA})")]
+    Newer(u32),
+}
+
+impl StateFile {
+    /// The state to write for the routing now. `None`: there is no service.
+    #[must_use]
+    pub fn of(board: &Board) -> Option<Self> {
+        let snapshot = board.snapshot();
+        let first = snapshot.services.first()?;
+        let active = first.active_backend();
+        let entry = |state: &crate::switching::ServiceState<_>| ServiceEntry {
+            active: state.active_backend().name.clone(),
+            previous: state.previous.clone(),
+            last_switch: state.last_switch.map(iso_seconds),
+            registered: registered(&state.config, &state.backends),
+        };
+        Some(Self {
+            active: active.name.clone(),
+            previous: first.previous.clone(),
+            last_switch: first.last_switch.map(iso_seconds),
+            version: active.known_version(),
+            healthy: matches!(active.health(), Health::Healthy | Health::NotProbed),
+            schema: SCHEMA,
+            generation: snapshot.generation,
+            services: snapshot
+                .services
+                .iter()
+                .map(|state| (state.config.name.clone(), entry(state)))
+                .collect(),
+        })
+    }
+
+    /// Reads a state file.
+    ///
+    /// # Errors
+    /// It is damaged, or newer than we are.
+    pub fn parse(text: &[u8]) -> Result<Self, StateError> {
+        #[derive(Deserialize)]
+        struct Version {
+            #[serde(default)]
+            schema: Option<u32>,
+        }
+        let version: Version = serde_json::from_slice(text)?;
+        match version.schema {
+            Some(schema) if schema > SCHEMA => return Err(StateError::Newer(schema)),
+            Some(_) => {}
+            // Written by the guide's script: one service, whose name is not known here.
+            None => return Self::parse_guide(text),
+        }
+        Ok(serde_json::from_slice(text)?)
+    }
+
+    fn parse_guide(text: &[u8]) -> Result<Self, StateError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Guide {
+            active: BackendName,
+            #[serde(default)]
+            previous: Option<BackendName>,
+            #[serde(default)]
+            last_switch: Option<serde_json::Value>,
+        }
+        let guide: Guide = serde_json::from_slice(text)?;
+        Ok(Self {
+            active: guide.active,
+            previous: guide.previous,
+            last_switch: guide.last_switch.and_then(|value| value.as_str().map(str::to_owned)),
+            version: None,
+            healthy: false,
+            schema: 0,
+            generation: 0,
+            services: BTreeMap::new(),
+        })
+    }
+
+    /// What it says of a service. `first`: it is the first one of the configuration, to which a file of the guide's
+    /// belongs.
+    #[must_use]
+    pub fn restored(&self, service: &config::Service, first: bool) -> Restored {
+        let Some(entry) = self.services.get(&service.name) else {
+            let of_guide = first && self.services.is_empty();
+            return if of_guide {
+                Restored {
+                    active: Some(self.active.clone()),
+                    previous: self.previous.clone(),
+                    last_switch: self.last_switch.as_deref().and_then(|text| text.parse().ok()),
+                    registered: Vec::new(),
+                }
+            } else {
+                Restored::default()
+            };
+        };
+        let registration = |(name, registration): (&BackendName, &Registration)| {
+            let endpoints: Option<Vec<_>> =
+                registration.endpoints.iter().map(|text| text.parse().ok()).collect();
+            let endpoints = endpoints.filter(|endpoints| !endpoints.is_empty())?;
+            Some((name.clone(), endpoints, registration.version.clone()))
+        };
+        Restored {
+            active: Some(entry.active.clone()),
+            previous: entry.previous.clone(),
+            last_switch: entry.last_switch.as_deref().and_then(|text| text.parse().ok()),
+            registered: entry.registered.iter().filter_map(registration).collect(),
+        }
+    }
+}
+
+/// The backends that are not as the configuration has them.
+fn registered(
+    service: &config::Service,
+    backends: &[std::sync::Arc<Backend>],
+) -> BTreeMap<BackendName, Registration> {
+    let differs = |backend: &&std::sync::Arc<Backend>| {
+        !service.backends.iter().any(|configured| {
+            configured.name == backend.name
+                && configured.version.as_deref() == backend.version.as_deref()
+                && configured.endpoints.iter().eq(backend.endpoints.iter().map(|endpoint| &endpoint.address))
+        })
+    };
+    let entry = |backend: &std::sync::Arc<Backend>| {
+        let endpoints = backend.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
+        let version = backend.version.as_deref().map(str::to_owned);
+        (backend.name.clone(), Registration { endpoints, version })
+    };
+    backends.iter().filter(differs).map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_guide_is_understood() {
+        let text = br#"{"active":"green","previous":"blue","lastSwitch":"2025-12-03T10:30:00Z","version":"1.0.1","healthy":true}"#;
+        let state = StateFile::parse(text).unwrap();
+        assert_eq!(state.active.as_str(), "green");
+        assert_eq!(state.last_switch.as_deref(), Some("2025-12-03T10:30:00Z"));
+    }
+
+    #[test]
+    fn damage_and_the_future_are_told_apart() {
+        assert!(matches!(StateFile::parse(b""), Err(StateError::Malformed(_))));
+        assert!(matches!(StateFile::parse(b"{\"active\":\"No Name\"}"), Err(StateError::Malformed(_))));
+        assert!(matches!(StateFile::parse(b"{\"schema\":2}"), Err(StateError::Newer(2))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic_the_parser(text in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            let _ = StateFile::parse(&text);
+        }
+    }
+}

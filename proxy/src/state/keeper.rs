@@ -1,0 +1,142 @@
+//! Writes the state on a thread of its own, so that a slow disk delays the reply to a switch, never its traffic, and a
+//! broken one neither. What could not be written is tried again until it can.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
+
+use super::file::StateFile;
+use super::store::Store;
+
+/// How long a switch waits for the disk before it replies that its state is not there yet.
+pub const PERSIST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From one failed attempt to the next.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// Hands states to the writing thread.
+pub struct Keeper {
+    inbox: Arc<Inbox>,
+    progress: watch::Receiver<Progress>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    slot: Mutex<Slot>,
+    filled: Condvar,
+    persisted: AtomicBool,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// The newest state not yet written. An older one is of no interest any more.
+    wanted: Option<StateFile>,
+    revision: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Progress {
+    /// Up to here it is on disk.
+    done: u64,
+    /// Up to here it was tried, and why it failed.
+    failed: Option<(u64, String)>,
+}
+
+impl Keeper {
+    /// Starts the writing thread.
+    ///
+    /// # Errors
+    /// The thread can't be started.
+    pub fn start(store: Store) -> std::io::Result<Self> {
+        let inbox = Arc::new(Inbox::default());
+        inbox.persisted.store(true, Ordering::Release);
+        let (report, progress) = watch::channel(Progress::default());
+        let thread_inbox = Arc::clone(&inbox);
+        thread::Builder::new()
+            .name("state".to_owned())
+            .spawn(move || keep(&store, &thread_inbox, &report))?;
+        Ok(Self { inbox, progress })
+    }
+
+    /// Whether the newest state is on disk.
+    #[must_use]
+    pub fn is_persisted(&self) -> bool {
+        self.inbox.persisted.load(Ordering::Acquire)
+    }
+
+    /// Asks for this state to be written, and returns its number for [`Keeper::wait`].
+    pub fn submit(&self, state: StateFile) -> u64 {
+        let mut slot = self.inbox.slot.lock();
+        slot.revision += 1;
+        slot.wanted = Some(state);
+        self.inbox.persisted.store(false, Ordering::Release);
+        self.inbox.filled.notify_one();
+        slot.revision
+    }
+
+    /// Waits until the state of this number, or a newer one, is on disk.
+    ///
+    /// # Errors
+    /// The disk refused, or took too long; it is tried again all the same.
+    pub async fn wait(&self, revision: u64) -> Result<(), String> {
+        let mut progress = self.progress.clone();
+        let decided = progress.wait_for(|progress| {
+            progress.done >= revision || progress.failed.as_ref().is_some_and(|(tried, _)| *tried >= revision)
+        });
+        match tokio::time::timeout(PERSIST_TIMEOUT, decided).await {
+            Ok(Ok(progress)) if progress.done >= revision => Ok(()),
+            Ok(Ok(progress)) => {
+                Err(progress.failed.as_ref().map_or_else(String::new, |(_, reason)| reason.clone()))
+            }
+            Ok(Err(_)) => Err("the writing thread is gone".to_owned()),
+            Err(_) => Err(format!("the disk did not answer within {} s", PERSIST_TIMEOUT.as_secs())),
+        }
+    }
+}
+
+fn keep(store: &Store, inbox: &Inbox, report: &watch::Sender<Progress>) {
+    let mut failing: Option<String> = None;
+    loop {
+        let (state, revision) = {
+            let mut slot = inbox.slot.lock();
+            loop {
+                if let Some(state) = slot.wanted.take() {
+                    break (state, slot.revision);
+                }
+                inbox.filled.wait(&mut slot);
+            }
+        };
+        match store.save(&state) {
+            Ok(()) => {
+                if failing.take().is_some() {
+                    tracing::info!("the state is on disk again");
+                }
+                let slot = inbox.slot.lock();
+                inbox.persisted.store(slot.wanted.is_none(), Ordering::Release);
+                drop(slot);
+                report.send_modify(|progress| *progress = Progress { done: revision, failed: None });
+                if let Err(error) = store.save_copy(&state) {
+                    tracing::warn!(%error, "cannot write the last-good copy of the state");
+                }
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                if failing.as_ref() != Some(&reason) {
+                    tracing::warn!(%error, "cannot write the state: traffic is as switched, but a restart would serve what is on disk; trying again every {} s", RETRY_EVERY.as_secs());
+                    failing = Some(reason.clone());
+                }
+                report.send_modify(|progress| progress.failed = Some((revision, reason)));
+                let mut slot = inbox.slot.lock();
+                slot.wanted.get_or_insert(state);
+                // A newer state is tried at once: somebody waits for the answer.
+                if slot.revision == revision {
+                    inbox.filled.wait_for(&mut slot, RETRY_EVERY);
+                }
+            }
+        }
+    }
+}

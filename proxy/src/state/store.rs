@@ -1,0 +1,153 @@
+//! Reads and writes the state file so that no crash can leave half of one: temporary file, fsync, rename, fsync of the
+//! directory. A last-good copy is kept beside it.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::file::StateFile;
+use crate::fault;
+
+/// A state file larger than this is not one of ours.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// The state file's place, held against other processes for as long as this lives.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Why the state file can't be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it.
+    #[error("another uh-proxy uses the state file {}: only one may write it", path.display())]
+    Taken {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its directory can't be used.
+    #[error("cannot use the directory of the state file {}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What was found at the start.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The state, from the file or its copy.
+    pub state: Option<StateFile>,
+    /// What is wrong, for the log and the status.
+    pub warnings: Vec<String>,
+}
+
+impl Store {
+    /// Takes the state file's place. Makes its directory if it is missing.
+    ///
+    /// # Errors
+    /// Another process has it. That the directory can't be written is no error here: the front door serves all the
+    /// same, and says that its state is not on disk.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let unusable = |source| StoreError::Unusable { path: path.to_owned(), source };
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(unusable)?;
+        }
+        let lock = match OpenOptions::new().create(true).append(true).open(beside(path, ".lock")) {
+            Ok(lock) => lock,
+            // A read-only disk: there is nobody to race with.
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                File::open("/dev/null").map_err(unusable)?
+            }
+            Err(e) => return Err(unusable(e)),
+        };
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(fs::TryLockError::WouldBlock) => Err(StoreError::Taken { path: path.to_owned() }),
+            Err(fs::TryLockError::Error(e)) => Err(unusable(e)),
+        }
+    }
+
+    /// Reads the state: from the file, or else from its last-good copy. Never fails; says what is wrong.
+    #[must_use]
+    pub fn load(&self) -> Loaded {
+        let mut loaded = Loaded::default();
+        let copy = beside(&self.path, ".last-good");
+        for path in [&self.path, &copy] {
+            match read(path) {
+                Ok(Some(state)) => {
+                    if path == &copy {
+                        loaded.warnings.push(format!("using the last-good copy {}", copy.display()));
+                    }
+                    loaded.state = Some(state);
+                    return loaded;
+                }
+                Ok(None) if path == &self.path && copy.exists() => {
+                    loaded.warnings.push(format!("the state file {} is missing", path.display()));
+                }
+                Ok(None) => {}
+                Err(reason) => loaded.warnings.push(format!("{}: {reason}", path.display())),
+            }
+        }
+        if !loaded.warnings.is_empty() {
+            loaded.warnings.push("using the configuration's active backends".to_owned());
+        }
+        loaded
+    }
+
+    /// Writes the state. When this returns, it survives a crash.
+    ///
+    /// # Errors
+    /// The disk refuses. The file is then as it was.
+    pub fn save(&self, state: &StateFile) -> io::Result<()> {
+        replace(&self.path, state)
+    }
+
+    /// Writes the last-good copy, after [`Store::save`].
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn save_copy(&self, state: &StateFile) -> io::Result<()> {
+        replace(&beside(&self.path, ".last-good"), state)
+    }
+}
+
+fn read(path: &Path) -> Result<Option<StateFile>, String> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.len() > MAX_FILE_BYTES => {
+            return Err("too large for a state file".to_owned());
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e.to_string()),
+    }
+    let text = fs::read(path).map_err(|e| e.to_string())?;
+    StateFile::parse(&text).map(Some).map_err(|e| e.to_string())
+}
+
+fn replace(path: &Path, state: &StateFile) -> io::Result<()> {
+    let temporary = beside(path, ".tmp");
+    let mut text = serde_json::to_vec_pretty(state)?;
+    text.push(b'\n');
+    let mut file = File::create(&temporary)?;
+    file.write_all(&text)?;
+    file.sync_all()?;
+    fault::point("state_written");
+    fs::rename(&temporary, path)?;
+    fault::point("state_renamed");
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
+}
+
+/// The path with something appended to its file name.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().map_or_else(OsString::new, OsString::from);
+    name.push(suffix);
+    path.with_file_name(name)
+}

@@ -1,0 +1,461 @@
+//! The switchboard: the one place where routing changes, and the one from which requests pick.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use uh_protocol::BackendName;
+use uh_protocol::request::Remaining;
+
+use super::backend::{Address, Backend, Health};
+use super::lease::{Activation, LanePayload, Lease, Ledger};
+use super::snapshot::{ActivationInfo, ServiceState, Snapshot};
+use crate::config;
+use crate::observe::meters::Meters;
+
+/// What an operator asks for with a switch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwitchOrder {
+    /// The backend to make active.
+    pub to: BackendName,
+    /// Refuse unless this one is active.
+    pub expect_active: Option<BackendName>,
+    /// Refuse unless this is the generation.
+    pub expect_generation: Option<u64>,
+    /// Switch even if it is not known to be healthy.
+    pub force: bool,
+}
+
+/// What a switch did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwitchOutcome {
+    /// Active before.
+    pub from: BackendName,
+    /// Whether that is another one now.
+    pub changed: bool,
+    /// The generation now.
+    pub generation: u64,
+    /// When the active backend last changed.
+    pub switched_at: Option<Timestamp>,
+    /// What the old backend held when traffic moved.
+    pub in_flight_previous: u64,
+    /// How long the swap itself took.
+    pub swap_took: Duration,
+    /// What the new active backend's health was.
+    pub health: Health,
+}
+
+/// Why a change was refused. Nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such service.
+    #[error("there is no service {asked}; there are: {}", known.join(", "))]
+    UnknownService {
+        /// What was asked for.
+        asked: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// No such backend.
+    #[error("service {service} has no backend {asked}; it has: {}", known.join(", "))]
+    UnknownBackend {
+        /// The service.
+        service: String,
+        /// What was asked for.
+        asked: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// Another backend is active than expected.
+    #[error(
+        "expected {expected} to be active, but {active} is (generation {generation}); nothing has changed"
+    )]
+    NotActive {
+        /// Expected.
+        expected: BackendName,
+        /// True.
+        active: BackendName,
+        /// The generation now.
+        generation: u64,
+    },
+    /// Routing has changed since.
+    #[error(
+        "expected generation {expected}, but it is {generation} and {active} is active: routing has changed since; nothing has changed now"
+    )]
+    OtherGeneration {
+        /// Expected.
+        expected: u64,
+        /// True.
+        generation: u64,
+        /// The active backend.
+        active: BackendName,
+    },
+    /// It has not proven itself healthy.
+    #[error("{backend} is not known to be healthy; {active} stays active")]
+    Unhealthy {
+        /// The backend asked for.
+        backend: BackendName,
+        /// Who serves.
+        active: BackendName,
+        /// Unhealthy, or not probed often enough yet.
+        health: Health,
+    },
+    /// A drain is for a standby.
+    #[error("{backend} is active and gets new requests: switch to another backend first, then drain it")]
+    Active {
+        /// The backend.
+        backend: BackendName,
+    },
+}
+
+/// What is known of a service from an earlier run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The backend that was active.
+    pub active: Option<BackendName>,
+    /// The one before.
+    pub previous: Option<BackendName>,
+    /// When the active one last changed.
+    pub last_switch: Option<Timestamp>,
+    /// Backends registered at run time, with their endpoints and versions.
+    pub registered: Vec<(BackendName, Vec<Address>, Option<String>)>,
+}
+
+/// What a backend holds now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Requests in flight.
+    pub requests: u64,
+    /// Tunnels in flight.
+    pub tunnels: u64,
+}
+
+impl From<Holding> for Remaining {
+    fn from(holding: Holding) -> Self {
+        Self { requests: holding.requests, tunnels: holding.tunnels }
+    }
+}
+
+type InfoLedger = Arc<Ledger<ActivationInfo>>;
+
+/// Makes what a worker keeps for an activation of a backend.
+type MakePayload<P> = Box<dyn Fn(&Arc<Backend>) -> P + Send + Sync>;
+
+/// The one place where routing changes.
+pub struct Switchboard<P: LanePayload> {
+    snapshot: ArcSwap<Snapshot<P>>,
+    writer: Mutex<Writer>,
+    workers: usize,
+    meters: Arc<Meters>,
+    payload: MakePayload<P>,
+}
+
+/// What only the writer needs. Its lock serialises changes; requests never take it.
+struct Writer {
+    ledgers: Vec<InfoLedger>,
+}
+
+impl<P: LanePayload> Switchboard<P> {
+    /// A switchboard for these services. `restored` tells what is known of a service from an earlier run; `payload`
+    /// makes what a worker keeps for an activation of a backend.
+    pub fn new(
+        services: &[config::Service],
+        restored: impl Fn(&config::Service) -> Restored,
+        generation: u64,
+        workers: usize,
+        meters: Arc<Meters>,
+        payload: impl Fn(&Arc<Backend>) -> P + Send + Sync + 'static,
+    ) -> Self {
+        let board = Self {
+            snapshot: ArcSwap::from_pointee(Snapshot::new(generation, Vec::new())),
+            writer: Mutex::new(Writer { ledgers: Vec::new() }),
+            workers,
+            meters,
+            payload: Box::new(payload),
+        };
+        let mut writer = board.writer.lock();
+        let states =
+            services.iter().filter_map(|service| board.first_state(&mut writer, service, restored(service)));
+        let states = states.collect();
+        drop(writer);
+        board.snapshot.store(Arc::new(Snapshot::new(generation, states)));
+        board
+    }
+
+    fn first_state(
+        &self,
+        writer: &mut Writer,
+        service: &config::Service,
+        restored: Restored,
+    ) -> Option<ServiceState<P>> {
+        let health = first_health(service);
+        let backend = |configured: &config::BackendConfig| {
+            let registered = restored.registered.iter().find(|(name, ..)| *name == configured.name);
+            let (addresses, version) = match registered {
+                Some((_, addresses, version)) => (addresses.as_slice(), version.as_deref()),
+                None => (configured.endpoints.as_slice(), configured.version.as_deref()),
+            };
+            Arc::new(Backend::new(configured.name.clone(), version, addresses, health))
+        };
+        let backends: Vec<Arc<Backend>> = service.backends.iter().map(backend).collect();
+        let named = |name: &BackendName| backends.iter().find(|backend| backend.name == *name);
+        let active = restored.active.as_ref().and_then(named).or_else(|| named(&service.active))?;
+        let config = Arc::new(service.clone());
+        let active = self.activate(writer, &config, active);
+        Some(ServiceState {
+            config,
+            active,
+            previous: restored.previous.filter(|name| named(name).is_some()),
+            last_switch: restored.last_switch,
+            backends,
+        })
+    }
+
+    fn activate(
+        &self,
+        writer: &mut Writer,
+        service: &Arc<config::Service>,
+        backend: &Arc<Backend>,
+    ) -> Arc<Activation<ActivationInfo, P>> {
+        let info = ActivationInfo {
+            service: Arc::clone(service),
+            backend: Arc::clone(backend),
+            meters: self.meters.backend(&service.name, &backend.name),
+            drained: Notify::new(),
+        };
+        let activation = Arc::new(Activation::new(info, self.workers, || (self.payload)(backend)));
+        writer.ledgers.retain(|ledger| !ledger.is_drained());
+        writer.ledgers.push(Arc::clone(activation.ledger()));
+        activation
+    }
+
+    /// Finds the service for a request and takes part in its active backend: the pick and the count, in one act.
+    /// `None`: no service answers for this host and path.
+    pub fn pick(&self, host: &[u8], path: &[u8], worker: usize) -> Option<Lease<ActivationInfo, P>> {
+        Some(self.snapshot.load().route(host, path)?.active.lease(worker))
+    }
+
+    /// The routing now. For the admin side: a request that held it would hold every service's activation.
+    pub fn snapshot(&self) -> Arc<Snapshot<P>> {
+        self.snapshot.load_full()
+    }
+
+    /// Calls back with every activation that is active now; for housekeeping on a worker's own lane.
+    pub fn for_each_active(&self, mut visit: impl FnMut(&Activation<ActivationInfo, P>)) {
+        self.snapshot.load().services.iter().for_each(|service| visit(&service.active));
+    }
+
+    /// Makes another backend active.
+    ///
+    /// # Errors
+    /// Refused; then nothing has changed.
+    pub fn switch(
+        &self,
+        service: &str,
+        order: &SwitchOrder,
+        now: Timestamp,
+    ) -> Result<SwitchOutcome, Refusal> {
+        let mut writer = self.writer.lock();
+        let old = self.snapshot.load_full();
+        let (index, state) = find(&old, service)?;
+        let target = find_backend(state, &order.to)?;
+        let active = &state.active_backend().name;
+        check_expectations(&old, active, order)?;
+        let health = target.health();
+        let mut outcome = SwitchOutcome {
+            from: active.clone(),
+            changed: false,
+            generation: old.generation,
+            switched_at: state.last_switch,
+            in_flight_previous: 0,
+            swap_took: Duration::ZERO,
+            health,
+        };
+        if *active == order.to {
+            return Ok(outcome);
+        }
+        if !order.force && matches!(health, Health::Unhealthy | Health::Unknown) {
+            return Err(Refusal::Unhealthy { backend: order.to.clone(), active: active.clone(), health });
+        }
+        let mut changed = state.clone();
+        changed.previous = Some(active.clone());
+        changed.last_switch = Some(now);
+        changed.active = self.activate(&mut writer, &state.config, target);
+        let ledger = Arc::clone(state.active.ledger());
+        let next = replace(&old, index, changed);
+        outcome.generation = next.generation;
+        outcome.switched_at = Some(now);
+        outcome.changed = true;
+        drop(old);
+        let start = std::time::Instant::now();
+        let old = self.snapshot.swap(next);
+        outcome.swap_took = start.elapsed();
+        outcome.in_flight_previous = ledger.requests() + ledger.tunnels();
+        drop(old);
+        Ok(outcome)
+    }
+
+    /// Registers a backend's endpoints and version. Unless nothing is different, it gets new idle pools, and its
+    /// probes start anew. Returns the backend, and whether anything is different.
+    ///
+    /// # Errors
+    /// Refused; then nothing has changed.
+    pub fn set_backend(
+        &self,
+        service: &str,
+        name: &BackendName,
+        addresses: &[Address],
+        version: Option<&str>,
+    ) -> Result<(Arc<Backend>, bool), Refusal> {
+        let mut writer = self.writer.lock();
+        let old = self.snapshot.load_full();
+        let (index, state) = find(&old, service)?;
+        let current = find_backend(state, name)?;
+        let same_version = current.version.as_deref() == version;
+        if same_version && current.endpoints.iter().map(|endpoint| &endpoint.address).eq(addresses) {
+            return Ok((Arc::clone(current), false));
+        }
+        let backend = Arc::new(Backend::new(name.clone(), version, addresses, first_health(&state.config)));
+        let mut changed = state.clone();
+        for slot in changed.backends.iter_mut().filter(|slot| slot.name == *name) {
+            *slot = Arc::clone(&backend);
+        }
+        if state.active_backend().name == *name {
+            changed.active = self.activate(&mut writer, &state.config, &backend);
+        }
+        self.snapshot.store(replace(&old, index, changed));
+        Ok((backend, true))
+    }
+
+    /// A handle on the exchanges that a standby still holds.
+    ///
+    /// # Errors
+    /// Refused for the active backend.
+    pub fn drain(&self, service: &str, name: &BackendName) -> Result<Drain, Refusal> {
+        let writer = self.writer.lock();
+        let snapshot = self.snapshot.load();
+        let (_, state) = find(&snapshot, service)?;
+        find_backend(state, name)?;
+        if state.active_backend().name == *name {
+            return Err(Refusal::Active { backend: name.clone() });
+        }
+        Ok(Drain { ledgers: writer.of(&state.config, name) })
+    }
+
+    /// What a backend holds now, in its current and all its past activations.
+    pub fn holding(&self, service: &config::Service, name: &BackendName) -> Holding {
+        let writer = self.writer.lock();
+        sum(&writer.of(service, name))
+    }
+}
+
+impl Writer {
+    fn of(&self, service: &config::Service, backend: &BackendName) -> Vec<InfoLedger> {
+        let belongs = |ledger: &&InfoLedger| {
+            let info = ledger.owner();
+            info.service.name == service.name && info.backend.name == *backend && !ledger.is_drained()
+        };
+        self.ledgers.iter().filter(belongs).cloned().collect()
+    }
+}
+
+/// The exchanges that a standby holds from its past activations. No new ones can join.
+pub struct Drain {
+    ledgers: Vec<InfoLedger>,
+}
+
+impl Drain {
+    /// What is left.
+    #[must_use]
+    pub fn remaining(&self) -> Holding {
+        sum(&self.ledgers)
+    }
+
+    /// Whether nothing is left, exactly.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.ledgers.iter().all(|ledger| ledger.is_drained())
+    }
+
+    /// Waits until nothing is left.
+    pub async fn wait(&self) {
+        for ledger in &self.ledgers {
+            loop {
+                let notified = ledger.owner().drained.notified();
+                tokio::pin!(notified);
+                notified.as_mut().enable();
+                if ledger.is_drained() {
+                    break;
+                }
+                notified.await;
+            }
+        }
+    }
+
+    /// Asks what is left to end now. The exchanges see it when they are woken.
+    pub fn cut(&self) {
+        self.ledgers.iter().for_each(|ledger| ledger.cut());
+    }
+}
+
+fn sum(ledgers: &[InfoLedger]) -> Holding {
+    ledgers.iter().fold(Holding::default(), |sum, ledger| Holding {
+        requests: sum.requests + ledger.requests(),
+        tunnels: sum.tunnels + ledger.tunnels(),
+    })
+}
+
+fn first_health(service: &config::Service) -> Health {
+    if service.health.enabled { Health::Unknown } else { Health::NotProbed }
+}
+
+fn find<'a, P: LanePayload>(
+    snapshot: &'a Snapshot<P>,
+    name: &str,
+) -> Result<(usize, &'a ServiceState<P>), Refusal> {
+    let mut services = snapshot.services.iter().enumerate();
+    services.find(|(_, service)| service.config.name.as_str() == name).ok_or_else(|| {
+        Refusal::UnknownService {
+            asked: name.chars().take(uh_protocol::name::MAX_NAME_BYTES).collect(),
+            known: snapshot.services.iter().map(|service| service.config.name.to_string()).collect(),
+        }
+    })
+}
+
+fn find_backend<'a, P: LanePayload>(
+    state: &'a ServiceState<P>,
+    name: &BackendName,
+) -> Result<&'a Arc<Backend>, Refusal> {
+    state.backend(name).ok_or_else(|| Refusal::UnknownBackend {
+        service: state.config.name.to_string(),
+        asked: name.to_string(),
+        known: state.backends.iter().map(|backend| backend.name.to_string()).collect(),
+    })
+}
+
+fn check_expectations<P: LanePayload>(
+    snapshot: &Snapshot<P>,
+    active: &BackendName,
+    order: &SwitchOrder,
+) -> Result<(), Refusal> {
+    let generation = snapshot.generation;
+    if let Some(expected) = order.expect_active.as_ref().filter(|expected| *expected != active) {
+        return Err(Refusal::NotActive { expected: expected.clone(), active: active.clone(), generation });
+    }
+    if let Some(expected) = order.expect_generation.filter(|expected| *expected != generation) {
+        return Err(Refusal::OtherGeneration { expected, generation, active: active.clone() });
+    }
+    Ok(())
+}
+
+fn replace<P: LanePayload>(old: &Snapshot<P>, index: usize, changed: ServiceState<P>) -> Arc<Snapshot<P>> {
+    let mut services = old.services.clone();
+    services[index] = changed;
+    Arc::new(Snapshot::new(old.generation + 1, services))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,305 @@
+//! The switchboard against a model, and against threads that try to break it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const NAMES: [&str; 3] = ["blue", "green", "red"];
+
+fn name(text: &str) -> BackendName {
+    text.parse().unwrap()
+}
+
+fn board(workers: usize) -> Switchboard<()> {
+    let text = r#"
+        [server]
+        listen = ["127.0.0.1:0"]
+        [services.app]
+        active = "blue"
+        [services.app.backends]
+        blue = { endpoints = ["127.0.0.1:1"] }
+        green = { endpoints = ["127.0.0.1:2"] }
+        red = { endpoints = ["127.0.0.1:3"] }
+    "#;
+    let config = config::parse(text).unwrap();
+    Switchboard::new(
+        &config.services,
+        |_| Restored::default(),
+        0,
+        workers,
+        Arc::new(Meters::new(workers)),
+        |_| (),
+    )
+}
+
+fn order(to: &str) -> SwitchOrder {
+    SwitchOrder { to: name(to), expect_active: None, expect_generation: None, force: true }
+}
+
+fn switch(board: &Switchboard<()>, order: &SwitchOrder) -> Result<SwitchOutcome, Refusal> {
+    board.switch("app", order, Timestamp::UNIX_EPOCH)
+}
+
+fn pick(board: &Switchboard<()>, worker: usize) -> Lease<ActivationInfo, ()> {
+    board.pick(b"", b"/", worker).unwrap()
+}
+
+#[test]
+fn a_switch_moves_the_next_pick_and_leaves_the_old_exchange() {
+    let board = board(2);
+    let old = pick(&board, 0);
+    let outcome = switch(&board, &order("green")).unwrap();
+    assert_eq!((outcome.generation, outcome.in_flight_previous, outcome.changed), (1, 1, true));
+    assert_eq!(pick(&board, 1).owner().backend.name, name("green"));
+    assert_eq!(old.owner().backend.name, name("blue"));
+    assert!(old.is_retired());
+    let drain = board.drain("app", &name("blue")).unwrap();
+    assert!(!drain.is_drained());
+    drop(old);
+    assert!(drain.is_drained());
+}
+
+#[test]
+fn a_tunnel_is_counted_as_one() {
+    let board = board(1);
+    let mut lease = pick(&board, 0);
+    lease.becomes_tunnel();
+    lease.becomes_tunnel();
+    let config = Arc::clone(&board.snapshot().services[0].config);
+    assert_eq!(board.holding(&config, &name("blue")), Holding { requests: 0, tunnels: 1 });
+    drop(lease);
+    assert_eq!(board.holding(&config, &name("blue")), Holding::default());
+}
+
+#[test]
+fn an_unproven_backend_is_refused_unless_forced() {
+    let board = board(1);
+    let polite = SwitchOrder { force: false, ..order("green") };
+    assert!(matches!(switch(&board, &polite), Err(Refusal::Unhealthy { .. })));
+    let snapshot = board.snapshot();
+    snapshot.services[0].backends[1].endpoints[0].set_health(Health::Healthy);
+    assert!(switch(&board, &polite).unwrap().changed);
+}
+
+#[test]
+fn registering_the_active_backend_anew_begins_a_new_activation() {
+    let board = board(1);
+    let old = pick(&board, 0);
+    let address = ["127.0.0.1:9".parse().unwrap()];
+    let (_, changed) = board.set_backend("app", &name("blue"), &address, Some("2")).unwrap();
+    assert!(changed && old.is_retired());
+    let new = pick(&board, 0);
+    assert_eq!(new.owner().backend.version.as_deref(), Some("2"));
+    let (_, changed) = board.set_backend("app", &name("blue"), &address, Some("2")).unwrap();
+    assert!(!changed && !new.is_retired());
+    assert!(matches!(board.drain("app", &name("blue")), Err(Refusal::Active { .. })));
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_the_last_exchange() {
+    let board = board(2);
+    let leases = [pick(&board, 0), pick(&board, 1)];
+    switch(&board, &order("green")).unwrap();
+    let drain = board.drain("app", &name("blue")).unwrap();
+    let release = thread::spawn(move || drop(leases));
+    tokio::time::timeout(Duration::from_secs(10), drain.wait()).await.unwrap();
+    assert!(drain.is_drained());
+    release.join().unwrap();
+}
+
+/// Threads pick as fast as they can while another switches and drains: a pick that returns a backend whose drain was
+/// reported, or an exchange alive at that moment, would be seen.
+#[test]
+fn no_pick_slips_behind_a_drain() {
+    const PICKERS: usize = 3;
+    const SWITCHES: usize = 600;
+    let board = board(PICKERS);
+    let closed: HashMap<&str, AtomicBool> = NAMES.map(|name| (name, AtomicBool::new(false))).into();
+    let alive: HashMap<&str, AtomicI64> = NAMES.map(|name| (name, AtomicI64::new(0))).into();
+    let (stop, picks) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for worker in 0..PICKERS {
+            let (board, closed, alive, stop, picks) = (&board, &closed, &alive, &stop, &picks);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let lease = pick(board, worker);
+                    let backend = lease.owner().backend.name.as_str();
+                    assert!(
+                        !closed[backend].load(Ordering::SeqCst),
+                        "picked {backend} after its drain was reported"
+                    );
+                    alive[backend].fetch_add(1, Ordering::SeqCst);
+                    picks.fetch_add(1, Ordering::Relaxed);
+                    alive[backend].fetch_sub(1, Ordering::SeqCst);
+                    drop(lease);
+                }
+            });
+        }
+        let mut active = "blue";
+        for step in 1..=SWITCHES {
+            let next = NAMES[step % NAMES.len()];
+            if next == active {
+                continue;
+            }
+            closed[next].store(false, Ordering::SeqCst);
+            switch(&board, &order(next)).unwrap();
+            let drain = board.drain("app", &name(active)).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !drain.is_drained() {
+                assert!(Instant::now() < deadline, "{active} never drained");
+                thread::yield_now();
+            }
+            assert_eq!(
+                alive[active].load(Ordering::SeqCst),
+                0,
+                "{active} was reported drained with an exchange alive"
+            );
+            closed[active].store(true, Ordering::SeqCst);
+            active = next;
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(picks.load(Ordering::Relaxed) > 1000, "the pickers hardly ran");
+    let config = Arc::clone(&board.snapshot().services[0].config);
+    for backend in NAMES {
+        assert_eq!(board.holding(&config, &name(backend)), Holding::default());
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Op {
+    Switch { to: usize, expect_active: Option<usize>, expect_generation: Option<u64>, force: bool },
+    Health { backend: usize, healthy: bool },
+    Pick { worker: usize },
+    Release { nth: usize },
+    Tunnel { nth: usize },
+    Drain { backend: usize },
+    Register { backend: usize, port: u16 },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let backend = 0..NAMES.len();
+    prop_oneof![
+        (backend.clone(), prop::option::of(backend.clone()), prop::option::of(0u64..6), any::<bool>())
+            .prop_map(|(to, expect_active, expect_generation, force)| Op::Switch {
+                to,
+                expect_active,
+                expect_generation,
+                force
+            }),
+        (backend.clone(), any::<bool>()).prop_map(|(backend, healthy)| Op::Health { backend, healthy }),
+        (0usize..4).prop_map(|worker| Op::Pick { worker }),
+        (0usize..8).prop_map(|nth| Op::Release { nth }),
+        (0usize..8).prop_map(|nth| Op::Tunnel { nth }),
+        backend.clone().prop_map(|backend| Op::Drain { backend }),
+        (backend, 1u16..4).prop_map(|(backend, port)| Op::Register { backend, port }),
+    ]
+}
+
+#[derive(Default)]
+struct Model {
+    active: usize,
+    generation: u64,
+    healthy: [Option<bool>; 3],
+    ports: [u16; 3],
+    /// Backend, tunnel, lease.
+    held: Vec<(usize, bool, Lease<ActivationInfo, ()>)>,
+}
+
+proptest! {
+    #[test]
+    fn the_board_does_what_the_model_does(ops in prop::collection::vec(op(), 1..60)) {
+        let board = board(3);
+        let mut model = Model { ports: [1, 2, 3], ..Model::default() };
+        for op in ops {
+            apply(&board, &mut model, op)?;
+            check(&board, &model)?;
+        }
+    }
+}
+
+fn apply(board: &Switchboard<()>, model: &mut Model, op: Op) -> Result<(), TestCaseError> {
+    match op {
+        Op::Switch { to, expect_active, expect_generation, force } => {
+            let order = SwitchOrder {
+                to: name(NAMES[to]),
+                expect_active: expect_active.map(|backend| name(NAMES[backend])),
+                expect_generation,
+                force,
+            };
+            let expected = expect_active.is_none_or(|backend| backend == model.active)
+                && expect_generation.is_none_or(|generation| generation == model.generation)
+                && (to == model.active || force || model.healthy[to] == Some(true));
+            let result = switch(board, &order);
+            prop_assert_eq!(result.is_ok(), expected, "{:?}", result);
+            if let Ok(outcome) = result {
+                prop_assert_eq!(outcome.changed, to != model.active);
+                let held = model.held.iter().filter(|(backend, ..)| *backend == model.active).count() as u64;
+                // Of its current activation only: earlier ones of the same backend may hold more.
+                prop_assert!(outcome.in_flight_previous <= held);
+                model.generation += u64::from(outcome.changed);
+                model.active = to;
+            }
+        }
+        Op::Health { backend, healthy } => {
+            let health = if healthy { Health::Healthy } else { Health::Unhealthy };
+            board.snapshot().services[0].backends[backend].endpoints[0].set_health(health);
+            model.healthy[backend] = Some(healthy);
+        }
+        Op::Pick { worker } => {
+            let lease = pick(board, worker);
+            prop_assert_eq!(lease.owner().backend.name.as_str(), NAMES[model.active]);
+            model.held.push((model.active, false, lease));
+        }
+        Op::Release { nth } => {
+            if nth < model.held.len() {
+                model.held.swap_remove(nth);
+            }
+        }
+        Op::Tunnel { nth } => {
+            if let Some((_, tunnel, lease)) = model.held.get_mut(nth) {
+                lease.becomes_tunnel();
+                *tunnel = true;
+            }
+        }
+        Op::Drain { backend } => {
+            let drain = board.drain("app", &name(NAMES[backend]));
+            prop_assert_eq!(drain.is_err(), backend == model.active);
+            if let Ok(drain) = drain {
+                let held = model.held.iter().any(|(of, ..)| *of == backend);
+                prop_assert_eq!(drain.is_drained(), !held);
+            }
+        }
+        Op::Register { backend, port } => {
+            let address = [Address::Socket(([127, 0, 0, 1], port).into())];
+            let (_, changed) = board.set_backend("app", &name(NAMES[backend]), &address, None).unwrap();
+            prop_assert_eq!(changed, model.ports[backend] != port);
+            if changed {
+                model.ports[backend] = port;
+                model.healthy[backend] = None;
+                model.generation += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check(board: &Switchboard<()>, model: &Model) -> Result<(), TestCaseError> {
+    let snapshot = board.snapshot();
+    let state = &snapshot.services[0];
+    prop_assert_eq!(snapshot.generation, model.generation);
+    prop_assert_eq!(state.active_backend().name.as_str(), NAMES[model.active]);
+    for (index, backend) in NAMES.iter().enumerate() {
+        let held = |wanted| {
+            model.held.iter().filter(|(of, tunnel, _)| *of == index && *tunnel == wanted).count() as u64
+        };
+        let holding = board.holding(&state.config, &name(backend));
+        prop_assert_eq!(holding, Holding { requests: held(false), tunnels: held(true) });
+    }
+    Ok(())
+}
