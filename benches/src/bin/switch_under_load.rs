@@ -1,0 +1,299 @@
+//! Switches back and forth under load, and proves (or disproves) that no client noticed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Parser, ValueEnum};
+use serde::Serialize;
+use tempfile::TempDir;
+use tokio::time::{MissedTickBehavior, interval};
+use uh_benches::front_door::{FrontDoor, Setup};
+use uh_benches::judgement::{Switch, Verdict};
+use uh_benches::load::{Group, Load, Plan, Reuse};
+use uh_benches::mounts::file_system_of;
+use uh_benches::percentiles::{Spread, Times, grouped};
+use uh_benches::process::interrupted;
+use uh_benches::sample_app::SampleApp;
+use uh_benches::workdir;
+use uh_protocol::BackendName;
+use uh_protocol::request::SwitchRequest;
+
+/// A request without a whole answer after this has failed.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Load before the first switch and after the last one.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// How long the front door may take to end.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// The most requests that one run may plan: all are kept in memory, at about 100 bytes each.
+const MAX_REQUESTS: u64 = 20_000_000;
+
+/// How many clients share the work of making new connections.
+const NEW_CONNECTION_CLIENTS: usize = 8;
+
+/// Switch a front door back and forth under load, and report what its clients saw.
+#[derive(Parser)]
+struct Options {
+    /// How many switches.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    switches: u32,
+    /// How many clients that keep their connections.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    clients: u32,
+    /// Requests per second of those clients together.
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=200_000))]
+    rate: u32,
+    /// Requests per second on new connections, beside the others.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=5_000))]
+    new_connections: u32,
+    /// Milliseconds from one switch to the next.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    interval_ms: u32,
+    /// Also write the report as JSON to a file, or instead of the text to standard output (`-`).
+    #[arg(long, value_name = "FILE|-")]
+    json: Option<PathBuf>,
+    /// The front door's access log.
+    #[arg(long, value_enum, default_value_t = AccessLog::Off)]
+    access_log: AccessLog,
+    /// Keep the state file below this directory, to choose its disk.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum AccessLog {
+    Off,
+    Json,
+}
+
+impl AccessLog {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Json => "json",
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let mut dir = None;
+    let result = prepare_and_run(&options, &mut dir);
+    workdir::finish(dir, &result, io::stderr())
+}
+
+fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
+    let requests = u64::from(options.rate + options.new_connections)
+        * (u64::from(options.switches) * u64::from(options.interval_ms)).div_ceil(1000);
+    ensure!(
+        requests <= MAX_REQUESTS,
+        "{requests} requests are more than {MAX_REQUESTS}: use fewer or closer switches"
+    );
+    let dir = dir.insert(workdir::create()?);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            result = run(options, dir.path()) => result,
+            ended = interrupted() => ended,
+        }
+    })
+}
+
+async fn run(options: &Options, dir: &Path) -> Result<()> {
+    // Below the directory that was given, so that whatever is left there can be removed as a whole.
+    let state_dir =
+        tempfile::tempdir_in(options.state_dir.as_deref().unwrap_or(dir)).context("no state directory")?;
+    let blue = SampleApp::start("blue", "1.0.0", dir).await?;
+    let green = SampleApp::start("green", "1.0.1", dir).await?;
+    let setup = Setup {
+        dir,
+        state_dir: state_dir.path(),
+        access_log: options.access_log.as_str(),
+        backends: [&blue, &green],
+    };
+    let front_door = FrontDoor::start(&setup).await?;
+
+    let started = Instant::now();
+    let load = Load::start(plan(options, &front_door))?;
+    tokio::time::sleep(SETTLE).await;
+    let calls = Calls::make(options, &front_door).await?;
+    tokio::time::sleep(SETTLE).await;
+    let recording = load.stop().await?;
+    let took = started.elapsed();
+    front_door.stop(STOP_WITHIN).await?;
+
+    let verdict = Verdict::of(&recording, &"blue".parse()?, &calls.switches);
+    let mut faults = verdict.faults();
+    if calls.not_persisted > 0 {
+        faults.push(format!("{} switches were not on disk when they were acknowledged", calls.not_persisted));
+    }
+    let report = Report {
+        switches: options.switches,
+        interval_ms: options.interval_ms,
+        clients: options.clients,
+        rate_asked: options.rate + options.new_connections,
+        rate_reached: recording.samples.len() as f64 / took.as_secs_f64(),
+        access_log: options.access_log.as_str(),
+        state_file_system: describe_disk(state_dir.path())?,
+        requests: verdict.requests,
+        failures: verdict.failures,
+        closed_by_server: verdict.closed_by_server,
+        old_answers: verdict.old_answers.len(),
+        not_persisted: calls.not_persisted,
+        switches_without_answer: verdict.first_answers.iter().filter(|answer| answer.is_none()).count(),
+        latency: recording.samples.iter().map(|sample| sample.latency).collect::<Times>().spread(),
+        sent_late_by: recording.samples.iter().map(|sample| sample.late).collect::<Times>().spread(),
+        first_answer: verdict.first_answers.iter().flatten().copied().collect::<Times>().spread(),
+        admin_switch: calls.switch_times().spread(),
+        admin_status: calls.status_times.into_iter().collect::<Times>().spread(),
+        faults,
+    };
+    report.publish(options.json.as_deref())?;
+    if !report.faults.is_empty() {
+        bail!("{}", report.faults.join("; "));
+    }
+    Ok(())
+}
+
+fn plan(options: &Options, front_door: &FrontDoor) -> Plan {
+    let kept = Group {
+        path: "/".to_owned(),
+        clients: options.clients as usize,
+        rate: options.rate.into(),
+        reuse: Reuse::KeepAlive,
+    };
+    let new = Group {
+        clients: NEW_CONNECTION_CLIENTS,
+        rate: options.new_connections.into(),
+        reuse: Reuse::Never,
+        ..kept.clone()
+    };
+    let groups = if options.new_connections > 0 { vec![kept, new] } else { vec![kept] };
+    Plan { target: front_door.address, groups, request_timeout: REQUEST_TIMEOUT }
+}
+
+/// What the admin side did.
+struct Calls {
+    switches: Vec<Switch>,
+    status_times: Vec<Duration>,
+    not_persisted: usize,
+}
+
+impl Calls {
+    /// Switches at every other tick, and asks for the status at the ones between.
+    async fn make(options: &Options, front_door: &FrontDoor) -> Result<Self> {
+        let backends: [BackendName; 2] = ["green".parse()?, "blue".parse()?];
+        let mut calls = Self { switches: Vec::new(), status_times: Vec::new(), not_persisted: 0 };
+        let mut tick = interval(Duration::from_millis(options.interval_ms.into()) / 2);
+        // A late switch moves the ones after it: they must not come closer together than was asked for.
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for to in backends.iter().cycle().take(options.switches as usize) {
+            tick.tick().await;
+            let called_at = Instant::now();
+            let reply = front_door.admin.switch(&front_door.service, &SwitchRequest::to(to.clone())).await;
+            let replied_at = Instant::now();
+            let number = calls.switches.len() + 1;
+            let reply = reply.with_context(|| format!("switch {number} to {to} failed"))?;
+            ensure!(reply.changed && reply.to == *to, "switch {number} to {to} changed nothing");
+            calls.not_persisted += usize::from(!reply.persisted);
+            calls.switches.push(Switch { to: to.clone(), called_at, replied_at });
+            tick.tick().await;
+            let asked_at = Instant::now();
+            front_door.admin.status().await?;
+            calls.status_times.push(asked_at.elapsed());
+        }
+        Ok(calls)
+    }
+
+    fn switch_times(&self) -> Times {
+        self.switches.iter().map(|switch| switch.replied_at - switch.called_at).collect()
+    }
+}
+
+fn describe_disk(dir: &Path) -> Result<String> {
+    let mounts = fs::read_to_string("/proc/mounts").context("can't read /proc/mounts")?;
+    Ok(file_system_of(&dir.canonicalize()?, &mounts).unwrap_or_else(|| "unknown".to_owned()))
+}
+
+#[derive(Serialize)]
+struct Report {
+    switches: u32,
+    interval_ms: u32,
+    clients: u32,
+    rate_asked: u32,
+    rate_reached: f64,
+    access_log: &'static str,
+    state_file_system: String,
+    requests: usize,
+    failures: BTreeMap<String, usize>,
+    closed_by_server: usize,
+    old_answers: usize,
+    not_persisted: usize,
+    switches_without_answer: usize,
+    latency: Spread,
+    sent_late_by: Spread,
+    first_answer: Spread,
+    admin_switch: Spread,
+    admin_status: Spread,
+    faults: Vec<String>,
+}
+
+impl Report {
+    fn publish(&self, json: Option<&Path>) -> Result<()> {
+        let mut stdout = io::stdout();
+        if let Some(path) = json {
+            let json = serde_json::to_string_pretty(self)? + "\n";
+            if path == Path::new("-") {
+                return Ok(stdout.write_all(json.as_bytes())?);
+            }
+            fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
+        }
+        Ok(self.write_text(&mut stdout)?)
+    }
+
+    fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(
+            out,
+            "{} switches, one every {} ms; {} keep-alive clients; {:.0} of {} requests/s reached",
+            grouped(self.switches as usize),
+            self.interval_ms,
+            self.clients,
+            self.rate_reached,
+            self.rate_asked
+        )?;
+        writeln!(out, "access log {}; state file on {}\n", self.access_log, self.state_file_system)?;
+        for (label, count) in [
+            ("requests", self.requests),
+            ("failures", self.failures.values().sum()),
+            ("client connections closed by the server", self.closed_by_server),
+            ("old answers to requests sent after a switch reply", self.old_answers),
+            ("switches acknowledged without being on disk", self.not_persisted),
+            ("switches without an answer from the new backend", self.switches_without_answer),
+        ] {
+            writeln!(out, "{label:<52}{:>10}", grouped(count))?;
+        }
+        writeln!(out, "\n{:<52}{:>10}{:>10}{:>10}{:>10}", "milliseconds", "p50", "p99", "p99.9", "max")?;
+        for (label, spread) in [
+            ("switch call to the new backend's first answer", &self.first_answer),
+            ("admin: switch, on disk", &self.admin_switch),
+            ("admin: status", &self.admin_status),
+            ("request latency, from when it was due", &self.latency),
+            ("requests sent late by", &self.sent_late_by),
+        ] {
+            let ms = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.2}", us / 1000.0));
+            let [p50, p99, p999, max] = [spread.p50_us, spread.p99_us, spread.p999_us, spread.max_us].map(ms);
+            writeln!(out, "{label:<52}{p50:>10}{p99:>10}{p999:>10}{max:>10}")?;
+        }
+        for (kind, count) in &self.failures {
+            writeln!(out, "FAILED {count} × {kind}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,417 @@
+//! Open-loop load: every request has its time fixed in advance, and every answer is recorded.
+//!
+//! A slow server can't slow the schedule down: a request that had to wait for the one before it counts its
+//! latency from the time at which it was due (no coordinated omission). The load runs on a thread of its own,
+//! so that whoever calls the admin API is not held up by it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep_until, timeout};
+use uh_protocol::BackendName;
+
+use crate::http::{Connection, Failure, Head, Idle};
+
+/// Clients start a moment after they are made, so that the first requests are on time too.
+const START_DELAY: Duration = Duration::from_millis(20);
+
+/// How much longer than one request's deadline the end of the load may take.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+
+/// Whether a client uses its connection again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reuse {
+    /// One connection for as long as the server keeps it.
+    KeepAlive,
+    /// A new connection for each request.
+    Never,
+}
+
+/// Clients that all ask for the same.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// The path that they ask for.
+    pub path: String,
+    /// How many there are.
+    pub clients: usize,
+    /// How many requests per second they make together.
+    pub rate: f64,
+    /// Whether they use their connections again.
+    pub reuse: Reuse,
+}
+
+/// What load to make.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where to.
+    pub target: SocketAddr,
+    /// The clients.
+    pub groups: Vec<Group>,
+    /// When a request without a whole answer has failed.
+    pub request_timeout: Duration,
+}
+
+/// One request and what came of it.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// The index of its group in the plan.
+    pub group: usize,
+    /// Just before its first byte was written (or, without a connection, given up).
+    pub sent_at: Instant,
+    /// When its answer was complete, or failed.
+    pub done_at: Instant,
+    /// The time that a user would have waited.
+    pub latency: Duration,
+    /// How long after its time it was sent, for whatever reason.
+    pub late: Duration,
+    /// Who answered, or why nobody did.
+    pub outcome: Result<BackendName, Failure>,
+}
+
+/// All that happened, in the order of sending.
+#[derive(Debug, Default)]
+pub struct Recording {
+    /// One for each request.
+    pub samples: Vec<Sample>,
+    /// Connections that the server ended, between answers or within one.
+    pub closed_by_server: usize,
+}
+
+/// Load that is running. Dropping it lets it end by itself.
+#[derive(Debug)]
+pub struct Load {
+    stop: watch::Sender<()>,
+    recording: oneshot::Receiver<Result<Recording>>,
+    progress: Arc<Progress>,
+    ends_within: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    requests: AtomicUsize,
+    failures: AtomicUsize,
+}
+
+impl Load {
+    /// Starts the load on a thread of its own.
+    ///
+    /// # Errors
+    /// When the system refuses the thread.
+    pub fn start(plan: Plan) -> Result<Self> {
+        let ends_within = plan.request_timeout + STOP_MARGIN;
+        let (stop, stopped) = watch::channel(());
+        let (report, recording) = oneshot::channel();
+        let progress = Arc::new(Progress::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let counts = Arc::clone(&progress);
+        thread::Builder::new().name("load".to_owned()).spawn(move || {
+            // Nobody is left to tell if the receiver is gone.
+            let _ = report.send(runtime.block_on(run(plan, &stopped, &counts)));
+        })?;
+        Ok(Self { stop, recording, progress, ends_within })
+    }
+
+    /// Requests that are over, and how many of them failed.
+    #[must_use]
+    pub fn so_far(&self) -> (usize, usize) {
+        let failures = self.progress.failures.load(Ordering::Relaxed);
+        (self.progress.requests.load(Ordering::Relaxed), failures)
+    }
+
+    /// Lets every client finish its request, and returns what happened.
+    ///
+    /// # Errors
+    /// When the load ended before its time, or does not end.
+    pub async fn stop(self) -> Result<Recording> {
+        drop(self.stop);
+        let recording = timeout(self.ends_within, self.recording).await.context("the load does not end")?;
+        recording.context("the load's thread died")?
+    }
+}
+
+async fn run(plan: Plan, stopped: &watch::Receiver<()>, progress: &Arc<Progress>) -> Result<Recording> {
+    let start = Instant::now() + START_DELAY;
+    let mut clients = JoinSet::new();
+    for (index, group) in plan.groups.iter().enumerate() {
+        let request: Arc<[u8]> = prepare(&group.path).into();
+        let period = Duration::from_secs_f64(group.clients as f64 / group.rate);
+        for nth in 0..group.clients {
+            let client = Client {
+                group: index,
+                target: plan.target,
+                request: Arc::clone(&request),
+                reuse: group.reuse,
+                request_timeout: plan.request_timeout,
+                connection: None,
+                body: Vec::new(),
+                recording: Recording::default(),
+                progress: Arc::clone(progress),
+            };
+            // Spread evenly over one period, so that the whole rate is even too.
+            let first = start + period.mul_f64(nth as f64 / group.clients as f64);
+            clients.spawn(client.run(first, period, stopped.clone()));
+        }
+    }
+    let mut all = Recording::default();
+    while let Some(one) = clients.join_next().await {
+        let one = one.context("a client of the load died")?;
+        all.samples.extend(one.samples);
+        all.closed_by_server += one.closed_by_server;
+    }
+    all.samples.sort_unstable_by_key(|sample| sample.sent_at);
+    Ok(all)
+}
+
+fn prepare(path: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nhost: app.test\r\nuser-agent: uh-benches\r\naccept: */*\r\n\r\n")
+        .into_bytes()
+}
+
+struct Client {
+    group: usize,
+    target: SocketAddr,
+    request: Arc<[u8]>,
+    reuse: Reuse,
+    request_timeout: Duration,
+    connection: Option<Connection>,
+    body: Vec<u8>,
+    recording: Recording,
+    progress: Arc<Progress>,
+}
+
+impl Client {
+    async fn run(mut self, first: Instant, period: Duration, mut stopped: watch::Receiver<()>) -> Recording {
+        let mut due_at = first;
+        loop {
+            let free_at = Instant::now();
+            tokio::select! {
+                biased;
+                _ = stopped.changed() => break,
+                () = sleep_until(due_at.into()) => {}
+            }
+            // A client that was free is late only by its own timer, which is no fault of the server.
+            let counted_from = if free_at > due_at { due_at } else { Instant::now() };
+            self.check_idle();
+            self.ask(due_at, counted_from).await;
+            due_at += period;
+        }
+        self.check_idle();
+        self.recording
+    }
+
+    /// Notices what the server did to the connection since the last answer.
+    fn check_idle(&mut self) {
+        let now = Instant::now();
+        match self.connection.as_ref().map(Connection::idle) {
+            None | Some(Idle::Quiet) => return,
+            Some(Idle::Closed) => self.recording.closed_by_server += 1,
+            Some(Idle::Spoke) => self.record(now, now, now, now, Err(Failure::ExtraBytes)),
+        }
+        self.connection = None;
+    }
+
+    async fn ask(&mut self, due_at: Instant, counted_from: Instant) {
+        let mut sent_at = Instant::now();
+        let request_timeout = self.request_timeout;
+        let answer = match timeout(request_timeout, self.exchange(&mut sent_at)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure::TimedOut),
+        };
+        let done_at = Instant::now();
+        let closed = match &answer {
+            Ok(head) => head.close,
+            Err(failure) => failure.is_close(),
+        };
+        self.recording.closed_by_server += usize::from(closed);
+        if closed || answer.is_err() || self.reuse == Reuse::Never {
+            self.connection = None;
+        }
+        self.record(due_at, counted_from, sent_at, done_at, answer.and_then(identify));
+    }
+
+    async fn exchange(&mut self, sent_at: &mut Instant) -> Result<Head, Failure> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(Connection::open(self.target).await?),
+        };
+        *sent_at = Instant::now();
+        connection.exchange(&self.request, &mut self.body).await
+    }
+
+    fn record(
+        &mut self,
+        due_at: Instant,
+        counted_from: Instant,
+        sent_at: Instant,
+        done_at: Instant,
+        outcome: Result<BackendName, Failure>,
+    ) {
+        self.progress.requests.fetch_add(1, Ordering::Relaxed);
+        self.progress.failures.fetch_add(usize::from(outcome.is_err()), Ordering::Relaxed);
+        let latency = done_at.saturating_duration_since(counted_from);
+        let late = sent_at.saturating_duration_since(due_at);
+        self.recording.samples.push(Sample { group: self.group, sent_at, done_at, latency, late, outcome });
+    }
+}
+
+fn identify(head: Head) -> Result<BackendName, Failure> {
+    match head {
+        Head { status: 200, backend: Some(backend), .. } => Ok(backend),
+        Head { status: 200, .. } => Err(Failure::Unidentified),
+        Head { status, .. } => Err(Failure::BadStatus(status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judgement::{Switch, Verdict};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    const BLUE: &str = "HTTP/1.1 200 OK\r\nx-backend: blue\r\ncontent-length: 5\r\n\r\nhello";
+    const GREEN: &str = "HTTP/1.1 200 OK\r\nx-backend: green\r\ncontent-length: 5\r\n\r\nhello";
+
+    /// What the server does after its answer.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Then {
+        Keep,
+        Close,
+    }
+
+    /// A server that reads a request, sends this, and then keeps or closes the connection.
+    async fn server(answer: &'static str, delay: Duration, then: Then) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    while stream.read(&mut [0; 1024]).await.is_ok_and(|n| n > 0) {
+                        tokio::time::sleep(delay).await;
+                        let sent = stream.write_all(answer.as_bytes()).await;
+                        if sent.is_err() || then == Then::Close {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        target
+    }
+
+    async fn load(target: SocketAddr, reuse: Reuse) -> Recording {
+        load_with_timeout(target, reuse, Duration::from_secs(10)).await
+    }
+
+    async fn load_with_timeout(target: SocketAddr, reuse: Reuse, request_timeout: Duration) -> Recording {
+        let groups = vec![Group { path: "/".to_owned(), clients: 2, rate: 100.0, reuse }];
+        let plan = Plan { target, groups, request_timeout };
+        let load = Load::start(plan).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while load.so_far().0 < 12 {
+            assert!(Instant::now() < deadline, "the load makes no requests");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        load.stop().await.unwrap()
+    }
+
+    async fn against(answer: &'static str, then: Then) -> Recording {
+        load(server(answer, Duration::ZERO, then).await, Reuse::KeepAlive).await
+    }
+
+    /// Every failure that occurred, once.
+    fn failures(recording: &Recording) -> Vec<Failure> {
+        let mut failures: Vec<_> = recording.samples.iter().filter_map(|s| s.outcome.clone().err()).collect();
+        failures.sort_unstable();
+        failures.dedup();
+        failures
+    }
+
+    #[tokio::test]
+    async fn a_good_server_is_found_good() {
+        for reuse in [Reuse::KeepAlive, Reuse::Never] {
+            let recording = load(server(BLUE, Duration::ZERO, Then::Keep).await, reuse).await;
+            assert_eq!((failures(&recording), recording.closed_by_server), (vec![], 0), "{reuse:?}");
+            assert!(recording.samples.iter().all(|s| s.outcome.as_ref().unwrap().as_str() == "blue"));
+            assert!(recording.samples.is_sorted_by_key(|s| s.sent_at));
+        }
+    }
+
+    #[tokio::test]
+    async fn each_kind_of_failure_is_found() {
+        for (answer, then, expected) in [
+            ("", Then::Close, Failure::ClosedBeforeResponse),
+            ("HTTP/1.1 200 OK\r\nx-ba", Then::Close, Failure::ClosedMidHead),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel", Then::Close, Failure::ClosedMidBody),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello, world", Then::Keep, Failure::ExtraBytes),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", Then::Keep, Failure::Unidentified),
+            ("HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n", Then::Keep, Failure::BadStatus(502)),
+            ("220 mail.test ESMTP\r\n\r\n", Then::Keep, Failure::Malformed),
+        ] {
+            let recording = against(answer, then).await;
+            assert_eq!(failures(&recording), [expected], "{answer:?}");
+            assert_eq!(recording.closed_by_server > 0, expected.is_close(), "{answer:?}");
+            assert!(!Verdict::of(&recording, &"blue".parse().unwrap(), &[]).faults().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_end_is_found() {
+        let endless = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel";
+        let target = server(endless, Duration::ZERO, Then::Keep).await;
+        let recording = load_with_timeout(target, Reuse::KeepAlive, Duration::from_millis(30)).await;
+        assert_eq!(failures(&recording), [Failure::TimedOut]);
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_is_found() {
+        // Bound and not listening: nobody answers there, and nobody else can get the port.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_eq!(failures(&load(socket.local_addr().unwrap(), Reuse::Never).await), [Failure::Connect]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_server_closes_is_counted_even_if_no_request_fails() {
+        let announced =
+            "HTTP/1.1 200 OK\r\nx-backend: blue\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let recording = against(announced, Then::Close).await;
+        assert_eq!((failures(&recording), recording.closed_by_server), (vec![], recording.samples.len()));
+        assert!(against(BLUE, Then::Close).await.closed_by_server > 0);
+    }
+
+    #[tokio::test]
+    async fn bytes_that_nobody_asked_for_are_found() {
+        let twice: &str = Box::leak(format!("{BLUE}{BLUE}").into_boxed_str());
+        assert_eq!(failures(&against(twice, Then::Keep).await), [Failure::ExtraBytes]);
+    }
+
+    #[tokio::test]
+    async fn the_wrong_backend_is_found() {
+        let now = Instant::now();
+        let switches = [Switch { to: "green".parse().unwrap(), called_at: now, replied_at: now }];
+        for (answer, right) in [(GREEN, true), (BLUE, false)] {
+            let recording = against(answer, Then::Keep).await;
+            let verdict = Verdict::of(&recording, &"blue".parse().unwrap(), &switches);
+            assert_eq!(verdict.old_answers.is_empty(), right, "{answer:?}");
+            assert_eq!(verdict.faults().is_empty(), right, "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_server_can_not_hide_the_wait_it_causes() {
+        // Each client is due every 20 ms and answered after 40 ms: the tenth request has waited for the nine before.
+        let recording =
+            load(server(BLUE, Duration::from_millis(40), Then::Keep).await, Reuse::KeepAlive).await;
+        let longest = recording.samples.iter().map(|s| s.latency).max().unwrap();
+        assert_eq!(failures(&recording), []);
+        assert!(longest >= Duration::from_millis(100), "{longest:?}");
+    }
+}

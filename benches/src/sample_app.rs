@@ -1,0 +1,43 @@
+//! A sample app that runs as a backend, on a port of its own choice.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::process::{Process, sibling};
+
+/// The app has nothing to do before it listens.
+const READY_WITHIN: Duration = Duration::from_secs(10);
+
+/// A running sample app; it ends when this is dropped.
+#[derive(Debug)]
+pub struct SampleApp {
+    /// The backend that it is.
+    pub name: &'static str,
+    /// Where it listens.
+    pub address: SocketAddr,
+    _process: Process,
+}
+
+impl SampleApp {
+    /// Starts it and waits until it listens.
+    ///
+    /// # Errors
+    /// When it is not built, or does not get ready.
+    pub async fn start(name: &'static str, version: &str, dir: &Path) -> Result<Self> {
+        let mut command = Command::new(sibling("uh-sample-app")?);
+        command
+            .env("PORT", "0")
+            .env("HOST", "127.0.0.1")
+            .env("DEPLOYMENT_ENV", name)
+            .env("APP_VERSION", version);
+        let mut process = Process::spawn(name, &mut command, dir)?;
+        let address = process.line_after("listening on ", READY_WITHIN).await?;
+        let address =
+            address.parse().with_context(|| format!("{name} says that it listens on {address:?}"))?;
+        Ok(Self { name, address, _process: process })
+    }
+}
