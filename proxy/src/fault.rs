@@ -1,9 +1,11 @@
 //! Named points at which a test can end the process, as `kill -9` would. Empty but with the feature `fault-points`.
 
-/// Ends the process here if `UH_PROXY_FAULT` names this point.
+/// Ends the process here if the file that `UH_PROXY_FAULT_FILE` names holds this point's name. A file, so that a test
+/// can let the process start first.
 #[cfg(feature = "fault-points")]
 pub fn point(name: &str) {
-    if std::env::var_os("UH_PROXY_FAULT").is_some_and(|wanted| wanted == name) {
+    let wanted = std::env::var_os("UH_PROXY_FAULT_FILE").and_then(|path| std::fs::read_to_string(path).ok());
+    if wanted.is_some_and(|wanted| wanted == name) {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }

@@ -97,7 +97,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let started = Instant::now();
     let bound = bind(&config.server)?;
     let descriptors = raise_descriptor_limit();
-    let loaded = bound.store.load();
+    let mut loaded = bound.store.load();
+    loaded.warnings.extend(unknown_actives(config, loaded.state.as_ref()));
     for warning in &loaded.warnings {
         tracing::warn!("state: {warning}");
     }
@@ -181,6 +182,21 @@ fn board(config: &Config, state: Option<&StateFile>, workers: usize, meters: &Ar
     })
 }
 
+/// Backends that were active in an earlier run, and are not configured any more.
+fn unknown_actives(config: &Config, state: Option<&StateFile>) -> Vec<String> {
+    let warn = |service: &crate::config::Service| {
+        let active = &state?.services.get(&service.name)?.active;
+        let gone = !service.backends.iter().any(|backend| backend.name == *active);
+        gone.then(|| {
+            format!(
+                "{} was active for {}, but is not configured: {} is",
+                active, service.name, service.active
+            )
+        })
+    };
+    config.services.iter().filter_map(warn).collect()
+}
+
 fn addresses(listeners: &[TcpListener]) -> Result<Vec<String>, RunError> {
     let address = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string());
     listeners.iter().map(address).collect::<io::Result<_>>().map_err(system("tell the bound addresses"))
@@ -223,18 +239,28 @@ fn start_workers(
 enum Event {
     /// SIGTERM or SIGINT.
     Signal(i32),
-    /// All workers have ended.
-    WorkersEnded,
+    /// A worker has ended.
+    WorkerEnded,
+    /// All workers have, and every log line is written.
+    AllEnded,
 }
 
 fn start_joiner(workers: Vec<JoinHandle<()>>, log: JoinHandle<()>, events: Sender<Event>) -> io::Result<()> {
-    thread::Builder::new().name("joiner".to_owned()).spawn(move || {
-        for worker in workers {
+    let watch = |worker: JoinHandle<()>| {
+        let events = events.clone();
+        thread::Builder::new().name("joiner".to_owned()).spawn(move || {
             let _ = worker.join();
+            let _ = events.send(Event::WorkerEnded);
+        })
+    };
+    let watchers = workers.into_iter().map(watch).collect::<io::Result<Vec<_>>>()?;
+    thread::Builder::new().name("joiner".to_owned()).spawn(move || {
+        for watcher in watchers {
+            let _ = watcher.join();
         }
         // With the last worker its log lanes are gone, and the writing thread ends when it has written everything.
         let _ = log.join();
-        let _ = events.send(Event::WorkersEnded);
+        let _ = events.send(Event::AllEnded);
     })?;
     Ok(())
 }
@@ -272,9 +298,7 @@ fn start_admin(
             }
             tokio::spawn(prober::run(Arc::clone(&control.board), Arc::clone(&control.news)));
             tokio::spawn(persist_health(Arc::clone(&control), Arc::clone(&control.news)));
-            if let Err(error) = server::serve_admin(socket, control, users).await {
-                tracing::error!(%error, "the admin socket is gone");
-            }
+            server::serve_admin(socket, control, users).await;
         });
     })?;
     Ok(())
@@ -301,26 +325,34 @@ fn supervise(
             let open = meters.sum(|worker| &worker.client_active);
             tracing::info!(signal, in_flight = open, timeout_s = timeout.as_secs(), "stopping");
         }
-        Ok(Event::WorkersEnded) | Err(_) => return Err(RunError::WorkerLost),
+        Ok(Event::WorkerEnded | Event::AllEnded) | Err(_) => return Err(RunError::WorkerLost),
     }
     bells.iter().for_each(|bell| bell.advance(Stage::Stopping));
     stop.send_replace(true);
-    match inbox.recv_timeout(timeout) {
-        Ok(Event::WorkersEnded) => {
-            tracing::info!("stopped; nothing was cut");
-            return Ok(());
-        }
-        Ok(Event::Signal(_)) => {
+    match next_but_workers(inbox, timeout) {
+        Some(Event::Signal(_)) => {
             let cut = meters.sum(|worker| &worker.client_active);
             tracing::warn!(cut, "a second signal: ending at once");
-            return Ok(());
         }
-        Err(RecvTimeoutError::Disconnected) => return Err(RunError::WorkerLost),
-        Err(RecvTimeoutError::Timeout) => {}
+        Some(_) => tracing::info!("stopped; nothing was cut"),
+        None => {
+            let cut = meters.sum(|worker| &worker.client_active);
+            bells.iter().for_each(|bell| bell.advance(Stage::Cutting));
+            let _ended = next_but_workers(inbox, CUT_GRACE);
+            tracing::warn!(cut, "stopped at the shutdown timeout; exchanges were cut");
+        }
     }
-    let cut = meters.sum(|worker| &worker.client_active);
-    bells.iter().for_each(|bell| bell.advance(Stage::Cutting));
-    let _ = inbox.recv_timeout(CUT_GRACE);
-    tracing::warn!(cut, "stopped at the shutdown timeout; exchanges were cut");
     Ok(())
+}
+
+/// The next event but the end of a single worker; `None`: none came in time.
+fn next_but_workers(inbox: &Receiver<Event>, timeout: Duration) -> Option<Event> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Event::WorkerEnded) => {}
+            Ok(event) => return Some(event),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
+        }
+    }
 }

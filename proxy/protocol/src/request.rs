@@ -108,6 +108,12 @@ pub struct BackendRequest {
     /// The app's version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Refuse unless this is the generation now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_generation: Option<u64>,
+    /// Give even the active backend other endpoints, which nobody has probed yet.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// `POST /v1/services/{s}/maintenance`.

@@ -1,5 +1,7 @@
 //! The admin API: HTTP requests to calls on [`Control`], results to replies. Fixed; see the README.
 
+use std::sync::Arc;
+
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -17,7 +19,7 @@ use super::socket::Peer;
 const METRICS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answers one request. Never fails: an error is a reply too.
-pub async fn answer(control: &Control, request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
+pub async fn answer(control: &Arc<Control>, request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
     match dispatch(control, request, peer).await {
         Ok(response) => response,
         Err(problem) => problem_response(&problem),
@@ -35,7 +37,7 @@ pub fn answer_metrics(control: &Control, request: &Request<Incoming>) -> Respons
 }
 
 async fn dispatch(
-    control: &Control,
+    control: &Arc<Control>,
     request: Request<Incoming>,
     peer: Peer,
 ) -> Result<Response<Full<Bytes>>, Problem> {
@@ -47,7 +49,8 @@ async fn dispatch(
         (["v1", "status"], &Method::GET) => json(&control.status()),
         (["v1", "services", service, "switch"], &Method::POST) => {
             let order = body(request).await?;
-            json(&control.switch(service, order, peer).await?)
+            let (control, service) = (Arc::clone(control), (*service).to_owned());
+            json(&to_its_end(async move { control.switch(&service, order, peer).await }).await?)
         }
         (["v1", "services", service, "backends", backend, "drain"], &Method::POST) => {
             let backend = backend_name(service, backend)?;
@@ -57,7 +60,11 @@ async fn dispatch(
         (["v1", "services", service, "backends", backend], &Method::PUT) => {
             let backend = backend_name(service, backend)?;
             let order = body(request).await?;
-            json(&control.set_backend(service, &backend, order, peer).await?)
+            let (control, service) = (Arc::clone(control), (*service).to_owned());
+            json(
+                &to_its_end(async move { control.set_backend(&service, &backend, order, peer).await })
+                    .await?,
+            )
         }
         (["v1", "services", _, "maintenance"] | ["v1", "reload"], &Method::POST) => Err(Problem::new(
             Code::NotSupported,
@@ -73,6 +80,14 @@ async fn dispatch(
         ) => Err(Problem::new(Code::MethodNotAllowed, format!("{method} is not the method for this call"))),
         _ => Err(unknown_call(&path)),
     }
+}
+
+/// A change that has begun is carried out, logged and counted even if whoever asked for it is gone.
+async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    let broken = |e| Problem::new(Code::Internal, format!("the change broke off: {e}"));
+    tokio::spawn(change).await.map_err(broken)?
 }
 
 fn unknown_call(path: &str) -> Problem {

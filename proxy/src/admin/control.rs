@@ -21,8 +21,9 @@ use crate::health::prober::HealthNews;
 use crate::observe::meters::Meters;
 use crate::observe::metrics::{Metrics, SwitchResult};
 use crate::state::file::StateFile;
-use crate::state::keeper::Keeper;
+use crate::state::keeper::{Change, Keeper};
 use crate::state::time::iso_millis;
+use crate::switching::board::RegisterOrder;
 use crate::switching::{Address, Backend, Health, LanePayload as _, Refusal, ServiceState, SwitchOrder};
 
 /// How long exchanges that were cut may take to notice: they are woken at once.
@@ -149,7 +150,11 @@ impl Control {
             }
         };
         let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
-        let persisted = if outcome.changed { self.persist().await } else { self.persisted_already() };
+        let persisted = if outcome.changed {
+            self.persist().await
+        } else {
+            self.keeper.wait(self.keeper.routing()).await
+        };
         fault::point("persisted");
         let result = if outcome.changed { SwitchResult::Switched } else { SwitchResult::Unchanged };
         self.metrics.switched(&service, &outcome.from, &request.to, result, outcome.swap_took);
@@ -187,20 +192,26 @@ impl Control {
             return Err(Problem::with_status(Code::InvalidRequest, 422, detail));
         }
         let start = Instant::now();
-        let drain = self.board.drain(service, backend).map_err(|refusal| self.explain(service, &refusal))?;
+        let deadline = start + Duration::from_millis(request.timeout_ms);
+        let handle = || self.board.drain(service, backend).map_err(|refusal| self.explain(service, &refusal));
+        // Taken anew until it says itself that nothing is left: the backend may have been active again for a while. If
+        // it is active now, the answer would be worthless, and whoever asked must not stop it.
+        let mut drain = handle()?;
         let before = drain.remaining();
-        let waited = tokio::time::timeout(Duration::from_millis(request.timeout_ms), drain.wait()).await;
-        let left = drain.remaining();
+        while !drain.is_drained() && tokio::time::timeout_at(deadline.into(), drain.wait()).await.is_ok() {
+            drain = handle()?;
+        }
+        drain = handle()?;
         let mut was_cut = 0;
-        if waited.is_err() && request.cut {
+        if !drain.is_drained() && request.cut {
+            let left = drain.remaining();
             drain.cut();
             self.bells.iter().for_each(|bell| bell.ring());
             let _ = tokio::time::timeout(CUT_GRACE, drain.wait()).await;
             let now = drain.remaining();
             was_cut = (left.requests + left.tunnels).saturating_sub(now.requests + now.tunnels);
+            drain = handle()?;
         }
-        // A roll-back meanwhile makes the answer worthless: whoever asked must not stop this backend.
-        self.board.drain(service, backend).map_err(|refusal| self.explain(service, &refusal))?;
         let drained = drain.is_drained();
         let remaining = drain.remaining();
         let total = before.requests + before.tunnels;
@@ -245,9 +256,16 @@ impl Control {
                 "version: write 1 to {MAX_VERSION_CHARS} characters, none of them control characters"
             )));
         }
-        let set = self.board.set_backend(service, backend, &addresses, version);
+        let order = RegisterOrder {
+            addresses: &addresses,
+            version,
+            expect_generation: request.expect_generation,
+            force: request.force,
+        };
+        let set = self.board.set_backend(service, backend, &order);
         let (registered, changed) = set.map_err(|refusal| self.explain(service, &refusal))?;
-        let persisted = if changed { self.persist().await } else { self.persisted_already() };
+        let persisted =
+            if changed { self.persist().await } else { self.keeper.wait(self.keeper.routing()).await };
         self.news.backends.notify_one();
         tracing::info!(target: "audit", %peer, action = "set_backend", service = cut(service), %backend,
             endpoints = ?request.endpoints, version, changed, persisted = persisted.is_ok(), result = "done");
@@ -259,22 +277,14 @@ impl Control {
     /// Writes the state in the background, for what nobody waits for.
     pub fn persist_later(&self) {
         if let Some(state) = StateFile::of(&self.board) {
-            self.keeper.submit(state);
+            self.keeper.submit(state, Change::Facts);
         }
     }
 
     async fn persist(&self) -> Result<(), String> {
         match StateFile::of(&self.board) {
-            Some(state) => self.keeper.wait(self.keeper.submit(state)).await,
+            Some(state) => self.keeper.wait(self.keeper.submit(state, Change::Routing)).await,
             None => Ok(()),
-        }
-    }
-
-    fn persisted_already(&self) -> Result<(), String> {
-        if self.keeper.is_persisted() {
-            Ok(())
-        } else {
-            Err("an earlier change is not on disk yet".to_owned())
         }
     }
 
@@ -293,7 +303,7 @@ impl Control {
             Refusal::UnknownBackend { .. } => Code::UnknownBackend,
             Refusal::NotActive { .. } | Refusal::OtherGeneration { .. } => Code::Conflict,
             Refusal::Unhealthy { .. } => Code::BackendUnhealthy,
-            Refusal::Active { .. } => Code::BackendActive,
+            Refusal::Active { .. } | Refusal::ActiveMoved { .. } => Code::BackendActive,
         };
         let mut detail = refusal.to_string();
         if let Refusal::Unhealthy { backend, health, .. } = refusal {

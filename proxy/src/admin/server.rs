@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uh_protocol::{Code, Problem};
 
 use super::api;
@@ -37,51 +37,54 @@ const MAX_CALLS: usize = 256;
 /// After `accept` failed, so that a lack of descriptors does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Refusals at the same time. Callers beyond that, who have no right to call, are not even told.
+const MAX_REFUSALS: usize = 16;
+
 /// Serves the admin API for ever.
-pub async fn serve_admin(listener: UnixListener, control: Arc<Control>, users: Vec<u32>) -> io::Result<()> {
-    let calls = Arc::new(Semaphore::new(MAX_CALLS));
-    let users: Arc<[u32]> = users.into();
+pub async fn serve_admin(listener: UnixListener, control: Arc<Control>, users: Vec<u32>) {
+    let (calls, refusals) = (Arc::new(Semaphore::new(MAX_CALLS)), Arc::new(Semaphore::new(MAX_REFUSALS)));
     loop {
         let Some(stream) = accepted(listener.accept().await).await else { continue };
-        let permit = Arc::clone(&calls).try_acquire_owned();
-        let (control, users) = (Arc::clone(&control), Arc::clone(&users));
+        let admitted = admit(&stream, &users, &calls);
+        let refusal = if admitted.is_err() { Arc::clone(&refusals).try_acquire_owned().ok() } else { None };
+        if admitted.is_err() && refusal.is_none() {
+            continue;
+        }
+        let control = Arc::clone(&control);
         tokio::spawn(async move {
-            let refused = match (peer_of(&stream), &permit) {
-                (Ok(peer), Ok(_)) if may_call(peer, &users) => Ok(peer),
-                (Ok(peer), Ok(_)) => {
-                    tracing::warn!(target: "audit", %peer, result = "forbidden", "a user without the right to do so called the admin socket");
-                    Err(Problem::new(
-                        Code::Forbidden,
-                        format!(
-                            "user {} may not use the admin socket: add it to server.admin_users",
-                            peer.uid
-                        ),
-                    ))
-                }
-                (_, Err(_)) => {
-                    Err(Problem::new(Code::Busy, format!("more than {MAX_CALLS} calls at once: try again")))
-                }
-                (Err(error), _) => {
-                    Err(Problem::new(Code::Forbidden, format!("the caller is unknown: {error}")))
-                }
-            };
-            let control = &control;
-            let service = service_fn(|request: Request<Incoming>| {
-                let refused = refused.clone();
-                async move {
-                    Ok::<_, Infallible>(match refused {
-                        Ok(peer) => api::answer(control, request, peer).await,
-                        Err(problem) => api::problem_response(&problem),
-                    })
-                }
+            let (control, admitted) = (&control, &admitted);
+            let service = service_fn(|request: Request<Incoming>| async move {
+                Ok::<_, Infallible>(match admitted {
+                    Ok((peer, _)) => api::answer(control, request, *peer).await,
+                    Err(problem) => api::problem_response(problem),
+                })
             });
             serve(stream, service).await;
+            drop(refusal);
         });
     }
 }
 
+/// Whether a caller may call, and if so, its place among the calls. Who has no right to call takes nobody's place.
+fn admit(
+    stream: &UnixStream,
+    users: &[u32],
+    calls: &Arc<Semaphore>,
+) -> Result<(Peer, OwnedSemaphorePermit), Problem> {
+    let unknown = |error| Problem::new(Code::Forbidden, format!("the caller is unknown: {error}"));
+    let peer = peer_of(stream).map_err(unknown)?;
+    if !may_call(peer, users) {
+        tracing::warn!(target: "audit", %peer, result = "forbidden", "a user without the right to do so called the admin socket");
+        let detail = format!("user {} may not use the admin socket: add it to server.admin_users", peer.uid);
+        return Err(Problem::new(Code::Forbidden, detail));
+    }
+    let busy = |_| Problem::new(Code::Busy, format!("more than {MAX_CALLS} calls at once: try again"));
+    let permit = Arc::clone(calls).try_acquire_owned().map_err(busy)?;
+    Ok((peer, permit))
+}
+
 /// Serves the metrics for ever.
-pub async fn serve_metrics(listener: TcpListener, control: Arc<Control>) -> io::Result<()> {
+pub async fn serve_metrics(listener: TcpListener, control: Arc<Control>) {
     let calls = Arc::new(Semaphore::new(MAX_CALLS));
     loop {
         let Some(stream) = accepted(listener.accept().await).await else { continue };
@@ -119,6 +122,8 @@ where
 {
     let result = hyper::server::conn::http1::Builder::new()
         .keep_alive(false)
+        // A caller that has said all it has to say still gets its reply.
+        .half_close(true)
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD_BYTES)

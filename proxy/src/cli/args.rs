@@ -130,6 +130,9 @@ pub(super) struct BackendSetArgs {
     /// The app's version
     #[arg(long)]
     pub(super) version: Option<String>,
+    /// Give even the active backend other endpoints
+    #[arg(long)]
+    pub(super) force: bool,
     #[command(flatten)]
     pub(super) service: ServiceArgs,
     #[command(flatten)]

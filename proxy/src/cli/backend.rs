@@ -10,7 +10,12 @@ pub(super) fn set(args: &BackendSetArgs) -> Done {
     target::call(async {
         let client = target::client(&args.client);
         let service = target::service(&client, &args.service).await?;
-        let request = BackendRequest { endpoints: args.endpoints.clone(), version: args.version.clone() };
+        let request = BackendRequest {
+            endpoints: args.endpoints.clone(),
+            version: args.version.clone(),
+            expect_generation: None,
+            force: args.force,
+        };
         let backend = client.set_backend(&service, &args.backend, &request).await?;
         let persisted = client.status().await?.persisted;
         if args.client.json {

@@ -1,12 +1,11 @@
 //! How connections hear of what concerns them all: the process is stopping, or a drain cuts what is left.
 //!
-//! A connection registers once, when it is accepted, and is woken by the next call. On the path of a request it costs
-//! one relaxed load.
+//! A connection waits for the next ring from its first poll to its last, whatever else it does.
 
 use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::Context;
 
 use tokio::sync::Notify;
@@ -26,7 +25,6 @@ pub enum Stage {
 /// Calls for the attention of every connection of a worker.
 #[derive(Debug, Default)]
 pub struct Bell {
-    rung: AtomicU64,
     stage: AtomicU8,
     notify: Arc<Notify>,
 }
@@ -34,7 +32,6 @@ pub struct Bell {
 impl Bell {
     /// Wakes every connection, so that it looks around.
     pub fn ring(&self) {
-        self.rung.fetch_add(1, Ordering::Release);
         self.notify.notify_waiters();
     }
 
@@ -58,28 +55,21 @@ impl Bell {
 #[derive(Debug)]
 pub struct Attention {
     bell: Arc<Bell>,
-    heard: u64,
-    registered: bool,
     waiting: Pin<Box<OwnedNotified>>,
 }
 
 impl Attention {
-    /// For one connection. [`Attention::poll`] must be called at every poll of its task.
+    /// For one connection. [`Attention::poll`] must be called at every poll of its task, before it looks around.
     #[must_use]
     pub fn new(bell: Arc<Bell>) -> Self {
         let waiting = Box::pin(Arc::clone(&bell.notify).notified_owned());
-        Self { bell, heard: 0, registered: false, waiting }
+        Self { bell, waiting }
     }
 
     /// Makes sure that the next ring wakes the task.
     pub fn poll(&mut self, cx: &mut Context<'_>) {
-        while !self.registered || self.bell.rung.load(Ordering::Acquire) != self.heard {
-            self.heard = self.bell.rung.load(Ordering::Acquire);
-            self.registered = true;
-            if self.waiting.as_mut().poll(cx).is_ready() {
-                self.waiting = Box::pin(Arc::clone(&self.bell.notify).notified_owned());
-                self.registered = false;
-            }
+        while self.waiting.as_mut().poll(cx).is_ready() {
+            self.waiting = Box::pin(Arc::clone(&self.bell.notify).notified_owned());
         }
     }
 

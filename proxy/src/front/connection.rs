@@ -32,6 +32,9 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 /// How much of that is read at most.
 const LINGER_BYTES: usize = 4 << 20;
 
+/// How long the rest of a request head may take once the process is stopping.
+const HURRIED_HEAD_TIME: Duration = Duration::from_secs(1);
+
 /// What becomes of a connection after an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
@@ -120,13 +123,11 @@ impl Connection {
         let mut scanner = HeadScanner::default();
         let (client, input, scratch) = (&mut self.client, &mut self.input, &mut self.scratch);
         let (attention, watchdog) = (&mut self.attention, &mut self.watchdog);
+        let (mut begun, mut hurried) = (false, false);
         poll_fn(|cx| {
             attention.poll(cx);
             loop {
                 if let Some(buffer) = input {
-                    if scratch.is_none() {
-                        deadline = Instant::now() + limits.header_timeout;
-                    }
                     let head = scratch.get_or_insert_with(Scratch::take).request();
                     let before = head.len();
                     head.extend_from_slice(buffer.filled());
@@ -138,6 +139,10 @@ impl Connection {
                         }
                     };
                     let end = found.as_ref().map_or(head.len(), |range| range.end);
+                    if !begun && scanner.has_begun(head.len()) {
+                        begun = true;
+                        deadline = Instant::now() + limits.header_timeout;
+                    }
                     buffer.consume(end - before);
                     if buffer.is_empty() {
                         *input = None;
@@ -157,9 +162,12 @@ impl Connection {
                     Poll::Pending => break,
                 }
             }
-            let begun = scratch.is_some();
-            if !begun && attention.stage() >= Stage::Stopping || attention.stage() == Stage::Cutting {
+            let stage = attention.stage();
+            if (!begun && stage == Stage::Stopping) || stage == Stage::Cutting {
                 return Poll::Ready(HeadRead::Closed);
+            }
+            if stage == Stage::Stopping && !std::mem::replace(&mut hurried, true) {
+                deadline = deadline.min(Instant::now() + HURRIED_HEAD_TIME);
             }
             match watchdog.poll_expired(cx, deadline) {
                 true if begun => Poll::Ready(HeadRead::TimedOut),
@@ -179,12 +187,8 @@ impl Connection {
         *scratch.upstream() = upstream;
         match translated {
             Ok(request) => {
-                let active = Arc::clone(&self.worker);
-                let active = &active.meters.worker(active.index).client_active;
-                active.fetch_add(1, Ordering::Relaxed);
-                let next = exchange::run(self, request).await;
-                active.fetch_sub(1, Ordering::Relaxed);
-                next
+                let _active = ActiveGuard::new(&self.worker);
+                exchange::run(self, request).await
             }
             Err(bad) => self.refuse_bad(bad).await,
         }
@@ -277,6 +281,22 @@ impl Connection {
             Poll::Pending
         })
         .await;
+    }
+}
+
+/// Counts a connection as carrying a request.
+struct ActiveGuard(Arc<Worker>);
+
+impl ActiveGuard {
+    fn new(worker: &Arc<Worker>) -> Self {
+        worker.meters.worker(worker.index).client_active.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(worker))
+    }
+}
+
+impl Drop for ActiveGuard {
+    fn drop(&mut self) {
+        self.0.meters.worker(self.0.index).client_active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

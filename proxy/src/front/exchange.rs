@@ -19,6 +19,9 @@ use crate::observe::line::Line;
 use crate::observe::meters::RetryReason;
 use crate::observe::termination::Termination;
 
+/// How much earlier than the backend we let go of an idle connection.
+const IDLE_MARGIN: Duration = Duration::from_secs(1);
+
 /// What the log and the counters say of an exchange.
 #[derive(Debug)]
 struct Record {
@@ -68,7 +71,9 @@ pub async fn run(conn: &mut Connection, request: RequestHead) -> Next {
     let next = forward(conn, &request, &mut record, &mut lease).await;
     let info = lease.owner();
     let meters = info.meters.lane(lease.worker());
-    meters.exchange(request.method.index(), record.status, record.started.elapsed());
+    // A tunnel may last for days: what it took is the time until it was open.
+    let took = if record.status == 101 { record.upstream_time } else { None };
+    meters.exchange(request.method.index(), record.status, took.unwrap_or_else(|| record.started.elapsed()));
     if matches!(record.termination, Termination::Drain | Termination::Stop) {
         meters.was_cut();
     }
@@ -115,18 +120,20 @@ async fn forward(
     let result = relay.bodies(&mut around).await;
     record.bytes = relay.down.body_sent();
     if let Err(failure) = result {
-        record.termination = failure.refusal().termination;
+        let untold = relay.down.sent() == 0;
+        let refusal = failure.refusal();
+        record.termination = refusal.termination;
         give_back(conn, relay);
-        return Next::Close;
+        // A client that has heard nothing yet can be told; to any other, a response that breaks off must look like it.
+        return if untold { refuse(conn, request, record, &refusal, false).await } else { Next::Close };
     }
     release(lease, upstream, &response, &mut relay);
     let request_done = relay.request_done();
     let ended = relay.client_ended();
     give_back(conn, relay);
     match (response.is_tunnel(), request_done) {
-        (true, _) => Next::Close,
-        // The response is complete before the request: what is left of the request is not wanted by anybody.
-        (false, false) => Next::Linger,
+        // A tunnel's end; or the response is complete before the request, the rest of which nobody wants any more.
+        (true, _) | (false, false) => Next::Linger,
         (false, true) if response.client_keep_alive && (!ended || conn.input.is_some()) => Next::KeepAlive,
         (false, true) => Next::Linger,
     }
@@ -164,6 +171,10 @@ async fn reach(
     let mut retried = false;
     loop {
         let mut upstream = connect(conn, lease, retried).await?;
+        // Connecting may have taken a while: a request that is to be cut is better not sent at all.
+        if lease.is_cut() {
+            return Err(Failure::Cut(Termination::Drain).refusal());
+        }
         let Some(scratch) = &conn.scratch else { return Err(Refusal::internal()) };
         let to = Recipient { request, request_head: scratch.request_head(), keep_alive: request.keep_alive };
         let mut around = Surroundings {
@@ -178,7 +189,7 @@ async fn reach(
             Ok(response) => return Ok(Answered { upstream, response, body }),
             Err(failure) => failure,
         };
-        let stale = upstream.reused && matches!(failure, Failure::UpstreamClosed { begun: false, .. });
+        let stale = upstream.reused && matches!(failure, Failure::UpstreamClosed { begun: false });
         // Once only; and never if the backend may have acted on the request, unless acting twice does no harm.
         let harmless = request.method.is_safe() || relay.up.sent() == 0;
         if !stale || retried || !harmless || relay.up.body_sent() > 0 {
@@ -235,7 +246,8 @@ fn release(lease: &Lease, upstream: Upstream, response: &ResponseHead, relay: &m
         return;
     }
     let idle = lease.owner().service.timeouts.idle;
-    let keep = response.upstream_idle.map_or(idle, |theirs| idle.min(theirs));
+    // We let go first, or a request could meet the backend's closing.
+    let keep = response.upstream_idle.map_or(idle, |theirs| idle.min(theirs.saturating_sub(IDLE_MARGIN)));
     lease.payload().put(upstream, keep, std::time::Instant::now());
 }
 

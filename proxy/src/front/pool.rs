@@ -22,9 +22,26 @@ const MAX_IDLE: usize = 512;
 /// Where it is taken, the pool counts as empty.
 #[derive(Debug)]
 pub struct IdlePool {
-    shelves: Box<[Mutex<Vec<Idle>>]>,
+    shelves: Box<[Shelf]>,
     next: AtomicUsize,
     retired: AtomicBool,
+}
+
+/// The idle connections to one endpoint, and their number, to be read without the lock.
+#[derive(Debug, Default)]
+struct Shelf {
+    idle: Mutex<Vec<Idle>>,
+    count: AtomicUsize,
+}
+
+impl Shelf {
+    /// Works on the connections, unless somebody else does.
+    fn try_with<T>(&self, work: impl FnOnce(&mut Vec<Idle>) -> T) -> Option<T> {
+        let mut idle = self.idle.try_lock()?;
+        let result = work(&mut idle);
+        self.count.store(idle.len(), Ordering::Relaxed);
+        Some(result)
+    }
 }
 
 #[derive(Debug)]
@@ -38,7 +55,7 @@ impl IdlePool {
     #[must_use]
     pub fn new(backend: &Backend) -> Self {
         Self {
-            shelves: backend.endpoints.iter().map(|_| Mutex::default()).collect(),
+            shelves: backend.endpoints.iter().map(|_| Shelf::default()).collect(),
             next: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
         }
@@ -58,14 +75,15 @@ impl IdlePool {
 
     /// The connection to this endpoint that was used last, if one is alive and within its time.
     pub fn take(&self, endpoint: usize, now: Instant) -> Option<Upstream> {
-        let mut shelf = self.shelves.get(endpoint)?.try_lock()?;
-        while let Some(mut idle) = shelf.pop() {
-            if idle.until > now && is_quiet(&mut idle.upstream.stream) {
-                idle.upstream.reused = true;
-                return Some(idle.upstream);
+        self.shelves.get(endpoint)?.try_with(|shelf| {
+            while let Some(mut idle) = shelf.pop() {
+                if idle.until > now && is_quiet(&mut idle.upstream.stream) {
+                    idle.upstream.reused = true;
+                    return Some(idle.upstream);
+                }
             }
-        }
-        None
+            None
+        })?
     }
 
     /// Keeps a connection for the next exchange. Closes it if the activation is over or there are enough.
@@ -73,19 +91,21 @@ impl IdlePool {
         if self.retired.load(Ordering::Acquire) || keep.is_zero() {
             return;
         }
-        let Some(mut shelf) = self.shelves.get(upstream.endpoint).and_then(Mutex::try_lock) else { return };
-        // Looked at again under the lock, which `retire` takes after it has set the flag.
-        if shelf.len() < MAX_IDLE && !self.retired.load(Ordering::Acquire) {
-            shelf.push(Idle { upstream, until: now + keep });
-        }
+        let Some(shelf) = self.shelves.get(upstream.endpoint) else { return };
+        shelf.try_with(|shelf| {
+            // Looked at again under the lock, which `retire` takes after it has set the flag.
+            if shelf.len() < MAX_IDLE && !self.retired.load(Ordering::Acquire) {
+                shelf.push(Idle { upstream, until: now + keep });
+            }
+        });
     }
 
     /// Closes connections that are past their time or were closed by the other side.
     pub fn sweep(&self, now: Instant) {
         for shelf in &self.shelves {
-            if let Some(mut shelf) = shelf.try_lock() {
+            shelf.try_with(|shelf| {
                 shelf.retain_mut(|idle| idle.until > now && is_quiet(&mut idle.upstream.stream));
-            }
+            });
         }
     }
 }
@@ -93,11 +113,14 @@ impl IdlePool {
 impl LanePayload for IdlePool {
     fn retire(&self) {
         self.retired.store(true, Ordering::Release);
-        self.shelves.iter().for_each(|shelf| shelf.lock().clear());
+        for shelf in &self.shelves {
+            shelf.idle.lock().clear();
+            shelf.count.store(0, Ordering::Relaxed);
+        }
     }
 
     fn idle(&self) -> usize {
-        self.shelves.iter().map(|shelf| shelf.lock().len()).sum()
+        self.shelves.iter().map(|shelf| shelf.count.load(Ordering::Relaxed)).sum()
     }
 }
 

@@ -121,7 +121,7 @@ impl Pump {
 
     /// Takes out what was read past the body's end, and the head's memory.
     pub fn into_parts(self) -> (Option<Buffer>, Vec<u8>) {
-        (self.buffer.filter(|buffer| !buffer.is_empty()), self.head)
+        (self.buffer, self.head)
     }
 
     /// What was read past the body's end.
@@ -165,7 +165,15 @@ impl Pump {
                 Step::Frame(n) => buffer.remove(self.cleared, self.cleared + n),
             }
         }
+        self.drop_empty();
         Ok(())
+    }
+
+    /// No buffer is held without bytes in it.
+    fn drop_empty(&mut self) {
+        if self.buffer.as_ref().is_some_and(Buffer::is_empty) {
+            self.buffer = None;
+        }
     }
 
     /// Writes the head and what is cleared; together in one system call where both are there.
@@ -203,6 +211,7 @@ impl Pump {
         if let Some(buffer) = &mut self.buffer {
             buffer.consume(of_body);
         }
+        self.drop_empty();
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<usize>> {

@@ -5,10 +5,12 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pingora::protocols::Stream;
+use tokio::io::AsyncWrite as _;
 use tokio::time::Instant;
 
 use super::Lease;
@@ -22,6 +24,9 @@ use crate::http1::field::HeadScanner;
 use crate::http1::response::{self, Recipient, ResponseHead};
 use crate::observe::termination::Termination;
 
+/// After a client has ended its side of a tunnel, how long the backend may be silent before the tunnel is closed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Why an exchange with a backend did not come to its proper end.
 #[derive(Debug)]
 pub enum Failure {
@@ -31,8 +36,6 @@ pub enum Failure {
     UpstreamClosed {
         /// Whether the response had begun.
         begun: bool,
-        /// What the system said, if it was no orderly end.
-        cause: Option<io::Error>,
     },
     /// The response can't be understood.
     UpstreamProtocol(&'static str),
@@ -71,6 +74,8 @@ pub struct Relay {
     /// The client has closed its sending side; it may still read.
     client_ended: bool,
     tunnel: bool,
+    /// The backend was told that the client has ended its side of the tunnel.
+    upstream_told: bool,
     last_move: Instant,
     moved: u64,
 }
@@ -86,6 +91,7 @@ impl Relay {
             up_broken: false,
             client_ended: false,
             tunnel: false,
+            upstream_told: false,
             last_move: now,
             moved: 0,
         }
@@ -115,6 +121,7 @@ impl Relay {
         self.up_done = false;
         self.up_broken = false;
         self.last_move = Instant::now();
+        self.moved = self.down.sent();
     }
 
     /// Sends the request, and reads the response head into `spare`; interim responses are passed on. The head for the
@@ -125,7 +132,7 @@ impl Relay {
     pub async fn await_response(
         &mut self,
         around: &mut Surroundings<'_>,
-        mut to: Recipient<'_>,
+        to: Recipient<'_>,
         spare: &mut Option<Buffer>,
     ) -> Result<ResponseHead, Failure> {
         let mut scanner = HeadScanner::default();
@@ -137,7 +144,9 @@ impl Relay {
                 // A client that still waits for "100 Continue" when the final answer comes may send its body or not:
                 // where its next request begins can't be known, so the connection is closed after this one.
                 let unread = must_read_body && self.up.body_sent() == 0;
-                to.keep_alive &= !unread && !self.client_ended && around.attention.stage() == Stage::Running;
+                let running = around.attention.stage() == Stage::Running;
+                let keep_alive = to.keep_alive && !unread && !self.client_ended && running;
+                let to = Recipient { keep_alive, ..to };
                 if let Some(head) = self.scan_head(&mut scanner, to, spare)? {
                     if !head.is_interim() {
                         return Poll::Ready(Ok(head));
@@ -147,12 +156,12 @@ impl Relay {
                 }
                 let _flushed = self.poll_down(cx, around)?;
                 match poll_fill(cx, around.upstream, spare) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed(spare, None))),
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed(spare))),
                     Poll::Ready(Ok(_)) => self.last_move = Instant::now(),
                     Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::FileTooLarge => {
                         return Poll::Ready(Err(Failure::UpstreamProtocol("the response head is too large")));
                     }
-                    Poll::Ready(Err(e)) => return Poll::Ready(Err(closed(spare, Some(e)))),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(closed(spare))),
                     Poll::Pending => {
                         self.check(cx, around)?;
                         return Poll::Pending;
@@ -171,10 +180,9 @@ impl Relay {
         poll_fn(|cx| {
             around.attention.poll(cx);
             self.poll_request(cx, around)?;
-            if self.tunnel && self.up_done {
-                // The client has ended the tunnel; what the backend has sent so far has been passed on.
-                let _ = self.poll_down(cx, around)?;
-                return Poll::Ready(Ok(()));
+            if self.tunnel && self.up_done && !self.upstream_told {
+                // The client has ended its side of the tunnel: the backend is told, and may say its last words.
+                self.upstream_told = Pin::new(&mut *around.upstream).poll_shutdown(cx).is_ready();
             }
             let down = self.poll_down(cx, around)?;
             if down.is_pending() {
@@ -205,9 +213,14 @@ impl Relay {
         self.note_moves();
         match polled {
             Poll::Pending => Ok(()),
-            Poll::Ready(Ok(())) => {
+            Poll::Ready(Ok(())) if self.tunnel => {
                 self.up_done = true;
                 Ok(())
+            }
+            Poll::Ready(Ok(())) => {
+                self.up_done = true;
+                // In the same poll, or nothing would wake us when the client goes.
+                self.watch_client(cx, around)
             }
             Poll::Ready(Err(PumpError::Write(_))) => {
                 // The backend may have answered and closed without reading on: its answer decides.
@@ -295,7 +308,9 @@ impl Relay {
     /// Who is waited for, and for how long.
     fn limit(&self, timeouts: &Timeouts) -> (Duration, Failure) {
         let client = Failure::Client(Termination::ClientTimeout);
-        if self.tunnel {
+        if self.tunnel && self.up_done {
+            (LAST_WORDS, client)
+        } else if self.tunnel {
             (timeouts.tunnel_idle, client)
         } else if !self.down.is_flushed() {
             (timeouts.client, client)
@@ -309,6 +324,6 @@ impl Relay {
     }
 }
 
-fn closed(spare: &Option<Buffer>, cause: Option<io::Error>) -> Failure {
-    Failure::UpstreamClosed { begun: spare.is_some(), cause }
+fn closed(spare: &Option<Buffer>) -> Failure {
+    Failure::UpstreamClosed { begun: spare.is_some() }
 }

@@ -102,8 +102,14 @@ impl Connector {
                 HttpPeer::new_uds(path.to_str().ok_or("the path is not text")?, false, String::new())?
             }
             Address::Name(host, port) => {
-                let mut found = tokio::net::lookup_host((host.as_str(), *port)).await?;
-                peer(found.next().ok_or("the name has no address")?)
+                let mut last = None;
+                for address in tokio::net::lookup_host((host.as_str(), *port)).await? {
+                    match self.inner.new_stream(&peer(address)).await {
+                        Ok(stream) => return Ok(stream),
+                        Err(error) => last = Some(error),
+                    }
+                }
+                return Err(last.map_or_else(|| "the name has no address".into(), Into::into));
             }
         };
         Ok(self.inner.new_stream(&peer).await?)

@@ -72,16 +72,19 @@ async fn exchange(
         let status = response.status();
         let location =
             response.headers().get(LOCATION).map(|l| String::from_utf8_lossy(l.as_bytes()).into_owned());
-        let body = Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await?.to_bytes();
+        let body = match Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await {
+            Ok(body) => body.to_bytes(),
+            // Its status is what counts.
+            Err(e) if e.is::<http_body_util::LengthLimitError>() => Bytes::new(),
+            Err(e) => return Err(e),
+        };
         Ok::<_, BoxError>((status, location, body))
     };
     tokio::pin!(answer, connection);
     tokio::select! {
         answer = &mut answer => answer,
-        ended = &mut connection => {
-            ended?;
-            answer.await
-        }
+        // However the connection ended: the answer may be complete.
+        _ = &mut connection => answer.await,
     }
 }
 

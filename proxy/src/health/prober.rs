@@ -78,8 +78,10 @@ async fn keep_probing(target: Target, board: Arc<Board>, news: Arc<HealthNews>) 
         if before != after {
             announce(&target.service.name, &target, after, found.error.as_deref());
         }
+        let old_version = target.endpoint.last_probe().and_then(|probe| probe.version);
+        let changed = before != after || old_version != found.version;
         target.endpoint.probed(found, after);
-        if before != after {
+        if changed {
             news.health.notify_one();
         }
     }

@@ -49,6 +49,12 @@ pub struct HeadScanner {
 }
 
 impl HeadScanner {
+    /// Whether more than empty lines has come, of `len` bytes so far.
+    #[must_use]
+    pub fn has_begun(&self, len: usize) -> bool {
+        len > self.start
+    }
+
     /// Looks at all bytes so far, of which earlier calls have seen a part. Returns the head, its empty line included.
     ///
     /// # Errors
@@ -96,7 +102,7 @@ pub enum Known {
     HopByHop,
     /// `X-Request-Id`
     RequestId,
-    /// `X-Forwarded-*`, `Forwarded`: what a client says there is not believed.
+    /// `X-Forwarded-*`, `X-Real-IP`, `Forwarded`: what a client says there is not believed.
     Forwarded,
     /// `User-Agent`
     UserAgent,
@@ -120,11 +126,10 @@ pub fn classify(name: &[u8]) -> Known {
         10 if is("user-agent") => Known::UserAgent,
         12 if is("x-request-id") => Known::RequestId,
         14 if is("content-length") => Known::ContentLength,
-        15 if is("x-forwarded-for") => Known::Forwarded,
-        16 if is("x-forwarded-host") || is("x-forwarded-port") => Known::Forwarded,
         16 if is("proxy-connection") => Known::HopByHop,
         17 if is("transfer-encoding") => Known::TransferEncoding,
-        17 if is("x-forwarded-proto") => Known::Forwarded,
+        9 if is("x-real-ip") => Known::Forwarded,
+        12.. if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => Known::Forwarded,
         _ => Known::Other,
     }
 }

@@ -2,7 +2,7 @@
 //! broken one neither. What could not be written is tried again until it can.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -28,7 +28,19 @@ pub struct Keeper {
 struct Inbox {
     slot: Mutex<Slot>,
     filled: Condvar,
-    persisted: AtomicBool,
+    /// Up to here the routing has changed.
+    routing: AtomicU64,
+    /// Up to here it is on disk.
+    done: AtomicU64,
+}
+
+/// What is different in a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The routing.
+    Routing,
+    /// Only what is known of a backend: its health, its version.
+    Facts,
 }
 
 #[derive(Default)]
@@ -53,7 +65,6 @@ impl Keeper {
     /// The thread can't be started.
     pub fn start(store: Store) -> std::io::Result<Self> {
         let inbox = Arc::new(Inbox::default());
-        inbox.persisted.store(true, Ordering::Release);
         let (report, progress) = watch::channel(Progress::default());
         let thread_inbox = Arc::clone(&inbox);
         thread::Builder::new()
@@ -62,18 +73,26 @@ impl Keeper {
         Ok(Self { inbox, progress })
     }
 
-    /// Whether the newest state is on disk.
+    /// Whether the routing in force is on disk.
     #[must_use]
     pub fn is_persisted(&self) -> bool {
-        self.inbox.persisted.load(Ordering::Acquire)
+        self.inbox.done.load(Ordering::Acquire) >= self.routing()
+    }
+
+    /// The number of the last state with another routing, for [`Keeper::wait`].
+    #[must_use]
+    pub fn routing(&self) -> u64 {
+        self.inbox.routing.load(Ordering::Acquire)
     }
 
     /// Asks for this state to be written, and returns its number for [`Keeper::wait`].
-    pub fn submit(&self, state: StateFile) -> u64 {
+    pub fn submit(&self, state: StateFile, change: Change) -> u64 {
         let mut slot = self.inbox.slot.lock();
         slot.revision += 1;
         slot.wanted = Some(state);
-        self.inbox.persisted.store(false, Ordering::Release);
+        if change == Change::Routing {
+            self.inbox.routing.store(slot.revision, Ordering::Release);
+        }
         self.inbox.filled.notify_one();
         slot.revision
     }
@@ -115,9 +134,7 @@ fn keep(store: &Store, inbox: &Inbox, report: &watch::Sender<Progress>) {
                 if failing.take().is_some() {
                     tracing::info!("the state is on disk again");
                 }
-                let slot = inbox.slot.lock();
-                inbox.persisted.store(slot.wanted.is_none(), Ordering::Release);
-                drop(slot);
+                inbox.done.store(revision, Ordering::Release);
                 report.send_modify(|progress| *progress = Progress { done: revision, failed: None });
                 if let Err(error) = store.save_copy(&state) {
                     tracing::warn!(%error, "cannot write the last-good copy of the state");

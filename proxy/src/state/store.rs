@@ -16,7 +16,8 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    _lock: File,
+    /// `None`: the directory can't be written.
+    _lock: Option<File>,
 }
 
 /// Why the state file can't be used at all.
@@ -27,15 +28,6 @@ pub enum StoreError {
     Taken {
         /// The file.
         path: PathBuf,
-    },
-    /// Its directory can't be used.
-    #[error("cannot use the directory of the state file {}", path.display())]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
     },
 }
 
@@ -55,23 +47,16 @@ impl Store {
     /// Another process has it. That the directory can't be written is no error here: the front door serves all the
     /// same, and says that its state is not on disk.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let unusable = |source| StoreError::Unusable { path: path.to_owned(), source };
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(unusable)?;
-        }
-        let lock = match OpenOptions::new().create(true).append(true).open(beside(path, ".lock")) {
-            Ok(lock) => lock,
-            // A read-only disk: there is nobody to race with.
-            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                File::open("/dev/null").map_err(unusable)?
+        let lock = match lock(path) {
+            Ok(lock) => Some(lock),
+            Err(fs::TryLockError::WouldBlock) => return Err(StoreError::Taken { path: path.to_owned() }),
+            // Nobody can write there, so there is nobody to race with.
+            Err(fs::TryLockError::Error(error)) => {
+                tracing::warn!(%error, path = %path.display(), "the state file's directory can't be written");
+                None
             }
-            Err(e) => return Err(unusable(e)),
         };
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(fs::TryLockError::WouldBlock) => Err(StoreError::Taken { path: path.to_owned() }),
-            Err(fs::TryLockError::Error(e)) => Err(unusable(e)),
-        }
+        Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
     /// Reads the state: from the file, or else from its last-good copy. Never fails; says what is wrong.
@@ -116,6 +101,16 @@ impl Store {
     pub fn save_copy(&self, state: &StateFile) -> io::Result<()> {
         replace(&beside(&self.path, ".last-good"), state)
     }
+}
+
+fn lock(path: &Path) -> Result<File, fs::TryLockError> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(fs::TryLockError::Error)?;
+    }
+    let lock = OpenOptions::new().create(true).append(true).open(beside(path, ".lock"));
+    let lock = lock.map_err(fs::TryLockError::Error)?;
+    lock.try_lock()?;
+    Ok(lock)
 }
 
 fn read(path: &Path) -> Result<Option<StateFile>, String> {

@@ -29,6 +29,19 @@ pub struct SwitchOrder {
     pub force: bool,
 }
 
+/// What an operator asks for with a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegisterOrder<'a> {
+    /// At least one.
+    pub addresses: &'a [Address],
+    /// The app's version.
+    pub version: Option<&'a str>,
+    /// Refuse unless this is the generation.
+    pub expect_generation: Option<u64>,
+    /// Give even the active backend other endpoints.
+    pub force: bool,
+}
+
 /// What a switch did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SwitchOutcome {
@@ -102,6 +115,14 @@ pub enum Refusal {
         active: BackendName,
         /// Unhealthy, or not probed often enough yet.
         health: Health,
+    },
+    /// Traffic would move to endpoints that nobody has probed.
+    #[error(
+        "{backend} is active: registering other endpoints for it would move its traffic to what nobody has probed. Register them for a standby and switch to it; or, to do it all the same, use force"
+    )]
+    ActiveMoved {
+        /// The backend.
+        backend: BackendName,
     },
     /// A drain is for a standby.
     #[error("{backend} is active and gets new requests: switch to another backend first, then drain it")]
@@ -263,7 +284,7 @@ impl<P: LanePayload> Switchboard<P> {
         let (index, state) = find(&old, service)?;
         let target = find_backend(state, &order.to)?;
         let active = &state.active_backend().name;
-        check_expectations(&old, active, order)?;
+        check_expectations(&old, active, order.expect_active.as_ref(), order.expect_generation)?;
         let health = target.health();
         let mut outcome = SwitchOutcome {
             from: active.clone(),
@@ -307,18 +328,23 @@ impl<P: LanePayload> Switchboard<P> {
         &self,
         service: &str,
         name: &BackendName,
-        addresses: &[Address],
-        version: Option<&str>,
+        order: &RegisterOrder<'_>,
     ) -> Result<(Arc<Backend>, bool), Refusal> {
         let mut writer = self.writer.lock();
         let old = self.snapshot.load_full();
         let (index, state) = find(&old, service)?;
         let current = find_backend(state, name)?;
-        let same_version = current.version.as_deref() == version;
-        if same_version && current.endpoints.iter().map(|endpoint| &endpoint.address).eq(addresses) {
+        let active = &state.active_backend().name;
+        check_expectations(&old, active, None, order.expect_generation)?;
+        let moved = !current.endpoints.iter().map(|endpoint| &endpoint.address).eq(order.addresses);
+        if !moved && current.version.as_deref() == order.version {
             return Ok((Arc::clone(current), false));
         }
-        let backend = Arc::new(Backend::new(name.clone(), version, addresses, first_health(&state.config)));
+        if moved && active == name && !order.force {
+            return Err(Refusal::ActiveMoved { backend: name.clone() });
+        }
+        let health = first_health(&state.config);
+        let backend = Arc::new(Backend::new(name.clone(), order.version, order.addresses, health));
         let mut changed = state.clone();
         for slot in changed.backends.iter_mut().filter(|slot| slot.name == *name) {
             *slot = Arc::clone(&backend);
@@ -439,13 +465,14 @@ fn find_backend<'a, P: LanePayload>(
 fn check_expectations<P: LanePayload>(
     snapshot: &Snapshot<P>,
     active: &BackendName,
-    order: &SwitchOrder,
+    expect_active: Option<&BackendName>,
+    expect_generation: Option<u64>,
 ) -> Result<(), Refusal> {
     let generation = snapshot.generation;
-    if let Some(expected) = order.expect_active.as_ref().filter(|expected| *expected != active) {
+    if let Some(expected) = expect_active.filter(|expected| *expected != active) {
         return Err(Refusal::NotActive { expected: expected.clone(), active: active.clone(), generation });
     }
-    if let Some(expected) = order.expect_generation.filter(|expected| *expected != generation) {
+    if let Some(expected) = expect_generation.filter(|expected| *expected != generation) {
         return Err(Refusal::OtherGeneration { expected, generation, active: active.clone() });
     }
     Ok(())

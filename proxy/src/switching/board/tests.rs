@@ -91,12 +91,16 @@ fn registering_the_active_backend_anew_begins_a_new_activation() {
     let board = board(1);
     let old = pick(&board, 0);
     let address = ["127.0.0.1:9".parse().unwrap()];
-    let (_, changed) = board.set_backend("app", &name("blue"), &address, Some("2")).unwrap();
-    assert!(changed && old.is_retired());
+    let register = |force| {
+        let order = RegisterOrder { addresses: &address, version: Some("2"), expect_generation: None, force };
+        board.set_backend("app", &name("blue"), &order).map(|(_, changed)| changed)
+    };
+    assert_eq!(register(false), Err(Refusal::ActiveMoved { backend: name("blue") }));
+    assert!(!old.is_retired());
+    assert!(register(true).unwrap() && old.is_retired());
     let new = pick(&board, 0);
     assert_eq!(new.owner().backend.version.as_deref(), Some("2"));
-    let (_, changed) = board.set_backend("app", &name("blue"), &address, Some("2")).unwrap();
-    assert!(!changed && !new.is_retired());
+    assert!(!register(false).unwrap() && !new.is_retired());
     assert!(matches!(board.drain("app", &name("blue")), Err(Refusal::Active { .. })));
 }
 
@@ -117,7 +121,8 @@ async fn a_drain_waits_for_the_last_exchange() {
 #[test]
 fn no_pick_slips_behind_a_drain() {
     const PICKERS: usize = 3;
-    const SWITCHES: usize = 600;
+    const SWITCHES: usize = 1_000;
+    const PICKS: u64 = 300_000;
     let board = board(PICKERS);
     let closed: HashMap<&str, AtomicBool> = NAMES.map(|name| (name, AtomicBool::new(false))).into();
     let alive: HashMap<&str, AtomicI64> = NAMES.map(|name| (name, AtomicI64::new(0))).into();
@@ -141,7 +146,11 @@ fn no_pick_slips_behind_a_drain() {
             });
         }
         let mut active = "blue";
-        for step in 1..=SWITCHES {
+        let end = Instant::now() + Duration::from_secs(60);
+        for step in 1.. {
+            if (step > SWITCHES && picks.load(Ordering::Relaxed) >= PICKS) || Instant::now() > end {
+                break;
+            }
             let next = NAMES[step % NAMES.len()];
             if next == active {
                 continue;
@@ -164,7 +173,7 @@ fn no_pick_slips_behind_a_drain() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert!(picks.load(Ordering::Relaxed) > 1000, "the pickers hardly ran");
+    assert!(picks.load(Ordering::Relaxed) >= PICKS, "the pickers hardly ran");
     let config = Arc::clone(&board.snapshot().services[0].config);
     for backend in NAMES {
         assert_eq!(board.holding(&config, &name(backend)), Holding::default());
@@ -277,7 +286,9 @@ fn apply(board: &Switchboard<()>, model: &mut Model, op: Op) -> Result<(), TestC
         }
         Op::Register { backend, port } => {
             let address = [Address::Socket(([127, 0, 0, 1], port).into())];
-            let (_, changed) = board.set_backend("app", &name(NAMES[backend]), &address, None).unwrap();
+            let order =
+                RegisterOrder { addresses: &address, version: None, expect_generation: None, force: true };
+            let (_, changed) = board.set_backend("app", &name(NAMES[backend]), &order).unwrap();
             prop_assert_eq!(changed, model.ports[backend] != port);
             if changed {
                 model.ports[backend] = port;

@@ -1,0 +1,43 @@
+//! `kill -9` between any two steps of a switch, at a named point, then a restart.
+
+use std::fs;
+
+use uh_protocol::request::SwitchRequest;
+
+use crate::harness::{Home, SampleApp, app, backend};
+use crate::wire::Wire;
+
+/// What a restart must serve after a crash at a point: the last acknowledged switch was to green, and one to blue was
+/// under way. Where its state had reached the disk, blue is right too: nobody was told that it had not.
+const POINTS: [(&str, &[&str]); 5] = [
+    ("before_swap", &["green"]),
+    ("swapped", &["green"]),
+    ("state_written", &["green"]),
+    ("state_renamed", &["green", "blue"]),
+    ("persisted", &["blue"]),
+];
+
+#[tokio::test]
+async fn a_crash_at_any_step_of_a_switch_loses_nothing_acknowledged() {
+    let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);
+    for (point, allowed) in POINTS {
+        let home = Home::new(blue.address, green.address);
+        let fault = home.path("fault");
+        let mut command = home.command();
+        command.env("UH_PROXY_FAULT_FILE", &fault);
+        let mut proxy = home.start_as(command).await;
+        proxy.until_healthy().await;
+        assert!(proxy.switch("green").await.persisted);
+        fs::write(&fault, point).unwrap();
+        let request = SwitchRequest::to(backend("blue"));
+        let broken = proxy.client.switch(&app(), &request).await;
+        assert!(broken.is_err(), "{point}: the switch was acknowledged");
+        assert!(proxy.ended().await.code().is_none(), "{point}: it was not killed");
+        let proxy = home.start().await;
+        let service = proxy.service().await;
+        assert!(allowed.contains(&service.active.as_str()), "{point}: {} is active", service.active);
+        let served = Wire::connect(proxy.address).await.get("/").await;
+        assert_eq!(served.header("x-backend"), Some(service.active.as_str()), "{point}");
+        assert!(proxy.status().await.warnings.is_empty(), "{point}: damage was left behind");
+    }
+}

@@ -1,0 +1,402 @@
+//! The invariants, each a test of its name.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use uh_protocol::Code;
+use uh_protocol::client::ClientError;
+use uh_protocol::request::{BackendRequest, DrainRequest, SwitchRequest};
+
+use crate::harness::{Home, SampleApp, Scripted, Then, app, backend, cli, pair, until};
+use crate::wire::{Wire, get};
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// An app that notes every request that comes while it is closed.
+async fn guarded(closed: &Arc<AtomicBool>, late: &Arc<AtomicUsize>) -> Scripted {
+    let (closed, late) = (Arc::clone(closed), Arc::clone(late));
+    Scripted::start(move |_, mut stream| {
+        let (closed, late) = (Arc::clone(&closed), Arc::clone(&late));
+        async move {
+            if closed.load(Ordering::SeqCst) {
+                late.fetch_add(1, Ordering::SeqCst);
+            }
+            let _ = stream.write_all(OK).await;
+            (stream, Then::KeepAlive)
+        }
+    })
+    .await
+}
+
+/// Clients that ask again and again until told to stop; each returns how many answers it got on its one connection.
+fn busy_clients(
+    count: usize,
+    address: std::net::SocketAddr,
+    stop: &Arc<AtomicBool>,
+) -> Vec<tokio::task::JoinHandle<usize>> {
+    let client = |_| {
+        let stop = Arc::clone(stop);
+        tokio::spawn(async move {
+            let mut wire = Wire::connect(address).await;
+            let mut answers = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let response = wire.get("/").await;
+                assert_eq!(response.status, 200, "{response:?}");
+                assert!(response.complete && response.header("connection").is_none(), "{response:?}");
+                answers += 1;
+            }
+            answers
+        })
+    };
+    (0..count).map(client).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_exchange_starts_on_a_backend_after_its_drain_is_reported() {
+    const SWITCHES: usize = 100;
+    let closed = [Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true))];
+    let late = Arc::new(AtomicUsize::new(0));
+    let (blue, green) = (guarded(&closed[0], &late).await, guarded(&closed[1], &late).await);
+    let home = Home::new(blue.address, green.address);
+    let proxy = home.start().await;
+    proxy.until_healthy().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients = busy_clients(8, proxy.address, &stop);
+    let names = ["blue", "green"];
+    for step in 1..=SWITCHES {
+        let (new, old) = (step % 2, (step + 1) % 2);
+        closed[new].store(false, Ordering::SeqCst);
+        proxy.switch(names[new]).await;
+        let order = DrainRequest { timeout_ms: 10_000, cut: false };
+        let drained = proxy.client.drain(&app(), &backend(names[old]), &order).await.unwrap();
+        assert!(drained.drained, "{drained:?}");
+        closed[old].store(true, Ordering::SeqCst);
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        assert!(client.await.unwrap() > SWITCHES / 2, "the clients hardly ran");
+    }
+    assert_eq!(late.load(Ordering::SeqCst), 0, "requests reached a backend after its drain was reported");
+}
+
+#[tokio::test]
+async fn a_request_sent_after_the_switch_reply_reaches_the_new_backend() {
+    let (_home, proxy, _blue, _green) = pair().await;
+    let mut kept = Vec::new();
+    for _ in 0..8 {
+        kept.push(Wire::connect(proxy.address).await);
+    }
+    for step in 1..=100 {
+        let name = if step % 2 == 1 { "green" } else { "blue" };
+        let switched = proxy.switch(name).await;
+        assert!(switched.changed && switched.persisted);
+        assert_eq!(switched.generation, step);
+        for wire in &mut kept {
+            assert_eq!(wire.get("/").await.header("x-backend"), Some(name));
+        }
+        assert_eq!(Wire::connect(proxy.address).await.get("/").await.header("x-backend"), Some(name));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_switch_closes_no_client_connection_and_fails_no_request() {
+    const SWITCHES: usize = 200;
+    let (_home, proxy, _blue, _green) = pair().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    // A client fails its test if its connection is closed, or if an answer is anything but a good one.
+    let clients = busy_clients(16, proxy.address, &stop);
+    for step in 1..=SWITCHES {
+        proxy.switch(if step % 2 == 1 { "green" } else { "blue" }).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        assert!(client.await.unwrap() > 0);
+    }
+}
+
+#[tokio::test]
+async fn the_count_returns_to_zero_after_every_way_an_exchange_can_end() {
+    let app = Scripted::start(|head, mut stream| async move {
+        let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+        let reply: &[u8] = match path.as_str() {
+            "/ok" => OK,
+            "/closes-at-once" => b"",
+            "/half-a-head" => b"HTTP/1.1 200 OK\r\nContent-Le",
+            "/nonsense" => b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+            "/half-a-body" => b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
+            "/bad-chunk" => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            "/websocket" => {
+                b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhello"
+            }
+            "/unasked" => {
+                b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+            }
+            "/early" => b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            "/silent" | "/upload" => {
+                tokio::time::sleep(Duration::from_secs(30)).await;
+                b""
+            }
+            other => panic!("unexpected {other}"),
+        };
+        let _ = stream.write_all(reply).await;
+        let then = match path.as_str() {
+            "/ok" => Then::KeepAlive,
+            "/websocket" => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                Then::Close
+            }
+            _ => Then::Close,
+        };
+        (stream, then)
+    })
+    .await;
+    let home = Home::new(app.address, "127.0.0.1:9")
+        .service("[services.app.timeouts]\nread = \"400ms\"\nclient = \"500ms\"");
+    let proxy = home.start().await;
+    let post = |path: &str, framing: &str| format!("POST {path} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+    let upgrade = "GET /websocket HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    // What is sent, what status comes, and whether the client leaves without waiting for it.
+    for (request, status, leaves) in [
+        (get("/ok"), Some(200), false),
+        (get("/ok").replace("GET", "HEAD"), Some(200), true),
+        (get("/closes-at-once"), Some(502), false),
+        (get("/half-a-head"), Some(502), false),
+        (get("/nonsense"), Some(502), false),
+        (get("/half-a-body"), Some(200), false),
+        (get("/bad-chunk"), Some(502), false),
+        (get("/unasked"), Some(502), false),
+        (upgrade.to_owned(), Some(101), false),
+        (upgrade.to_owned(), None, true),
+        (post("/early", "Content-Length: 1000000"), Some(413), false),
+        (get("/silent"), Some(504), false),
+        (get("/silent"), None, true),
+        (post("/upload", "Content-Length: 10") + "half", Some(408), false),
+        (post("/upload", "Content-Length: 10") + "half", None, true),
+        (post("/upload", "Transfer-Encoding: chunked") + "zz\r\n", Some(400), false),
+    ] {
+        let mut wire = Wire::connect(proxy.address).await;
+        wire.send(&request).await;
+        if leaves {
+            // Until the backend has it; only then there is something to leave.
+            until("the request is in flight or over", async || {
+                let backend = proxy.backend("blue").await;
+                let held = backend.requests_in_flight + backend.tunnels > 0;
+                (held || status.is_some()).then_some(())
+            })
+            .await;
+        } else {
+            let response = wire.read(false).await;
+            assert_eq!(response.as_ref().map(|r| r.status), status, "{request:?} gave {response:?}");
+        }
+        drop(wire);
+        proxy.until_idle("blue").await;
+    }
+    // Nobody listens at all.
+    proxy
+        .client
+        .switch(&crate::harness::app(), &SwitchRequest { force: true, ..SwitchRequest::to(backend("green")) })
+        .await
+        .unwrap();
+    assert_eq!(Wire::connect(proxy.address).await.get("/ok").await.status, 502);
+    proxy.until_idle("green").await;
+    let blue = proxy.backend("blue").await;
+    assert_eq!(
+        blue.connections.active + blue.connections.idle,
+        0,
+        "connections to a backend that nobody uses: {blue:?}"
+    );
+}
+
+#[tokio::test]
+async fn restart_serves_the_last_acknowledged_backend() {
+    let (home, mut proxy, blue, _green) = pair().await;
+    assert!(proxy.switch("green").await.persisted);
+    let moved = BackendRequest {
+        endpoints: vec![blue.address.to_string()],
+        version: Some("9.9".to_owned()),
+        expect_generation: None,
+        force: true,
+    };
+    proxy.client.set_backend(&app(), &backend("green"), &moved).await.unwrap();
+    let before = proxy.service().await;
+    proxy.kill();
+    let proxy = home.start().await;
+    let after = proxy.service().await;
+    assert_eq!(after.active, backend("green"));
+    assert_eq!(after.previous, Some(backend("blue")));
+    assert_eq!(after.last_switch.map(|t| t[..19].to_owned()), before.last_switch.map(|t| t[..19].to_owned()));
+    assert_eq!(
+        after.backends[1].endpoints[0].address,
+        blue.address.to_string(),
+        "a registration was forgotten"
+    );
+    assert_eq!(after.backends[1].version.as_deref(), Some("9.9"));
+    assert_eq!(Wire::connect(proxy.address).await.get("/").await.header("x-backend"), Some("blue"));
+}
+
+#[tokio::test]
+async fn a_damaged_state_file_never_stops_the_front_door() {
+    let (home, mut proxy, _blue, _green) = pair().await;
+    proxy.switch("green").await;
+    let good = fs::read(home.state_file()).unwrap();
+    let copy = home.path("state/.deployment-state.json.last-good");
+    until("the copy is written", async || fs::read(&copy).ok().filter(|text| *text == good)).await;
+    let half = good[..good.len() / 2].to_vec();
+    // The file, its copy, and who must be active then.
+    let cases: [(Option<&[u8]>, Option<&[u8]>, &str); 7] = [
+        (Some(b""), Some(&good), "green"),
+        (Some(b"\0\0\0\0"), Some(&good), "green"),
+        (Some(&half), Some(&good), "green"),
+        (None, Some(&good), "green"),
+        (Some(&half), Some(&half), "blue"),
+        (Some(b"{\"schema\":1}"), None, "blue"),
+        (Some(b"{\"schema\":99}"), None, "blue"),
+    ];
+    for (file, copied, active) in cases {
+        proxy.kill();
+        for (path, text) in [(home.state_file(), file), (copy.clone(), copied)] {
+            match text {
+                Some(text) => fs::write(path, text).unwrap(),
+                None => drop(fs::remove_file(path)),
+            }
+        }
+        proxy = home.start().await;
+        assert_eq!(
+            Wire::connect(proxy.address).await.get("/").await.header("x-backend"),
+            Some(active),
+            "{file:?}"
+        );
+        let status = proxy.status().await;
+        assert!(!status.warnings.is_empty(), "damage passed in silence");
+        assert!(home.messages().contains(&status.warnings[0]), "not in the log: {:?}", status.warnings);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_command_changes_nothing() {
+    let blue = SampleApp::start("blue", "1.0.0").await;
+    let home = Home::new(blue.address, "127.0.0.1:9");
+    let proxy = home.start().await;
+    until("green is known to be unhealthy", async || {
+        (proxy.backend("green").await.healthy == Some(false)).then_some(())
+    })
+    .await;
+    until("the state is on disk", async || proxy.status().await.persisted.then_some(())).await;
+    let settled = async || {
+        let mut status = proxy.status().await;
+        status.proxy.uptime_s = 0;
+        for backend in &mut status.services[0].backends {
+            backend.last_probe = None;
+            backend.endpoints.iter_mut().for_each(|endpoint| endpoint.last_probe = None);
+        }
+        (status, fs::read(home.state_file()).unwrap())
+    };
+    let before = settled().await;
+    let green = || SwitchRequest::to(backend("green"));
+    let switches = [
+        (green(), Code::BackendUnhealthy),
+        (SwitchRequest::to(backend("red")), Code::UnknownBackend),
+        (SwitchRequest { expect_active: Some(backend("green")), force: true, ..green() }, Code::Conflict),
+        (SwitchRequest { expect_generation: Some(77), force: true, ..green() }, Code::Conflict),
+    ];
+    for (request, code) in switches {
+        let error = proxy.client.switch(&app(), &request).await.unwrap_err();
+        assert!(matches!(&error, ClientError::Problem(problem) if problem.code == code), "{error:?}");
+        assert_eq!(settled().await, before);
+    }
+    let unknown = proxy.client.switch(&"other".parse().unwrap(), &green()).await.unwrap_err();
+    assert!(
+        matches!(&unknown, ClientError::Problem(problem) if problem.code == Code::UnknownService),
+        "{unknown:?}"
+    );
+    let order = DrainRequest { timeout_ms: 1, cut: true };
+    let active = proxy.client.drain(&app(), &backend("blue"), &order).await.unwrap_err();
+    assert!(
+        matches!(&active, ClientError::Problem(problem) if problem.code == Code::BackendActive),
+        "{active:?}"
+    );
+    for endpoints in [vec![], vec!["nowhere".to_owned()], vec!["127.0.0.1:1".to_owned(); 65]] {
+        let request = BackendRequest { endpoints, version: None, expect_generation: None, force: false };
+        let error = proxy.client.set_backend(&app(), &backend("green"), &request).await.unwrap_err();
+        assert!(matches!(&error, ClientError::Problem(problem) if problem.status == 422), "{error:?}");
+    }
+    assert_eq!(settled().await, before);
+    let (exit, _, message) = cli(&home.socket(), &["switch", "green"]).await;
+    assert_eq!(exit, 3);
+    // Who serves, why not, and what to do.
+    for part in ["blue stays active", "127.0.0.1:9", "refused", "force"] {
+        assert!(message.contains(part), "{part:?} is missing in {message:?}");
+    }
+    assert_eq!(settled().await, before);
+}
+
+#[tokio::test]
+async fn a_request_body_is_delivered_at_most_once_for_unsafe_methods() {
+    // Answers one request a connection; takes the second one in full, and closes without a word.
+    let app = Scripted::start(|head, mut stream| async move {
+        if head.starts_with("GET /first") {
+            let _ = stream.write_all(OK).await;
+            return (stream, Then::KeepAlive);
+        }
+        let wanted = if head.starts_with("POST") { 4 } else { 0 };
+        for _ in 0..wanted {
+            let _ = tokio::io::AsyncReadExt::read_u8(&mut stream).await;
+        }
+        (stream, Then::Close)
+    })
+    .await;
+    let home = Home::new(app.address, "127.0.0.1:9").server("threads = 1").server("");
+    let proxy = home.start().await;
+    for (method, body, deliveries) in [("POST", "once", 1), ("GET", "", 2)] {
+        let mut wire = Wire::connect(proxy.address).await;
+        assert_eq!(wire.get("/first").await.status, 200);
+        let before = app.seen();
+        let length = body.len();
+        wire.send(format!("{method} /second HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}"))
+            .await;
+        assert_eq!(wire.response().await.status, 502);
+        assert_eq!(app.seen() - before, deliveries, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn no_byte_from_a_client_or_the_admin_socket_panics_the_process() {
+    let (home, mut proxy, _blue, _green) = pair().await;
+    let seeds: [&[u8]; 4] = [
+        b"GET /bytes/100 HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\n",
+        b"POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"POST /v1/services/app/switch HTTP/1.1\r\nHost: uh\r\nContent-Length: 14\r\n\r\n{\"to\":\"green\"}",
+        b"PUT /v1/services/app/backends/blue HTTP/1.1\r\nHost: uh\r\nContent-Length: 23\r\n\r\n{\"endpoints\":[\"a:80\"]}\n",
+    ];
+    // A fixed sequence, so that a failure can be repeated.
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        usize::try_from(random >> 33).unwrap_or(0)
+    };
+    for round in 0..600 {
+        let mut bytes = seeds[round % seeds.len()].to_vec();
+        for _ in 0..=next() % 4 {
+            let at = next() % bytes.len();
+            match next() % 4 {
+                0 => bytes[at] = (next() % 256) as u8,
+                1 => bytes.truncate(at + 1),
+                2 => bytes.insert(at, (next() % 256) as u8),
+                _ => bytes.extend_from_within(..at),
+            }
+        }
+        let mut wire = Wire::connect(proxy.address).await;
+        let _ = wire.stream.write_all(&bytes).await;
+        drop(wire);
+        let mut admin = tokio::net::UnixStream::connect(home.socket()).await.unwrap();
+        let _ = admin.write_all(&bytes).await;
+    }
+    assert!(proxy.is_running(), "the front door is gone:\n{}", home.messages());
+    assert!(proxy.status().await.generation < 1000);
+    assert!(!home.messages().contains("panicked"), "{}", home.messages());
+}

@@ -1,0 +1,21 @@
+//! The front door as a process, over real sockets, files and exit codes.
+#![allow(missing_docs, clippy::type_complexity, reason = "it is a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests may fail by panicking"
+)]
+#![allow(clippy::needless_pass_by_value, reason = "helpers of tests read better that way")]
+
+mod admin;
+mod config_files;
+#[cfg(feature = "fault-points")]
+mod crash;
+mod exchanges;
+mod harness;
+mod http;
+mod invariants;
+mod lifecycle;
+mod observed;
+mod wire;
