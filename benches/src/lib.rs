@@ -8,6 +8,7 @@ pub mod http;
 pub mod judgement;
 pub mod load;
 pub mod percentiles;
+pub mod watcher;
 pub mod websocket;
 
 pub mod front_door;

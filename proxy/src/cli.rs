@@ -1,4 +1,4 @@
-//! What an operator types. One file for each command; every exit code is decided in [`exit`].
+//! What an operator types. One file for each command; every exit code is decided in `exit`.
 
 mod args;
 mod backend;

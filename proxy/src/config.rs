@@ -326,10 +326,12 @@ fn service(name: &str, mut section: Section) -> Option<Service> {
 }
 
 fn backend(name: &str, mut section: Section) -> Option<BackendConfig> {
-    let has_endpoints = section.has("endpoints");
+    let (has_endpoints, none) = (section.has("endpoints"), section.is_empty_list("endpoints"));
     let endpoints = section.list::<Address>("endpoints").unwrap_or_default();
     if !has_endpoints {
         section.mistake("endpoints", "missing: at least one, as in [\"127.0.0.1:3008\"]");
+    } else if none {
+        section.mistake("endpoints", "empty: at least one, as in [\"127.0.0.1:3008\"]");
     } else if endpoints.len() > MAX_ENDPOINTS {
         section.mistake("endpoints", format!("more than {MAX_ENDPOINTS}"));
     }
@@ -409,7 +411,8 @@ fn check_services(root: &Section, services: &[Service]) {
             let shared = hosts.iter().find(|host| {
                 if other.hosts.is_empty() { host.is_empty() } else { other.hosts.contains(host) }
             });
-            if let Some(host) = shared.filter(|_| other.path_prefix == service.path_prefix) {
+            let prefix = |service: &Service| service.path_prefix.trim_end_matches('/').to_owned();
+            if let Some(host) = shared.filter(|_| prefix(other) == prefix(service)) {
                 let host = if host.is_empty() { "every host" } else { host };
                 let reason = format!("takes {host} with path {} already", service.path_prefix);
                 root.mistake(

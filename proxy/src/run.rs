@@ -25,7 +25,7 @@ use crate::admin::socket::{Access, AdminSocket, SocketError};
 use crate::config::{Config, Server};
 use crate::front::Board;
 use crate::front::attention::{Bell, Stage};
-use crate::front::pool::IdlePool;
+use crate::front::pool::{Graveyard, IdlePool};
 use crate::front::upstream::Connector;
 use crate::front::worker::{self, Worker};
 use crate::health::prober::{self, HealthNews};
@@ -35,6 +35,7 @@ use crate::observe::metrics::Metrics;
 use crate::state::file::StateFile;
 use crate::state::keeper::Keeper;
 use crate::state::store::{Store, StoreError};
+use crate::switching::Backend;
 
 /// After exchanges in flight have been cut, how long their connections may take to end.
 const CUT_GRACE: Duration = Duration::from_secs(1);
@@ -104,7 +105,15 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     }
     let workers = config.server.threads;
     let meters = Arc::new(Meters::new(workers));
-    let board = Arc::new(board(config, loaded.state.as_ref(), workers, &meters));
+    let graveyard = Arc::new(Graveyard::default());
+    let board = Arc::new(board(
+        config,
+        loaded.state.as_ref(),
+        workers,
+        &meters,
+        &graveyard,
+        !loaded.warnings.is_empty(),
+    ));
     let keeper = Arc::new(Keeper::start(bound.store).map_err(system("start the state thread"))?);
     let bells: Vec<Arc<Bell>> = (0..workers).map(|_| Arc::default()).collect();
     let (lanes, log_writer) = access_log::start(&config.server.access_log, workers, &meters)
@@ -126,7 +135,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     // The state on disk is brought in line with what is served from the first moment on.
     control.persist_later();
     let (events, inbox) = channel();
-    let threads = start_workers(config, &board, &meters, &bells, lanes, &bound.listeners, &stopped)?;
+    let threads = start_workers(config, &control, &graveyard, lanes, &bound.listeners, &stopped)?;
     start_joiner(threads, log_writer, events.clone()).map_err(system("start a thread"))?;
     start_signals(bound.signals, events).map_err(system("start a thread"))?;
     let admin = bound.admin.listener().map_err(system("share the admin socket"))?;
@@ -170,16 +179,26 @@ fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-fn board(config: &Config, state: Option<&StateFile>, workers: usize, meters: &Arc<Meters>) -> Board {
+fn board(
+    config: &Config,
+    state: Option<&StateFile>,
+    workers: usize,
+    meters: &Arc<Meters>,
+    graveyard: &Arc<Graveyard>,
+    damaged: bool,
+) -> Board {
     let first = config.services.first().map(|service| service.name.clone());
     let restored = |service: &crate::config::Service| {
         let restored = state.map(|state| state.restored(service, Some(&service.name) == first.as_ref()));
         restored.unwrap_or_default()
     };
-    let generation = state.map_or(0, |state| state.generation);
-    Board::new(&config.services, restored, generation, workers, Arc::clone(meters), |backend| {
-        IdlePool::new(backend)
-    })
+    // After damage, a number that was never used before: an old expectation must not hold by chance.
+    let fresh =
+        if damaged { u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default() } else { 0 };
+    let generation = state.map_or(fresh, |state| state.generation);
+    let graveyard = Arc::clone(graveyard);
+    let pool = move |backend: &Arc<Backend>| IdlePool::new(backend, Arc::clone(&graveyard));
+    Board::new(&config.services, restored, generation, workers, Arc::clone(meters), pool)
 }
 
 /// Backends that were active in an earlier run, and are not configured any more.
@@ -202,12 +221,10 @@ fn addresses(listeners: &[TcpListener]) -> Result<Vec<String>, RunError> {
     listeners.iter().map(address).collect::<io::Result<_>>().map_err(system("tell the bound addresses"))
 }
 
-#[allow(clippy::too_many_arguments, reason = "these are the parts of a worker, each made elsewhere")]
 fn start_workers(
     config: &Config,
-    board: &Arc<Board>,
-    meters: &Arc<Meters>,
-    bells: &[Arc<Bell>],
+    control: &Control,
+    graveyard: &Arc<Graveyard>,
     lanes: Vec<LogLane>,
     listeners: &[TcpListener],
     stopped: &watch::Receiver<bool>,
@@ -215,11 +232,12 @@ fn start_workers(
     let worker = |(index, (log, bell)): (usize, (LogLane, &Arc<Bell>))| {
         let worker = Worker {
             index,
-            board: Arc::clone(board),
+            board: Arc::clone(&control.board),
             limits: config.server.limits.clone(),
             bell: Arc::clone(bell),
-            meters: Arc::clone(meters),
+            meters: Arc::clone(&control.meters),
             connector: Connector::default(),
+            graveyard: Arc::clone(graveyard),
             log,
             all_gone: tokio::sync::Notify::new(),
         };
@@ -227,7 +245,7 @@ fn start_workers(
     };
     lanes
         .into_iter()
-        .zip(bells)
+        .zip(&control.bells)
         .enumerate()
         .map(worker)
         .collect::<io::Result<_>>()

@@ -1,5 +1,5 @@
 //! What must survive a restart: which backend of each service is active, and what was registered at run time.
-//! [`file`] is the format, [`store`] reads and writes it crash-safe, [`keeper`] does so on a thread of its own.
+//! [`mod@file`] is the format, [`store`] reads and writes it crash-safe, [`keeper`] does so on a thread of its own.
 
 pub mod file;
 pub mod keeper;

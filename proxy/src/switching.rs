@@ -5,7 +5,7 @@
 //!      └── Ledgers: what every activation, current or past, still holds (weak: they keep nothing alive)
 //! ```
 //!
-//! Picking a backend and counting the exchange are one act: an exchange clones the `Arc` of its worker's [`Lane`], and
+//! Picking a backend and counting the exchange are one act: an exchange clones the `Arc` of its worker's [`Lane`](lease::Lane), and
 //! that clone *is* the count. A switch swaps in a snapshot with a fresh [`Activation`]. `ArcSwap::swap` returns only
 //! when every reader that saw the old snapshot holds its own reference, so from then on the old activation's leases
 //! can only go, and its last lane's drop *is* the drained event. There is no moment in which an exchange could slip in

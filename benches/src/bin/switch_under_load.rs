@@ -19,6 +19,7 @@ use uh_benches::mounts::file_system_of;
 use uh_benches::percentiles::{Spread, Times, grouped};
 use uh_benches::process::interrupted;
 use uh_benches::sample_app::SampleApp;
+use uh_benches::watcher::Watcher;
 use uh_benches::workdir;
 use uh_protocol::BackendName;
 use uh_protocol::request::SwitchRequest;
@@ -123,7 +124,9 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     let started = Instant::now();
     let load = Load::start(plan(options, &front_door))?;
     tokio::time::sleep(SETTLE).await;
-    let calls = Calls::make(options, &front_door).await?;
+    let watcher = Watcher::start(front_door.address)?;
+    let calls = Calls::make(options, &front_door, &watcher).await?;
+    let watched = watcher.stop()?;
     tokio::time::sleep(SETTLE).await;
     let recording = load.stop().await?;
     let took = started.elapsed();
@@ -150,7 +153,8 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
         switches_without_answer: verdict.first_answers.iter().filter(|answer| answer.is_none()).count(),
         latency: recording.samples.iter().map(|sample| sample.latency).collect::<Times>().spread(),
         sent_late_by: recording.samples.iter().map(|sample| sample.late).collect::<Times>().spread(),
-        first_answer: verdict.first_answers.iter().flatten().copied().collect::<Times>().spread(),
+        first_answer: watched.into_iter().collect::<Times>().spread(),
+        first_answer_of_load: verdict.first_answers.iter().flatten().copied().collect::<Times>().spread(),
         admin_switch: calls.switch_times().spread(),
         admin_status: calls.status_times.into_iter().collect::<Times>().spread(),
         faults,
@@ -188,7 +192,7 @@ struct Calls {
 
 impl Calls {
     /// Switches at every other tick, and asks for the status at the ones between.
-    async fn make(options: &Options, front_door: &FrontDoor) -> Result<Self> {
+    async fn make(options: &Options, front_door: &FrontDoor, watcher: &Watcher) -> Result<Self> {
         let backends: [BackendName; 2] = ["green".parse()?, "blue".parse()?];
         let mut calls = Self { switches: Vec::new(), status_times: Vec::new(), not_persisted: 0 };
         let mut tick = interval(Duration::from_millis(options.interval_ms.into()) / 2);
@@ -197,6 +201,7 @@ impl Calls {
         for to in backends.iter().cycle().take(options.switches as usize) {
             tick.tick().await;
             let called_at = Instant::now();
+            watcher.expect(to.clone(), called_at)?;
             let reply = front_door.admin.switch(&front_door.service, &SwitchRequest::to(to.clone())).await;
             let replied_at = Instant::now();
             let number = calls.switches.len() + 1;
@@ -240,6 +245,7 @@ struct Report {
     latency: Spread,
     sent_late_by: Spread,
     first_answer: Spread,
+    first_answer_of_load: Spread,
     admin_switch: Spread,
     admin_status: Spread,
     faults: Vec<String>,
@@ -281,7 +287,8 @@ impl Report {
         }
         writeln!(out, "\n{:<52}{:>10}{:>10}{:>10}{:>10}", "milliseconds", "p50", "p99", "p99.9", "max")?;
         for (label, spread) in [
-            ("switch call to the new backend's first answer", &self.first_answer),
+            ("switch call to first new answer, asked all the time", &self.first_answer),
+            ("switch call to first new answer of the paced load", &self.first_answer_of_load),
             ("admin: switch, on disk", &self.admin_switch),
             ("admin: status", &self.admin_status),
             ("request latency, from when it was due", &self.latency),

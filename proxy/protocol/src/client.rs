@@ -109,7 +109,9 @@ impl Client {
         request: &DrainRequest,
     ) -> Result<Drained, ClientError> {
         let path = format!("/v1/services/{service}/backends/{backend}/drain");
-        let timeout = Duration::from_millis(request.timeout_ms).saturating_add(CALL_TIMEOUT);
+        // Left out, it is the front door's to know.
+        let timeout_ms = request.timeout_ms.unwrap_or(crate::request::MAX_DRAIN_TIMEOUT_MS);
+        let timeout = Duration::from_millis(timeout_ms).saturating_add(CALL_TIMEOUT);
         self.call(Method::POST, &path, Some(request), timeout).await
     }
 

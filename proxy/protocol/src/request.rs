@@ -60,8 +60,9 @@ pub struct Switched {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {
-    /// How long to wait at most.
-    pub timeout_ms: u64,
+    /// How long to wait at most; left out: the service's `drain_timeout`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
     /// Cut what is left when the time is up.
     #[serde(default)]
     pub cut: bool,

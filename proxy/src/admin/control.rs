@@ -145,7 +145,7 @@ impl Control {
                 let problem = self.explain(service, &refusal);
                 self.count_refusal(service, &request.to);
                 tracing::warn!(target: "audit", %peer, action = "switch", service = cut(service), to = %request.to,
-                    force = request.force, result = "refused", reason = %problem.detail);
+                    force = request.force, result = "refused", reason = ?problem.detail);
                 return Err(problem);
             }
         };
@@ -187,13 +187,13 @@ impl Control {
         request: DrainRequest,
         peer: Peer,
     ) -> Result<Drained, Problem> {
-        if request.timeout_ms > MAX_DRAIN_TIMEOUT_MS {
-            let detail = format!("timeout_ms is {}; the most is {MAX_DRAIN_TIMEOUT_MS}", request.timeout_ms);
-            return Err(Problem::with_status(Code::InvalidRequest, 422, detail));
-        }
+        let timeout = self.drain_timeout(service, request.timeout_ms)?;
         let start = Instant::now();
-        let deadline = start + Duration::from_millis(request.timeout_ms);
-        let handle = || self.board.drain(service, backend).map_err(|refusal| self.explain(service, &refusal));
+        let deadline = start + timeout;
+        let handle = || {
+            let drain = self.board.drain(service, backend);
+            drain.map_err(|refusal| self.refused("drain", service, backend, &refusal, peer))
+        };
         // Taken anew until it says itself that nothing is left: the backend may have been active again for a while. If
         // it is active now, the answer would be worthless, and whoever asked must not stop it.
         let mut drain = handle()?;
@@ -231,6 +231,16 @@ impl Control {
         Ok(reply)
     }
 
+    fn drain_timeout(&self, service: &str, asked_ms: Option<u64>) -> Result<Duration, Problem> {
+        if let Some(ms) = asked_ms.filter(|ms| *ms > MAX_DRAIN_TIMEOUT_MS) {
+            let detail = format!("timeout_ms is {ms}; the most is {MAX_DRAIN_TIMEOUT_MS}");
+            return Err(Problem::with_status(Code::InvalidRequest, 422, detail));
+        }
+        let snapshot = self.board.snapshot();
+        let configured = snapshot.service(service).map_or(Duration::ZERO, |state| state.config.drain_timeout);
+        Ok(asked_ms.map_or(configured, Duration::from_millis))
+    }
+
     /// `PUT /v1/services/{s}/backends/{b}`
     ///
     /// # Errors
@@ -263,7 +273,8 @@ impl Control {
             force: request.force,
         };
         let set = self.board.set_backend(service, backend, &order);
-        let (registered, changed) = set.map_err(|refusal| self.explain(service, &refusal))?;
+        let set = set.map_err(|refusal| self.refused("set_backend", service, backend, &refusal, peer));
+        let (registered, changed) = set?;
         let persisted =
             if changed { self.persist().await } else { self.keeper.wait(self.keeper.routing()).await };
         self.news.backends.notify_one();
@@ -286,6 +297,21 @@ impl Control {
             Some(state) => self.keeper.wait(self.keeper.submit(state, Change::Routing)).await,
             None => Ok(()),
         }
+    }
+
+    /// Logs a refusal, and explains it.
+    fn refused(
+        &self,
+        action: &str,
+        service: &str,
+        backend: &BackendName,
+        refusal: &Refusal,
+        peer: Peer,
+    ) -> Problem {
+        let problem = self.explain(service, refusal);
+        tracing::warn!(target: "audit", %peer, action, service = cut(service), %backend, result = "refused",
+            reason = ?problem.detail);
+        problem
     }
 
     fn count_refusal(&self, service: &str, to: &BackendName) {

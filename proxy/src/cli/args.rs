@@ -102,9 +102,9 @@ pub(super) struct StatusArgs {
 pub(super) struct DrainArgs {
     /// The standby to drain
     pub(super) backend: BackendName,
-    /// How long to wait at most
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
-    pub(super) timeout: Duration,
+    /// How long to wait at most; left out: the service's drain_timeout
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) timeout: Option<Duration>,
     /// Cut what is left when the time is up
     #[arg(long)]
     pub(super) cut: bool,

@@ -11,7 +11,7 @@ pub(super) fn drain(args: &DrainArgs) -> Done {
     target::call(async {
         let client = target::client(&args.client);
         let service = target::service(&client, &args.service).await?;
-        let timeout_ms = u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX);
+        let timeout_ms = args.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         let drained =
             client.drain(&service, &args.backend, &DrainRequest { timeout_ms, cut: args.cut }).await?;
         if args.client.json {

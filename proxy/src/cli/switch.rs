@@ -19,7 +19,7 @@ pub(super) fn switch(args: &SwitchArgs) -> Done {
         let switched = client.switch(&service, &request).await?;
         let drained = match args.wait_drain.filter(|_| switched.changed) {
             Some(timeout) => {
-                let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+                let timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
                 Some(client.drain(&service, &switched.from, &DrainRequest { timeout_ms, cut: false }).await?)
             }
             None => None,
@@ -54,7 +54,7 @@ fn tell(switched: &Switched) -> Result<(), Failed> {
     }
     if let Some(error) = &switched.persist_error {
         say(format_args!(
-            "warning: traffic has moved, but that is not on disk ({error}): a restart now may serve an older backend; uh-proxy keeps trying"
+            "warning: {to} serves, but that is not on disk ({error}): a restart now may serve an older backend; uh-proxy keeps trying"
         ))?;
     }
     Ok(())

@@ -75,6 +75,11 @@ impl Section {
         self.table.contains_key(key)
     }
 
+    /// Whether the key is a list with nothing in it.
+    pub(super) fn is_empty_list(&self, key: &str) -> bool {
+        self.table.get(key).and_then(Value::as_array).is_some_and(Vec::is_empty)
+    }
+
     /// A text.
     pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
         match self.take(key)? {

@@ -78,10 +78,16 @@ fn an_unknown_key_names_the_known_ones() {
 
 #[test]
 fn two_services_with_the_same_host_and_path_are_a_conflict() {
-    let second = "[services.b]\nactive=\"x\"\n[services.b.backends.x]\nendpoints=[\"127.0.0.1:1\"]\n";
+    let second = "[services.b]\nactive=\"x\"\npath_prefix=\"//\"\n[services.b.backends.x]\nendpoints=[\"127.0.0.1:1\"]\n";
     let found = mistakes(&format!("{SMALLEST}\n{second}"));
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].1.contains("app"), "{found:?}");
+}
+
+#[test]
+fn a_backend_without_endpoints_is_a_mistake() {
+    let found = mistakes(&SMALLEST.replace("[\"127.0.0.1:3008\"]", "[]"));
+    assert_eq!(found[0].0, "services.app.backends.blue.endpoints");
 }
 
 #[test]

@@ -326,6 +326,8 @@ fn write_log(conn: &Connection, request: &RequestHead, record: &Record, lease: O
     let (true, Some(scratch)) = (conn.worker.log.is_on(), &conn.scratch) else { return };
     let head = scratch.request_head();
     let info = lease.map(|lease| lease.owner());
+    let reported = info.and_then(|info| Some(info.backend.endpoints.first()?.reported_version()));
+    let reported = reported.as_ref().and_then(|version| version.as_deref().map(String::as_str));
     conn.worker.log.write(&Line {
         time: SystemTime::now(),
         client: &conn.address,
@@ -339,7 +341,7 @@ fn write_log(conn: &Connection, request: &RequestHead, record: &Record, lease: O
         upstream_time: record.upstream_time,
         service: info.map(|info| info.service.name.as_str()),
         backend: info.map(|info| info.backend.name.as_str()),
-        version: info.and_then(|info| info.backend.version.as_deref()),
+        version: info.and_then(|info| info.backend.version.as_deref()).or(reported),
         request_id: request.id.text(head),
         referer: request.referer.of_head(head),
         user_agent: request.user_agent.of_head(head),

@@ -2,6 +2,7 @@
 //! is deployed anew can't inherit a connection to its predecessor.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
@@ -25,6 +26,24 @@ pub struct IdlePool {
     shelves: Box<[Shelf]>,
     next: AtomicUsize,
     retired: AtomicBool,
+    graveyard: Arc<Graveyard>,
+}
+
+/// Connections that are of no use any more and wait to be closed. Closing dozens of them takes a millisecond, which a
+/// switch would rather spend on the first requests to the new backend.
+#[derive(Debug, Default)]
+pub struct Graveyard(Mutex<Vec<Stream>>);
+
+impl Graveyard {
+    fn bury(&self, idle: impl Iterator<Item = Idle>) {
+        self.0.lock().extend(idle.map(|idle| idle.upstream.stream));
+    }
+
+    /// Closes what has come together.
+    pub fn clear(&self) {
+        let streams = std::mem::take(&mut *self.0.lock());
+        drop(streams);
+    }
 }
 
 /// The idle connections to one endpoint, and their number, to be read without the lock.
@@ -53,11 +72,12 @@ struct Idle {
 impl IdlePool {
     /// An empty pool for a backend.
     #[must_use]
-    pub fn new(backend: &Backend) -> Self {
+    pub fn new(backend: &Backend, graveyard: Arc<Graveyard>) -> Self {
         Self {
             shelves: backend.endpoints.iter().map(|_| Shelf::default()).collect(),
             next: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
+            graveyard,
         }
     }
 
@@ -114,7 +134,7 @@ impl LanePayload for IdlePool {
     fn retire(&self) {
         self.retired.store(true, Ordering::Release);
         for shelf in &self.shelves {
-            shelf.idle.lock().clear();
+            self.graveyard.bury(shelf.idle.lock().drain(..));
             shelf.count.store(0, Ordering::Relaxed);
         }
     }

@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use super::Board;
 use super::attention::Bell;
 use super::connection::Connection;
+use super::pool::Graveyard;
 use super::upstream::Connector;
 use crate::config::ServerLimits;
 use crate::observe::access_log::{HAND_OVER_AFTER, LogLane};
@@ -48,6 +49,8 @@ pub struct Worker {
     pub meters: Arc<Meters>,
     /// Opens connections to endpoints.
     pub connector: Connector,
+    /// Connections that wait to be closed.
+    pub graveyard: Arc<Graveyard>,
     /// This worker's end of the access log.
     pub log: LogLane,
     /// Told whenever the last connection is gone.
@@ -144,6 +147,7 @@ async fn keep_house(worker: Arc<Worker>) {
     loop {
         flush.tick().await;
         worker.log.flush();
+        worker.graveyard.clear();
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
             worker.sweep();

@@ -16,6 +16,9 @@ use crate::switching::{Endpoint, Health};
 /// How long a registration may go unnoticed, should its notice be lost.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// From one probe to the next while too few have been made to tell.
+const FIRST_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Wakes the prober when backends have changed, and others when an endpoint's health has.
 #[derive(Debug, Default)]
 pub struct HealthNews {
@@ -64,11 +67,7 @@ fn targets(board: &Board) -> Vec<Target> {
 async fn keep_probing(target: Target, board: Arc<Board>, news: Arc<HealthNews>) {
     let check = &target.service.health;
     let mut streak = Streak::default();
-    let mut ticks = tokio::time::interval(check.interval);
-    // After a slow probe the next one is a whole interval away, not at once.
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
         if !is_registered(&board, &target) {
             return;
         }
@@ -84,6 +83,9 @@ async fn keep_probing(target: Target, board: Arc<Board>, news: Arc<HealthNews>) 
         if changed {
             news.health.notify_one();
         }
+        // Until it is known what to think of an endpoint, a switch to it is refused: that must not last.
+        let unknown = after == Health::Unknown;
+        tokio::time::sleep(if unknown { check.interval.min(FIRST_INTERVAL) } else { check.interval }).await;
     }
 }
 

@@ -77,7 +77,16 @@ impl Store {
                     loaded.warnings.push(format!("the state file {} is missing", path.display()));
                 }
                 Ok(None) => {}
-                Err(reason) => loaded.warnings.push(format!("{}: {reason}", path.display())),
+                Err(reason) => {
+                    // Kept for whoever wants to know how that came about; it will be written anew at once.
+                    let kept = beside(path, ".damaged");
+                    let moved = fs::rename(path, &kept).map(|()| format!("; kept as {}", kept.display()));
+                    loaded.warnings.push(format!(
+                        "{}: {reason}{}",
+                        path.display(),
+                        moved.unwrap_or_default()
+                    ));
+                }
             }
         }
         if !loaded.warnings.is_empty() {
@@ -91,7 +100,7 @@ impl Store {
     /// # Errors
     /// The disk refuses. The file is then as it was.
     pub fn save(&self, state: &StateFile) -> io::Result<()> {
-        replace(&self.path, state)
+        replace(&self.path, state).map_err(|e| named(&self.path, &e))
     }
 
     /// Writes the last-good copy, after [`Store::save`].
@@ -99,7 +108,8 @@ impl Store {
     /// # Errors
     /// The disk refuses.
     pub fn save_copy(&self, state: &StateFile) -> io::Result<()> {
-        replace(&beside(&self.path, ".last-good"), state)
+        let copy = beside(&self.path, ".last-good");
+        replace(&copy, state).map_err(|e| named(&copy, &e))
     }
 }
 
@@ -138,6 +148,10 @@ fn replace(path: &Path, state: &StateFile) -> io::Result<()> {
     fault::point("state_renamed");
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
 }
 
 /// The path with something appended to its file name.

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use uh_protocol::BackendName;
 use uh_protocol::status::ProbeStatus;
@@ -93,13 +94,20 @@ pub struct Endpoint {
     pub address: Address,
     health: AtomicU8,
     last_probe: Mutex<Option<ProbeStatus>>,
+    /// The app's version as the last probe reported it; apart from the probe, so that a request can read it.
+    reported_version: ArcSwapOption<String>,
 }
 
 impl Endpoint {
     /// A new endpoint.
     #[must_use]
     pub fn new(address: Address, health: Health) -> Self {
-        Self { address, health: AtomicU8::new(health as u8), last_probe: Mutex::default() }
+        Self {
+            address,
+            health: AtomicU8::new(health as u8),
+            last_probe: Mutex::default(),
+            reported_version: ArcSwapOption::empty(),
+        }
     }
 
     /// What the probes think of it.
@@ -113,8 +121,16 @@ impl Endpoint {
         self.last_probe.lock().clone()
     }
 
+    /// The app's version as the last probe reported it.
+    pub fn reported_version(&self) -> arc_swap::Guard<Option<Arc<String>>> {
+        self.reported_version.load()
+    }
+
     /// For the prober: its newest probe, and what that makes of it.
     pub fn probed(&self, probe: ProbeStatus, health: Health) {
+        if self.reported_version.load().as_deref() != probe.version.as_ref() {
+            self.reported_version.store(probe.version.clone().map(Arc::new));
+        }
         *self.last_probe.lock() = Some(probe);
         self.set_health(health);
     }

@@ -60,13 +60,13 @@ async fn a_switch_and_a_drain_let_long_exchanges_finish_where_they_began() {
     let switched = proxy.switch("green").await;
     assert_eq!(switched.in_flight_previous, 4);
     assert_eq!(Wire::connect(address).await.get("/").await.header("x-backend"), Some("green"));
-    let order = DrainRequest { timeout_ms: 200, cut: false };
+    let order = DrainRequest { timeout_ms: Some(200), cut: false };
     let drained = proxy.client.drain(&app(), &backend("blue"), &order).await.unwrap();
     assert!(!drained.drained);
     assert_eq!((drained.remaining.requests, drained.remaining.tunnels, drained.cut), (3, 1, 0));
     echo(&mut socket, "after the switch").await;
 
-    let order = DrainRequest { timeout_ms: 60_000, cut: false };
+    let order = DrainRequest { timeout_ms: Some(60_000), cut: false };
     let client = proxy.client.clone();
     let drain = tokio::spawn(async move { client.drain(&app(), &backend("blue"), &order).await.unwrap() });
     let uploaded = upload.await.unwrap();
@@ -106,7 +106,7 @@ async fn a_drain_at_its_deadline_cuts_what_is_left_if_asked_to() {
     socket.send(WEBSOCKET).await;
     assert_eq!(socket.response().await.status, 101);
     proxy.switch("green").await;
-    let order = DrainRequest { timeout_ms: 100, cut: true };
+    let order = DrainRequest { timeout_ms: Some(100), cut: true };
     let drained = proxy.client.drain(&app(), &backend("blue"), &order).await.unwrap();
     assert!(drained.drained, "{drained:?}");
     assert_eq!((drained.cut, drained.finished), (3, 0));
@@ -134,7 +134,7 @@ async fn a_roll_back_during_a_drain_is_told_to_whoever_waits() {
     proxy.switch("green").await;
     let client = proxy.client.clone();
     let drain = tokio::spawn(async move {
-        client.drain(&app(), &backend("blue"), &DrainRequest { timeout_ms: 30_000, cut: true }).await
+        client.drain(&app(), &backend("blue"), &DrainRequest { timeout_ms: Some(30_000), cut: true }).await
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     proxy.switch("blue").await;
@@ -214,7 +214,10 @@ async fn a_drain_counts_what_began_while_the_backend_was_active_again() {
     proxy.switch("green").await;
     let client = proxy.client.clone();
     let drain = tokio::spawn(async move {
-        client.drain(&app(), &backend("blue"), &DrainRequest { timeout_ms: 3_000, cut: false }).await.unwrap()
+        client
+            .drain(&app(), &backend("blue"), &DrainRequest { timeout_ms: Some(3_000), cut: false })
+            .await
+            .unwrap()
     });
     proxy.switch("blue").await;
     let mut second = Wire::connect(proxy.address).await;

@@ -1,0 +1,41 @@
+# The commands of this project. Cargo runs one at a time, whatever `make -j` says.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help build demo test bench lint
+
+CARGO ?= cargo
+
+# For `make build` and `make demo`: dev (optimised enough to carry load) or release.
+PROFILE ?= dev
+
+# Cargo calls the directory of its dev profile `debug`.
+TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
+BIN_DIR = $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build all programs
+	@.ci/needs build
+	$(CARGO) build --workspace --bins --locked --profile $(PROFILE)
+
+demo: build ## switch a live app to a new version and back, under load; about ten seconds once built
+	@$(BIN_DIR)/demo
+
+# The crash tests need fault points in uh-proxy, and many tests need the programs: `cargo test` builds those of every
+# package with integration tests before it runs the first one. Suites for a Docker Engine go below, each with a line
+# "skipped: NAME, no Docker Engine answers".
+test: ## run all tests
+	@.ci/needs test
+	$(CARGO) test --workspace --locked --features uh-proxy/fault-points
+
+bench: PROFILE = release
+bench: build ## time the switching core, then switch 1000 times under load and report what the clients saw
+	$(CARGO) bench --locked --package uh-proxy --bench switching
+	@$(BIN_DIR)/switch_under_load $(ARGS)
+
+lint: ## check format, lints and documentation
+	@.ci/needs lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace --locked

@@ -1,0 +1,87 @@
+//! What the switching core costs: a pick with its release, and a switch while other threads pick.
+#![allow(clippy::unwrap_used, reason = "a benchmark")]
+
+use std::io::{self, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use uh_proxy::config;
+use uh_proxy::observe::meters::Meters;
+use uh_proxy::switching::board::Restored;
+use uh_proxy::switching::{SwitchOrder, Switchboard};
+
+const CONFIG: &str = r#"
+    [server]
+    listen = ["127.0.0.1:0"]
+    [services.app]
+    active = "blue"
+    [services.app.backends]
+    blue = { endpoints = ["127.0.0.1:1"] }
+    green = { endpoints = ["127.0.0.1:2"] }
+"#;
+
+const PICKS: u32 = 10_000_000;
+const SWITCHES: usize = 100_000;
+
+/// Threads that pick while the switches are measured: as many as a small machine has cores.
+const PICKERS: usize = 2;
+
+fn board() -> Switchboard<()> {
+    let config = config::parse(CONFIG).unwrap();
+    let meters = Arc::new(Meters::new(PICKERS));
+    Switchboard::new(&config.services, |_| Restored::default(), 0, PICKERS, meters, |_| ())
+}
+
+fn order(to: &str) -> SwitchOrder {
+    SwitchOrder { to: to.parse().unwrap(), expect_active: None, expect_generation: None, force: true }
+}
+
+fn main() -> io::Result<()> {
+    let mut out = io::stdout();
+    let board = board();
+    let start = Instant::now();
+    for _ in 0..PICKS {
+        std::hint::black_box(board.pick(b"app.example.com", b"/", 0));
+    }
+    let each = start.elapsed() / PICKS;
+    writeln!(out, "pick and release, one thread: {} ns ({PICKS} times)", each.as_nanos())?;
+
+    let (stop, picked) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (mut swaps, mut calls): (Vec<Duration>, Vec<Duration>) = (Vec::new(), Vec::new());
+    thread::scope(|scope| {
+        for worker in 0..PICKERS {
+            let (board, stop, picked) = (&board, &stop, &picked);
+            scope.spawn(move || {
+                let mut picks = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::black_box(board.pick(b"app.example.com", b"/", worker));
+                    picks += 1;
+                }
+                picked.fetch_add(picks, Ordering::Relaxed);
+            });
+        }
+        let orders = [order("green"), order("blue")];
+        for step in 0..SWITCHES {
+            let start = Instant::now();
+            let outcome = board.switch("app", &orders[step % 2], Timestamp::UNIX_EPOCH).unwrap();
+            calls.push(start.elapsed());
+            swaps.push(outcome.swap_took);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let picks = picked.load(Ordering::Relaxed);
+    writeln!(
+        out,
+        "{SWITCHES} switches beside {PICKERS} threads that picked {picks} times, in microseconds:"
+    )?;
+    writeln!(out, "{:<28} {:>9} {:>9} {:>9} {:>9}", "", "p50", "p99", "p99.9", "max")?;
+    for (name, times) in [("the swap itself", &mut swaps), ("the whole switch, in-process", &mut calls)] {
+        times.sort_unstable();
+        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_nanos() as f64 / 1000.0;
+        writeln!(out, "{name:<28} {:>9.2} {:>9.2} {:>9.2} {:>9.2}", at(0.5), at(0.99), at(0.999), at(1.0))?;
+    }
+    Ok(())
+}
