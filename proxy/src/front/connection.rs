@@ -98,9 +98,10 @@ impl Connection {
             let next = match self.read_head().await {
                 HeadRead::Closed => Next::Close,
                 HeadRead::TimedOut => {
-                    self.refuse(408, "the request did not arrive in time", Termination::ClientTimeout).await
+                    let detail = "the request did not arrive in time";
+                    Box::pin(self.refuse(408, detail, Termination::ClientTimeout)).await
                 }
-                HeadRead::Bad(bad) => self.refuse_bad(bad).await,
+                HeadRead::Bad(bad) => Box::pin(self.refuse_bad(bad)).await,
                 HeadRead::Complete => self.exchange().await,
             };
             self.exchanges += 1;
@@ -109,7 +110,7 @@ impl Connection {
             match next {
                 Next::KeepAlive => {}
                 Next::Close => return,
-                Next::Linger => return self.linger().await,
+                Next::Linger => return Box::pin(self.linger()).await,
             }
         }
     }
@@ -188,9 +189,10 @@ impl Connection {
         match translated {
             Ok(request) => {
                 let _active = ActiveGuard::new(&self.worker);
-                exchange::run(self, request).await
+                // In a box of its own, so that the future of a connection that waits has no room for an exchange in it.
+                Box::pin(exchange::run(self, request)).await
             }
-            Err(bad) => self.refuse_bad(bad).await,
+            Err(bad) => Box::pin(self.refuse_bad(bad)).await,
         }
     }
 
