@@ -223,9 +223,10 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
     let mut root = Section::root(table);
     let mistakes = root.mistakes();
     let server = server(&mut root.section("server"));
+    let has_services = root.has("services");
     let services: Vec<Service> =
         root.sections("services").into_iter().filter_map(|(name, section)| service(&name, section)).collect();
-    check_services(&root, &services);
+    check_services(&root, has_services, &services);
     drop(root);
     let mistakes = reader::collect(&mistakes);
     if mistakes.0.is_empty() { Ok(Config { server, services }) } else { Err(ConfigError::Mistakes(mistakes)) }
@@ -242,15 +243,16 @@ const MAX_HEADER_BYTES: u64 = 60 << 10;
 const MAX_THREADS: u32 = 1024;
 
 fn server(section: &mut Section) -> Server {
-    let listen = section.list("listen").unwrap_or_default();
-    if listen.is_empty() {
+    let nowhere = !section.has("listen") || section.is_empty_list("listen");
+    let listen = section.list::<ListenAddress>("listen").unwrap_or_default();
+    if nowhere {
         section.mistake("listen", "missing: where clients connect, as in [\"0.0.0.0:80\"]");
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = section.integer("threads", 0, (0, MAX_THREADS));
     Server {
-        listen,
-        metrics: section.parsed("metrics"),
+        listen: listen.into_iter().map(|address| address.0).collect(),
+        metrics: section.parsed::<ListenAddress>("metrics").map(|address| address.0),
         admin_socket: section.path("admin_socket", uh_protocol::DEFAULT_ADMIN_SOCKET),
         admin_users: section.numbers("admin_users"),
         state_file: section.path("state_file", "/var/lib/uh-proxy/.deployment-state.json"),
@@ -380,6 +382,20 @@ fn timeouts(section: &mut Section) -> Timeouts {
 /// More endpoints than one backend of this design has: a switch builds a pool for each.
 pub const MAX_ENDPOINTS: usize = 64;
 
+/// Where to listen.
+struct ListenAddress(SocketAddr);
+
+impl std::str::FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = text.parse().map(Self);
+        address.map_err(|_| {
+            format!("{text:?} is not an address: write IP:port, as in \"0.0.0.0:80\" or \"[::]:80\"")
+        })
+    }
+}
+
 /// A host as a service names it, in lower case: `app.example.com` or `*.example.com`.
 struct HostPattern(String);
 
@@ -401,8 +417,8 @@ impl std::str::FromStr for HostPattern {
     }
 }
 
-fn check_services(root: &Section, services: &[Service]) {
-    if services.is_empty() {
+fn check_services(root: &Section, has_services: bool, services: &[Service]) {
+    if !has_services {
         root.mistake("services", "missing: at least one, as in [services.app]");
     }
     for (index, service) in services.iter().enumerate() {

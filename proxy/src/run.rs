@@ -204,8 +204,9 @@ fn board(
 /// Backends that were active in an earlier run, and are not configured any more.
 fn unknown_actives(config: &Config, state: Option<&StateFile>) -> Vec<String> {
     let warn = |service: &crate::config::Service| {
-        let active = &state?.services.get(&service.name)?.active;
-        let gone = !service.backends.iter().any(|backend| backend.name == *active);
+        let first = config.services.first().is_some_and(|first| first.name == service.name);
+        let active = state?.restored(service, first).active?;
+        let gone = !service.backends.iter().any(|backend| backend.name == active);
         gone.then(|| {
             format!(
                 "{} was active for {}, but is not configured: {} is",

@@ -26,6 +26,9 @@ use crate::state::time::iso_millis;
 use crate::switching::board::RegisterOrder;
 use crate::switching::{Address, Backend, Health, LanePayload as _, Refusal, ServiceState, SwitchOrder};
 
+/// Drains that may be waited for at the same time: fewer than calls, so that they can't keep a switch out.
+const MAX_DRAINS: i64 = 64;
+
 /// How long exchanges that were cut may take to notice: they are woken at once.
 const CUT_GRACE: Duration = Duration::from_secs(2);
 
@@ -188,6 +191,8 @@ impl Control {
         peer: Peer,
     ) -> Result<Drained, Problem> {
         let timeout = self.drain_timeout(service, request.timeout_ms)?;
+        let busy = || Problem::new(Code::Busy, format!("{MAX_DRAINS} drains are being waited for already"));
+        let _waiting = self.metrics.drain_waits(MAX_DRAINS).ok_or_else(busy)?;
         let start = Instant::now();
         let deadline = start + timeout;
         let handle = || {

@@ -122,8 +122,6 @@ where
 {
     let result = hyper::server::conn::http1::Builder::new()
         .keep_alive(false)
-        // A caller that has said all it has to say still gets its reply.
-        .half_close(true)
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD_BYTES)

@@ -56,7 +56,7 @@ impl fmt::Display for Peer {
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Somebody answers there.
-    #[error("another uh-proxy answers at {}: stop it first, or configure another server.admin_socket", path.display())]
+    #[error("another uh-proxy uses the admin socket {}: stop it first, or configure another server.admin_socket", path.display())]
     Taken {
         /// The socket.
         path: PathBuf,

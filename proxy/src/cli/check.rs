@@ -25,11 +25,10 @@ pub(super) fn check(path: &Path) -> Done {
     resolve(&config, &mut faults);
     if faults.is_empty() {
         let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
-        say(format_args!(
-            "{}: ok ({} services, {backends} backends)",
-            path.display(),
-            config.services.len()
-        ))?;
+        let services = config.services.len();
+        let plural = |count| if count == 1 { "" } else { "s" };
+        let (s, b) = (plural(services), plural(backends));
+        say(format_args!("{}: ok ({services} service{s}, {backends} backend{b})", path.display()))?;
         return Ok(Exit::Done);
     }
     Err(anyhow::anyhow!("{} can't be used as it is:\n  {}", path.display(), faults.join("\n  ")).into())

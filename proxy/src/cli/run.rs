@@ -10,7 +10,7 @@ use crate::{config, run};
 
 pub(super) fn run(path: &Path) -> Done {
     let config = config::load(path).with_context(|| format!("{} can't be used", path.display()))?;
-    log::start(config.server.log);
+    let _log = log::start(config.server.log);
     run::run(&config).context("uh-proxy can't run")?;
     Ok(Exit::Done)
 }

@@ -33,7 +33,11 @@ impl Section {
 
     /// The section's full key.
     pub(super) fn key(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        match (self.path.as_str(), key) {
+            ("", key) => key.to_owned(),
+            (path, "") => path.to_owned(),
+            (path, key) => format!("{path}.{key}"),
+        }
     }
 
     /// Notes a mistake.
@@ -151,6 +155,15 @@ impl Section {
         })
     }
 
+    /// A number with its unit; a bare number too, so that it can be told what it lacks.
+    fn quantity(&mut self, key: &'static str) -> Option<String> {
+        match self.take(key)? {
+            Value::String(text) => Some(text),
+            Value::Integer(number) => Some(number.to_string()),
+            other => Some(other.type_str().to_owned()),
+        }
+    }
+
     /// A length of time with its unit, within bounds.
     pub(super) fn duration(
         &mut self,
@@ -158,7 +171,7 @@ impl Section {
         default: Duration,
         bounds: (Duration, Duration),
     ) -> Duration {
-        let Some(text) = self.text(key) else { return default };
+        let Some(text) = self.quantity(key) else { return default };
         match units::parse_duration(&text) {
             Ok(value) if (bounds.0..=bounds.1).contains(&value) => return value,
             Ok(_) => self.mistake(key, format!("{text:?} is out of range: {:?} to {:?}", bounds.0, bounds.1)),
@@ -169,7 +182,7 @@ impl Section {
 
     /// A size with its unit, within bounds.
     pub(super) fn size(&mut self, key: &'static str, default: u64, bounds: (u64, u64)) -> u64 {
-        let Some(text) = self.text(key) else { return default };
+        let Some(text) = self.quantity(key) else { return default };
         match units::parse_size(&text) {
             Ok(value) if (bounds.0..=bounds.1).contains(&value) => return value,
             Ok(_) => {

@@ -9,7 +9,7 @@ use super::Lease;
 use super::answer::Answer;
 use super::connection::{Connection, Next};
 use super::pump::Pump;
-use super::relay::{Failure, Relay, Surroundings};
+use super::relay::{Failure, Relay, RestOfRequest, Surroundings};
 use super::upstream::{ConnectError, Upstream};
 use crate::http1::body::Framing;
 use crate::http1::buffer::Buffer;
@@ -117,7 +117,8 @@ async fn forward(
         attention: &mut conn.attention,
         watchdog: &mut conn.watchdog,
     };
-    let result = relay.bodies(&mut around).await;
+    let rest = if response.upstream_keep_alive { RestOfRequest::Wanted } else { RestOfRequest::Unwanted };
+    let result = relay.bodies(&mut around, rest).await;
     record.bytes = relay.down.body_sent();
     if let Err(failure) = result {
         let untold = relay.down.sent() == 0;

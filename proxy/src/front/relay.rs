@@ -47,6 +47,15 @@ pub enum Failure {
     Cut(Termination),
 }
 
+/// What becomes of a request that is not complete when its response is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestOfRequest {
+    /// The backend goes on reading, as one that keeps its connection does.
+    Wanted,
+    /// The backend closes.
+    Unwanted,
+}
+
 /// What the relay needs of its connection.
 pub struct Surroundings<'a> {
     /// The client.
@@ -172,11 +181,16 @@ impl Relay {
         .await
     }
 
-    /// Relays both bodies until the response is complete. In a tunnel: until either side ends.
+    /// Relays both bodies until the response is complete; then, if the backend still wants it, the rest of the request.
+    /// In a tunnel: until the backend ends, or has had time to after the client has.
     ///
     /// # Errors
     /// See [`Failure`].
-    pub async fn bodies(&mut self, around: &mut Surroundings<'_>) -> Result<(), Failure> {
+    pub async fn bodies(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        rest: RestOfRequest,
+    ) -> Result<(), Failure> {
         poll_fn(|cx| {
             around.attention.poll(cx);
             self.poll_request(cx, around)?;
@@ -185,10 +199,12 @@ impl Relay {
                 self.upstream_told = Pin::new(&mut *around.upstream).poll_shutdown(cx).is_ready();
             }
             let down = self.poll_down(cx, around)?;
-            if down.is_pending() {
-                self.check(cx, around)?;
+            let up_over = self.tunnel || self.up_done || self.up_broken || rest == RestOfRequest::Unwanted;
+            if down.is_ready() && up_over {
+                return Poll::Ready(Ok(()));
             }
-            down.map(Ok)
+            self.check(cx, around)?;
+            Poll::Pending
         })
         .await
     }

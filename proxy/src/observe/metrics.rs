@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use uh_protocol::{BackendName, ServiceName};
 
 use super::meters::{BOUNDS, HistogramReading, Meters, RETRY_REASONS};
@@ -29,6 +29,16 @@ pub struct Metrics {
     switches: IntCounterVec,
     swap: HistogramVec,
     drains: HistogramVec,
+    waiting: IntGauge,
+}
+
+/// A drain that waits, counted for as long as this lives.
+pub struct WaitingDrain<'a>(&'a IntGauge);
+
+impl Drop for WaitingDrain<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// How a switch ended.
@@ -77,11 +87,13 @@ impl Metrics {
             histogram("uh_proxy_drain_duration_seconds", "Time that drains took.", &DRAIN_BUCKETS),
             &["service", "backend"],
         )?;
+        let waiting = IntGauge::new("uh_proxy_drains_waiting", "Drains that somebody waits for.")?;
         let events = Registry::new();
+        events.register(Box::new(waiting.clone()))?;
         events.register(Box::new(switches.clone()))?;
         events.register(Box::new(swap.clone()))?;
         events.register(Box::new(drains.clone()))?;
-        Ok(Self { board, meters, keeper, events, switches, swap, drains })
+        Ok(Self { board, meters, keeper, events, switches, swap, drains, waiting })
     }
 
     /// Counts a switch. `from` and `to` are names of backends that exist.
@@ -98,6 +110,13 @@ impl Metrics {
         if result == SwitchResult::Switched {
             self.swap.with_label_values(&[service.as_str()]).observe(swap_took.as_secs_f64());
         }
+    }
+
+    /// Counts a drain that begins to wait. `None`: there are `most` already.
+    pub fn drain_waits(&self, most: i64) -> Option<WaitingDrain<'_>> {
+        self.waiting.inc();
+        let place = WaitingDrain(&self.waiting);
+        (self.waiting.get() <= most).then_some(place)
     }
 
     /// Counts a drain.

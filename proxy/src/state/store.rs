@@ -68,7 +68,10 @@ impl Store {
             match read(path) {
                 Ok(Some(state)) => {
                     if path == &copy {
-                        loaded.warnings.push(format!("using the last-good copy {}", copy.display()));
+                        loaded.warnings.push(format!(
+                            "using the last-good copy {}, which may be one switch behind",
+                            copy.display()
+                        ));
                     }
                     loaded.state = Some(state);
                     return loaded;

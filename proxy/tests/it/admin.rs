@@ -8,7 +8,9 @@ use std::process::Stdio;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
-use crate::harness::{Home, SampleApp, cli, pair, soon, until};
+use uh_protocol::request::DrainRequest;
+
+use crate::harness::{Home, SampleApp, app, backend, cli, pair, soon, until};
 use crate::wire::{Wire, get};
 
 /// Runs curl against the admin socket; returns the status and the body.
@@ -170,7 +172,7 @@ async fn a_second_front_door_on_the_same_socket_or_state_is_refused() {
             assert!(message.contains(wanted), "{message}");
         }
     };
-    refused(&home, "another uh-proxy answers").await;
+    refused(&home, "another uh-proxy uses the admin socket").await;
     let inode = fs::metadata(home.socket()).unwrap().ino();
     let state = format!("state_file = {:?}", home.state_file());
     let other = Home::new(blue.address, "127.0.0.1:9").server(&state.replace("state_file", "#"));
@@ -199,7 +201,7 @@ async fn a_second_front_door_on_the_same_socket_or_state_is_refused() {
     // A live socket of another program neither.
     fs::remove_file(home.socket()).unwrap();
     let _other = UnixListener::bind(home.socket()).unwrap();
-    refused(&home, "another uh-proxy answers").await;
+    refused(&home, "another uh-proxy uses the admin socket").await;
 }
 
 #[tokio::test]
@@ -230,21 +232,39 @@ async fn a_switch_is_carried_out_and_logged_however_its_caller_ends() {
             body.len()
         )
     };
-    // One that has said all it has to say, and waits.
-    let mut waiting = UnixStream::connect(home.socket()).await.unwrap();
-    waiting.write_all(call("green").as_bytes()).await.unwrap();
-    waiting.shutdown().await.unwrap();
-    let mut reply = String::new();
-    soon("the reply", waiting.read_to_string(&mut reply)).await.unwrap();
-    assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("\"persisted\":true"), "{reply}");
-    // One that is gone before the reply.
-    let mut gone = UnixStream::connect(home.socket()).await.unwrap();
-    gone.write_all(call("blue").as_bytes()).await.unwrap();
-    until("it is carried out", async || (proxy.service().await.active.as_str() == "blue").then_some(()))
-        .await;
-    drop(gone);
+    for to in ["green", "blue"] {
+        let mut gone = UnixStream::connect(home.socket()).await.unwrap();
+        gone.write_all(call(to).as_bytes()).await.unwrap();
+        drop(gone);
+        until("it is carried out", async || (proxy.service().await.active.as_str() == to).then_some(()))
+            .await;
+    }
     until("both are in the audit log", async || {
         (home.messages().matches("action=\"switch\"").count() == 2).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_drain_ends_with_its_caller() {
+    let (_home, proxy, _blue, _green) = pair().await;
+    let mut slow = Wire::connect(proxy.address).await;
+    slow.send(get("/slow?ms=60000")).await;
+    until("it is in flight", async || (proxy.backend("blue").await.requests_in_flight == 1).then_some(()))
+        .await;
+    proxy.switch("green").await;
+    let waiting = async |count: u32| {
+        until("as many drains wait", async || {
+            let metrics = proxy.client.metrics().await.ok()?;
+            metrics.contains(&format!("uh_proxy_drains_waiting {count}\n")).then_some(())
+        })
+        .await;
+    };
+    let client = proxy.client.clone();
+    let order = DrainRequest { timeout_ms: Some(60_000), cut: true };
+    let drain = tokio::spawn(async move { client.drain(&app(), &backend("blue"), &order).await });
+    waiting(1).await;
+    drain.abort();
+    waiting(0).await;
+    assert_eq!(proxy.backend("blue").await.requests_in_flight, 1, "it was cut for nobody");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use uh_protocol::request::DrainRequest;
 
-use crate::harness::{Home, SampleApp, app, backend, pair, until};
+use crate::harness::{Home, Proxy, SampleApp, Scripted, Then, app, backend, pair, until};
 use crate::wire::{Wire, get};
 
 pub(crate) const WEBSOCKET: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -16,6 +16,14 @@ fn frame(text: &str) -> Vec<u8> {
     let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0];
     frame.extend_from_slice(text.as_bytes());
     frame
+}
+
+async fn until_a_drain_waits(proxy: &Proxy) {
+    until("a drain waits", async || {
+        let metrics = proxy.client.metrics().await.unwrap();
+        metrics.contains("uh_proxy_drains_waiting 1\n").then_some(())
+    })
+    .await;
 }
 
 async fn echo(wire: &mut Wire, text: &str) {
@@ -136,7 +144,7 @@ async fn a_roll_back_during_a_drain_is_told_to_whoever_waits() {
     let drain = tokio::spawn(async move {
         client.drain(&app(), &backend("blue"), &DrainRequest { timeout_ms: Some(30_000), cut: true }).await
     });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    until_a_drain_waits(&proxy).await;
     proxy.switch("blue").await;
     assert_eq!(slow.response().await.status, 200);
     let error = drain.await.unwrap().unwrap_err().to_string();
@@ -219,6 +227,7 @@ async fn a_drain_counts_what_began_while_the_backend_was_active_again() {
             .await
             .unwrap()
     });
+    until_a_drain_waits(&proxy).await;
     proxy.switch("blue").await;
     let mut second = Wire::connect(proxy.address).await;
     second.send(get("/slow?ms=60000")).await;
@@ -227,4 +236,43 @@ async fn a_drain_counts_what_began_while_the_backend_was_active_again() {
     assert_eq!(first.response().await.status, 200);
     let drained = drain.await.unwrap();
     assert!(!drained.drained && drained.remaining.requests == 1, "{drained:?}");
+}
+
+#[tokio::test]
+async fn a_backend_that_answers_first_still_gets_the_whole_request() {
+    let received = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = std::sync::Arc::clone(&received);
+    let early = Scripted::start(move |_, mut stream| {
+        let count = std::sync::Arc::clone(&count);
+        async move {
+            let _ = stream.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok").await;
+            for _ in 0..1000 {
+                if stream.read_u8().await.is_err() {
+                    break;
+                }
+                count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            }
+            (stream, Then::KeepAlive)
+        }
+    })
+    .await;
+    let home = Home::new(early.address, "127.0.0.1:9").server("threads = 1");
+    let proxy = home.start().await;
+    let mut wire = Wire::connect(proxy.address).await;
+    for round in 1..=2 {
+        wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n").await;
+        wire.send([b'x'; 500]).await;
+        assert_eq!(wire.response().await.status, 202);
+        assert_eq!(
+            proxy.backend("blue").await.requests_in_flight,
+            1,
+            "a request that is still going up is in flight"
+        );
+        wire.send([b'x'; 500]).await;
+        until("all of it has arrived", async || {
+            (received.load(std::sync::atomic::Ordering::SeqCst) == round * 1000).then_some(())
+        })
+        .await;
+        proxy.until_idle("blue").await;
+    }
 }

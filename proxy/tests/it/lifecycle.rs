@@ -192,3 +192,25 @@ async fn half_a_request_does_not_hold_up_the_end() {
     assert_eq!(proxy.ended().await.code(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(10), "it waited for the whole header_timeout");
 }
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_nothing() {
+    let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);
+    for reader in ["gone", "stuck"] {
+        let home = Home::new(blue.address, green.address);
+        let (read, write) = std::io::pipe().unwrap();
+        let mut command = home.command();
+        command.stderr(write);
+        let mut proxy = home.start_as(command).await;
+        proxy.until_healthy().await;
+        let kept = if reader == "gone" { None } else { Some(read) };
+        // Far more lines than a pipe holds.
+        for round in 0..400 {
+            proxy.switch(if round % 2 == 0 { "green" } else { "blue" }).await;
+        }
+        assert_eq!(Wire::connect(proxy.address).await.get("/").await.header("x-backend"), Some("blue"));
+        proxy.signal(Signal::TERM);
+        assert_eq!(proxy.ended().await.code(), Some(0), "its log's reader is {reader}");
+        drop(kept);
+    }
+}
