@@ -7,9 +7,7 @@ use jiff::Timestamp;
 use uh_protocol::request::{
     BackendRequest, DrainRequest, Drained, MAX_DRAIN_TIMEOUT_MS, SwitchRequest, Switched,
 };
-use uh_protocol::status::{
-    BackendStatus, ConnectionCounts, EndpointStatus, ProxyStatus, Role, ServiceStatus, Status,
-};
+use uh_protocol::status::{BackendStatus, EndpointStatus, ProxyStatus, Role, ServiceStatus, Status};
 use uh_protocol::{BackendName, Code, Problem, ServiceName};
 
 use super::socket::Peer;
@@ -24,7 +22,7 @@ use crate::state::file::StateFile;
 use crate::state::keeper::{Change, Keeper};
 use crate::state::time::iso_millis;
 use crate::switching::board::RegisterOrder;
-use crate::switching::{Address, Backend, Health, LanePayload as _, Refusal, ServiceState, SwitchOrder};
+use crate::switching::{Address, Backend, Health, Refusal, ServiceState, SwitchOrder};
 
 /// Drains that may be waited for at the same time: fewer than calls, so that they can't keep a switch out.
 const MAX_DRAINS: i64 = 64;
@@ -96,16 +94,11 @@ impl Control {
         backend: &Arc<Backend>,
     ) -> BackendStatus {
         let holding = self.board.holding(&state.config, &backend.name);
-        let is_active = state.active_backend().name == backend.name;
-        let idle: usize =
-            if is_active { state.active.lanes().map(|lane| lane.payload().idle()).sum() } else { 0 };
         let meters = self.meters.backend(&state.config.name, &backend.name);
-        let open = meters.connections.load(std::sync::atomic::Ordering::Relaxed);
-        let idle = idle as u64;
         BackendStatus {
             name: backend.name.clone(),
             version: backend.known_version(),
-            role: if is_active { Role::Active } else { Role::Standby },
+            role: if state.is_active(&backend.name) { Role::Active } else { Role::Standby },
             healthy: backend.health().as_option(),
             last_probe: backend.last_probe(),
             endpoints: backend
@@ -119,7 +112,7 @@ impl Control {
                 .collect(),
             requests_in_flight: holding.requests,
             tunnels: holding.tunnels,
-            connections: ConnectionCounts { active: open.saturating_sub(idle), idle },
+            connections: state.connections(&backend.name, &meters),
         }
     }
 

@@ -33,12 +33,6 @@ impl Streak {
         }
         self.health
     }
-
-    /// Good probes in a row.
-    #[must_use]
-    pub fn good(&self) -> u32 {
-        self.good
-    }
 }
 
 #[cfg(test)]

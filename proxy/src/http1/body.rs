@@ -103,16 +103,6 @@ impl BodyScanner {
         self.state == State::Done
     }
 
-    /// The most that may be read without reading past the body, where that is known.
-    #[must_use]
-    pub fn read_limit(&self) -> Option<u64> {
-        match self.state {
-            State::Length(n) => Some(n),
-            State::Done => Some(0),
-            _ => None,
-        }
-    }
-
     /// The sender has closed.
     ///
     /// # Errors

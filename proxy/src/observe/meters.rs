@@ -22,11 +22,8 @@ pub const CODES: [u16; 67] = [
     520, 521, 522, 523,
 ];
 
-/// Upper bounds of the duration histograms, in seconds.
-pub const BOUNDS: [f64; 16] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-
-const BOUNDS_US: [u64; 16] = [
+/// Upper bounds of the duration histograms, in microseconds: half a millisecond to a minute.
+pub const BOUNDS_US: [u64; 16] = [
     500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
     5_000_000, 10_000_000, 30_000_000, 60_000_000,
 ];
@@ -68,10 +65,10 @@ pub enum RetryReason {
 /// All reasons, by their index.
 pub const RETRY_REASONS: [&str; 2] = ["stale_connection", "connect_failed"];
 
-/// A histogram over [`BOUNDS`].
+/// A histogram over [`BOUNDS_US`].
 #[derive(Debug, Default)]
 pub struct Histogram {
-    buckets: [AtomicU64; BOUNDS.len() + 1],
+    buckets: [AtomicU64; BOUNDS_US.len() + 1],
     sum_us: AtomicU64,
 }
 
@@ -79,13 +76,13 @@ impl Histogram {
     /// Counts one observation.
     pub fn observe(&self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let place = BOUNDS_US.iter().position(|&bound| us <= bound).unwrap_or(BOUNDS.len());
+        let place = BOUNDS_US.iter().position(|&bound| us <= bound).unwrap_or(BOUNDS_US.len());
         add(&self.buckets[place], 1);
         add(&self.sum_us, us);
     }
 
     /// Adds up the cumulative counts into `into`, and returns the sum in microseconds.
-    fn read(&self, into: &mut [u64; BOUNDS.len() + 1]) -> u64 {
+    fn read(&self, into: &mut [u64; BOUNDS_US.len() + 1]) -> u64 {
         let mut cumulative = 0;
         for (bucket, total) in self.buckets.iter().zip(into) {
             cumulative += bucket.load(Ordering::Relaxed);
@@ -172,7 +169,7 @@ pub struct BackendReading {
 #[derive(Debug, Clone, PartialEq)]
 pub struct HistogramReading {
     /// Cumulative, by bound; the last one is the count.
-    pub cumulative: [u64; BOUNDS.len() + 1],
+    pub cumulative: [u64; BOUNDS_US.len() + 1],
     /// In seconds.
     pub sum: f64,
 }
@@ -217,7 +214,7 @@ impl BackendMeters {
     }
 
     fn histogram(&self, histogram: impl Fn(&BackendLane) -> &Histogram) -> HistogramReading {
-        let mut cumulative = [0; BOUNDS.len() + 1];
+        let mut cumulative = [0; BOUNDS_US.len() + 1];
         let sum_us: u64 = self.lanes.iter().map(|lane| histogram(lane).read(&mut cumulative)).sum();
         HistogramReading { cumulative, sum: Duration::from_micros(sum_us).as_secs_f64() }
     }
@@ -301,7 +298,7 @@ mod tests {
         assert_eq!(reading.requests, vec![("GET", 200, 2), ("OTHER", 500, 1)]);
         assert_eq!(reading.duration.cumulative[1], 1);
         assert_eq!(reading.duration.cumulative[3], 2);
-        assert_eq!(reading.duration.cumulative[BOUNDS.len()], 3);
+        assert_eq!(reading.duration.cumulative[BOUNDS_US.len()], 3);
         assert!((reading.duration.sum - 100.004).abs() < 1e-9);
     }
 }

@@ -2,17 +2,16 @@
 //! counters, so that no gauge can be stale; only rare events have metrics of their own.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use uh_protocol::{BackendName, ServiceName};
 
-use super::meters::{BOUNDS, HistogramReading, Meters, RETRY_REASONS};
+use super::meters::{BOUNDS_US, HistogramReading, Meters, RETRY_REASONS};
 use crate::front::Board;
 use crate::state::keeper::Keeper;
-use crate::switching::{Health, LanePayload as _};
+use crate::switching::Health;
 
 /// Buckets for the swap: it takes microseconds.
 const SWAP_BUCKETS: [f64; 8] = [1e-6, 2.5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2, 1e-1];
@@ -212,17 +211,14 @@ impl Metrics {
                 let meters = self.meters.backend(&state.config.name, &backend.name);
                 let reading = meters.read();
                 let holding = self.board.holding(&state.config, &backend.name);
-                let is_active = state.active_backend().name == backend.name;
-                let idle: usize =
-                    if is_active { state.active.lanes().map(|lane| lane.payload().idle()).sum() } else { 0 };
-                let open = meters.connections.load(Ordering::Relaxed);
+                let counts = state.connections(&backend.name, &meters);
                 let labels = [("service", service), ("backend", backend.name.as_str())];
                 let with = |name: &'static str, value: &'static str| [labels[0], labels[1], (name, value)];
                 in_flight.add(&labels, holding.requests as f64);
                 tunnels.add(&labels, holding.tunnels as f64);
-                connections.add(&with("state", "active"), open.saturating_sub(idle as u64) as f64);
-                connections.add(&with("state", "idle"), idle as f64);
-                active.add(&labels, f64::from(u8::from(is_active)));
+                connections.add(&with("state", "active"), counts.active as f64);
+                connections.add(&with("state", "idle"), counts.idle as f64);
+                active.add(&labels, f64::from(u8::from(state.is_active(&backend.name))));
                 let is_healthy = matches!(backend.health(), Health::Healthy | Health::NotProbed);
                 healthy.add(&labels, f64::from(u8::from(is_healthy)));
                 for (method, code, count) in &reading.requests {
@@ -298,15 +294,15 @@ impl Family {
     }
 
     fn add_histogram(&mut self, labels: &[(&str, &str)], reading: &HistogramReading) {
-        let bucket = |(bound, count): (&f64, &u64)| {
+        let bucket = |(bound, count): (&u64, &u64)| {
             let mut bucket = Bucket::default();
-            bucket.set_upper_bound(*bound);
+            bucket.set_upper_bound(Duration::from_micros(*bound).as_secs_f64());
             bucket.set_cumulative_count(*count);
             bucket
         };
         let mut histogram = Histogram::default();
-        histogram.set_bucket(BOUNDS.iter().zip(&reading.cumulative).map(bucket).collect());
-        histogram.set_sample_count(reading.cumulative[BOUNDS.len()]);
+        histogram.set_bucket(BOUNDS_US.iter().zip(&reading.cumulative).map(bucket).collect());
+        histogram.set_sample_count(reading.cumulative[BOUNDS_US.len()]);
         histogram.set_sample_sum(reading.sum);
         let mut metric = labelled(labels);
         metric.set_histogram(histogram);

@@ -1,10 +1,12 @@
 //! The routing snapshot: everything a request needs to find its backend, immutable.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
 use uh_protocol::BackendName;
+use uh_protocol::status::ConnectionCounts;
 
 use super::backend::Backend;
 use super::lease::{Activation, LanePayload, LedgerOwner};
@@ -50,6 +52,21 @@ impl<P: LanePayload> ServiceState<P> {
     #[must_use]
     pub fn active_backend(&self) -> &Arc<Backend> {
         &self.active.ledger().owner().backend
+    }
+
+    /// Whether this backend is the active one.
+    #[must_use]
+    pub fn is_active(&self, name: &BackendName) -> bool {
+        self.active_backend().name == *name
+    }
+
+    /// Connections to a backend, by whether they carry an exchange. Only the active one keeps idle ones.
+    #[must_use]
+    pub fn connections(&self, name: &BackendName, meters: &BackendMeters) -> ConnectionCounts {
+        let kept = || self.active.lanes().map(|lane| lane.payload().idle() as u64).sum();
+        let idle = if self.is_active(name) { kept() } else { 0 };
+        let open = meters.connections.load(Ordering::Relaxed);
+        ConnectionCounts { active: open.saturating_sub(idle), idle }
     }
 
     /// A backend by its name.
