@@ -153,6 +153,12 @@ impl Home {
         fs::read_to_string(self.path("stderr.log")).unwrap_or_default()
     }
 
+    /// Waits until the front door has said something.
+    pub(crate) async fn until_said(&self, text: &str) {
+        until(&format!("{text:?} is in the log"), async || self.messages().contains(text).then_some(()))
+            .await;
+    }
+
     /// The access log's lines so far.
     pub(crate) fn access_log(&self) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(self.path("access.log")).unwrap_or_default();

@@ -271,7 +271,7 @@ async fn a_damaged_state_file_never_stops_the_front_door() {
         );
         let status = proxy.status().await;
         assert!(!status.warnings.is_empty(), "damage passed in silence");
-        assert!(home.messages().contains(&status.warnings[0]), "not in the log: {:?}", status.warnings);
+        home.until_said(&status.warnings[0]).await;
     }
 }
 
@@ -280,11 +280,13 @@ async fn a_refused_command_changes_nothing() {
     let blue = SampleApp::start("blue", "1.0.0").await;
     let home = Home::new(blue.address, "127.0.0.1:9");
     let proxy = home.start().await;
-    until("green is known to be unhealthy", async || {
-        (proxy.backend("green").await.healthy == Some(false)).then_some(())
+    until("both are known, and what is known is on disk", async || {
+        let (blue, green) = (proxy.backend("blue").await, proxy.backend("green").await);
+        let known = blue.healthy == Some(true) && green.healthy == Some(false);
+        let text = fs::read_to_string(home.state_file()).unwrap_or_default();
+        (known && text.contains("\"healthy\": true") && text.contains("\"version\": \"1.0.0\"")).then_some(())
     })
     .await;
-    until("the state is on disk", async || proxy.status().await.persisted.then_some(())).await;
     let settled = async || {
         let mut status = proxy.status().await;
         status.proxy.uptime_s = 0;

@@ -146,7 +146,7 @@ async fn a_disk_that_refuses_blocks_no_switch_and_is_told_of() {
     until("it is written after all", async || proxy.status().await.persisted.then_some(())).await;
     let text = fs::read_to_string(home.state_file()).unwrap();
     assert!(text.contains("\"active\": \"blue\""), "{text}");
-    assert!(home.messages().contains("on disk again"));
+    home.until_said("on disk again").await;
 }
 
 #[tokio::test]
