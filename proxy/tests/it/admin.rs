@@ -139,7 +139,8 @@ async fn only_its_owner_gets_at_the_socket() {
 #[tokio::test]
 async fn a_user_who_is_not_listed_is_refused() {
     if !rustix::process::geteuid().is_root() {
-        return; // Only root can become somebody else.
+        eprintln!("skipped: only root can become another user");
+        return;
     }
     let blue = SampleApp::start("blue", "1").await;
     let home = Home::new(blue.address, "127.0.0.1:9").server("admin_users = [12345]");

@@ -165,7 +165,8 @@ async fn a_full_disk_blocks_no_switch() {
     command.stdout(std::process::Stdio::null()).stderr(log);
     let probe = std::process::Command::new("unshare").args(["--mount", "true"]).status();
     if !probe.is_ok_and(|status| status.success()) {
-        return; // No right to make a mount namespace here.
+        eprintln!("skipped: no right to make a mount namespace here");
+        return;
     }
     let proxy = home.start_as(command).await;
     proxy.until_healthy().await;
