@@ -1,0 +1,138 @@
+//! What concerns the process: where it listens, what it writes, what a client may do before its request is known.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::reader::Section;
+use super::{DAY, MS, SECOND};
+
+/// What concerns the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Where clients connect; at least one.
+    pub listen: Vec<SocketAddr>,
+    /// Where Prometheus scrapes.
+    pub metrics: Option<SocketAddr>,
+    /// The admin channel.
+    pub admin_socket: PathBuf,
+    /// User ids that may use it, beside our own and root.
+    pub admin_users: Vec<u32>,
+    /// Where the routing facts are kept.
+    pub state_file: PathBuf,
+    /// Worker threads; already resolved to a number of cores if the file says 0.
+    pub threads: usize,
+    /// How long SIGTERM waits for exchanges in flight.
+    pub shutdown_timeout: Duration,
+    /// One line per exchange.
+    pub access_log: AccessLog,
+    /// Our own messages, to stderr.
+    pub log: LogFormat,
+    /// What a client may do before its request is known.
+    pub limits: ServerLimits,
+}
+
+/// Where the access log goes, and its format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    /// `None`: standard output.
+    pub path: Option<PathBuf>,
+    /// How a line looks.
+    pub format: AccessLogFormat,
+}
+
+/// How a line of the access log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// One JSON object a line.
+    Json,
+    /// nginx's `combined`.
+    Combined,
+    /// The guide's `timed_combined`: the request time, in seconds, is the last field.
+    TimedCombined,
+    /// None at all.
+    Off,
+}
+
+/// How our own messages look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For collectors.
+    Json,
+}
+
+/// What a client may do before its request is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerLimits {
+    /// The largest request head, request line included.
+    pub header_bytes: usize,
+    /// From a request's first byte to the end of its head.
+    pub header_timeout: Duration,
+    /// How long a client connection is kept between requests.
+    pub idle_timeout: Duration,
+}
+
+/// A request head is read into one buffer, so it can't be larger than that.
+const MAX_HEADER_BYTES: u64 = 60 << 10;
+
+/// More worker threads than any machine this is meant for has cores.
+const MAX_THREADS: u32 = 1024;
+
+pub(super) fn server(section: &mut Section) -> Server {
+    let nowhere = !section.has("listen") || section.is_empty_list("listen");
+    let listen = section.list::<ListenAddress>("listen").unwrap_or_default();
+    if nowhere {
+        section.mistake("listen", "missing: where clients connect, as in [\"0.0.0.0:80\"]");
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = section.integer("threads", 0, (0, MAX_THREADS));
+    Server {
+        listen: listen.into_iter().map(|address| address.0).collect(),
+        metrics: section.parsed::<ListenAddress>("metrics").map(|address| address.0),
+        admin_socket: section.path("admin_socket", uh_protocol::DEFAULT_ADMIN_SOCKET),
+        admin_users: section.numbers("admin_users"),
+        state_file: section.path("state_file", "/var/lib/uh-proxy/.deployment-state.json"),
+        threads: if threads == 0 { cores } else { threads as usize },
+        shutdown_timeout: section.duration("shutdown_timeout", 30 * SECOND, (Duration::ZERO, DAY)),
+        access_log: access_log(&mut section.section("access_log")),
+        log: section.choice("log", LogFormat::Text, &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+        limits: server_limits(&mut section.section("limits")),
+    }
+}
+
+fn access_log(section: &mut Section) -> AccessLog {
+    let path = section.path("path", "-");
+    let formats = [
+        ("json", AccessLogFormat::Json),
+        ("combined", AccessLogFormat::Combined),
+        ("timed_combined", AccessLogFormat::TimedCombined),
+        ("off", AccessLogFormat::Off),
+    ];
+    let format = section.choice("format", AccessLogFormat::Json, &formats);
+    AccessLog { path: (path.as_os_str() != "-").then_some(path), format }
+}
+
+fn server_limits(section: &mut Section) -> ServerLimits {
+    let header_bytes = section.size("header_bytes", 32 << 10, (1 << 10, MAX_HEADER_BYTES));
+    ServerLimits {
+        header_bytes: usize::try_from(header_bytes).unwrap_or(usize::MAX),
+        header_timeout: section.duration("header_timeout", 15 * SECOND, (MS, DAY)),
+        idle_timeout: section.duration("idle_timeout", 75 * SECOND, (MS, DAY)),
+    }
+}
+
+/// Where to listen.
+struct ListenAddress(SocketAddr);
+
+impl std::str::FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = text.parse().map(Self);
+        address.map_err(|_| {
+            format!("{text:?} is not an address: write IP:port, as in \"0.0.0.0:80\" or \"[::]:80\"")
+        })
+    }
+}

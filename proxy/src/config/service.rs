@@ -1,0 +1,198 @@
+//! One service: what it answers for, its backends, and how they are probed and waited for.
+
+use std::time::Duration;
+
+use uh_protocol::{BackendName, ServiceName};
+
+use super::reader::Section;
+use super::{DAY, MS, SECOND};
+use crate::switching::Address;
+
+/// An app published through the front door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: ServiceName,
+    /// Which hosts it answers for; empty: any host that no other service names.
+    pub hosts: Vec<String>,
+    /// Which paths it answers for, on segment boundaries.
+    pub path_prefix: String,
+    /// Active while there is no state file.
+    pub active: BackendName,
+    /// What `uh-proxy drain` waits for at most, unless told.
+    pub drain_timeout: Duration,
+    /// At least one, in the order of the file.
+    pub backends: Vec<BackendConfig>,
+    /// How endpoints are probed.
+    pub health: HealthCheck,
+    /// How long each part of an exchange may take.
+    pub timeouts: Timeouts,
+}
+
+/// One backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendConfig {
+    /// Its name.
+    pub name: BackendName,
+    /// At least one.
+    pub endpoints: Vec<Address>,
+    /// The app's version, where it is known beforehand.
+    pub version: Option<String>,
+}
+
+/// How endpoints are probed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Off: every backend is taken as healthy.
+    pub enabled: bool,
+    /// What is asked for.
+    pub path: String,
+    /// The `Host` header; `None`: the endpoint's address.
+    pub host: Option<String>,
+    /// From one probe's start to the next.
+    pub interval: Duration,
+    /// How long a probe may take.
+    pub timeout: Duration,
+    /// Good probes in a row that make an endpoint healthy.
+    pub healthy_after: u32,
+    /// Bad probes in a row that make it unhealthy.
+    pub unhealthy_after: u32,
+    /// Whether the body's `deployment` must name the backend.
+    pub expect_identity: bool,
+}
+
+/// How long each part of an exchange may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For one connection attempt to an endpoint.
+    pub connect: Duration,
+    /// Without any byte moving, while the backend is the one waited for.
+    pub read: Duration,
+    /// Without any byte moving, while the backend takes none of the request.
+    pub write: Duration,
+    /// How long an upstream connection is kept for the next exchange. Below Node's keep-alive of 5 s, so that we
+    /// close first.
+    pub idle: Duration,
+    /// Without any byte moving, while the client is the one waited for: its body, or its reading of ours.
+    pub client: Duration,
+    /// Without any byte moving in a tunnel.
+    pub tunnel_idle: Duration,
+}
+
+pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
+    let hosts = section.list::<HostPattern>("hosts").unwrap_or_default();
+    let path_prefix = section.text("path_prefix").unwrap_or_else(|| "/".to_owned());
+    if !path_prefix.starts_with('/')
+        || path_prefix.bytes().any(|b| b <= b' ' || b == b'?' || b == b'#' || b == 0x7f)
+    {
+        section.mistake(
+            "path_prefix",
+            format!("{path_prefix:?} is not a path: it starts with / and has no query"),
+        );
+    }
+    let drain_timeout = section.duration("drain_timeout", 30 * SECOND, (Duration::ZERO, DAY));
+    let health = health(&mut section.section("health"));
+    let timeouts = timeouts(&mut section.section("timeouts"));
+    let backends: Vec<BackendConfig> = section
+        .sections("backends")
+        .into_iter()
+        .filter_map(|(name, section)| backend(&name, section))
+        .collect();
+    let has_active = section.has("active");
+    let active = section.parsed::<BackendName>("active");
+    if !has_active {
+        section.mistake("active", "missing: which backend is active at the very first start");
+    }
+    if backends.is_empty() {
+        section.mistake("backends", "missing: at least one, as in [services.NAME.backends.blue]");
+    } else if let Some(active) = active.as_ref().filter(|active| !backends.iter().any(|b| b.name == **active))
+    {
+        let names: Vec<&str> = backends.iter().map(|b| b.name.as_str()).collect();
+        section.mistake("active", format!("no backend is called {active}; there are: {}", names.join(", ")));
+    }
+    let name = match name.parse() {
+        Ok(name) => name,
+        Err(e) => {
+            section.mistake("", format!("{e}"));
+            return None;
+        }
+    };
+    let hosts = hosts.into_iter().map(|host| host.0).collect();
+    Some(Service { name, hosts, path_prefix, active: active?, drain_timeout, backends, health, timeouts })
+}
+
+fn backend(name: &str, mut section: Section) -> Option<BackendConfig> {
+    let (has_endpoints, none) = (section.has("endpoints"), section.is_empty_list("endpoints"));
+    let endpoints = section.list::<Address>("endpoints").unwrap_or_default();
+    if !has_endpoints {
+        section.mistake("endpoints", "missing: at least one, as in [\"127.0.0.1:3008\"]");
+    } else if none {
+        section.mistake("endpoints", "empty: at least one, as in [\"127.0.0.1:3008\"]");
+    } else if endpoints.len() > MAX_ENDPOINTS {
+        section.mistake("endpoints", format!("more than {MAX_ENDPOINTS}"));
+    }
+    let version = section.text("version");
+    match name.parse() {
+        Ok(name) => Some(BackendConfig { name, endpoints, version }),
+        Err(e) => {
+            section.mistake("", format!("{e}"));
+            None
+        }
+    }
+}
+
+fn health(section: &mut Section) -> HealthCheck {
+    let path = section.text("path").unwrap_or_else(|| "/api/health".to_owned());
+    if !path.starts_with('/') || path.bytes().any(|b| b <= b' ' || b >= 0x7f) {
+        section.mistake("path", format!("{path:?} is not a path"));
+    }
+    let host = section.text("host");
+    if host.as_ref().is_some_and(|host| host.is_empty() || host.bytes().any(|b| b <= b' ' || b >= 0x7f)) {
+        section.mistake("host", "not a host");
+    }
+    HealthCheck {
+        enabled: section.boolean("enabled", true),
+        path,
+        host,
+        interval: section.duration("interval", SECOND, (10 * MS, DAY)),
+        timeout: section.duration("timeout", 2 * SECOND, (10 * MS, DAY)),
+        healthy_after: section.integer("healthy_after", 2, (1, 1000)),
+        unhealthy_after: section.integer("unhealthy_after", 3, (1, 1000)),
+        expect_identity: section.boolean("expect_identity", false),
+    }
+}
+
+fn timeouts(section: &mut Section) -> Timeouts {
+    Timeouts {
+        connect: section.duration("connect", 2 * SECOND, (MS, DAY)),
+        read: section.duration("read", 60 * SECOND, (MS, DAY)),
+        write: section.duration("write", 60 * SECOND, (MS, DAY)),
+        idle: section.duration("idle", 4 * SECOND, (Duration::ZERO, DAY)),
+        client: section.duration("client", 60 * SECOND, (MS, DAY)),
+        tunnel_idle: section.duration("tunnel_idle", 3600 * SECOND, (MS, 7 * DAY)),
+    }
+}
+
+/// More endpoints than one backend of this design has: a switch builds a pool for each.
+pub const MAX_ENDPOINTS: usize = 64;
+
+/// A host as a service names it, in lower case: `app.example.com` or `*.example.com`.
+struct HostPattern(String);
+
+impl std::str::FromStr for HostPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let host = text.strip_prefix("*.").unwrap_or(text);
+        let labels_fit = host.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        });
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        if (labels_fit || bracketed) && text.len() <= 253 {
+            Ok(Self(text.to_ascii_lowercase()))
+        } else {
+            Err(format!("{text:?} is not a host: write app.example.com or *.example.com, without a port"))
+        }
+    }
+}
