@@ -8,7 +8,7 @@
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
 //! buffer. In reading order: [`worker`], [`connection`], [`exchange`], [`relay`], [`pump`], [`pool`], [`upstream`],
-//! [`answer`], [`attention`], [`watchdog`].
+//! [`answer`], [`attention`], [`watchdog`], [`settings`].
 
 pub mod answer;
 pub mod attention;
@@ -18,6 +18,7 @@ pub mod pool;
 pub mod pump;
 pub mod relay;
 pub mod scratch;
+pub mod settings;
 pub mod upstream;
 pub mod watchdog;
 pub mod worker;

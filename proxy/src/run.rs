@@ -26,6 +26,7 @@ use crate::config::{Config, Server};
 use crate::front::Board;
 use crate::front::attention::{Bell, Stage};
 use crate::front::pool::{Graveyard, IdlePool};
+use crate::front::settings::{Settings, SettingsCell};
 use crate::front::upstream::Connector;
 use crate::front::worker::{self, Worker};
 use crate::health::prober::{self, HealthNews};
@@ -96,6 +97,7 @@ struct Bound {
 /// It can't start; then nothing has begun. Or a worker thread has died.
 pub fn run(config: &Config) -> Result<(), RunError> {
     let started = Instant::now();
+    let settings = Settings::load(&config.server).map_err(system("use the configuration"))?;
     let bound = bind(&config.server)?;
     let descriptors = raise_descriptor_limit();
     let mut loaded = bound.store.load();
@@ -116,6 +118,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     ));
     let keeper = Arc::new(Keeper::start(bound.store).map_err(system("start the state thread"))?);
     let bells: Vec<Arc<Bell>> = (0..workers).map(|_| Arc::default()).collect();
+    let settings = (0..workers).map(|_| Arc::new(SettingsCell::new(settings.clone()))).collect();
     let (lanes, log_writer) = access_log::start(&config.server.access_log, workers, &meters)
         .map_err(system("open the access log"))?;
     let (stop, stopped) = watch::channel(false);
@@ -126,6 +129,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         keeper,
         meters: Arc::clone(&meters),
         bells: bells.clone(),
+        settings,
         news: Arc::default(),
         started,
         listen: listen.clone(),
@@ -135,7 +139,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     // The state on disk is brought in line with what is served from the first moment on.
     control.persist_later();
     let (events, inbox) = channel();
-    let threads = start_workers(config, &control, &graveyard, lanes, &bound.listeners, &stopped)?;
+    let threads = start_workers(&control, &graveyard, lanes, &bound.listeners, &stopped)?;
     start_joiner(threads, log_writer, events.clone()).map_err(system("start a thread"))?;
     start_signals(bound.signals, events).map_err(system("start a thread"))?;
     let admin = bound.admin.listener().map_err(system("share the admin socket"))?;
@@ -223,18 +227,17 @@ fn addresses(listeners: &[TcpListener]) -> Result<Vec<String>, RunError> {
 }
 
 fn start_workers(
-    config: &Config,
     control: &Control,
     graveyard: &Arc<Graveyard>,
     lanes: Vec<LogLane>,
     listeners: &[TcpListener],
     stopped: &watch::Receiver<bool>,
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
-    let worker = |(index, (log, bell)): (usize, (LogLane, &Arc<Bell>))| {
+    let worker = |index, log, bell: &Arc<Bell>, settings: &Arc<SettingsCell>| {
         let worker = Worker {
             index,
             board: Arc::clone(&control.board),
-            limits: config.server.limits.clone(),
+            settings: Arc::clone(settings),
             bell: Arc::clone(bell),
             meters: Arc::clone(&control.meters),
             connector: Connector::default(),
@@ -244,11 +247,10 @@ fn start_workers(
         };
         worker::spawn(Arc::new(worker), listeners, stopped.clone())
     };
-    lanes
-        .into_iter()
-        .zip(&control.bells)
-        .enumerate()
-        .map(worker)
+    let own = control.bells.iter().zip(&control.settings);
+    let workers = lanes.into_iter().zip(own).enumerate();
+    workers
+        .map(|(index, (log, (bell, settings)))| worker(index, log, bell, settings))
         .collect::<io::Result<_>>()
         .map_err(system("start a worker"))
 }

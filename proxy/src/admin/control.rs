@@ -15,6 +15,7 @@ use crate::config::MAX_ENDPOINTS;
 use crate::fault;
 use crate::front::Board;
 use crate::front::attention::{Bell, Stage};
+use crate::front::settings::SettingsCell;
 use crate::health::prober::HealthNews;
 use crate::observe::meters::Meters;
 use crate::observe::metrics::{Metrics, SwitchResult};
@@ -45,6 +46,8 @@ pub struct Control {
     pub metrics: Metrics,
     /// Wakes the workers' connections.
     pub bells: Vec<Arc<Bell>>,
+    /// What a reload may change, for each worker.
+    pub settings: Vec<Arc<SettingsCell>>,
     /// Wakes the prober.
     pub news: Arc<HealthNews>,
     /// When the process started.

@@ -17,6 +17,7 @@ use super::attention::{Attention, Stage};
 use super::exchange;
 use super::pump::poll_fill;
 use super::scratch::Scratch;
+use super::settings::Settings;
 use super::watchdog::Watchdog;
 use super::worker::Worker;
 use crate::http1::buffer::Buffer;
@@ -50,6 +51,8 @@ pub enum Next {
 pub struct Connection {
     pub(super) worker: Arc<Worker>,
     pub(super) client: Stream,
+    /// In force for the request that is carried out, or was last.
+    pub(super) settings: Arc<Settings>,
     /// The client's IP address, as text.
     pub(super) address: Box<str>,
     /// What was read beyond the last message.
@@ -81,6 +84,7 @@ impl Connection {
             address.map_or_else(|| "unknown".to_owned(), |address| address.ip().to_canonical().to_string());
         let attention = Attention::new(Arc::clone(&worker.bell));
         Self {
+            settings: worker.settings(),
             worker,
             client,
             address: address.into_boxed_str(),
@@ -118,8 +122,9 @@ impl Connection {
     /// Reads a request head into the scratch. Waits for its first byte as an idle connection, and for the rest within
     /// one total deadline.
     async fn read_head(&mut self) -> HeadRead {
-        let limits = &self.worker.limits;
+        let limits = &self.settings.limits;
         let first_wait = if self.exchanges == 0 { limits.header_timeout } else { limits.idle_timeout };
+        let (worker, settings) = (&self.worker, &mut self.settings);
         let mut deadline = Instant::now() + first_wait;
         let mut scanner = HeadScanner::default();
         let (client, input, scratch) = (&mut self.client, &mut self.input, &mut self.scratch);
@@ -142,13 +147,14 @@ impl Connection {
                     let end = found.as_ref().map_or(head.len(), |range| range.end);
                     if !begun && scanner.has_begun(head.len()) {
                         begun = true;
-                        deadline = Instant::now() + limits.header_timeout;
+                        *settings = worker.settings();
+                        deadline = Instant::now() + settings.limits.header_timeout;
                     }
                     buffer.consume(end - before);
                     if buffer.is_empty() {
                         *input = None;
                     }
-                    if end > limits.header_bytes {
+                    if end > settings.limits.header_bytes {
                         return Poll::Ready(HeadRead::Bad(BadRequest::TooLarge));
                     }
                     if let Some(range) = found {
@@ -232,7 +238,7 @@ impl Connection {
 
     /// Sends an answer of our own, within the header deadline.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let deadline = Instant::now() + self.worker.limits.header_timeout;
+        let deadline = Instant::now() + self.settings.limits.header_timeout;
         let mut sent = 0;
         poll_fn(|cx| {
             self.attention.poll(cx);

@@ -24,8 +24,8 @@ use super::Board;
 use super::attention::Bell;
 use super::connection::Connection;
 use super::pool::Graveyard;
+use super::settings::{Settings, SettingsCell};
 use super::upstream::Connector;
-use crate::config::ServerLimits;
 use crate::observe::access_log::{HAND_OVER_AFTER, LogLane};
 use crate::observe::meters::Meters;
 
@@ -41,8 +41,8 @@ pub struct Worker {
     pub index: usize,
     /// Where requests pick.
     pub board: Arc<Board>,
-    /// What a client may do before its request is known.
-    pub limits: ServerLimits,
+    /// What a reload may change.
+    pub settings: Arc<SettingsCell>,
     /// Calls for the attention of all connections.
     pub bell: Arc<Bell>,
     /// The counters of all workers.
@@ -58,6 +58,11 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// The settings for a request that begins now: to be taken once, and kept until it ends.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load()
+    }
+
     /// Whether no client connection is open.
     fn is_empty(&self) -> bool {
         self.meters.worker(self.index).client_open.load(Ordering::Acquire) == 0

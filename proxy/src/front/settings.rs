@@ -1,0 +1,51 @@
+//! What a reload changes for every connection: the part of `[server]` that requests look at.
+//!
+//! Each worker has a [`SettingsCell`] of its own, so that taking a reference writes to no cache line that another
+//! worker uses. A connection takes one at the start of each request and keeps it until the next: a request is judged
+//! by one set of settings from its first byte to its last.
+
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::config::{Server, ServerLimits};
+
+/// The settings in force for a request.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What a client may do before its request is known.
+    pub limits: ServerLimits,
+}
+
+impl Settings {
+    /// The settings that a configuration asks for. What they need from disk is read and checked here.
+    ///
+    /// # Errors
+    /// Something that the configuration names can't be read, or is not as it has to be.
+    pub fn load(server: &Server) -> io::Result<Self> {
+        Ok(Self { limits: server.limits.clone() })
+    }
+}
+
+/// Where one worker's connections find the settings in force.
+#[derive(Debug)]
+pub struct SettingsCell(ArcSwap<Settings>);
+
+impl SettingsCell {
+    /// For one worker.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self(ArcSwap::from_pointee(settings))
+    }
+
+    /// The settings for a request that begins now.
+    pub fn load(&self) -> Arc<Settings> {
+        self.0.load_full()
+    }
+
+    /// Puts other settings in force, for every request that begins from now on.
+    pub fn store(&self, settings: Settings) {
+        self.0.store(Arc::new(settings));
+    }
+}
