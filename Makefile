@@ -12,6 +12,11 @@ PROFILE ?= dev
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 BIN_DIR = $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
+# $(call with_engine,NAME,COMMAND): runs a suite that needs a Docker Engine and the base images, or says that it did not.
+define with_engine
+@if docker/ci/engine status; then docker/ci/base-images && $(2); else echo "skipped: $(1), no Docker Engine answers"; fi
+endef
+
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -23,8 +28,8 @@ demo: build ## switch a live app to a new version and back, under load; about te
 	@$(BIN_DIR)/demo
 
 # The crash tests need fault points in uh-proxy, and many tests need the programs: `cargo test` builds those of every
-# package with integration tests before it runs the first one. Suites for a Docker Engine go below, each with a line
-# "skipped: NAME, no Docker Engine answers".
+# package with integration tests before it runs the first one. Tests that need a Docker Engine are ignored there, and run
+# below if one answers.
 test: ## run all tests
 	@.ci/needs test
 	$(CARGO) test --workspace --locked --features uh-proxy/fault-points
