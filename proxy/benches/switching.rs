@@ -29,8 +29,11 @@ const SWITCHES: usize = 100_000;
 /// Threads that pick while the switches are measured: as many as a small machine has cores.
 const PICKERS: usize = 2;
 
-fn board() -> Switchboard<()> {
-    let config = config::parse(CONFIG).unwrap();
+/// Services of a large front door, for what routing costs.
+const SERVICES: usize = 100;
+
+fn board(text: &str) -> Switchboard<()> {
+    let config = config::parse(text).unwrap();
     let meters = Arc::new(Meters::new(PICKERS));
     Switchboard::new(&config.services, |_| Restored::default(), 0, PICKERS, meters, |_| ())
 }
@@ -39,15 +42,53 @@ fn order(to: &str) -> SwitchOrder {
     SwitchOrder { to: to.parse().unwrap(), expect_active: None, expect_generation: None, force: true }
 }
 
-fn main() -> io::Result<()> {
-    let mut out = io::stdout();
-    let board = board();
+/// A hundred services: one for every host, and the others by exact hosts, wildcards and path prefixes.
+fn many() -> String {
+    let mut text = CONFIG.to_owned();
+    for index in 1..SERVICES {
+        let (host, prefix) = match index % 3 {
+            0 => (format!("*.wild-{index}.example.com"), "/"),
+            1 => (format!("app-{index}.example.com"), "/"),
+            _ => ("shared.example.com".to_owned(), "/service"),
+        };
+        let path = if prefix == "/" { "/".to_owned() } else { format!("{prefix}-{index}") };
+        text.push_str(&format!(
+            "[services.s{index}]\nactive=\"x\"\nhosts=[{host:?}]\npath_prefix={path:?}\n\
+             [services.s{index}.backends.x]\nendpoints=[\"127.0.0.1:1\"]\n"
+        ));
+    }
+    text
+}
+
+fn time_picks(
+    out: &mut impl io::Write,
+    what: &str,
+    board: &Switchboard<()>,
+    host: &str,
+    path: &str,
+) -> io::Result<()> {
+    let (host, path) = (host.as_bytes(), path.as_bytes());
     let start = Instant::now();
     for _ in 0..PICKS {
-        std::hint::black_box(board.pick(b"app.example.com", b"/", 0));
+        std::hint::black_box(board.pick(std::hint::black_box(host), std::hint::black_box(path), 0));
     }
     let each = start.elapsed() / PICKS;
-    writeln!(out, "pick and release, one thread: {} ns ({PICKS} times)", each.as_nanos())?;
+    writeln!(out, "pick and release, one thread, {what}: {} ns ({PICKS} times)", each.as_nanos())
+}
+
+fn main() -> io::Result<()> {
+    let mut out = io::stdout();
+    let large = board(&many());
+    let board = board(CONFIG);
+    time_picks(&mut out, "one service", &board, "app.example.com", "/")?;
+    for (what, host, path) in [
+        ("exact host", "app-97.example.com:8080", "/assets/app.js"),
+        ("wildcard", "a.wild-99.example.com", "/assets/app.js"),
+        ("33 path prefixes", "shared.example.com", "/service-2/assets/app.js"),
+        ("no such host", "nobody.example.com", "/assets/app.js"),
+    ] {
+        time_picks(&mut out, &format!("{SERVICES} services, {what}"), &large, host, path)?;
+    }
 
     let (stop, picked) = (AtomicBool::new(false), AtomicU64::new(0));
     let (mut swaps, mut calls): (Vec<Duration>, Vec<Duration>) = (Vec::new(), Vec::new());

@@ -9,5 +9,6 @@
 pub mod body;
 pub mod buffer;
 pub mod field;
+pub mod prefix;
 pub mod request;
 pub mod response;

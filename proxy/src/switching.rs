@@ -17,6 +17,7 @@
 pub mod backend;
 pub mod board;
 pub mod lease;
+pub mod route;
 pub mod snapshot;
 pub mod sync;
 

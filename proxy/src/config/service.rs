@@ -6,7 +6,7 @@ use uh_protocol::{BackendName, ServiceName};
 
 use super::reader::Section;
 use super::{DAY, MS, SECOND};
-use crate::switching::Address;
+use crate::switching::{Address, route};
 
 /// An app published through the front door.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct Service {
     pub hosts: Vec<String>,
     /// Which paths it answers for, on segment boundaries.
     pub path_prefix: String,
+    /// Whether the app gets the path without the prefix.
+    pub strip_prefix: bool,
     /// Active while there is no state file.
     pub active: BackendName,
     /// What `uh-proxy drain` waits for at most, unless told.
@@ -27,6 +29,15 @@ pub struct Service {
     pub health: HealthCheck,
     /// How long each part of an exchange may take.
     pub timeouts: Timeouts,
+}
+
+impl Service {
+    /// The path prefix without its final slash, if there is one and the app does not get it.
+    #[must_use]
+    pub fn stripped_prefix(&self) -> Option<&str> {
+        let prefix = self.path_prefix.trim_end_matches('/');
+        (self.strip_prefix && !prefix.is_empty()).then_some(prefix)
+    }
 }
 
 /// One backend.
@@ -81,15 +92,13 @@ pub struct Timeouts {
 
 pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
     let hosts = section.list::<HostPattern>("hosts").unwrap_or_default();
-    let path_prefix = section.text("path_prefix").unwrap_or_else(|| "/".to_owned());
-    if !path_prefix.starts_with('/')
-        || path_prefix.bytes().any(|b| b <= b' ' || b == b'?' || b == b'#' || b == 0x7f)
-    {
-        section.mistake(
-            "path_prefix",
-            format!("{path_prefix:?} is not a path: it starts with / and has no query"),
-        );
+    for (index, host) in hosts.iter().enumerate() {
+        if hosts[..index].iter().any(|other| other.0 == host.0) {
+            section.mistake("hosts", format!("{} is there twice", host.0));
+        }
     }
+    let path_prefix = path_prefix(&mut section);
+    let strip_prefix = section.boolean("strip_prefix", false);
     let drain_timeout = section.duration("drain_timeout", 30 * SECOND, (Duration::ZERO, DAY));
     let health = health(&mut section.section("health"));
     let timeouts = timeouts(&mut section.section("timeouts"));
@@ -118,7 +127,29 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
         }
     };
     let hosts = hosts.into_iter().map(|host| host.0).collect();
-    Some(Service { name, hosts, path_prefix, active: active?, drain_timeout, backends, health, timeouts })
+    Some(Service {
+        name,
+        hosts,
+        path_prefix,
+        strip_prefix,
+        active: active?,
+        drain_timeout,
+        backends,
+        health,
+        timeouts,
+    })
+}
+
+fn path_prefix(section: &mut Section) -> String {
+    let prefix = section.text("path_prefix").unwrap_or_else(|| "/".to_owned());
+    let odd = |b: u8| b <= b' ' || matches!(b, b'?' | b'#' | 0x7f);
+    if !prefix.starts_with('/') || prefix.bytes().any(odd) {
+        let reason = format!("{prefix:?} is not a path: it starts with / and has no query");
+        section.mistake("path_prefix", reason);
+    } else if prefix.split('/').any(|segment| matches!(segment, "." | "..")) {
+        section.mistake("path_prefix", format!("{prefix:?} has a dot segment, so that no path is under it"));
+    }
+    prefix
 }
 
 fn backend(name: &str, mut section: Section) -> Option<BackendConfig> {
@@ -176,23 +207,28 @@ fn timeouts(section: &mut Section) -> Timeouts {
 /// More endpoints than one backend of this design has: a switch builds a pool for each.
 pub const MAX_ENDPOINTS: usize = 64;
 
-/// A host as a service names it, in lower case: `app.example.com` or `*.example.com`.
+/// A host as a service names it, in its canonical form: `app.example.com`, `*.example.com` or `[2001:db8::1]`.
 struct HostPattern(String);
 
 impl std::str::FromStr for HostPattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(address) = route::ipv6(text.as_bytes()) {
+            return Ok(Self(format!("[{address}]")));
+        }
+        let text = text.strip_suffix('.').unwrap_or(text);
         let host = text.strip_prefix("*.").unwrap_or(text);
         let labels_fit = host.split('.').all(|label| {
             (1..=63).contains(&label.len())
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
         });
-        let bracketed = host.starts_with('[') && host.ends_with(']');
-        if (labels_fit || bracketed) && text.len() <= 253 {
+        if labels_fit && text.len() <= route::MAX_HOST_BYTES {
             Ok(Self(text.to_ascii_lowercase()))
         } else {
-            Err(format!("{text:?} is not a host: write app.example.com or *.example.com, without a port"))
+            Err(format!(
+                "{text:?} is not a host: write app.example.com, *.example.com or [2001:db8::1], without a port"
+            ))
         }
     }
 }

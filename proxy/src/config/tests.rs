@@ -84,6 +84,48 @@ fn two_services_with_the_same_host_and_path_are_a_conflict() {
     assert!(found[0].1.contains("app"), "{found:?}");
 }
 
+fn service(name: &str, lines: &str) -> String {
+    format!(
+        "[services.{name}]\nactive=\"x\"\n{lines}\n[services.{name}.backends.x]\nendpoints=[\"127.0.0.1:1\"]\n"
+    )
+}
+
+#[test]
+fn the_same_host_in_another_spelling_is_a_conflict_too() {
+    for (one, other, conflict) in [
+        ("hosts=[\"a.test\"]", "hosts=[\"b.test\", \"A.TEST.\"]", true),
+        ("hosts=[\"*.a.test\"]", "hosts=[\"*.A.test\"]", true),
+        ("hosts=[\"[::1]\"]", "hosts=[\"[0:0::1]\"]", true),
+        ("hosts=[\"a.test\"]\npath_prefix=\"/x\"", "hosts=[\"a.test\"]\npath_prefix=\"/x/\"", true),
+        ("hosts=[\"*.a.test\"]", "hosts=[\"b.a.test\"]", false),
+        ("hosts=[\"a.test\"]\npath_prefix=\"/x\"", "hosts=[\"a.test\"]\npath_prefix=\"/X\"", false),
+        ("hosts=[\"a.test\"]", "hosts=[]", false),
+    ] {
+        let text =
+            format!("[server]\nlisten=[\"127.0.0.1:0\"]\n{}{}", service("one", one), service("other", other));
+        let found = parse(&text).map_or_else(|e| e.to_string(), |_| String::new());
+        assert_eq!(found.contains("services.other: service one takes"), conflict, "{one} {other}: {found}");
+    }
+}
+
+#[test]
+fn what_can_never_match_is_a_mistake() {
+    for (lines, key) in [
+        ("hosts=[\"a.test:80\"]", "hosts[0]"),
+        ("hosts=[\"*\"]", "hosts[0]"),
+        ("hosts=[\"a.*.test\"]", "hosts[0]"),
+        ("hosts=[\"[::x]\"]", "hosts[0]"),
+        ("hosts=[\"*.[::1]\"]", "hosts[0]"),
+        ("hosts=[\"a.test\", \"A.test\"]", "hosts"),
+        ("path_prefix=\"/a/../b\"", "path_prefix"),
+        ("path_prefix=\"/a?b\"", "path_prefix"),
+    ] {
+        let found = mistakes(&format!("[server]\nlisten=[\"127.0.0.1:0\"]\n{}", service("app", lines)));
+        assert_eq!(found.len(), 1, "{lines}: {found:?}");
+        assert_eq!(found[0].0, format!("services.app.{key}"), "{found:?}");
+    }
+}
+
 #[test]
 fn a_backend_without_endpoints_is_a_mistake() {
     let found = mistakes(&SMALLEST.replace("[\"127.0.0.1:3008\"]", "[]"));

@@ -13,6 +13,7 @@ use super::relay::{Failure, Relay, RestOfRequest, Surroundings};
 use super::upstream::{ConnectError, Upstream};
 use crate::http1::body::Framing;
 use crate::http1::buffer::Buffer;
+use crate::http1::prefix;
 use crate::http1::request::RequestHead;
 use crate::http1::response::{Recipient, ResponseHead};
 use crate::observe::line::Line;
@@ -93,7 +94,7 @@ async fn forward(
     record: &mut Record,
     lease: &mut Lease,
 ) -> Next {
-    let mut relay = begin(conn, request);
+    let mut relay = begin(conn, request, lease);
     let answered = match reach(conn, request, lease, &mut relay).await {
         Ok(answered) => answered,
         Err(refusal) => {
@@ -141,11 +142,14 @@ async fn forward(
 }
 
 /// Both directions, before the first byte. The request's head and what has come of its body go up in one write.
-fn begin(conn: &mut Connection, request: &RequestHead) -> Relay {
+fn begin(conn: &mut Connection, request: &RequestHead, lease: &Lease) -> Relay {
     let input = conn.input.take();
-    let (up, mut down) = conn.scratch.as_mut().map_or_else(Default::default, |scratch| {
+    let (mut up, mut down) = conn.scratch.as_mut().map_or_else(Default::default, |scratch| {
         (std::mem::take(scratch.upstream()), std::mem::take(scratch.response()))
     });
+    if let Some(stripped) = lease.owner().service.stripped_prefix() {
+        prefix::strip(&mut up, stripped.as_bytes());
+    }
     down.clear();
     Relay::new(Pump::new(up, request.framing, input), Pump::new(down, Framing::None, None), Instant::now())
 }
@@ -197,7 +201,12 @@ async fn reach(
             return Err(failure.refusal());
         }
         lease.owner().meters.lane(lease.worker()).retried(RetryReason::StaleConnection);
-        *lease = pick(conn, request).ok_or_else(Refusal::internal)?;
+        let again = pick(conn, request).ok_or_else(Refusal::internal)?;
+        if again.owner().service.stripped_prefix() != lease.owner().service.stripped_prefix() {
+            // Reconfigured meanwhile: the head is written for the service as it was.
+            return Err(failure.refusal());
+        }
+        *lease = again;
         relay.rewind();
         retried = true;
     }

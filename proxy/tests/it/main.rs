@@ -18,4 +18,5 @@ mod http;
 mod invariants;
 mod lifecycle;
 mod observed;
+mod routing;
 mod wire;
