@@ -34,8 +34,11 @@ async fn route(app: &App, request: Request<Incoming>) -> Result<Response<Body>, 
     let path = request.uri().path().to_owned();
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     match segments.as_slice() {
-        [""] => Ok(greeting(app)),
         ["api", "health"] => Ok(health(app)),
+        _ if app.fails_now() => {
+            Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this version is broken"))
+        }
+        [""] => Ok(greeting(app)),
         ["slow"] => slow(app, &request).await,
         ["stream"] => streams::events(app, &request),
         ["ws"] => websocket::upgrade(app, request),
@@ -109,9 +112,6 @@ fn status(code: &str) -> Result<Response<Body>, Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Instant;
-
     use http_body_util::BodyExt;
 
     use super::*;
@@ -123,7 +123,7 @@ mod tests {
         for unhealthy in ["0", "1"] {
             let lookup = |name: &str| (name == "UNHEALTHY").then(|| unhealthy.into());
             let settings = Settings::from_lookup(lookup).unwrap();
-            let app = App { settings, started_at: Instant::now(), drain: Arc::default() };
+            let app = App::new(settings);
             app.drain.start();
             let answer = health(&app);
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);

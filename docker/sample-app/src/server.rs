@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
@@ -33,7 +34,7 @@ impl Server {
     pub async fn bind(settings: Settings) -> io::Result<Self> {
         let listener = TcpListener::bind(settings.address).await?;
         let local_addr = listener.local_addr()?;
-        let app = Arc::new(App { settings, started_at: Instant::now(), drain: Arc::default() });
+        let app = Arc::new(App::new(settings));
         Ok(Self { listener, local_addr, app })
     }
 
@@ -77,6 +78,21 @@ pub(crate) struct App {
     pub(crate) started_at: Instant,
     /// What is in flight. Shared with whoever waits for the end.
     pub(crate) drain: Arc<Drain>,
+    pages_asked_for: AtomicU64,
+}
+
+impl App {
+    pub(crate) fn new(settings: Settings) -> Self {
+        let (started_at, drain) = (Instant::now(), Arc::default());
+        Self { settings, started_at, drain, pages_asked_for: AtomicU64::new(0) }
+    }
+
+    /// Whether this request is one of those that fail: they are spread evenly, and the last of each hundred is one.
+    pub(crate) fn fails_now(&self) -> bool {
+        let percent = self.settings.fail_percent;
+        let before = self.pages_asked_for.fetch_add(1, Ordering::Relaxed) % 100;
+        before * percent / 100 != (before + 1) * percent / 100
+    }
 }
 
 /// Serves requests on one connection until either side is done with it. Idle ones are kept without a limit, since

@@ -29,6 +29,9 @@ pub struct Settings {
     pub start_delay: Duration,
     /// `UNHEALTHY`: what `/api/health` says while not draining.
     pub health: Health,
+    /// `FAIL_PERCENT`: how many of a hundred requests are answered with 500, health checks excepted: a version that
+    /// looks healthy and is not.
+    pub fail_percent: u64,
     /// `DRAIN_TIMEOUT_MS`: how long what is in flight may take after the first signal.
     pub drain_timeout: Duration,
 }
@@ -105,6 +108,7 @@ impl Settings {
                 0 => Health::Healthy,
                 _ => Health::Unhealthy,
             },
+            fail_percent: variables.number("FAIL_PERCENT", 0, 100)?,
             drain_timeout: Duration::from_millis(variables.number(
                 "DRAIN_TIMEOUT_MS",
                 DRAIN_TIMEOUT_DEFAULT_MS,
@@ -164,7 +168,7 @@ mod tests {
         let settings = read(&[]).unwrap();
         assert_eq!(settings.address.to_string(), "127.0.0.1:3000");
         assert_eq!((settings.backend.as_str(), settings.version.as_str()), ("blue", "0.0.0"));
-        assert_eq!(settings.health, Health::Healthy);
+        assert_eq!((settings.health, settings.fail_percent), (Health::Healthy, 0));
         assert_eq!(settings.start_delay, Duration::ZERO);
         assert_eq!(settings.drain_timeout, Duration::from_secs(30));
     }
@@ -197,6 +201,7 @@ mod tests {
             ("START_DELAY_MS", "600001"),
             ("START_DELAY_MS", "-1"),
             ("UNHEALTHY", "yes"),
+            ("FAIL_PERCENT", "101"),
             ("DRAIN_TIMEOUT_MS", "30s"),
         ] {
             let message = read(&[(variable, value)]).unwrap_err().to_string();

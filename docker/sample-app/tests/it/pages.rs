@@ -52,6 +52,17 @@ async fn health_has_the_shape_of_unite_hubs_own() {
 }
 
 #[tokio::test]
+async fn a_broken_version_fails_its_share_of_requests_and_looks_healthy() {
+    let app = TestApp::start(&[("FAIL_PERCENT", "30")]).await;
+    let mut failed = 0;
+    for _ in 0..100 {
+        failed += u32::from(app.get("/").await.status == StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(app.get("/api/health").await.status, StatusCode::OK);
+    }
+    assert_eq!(failed, 30);
+}
+
+#[tokio::test]
 async fn an_unhealthy_app_says_so_and_still_serves() {
     let app = TestApp::start(&[("UNHEALTHY", "1")]).await;
     let health = app.get("/api/health").await;
