@@ -3,6 +3,7 @@
 //!
 //! [`load`] reads a file, [`parse`] a text; the values here are what the rest of the program works with.
 
+mod network;
 mod reader;
 mod server;
 mod service;
@@ -12,9 +13,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use network::Network;
 use reader::Section;
 pub use server::{AccessLog, AccessLogFormat, LogFormat, Server, ServerLimits};
-pub use service::{BackendConfig, HealthCheck, MAX_ENDPOINTS, Service, Timeouts};
+pub use service::{
+    BackendConfig, HealthCheck, Limits, MAX_ENDPOINTS, MaintenanceBypass, SecretField, Service, Timeouts,
+};
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,13 +7,15 @@
 //! ```
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
-//! buffer. In reading order: [`worker`], [`connection`], [`exchange`], [`relay`], [`pump`], [`pool`], [`upstream`],
+//! buffer. In reading order: [`worker`], [`admission`], [`connection`], [`exchange`], [`relay`], [`pump`], [`pace`], [`pool`], [`upstream`],
 //! [`answer`], [`attention`], [`watchdog`], [`settings`].
 
+pub mod admission;
 pub mod answer;
 pub mod attention;
 pub mod connection;
 pub mod exchange;
+pub mod pace;
 pub mod pool;
 pub mod pump;
 pub mod relay;

@@ -24,6 +24,7 @@ use crate::admin::server;
 use crate::admin::socket::{Access, AdminSocket, SocketError};
 use crate::config::{Config, Server};
 use crate::front::Board;
+use crate::front::admission::Admission;
 use crate::front::attention::{Bell, Stage};
 use crate::front::pool::{Graveyard, IdlePool};
 use crate::front::settings::{Settings, SettingsCell};
@@ -119,12 +120,26 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let keeper = Arc::new(Keeper::start(bound.store).map_err(system("start the state thread"))?);
     let bells: Vec<Arc<Bell>> = (0..workers).map(|_| Arc::default()).collect();
     let settings = (0..workers).map(|_| Arc::new(SettingsCell::new(settings.clone()))).collect();
+    let admission = Arc::new(Admission::new(descriptors, workers));
+    let most_connections = admission.most(&config.server.limits);
+    if config.server.limits.connections.is_some_and(|most| most as usize > most_connections) {
+        tracing::warn!(
+            descriptors,
+            most_connections,
+            "server.limits.connections is more than the limit of file descriptors allows; raise that limit"
+        );
+    }
     let (lanes, log_writer) = access_log::start(&config.server.access_log, workers, &meters)
         .map_err(system("open the access log"))?;
     let (stop, stopped) = watch::channel(false);
     let listen = addresses(&bound.listeners)?;
     let control = Arc::new(Control {
-        metrics: Metrics::new(Arc::clone(&board), Arc::clone(&meters), Arc::clone(&keeper))?,
+        metrics: Metrics::new(
+            Arc::clone(&board),
+            Arc::clone(&meters),
+            Arc::clone(&keeper),
+            Arc::clone(&admission),
+        )?,
         board: Arc::clone(&board),
         keeper,
         meters: Arc::clone(&meters),
@@ -139,7 +154,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     // The state on disk is brought in line with what is served from the first moment on.
     control.persist_later();
     let (events, inbox) = channel();
-    let threads = start_workers(&control, &graveyard, lanes, &bound.listeners, &stopped)?;
+    let threads = start_workers(&control, &graveyard, &admission, lanes, &bound.listeners, &stopped)?;
     start_joiner(threads, log_writer, events.clone()).map_err(system("start a thread"))?;
     start_signals(bound.signals, events).map_err(system("start a thread"))?;
     let admin = bound.admin.listener().map_err(system("share the admin socket"))?;
@@ -149,7 +164,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     for state in &board.snapshot().services {
         tracing::info!(service = %state.config.name, active = %state.active_backend().name, "serving");
     }
-    tracing::info!(listen = ?listen, workers, descriptors, pid = std::process::id(), "ready");
+    tracing::info!(listen = ?listen, workers, descriptors, most_connections, pid = std::process::id(), "ready");
     supervise(&inbox, &stop, &bells, &meters, config.server.shutdown_timeout)
 }
 
@@ -229,6 +244,7 @@ fn addresses(listeners: &[TcpListener]) -> Result<Vec<String>, RunError> {
 fn start_workers(
     control: &Control,
     graveyard: &Arc<Graveyard>,
+    admission: &Arc<Admission>,
     lanes: Vec<LogLane>,
     listeners: &[TcpListener],
     stopped: &watch::Receiver<bool>,
@@ -238,6 +254,7 @@ fn start_workers(
             index,
             board: Arc::clone(&control.board),
             settings: Arc::clone(settings),
+            admission: Arc::clone(admission),
             bell: Arc::clone(bell),
             meters: Arc::clone(&control.meters),
             connector: Connector::default(),

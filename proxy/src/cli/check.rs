@@ -9,6 +9,7 @@ use uh_protocol::client::Client;
 use super::exit::Exit;
 use super::{Done, say, target};
 use crate::config::{self, Config};
+use crate::front::settings::Settings;
 use crate::front::worker;
 use crate::switching::Address;
 
@@ -23,6 +24,9 @@ pub(super) fn check(path: &Path) -> Done {
         try_bind("server.metrics", address, &serving, &mut faults);
     }
     resolve(&config, &mut faults);
+    if let Err(error) = Settings::load(&config.server) {
+        faults.push(error.to_string());
+    }
     if faults.is_empty() {
         let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
         let services = config.services.len();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::reader::Section;
 use super::{DAY, MS, SECOND};
+use crate::http1::field::MAX_FIELDS;
 
 /// What concerns the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct Server {
     pub access_log: AccessLog,
     /// Our own messages, to stderr.
     pub log: LogFormat,
+    /// Where our own answers' pages are; `None`: the built-in ones.
+    pub error_pages: Option<PathBuf>,
     /// What a client may do before its request is known.
     pub limits: ServerLimits,
 }
@@ -68,10 +71,18 @@ pub enum LogFormat {
 pub struct ServerLimits {
     /// The largest request head, request line included.
     pub header_bytes: usize,
+    /// The most fields of a request head.
+    pub header_fields: usize,
     /// From a request's first byte to the end of its head.
     pub header_timeout: Duration,
     /// How long a client connection is kept between requests.
     pub idle_timeout: Duration,
+    /// Requests that one client connection may carry.
+    pub requests_per_connection: u32,
+    /// Client connections in all; `None`: as many as the limit of file descriptors allows. Never more than that.
+    pub connections: Option<u32>,
+    /// Client connections from one address; `None`: any number.
+    pub connections_per_address: Option<u32>,
 }
 
 /// A request head is read into one buffer, so it can't be larger than that.
@@ -98,6 +109,7 @@ pub(super) fn server(section: &mut Section) -> Server {
         shutdown_timeout: section.duration("shutdown_timeout", 30 * SECOND, (Duration::ZERO, DAY)),
         access_log: access_log(&mut section.section("access_log")),
         log: section.choice("log", LogFormat::Text, &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+        error_pages: section.has("error_pages").then(|| section.path("error_pages", "")),
         limits: server_limits(&mut section.section("limits")),
     }
 }
@@ -120,6 +132,11 @@ fn server_limits(section: &mut Section) -> ServerLimits {
         header_bytes: usize::try_from(header_bytes).unwrap_or(usize::MAX),
         header_timeout: section.duration("header_timeout", 15 * SECOND, (MS, DAY)),
         idle_timeout: section.duration("idle_timeout", 75 * SECOND, (MS, DAY)),
+        header_fields: section.integer("header_fields", 100, (1, MAX_FIELDS as u32)) as usize,
+        requests_per_connection: section.integer("requests_per_connection", 100_000, (1, u32::MAX)),
+        connections: Some(section.integer("connections", 0, (0, u32::MAX))).filter(|&most| most > 0),
+        connections_per_address: Some(section.integer("connections_per_address", 1024, (0, u32::MAX)))
+            .filter(|&most| most > 0),
     }
 }
 

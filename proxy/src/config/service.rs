@@ -1,11 +1,15 @@
 //! One service: what it answers for, its backends, and how they are probed and waited for.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use uh_protocol::{BackendName, ServiceName};
 
+use super::network::Network;
 use super::reader::Section;
 use super::{DAY, MS, SECOND};
+use crate::http1::field::{Known, classify, is_token_byte};
 use crate::switching::{Address, route};
 
 /// An app published through the front door.
@@ -29,6 +33,10 @@ pub struct Service {
     pub health: HealthCheck,
     /// How long each part of an exchange may take.
     pub timeouts: Timeouts,
+    /// How large a request may be, and how slow its client.
+    pub limits: Limits,
+    /// Who gets through while the maintenance page is shown.
+    pub maintenance: MaintenanceBypass,
 }
 
 impl Service {
@@ -90,6 +98,63 @@ pub struct Timeouts {
     pub tunnel_idle: Duration,
 }
 
+/// How large a request may be, and how slow its client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest request body, chunk framing not counted; `None`: any size.
+    pub body_bytes: Option<u64>,
+    /// Bytes per second that a client must send while we wait for its body; 0: any.
+    pub min_body_rate: u64,
+    /// Bytes per second that a client must take while we have some for it; 0: any.
+    pub min_response_rate: u64,
+    /// The time over which both rates are measured: shorter pauses do no harm.
+    pub rate_window: Duration,
+}
+
+/// Who gets through while the maintenance page is shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MaintenanceBypass {
+    /// A header field with this name and value.
+    pub header: Option<SecretField>,
+    /// Clients from these networks.
+    pub addresses: Vec<Network>,
+}
+
+/// A header field whose value is a secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretField {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+}
+
+impl fmt::Debug for SecretField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: (secret)", self.name)
+    }
+}
+
+impl FromStr for SecretField {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "write a field with its value, as in \"X-Bypass: a long secret\"".to_owned();
+        let (name, value) = text.split_once(':').ok_or_else(wrong)?;
+        let value = value.trim();
+        if name.is_empty() || !name.bytes().all(is_token_byte) || classify(name.as_bytes()) != Known::Other {
+            return Err(wrong());
+        }
+        if value.len() < MIN_SECRET_BYTES || !value.bytes().all(|b| (b' '..0x7f).contains(&b)) {
+            return Err(format!("the value must be {MIN_SECRET_BYTES} or more printable ASCII characters"));
+        }
+        Ok(Self { name: name.to_owned(), value: value.to_owned() })
+    }
+}
+
+/// A shorter secret can be guessed.
+const MIN_SECRET_BYTES: usize = 12;
+
 pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
     let hosts = section.list::<HostPattern>("hosts").unwrap_or_default();
     for (index, host) in hosts.iter().enumerate() {
@@ -102,6 +167,8 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
     let drain_timeout = section.duration("drain_timeout", 30 * SECOND, (Duration::ZERO, DAY));
     let health = health(&mut section.section("health"));
     let timeouts = timeouts(&mut section.section("timeouts"));
+    let limits = limits(&mut section.section("limits"));
+    let maintenance = maintenance(&mut section.section("maintenance"));
     let backends: Vec<BackendConfig> = section
         .sections("backends")
         .into_iter()
@@ -137,6 +204,8 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
         backends,
         health,
         timeouts,
+        limits,
+        maintenance,
     })
 }
 
@@ -204,13 +273,32 @@ fn timeouts(section: &mut Section) -> Timeouts {
     }
 }
 
+/// More than any body that is worth a limit: a pebibyte.
+const MAX_BODY_BYTES: u64 = 1 << 50;
+
+fn limits(section: &mut Section) -> Limits {
+    Limits {
+        body_bytes: Some(section.size("body_bytes", 1 << 30, (0, MAX_BODY_BYTES))).filter(|&most| most > 0),
+        min_body_rate: section.size("min_body_rate", 500, (0, 1 << 30)),
+        min_response_rate: section.size("min_response_rate", 500, (0, 1 << 30)),
+        rate_window: section.duration("rate_window", 30 * SECOND, (100 * MS, DAY)),
+    }
+}
+
+fn maintenance(section: &mut Section) -> MaintenanceBypass {
+    MaintenanceBypass {
+        header: section.parsed("bypass_header"),
+        addresses: section.list("bypass_addresses").unwrap_or_default(),
+    }
+}
+
 /// More endpoints than one backend of this design has: a switch builds a pool for each.
 pub const MAX_ENDPOINTS: usize = 64;
 
 /// A host as a service names it, in its canonical form: `app.example.com`, `*.example.com` or `[2001:db8::1]`.
 struct HostPattern(String);
 
-impl std::str::FromStr for HostPattern {
+impl FromStr for HostPattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {

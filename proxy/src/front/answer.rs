@@ -1,6 +1,20 @@
 //! Answers of our own: what a client gets when no backend can answer.
+//!
+//! A short page, or a problem (RFC 9457) for a client that prefers JSON; the pages can be replaced by the operator's.
+//! Nothing that a client sent is in them but its request id, which is checked, and escaped all the same.
+
+mod accept;
+pub mod pages;
+
+use serde::Serialize;
+
+pub use accept::Form;
+use pages::{Pages, Values};
 
 use crate::http1::field::{write_field, write_number};
+
+/// When to come back, for what may be over in a moment.
+const SOON_S: u32 = 1;
 
 /// An answer without a backend.
 #[derive(Debug, Clone, Copy)]
@@ -15,39 +29,54 @@ pub struct Answer<'a> {
     pub keep_alive: bool,
     /// Whether the request was `HEAD`.
     pub head_only: bool,
+    /// What the client prefers.
+    pub form: Form,
+    /// When to come back, in seconds; `None`: what fits the status.
+    pub retry_after_s: Option<u32>,
+    /// Whether it says that the service is in maintenance.
+    pub maintenance: bool,
+}
+
+/// An answer as a problem.
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: &'a str,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_s: Option<u32>,
 }
 
 impl Answer<'_> {
     /// Writes it, and returns the length of its body.
-    pub fn write(&self, out: &mut Vec<u8>) -> u64 {
-        let mut body = Vec::with_capacity(128);
-        write_number(&mut body, u64::from(self.status));
-        body.push(b' ');
-        body.extend_from_slice(reason(self.status).as_bytes());
-        body.extend_from_slice(b"\n");
-        body.extend_from_slice(self.detail.as_bytes());
-        body.extend_from_slice(b"\n");
-        if !self.request_id.is_empty() {
-            body.extend_from_slice(b"request id: ");
-            body.extend_from_slice(self.request_id);
-            body.push(b'\n');
-        }
+    pub fn write(&self, pages: &Pages, out: &mut Vec<u8>) -> u64 {
+        let retry_after_s = self.retry_after_s.or(match self.status {
+            429 | 503 => Some(SOON_S),
+            _ => None,
+        });
+        let (media_type, body) = self.body(pages, retry_after_s);
         out.extend_from_slice(b"HTTP/1.1 ");
         write_number(out, u64::from(self.status));
         out.push(b' ');
         out.extend_from_slice(reason(self.status).as_bytes());
-        out.extend_from_slice(b"\r\nContent-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n");
-        out.extend_from_slice(b"Content-Length: ");
+        out.extend_from_slice(b"\r\nContent-Type: ");
+        out.extend_from_slice(media_type.as_bytes());
+        out.extend_from_slice(b"\r\nCache-Control: no-store\r\nContent-Length: ");
         write_number(out, body.len() as u64);
         out.extend_from_slice(b"\r\n");
         if !self.request_id.is_empty() {
             write_field(out, b"X-Request-Id", self.request_id);
         }
-        if matches!(self.status, 405) {
+        if self.status == 405 {
             write_field(out, b"Allow", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
         }
-        if matches!(self.status, 503) {
-            write_field(out, b"Retry-After", b"1");
+        if let Some(seconds) = retry_after_s {
+            out.extend_from_slice(b"Retry-After: ");
+            write_number(out, u64::from(seconds));
+            out.extend_from_slice(b"\r\n");
         }
         write_field(out, b"Connection", if self.keep_alive { b"keep-alive" } else { b"close" });
         out.extend_from_slice(b"\r\n");
@@ -57,16 +86,29 @@ impl Answer<'_> {
         out.extend_from_slice(&body);
         body.len() as u64
     }
+
+    fn body(&self, pages: &Pages, retry_after_s: Option<u32>) -> (&'static str, Vec<u8>) {
+        let request_id = str::from_utf8(self.request_id).unwrap_or_default();
+        let (status, title, detail) = (self.status, reason(self.status), self.detail);
+        if self.form == Form::Json {
+            let problem = Problem { r#type: "about:blank", title, status, detail, request_id, retry_after_s };
+            return ("application/problem+json", serde_json::to_vec(&problem).unwrap_or_default());
+        }
+        let values = Values { status, reason: title, detail, request_id };
+        ("text/html; charset=utf-8", pages.render(self.maintenance, &values).into_bytes())
+    }
 }
 
 fn reason(status: u16) -> &'static str {
     match status {
+        200 => "OK",
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
         413 => "Content Too Large",
         417 => "Expectation Failed",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         502 => "Bad Gateway",
@@ -74,5 +116,52 @@ fn reason(status: u16) -> &'static str {
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         _ => "Error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(answer: &Answer<'_>) -> String {
+        let mut out = Vec::new();
+        answer.write(&Pages::default(), &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    const NASTY: Answer<'_> = Answer {
+        status: 503,
+        detail: "<script>\"&'\n\u{2028}",
+        request_id: b"abc-1",
+        keep_alive: true,
+        head_only: false,
+        form: Form::Html,
+        retry_after_s: None,
+        maintenance: true,
+    };
+
+    #[test]
+    fn a_page_escapes_what_it_shows() {
+        let text = written(&NASTY);
+        assert!(text.contains("&lt;script&gt;&quot;&amp;&#39;"), "{text}");
+        assert!(!text.contains("<script>"), "{text}");
+        assert!(text.contains("Retry-After: 1\r\n") && text.contains("X-Request-Id: abc-1\r\n"), "{text}");
+    }
+
+    #[test]
+    fn a_problem_escapes_what_it_says() {
+        let text = written(&Answer { form: Form::Json, retry_after_s: Some(120), ..NASTY });
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains("Content-Type: application/problem+json"), "{head}");
+        assert!(head.contains("Retry-After: 120\r\n"), "{head}");
+        let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(problem["detail"], NASTY.detail);
+        assert_eq!((&problem["status"], &problem["request_id"]), (&503.into(), &"abc-1".into()));
+    }
+
+    #[test]
+    fn an_answer_to_head_has_the_length_and_no_body() {
+        let text = written(&Answer { head_only: true, ..NASTY });
+        assert!(text.ends_with("\r\n\r\n") && !text.contains("Content-Length: 0"), "{text}");
     }
 }

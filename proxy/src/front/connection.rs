@@ -12,7 +12,8 @@ use pingora::protocols::Stream;
 use tokio::io::AsyncWrite as _;
 use tokio::time::Instant;
 
-use super::answer::Answer;
+use super::admission::{Place, Refused};
+use super::answer::{Answer, Form};
 use super::attention::{Attention, Stage};
 use super::exchange;
 use super::pump::poll_fill;
@@ -22,7 +23,7 @@ use super::watchdog::Watchdog;
 use super::worker::Worker;
 use crate::http1::buffer::Buffer;
 use crate::http1::field::HeadScanner;
-use crate::http1::request::{self, BadRequest};
+use crate::http1::request::{self, BadRequest, RequestId};
 use crate::observe::line::Line;
 use crate::observe::termination::Termination;
 
@@ -55,12 +56,14 @@ pub struct Connection {
     pub(super) settings: Arc<Settings>,
     /// The client's IP address, as text.
     pub(super) address: Box<str>,
+    /// Its place among the open connections, or why it has none.
+    place: Result<Place, Refused>,
     /// What was read beyond the last message.
     pub(super) input: Option<Buffer>,
     pub(super) scratch: Option<Scratch>,
     pub(super) attention: Attention,
     pub(super) watchdog: Watchdog,
-    exchanges: u64,
+    exchanges: u32,
 }
 
 enum HeadRead {
@@ -80,14 +83,17 @@ impl Connection {
         let digest = client.get_socket_digest();
         let address =
             digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet());
-        let address =
-            address.map_or_else(|| "unknown".to_owned(), |address| address.ip().to_canonical().to_string());
+        let address = address.map(|address| address.ip().to_canonical());
+        let settings = worker.settings();
+        let place = worker.admission.admit(&settings.limits, address);
+        let address = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         let attention = Attention::new(Arc::clone(&worker.bell));
         Self {
-            settings: worker.settings(),
+            settings,
             worker,
             client,
             address: address.into_boxed_str(),
+            place,
             input: None,
             scratch: None,
             attention,
@@ -98,6 +104,9 @@ impl Connection {
 
     /// Serves the connection to its end.
     pub async fn serve(mut self) {
+        if let Err(reason) = self.place {
+            return Box::pin(self.turn_away(reason)).await;
+        }
         loop {
             let next = match self.read_head().await {
                 HeadRead::Closed => Next::Close,
@@ -108,7 +117,7 @@ impl Connection {
                 HeadRead::Bad(bad) => Box::pin(self.refuse_bad(bad)).await,
                 HeadRead::Complete => self.exchange().await,
             };
-            self.exchanges += 1;
+            self.exchanges = self.exchanges.saturating_add(1);
             // Nothing is held for a connection that waits.
             self.scratch = None;
             match next {
@@ -157,6 +166,9 @@ impl Connection {
                     if end > settings.limits.header_bytes {
                         return Poll::Ready(HeadRead::Bad(BadRequest::TooLarge));
                     }
+                    if scanner.fields() > settings.limits.header_fields {
+                        return Poll::Ready(HeadRead::Bad(BadRequest::TooLarge));
+                    }
                     if let Some(range) = found {
                         head.truncate(range.end);
                         head.drain(..range.start);
@@ -193,7 +205,9 @@ impl Connection {
         let translated = request::translate(scratch.request_head(), &self.address, &mut upstream);
         *scratch.upstream() = upstream;
         match translated {
-            Ok(request) => {
+            Ok(mut request) => {
+                request.keep_alive &=
+                    self.exchanges.saturating_add(1) < self.settings.limits.requests_per_connection;
                 let _active = ActiveGuard::new(&self.worker);
                 // In a box of its own, so that the future of a connection that waits has no room for an exchange in it.
                 Box::pin(exchange::run(self, request)).await
@@ -209,9 +223,20 @@ impl Connection {
 
     /// Answers what is no proper request, and closes: where the next one would begin is not certain.
     async fn refuse(&mut self, status: u16, detail: &str, termination: Termination) -> Next {
+        let id = RequestId::make();
+        let head = self.scratch.as_ref().map_or(&[][..], Scratch::request_head);
+        let answer = Answer {
+            status,
+            detail,
+            request_id: id.text(b""),
+            keep_alive: false,
+            head_only: head.starts_with(b"HEAD "),
+            form: Form::preferred(head),
+            retry_after_s: None,
+            maintenance: false,
+        };
         let mut out = Vec::new();
-        let answer = Answer { status, detail, request_id: b"", keep_alive: false, head_only: false };
-        let bytes = answer.write(&mut out);
+        let bytes = answer.write(&self.settings.pages, &mut out);
         let sent = self.send(&out).await;
         self.worker.meters.worker(self.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
         self.worker.log.write(&Line {
@@ -228,12 +253,36 @@ impl Connection {
             service: None,
             backend: None,
             version: None,
-            request_id: b"",
+            request_id: id.text(b""),
             referer: b"",
             user_agent: b"",
             termination,
         });
         if sent.is_ok() { Next::Linger } else { Next::Close }
+    }
+
+    /// Says that there are too many connections, and closes. What the client asks is not waited for.
+    async fn turn_away(mut self, reason: Refused) {
+        let Some(_turn) = self.worker.admission.tell() else { return };
+        let (status, detail) = match reason {
+            Refused::Full => (503, "there are too many connections"),
+            Refused::Address => (429, "there are too many connections from this address"),
+        };
+        let answer = Answer {
+            status,
+            detail,
+            request_id: b"",
+            keep_alive: false,
+            head_only: false,
+            form: Form::Html,
+            retry_after_s: None,
+            maintenance: false,
+        };
+        let mut out = Vec::new();
+        answer.write(&self.settings.pages, &mut out);
+        if self.send(&out).await.is_ok() {
+            self.linger().await;
+        }
     }
 
     /// Sends an answer of our own, within the header deadline.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::Lease;
-use super::answer::Answer;
+use super::answer::{Answer, Form};
 use super::connection::{Connection, Next};
 use super::pump::Pump;
 use super::relay::{Failure, Relay, RestOfRequest, Surroundings};
@@ -94,7 +94,15 @@ async fn forward(
     record: &mut Record,
     lease: &mut Lease,
 ) -> Next {
+    let most = lease.owner().service.limits.body_bytes;
+    if let (Framing::Length(length), Some(most)) = (request.framing, most)
+        && length > most
+    {
+        let refusal = Failure::Client(Termination::TooLarge).refusal();
+        return refuse(conn, request, record, &refusal, false).await;
+    }
     let mut relay = begin(conn, request, lease);
+    relay.up.limit_body(most);
     let answered = match reach(conn, request, lease, &mut relay).await {
         Ok(answered) => answered,
         Err(refusal) => {
@@ -275,6 +283,7 @@ async fn refuse(
         return Next::Close;
     }
     let Some(scratch) = &conn.scratch else { return Next::Close };
+    let head = scratch.request_head();
     let stopping = conn.attention.stage() != super::attention::Stage::Running;
     let cut = matches!(refusal.termination, Termination::Drain | Termination::Stop);
     let keep_alive = request_read && request.keep_alive && !stopping && !cut;
@@ -282,11 +291,14 @@ async fn refuse(
     let answer = Answer {
         status: refusal.status,
         detail: refusal.detail,
-        request_id: request.id.text(scratch.request_head()),
+        request_id: request.id.text(head),
         keep_alive,
         head_only: request.method.is_head(),
+        form: Form::preferred(head),
+        retry_after_s: None,
+        maintenance: false,
     };
-    record.bytes = answer.write(&mut out);
+    record.bytes = answer.write(&conn.settings.pages, &mut out);
     match conn.send(&out).await {
         Ok(()) if keep_alive => Next::KeepAlive,
         Ok(()) => Next::Linger,
@@ -306,6 +318,9 @@ impl Failure {
             }
             Self::Client(Termination::BadRequest) => {
                 (400, "the request body is malformed", Termination::BadRequest)
+            }
+            Self::Client(Termination::TooLarge) => {
+                (413, "the request body is too large", Termination::TooLarge)
             }
             // nginx's code for a client that left; nobody sees it but the log and the counters.
             Self::Client(_) => (499, "", Termination::ClientGone),

@@ -32,6 +32,8 @@ pub enum PumpError {
     Truncated,
     /// The sender's framing is broken.
     BadBody,
+    /// The body is larger than it may be.
+    TooLarge,
     /// Writing failed.
     Write(io::Error),
 }
@@ -42,6 +44,8 @@ pub struct Pump {
     head: Vec<u8>,
     head_sent: usize,
     scanner: BodyScanner,
+    /// The most content.
+    most: u64,
     unchunk: bool,
     buffer: Option<Buffer>,
     /// How many bytes at the front of the buffer are cleared for writing.
@@ -61,6 +65,7 @@ impl Pump {
             head,
             head_sent: 0,
             scanner: BodyScanner::new(framing),
+            most: u64::MAX,
             unchunk: false,
             buffer,
             cleared: 0,
@@ -68,6 +73,11 @@ impl Pump {
             body_sent: 0,
             waiting: Waiting::Source,
         }
+    }
+
+    /// Fails as soon as more content than this has come, and sends none of what is beyond. `None`: any amount may come.
+    pub fn limit_body(&mut self, most: Option<u64>) {
+        self.most = most.unwrap_or(u64::MAX);
     }
 
     /// What it waits for, after a poll that returned `Pending`.
@@ -108,6 +118,7 @@ impl Pump {
     /// The body that follows the head, of which `buffer` may hold the first part.
     pub fn begin_body(&mut self, framing: Framing, unchunk: bool, buffer: Option<Buffer>) {
         self.scanner = BodyScanner::new(framing);
+        self.most = u64::MAX;
         self.unchunk = unchunk;
         self.buffer = buffer;
         self.cleared = 0;
@@ -163,6 +174,9 @@ impl Pump {
             match step.map_err(|_| PumpError::BadBody)? {
                 Step::Data(n) => self.cleared += n,
                 Step::Frame(n) => buffer.remove(self.cleared, self.cleared + n),
+            }
+            if self.scanner.content() > self.most {
+                return Err(PumpError::TooLarge);
             }
         }
         self.drop_empty();

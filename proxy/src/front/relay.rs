@@ -10,14 +10,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pingora::protocols::Stream;
+use pingora::protocols::l4::ext::get_tcp_info;
 use tokio::io::AsyncWrite as _;
 use tokio::time::Instant;
 
 use super::Lease;
 use super::attention::{Attention, Stage};
+use super::pace::Pace;
 use super::pump::{Pump, PumpError, Waiting, poll_fill};
 use super::watchdog::Watchdog;
-use crate::config::Timeouts;
+use crate::config::{Limits, Timeouts};
 use crate::http1::body::Framing;
 use crate::http1::buffer::Buffer;
 use crate::http1::field::HeadScanner;
@@ -30,7 +32,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Why an exchange with a backend did not come to its proper end.
 #[derive(Debug)]
 pub enum Failure {
-    /// The client left, or its body is broken, or it is too slow.
+    /// The client left, or its body is broken or too large, or it is too slow.
     Client(Termination),
     /// The connection ended before the response head was complete.
     UpstreamClosed {
@@ -87,6 +89,12 @@ pub struct Relay {
     upstream_told: bool,
     last_move: Instant,
     moved: u64,
+    /// How fast the client sends.
+    up_pace: Pace,
+    /// How fast it reads.
+    down_pace: Pace,
+    /// What the client had taken when it was last looked at.
+    taken: u64,
 }
 
 impl Relay {
@@ -103,6 +111,9 @@ impl Relay {
             upstream_told: false,
             last_move: now,
             moved: 0,
+            up_pace: Pace::default(),
+            down_pace: Pace::default(),
+            taken: 0,
         }
     }
 
@@ -129,6 +140,7 @@ impl Relay {
         self.up.rewind();
         self.up_done = false;
         self.up_broken = false;
+        self.up_pace = Pace::default();
         self.last_move = Instant::now();
         self.moved = self.down.sent();
     }
@@ -244,6 +256,7 @@ impl Relay {
                 Ok(())
             }
             Poll::Ready(Err(PumpError::BadBody)) => Err(Failure::Client(Termination::BadRequest)),
+            Poll::Ready(Err(PumpError::TooLarge)) => Err(Failure::Client(Termination::TooLarge)),
             Poll::Ready(Err(PumpError::Read(_) | PumpError::Truncated)) => {
                 Err(Failure::Client(Termination::ClientGone))
             }
@@ -276,9 +289,7 @@ impl Relay {
             Poll::Pending => Ok(Poll::Pending),
             Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
             Poll::Ready(Err(PumpError::Write(_))) => Err(Failure::Client(Termination::ClientGone)),
-            Poll::Ready(Err(PumpError::Read(_) | PumpError::Truncated | PumpError::BadBody)) => {
-                Err(Failure::UpstreamBroke)
-            }
+            Poll::Ready(Err(_)) => Err(Failure::UpstreamBroke),
         }
     }
 
@@ -317,8 +328,62 @@ impl Relay {
         if around.attention.stage() == Stage::Cutting {
             return Err(Failure::Cut(Termination::Stop));
         }
-        let (limit, failure) = self.limit(&around.lease.owner().service.timeouts);
-        if around.watchdog.poll_expired(cx, self.last_move + limit) { Err(failure) } else { Ok(()) }
+        loop {
+            let service = &around.lease.owner().service;
+            let (limit, failure) = self.limit(&service.timeouts);
+            let paced = self.pace(&service.limits, around.client)?;
+            let deadline = self.last_move + limit;
+            if !around.watchdog.poll_expired(cx, paced.map_or(deadline, |paced| paced.min(deadline))) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline && !self.client_takes(around.client) {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// Holds the client to its minimum rates. Returns when to look again. An exchange that never waits for its client
+    /// does not look at the clock here.
+    fn pace(&mut self, limits: &Limits, client: &Stream) -> Result<Option<Instant>, Failure> {
+        let sends = !self.up_done && !self.up_broken && self.up.waiting() == Waiting::Source;
+        let reads = !self.down.is_flushed();
+        let sends = sends && !self.tunnel && limits.min_body_rate > 0;
+        let reads = reads && !self.tunnel && limits.min_response_rate > 0;
+        if !sends && !reads && !self.up_pace.is_waiting() && !self.down_pace.is_waiting() {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        let slow = |_| Failure::Client(Termination::ClientTimeout);
+        let mut next = None;
+        if sends {
+            let waits = self.up_pace.waits(now, limits.min_body_rate, limits.rate_window, || self.up.sent());
+            next = Some(waits.map_err(slow)?);
+        } else {
+            self.up_pace.stop(now);
+        }
+        if reads {
+            let taken = || taken(client, &self.down);
+            let waits = self.down_pace.waits(now, limits.min_response_rate, limits.rate_window, taken);
+            let waits = waits.map_err(slow)?;
+            next = Some(next.map_or(waits, |next| next.min(waits)));
+        } else {
+            self.down_pace.stop(now);
+        }
+        Ok(next)
+    }
+
+    /// Whether a client that we can't write to goes on reading what lies in the socket's buffer, which may be more
+    /// than it reads in the time that it is given. Then it is given as much again.
+    fn client_takes(&mut self, client: &Stream) -> bool {
+        if self.tunnel || self.down.is_flushed() {
+            return false;
+        }
+        let taken = taken(client, &self.down);
+        let goes_on = taken > std::mem::replace(&mut self.taken, taken);
+        if goes_on {
+            self.last_move = Instant::now();
+        }
+        goes_on
     }
 
     /// Who is waited for, and for how long.
@@ -338,6 +403,11 @@ impl Relay {
             (timeouts.client, client)
         }
     }
+}
+
+/// What the client's side has acknowledged; where the system can't tell, what was written.
+fn taken(client: &Stream, down: &Pump) -> u64 {
+    get_tcp_info(client.id()).map_or_else(|_| down.sent(), |info| info.tcpi_bytes_acked)
 }
 
 fn closed(spare: &Option<Buffer>) -> Failure {

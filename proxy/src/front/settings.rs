@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::answer::pages::Pages;
 use crate::config::{Server, ServerLimits};
 
 /// The settings in force for a request.
@@ -16,6 +17,8 @@ use crate::config::{Server, ServerLimits};
 pub struct Settings {
     /// What a client may do before its request is known.
     pub limits: ServerLimits,
+    /// The pages of our own answers.
+    pub pages: Pages,
 }
 
 impl Settings {
@@ -24,7 +27,8 @@ impl Settings {
     /// # Errors
     /// Something that the configuration names can't be read, or is not as it has to be.
     pub fn load(server: &Server) -> io::Result<Self> {
-        Ok(Self { limits: server.limits.clone() })
+        let pages = Pages::load(server.error_pages.as_deref())?;
+        Ok(Self { limits: server.limits.clone(), pages })
     }
 }
 

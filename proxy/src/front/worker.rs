@@ -21,6 +21,7 @@ use pingora::services::listening::Service;
 use tokio::sync::Notify;
 
 use super::Board;
+use super::admission::Admission;
 use super::attention::Bell;
 use super::connection::Connection;
 use super::pool::Graveyard;
@@ -43,6 +44,8 @@ pub struct Worker {
     pub board: Arc<Board>,
     /// What a reload may change.
     pub settings: Arc<SettingsCell>,
+    /// How many connections there may be.
+    pub admission: Arc<Admission>,
     /// Calls for the attention of all connections.
     pub bell: Arc<Bell>,
     /// The counters of all workers.

@@ -73,6 +73,7 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BodyScanner {
     state: State,
+    content: u64,
 }
 
 /// One step of [`BodyScanner::step`]: how many bytes, and what they are.
@@ -94,7 +95,13 @@ impl BodyScanner {
             Framing::Chunked => State::Size { size: 0, digits: 0 },
             Framing::UntilClose => State::UntilClose,
         };
-        Self { state }
+        Self { state, content: 0 }
+    }
+
+    /// Bytes of content so far, chunk framing not counted.
+    #[must_use]
+    pub fn content(&self) -> u64 {
+        self.content
     }
 
     /// Whether the body is complete.
@@ -135,14 +142,19 @@ impl BodyScanner {
     pub fn step(&mut self, input: &[u8]) -> Result<Step, BodyError> {
         match self.state {
             State::Done => Ok(Step::Frame(0)),
-            State::UntilClose => Ok(Step::Data(input.len())),
+            State::UntilClose => {
+                self.content += input.len() as u64;
+                Ok(Step::Data(input.len()))
+            }
             State::Length(left) => {
                 let n = clamp(left, input.len());
+                self.content += n as u64;
                 self.state = if left == n as u64 { State::Done } else { State::Length(left - n as u64) };
                 Ok(Step::Data(n))
             }
             State::Data(left) => {
                 let n = clamp(left, input.len());
+                self.content += n as u64;
                 self.state = if left == n as u64 { State::DataCr } else { State::Data(left - n as u64) };
                 Ok(Step::Data(n))
             }

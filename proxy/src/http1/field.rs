@@ -45,10 +45,17 @@ pub struct HeadScanner {
     start: usize,
     line: usize,
     seen: usize,
+    lines: usize,
     skipped: u8,
 }
 
 impl HeadScanner {
+    /// How many header lines have come.
+    #[must_use]
+    pub fn fields(&self) -> usize {
+        self.lines.saturating_sub(1)
+    }
+
     /// Whether more than empty lines has come, of `len` bytes so far.
     #[must_use]
     pub fn has_begun(&self, len: usize) -> bool {
@@ -72,6 +79,8 @@ impl HeadScanner {
                 self.start = self.line;
             } else if empty {
                 return Ok(Some(self.start..self.line));
+            } else {
+                self.lines += 1;
             }
         }
         self.seen = bytes.len();
@@ -186,6 +195,15 @@ impl<'a> ConnectionOptions<'a> {
 /// The members of a comma-separated list, without white space and empty ones.
 pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+/// The values of all fields with this name, in a head that need not be complete, nor well-formed. Slow; for the
+/// heads of requests that no backend gets.
+pub fn values<'a>(head: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    head.split(|&b| b == b'\n').skip(1).filter_map(move |line| {
+        let colon = memchr::memchr(b':', line)?;
+        line[..colon].eq_ignore_ascii_case(name).then(|| line[colon + 1..].trim_ascii())
+    })
 }
 
 /// A body length: digits and nothing else.

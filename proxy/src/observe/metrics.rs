@@ -10,6 +10,7 @@ use uh_protocol::{BackendName, ServiceName};
 
 use super::meters::{BOUNDS_US, HistogramReading, Meters, RETRY_REASONS};
 use crate::front::Board;
+use crate::front::admission::{self, Admission};
 use crate::state::keeper::Keeper;
 use crate::switching::Health;
 
@@ -24,6 +25,7 @@ pub struct Metrics {
     board: Arc<Board>,
     meters: Arc<Meters>,
     keeper: Arc<Keeper>,
+    admission: Arc<Admission>,
     events: Registry,
     switches: IntCounterVec,
     swap: HistogramVec,
@@ -66,7 +68,12 @@ impl Metrics {
     ///
     /// # Errors
     /// A metric is defined wrongly.
-    pub fn new(board: Arc<Board>, meters: Arc<Meters>, keeper: Arc<Keeper>) -> prometheus::Result<Self> {
+    pub fn new(
+        board: Arc<Board>,
+        meters: Arc<Meters>,
+        keeper: Arc<Keeper>,
+        admission: Arc<Admission>,
+    ) -> prometheus::Result<Self> {
         let switches = IntCounterVec::new(
             Opts::new("uh_proxy_switches_total", "Switches asked for, by result."),
             &["service", "from", "to", "result"],
@@ -92,7 +99,7 @@ impl Metrics {
         events.register(Box::new(switches.clone()))?;
         events.register(Box::new(swap.clone()))?;
         events.register(Box::new(drains.clone()))?;
-        Ok(Self { board, meters, keeper, events, switches, swap, drains, waiting })
+        Ok(Self { board, meters, keeper, admission, events, switches, swap, drains, waiting })
     }
 
     /// Counts a switch. `from` and `to` are names of backends that exist.
@@ -148,6 +155,13 @@ impl Metrics {
             family.add(&[], value as f64);
             family.done()
         };
+        let mut refused = Family::counter(
+            "client_connections_refused_total",
+            "Client connections turned away because there were too many.",
+        );
+        for (reason, count) in admission::REASONS.iter().zip(self.admission.refused()) {
+            refused.add(&[("reason", reason)], count as f64);
+        }
         let mut persisted = Family::gauge("state_persisted", "Whether the routing in force is on disk.");
         persisted.add(&[], f64::from(u8::from(self.keeper.is_persisted())));
         let mut generation =
@@ -157,6 +171,7 @@ impl Metrics {
         build.add(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
         vec![
             connections.done(),
+            refused.done(),
             counter(
                 "client_connections_accepted_total",
                 "Client connections accepted.",

@@ -9,6 +9,10 @@ pub enum Termination {
     NoRoute,
     /// The request could not be understood or was not allowed.
     BadRequest,
+    /// The service is in maintenance.
+    Maintenance,
+    /// The request is larger than it may be.
+    TooLarge,
     /// The client did not send its request, or did not read the response, in time.
     ClientTimeout,
     /// The client left.
@@ -35,6 +39,8 @@ impl Termination {
             Self::Done => "-",
             Self::NoRoute => "NR",
             Self::BadRequest => "BR",
+            Self::Maintenance => "MT",
+            Self::TooLarge => "TL",
             Self::ClientTimeout => "DT",
             Self::ClientGone => "DC",
             Self::UpstreamUnreachable => "UF",

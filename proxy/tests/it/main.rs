@@ -9,6 +9,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "helpers of tests read better that way")]
 
 mod admin;
+mod answers;
 mod config_files;
 #[cfg(feature = "fault-points")]
 mod crash;
@@ -17,6 +18,7 @@ mod harness;
 mod http;
 mod invariants;
 mod lifecycle;
+mod limits;
 mod observed;
 mod routing;
 mod wire;

@@ -1,0 +1,232 @@
+//! How many client connections there may be: in all, and from one address.
+//!
+//! Counted once for each connection, never for a request. Memory is bounded by the connections that are open: an
+//! address without one is not remembered. IPv6 addresses count by their /64, which is what one customer gets.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::config::ServerLimits;
+
+/// Of the file descriptors, what is kept for everything but exchanges: an eighth, within these bounds. The admin API
+/// takes up to 256 of them, probes one for each endpoint.
+const RESERVE: (u64, u64) = (64, 1024);
+
+/// What each worker thread needs for itself: its event queue, its listening sockets.
+const RESERVE_PER_WORKER: u64 = 6;
+
+/// Counts client connections.
+#[derive(Debug)]
+pub struct Admission {
+    /// What the limit of file descriptors allows.
+    ceiling: usize,
+    /// How many of those turned away may be told why at the same time.
+    most_told: usize,
+    open: AtomicUsize,
+    told: AtomicUsize,
+    by_source: Mutex<HashMap<Source, u32>>,
+    refused: [AtomicU64; REASONS.len()],
+}
+
+/// Why a connection is turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// There are too many in all.
+    Full,
+    /// There are too many from its address.
+    Address,
+}
+
+/// All reasons, by their index.
+pub const REASONS: [&str; 2] = ["full", "address"];
+
+/// An IPv4 address, or the first half of an IPv6 address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Source(u128);
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self(address.to_ipv6_mapped().to_bits()),
+            IpAddr::V6(address) => Self(address.to_bits() >> 64 << 64),
+        }
+    }
+}
+
+/// A connection's place among those that are open. It is free again when this is dropped.
+#[derive(Debug)]
+pub struct Place {
+    admission: Arc<Admission>,
+    source: Option<Source>,
+}
+
+impl Admission {
+    /// For a process with this many file descriptors. Every client may need one for itself and one for its backend.
+    #[must_use]
+    pub fn new(descriptors: u64, workers: usize) -> Self {
+        let reserve = (descriptors / 8).clamp(RESERVE.0, RESERVE.1);
+        let fixed = reserve.saturating_add(RESERVE_PER_WORKER.saturating_mul(workers as u64));
+        let ceiling = (descriptors.saturating_sub(fixed) / 2).max(1);
+        Self {
+            ceiling: usize::try_from(ceiling).unwrap_or(usize::MAX),
+            most_told: usize::try_from(reserve / 4).unwrap_or(usize::MAX),
+            open: AtomicUsize::new(0),
+            told: AtomicUsize::new(0),
+            by_source: Mutex::default(),
+            refused: Default::default(),
+        }
+    }
+
+    /// How many client connections there may be.
+    #[must_use]
+    pub fn most(&self, limits: &ServerLimits) -> usize {
+        limits.connections.map_or(self.ceiling, |most| self.ceiling.min(most as usize))
+    }
+
+    /// Takes a place for a connection from this address.
+    ///
+    /// # Errors
+    /// There is none; it was counted.
+    pub fn admit(self: &Arc<Self>, limits: &ServerLimits, address: Option<IpAddr>) -> Result<Place, Refused> {
+        let result = self.try_admit(limits, address);
+        if let Err(reason) = result {
+            self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn try_admit(self: &Arc<Self>, limits: &ServerLimits, address: Option<IpAddr>) -> Result<Place, Refused> {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.most(limits) {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refused::Full);
+        }
+        // From here on dropping it gives the place back.
+        let mut place = Place { admission: Arc::clone(self), source: None };
+        let (Some(most), Some(address)) = (limits.connections_per_address, address) else { return Ok(place) };
+        let source = Source::from(address);
+        let mut by_source = self.by_source.lock();
+        let count = by_source.entry(source).or_insert(0);
+        if *count >= most {
+            return Err(Refused::Address);
+        }
+        *count += 1;
+        place.source = Some(source);
+        drop(by_source);
+        Ok(place)
+    }
+
+    /// A turn at telling a client why it is turned away; `None`: too many are being told already, and it is closed
+    /// without a word. A flood must not take the descriptors that are kept for others.
+    pub fn tell(self: &Arc<Self>) -> Option<Turn> {
+        let turn = Turn(Arc::clone(self));
+        (self.told.fetch_add(1, Ordering::Relaxed) < self.most_told).then_some(turn)
+    }
+
+    /// Connections turned away since the start, by reason.
+    #[must_use]
+    pub fn refused(&self) -> [u64; REASONS.len()] {
+        std::array::from_fn(|reason| self.refused[reason].load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.admission.open.fetch_sub(1, Ordering::Relaxed);
+        let Some(source) = self.source else { return };
+        let mut by_source = self.admission.by_source.lock();
+        if let Some(count) = by_source.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                by_source.remove(&source);
+            }
+        }
+    }
+}
+
+/// A client that is being told why it is turned away.
+#[derive(Debug)]
+pub struct Turn(Arc<Admission>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.told.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(connections: Option<u32>, per_address: Option<u32>) -> ServerLimits {
+        let text = "[server]\nlisten = [\"127.0.0.1:0\"]\n[services.app]\nactive = \"blue\"\n\
+                    [services.app.backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n";
+        let limits = crate::config::parse(text).unwrap().server.limits;
+        ServerLimits { connections, connections_per_address: per_address, ..limits }
+    }
+
+    fn address(text: &str) -> Option<IpAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn one_address_can_not_take_every_place() {
+        let admission = Arc::new(Admission::new(20_000, 2));
+        let limits = limits(None, Some(2));
+        let first = admission.admit(&limits, address("192.0.2.1")).unwrap();
+        let _second = admission.admit(&limits, address("::ffff:192.0.2.1")).unwrap();
+        assert_eq!(admission.admit(&limits, address("192.0.2.1")).unwrap_err(), Refused::Address);
+        let _other = admission.admit(&limits, address("192.0.2.2")).unwrap();
+        drop(first);
+        let _again = admission.admit(&limits, address("192.0.2.1")).unwrap();
+        assert_eq!(admission.refused(), [0, 1]);
+        assert_eq!(admission.open.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn an_ipv6_address_counts_by_its_64() {
+        let admission = Arc::new(Admission::new(20_000, 2));
+        let limits = limits(None, Some(1));
+        let _one = admission.admit(&limits, address("2001:db8::1")).unwrap();
+        assert_eq!(admission.admit(&limits, address("2001:db8::ffff:1")).unwrap_err(), Refused::Address);
+        let _other = admission.admit(&limits, address("2001:db8:0:1::1")).unwrap();
+    }
+
+    #[test]
+    fn the_places_are_bounded_by_the_descriptors_whatever_is_asked_for() {
+        assert_eq!(Admission::new(20_000, 2).most(&limits(None, None)), (20_000 - 1024 - 12) / 2);
+        assert_eq!(Admission::new(1024, 2).most(&limits(Some(10_000), None)), (1024 - 128 - 12) / 2);
+        assert_eq!(Admission::new(1024, 2).most(&limits(Some(10), None)), 10);
+        assert_eq!(Admission::new(10, 2).most(&limits(None, None)), 1);
+        let admission = Arc::new(Admission::new(1024, 2));
+        let limits = limits(Some(1), None);
+        let place = admission.admit(&limits, None).unwrap();
+        assert_eq!(admission.admit(&limits, None).unwrap_err(), Refused::Full);
+        drop(place);
+        assert!(admission.admit(&limits, None).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_remembered_of_an_address_without_a_connection() {
+        let admission = Arc::new(Admission::new(20_000, 2));
+        let limits = limits(None, Some(5));
+        let places: Vec<Place> = (0..100u32)
+            .map(|n| admission.admit(&limits, Some(IpAddr::from(n.to_be_bytes()))).unwrap())
+            .collect();
+        assert_eq!(admission.by_source.lock().len(), 100);
+        drop(places);
+        assert!(admission.by_source.lock().is_empty());
+    }
+
+    #[test]
+    fn a_flood_is_closed_without_a_word() {
+        let admission = Arc::new(Admission::new(1024, 2));
+        let turns: Vec<Turn> = std::iter::from_fn(|| admission.tell()).take(1000).collect();
+        assert_eq!(turns.len(), 32);
+        drop(turns);
+        assert!(admission.tell().is_some());
+    }
+}

@@ -1,0 +1,130 @@
+//! What a client prefers, by its `Accept` fields (RFC 9110 §12.5.1): a page, unless it wants JSON more.
+//!
+//! `*/*`, as curl sends, and no `Accept` at all get the page: whoever wants the other form can ask for it.
+
+use crate::http1::field::values;
+
+/// The form of an answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Form {
+    /// A page for people.
+    #[default]
+    Html,
+    /// A problem for programs.
+    Json,
+}
+
+/// How much something is wanted: its quality in thousandths, and how exactly it was named.
+type Preference = (u16, u8);
+
+impl Form {
+    /// What the client that sent this head prefers. The head need not be complete, nor well-formed.
+    #[must_use]
+    pub fn preferred(head: &[u8]) -> Self {
+        let (mut html, mut json) = (Wish::default(), Wish::default());
+        for value in values(head, b"accept") {
+            for range in value.split(|&b| b == b',') {
+                let mut parts = range.split(|&b| b == b';').map(<[u8]>::trim_ascii);
+                let Some(name) = parts.next() else { continue };
+                let quality = parts.find_map(quality).unwrap_or(1000);
+                html.hear(name, quality, &[b"text/html", b"application/xhtml+xml"], b"text/*");
+                json.hear(
+                    name,
+                    quality,
+                    &[b"application/problem+json", b"application/json"],
+                    b"application/*",
+                );
+            }
+        }
+        if json.preference() > html.preference() { Self::Json } else { Self::Html }
+    }
+}
+
+/// The most exact range that covers a form, and its quality.
+#[derive(Default)]
+struct Wish {
+    quality: u16,
+    exactness: u8,
+}
+
+impl Wish {
+    fn hear(&mut self, name: &[u8], quality: u16, names: &[&[u8]], group: &[u8]) {
+        let exactness = if names.iter().any(|known| name.eq_ignore_ascii_case(known)) {
+            3
+        } else if name.eq_ignore_ascii_case(group) {
+            2
+        } else if name == b"*/*" {
+            1
+        } else {
+            return;
+        };
+        if exactness > self.exactness || (exactness == self.exactness && quality > self.quality) {
+            *self = Self { quality, exactness };
+        }
+    }
+
+    fn preference(&self) -> Preference {
+        // What is not wanted at all is not wanted more for being named.
+        if self.quality == 0 { (0, 0) } else { (self.quality, self.exactness) }
+    }
+}
+
+/// `q=0.8` → 800. A malformed quality counts as none: 0.
+fn quality(parameter: &[u8]) -> Option<u16> {
+    let value = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q="))?;
+    let (whole, fraction) = match value {
+        [whole] => (whole, &b""[..]),
+        [whole, b'.', fraction @ ..] if fraction.len() <= 3 => (whole, fraction),
+        _ => return Some(0),
+    };
+    if !matches!(whole, b'0' | b'1') || !fraction.iter().all(u8::is_ascii_digit) {
+        return Some(0);
+    }
+    let digits = fraction.iter().chain(b"000").take(3);
+    let thousandths = digits.fold(u16::from(whole - b'0'), |sum, digit| sum * 10 + u16::from(digit - b'0'));
+    Some(thousandths.min(1000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_unless_json_is_wanted_more() {
+        for (accept, form) in [
+            ("", Form::Html),
+            ("*/*", Form::Html),
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Form::Html),
+            ("application/json", Form::Json),
+            ("Application/JSON", Form::Json),
+            ("application/problem+json", Form::Json),
+            ("application/json, text/plain, */*", Form::Json),
+            ("application/*", Form::Json),
+            ("text/html, application/json", Form::Html),
+            ("text/html;q=0.5, application/json", Form::Json),
+            ("text/html; q=0.5 , application/json ;q=0.4", Form::Html),
+            ("text/html;q=0, */*", Form::Json),
+            ("application/json;q=0", Form::Html),
+            ("application/json;q=0, */*;q=0.1", Form::Html),
+            ("application/json;q=7", Form::Html),
+            ("application/json;q=", Form::Html),
+            ("application/json;q=1.0000, text/html;q=0.001", Form::Html),
+            ("image/png", Form::Html),
+            (",;,q=1;;", Form::Html),
+        ] {
+            let head = format!("GET / HTTP/1.1\r\nHost: a\r\naCCept: {accept}\r\n\r\n");
+            assert_eq!(Form::preferred(head.as_bytes()), form, "{accept}");
+        }
+        assert_eq!(Form::preferred(b""), Form::Html);
+        let two = b"GET / HTTP/1.1\r\nAccept: text/html;q=0.1\r\nAccept: application/json\r\n\r\n";
+        assert_eq!(Form::preferred(two), Form::Json);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic_it(head in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            let _ = Form::preferred(&head);
+            let _ = quality(&head);
+        }
+    }
+}

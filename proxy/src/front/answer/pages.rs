@@ -1,0 +1,237 @@
+//! The pages of our own answers: a built-in one, or the operator's, read and checked when a configuration is loaded.
+//!
+//! `404.html` is for a status, `5xx.html` for every status of its hundred without a page of its own, and
+//! `maintenance.html` for a service in maintenance.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The largest page: it is written whole into memory for every answer.
+const MAX_PAGE_BYTES: u64 = 64 << 10;
+
+/// What a page may name, as `{{detail}}`.
+const PLACEHOLDERS: [&str; 4] = ["status", "reason", "detail", "request_id"];
+
+/// The longest word between braces that is taken for a placeholder.
+const MAX_PLACEHOLDER_CHARS: usize = 32;
+
+const BUILT_IN: &str = "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+    <meta name=\"viewport\" content=\"width=device-width\">\n<title>{{status}} {{reason}}</title>\n\
+    <h1>{{status}} {{reason}}</h1>\n<p style=\"white-space: pre-line\">{{detail}}</p>\n\
+    <p><small>request id: {{request_id}}</small></p>\n</html>\n";
+
+/// Which answers a page is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum For {
+    Status(u16),
+    Hundred(u16),
+    Maintenance,
+}
+
+/// The pages. Cheap to clone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pages {
+    own: Arc<BTreeMap<For, String>>,
+}
+
+/// What a page shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Values<'a> {
+    /// `{{status}}`
+    pub status: u16,
+    /// `{{reason}}`
+    pub reason: &'a str,
+    /// `{{detail}}`: what a person should know; in maintenance, the operator's message.
+    pub detail: &'a str,
+    /// `{{request_id}}`
+    pub request_id: &'a str,
+}
+
+impl Pages {
+    /// Reads and checks the pages in a directory. `None`: there are only built-in ones.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with its file.
+    pub fn load(directory: Option<&Path>) -> io::Result<Self> {
+        let Some(directory) = directory else { return Ok(Self::default()) };
+        let mut own = BTreeMap::new();
+        let mut faults = Vec::new();
+        let unreadable = |e| {
+            io::Error::other(format!(
+                "server.error_pages: cannot read the directory {}: {e}",
+                directory.display()
+            ))
+        };
+        for entry in fs::read_dir(directory).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            match read_page(&path) {
+                Ok((target, text)) => {
+                    own.insert(target, text);
+                }
+                Err(fault) => faults.push(format!("{}: {fault}", path.display())),
+            }
+        }
+        faults.sort();
+        match faults.as_slice() {
+            [] => Ok(Self { own: Arc::new(own) }),
+            faults => Err(io::Error::other(format!("server.error_pages: {}", faults.join("; ")))),
+        }
+    }
+
+    /// How many pages are the operator's.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.own.len()
+    }
+
+    /// The page for an answer, with its values.
+    #[must_use]
+    pub fn render(&self, maintenance: bool, values: &Values<'_>) -> String {
+        let of = |target| self.own.get(&target).map(String::as_str);
+        let maintenance = if maintenance { of(For::Maintenance) } else { None };
+        let template = maintenance
+            .or_else(|| of(For::Status(values.status)))
+            .or_else(|| of(For::Hundred(values.status / 100)))
+            .unwrap_or(BUILT_IN);
+        let mut out = String::with_capacity(template.len() + 256);
+        let mut rest = template;
+        while let Some((before, name, after)) = next_placeholder(rest) {
+            out.push_str(before);
+            match name {
+                "status" => out.push_str(&values.status.to_string()),
+                "reason" => escape(values.reason, &mut out),
+                "detail" => escape(values.detail, &mut out),
+                "request_id" => escape(values.request_id, &mut out),
+                _ => {}
+            }
+            rest = after;
+        }
+        out.push_str(rest);
+        out
+    }
+}
+
+fn read_page(path: &Path) -> Result<(For, String), String> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let target = target(name).ok_or("not a page: write 404.html, 5xx.html or maintenance.html")?;
+    let metadata = fs::metadata(path).map_err(|e| e.to_string())?;
+    if !metadata.is_file() {
+        return Err("not a file".to_owned());
+    }
+    if metadata.len() > MAX_PAGE_BYTES {
+        return Err(format!("larger than {} KiB", MAX_PAGE_BYTES >> 10));
+    }
+    let text = fs::read_to_string(path).map_err(|e| e.to_string())?;
+    let mut rest = text.as_str();
+    while let Some((_, name, after)) = next_placeholder(rest) {
+        if !PLACEHOLDERS.contains(&name) {
+            let known = PLACEHOLDERS.map(|known| format!("{{{{{known}}}}}")).join(", ");
+            return Err(format!("{{{{{name}}}}} is not a placeholder; there are {known}"));
+        }
+        rest = after;
+    }
+    Ok((target, text))
+}
+
+fn target(name: &str) -> Option<For> {
+    let stem = name.strip_suffix(".html")?;
+    match (stem, stem.as_bytes()) {
+        ("maintenance", _) => Some(For::Maintenance),
+        (_, [hundred @ b'4'..=b'5', b'x', b'x']) => Some(For::Hundred(u16::from(hundred - b'0'))),
+        (_, [b'4'..=b'5', _, _]) => stem.parse().ok().map(For::Status),
+        _ => None,
+    }
+}
+
+/// The text before the next `{{word}}`, the word, and the text after it.
+fn next_placeholder(text: &str) -> Option<(&str, &str, &str)> {
+    let mut from = 0;
+    while let Some(at) = text[from..].find("{{").map(|at| from + at) {
+        let word = &text[at + 2..];
+        let end =
+            word.bytes().take(MAX_PLACEHOLDER_CHARS + 1).take_while(|b| b.is_ascii_lowercase() || *b == b'_');
+        let end = end.count();
+        if end > 0 && word[end..].starts_with("}}") {
+            return Some((&text[..at], &word[..end], &word[end + 2..]));
+        }
+        from = at + 2;
+    }
+    None
+}
+
+fn escape(text: &str, out: &mut String) {
+    for c in text.chars() {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VALUES: Values<'_> =
+        Values { status: 504, reason: "Gateway Timeout", detail: "<slow>", request_id: "id-1" };
+
+    fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(directory.path().join(name), text).unwrap();
+        }
+        directory
+    }
+
+    fn load(files: &[(&str, &str)]) -> io::Result<Pages> {
+        Pages::load(Some(directory(files).path()))
+    }
+
+    #[test]
+    fn the_page_for_a_status_comes_before_the_one_for_its_hundred() {
+        let files = [
+            ("504.html", "own {{status}}"),
+            ("5xx.html", "any {{detail}} {{ x }}"),
+            ("maintenance.html", "m"),
+        ];
+        let pages = load(&files).unwrap();
+        assert_eq!(pages.count(), 3);
+        assert_eq!(pages.render(false, &VALUES), "own 504");
+        assert_eq!(pages.render(false, &Values { status: 502, ..VALUES }), "any &lt;slow&gt; {{ x }}");
+        assert_eq!(pages.render(true, &Values { status: 503, ..VALUES }), "m");
+        assert!(pages.render(false, &Values { status: 404, ..VALUES }).contains("<h1>404 "));
+    }
+
+    #[test]
+    fn everything_wrong_with_the_pages_is_said_at_once() {
+        let large = "x".repeat(65 << 10);
+        let error =
+            load(&[("500.htm", ""), ("600.html", ""), ("404.html", "{{host}}"), ("502.html", &large)]);
+        let error = error.unwrap_err().to_string();
+        for part in ["500.htm", "600.html", "{{host}} is not a placeholder", "larger than 64 KiB"] {
+            assert!(error.contains(part), "{part} is missing in {error}");
+        }
+        let error = Pages::load(Some(Path::new("/nonexistent/pages"))).unwrap_err().to_string();
+        assert!(error.contains("server.error_pages") && error.contains("/nonexistent/pages"), "{error}");
+        let directory = directory(&[]);
+        fs::write(directory.path().join("404.html"), [0xff]).unwrap();
+        assert!(Pages::load(Some(directory.path())).is_err(), "a page that is not UTF-8 passed");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics_it(text in "[{}a-zé_]{0,80}") {
+            let mut rest = text.as_str();
+            while let Some((_, _, after)) = next_placeholder(rest) {
+                rest = after;
+            }
+        }
+    }
+}
