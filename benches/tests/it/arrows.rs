@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use super::workspace::{Workspace, is_pingora};
 
 /// For every member: the members it uses, and those that only its tests use.
-const ARROWS: [(&str, &[&str], &[&str]); 4] = [
+const ARROWS: [(&str, &[&str], &[&str]); 5] = [
     ("uh-protocol", &[], &[]),
     ("uh-proxy", &["uh-protocol"], &["uh-sample-app"]),
+    ("uh-controller", &["uh-protocol"], &["uh-proxy"]),
     ("uh-sample-app", &[], &[]),
     ("uh-benches", &["uh-protocol"], &[]),
 ];
@@ -49,6 +50,16 @@ fn pingora_is_used_by_the_proxy_alone() {
         assert!(direct.is_none(), "{} must not depend on pingora", member.name);
         let reached = workspace.reachable_from(&member.name).into_iter().find(|package| package.is_pingora());
         assert!(reached.is_none(), "{} must not reach {}", member.name, reached.map_or("", |p| &p.name));
+    }
+}
+
+#[test]
+fn bollard_is_used_by_the_controller_alone() {
+    let workspace = Workspace::load();
+    for member in workspace.members().filter(|member| member.name != "uh-controller") {
+        let reached = workspace.reachable_from(&member.name);
+        let bollard = reached.iter().find(|package| package.name.starts_with("bollard"));
+        assert!(bollard.is_none(), "{} must not reach {}", member.name, bollard.map_or("", |p| &p.name));
     }
 }
 

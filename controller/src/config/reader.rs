@@ -1,0 +1,256 @@
+//! Takes a TOML table apart key by key and collects every mistake on the way, instead of stopping at the first.
+
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::str::FromStr;
+use std::time::Duration;
+
+use toml::{Table, Value};
+
+use super::units;
+use super::{Mistake, Mistakes};
+
+/// A table under its key. What nobody asked for by the time it is dropped is an unknown key.
+pub(super) struct Section {
+    directory: PathBuf,
+    path: String,
+    table: Table,
+    asked: Vec<&'static str>,
+    mistakes: Rc<RefCell<Vec<Mistake>>>,
+}
+
+impl Section {
+    /// The whole file. [`Section::mistakes`] has what is wrong with it, once every section is dropped.
+    pub(super) fn root(table: Table, directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            path: String::new(),
+            table,
+            asked: Vec::new(),
+            mistakes: Rc::default(),
+        }
+    }
+
+    /// The mistakes found so far, and those still to come.
+    pub(super) fn mistakes(&self) -> Rc<RefCell<Vec<Mistake>>> {
+        Rc::clone(&self.mistakes)
+    }
+
+    /// The section's full key.
+    pub(super) fn key(&self, key: &str) -> String {
+        match (self.path.as_str(), key) {
+            ("", key) => key.to_owned(),
+            (path, "") => path.to_owned(),
+            (path, key) => format!("{path}.{key}"),
+        }
+    }
+
+    /// Notes a mistake.
+    pub(super) fn mistake(&self, key: &str, reason: impl Into<String>) {
+        self.mistakes.borrow_mut().push(Mistake { key: self.key(key), reason: reason.into() });
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<Value> {
+        self.asked.push(key);
+        self.table.remove(key)
+    }
+
+    /// A table inside; empty if it is left out.
+    pub(super) fn section(&mut self, key: &'static str) -> Section {
+        let value = self.take(key);
+        self.child(key, value.unwrap_or_else(|| Value::Table(Table::new())))
+    }
+
+    /// All tables inside a table, with their names, in the order of the file.
+    pub(super) fn sections(&mut self, key: &'static str) -> Vec<(String, Section)> {
+        let mut outer = self.section(key);
+        let children = std::mem::take(&mut outer.table);
+        children.into_iter().map(|(name, value)| (name.clone(), outer.child(&name, value))).collect()
+    }
+
+    fn child(&self, key: &str, value: Value) -> Section {
+        let table = match value {
+            Value::Table(table) => table,
+            other => {
+                self.mistake(key, format!("expected a table, found {}", other.type_str()));
+                Table::new()
+            }
+        };
+        Section {
+            directory: self.directory.clone(),
+            path: self.key(key),
+            table,
+            asked: Vec::new(),
+            mistakes: self.mistakes(),
+        }
+    }
+
+    /// Whether the key is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
+        match self.take(key)? {
+            Value::String(text) => Some(text),
+            other => {
+                self.mistake(key, format!("expected a text, found {}", other.type_str()));
+                None
+            }
+        }
+    }
+
+    /// A text that is parsed further.
+    pub(super) fn parsed<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<T> {
+        let text = self.text(key)?;
+        self.read(key, &text)
+    }
+
+    fn read<T: FromStr<Err: Display>>(&self, key: &str, text: &str) -> Option<T> {
+        match text.parse() {
+            Ok(value) => Some(value),
+            Err(e) => {
+                self.mistake(key, e.to_string());
+                None
+            }
+        }
+    }
+
+    /// A path; a relative one starts at the file's directory.
+    pub(super) fn path(&mut self, key: &'static str, default: &str) -> PathBuf {
+        self.optional_path(key).unwrap_or_else(|| self.directory.join(default))
+    }
+
+    /// A path that may be left out.
+    pub(super) fn optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let given = self.text(key)?;
+        if given.is_empty() || given.contains('\0') {
+            self.mistake(key, "expected a path");
+        }
+        Some(self.directory.join(given))
+    }
+
+    /// A list of texts that are parsed further. What can't be parsed is left out, and is a mistake.
+    pub(super) fn list<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<Vec<T>> {
+        let Value::Array(values) = self.take(key)? else {
+            self.mistake(key, "expected a list of texts");
+            return None;
+        };
+        let item = |(index, value)| match value {
+            Value::String(text) => self.read(&format!("{key}[{index}]"), &text),
+            other => {
+                self.mistake(
+                    &format!("{key}[{index}]"),
+                    format!("expected a text, found {}", Value::type_str(&other)),
+                );
+                None
+            }
+        };
+        Some(values.into_iter().enumerate().filter_map(item).collect())
+    }
+
+    /// A number with its unit; a bare number too, so that it can be told what it lacks.
+    fn quantity(&mut self, key: &'static str) -> Option<String> {
+        match self.take(key)? {
+            Value::String(text) => Some(text),
+            Value::Integer(number) => Some(number.to_string()),
+            other => Some(other.type_str().to_owned()),
+        }
+    }
+
+    /// A length of time with its unit, within bounds.
+    pub(super) fn duration(
+        &mut self,
+        key: &'static str,
+        default: Duration,
+        bounds: (Duration, Duration),
+    ) -> Duration {
+        let Some(text) = self.quantity(key) else { return default };
+        match units::parse_duration(&text) {
+            Ok(value) if (bounds.0..=bounds.1).contains(&value) => return value,
+            Ok(_) => self.mistake(key, format!("{text:?} is out of range: {:?} to {:?}", bounds.0, bounds.1)),
+            Err(e) => self.mistake(key, e.to_string()),
+        }
+        default
+    }
+
+    /// A size with its unit, within bounds.
+    pub(super) fn size(&mut self, key: &'static str, default: u64, bounds: (u64, u64)) -> u64 {
+        let Some(text) = self.quantity(key) else { return default };
+        match units::parse_size(&text) {
+            Ok(value) if (bounds.0..=bounds.1).contains(&value) => return value,
+            Ok(_) => {
+                self.mistake(key, format!("{text:?} is out of range: {} to {} bytes", bounds.0, bounds.1));
+            }
+            Err(e) => self.mistake(key, e.to_string()),
+        }
+        default
+    }
+
+    /// A whole number within bounds.
+    pub(super) fn integer(&mut self, key: &'static str, default: u32, bounds: (u32, u32)) -> u32 {
+        match self.take(key) {
+            None => return default,
+            Some(Value::Integer(value)) => match u32::try_from(value) {
+                Ok(value) if (bounds.0..=bounds.1).contains(&value) => return value,
+                _ => self.mistake(key, format!("{value} is out of range: {} to {}", bounds.0, bounds.1)),
+            },
+            Some(other) => self.mistake(key, format!("expected a whole number, found {}", other.type_str())),
+        }
+        default
+    }
+
+    /// A share such as `"1%"` or `"0.5%"`, as a number from 0 to 1.
+    pub(super) fn share(&mut self, key: &'static str, default: f64) -> f64 {
+        let Some(text) = self.quantity(key) else { return default };
+        match units::parse_share(&text) {
+            Ok(value) => value,
+            Err(e) => {
+                self.mistake(key, e.to_string());
+                default
+            }
+        }
+    }
+
+    /// A table of texts, such as an environment.
+    pub(super) fn texts(&mut self, key: &'static str) -> std::collections::BTreeMap<String, String> {
+        let mut section = self.section(key);
+        let table = std::mem::take(&mut section.table);
+        let mut texts = std::collections::BTreeMap::new();
+        for (name, value) in table {
+            match value {
+                Value::String(text) => drop(texts.insert(name, text)),
+                other => section.mistake(&name, format!("expected a text, found {}", other.type_str())),
+            }
+        }
+        texts
+    }
+
+    /// One of a closed set of words.
+    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
+        let Some(text) = self.text(key) else { return default };
+        if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
+            return *value;
+        }
+        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+        self.mistake(key, format!("{text:?} is not one of {}", words.join(", ")));
+        default
+    }
+}
+
+impl Drop for Section {
+    fn drop(&mut self) {
+        let unknown: Vec<String> = self.table.keys().cloned().collect();
+        for key in unknown {
+            self.mistake(&key, format!("unknown key; known here: {}", self.asked.join(", ")));
+        }
+    }
+}
+
+/// What was found, in the order of the keys.
+pub(super) fn collect(mistakes: &RefCell<Vec<Mistake>>) -> Mistakes {
+    Mistakes(mistakes.borrow().clone())
+}

@@ -1,0 +1,336 @@
+//! The tables of the file, one function and one type for each.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use uh_protocol::{BackendName, ServiceName};
+
+use super::reader::Section;
+use super::{DAY, HOUR, MS, SECOND};
+use crate::runtime::Endpoint;
+
+/// The front door, the state directory, and how long things may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deploy {
+    /// The front door's admin socket.
+    pub admin_socket: PathBuf,
+    /// The service; `None`: the only one there is.
+    pub service: Option<ServiceName>,
+    /// Lock, journal, history and records.
+    pub state_dir: PathBuf,
+    /// How long a build may take.
+    pub build_timeout: Duration,
+    /// How long the front door may take to find the candidate healthy too, once we have.
+    pub ready_timeout: Duration,
+    /// How long the old backend's exchanges are waited for after the switch. They are not cut.
+    pub drain_timeout: Duration,
+    /// How long the candidate is watched after the switch: if it dies within, the old backend serves again.
+    pub settle: Duration,
+    /// From SIGTERM to SIGKILL.
+    pub stop_timeout: Duration,
+    /// How long a standby is kept running after it was active.
+    pub warm: Duration,
+    /// The front door's own files, for `validate`.
+    pub proxy: ProxyFiles,
+}
+
+/// The front door's own files, for `validate`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyFiles {
+    /// The program.
+    pub program: PathBuf,
+    /// Its configuration; `None`: not checked.
+    pub config: Option<PathBuf>,
+}
+
+/// One backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendConfig {
+    /// Its name.
+    pub name: BackendName,
+    /// Where its instance listens; at least one.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// How copies of the app are run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeConfig {
+    /// Plain local processes.
+    Process(ProcessSettings),
+    /// Containers, through the Engine API.
+    Docker,
+    /// The user's compose files, through the compose tool.
+    Compose,
+}
+
+/// How local processes are run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessSettings {
+    /// Run before each start, to its end; empty: nothing to build.
+    pub build: Vec<String>,
+    /// The app. `{backend}`, `{version}`, `{host}` and `{port}` are replaced.
+    pub command: Vec<String>,
+    /// Where both run.
+    pub directory: PathBuf,
+    /// Added to the environment; the same replacements.
+    pub env: BTreeMap<String, String>,
+    /// `NAME=value` lines added to the environment. Secret.
+    pub env_file: Option<PathBuf>,
+    /// Variables handed on from the controller's own environment. Secret.
+    pub env_from: Vec<String>,
+    /// A process that uses more is killed; `None`: no limit.
+    pub memory_limit: Option<u64>,
+    /// A log file that is larger is put aside.
+    pub log_size: u64,
+    /// How many are kept beside the current one.
+    pub log_files: u32,
+}
+
+/// When a candidate counts as proven.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// What is asked for.
+    pub path: String,
+    /// The `Host` header; `None`: the endpoint.
+    pub host: Option<String>,
+    /// From one probe's start to the next.
+    pub interval: Duration,
+    /// How long a probe may take.
+    pub timeout: Duration,
+    /// How long a candidate may take in all until it is proven.
+    pub within: Duration,
+    /// Good probes in a row, of every endpoint.
+    pub successes: u32,
+    /// Whether an answer must name the backend and the version.
+    pub identity: Identity,
+}
+
+/// How strictly an answer must say who gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// What it says must be right; it need not say anything.
+    IfReported,
+    /// It must say both, and be right.
+    Required,
+    /// It may say what it likes.
+    Ignored,
+}
+
+/// What `monitor` watches for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Monitor {
+    /// How long.
+    pub duration: Duration,
+    /// How often.
+    pub interval: Duration,
+    /// The largest share of 5xx answers, from 0 to 1.
+    pub max_error_rate: f64,
+    /// The largest p95.
+    pub max_p95: Duration,
+    /// Below this many requests nothing is judged by its share.
+    pub min_requests: u64,
+    /// Bad ticks in a row that are a breach.
+    pub breach_after: u32,
+}
+
+/// What `validate` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Validate {
+    /// Variables that must be set and not empty, in the app's environment.
+    pub required_env: Vec<String>,
+    /// The variable that holds a PostgreSQL URL.
+    pub database_url_env: Option<String>,
+    /// Free space where the state directory is.
+    pub min_disk: u64,
+    /// Available memory: room for a second copy of the app.
+    pub min_memory: u64,
+}
+
+/// Commands to run on the way. They get a JSON event on standard input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooks {
+    /// Before anything is done; if it fails, nothing is.
+    pub pre_deploy: Vec<String>,
+    /// After traffic has moved; if it fails, that is reported.
+    pub post_switch: Vec<String>,
+    /// After a deploy or roll back has failed.
+    pub on_failure: Vec<String>,
+    /// After traffic has moved back.
+    pub on_rollback: Vec<String>,
+    /// How long each may take.
+    pub timeout: Duration,
+}
+
+/// Whom to tell how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// `http://` URL that gets the outcome as JSON by POST.
+    pub webhook: Option<String>,
+    /// The variable that holds such a URL, where it is secret.
+    pub webhook_env: Option<String>,
+    /// How long that may take.
+    pub timeout: Duration,
+}
+
+/// What is written to a log file at most before it is put aside, unless told.
+const LOG_SIZE: u64 = 10 << 20;
+
+pub(super) fn deploy(section: &mut Section) -> Deploy {
+    let mut proxy = section.section("proxy");
+    let proxy = ProxyFiles {
+        program: PathBuf::from(proxy.text("program").unwrap_or_else(|| "uh-proxy".to_owned())),
+        config: proxy.optional_path("config"),
+    };
+    Deploy {
+        admin_socket: section.path("admin_socket", uh_protocol::DEFAULT_ADMIN_SOCKET),
+        service: section.parsed("service"),
+        state_dir: section.path("state_dir", "/var/lib/uh-deploy"),
+        build_timeout: section.duration("build_timeout", 600 * SECOND, (SECOND, DAY)),
+        ready_timeout: section.duration("ready_timeout", 30 * SECOND, (100 * MS, HOUR)),
+        drain_timeout: section.duration("drain_timeout", 30 * SECOND, (Duration::ZERO, HOUR)),
+        settle: section.duration("settle", 2 * SECOND, (Duration::ZERO, HOUR)),
+        stop_timeout: section.duration("stop_timeout", 30 * SECOND, (Duration::ZERO, HOUR)),
+        warm: section.duration("warm", HOUR, (Duration::ZERO, 365 * DAY)),
+        proxy,
+    }
+}
+
+pub(super) fn backends(root: &mut Section) -> Vec<BackendConfig> {
+    let sections = root.sections("backends");
+    if sections.len() < 2 {
+        root.mistake("backends", "at least two, as in [backends.blue] and [backends.green]");
+    }
+    let mut backends: Vec<BackendConfig> = Vec::new();
+    for (name, section) in sections {
+        let Some(backend) = backend(&name, section) else { continue };
+        for other in &backends {
+            if let Some(shared) = backend.endpoints.iter().find(|e| other.endpoints.contains(e)) {
+                let reason = format!("{shared} is {}'s already", other.name);
+                root.mistake(&format!("backends.{name}.endpoints"), reason);
+            }
+        }
+        backends.push(backend);
+    }
+    backends
+}
+
+fn backend(name: &str, mut section: Section) -> Option<BackendConfig> {
+    let given = section.has("endpoints");
+    let endpoints = section.list::<Endpoint>("endpoints").unwrap_or_default();
+    if endpoints.is_empty() && !given {
+        section.mistake("endpoints", "missing: at least one, as in [\"127.0.0.1:3008\"]");
+    }
+    match name.parse() {
+        Ok(name) => (!endpoints.is_empty()).then_some(BackendConfig { name, endpoints }),
+        Err(e) => {
+            section.mistake("", format!("{e}"));
+            None
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Process,
+    Docker,
+    Compose,
+}
+
+pub(super) fn runtime(section: &mut Section) -> RuntimeConfig {
+    let kinds = [("process", Kind::Process), ("docker", Kind::Docker), ("compose", Kind::Compose)];
+    match section.choice("kind", Kind::Process, &kinds) {
+        Kind::Process => RuntimeConfig::Process(process(&mut section.section("process"))),
+        Kind::Docker => RuntimeConfig::Docker,
+        Kind::Compose => RuntimeConfig::Compose,
+    }
+}
+
+fn process(section: &mut Section) -> ProcessSettings {
+    let command = section.list::<String>("command").unwrap_or_default();
+    if command.is_empty() {
+        section.mistake("command", "missing: what to run, as in [\"node\", \"server.js\"]");
+    }
+    ProcessSettings {
+        build: section.list::<String>("build").unwrap_or_default(),
+        command,
+        directory: section.path("directory", "."),
+        env: section.texts("env"),
+        env_file: section.optional_path("env_file"),
+        env_from: section.list::<String>("env_from").unwrap_or_default(),
+        memory_limit: section
+            .has("memory_limit")
+            .then(|| section.size("memory_limit", u64::MAX, (1 << 20, u64::MAX))),
+        log_size: section.size("log_size", LOG_SIZE, (1 << 10, 1 << 40)),
+        log_files: section.integer("log_files", 3, (0, 100)),
+    }
+}
+
+pub(super) fn gate(section: &mut Section) -> Gate {
+    let path = section.text("path").unwrap_or_else(|| "/api/health".to_owned());
+    if !path.starts_with('/') || path.bytes().any(|b| b <= b' ' || b >= 0x7f) {
+        section.mistake("path", format!("{path:?} is not a path"));
+    }
+    let host = section.text("host");
+    if host.as_ref().is_some_and(|host| host.is_empty() || host.bytes().any(|b| b <= b' ' || b >= 0x7f)) {
+        section.mistake("host", "not a host");
+    }
+    let identities = [
+        ("if_reported", Identity::IfReported),
+        ("required", Identity::Required),
+        ("ignored", Identity::Ignored),
+    ];
+    Gate {
+        path,
+        host,
+        interval: section.duration("interval", SECOND, (10 * MS, HOUR)),
+        timeout: section.duration("timeout", 2 * SECOND, (10 * MS, HOUR)),
+        within: section.duration("within", 300 * SECOND, (100 * MS, DAY)),
+        successes: section.integer("successes", 3, (1, 1000)),
+        identity: section.choice("identity", Identity::IfReported, &identities),
+    }
+}
+
+pub(super) fn monitor(section: &mut Section) -> Monitor {
+    Monitor {
+        duration: section.duration("duration", 300 * SECOND, (100 * MS, DAY)),
+        interval: section.duration("interval", 10 * SECOND, (50 * MS, HOUR)),
+        max_error_rate: section.share("max_error_rate", 0.01),
+        max_p95: section.duration("max_p95", 500 * MS, (MS, HOUR)),
+        min_requests: u64::from(section.integer("min_requests", 20, (1, u32::MAX))),
+        breach_after: section.integer("breach_after", 2, (1, 1000)),
+    }
+}
+
+pub(super) fn validate(section: &mut Section) -> Validate {
+    Validate {
+        required_env: section.list::<String>("required_env").unwrap_or_default(),
+        database_url_env: section.text("database_url_env"),
+        min_disk: section.size("min_disk", 10 << 30, (0, u64::MAX)),
+        min_memory: section.size("min_memory", 2 << 30, (0, u64::MAX)),
+    }
+}
+
+pub(super) fn hooks(section: &mut Section) -> Hooks {
+    let mut command = |key| section.list::<String>(key).unwrap_or_default();
+    Hooks {
+        pre_deploy: command("pre_deploy"),
+        post_switch: command("post_switch"),
+        on_failure: command("on_failure"),
+        on_rollback: command("on_rollback"),
+        timeout: section.duration("timeout", 60 * SECOND, (10 * MS, HOUR)),
+    }
+}
+
+pub(super) fn notice(section: &mut Section) -> Notice {
+    let webhook = section.text("webhook");
+    if webhook.as_ref().is_some_and(|url| !url.starts_with("http://")) {
+        let reason = "write http://HOST…: TLS is not built in; send to a relay on this machine, or use a hook with curl";
+        section.mistake("webhook", reason);
+    }
+    Notice {
+        webhook,
+        webhook_env: section.text("webhook_env"),
+        timeout: section.duration("timeout", 5 * SECOND, (10 * MS, HOUR)),
+    }
+}

@@ -1,0 +1,31 @@
+//! Deploys a version beside the one that serves, proves it, switches, and can be killed anywhere.
+//!
+//! In reading order: [`config`] says what there is; [`runtime`] builds, starts and stops copies of the app. Small
+//! tools beside them: [`check`], [`command`], [`env_file`], [`files`], [`ports`], [`time`], [`fault`].
+
+pub mod check;
+pub mod command;
+pub mod config;
+pub mod env_file;
+pub mod fault;
+pub mod files;
+pub mod ports;
+pub mod runtime;
+pub mod time;
+
+/// An error with its causes, in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some say their cause themselves.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

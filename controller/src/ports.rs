@@ -1,0 +1,74 @@
+//! Who has a port.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{TcpListener, ToSocketAddrs as _};
+
+use crate::runtime::Endpoint;
+
+/// Who listens at an endpoint of this machine, as far as it can be told: `node (pid 4711)`. `None`: nobody, or the
+/// endpoint is another machine's.
+#[must_use]
+pub fn taken_by(endpoint: &Endpoint) -> Option<String> {
+    match endpoint {
+        Endpoint::Tcp(host, port) => {
+            let addresses = (host.trim_matches(['[', ']']), *port).to_socket_addrs().ok()?;
+            let in_use =
+                |address| matches!(TcpListener::bind(address), Err(e) if e.kind() == ErrorKind::AddrInUse);
+            addresses.into_iter().any(in_use).then(|| listener(*port))
+        }
+        Endpoint::Unix(path) => std::os::unix::net::UnixStream::connect(path)
+            .is_ok()
+            .then(|| "a process that listens there".to_owned()),
+    }
+}
+
+fn listener(port: u16) -> String {
+    let inodes = listening_inodes(port);
+    let unknown = || "a process that can't be told from here".to_owned();
+    let Ok(processes) = fs::read_dir("/proc") else { return unknown() };
+    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.into_iter().find(|pid| has_socket(*pid, &inodes)).map_or_else(unknown, |pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        format!("{} (pid {pid})", name.trim())
+    })
+}
+
+/// proc(5), /proc/net/tcp: local address `HEX:PORT`, state 0A is LISTEN, the inode is the tenth field.
+fn listening_inodes(port: u16) -> HashSet<String> {
+    let suffix = format!(":{port:04X}");
+    let mut inodes = HashSet::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        for line in fs::read_to_string(table).unwrap_or_default().lines().skip(1) {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            if let [_, local, _, "0A", _, _, _, _, _, inode, ..] = fields[..]
+                && local.ends_with(&suffix)
+            {
+                inodes.insert(format!("socket:[{inode}]"));
+            }
+        }
+    }
+    inodes
+}
+
+fn has_socket(pid: u32, inodes: &HashSet<String>) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    let mut links = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+    links.any(|link| link.to_str().is_some_and(|link| inodes.contains(link)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_names_its_holder() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let by = taken_by(&endpoint).unwrap();
+        assert!(by.contains(&format!("(pid {})", std::process::id())), "{by}");
+        drop(listener);
+        assert_eq!(taken_by(&endpoint), None);
+    }
+}

@@ -1,0 +1,429 @@
+//! What runs a copy of the app: the seam between a deploy and the machine it happens on.
+//!
+//! The driver decides *when* something is built, started, asked about and stopped; a [`Runtime`] knows *how*. A
+//! runtime decides nothing: it never looks at the front door, never chooses a backend, and never stops an instance
+//! that it was not asked to stop. [`for_config`] makes the one that the configuration asks for.
+//!
+//! # Rules for every runtime
+//!
+//! **An instance's name comes first.** The driver chooses the [`InstanceId`] and writes it to its journal before
+//! [`Runtime::start`] is called, so whatever `start` makes must be found again by that name alone, after a `kill -9`
+//! at any moment within it. The container's name (or a label, a record in a file) is the name; there is no handle that
+//! lives only in memory.
+//!
+//! **Everything may be asked for twice.** After a crash the driver asks again for what may have been done already:
+//! `start` of an instance that runs, `stop` and `remove` of one that is gone, are successes that change nothing.
+//! After `stop` or `remove` has returned, a `start` that was under way in a killed controller must not bring the
+//! instance back.
+//!
+//! **Frozen means frozen.** [`Runtime::build`] decides everything that makes the copy what it is (image digest,
+//! command, environment, limits) and puts it into [`Frozen::spec`]. `start` uses that and nothing else: not the
+//! configuration, not the environment of this process. The driver keeps it, and hands it to `start` again if a roll
+//! back finds its target gone.
+//!
+//! **Secrets stay out of sight.** The spec may hold secrets (the environment): the driver keeps it in a file of mode
+//! 0600 and shows it to nobody. A runtime puts none into arguments, labels, errors or progress lines.
+//!
+//! **Instances outlive us.** An instance must not notice that the controller ends, by itself or by a signal, nor when
+//! its terminal goes away.
+//!
+//! **Waits have deadlines.** No call may hang because an engine does. Dropping a call's future stops the waiting.
+
+pub mod compose;
+pub mod docker;
+pub mod process;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uh_protocol::{BackendName, ServiceName};
+
+use crate::check::Check;
+use crate::config::{Config, RuntimeConfig};
+
+/// A way to run copies of the app. See the module for the rules.
+///
+/// Futures need not be `Send`: the driver runs on one thread.
+#[async_trait(?Send)]
+pub trait Runtime {
+    /// `process`, `docker` or `compose`.
+    fn kind(&self) -> &'static str;
+
+    /// What `validate` asks of the machine before a deploy: that the engine answers and which version it is, that the
+    /// compose tool is there, that the image can be built or the command be found, that what the configuration names
+    /// (environment files, volumes, networks) exists. One [`Check`] for each question, in the order of the guide;
+    /// changes nothing. A question that can't be answered is a failed check, never an error.
+    async fn checks(&self, candidate: &Candidate) -> Vec<Check>;
+
+    /// What [`Runtime::build`] and [`Runtime::start`] would do, for `--dry-run`. Changes nothing.
+    ///
+    /// # Errors
+    /// It can be told already that they would fail.
+    async fn plan(&self, candidate: &Candidate) -> Result<Plan, RuntimeError>;
+
+    /// Makes what the candidate will run, and freezes it: an image built or pulled and named by its digest, a command
+    /// with its environment. `progress` gets a line at a time, as the tool prints it.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Build`] with the last lines of output.
+    async fn build(&self, candidate: &Candidate, progress: Lines<'_>) -> Result<Frozen, RuntimeError>;
+
+    /// Starts an instance from what was frozen, and returns as soon as it is running; whether it is any good is for
+    /// the health gate to find out. If the name exists and runs, nothing is done. The instance must restart by itself
+    /// after a reboot only if the runtime's own means do that (a restart policy); the driver does not count on it.
+    ///
+    /// # Errors
+    /// It can't be started; then nothing by that name runs. [`RuntimeError::PortTaken`] if something else has its
+    /// port, as far as the runtime can tell.
+    async fn start(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError>;
+
+    /// How an instance is now. Asked several times a second while the health gate waits, so it must be cheap, and
+    /// must know of an exit within a few hundred milliseconds.
+    ///
+    /// # Errors
+    /// It can't be told (the engine does not answer). Never for an instance that is not there: [`State::Absent`].
+    async fn state(&self, instance: &InstanceId) -> Result<State, RuntimeError>;
+
+    /// All instances of a backend that are ours, running or not, newest last. Found by name, label or record; those
+    /// of other services, of other state directories and of nobody are left out.
+    ///
+    /// # Errors
+    /// It can't be told.
+    async fn find(&self, backend: &BackendName) -> Result<Vec<InstanceId>, RuntimeError>;
+
+    /// Asks an instance to end (SIGTERM), and kills it at the timeout. Returns when it is gone; what [`Runtime::logs`]
+    /// needs stays. Says how it ended.
+    ///
+    /// # Errors
+    /// It still runs.
+    async fn stop(&self, instance: &InstanceId, timeout: Duration) -> Result<State, RuntimeError>;
+
+    /// Removes what [`Runtime::stop`] left behind (container, record, logs). Stops it first, at once, if it runs.
+    ///
+    /// # Errors
+    /// Something is left.
+    async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError>;
+
+    /// Gives an instance's log to `line`, a line at a time, standard output and error together, oldest first. With
+    /// [`LogQuery::follow`] it goes on until the instance has ended. No log is no line.
+    ///
+    /// # Errors
+    /// It can't be read, or the query asks for what this runtime does not know.
+    async fn logs(
+        &self,
+        instance: &InstanceId,
+        query: &LogQuery,
+        line: Lines<'_>,
+    ) -> Result<(), RuntimeError>;
+}
+
+/// Makes the runtime that the configuration asks for.
+#[must_use]
+pub fn for_config(config: &Config) -> Box<dyn Runtime> {
+    match &config.runtime {
+        RuntimeConfig::Process(settings) => Box::new(process::Process::new(config, settings)),
+        RuntimeConfig::Docker => Box::new(docker::Docker::new(config)),
+        RuntimeConfig::Compose => Box::new(compose::Compose::new(config)),
+    }
+}
+
+/// Whoever wants lines of text, one at a time, as they come.
+pub type Lines<'a> = &'a (dyn Fn(&str) + 'a);
+
+/// A copy of the app that is about to be: what the driver has decided.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The service.
+    pub service: ServiceName,
+    /// The backend that it will be.
+    pub backend: BackendName,
+    /// The app's version.
+    pub version: String,
+    /// Where it must listen, as this machine and the front door reach it; at least one.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// What was decided about a copy when it was built. Enough to start the very same again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// The backend that it is.
+    pub backend: BackendName,
+    /// The app's version.
+    pub version: String,
+    /// Where it listens.
+    pub endpoints: Vec<Endpoint>,
+    /// The runtime that froze it, by [`Runtime::kind`].
+    pub runtime: String,
+    /// What it is made of, for people and the history: an image digest, a program's path. No secret.
+    pub artifact: String,
+    /// The runtime's own: whatever `start` needs. May hold secrets.
+    pub spec: serde_json::Value,
+}
+
+/// The name of one instance: `SERVICE.BACKEND.OPERATION`, where the operation is the deploy or roll back that started
+/// it. Fit for a container's name, a label and a file name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InstanceId(String);
+
+impl InstanceId {
+    /// The name of what an operation starts.
+    #[must_use]
+    pub fn new(service: &ServiceName, backend: &BackendName, operation: &str) -> Self {
+        Self(format!("{}{operation}", Self::prefix(service, backend)))
+    }
+
+    /// What the names of all instances of a backend begin with. Names have no dot, so no other backend's do.
+    #[must_use]
+    pub fn prefix(service: &ServiceName, backend: &BackendName) -> String {
+        format!("{service}.{backend}.")
+    }
+
+    /// The name of an instance of this backend, if the text is one. The operation sorts by time.
+    #[must_use]
+    pub fn of(service: &ServiceName, backend: &BackendName, text: &str) -> Option<Self> {
+        let operation = text.strip_prefix(&Self::prefix(service, backend))?;
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        (!operation.is_empty() && operation.bytes().all(fits)).then(|| Self(text.to_owned()))
+    }
+
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// How an instance is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum State {
+    /// There is none by that name, or it was never started.
+    Absent,
+    /// It runs.
+    Running {
+        /// How often the runtime's own means have started it again since. More and more: a crash loop.
+        restarts: u32,
+    },
+    /// It has ended.
+    Exited(Ending),
+}
+
+impl State {
+    /// Whether it runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        matches!(self, Self::Running { .. })
+    }
+}
+
+/// How an instance ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// Its exit code, if it exited and that is known; 128 + n for signal n, as a shell has it.
+    pub code: Option<i32>,
+    /// It was killed for using too much memory.
+    pub out_of_memory: bool,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self { out_of_memory: true, .. } => f.write_str("killed for using too much memory"),
+            Self { code: Some(code @ 129..=192), .. } => {
+                write!(f, "killed by signal {} (exit code {code})", code - 128)
+            }
+            Self { code: Some(code), .. } => write!(f, "exit code {code}"),
+            Self { code: None, .. } => f.write_str("exit code unknown"),
+        }
+    }
+}
+
+/// What a build and a start would do, a sentence for each step.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// What would be built or pulled.
+    pub build: Vec<String>,
+    /// What would be started.
+    pub start: Vec<String>,
+}
+
+/// Which part of a log is wanted.
+#[derive(Debug, Clone, Default)]
+pub struct LogQuery {
+    /// Only the last lines.
+    pub tail: Option<usize>,
+    /// Only what was written since.
+    pub since: Option<Timestamp>,
+    /// And what is written from now on.
+    pub follow: bool,
+}
+
+/// Why a runtime could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// This version has no such runtime.
+    #[error("the {0} runtime is not built yet: use kind = \"process\"")]
+    NotBuilt(&'static str),
+    /// Nothing could be made to run.
+    #[error("the build failed: {reason}")]
+    Build {
+        /// Which step, and how it ended.
+        reason: String,
+        /// The last lines of its output.
+        log: Vec<String>,
+    },
+    /// Something else has the port.
+    #[error("{endpoint} is taken by {by}")]
+    PortTaken {
+        /// The candidate's endpoint.
+        endpoint: String,
+        /// Who has it, as far as it can be told.
+        by: String,
+    },
+    /// Something about an instance.
+    #[error("cannot {action} {instance}")]
+    Instance {
+        /// `start`, `stop` …
+        action: &'static str,
+        /// Which one.
+        instance: InstanceId,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The engine or the tool behind the runtime does not answer.
+    #[error("{what} does not answer")]
+    Unreachable {
+        /// The engine or tool.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The runtime has no such thing.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+impl RuntimeError {
+    /// The last lines of what failed, if there are any.
+    #[must_use]
+    pub fn log(&self) -> &[String] {
+        match self {
+            Self::Build { log, .. } => log,
+            _ => &[],
+        }
+    }
+}
+
+/// Where an instance listens: `host:port` or `unix:/path`, as the front door has it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Endpoint {
+    /// A host or IP address, and a port.
+    Tcp(String, u16),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl Endpoint {
+    /// The port, unless it is a Unix socket.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp(_, port) => Some(*port),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not an endpoint: write host:port, [IPv6]:port or unix:/path");
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.starts_with('/') && !path.contains('\0') {
+                Ok(Self::Unix(PathBuf::from(path)))
+            } else {
+                Err(wrong())
+            };
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let port: u16 = port.parse().map_err(|_| wrong())?;
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        let named = !host.is_empty()
+            && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+        if port > 0 && (named || bracketed) { Ok(Self::Tcp(host.to_owned(), port)) } else { Err(wrong()) }
+    }
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Endpoint> for String {
+    fn from(endpoint: Endpoint) -> Self {
+        endpoint.to_string()
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_belongs_to_one_backend_of_one_service() {
+        let (app, blue) = ("app".parse().unwrap(), "blue".parse().unwrap());
+        let id = InstanceId::new(&app, &blue, "20261125t101500-4f2a");
+        assert_eq!(InstanceId::of(&app, &blue, id.as_str()), Some(id));
+        for other in
+            ["app.blue.", "app.green.1", "app-blue.1", "app.blue.1.2", "app.blue.1/..", "xapp.blue.1"]
+        {
+            assert_eq!(InstanceId::of(&app, &blue, other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_read_as_the_front_door_reads_them() {
+        for good in ["127.0.0.1:3008", "blue:3008", "[::1]:3008", "unix:/run/blue.sock"] {
+            assert_eq!(good.parse::<Endpoint>().unwrap().to_string(), good);
+        }
+        for bad in ["", "3008", "blue", "blue:", "blue:0", "blue:70000", ":3008", "unix:blue.sock", "a b:1"] {
+            assert!(bad.parse::<Endpoint>().is_err(), "{bad:?} passed");
+        }
+    }
+
+    #[test]
+    fn an_ending_is_told_as_a_shell_has_it() {
+        let ending = |code, out_of_memory| Ending { code, out_of_memory }.to_string();
+        assert_eq!(ending(Some(3), false), "exit code 3");
+        assert_eq!(ending(Some(137), false), "killed by signal 9 (exit code 137)");
+        assert_eq!(ending(Some(137), true), "killed for using too much memory");
+    }
+}

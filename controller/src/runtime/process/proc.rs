@@ -1,0 +1,130 @@
+//! Processes as `/proc` has them. A process id alone is nobody in particular: ids are given out again, and a machine
+//! starts over. Id, start time and boot together are one process.
+
+use std::fs;
+use std::io;
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde::{Deserialize, Serialize};
+
+/// One process, told apart from all others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// Its id.
+    pub pid: i32,
+    /// When it started, in clock ticks since the boot.
+    pub started: u64,
+    /// Which boot.
+    pub boot: String,
+}
+
+impl Known {
+    /// The process that has this id now.
+    #[must_use]
+    pub fn now(pid: i32) -> Option<Self> {
+        Some(Self { pid, started: Stat::read(pid)?.started, boot: boot()? })
+    }
+
+    /// Whether it lives. One that has ended and was not waited for does not.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let stat = Stat::read(self.pid).filter(|stat| stat.started == self.started && !stat.ended);
+        stat.is_some() && boot().is_some_and(|boot| boot == self.boot)
+    }
+
+    /// Sends it a signal; one that is gone is fine.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
+        // The descriptor is of whoever has the id now; if that is still ours, it can't be given to another any more.
+        let Ok(descriptor) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
+        if !self.is_alive() {
+            return Ok(());
+        }
+        gone_is_fine(rustix::process::pidfd_send_signal(&descriptor, signal))
+    }
+
+    /// Kills it and its process group, which it leads.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn kill_group(&self) -> io::Result<()> {
+        match Pid::from_raw(self.pid).filter(|_| self.is_alive()) {
+            Some(pid) => gone_is_fine(rustix::process::kill_process_group(pid, Signal::KILL)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn gone_is_fine(result: rustix::io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+struct Stat {
+    ended: bool,
+    started: u64,
+}
+
+impl Stat {
+    fn read(pid: i32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// proc(5): the name is in parentheses and may have any character; the state is field 3, the start field 22.
+    fn parse(text: &str) -> Option<Self> {
+        let (_, rest) = text.rsplit_once(')')?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let ended = matches!(*fields.first()?, "Z" | "X");
+        Some(Self { ended, started: fields.get(19)?.parse().ok()? })
+    }
+}
+
+/// This boot's id; another one after every start of the machine.
+fn boot() -> Option<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned())
+}
+
+/// The memory that a process has in use, in bytes.
+#[must_use]
+pub fn resident(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// How many processes of our control group the kernel has killed for want of memory.
+#[must_use]
+pub fn out_of_memory_kills() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let events = fs::read_to_string(format!("/sys/fs/cgroup{group}/memory.events")).ok()?;
+    events.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_its_id_and_its_start() {
+        let me = Known::now(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!(me.is_alive());
+        assert!(!Known { started: me.started + 1, ..me.clone() }.is_alive());
+        assert!(!Known { boot: "another".to_owned(), ..me }.is_alive());
+    }
+
+    #[test]
+    fn a_name_with_parentheses_is_no_trap() {
+        let stat = "7 (a) Z (b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 0 0";
+        let stat = Stat::parse(stat).unwrap();
+        assert!(!stat.ended && stat.started == 12345);
+        assert!(Stat::parse("7 (x) Z").is_none());
+    }
+}

@@ -1,0 +1,109 @@
+//! What a process is: program, arguments, environment, limits. Decided once, from the configuration and the candidate.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+use super::host_and_port;
+use crate::config::ProcessSettings;
+use crate::runtime::Candidate;
+
+/// What of the controller's environment every app gets: what programs need to run at all.
+const INHERITED: [&str; 6] = ["PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR"];
+
+/// A program ready to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Spec {
+    /// Its full path.
+    pub(super) program: PathBuf,
+    /// Its arguments.
+    pub(super) arguments: Vec<String>,
+    /// Where it runs.
+    pub(super) directory: PathBuf,
+    /// All of its environment.
+    pub(super) env: BTreeMap<String, String>,
+    /// Killed beyond this, in bytes.
+    pub(super) memory_limit: Option<u64>,
+    /// A larger log file is put aside, in bytes.
+    pub(super) log_size: u64,
+    /// How many are kept.
+    pub(super) log_files: u32,
+}
+
+impl Spec {
+    /// The app itself.
+    pub(super) fn app(settings: &ProcessSettings, candidate: &Candidate) -> Result<Self, String> {
+        Self::of(settings, &settings.command, candidate)
+    }
+
+    /// What builds it.
+    pub(super) fn build(settings: &ProcessSettings, candidate: &Candidate) -> Result<Self, String> {
+        Self::of(settings, &settings.build, candidate)
+    }
+
+    fn of(settings: &ProcessSettings, command: &[String], candidate: &Candidate) -> Result<Self, String> {
+        let (host, port) = host_and_port(candidate.endpoints.first());
+        let fill = |text: &str| {
+            text.replace("{backend}", candidate.backend.as_str())
+                .replace("{version}", &candidate.version)
+                .replace("{host}", &host)
+                .replace("{port}", &port)
+        };
+        let directory = PathBuf::from(fill(&settings.directory.display().to_string()));
+        let (program, arguments) = command.split_first().ok_or("there is no command")?;
+        let mut env: BTreeMap<String, String> = BTreeMap::new();
+        for name in INHERITED {
+            env.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
+        }
+        env.insert("PORT".to_owned(), port.clone());
+        env.insert("HOSTNAME".to_owned(), host.clone());
+        env.insert("DEPLOYMENT_ENV".to_owned(), candidate.backend.to_string());
+        env.insert("APP_VERSION".to_owned(), candidate.version.clone());
+        if let Some(path) = &settings.env_file {
+            env.extend(crate::env_file::read(path)?);
+        }
+        for name in &settings.env_from {
+            let value = std::env::var(name).map_err(|_| {
+                format!("{name} (runtime.process.env_from) is not set in uh-deploy's environment")
+            })?;
+            env.insert(name.clone(), value);
+        }
+        env.extend(settings.env.iter().map(|(name, value)| (name.clone(), fill(value))));
+        Ok(Self {
+            program: resolve(&fill(program), &directory)?,
+            arguments: arguments.iter().map(|argument| fill(argument)).collect(),
+            directory,
+            env,
+            memory_limit: settings.memory_limit,
+            log_size: settings.log_size,
+            log_files: settings.log_files,
+        })
+    }
+
+    /// The command, ready but for its standard streams.
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).current_dir(&self.directory).env_clear().envs(&self.env);
+        command
+    }
+}
+
+/// The full path of a program: relative to a directory if it has a slash, else found in `PATH`.
+pub(super) fn resolve(program: &str, directory: &Path) -> Result<PathBuf, String> {
+    let runs = |path: &Path| {
+        path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    let found = if program.contains('/') {
+        Some(directory.join(program)).filter(|path| runs(path))
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| runs(path))
+    };
+    found.ok_or_else(|| {
+        let place = if program.contains('/') { directory.display().to_string() } else { "PATH".to_owned() };
+        format!("no program {program} in {place}")
+    })
+}
