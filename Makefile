@@ -36,7 +36,7 @@ test: ## run all tests
 
 bench: PROFILE = release
 bench: build ## time the switching core, then switch 1000 times under load and report what the clients saw
-	$(CARGO) bench --locked --package uh-proxy --bench switching
+	$(CARGO) bench --locked --package uh-proxy --bench switching --bench hot_path
 	@$(BIN_DIR)/switch_under_load $(ARGS)
 
 lint: ## check format, lints and documentation

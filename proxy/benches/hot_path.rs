@@ -1,0 +1,155 @@
+//! What each step of a request costs by itself: the pick with its release, the head work, a log line, a metric update;
+//! and the pick while other threads pick.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use jiff::Timestamp;
+use uh_proxy::config::{self, AccessLogFormat};
+use uh_proxy::http1::request;
+use uh_proxy::http1::response::{self, Recipient};
+use uh_proxy::observe::line::{Clock, Line};
+use uh_proxy::observe::meters::Meters;
+use uh_proxy::observe::termination::Termination;
+use uh_proxy::switching::board::Restored;
+use uh_proxy::switching::{SwitchOrder, Switchboard};
+
+const HOST: &[u8] = b"app.example.com";
+
+/// As a browser sends it.
+const REQUEST: &[u8] = b"GET /dashboard?tab=1 HTTP/1.1\r\nHost: app.example.com\r\n\
+    User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0 Safari/537.36\r\n\
+    Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\nAccept-Language: en-US,en;q=0.5\r\n\
+    Accept-Encoding: gzip, deflate, br\r\nReferer: https://app.example.com/\r\nCookie: session=0123456789abcdef\r\n\
+    Connection: keep-alive\r\n\r\n";
+
+/// As a Node server sends it.
+const RESPONSE: &[u8] =
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nCache-Control: private\r\n\
+    ETag: \"abc\"\r\nVary: Accept-Encoding\r\nContent-Length: 1024\r\nDate: Mon, 23 Nov 2026 17:18:17 GMT\r\n\
+    Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\n";
+
+fn board(workers: usize) -> Switchboard<()> {
+    let config = config::parse(
+        "[server]\nlisten = [\"127.0.0.1:0\"]\n[services.app]\nactive = \"blue\"\n[services.app.backends]\n\
+         blue = { endpoints = [\"127.0.0.1:1\"] }\ngreen = { endpoints = [\"127.0.0.1:2\"] }\n",
+    );
+    let meters = Arc::new(Meters::new(workers));
+    Switchboard::new(&config.unwrap().services, |_| Restored::default(), 0, workers, meters, |_| ())
+}
+
+/// Runs `measure` while `others` more threads do `work`, each as the worker of its number from 1 on.
+fn beside(others: usize, work: impl Fn(usize) + Sync, measure: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for worker in 1..=others {
+            let (stop, work) = (&stop, &work);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    work(worker);
+                }
+            });
+        }
+        measure();
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+fn switching(c: &mut Criterion) {
+    for others in [0, 1, 3] {
+        let board = board(others + 1);
+        let pick = |worker| drop(black_box(board.pick(HOST, b"/", worker)));
+        let name = format!("pick and release, {others} threads beside");
+        beside(others, pick, || {
+            c.bench_function(&name, |b| b.iter(|| pick(0)));
+        });
+    }
+    let board = board(1);
+    c.bench_function("pick", |b| b.iter_with_large_drop(|| board.pick(HOST, b"/", 0)));
+    c.bench_function("release", |b| {
+        b.iter_batched(|| board.pick(HOST, b"/", 0), drop, criterion::BatchSize::SmallInput);
+    });
+    let order = |to: &str| SwitchOrder {
+        to: to.parse().unwrap(),
+        expect_active: None,
+        expect_generation: None,
+        force: true,
+    };
+    let orders = [order("green"), order("blue")];
+    let mut step = 0;
+    c.bench_function("switch", |b| {
+        b.iter(|| {
+            step += 1;
+            board.switch("app", &orders[step % 2], Timestamp::UNIX_EPOCH).unwrap()
+        });
+    });
+}
+
+fn heads(c: &mut Criterion) {
+    let mut out = Vec::new();
+    c.bench_function("request head: check and write anew", |b| {
+        b.iter(|| {
+            out.clear();
+            request::translate(black_box(REQUEST), "192.0.2.7", &mut out).unwrap()
+        });
+    });
+    let request = request::translate(REQUEST, "192.0.2.7", &mut Vec::new()).unwrap();
+    let to = Recipient { request: &request, request_head: REQUEST, keep_alive: true };
+    c.bench_function("response head: check and write anew", |b| {
+        b.iter(|| {
+            out.clear();
+            response::translate(black_box(RESPONSE), to, &mut out).unwrap()
+        });
+    });
+}
+
+fn observing(c: &mut Criterion) {
+    let line = Line {
+        time: SystemTime::now(),
+        client: "192.0.2.7",
+        method: b"GET",
+        target: b"/dashboard?tab=1",
+        protocol: "HTTP/1.1",
+        host: HOST,
+        status: 200,
+        bytes: 1024,
+        request_time: Duration::from_micros(1234),
+        upstream_time: Some(Duration::from_micros(1200)),
+        service: Some("app"),
+        backend: Some("blue"),
+        version: Some("1.0.0"),
+        request_id: b"8c1532aef4fc339ef72ad5e7efc77c52",
+        referer: b"https://app.example.com/",
+        user_agent: b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0",
+        termination: Termination::Done,
+    };
+    let (mut clock, mut out) = (Clock::default(), Vec::new());
+    for (name, format) in [("json", AccessLogFormat::Json), ("combined", AccessLogFormat::Combined)] {
+        c.bench_function(&format!("log line, {name}"), |b| {
+            b.iter(|| {
+                out.clear();
+                black_box(&line).write(format, &mut clock, &mut out);
+            });
+        });
+    }
+    for others in [0, 1, 3] {
+        let meters = Meters::new(others + 1).backend(&"app".parse().unwrap(), &"blue".parse().unwrap());
+        let count = |worker| meters.lane(worker).exchange(0, black_box(200), Duration::from_micros(700));
+        let name = format!("metric update, {others} threads beside");
+        beside(others, count, || {
+            c.bench_function(&name, |b| b.iter(|| count(0)));
+        });
+    }
+}
+
+criterion_group! {
+    name = all;
+    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    targets = switching, heads, observing
+}
+criterion_main!(all);

@@ -1,0 +1,211 @@
+//! How often the path of a request asks for memory. Unlike time, that is the same on every machine and at every load,
+//! so that a test can hold it: the whole front door runs in this process, over real sockets, under an allocator that
+//! counts. A path that grows by more than a twentieth fails; one that shrinks is a figure to record.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, helpers too may fail by panicking")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use uh_protocol::client::Client;
+use uh_proxy::config;
+
+#[global_allocator]
+static COUNTING: dhat::Alloc = dhat::Alloc;
+
+/// How long anything may take that ought to happen at once.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Requests before the counting: pools and buffers fill up.
+const WARM_UP: u64 = 300;
+
+/// Requests that are counted. What happens by the clock (ten times a second a log buffer is handed over) vanishes
+/// among them.
+const COUNTED: u64 = 3000;
+
+/// How much more than recorded is too much.
+const GROWTH: f64 = 1.05;
+
+/// One kind of request, and what it cost when it was last recorded.
+struct Case {
+    name: &'static str,
+    request: Vec<u8>,
+    answer_body: usize,
+    reuse: bool,
+    recorded: f64,
+}
+
+fn cases() -> Vec<Case> {
+    let get = |path: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: app.example.com\r\nUser-Agent: guard\r\nAccept: */*\r\n\
+             Accept-Encoding: gzip\r\n\r\n"
+        )
+        .into_bytes()
+    };
+    let mut post = b"POST /0 HTTP/1.1\r\nHost: app.example.com\r\nContent-Length: 20000\r\n\r\n".to_vec();
+    post.resize(post.len() + 20_000, b'x');
+    vec![
+        Case { name: "GET", request: get("/100"), answer_body: 100, reuse: true, recorded: 2.01 },
+        Case {
+            name: "GET of 200 kB",
+            request: get("/200000"),
+            answer_body: 200_000,
+            reuse: true,
+            recorded: 2.01,
+        },
+        Case { name: "POST of 20 kB", request: post, answer_body: 0, reuse: true, recorded: 6.01 },
+        Case {
+            name: "GET on a new connection",
+            request: get("/100"),
+            answer_body: 100,
+            reuse: false,
+            recorded: 14.01,
+        },
+    ]
+}
+
+#[test]
+fn a_request_allocates_no_more_than_recorded() {
+    let profiler = dhat::Profiler::builder().testing().build();
+    let dir = tempfile::Builder::new().prefix("uh-proxy-test-").tempdir().unwrap();
+    let address = front_door(dir.path(), backend());
+    let mut faults = Vec::new();
+    for case in cases() {
+        let mut client = Caller::new(address, &case);
+        client.call(WARM_UP);
+        let before = dhat::HeapStats::get();
+        client.call(COUNTED);
+        let after = dhat::HeapStats::get();
+        let each = |after: u64, before: u64| (after - before) as f64 / COUNTED as f64;
+        let blocks = each(after.total_blocks, before.total_blocks);
+        let bytes = each(after.total_bytes, before.total_bytes);
+        let line = format!(
+            "{}: {blocks:.2} allocations, {bytes:.0} bytes a request; recorded: {:.2}",
+            case.name, case.recorded
+        );
+        #[allow(clippy::print_stdout, reason = "the figures to record")]
+        {
+            println!("{line}");
+        }
+        if blocks > case.recorded * GROWTH {
+            faults.push(line);
+        }
+    }
+    drop(profiler);
+    assert!(faults.is_empty(), "more than recorded:\n{}", faults.join("\n"));
+}
+
+/// A client that itself allocates nothing between its calls.
+struct Caller<'a> {
+    address: SocketAddr,
+    case: &'a Case,
+    stream: Option<TcpStream>,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Caller<'a> {
+    fn new(address: SocketAddr, case: &'a Case) -> Self {
+        Self { address, case, stream: None, buffer: vec![0; 64 << 10] }
+    }
+
+    fn call(&mut self, times: u64) {
+        for _ in 0..times {
+            let stream = self.stream.get_or_insert_with(|| connect(self.address));
+            stream.write_all(&self.case.request).unwrap();
+            let (mut held, mut whole) = (0, None);
+            while whole.is_none_or(|whole| held < whole) {
+                // Once the head is known, only the number of bytes counts.
+                let at = if whole.is_none() { held } else { 0 };
+                let read = stream.read(&mut self.buffer[at..]).unwrap();
+                assert!(read > 0, "the front door closed the connection");
+                held += read;
+                if whole.is_none() {
+                    whole = head_end(&self.buffer[..held]).map(|end| end + self.case.answer_body);
+                }
+            }
+            assert!(self.buffer.starts_with(b"HTTP/1.1 200 ") || held > self.buffer.len(), "a bad answer");
+            assert_eq!(Some(held), whole);
+            if !self.case.reuse {
+                self.stream = None;
+            }
+        }
+    }
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+fn head_end(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
+}
+
+/// A backend that answers `/N` with N bytes, and allocates only when it accepts.
+fn backend() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            thread::spawn(move || serve(stream));
+        }
+    });
+    address
+}
+
+fn serve(mut stream: TcpStream) {
+    let (mut buffer, mut out) = (vec![0; 64 << 10], Vec::with_capacity(256 << 10));
+    let mut held = 0;
+    loop {
+        let Ok(read @ 1..) = stream.read(&mut buffer[held..]) else { return };
+        held += read;
+        let Some(end) = head_end(&buffer[..held]) else { continue };
+        let head = std::str::from_utf8(&buffer[..end]).unwrap();
+        let announced = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+        let body: usize = announced.map_or(0, |length| length.parse().unwrap());
+        let size: usize = head.split(' ').nth(1).unwrap().strip_prefix('/').unwrap().parse().unwrap();
+        while held < end + body {
+            let read = stream.read(&mut buffer[held..]).unwrap();
+            assert!(read > 0);
+            held += read;
+        }
+        held = 0;
+        out.clear();
+        write!(out, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {size}\r\n\r\n").unwrap();
+        out.resize(out.len() + size, b'x');
+        if stream.write_all(&out).is_err() {
+            return;
+        }
+    }
+}
+
+/// Runs a front door in this process, with all its features on, and says where it listens.
+fn front_door(dir: &Path, backend: SocketAddr) -> SocketAddr {
+    let text = format!(
+        "[server]\nlisten = [\"127.0.0.1:0\"]\nmetrics = \"127.0.0.1:0\"\nthreads = 1\n\
+         admin_socket = {:?}\nstate_file = {:?}\naccess_log = {{ path = {:?}, format = \"json\" }}\n\
+         [services.app]\nactive = \"blue\"\n[services.app.health]\nenabled = false\n\
+         [services.app.backends]\nblue = {{ endpoints = [\"{backend}\"] }}\ngreen = {{ endpoints = [\"{backend}\"] }}\n",
+        dir.join("admin/admin.sock"),
+        dir.join("state.json"),
+        dir.join("access.log"),
+    );
+    let config = config::parse(&text).unwrap();
+    thread::spawn(move || uh_proxy::run::run(&config).unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = Client::new(dir.join("admin/admin.sock"));
+    let deadline = Instant::now() + SOON;
+    loop {
+        match runtime.block_on(client.status()) {
+            Ok(status) => return status.proxy.listen[0].parse().unwrap(),
+            Err(error) => assert!(Instant::now() < deadline, "the front door does not answer: {error}"),
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
