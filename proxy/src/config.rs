@@ -17,7 +17,8 @@ pub use network::Network;
 use reader::Section;
 pub use server::{AccessLog, AccessLogFormat, LogFormat, Server, ServerLimits};
 pub use service::{
-    BackendConfig, HealthCheck, Limits, MAX_ENDPOINTS, MaintenanceBypass, SecretField, Service, Timeouts,
+    BackendConfig, HealthCheck, Limits, MAX_ENDPOINTS, MaintenanceBypass, Resolve, Retries, SecretField,
+    Service, Timeouts,
 };
 
 /// The whole configuration.

@@ -7,12 +7,13 @@
 //! ```
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
-//! buffer. In reading order: [`worker`], [`admission`], [`connection`], [`exchange`], [`relay`], [`pump`], [`pace`], [`pool`], [`upstream`],
+//! buffer. In reading order: [`worker`], [`admission`], [`connection`], [`exchange`], [`relay`], [`pump`], [`pace`], [`pool`], [`budget`], [`upstream`],
 //! [`answer`], [`attention`], [`watchdog`], [`settings`].
 
 pub mod admission;
 pub mod answer;
 pub mod attention;
+pub mod budget;
 pub mod connection;
 pub mod exchange;
 pub mod pace;

@@ -37,6 +37,10 @@ pub struct Service {
     pub limits: Limits,
     /// Who gets through while the maintenance page is shown.
     pub maintenance: MaintenanceBypass,
+    /// How much may be tried again.
+    pub retries: Retries,
+    /// How the names of endpoints are looked up.
+    pub resolve: Resolve,
 }
 
 impl Service {
@@ -78,6 +82,24 @@ pub struct HealthCheck {
     pub unhealthy_after: u32,
     /// Whether the body's `deployment` must name the backend.
     pub expect_identity: bool,
+}
+
+/// How many retries that don't help may be made, for each worker thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retries {
+    /// For a hundred answered exchanges.
+    pub percent: u32,
+    /// Besides, in each second.
+    pub per_second: u32,
+}
+
+/// How the names of endpoints are looked up, in the background.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolve {
+    /// From one lookup's end to the next.
+    pub interval: Duration,
+    /// How long a lookup may take.
+    pub timeout: Duration,
 }
 
 /// How long each part of an exchange may take.
@@ -169,6 +191,8 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
     let timeouts = timeouts(&mut section.section("timeouts"));
     let limits = limits(&mut section.section("limits"));
     let maintenance = maintenance(&mut section.section("maintenance"));
+    let retries = retries(&mut section.section("retries"));
+    let resolve = resolve(&mut section.section("resolve"));
     let backends: Vec<BackendConfig> = section
         .sections("backends")
         .into_iter()
@@ -206,6 +230,8 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
         timeouts,
         limits,
         maintenance,
+        retries,
+        resolve,
     })
 }
 
@@ -289,6 +315,20 @@ fn maintenance(section: &mut Section) -> MaintenanceBypass {
     MaintenanceBypass {
         header: section.parsed("bypass_header"),
         addresses: section.list("bypass_addresses").unwrap_or_default(),
+    }
+}
+
+fn retries(section: &mut Section) -> Retries {
+    Retries {
+        percent: section.integer("percent", 20, (0, 100)),
+        per_second: section.integer("per_second", 10, (0, 10_000)),
+    }
+}
+
+fn resolve(section: &mut Section) -> Resolve {
+    Resolve {
+        interval: section.duration("interval", 5 * SECOND, (100 * MS, DAY)),
+        timeout: section.duration("timeout", 2 * SECOND, (10 * MS, DAY)),
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::Lease;
 use super::answer::{Answer, Form};
 use super::connection::{Connection, Next};
+use super::pool::{IdlePool, Tried, millis};
 use super::pump::Pump;
 use super::relay::{Failure, Relay, RestOfRequest, Surroundings};
 use super::upstream::{ConnectError, Upstream};
@@ -183,7 +184,7 @@ async fn reach(
 ) -> Result<Answered, Refusal> {
     let mut retried = false;
     loop {
-        let mut upstream = connect(conn, lease, retried).await?;
+        let mut upstream = connect(conn, request, lease, retried).await?;
         // Connecting may have taken a while: a request that is to be cut is better not sent at all.
         if lease.is_cut() {
             return Err(Failure::Cut(Termination::Drain).refusal());
@@ -198,14 +199,21 @@ async fn reach(
             watchdog: &mut conn.watchdog,
         };
         let mut body = None;
+        let (budget, retries) = (lease.payload().budget(), &lease.owner().service.retries);
         let failure = match relay.await_response(&mut around, to, &mut body).await {
-            Ok(response) => return Ok(Answered { upstream, response, body }),
+            Ok(response) => {
+                budget.answered(retries);
+                return Ok(Answered { upstream, response, body });
+            }
             Err(failure) => failure,
         };
+        if retried {
+            budget.spend(retries);
+        }
         let stale = upstream.reused && matches!(failure, Failure::UpstreamClosed { begun: false });
         // Once only; and never if the backend may have acted on the request, unless acting twice does no harm.
         let harmless = request.method.is_safe() || relay.up.sent() == 0;
-        if !stale || retried || !harmless || relay.up.body_sent() > 0 {
+        if !stale || retried || !harmless || relay.up.body_sent() > 0 || !may_retry(lease) {
             return Err(failure.refusal());
         }
         lease.owner().meters.lane(lease.worker()).retried(RetryReason::StaleConnection);
@@ -220,26 +228,58 @@ async fn reach(
     }
 }
 
+/// Whether the retry budget allows another attempt; counted if not.
+fn may_retry(lease: &Lease) -> bool {
+    let info = lease.owner();
+    let allowed = lease.payload().budget().allows(&info.service.retries, millis(std::time::Instant::now()));
+    if !allowed {
+        info.meters.lane(lease.worker()).retry_refused();
+    }
+    allowed
+}
+
 /// A connection to one of the backend's endpoints, from the pool if there is one. An endpoint that can't be reached is
-/// passed over: nothing was sent to it.
-async fn connect(conn: &Connection, lease: &Lease, fresh: bool) -> Result<Upstream, Refusal> {
+/// passed over for any method, as nothing was sent to it.
+async fn connect(
+    conn: &Connection,
+    request: &RequestHead,
+    lease: &Lease,
+    fresh: bool,
+) -> Result<Upstream, Refusal> {
     let worker = &conn.worker;
     let info = lease.owner();
+    let (pool, lane) = (lease.payload(), info.meters.lane(lease.worker()));
+    let mut tried = Tried::default();
     let mut last = None;
-    for endpoint in lease.payload().order(&info.backend) {
-        if !fresh && let Some(upstream) = lease.payload().take(endpoint, std::time::Instant::now()) {
+    loop {
+        let now = std::time::Instant::now();
+        let Some(choice) = pool.choose(&mut tried, now) else { break };
+        if last.is_some() {
+            if !may_retry(lease) {
+                break;
+            }
+            lane.retried(RetryReason::ConnectFailed);
+        }
+        if choice.fails_open {
+            lane.failed_open();
+        }
+        if !fresh && let Some(mut upstream) = pooled(pool, choice.endpoint, request, now).await {
+            upstream.busy = choice.busy;
             return Ok(upstream);
         }
-        let Some(target) = info.backend.endpoints.get(endpoint) else { continue };
-        if last.is_some() {
-            info.meters.lane(lease.worker()).retried(RetryReason::ConnectFailed);
-        }
+        let Some(target) = info.backend.endpoints.get(choice.endpoint) else { continue };
         let timeout = info.service.timeouts.connect;
-        match worker.connector.connect(&target.address, endpoint, timeout, &info.meters, worker.index).await {
-            Ok(upstream) => return Ok(upstream),
+        match worker.connector.connect(target, choice.endpoint, timeout, &info.meters, worker.index).await {
+            Ok(mut upstream) => {
+                upstream.busy = choice.busy;
+                return Ok(upstream);
+            }
             Err(error) => {
                 tracing::debug!(backend = %info.backend.name, %error, "endpoint not reached");
-                last = Some(error);
+                pool.not_reached(choice.endpoint, std::time::Instant::now());
+                if last.replace(error).is_some() || fresh {
+                    pool.budget().spend(&info.service.retries);
+                }
             }
         }
     }
@@ -255,6 +295,22 @@ async fn connect(conn: &Connection, lease: &Lease, fresh: bool) -> Result<Upstre
             termination: Termination::UpstreamUnreachable,
         },
     })
+}
+
+/// A connection from the pool. Before one carries what can't be sent twice, the worker looks once more at its sockets:
+/// what they had told when it last waited may be out of date, and a dead one would make an error. Only a connection
+/// that dies while such a request is on its way is found out too late.
+async fn pooled(
+    pool: &IdlePool,
+    endpoint: usize,
+    request: &RequestHead,
+    now: std::time::Instant,
+) -> Option<Upstream> {
+    if !request.method.is_safe() && pool.has_idle(endpoint) {
+        // The runtime wakes a task that yields after it has asked the kernel for news of all sockets.
+        tokio::task::yield_now().await;
+    }
+    pool.take(endpoint, now)
 }
 
 /// Keeps the backend's connection for the next exchange, if it is in a state for that.

@@ -2,8 +2,8 @@
 //! is deployed anew can't inherit a connection to its predecessor.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,18 @@ use parking_lot::Mutex;
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead as _, ReadBuf};
 
+use super::budget::RetryBudget;
 use super::upstream::Upstream;
-use crate::switching::{Backend, Health, LanePayload};
+use crate::config;
+use crate::switching::backend::Busy;
+use crate::switching::{Backend, Endpoint, Health, LanePayload};
 
 /// The most idle connections that a worker keeps for one endpoint. More than that are closed after use.
 const MAX_IDLE: usize = 512;
+
+/// How long an endpoint that could not be reached comes last: about as long as the probes take to tell more, and long
+/// enough that next to no request has to find it out for itself.
+const AVOID_MS: u64 = 1000;
 
 /// The idle connections of one worker to one activation's endpoints.
 ///
@@ -23,6 +30,8 @@ const MAX_IDLE: usize = 512;
 /// Where it is taken, the pool counts as empty.
 #[derive(Debug)]
 pub struct IdlePool {
+    backend: Arc<Backend>,
+    budget: RetryBudget,
     shelves: Box<[Shelf]>,
     next: AtomicUsize,
     retired: AtomicBool,
@@ -69,11 +78,64 @@ struct Idle {
     until: Instant,
 }
 
+impl Idle {
+    /// Whether it is within its time, leads where its endpoint leads, and is alive as far as its socket has told.
+    fn is_good(&mut self, endpoint: &Endpoint, now: Instant) -> bool {
+        self.until > now && endpoint.leads_to(self.upstream.peer) && is_quiet(&mut self.upstream.stream)
+    }
+}
+
+/// Which endpoints an exchange has tried, one bit each: a backend has at most [`MAX_ENDPOINTS`](config::MAX_ENDPOINTS).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tried(u64);
+
+const _: () = assert!(config::MAX_ENDPOINTS <= u64::BITS as usize);
+
+impl Tried {
+    fn contains(self, endpoint: usize) -> bool {
+        self.0 & (1 << (endpoint % 64)) != 0
+    }
+
+    /// Whether it was not among them before.
+    fn add(&mut self, endpoint: usize) -> bool {
+        let before = self.contains(endpoint);
+        self.0 |= 1 << (endpoint % 64);
+        !before
+    }
+}
+
+/// An endpoint to try.
+#[derive(Debug)]
+pub struct Choice {
+    /// Its index.
+    pub endpoint: usize,
+    /// Counts the exchange, where there are several to choose from.
+    pub busy: Option<Busy>,
+    /// Whether no endpoint passes its probes, so that this one is tried all the same.
+    pub fails_open: bool,
+}
+
+/// What an endpoint is chosen by, the least first.
+fn rank(endpoint: &Endpoint, now_ms: u64) -> (bool, bool, usize) {
+    let unhealthy = endpoint.health() == Health::Unhealthy;
+    (unhealthy, endpoint.is_avoided(now_ms), endpoint.in_flight())
+}
+
+/// When this process first asked, as the origin of its clock in milliseconds.
+static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Milliseconds on this process's clock.
+pub(super) fn millis(now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(*ORIGIN).as_millis()).unwrap_or(u64::MAX)
+}
+
 impl IdlePool {
     /// An empty pool for a backend.
     #[must_use]
-    pub fn new(backend: &Backend, graveyard: Arc<Graveyard>) -> Self {
+    pub fn new(backend: &Arc<Backend>, graveyard: Arc<Graveyard>) -> Self {
         Self {
+            backend: Arc::clone(backend),
+            budget: RetryBudget::default(),
             shelves: backend.endpoints.iter().map(|_| Shelf::default()).collect(),
             next: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
@@ -81,23 +143,54 @@ impl IdlePool {
         }
     }
 
-    /// The endpoints to try, in turn: healthy ones first, then those that are not, for they may be all there is.
-    pub fn order<'a>(&self, backend: &'a Backend) -> impl Iterator<Item = usize> + use<'a> {
-        let count = backend.endpoints.len().max(1);
-        let first = if count == 1 { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) % count };
-        let turn = move || (0..count).map(move |step| (first + step) % count);
-        let is_bad = |endpoint: &usize| {
-            backend.endpoints.get(*endpoint).is_some_and(|endpoint| endpoint.health() == Health::Unhealthy)
-        };
-        let good = turn().filter(move |endpoint| !is_bad(endpoint));
-        good.chain(turn().filter(move |endpoint| is_bad(endpoint)))
+    /// The endpoint to try next: among those not tried yet, one that passes its probes before one that does not, one
+    /// that could be reached before one that could not, and then the one with the fewest exchanges; ties in turn.
+    pub fn choose(&self, tried: &mut Tried, now: Instant) -> Option<Choice> {
+        let endpoints = &self.backend.endpoints;
+        if let [only] = &**endpoints {
+            // Nothing to choose, so nothing to count.
+            let unhealthy = only.health() == Health::Unhealthy;
+            return tried.add(0).then_some(Choice { endpoint: 0, busy: None, fails_open: unhealthy });
+        }
+        let now_ms = millis(now);
+        loop {
+            let count = endpoints.len();
+            let first = self.next.fetch_add(1, Ordering::Relaxed) % count.max(1);
+            let turn = (0..count).map(|step| (first + step) % count).filter(|&index| !tried.contains(index));
+            let best = turn.min_by_key(|&index| rank(&endpoints[index], now_ms))?;
+            let endpoint = &endpoints[best];
+            if endpoint.may_try(now_ms, now_ms + AVOID_MS) {
+                tried.add(best);
+                let unhealthy = endpoint.health() == Health::Unhealthy;
+                let fails_open = unhealthy && self.backend.health() == Health::Unhealthy;
+                return Some(Choice { endpoint: best, busy: Some(endpoint.begin()), fails_open });
+            }
+        }
+    }
+
+    /// Notes that an endpoint could not be reached: for a while, others come first.
+    pub fn not_reached(&self, endpoint: usize, now: Instant) {
+        if let Some(endpoint) = self.backend.endpoints.get(endpoint) {
+            endpoint.avoid_until(millis(now) + AVOID_MS);
+        }
+    }
+
+    /// The retries that this worker may still make on this activation.
+    pub fn budget(&self) -> &RetryBudget {
+        &self.budget
+    }
+
+    /// Whether a connection to this endpoint is kept.
+    pub fn has_idle(&self, endpoint: usize) -> bool {
+        self.shelves.get(endpoint).is_some_and(|shelf| shelf.count.load(Ordering::Relaxed) > 0)
     }
 
     /// The connection to this endpoint that was used last, if one is alive and within its time.
     pub fn take(&self, endpoint: usize, now: Instant) -> Option<Upstream> {
+        let target = self.backend.endpoints.get(endpoint)?;
         self.shelves.get(endpoint)?.try_with(|shelf| {
             while let Some(mut idle) = shelf.pop() {
-                if idle.until > now && is_quiet(&mut idle.upstream.stream) {
+                if idle.is_good(target, now) {
                     idle.upstream.reused = true;
                     return Some(idle.upstream);
                 }
@@ -107,11 +200,12 @@ impl IdlePool {
     }
 
     /// Keeps a connection for the next exchange. Closes it if the activation is over or there are enough.
-    pub fn put(&self, upstream: Upstream, keep: Duration, now: Instant) {
+    pub fn put(&self, mut upstream: Upstream, keep: Duration, now: Instant) {
         if self.retired.load(Ordering::Acquire) || keep.is_zero() {
             return;
         }
         let Some(shelf) = self.shelves.get(upstream.endpoint) else { return };
+        upstream.busy = None;
         shelf.try_with(|shelf| {
             // Looked at again under the lock, which `retire` takes after it has set the flag.
             if shelf.len() < MAX_IDLE && !self.retired.load(Ordering::Acquire) {
@@ -122,10 +216,8 @@ impl IdlePool {
 
     /// Closes connections that are past their time or were closed by the other side.
     pub fn sweep(&self, now: Instant) {
-        for shelf in &self.shelves {
-            shelf.try_with(|shelf| {
-                shelf.retain_mut(|idle| idle.until > now && is_quiet(&mut idle.upstream.stream));
-            });
+        for (shelf, target) in self.shelves.iter().zip(&self.backend.endpoints) {
+            shelf.try_with(|shelf| shelf.retain_mut(|idle| idle.is_good(target, now)));
         }
     }
 }
@@ -144,11 +236,84 @@ impl LanePayload for IdlePool {
     }
 }
 
-/// Whether an idle connection has nothing to say. Told by the socket's readiness, without a system call; if there is
-/// something, it is the end of the stream or bytes that nobody asked for.
+/// Whether an idle connection has nothing to say. Told by the socket's readiness when the worker last waited, without a
+/// system call; if there is something, it is the end of the stream or bytes that nobody asked for.
 fn is_quiet(stream: &mut Stream) -> bool {
     let mut byte = [0];
     Pin::new(stream)
         .poll_read(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut byte))
         .is_pending()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::switching::Address;
+
+    fn pool(count: u16) -> IdlePool {
+        let addresses: Vec<Address> =
+            (1..=count).map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
+        let backend = Backend::new("blue".parse().unwrap(), None, &addresses, Health::Healthy);
+        IdlePool::new(&Arc::new(backend), Arc::default())
+    }
+
+    fn choose(pool: &IdlePool, tried: &mut Tried, now: Instant) -> Option<Choice> {
+        pool.choose(tried, now)
+    }
+
+    #[test]
+    fn the_endpoint_with_the_fewest_exchanges_is_chosen_and_ties_in_turn() {
+        let pool = pool(3);
+        let now = Instant::now();
+        let first = |pool: &IdlePool| choose(pool, &mut Tried::default(), now).unwrap();
+        let (a, b, c) = (first(&pool), first(&pool), first(&pool));
+        let mut all = [a.endpoint, b.endpoint, c.endpoint];
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2], "the load is not spread");
+        let freed = b.endpoint;
+        drop(b);
+        assert_eq!(first(&pool).endpoint, freed);
+        drop((a, c));
+        let turns: Vec<usize> = (0..6).map(|_| first(&pool).endpoint).collect();
+        assert!(
+            (0..3).all(|endpoint| turns.iter().filter(|&&turn| turn == endpoint).count() == 2),
+            "{turns:?}"
+        );
+        assert!(pool.backend.endpoints.iter().all(|endpoint| endpoint.in_flight() == 0));
+    }
+
+    #[test]
+    fn the_unhealthy_and_the_unreachable_come_last_and_each_is_tried_once() {
+        let pool = pool(3);
+        let now = Instant::now();
+        pool.backend.endpoints[0].set_health(Health::Unhealthy);
+        pool.not_reached(1, now);
+        for _ in 0..5 {
+            let mut tried = Tried::default();
+            let order: Vec<usize> =
+                std::iter::from_fn(|| choose(&pool, &mut tried, now)).map(|choice| choice.endpoint).collect();
+            assert_eq!(order, [2, 1, 0]);
+        }
+        let later = now + Duration::from_millis(AVOID_MS + 1);
+        let chosen: Vec<usize> =
+            (0..4).map(|_| choose(&pool, &mut Tried::default(), later).unwrap().endpoint).collect();
+        assert_eq!(
+            chosen.iter().filter(|&&endpoint| endpoint == 1).count(),
+            1,
+            "{chosen:?}: one may try it again"
+        );
+    }
+
+    #[test]
+    fn a_backend_without_a_healthy_endpoint_is_tried_all_the_same() {
+        for count in [1, 3] {
+            let pool = pool(count);
+            assert!(!choose(&pool, &mut Tried::default(), Instant::now()).unwrap().fails_open);
+            pool.backend.endpoints.iter().for_each(|endpoint| endpoint.set_health(Health::Unhealthy));
+            let mut tried = Tried::default();
+            assert!(choose(&pool, &mut tried, Instant::now()).unwrap().fails_open);
+            let left = std::iter::from_fn(|| choose(&pool, &mut tried, Instant::now())).count();
+            assert_eq!(left, usize::from(count) - 1);
+        }
+    }
 }

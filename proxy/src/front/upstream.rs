@@ -10,7 +10,8 @@ use pingora::protocols::Stream;
 use pingora::upstreams::peer::HttpPeer;
 
 use crate::observe::meters::BackendMeters;
-use crate::switching::Address;
+use crate::switching::backend::Busy;
+use crate::switching::{Address, Endpoint};
 
 /// An open connection to an endpoint.
 #[derive(Debug)]
@@ -21,6 +22,10 @@ pub struct Upstream {
     pub endpoint: usize,
     /// Whether it has carried an exchange before.
     pub reused: bool,
+    /// The address it leads to, if the endpoint is a name.
+    pub peer: Option<SocketAddr>,
+    /// Counts the exchange that it carries, where the endpoint is one of several.
+    pub busy: Option<Busy>,
     _open: OpenGuard,
 }
 
@@ -74,45 +79,82 @@ impl Default for Connector {
 }
 
 impl Connector {
-    /// Opens a connection to an endpoint.
+    /// Opens a connection to an endpoint. Never looks up a name: that is done in the background, and only the very
+    /// first lookup is waited for.
     ///
     /// # Errors
     /// It can't be reached in time.
     pub async fn connect(
         &self,
-        address: &Address,
+        target: &Endpoint,
         endpoint: usize,
         timeout: Duration,
         meters: &Arc<BackendMeters>,
         worker: usize,
     ) -> Result<Upstream, ConnectError> {
         let start = Instant::now();
+        let address = &target.address;
         let timed_out = || ConnectError::TimedOut { address: address.clone(), after: timeout };
-        let open = tokio::time::timeout(timeout, self.open(address));
-        let stream = open.await.map_err(|_| timed_out())?;
-        let stream = stream.map_err(|source| ConnectError::Failed { address: address.clone(), source })?;
+        let open = tokio::time::timeout(timeout, self.open(target, timeout));
+        let opened = open.await.map_err(|_| timed_out())?;
+        let (stream, peer) = opened.map_err(|error| match error {
+            OpenError::TimedOut => timed_out(),
+            OpenError::Failed(source) => ConnectError::Failed { address: address.clone(), source },
+        })?;
+        target.reached();
         meters.lane(worker).connect.observe(start.elapsed());
-        Ok(Upstream { stream, endpoint, reused: false, _open: OpenGuard::new(meters) })
+        Ok(Upstream { stream, endpoint, reused: false, peer, busy: None, _open: OpenGuard::new(meters) })
     }
 
-    async fn open(&self, address: &Address) -> Result<Stream, Box<dyn std::error::Error + Send + Sync>> {
-        let peer = match address {
+    async fn open(
+        &self,
+        endpoint: &Endpoint,
+        timeout: Duration,
+    ) -> Result<(Stream, Option<SocketAddr>), OpenError> {
+        let peer = match &endpoint.address {
             Address::Socket(address) => peer(*address),
             Address::Unix(path) => {
                 HttpPeer::new_uds(path.to_str().ok_or("the path is not text")?, false, String::new())?
             }
-            Address::Name(host, port) => {
-                let mut last = None;
-                for address in tokio::net::lookup_host((host.as_str(), *port)).await? {
-                    match self.inner.new_stream(&peer(address)).await {
-                        Ok(stream) => return Ok(stream),
-                        Err(error) => last = Some(error),
-                    }
-                }
-                return Err(last.map_or_else(|| "the name has no address".into(), Into::into));
-            }
+            Address::Name(..) => return self.open_any(endpoint, timeout).await,
         };
-        Ok(self.inner.new_stream(&peer).await?)
+        Ok((self.inner.new_stream(&peer).await?, None))
+    }
+
+    /// Tries all addresses of a name, beginning with another one each time. Each gets a fair share of the time that is
+    /// left, so that one that does not answer leaves some for the others.
+    async fn open_any(
+        &self,
+        endpoint: &Endpoint,
+        timeout: Duration,
+    ) -> Result<(Stream, Option<SocketAddr>), OpenError> {
+        let deadline = Instant::now() + timeout;
+        let found = endpoint.first_resolution().await;
+        let count = found.addresses.len();
+        let first = endpoint.next_turn(count);
+        let mut last = OpenError::from(found.error.as_deref().unwrap_or("the name has no address"));
+        for step in 0..count {
+            let address = found.addresses[(first + step) % count];
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(count - step).unwrap_or(u32::MAX);
+            match tokio::time::timeout(share, self.inner.new_stream(&peer(address))).await {
+                Ok(Ok(stream)) => return Ok((stream, Some(address))),
+                Ok(Err(error)) => last = error.into(),
+                Err(_) => last = OpenError::TimedOut,
+            }
+        }
+        Err(last)
+    }
+}
+
+enum OpenError {
+    TimedOut,
+    Failed(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for OpenError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
     }
 }
 

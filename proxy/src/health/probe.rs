@@ -14,7 +14,7 @@ use uh_protocol::status::ProbeStatus;
 
 use crate::config::HealthCheck;
 use crate::state::time::iso_millis;
-use crate::switching::Address;
+use crate::switching::{Address, Endpoint};
 
 /// A health body is small. Of a larger one, only the head of the message is of interest.
 const MAX_BODY_BYTES: usize = 64 << 10;
@@ -25,9 +25,10 @@ const SHOWN_BODY_BYTES: usize = 300;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Asks an endpoint once. Redirects are not followed: whoever answers from elsewhere is not this backend.
-pub async fn probe(address: &Address, backend: &str, check: &HealthCheck) -> ProbeStatus {
+pub async fn probe(endpoint: &Endpoint, backend: &str, check: &HealthCheck) -> ProbeStatus {
     let start = Instant::now();
-    let result = tokio::time::timeout(check.timeout, ask(address, check)).await;
+    let address = &endpoint.address;
+    let result = tokio::time::timeout(check.timeout, ask(endpoint, check)).await;
     let mut found = match result {
         Ok(Ok((status, location, body))) => judge(status, location.as_deref(), &body, backend, check),
         Ok(Err(error)) => failed(format!("{}: {}", address, chain(&*error))),
@@ -39,13 +40,18 @@ pub async fn probe(address: &Address, backend: &str, check: &HealthCheck) -> Pro
 }
 
 async fn ask(
-    address: &Address,
+    endpoint: &Endpoint,
     check: &HealthCheck,
 ) -> Result<(StatusCode, Option<String>, Bytes), BoxError> {
+    let address = &endpoint.address;
     match address {
         Address::Socket(socket) => exchange(TcpStream::connect(socket).await?, address, check).await,
-        Address::Name(host, port) => {
-            exchange(TcpStream::connect((host.as_str(), *port)).await?, address, check).await
+        Address::Name(..) => {
+            let found = endpoint.first_resolution().await;
+            if found.addresses.is_empty() {
+                return Err(found.error.clone().unwrap_or_default().into());
+            }
+            exchange(TcpStream::connect(&*found.addresses).await?, address, check).await
         }
         Address::Unix(path) => exchange(UnixStream::connect(path).await?, address, check).await,
     }

@@ -1,5 +1,5 @@
 //! Keeps asking: one task for each endpoint of each backend, active or standby, so that there is never more than one
-//! probe of an endpoint in flight.
+//! probe of an endpoint in flight; and another one that looks up its name, if it has one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,11 @@ use tokio::sync::Notify;
 use uh_protocol::{BackendName, ServiceName};
 
 use super::probe::probe;
+use super::resolver;
 use super::streak::Streak;
 use crate::config;
 use crate::front::Board;
-use crate::switching::{Endpoint, Health};
+use crate::switching::{Address, Endpoint, Health};
 
 /// How long a registration may go unnoticed, should its notice be lost.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -28,22 +29,23 @@ pub struct HealthNews {
     pub health: Notify,
 }
 
-/// Probes every endpoint of the switchboard, for ever.
+/// Probes every endpoint of the switchboard and looks up its name, for ever.
 pub async fn run(board: Arc<Board>, news: Arc<HealthNews>) {
-    let mut probed: Vec<Arc<Endpoint>> = Vec::new();
+    let mut known: Vec<Arc<Endpoint>> = Vec::new();
     loop {
         let targets = targets(&board);
-        probed.retain(|endpoint| targets.iter().any(|target| Arc::ptr_eq(&target.endpoint, endpoint)));
+        known.retain(|endpoint| targets.iter().any(|target| Arc::ptr_eq(&target.endpoint, endpoint)));
         for target in targets {
-            if !probed.iter().any(|endpoint| Arc::ptr_eq(endpoint, &target.endpoint)) {
-                probed.push(Arc::clone(&target.endpoint));
-                tokio::spawn(keep_probing(target, Arc::clone(&board), Arc::clone(&news)));
+            if !known.iter().any(|endpoint| Arc::ptr_eq(endpoint, &target.endpoint)) {
+                known.push(Arc::clone(&target.endpoint));
+                look_after(target, &board, &news);
             }
         }
         let _ = tokio::time::timeout(LOOK_EVERY, news.backends.notified()).await;
     }
 }
 
+#[derive(Clone)]
 struct Target {
     service: Arc<config::Service>,
     backend: BackendName,
@@ -52,7 +54,7 @@ struct Target {
 
 fn targets(board: &Board) -> Vec<Target> {
     let mut targets = Vec::new();
-    for state in board.snapshot().services.iter().filter(|state| state.config.health.enabled) {
+    for state in &board.snapshot().services {
         for backend in &state.backends {
             targets.extend(backend.endpoints.iter().map(|endpoint| Target {
                 service: Arc::clone(&state.config),
@@ -64,6 +66,20 @@ fn targets(board: &Board) -> Vec<Target> {
     targets
 }
 
+fn look_after(target: Target, board: &Arc<Board>, news: &Arc<HealthNews>) {
+    if let Address::Name(host, port) = target.endpoint.address.clone() {
+        let (board, target) = (Arc::clone(board), target.clone());
+        let (endpoint, resolve) = (Arc::clone(&target.endpoint), target.service.resolve.clone());
+        tokio::spawn(async move {
+            let look_up = || resolver::lookup(host.clone(), port);
+            resolver::keep_resolving(endpoint, resolve, look_up, || is_registered(&board, &target)).await;
+        });
+    }
+    if target.service.health.enabled {
+        tokio::spawn(keep_probing(target, Arc::clone(board), Arc::clone(news)));
+    }
+}
+
 async fn keep_probing(target: Target, board: Arc<Board>, news: Arc<HealthNews>) {
     let check = &target.service.health;
     let mut streak = Streak::default();
@@ -71,7 +87,7 @@ async fn keep_probing(target: Target, board: Arc<Board>, news: Arc<HealthNews>) 
         if !is_registered(&board, &target) {
             return;
         }
-        let found = probe(&target.endpoint.address, target.backend.as_str(), check).await;
+        let found = probe(&target.endpoint, target.backend.as_str(), check).await;
         let before = target.endpoint.health();
         let after = streak.add(found.ok, check.healthy_after, check.unhealthy_after);
         if before != after {

@@ -106,6 +106,8 @@ pub struct BackendLane {
     /// Of upstream connection attempts that succeeded.
     pub connect: Histogram,
     retries: [AtomicU64; RETRY_REASONS.len()],
+    retries_refused: AtomicU64,
+    failed_open: AtomicU64,
     cut: AtomicU64,
 }
 
@@ -116,6 +118,8 @@ impl BackendLane {
             duration: Histogram::default(),
             connect: Histogram::default(),
             retries: std::array::from_fn(|_| AtomicU64::new(0)),
+            retries_refused: AtomicU64::new(0),
+            failed_open: AtomicU64::new(0),
             cut: AtomicU64::new(0),
         }
     }
@@ -130,6 +134,16 @@ impl BackendLane {
     /// Counts a retry.
     pub fn retried(&self, reason: RetryReason) {
         add(&self.retries[reason as usize], 1);
+    }
+
+    /// Counts a retry that was not made because the budget was used up.
+    pub fn retry_refused(&self) {
+        add(&self.retries_refused, 1);
+    }
+
+    /// Counts an attempt on a backend of which no endpoint passes its probes.
+    pub fn failed_open(&self) {
+        add(&self.failed_open, 1);
     }
 
     /// Counts an exchange that a drain or the end of the process cut.
@@ -161,6 +175,10 @@ pub struct BackendReading {
     pub connect: HistogramReading,
     /// By reason.
     pub retries: [u64; RETRY_REASONS.len()],
+    /// Retries not made because the budget was used up.
+    pub retries_refused: u64,
+    /// Attempts while no endpoint passed its probes.
+    pub failed_open: u64,
     /// Exchanges cut.
     pub cut: u64,
 }
@@ -205,6 +223,8 @@ impl BackendMeters {
             duration: self.histogram(|lane| &lane.duration),
             connect: self.histogram(|lane| &lane.connect),
             retries: std::array::from_fn(|reason| self.total(|lane| &lane.retries[reason])),
+            retries_refused: self.total(|lane| &lane.retries_refused),
+            failed_open: self.total(|lane| &lane.failed_open),
             cut: self.total(|lane| &lane.cut),
         }
     }

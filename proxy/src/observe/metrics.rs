@@ -214,6 +214,14 @@ impl Metrics {
             "Time that upstream connections took to open.",
         );
         let mut retries = Family::counter("retries_total", "Exchanges tried again, by reason.");
+        let mut refused = Family::counter(
+            "retry_budget_exhausted_total",
+            "Retries that were not made because the retry budget was used up.",
+        );
+        let mut failed_open = Family::counter(
+            "backend_fail_open_total",
+            "Attempts on a backend of which no endpoint passes its probes.",
+        );
         let mut cut =
             Family::counter("drain_cut_total", "Exchanges cut by a drain or by the end of the process.");
         let snapshot = self.board.snapshot();
@@ -245,6 +253,8 @@ impl Metrics {
                 for (reason, count) in RETRY_REASONS.iter().zip(reading.retries) {
                     retries.add(&with("reason", reason), count as f64);
                 }
+                refused.add(&labels, reading.retries_refused as f64);
+                failed_open.add(&labels, reading.failed_open as f64);
                 cut.add(&labels, reading.cut as f64);
             }
         }
@@ -259,6 +269,8 @@ impl Metrics {
             duration,
             connect,
             retries,
+            refused,
+            failed_open,
             cut,
         ]
         .map(Family::done)

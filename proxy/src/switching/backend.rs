@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use uh_protocol::BackendName;
 use uh_protocol::status::ProbeStatus;
 
@@ -17,7 +18,7 @@ use uh_protocol::status::ProbeStatus;
 pub enum Address {
     /// An IP address and a port.
     Socket(SocketAddr),
-    /// A host name and a port, looked up at every connect.
+    /// A host name and a port, looked up in the background.
     Name(String, u16),
     /// The path of a Unix socket.
     Unix(PathBuf),
@@ -87,6 +88,15 @@ impl Health {
     }
 }
 
+/// What the last lookups of a name found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolution {
+    /// Where the name leads: what the last good lookup found, so empty only if there was none.
+    pub addresses: Box<[SocketAddr]>,
+    /// Why the last lookup failed, if it did.
+    pub error: Option<String>,
+}
+
 /// One address of a backend, and what the prober last found there.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -96,6 +106,29 @@ pub struct Endpoint {
     last_probe: Mutex<Option<ProbeStatus>>,
     /// The app's version as the last probe reported it; apart from the probe, so that a request can read it.
     reported_version: ArcSwapOption<String>,
+    /// Where the name leads, once it has been looked up.
+    resolution: ArcSwapOption<Resolution>,
+    looked_up: Notify,
+    /// Which of the name's addresses is next.
+    turn: AtomicUsize,
+    load: Arc<Load>,
+    /// Until when others come first, because a connect has failed; 0: they don't.
+    avoid_until_ms: AtomicU64,
+}
+
+/// How many exchanges an endpoint carries, counted by all workers; apart from what requests only read.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Load(AtomicUsize);
+
+/// One exchange that an endpoint carries, or is about to.
+#[derive(Debug)]
+pub struct Busy(Arc<Load>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Endpoint {
@@ -107,6 +140,96 @@ impl Endpoint {
             health: AtomicU8::new(health as u8),
             last_probe: Mutex::default(),
             reported_version: ArcSwapOption::empty(),
+            resolution: ArcSwapOption::empty(),
+            looked_up: Notify::new(),
+            turn: AtomicUsize::new(0),
+            load: Arc::default(),
+            avoid_until_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// Exchanges that it carries, of all workers.
+    pub fn in_flight(&self) -> usize {
+        self.load.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more, for as long as the value lives.
+    pub fn begin(&self) -> Busy {
+        self.load.0.fetch_add(1, Ordering::Relaxed);
+        Busy(Arc::clone(&self.load))
+    }
+
+    /// A connect has failed: until then, others come first. Milliseconds on the caller's clock.
+    pub fn avoid_until(&self, until_ms: u64) {
+        self.avoid_until_ms.store(until_ms.max(1), Ordering::Relaxed);
+    }
+
+    /// It was reached.
+    pub fn reached(&self) {
+        if self.avoid_until_ms.load(Ordering::Relaxed) != 0 {
+            self.avoid_until_ms.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether others come first, because a connect has failed lately.
+    pub fn is_avoided(&self, now_ms: u64) -> bool {
+        self.avoid_until_ms.load(Ordering::Relaxed) > now_ms
+    }
+
+    /// Whether the caller may try it. If it was to be avoided until now, one caller may, and the others go on avoiding
+    /// it until then.
+    pub fn may_try(&self, now_ms: u64, until_ms: u64) -> bool {
+        let before = self.avoid_until_ms.load(Ordering::Relaxed);
+        let order = Ordering::Relaxed;
+        before == 0
+            || before > now_ms
+            || self.avoid_until_ms.compare_exchange(before, until_ms, order, order).is_ok()
+    }
+
+    /// For the resolver: what a lookup found, or why it found nothing. Then the last good addresses stay.
+    pub fn looked_up(&self, found: Result<Box<[SocketAddr]>, String>) {
+        let resolution = match found {
+            Ok(addresses) => Resolution { addresses, error: None },
+            Err(error) => {
+                let addresses =
+                    self.resolution.load().as_ref().map_or_else(Box::default, |r| r.addresses.clone());
+                Resolution { addresses, error: Some(error) }
+            }
+        };
+        self.resolution.store(Some(Arc::new(resolution)));
+        self.looked_up.notify_waiters();
+    }
+
+    /// Where its name leads now, as far as is known.
+    pub fn resolution(&self) -> Option<Arc<Resolution>> {
+        self.resolution.load_full()
+    }
+
+    /// Where its name leads now; waits until it has been looked up for the first time.
+    pub async fn first_resolution(&self) -> Arc<Resolution> {
+        loop {
+            let looked_up = self.looked_up.notified();
+            tokio::pin!(looked_up);
+            looked_up.as_mut().enable();
+            if let Some(resolution) = self.resolution() {
+                return resolution;
+            }
+            looked_up.await;
+        }
+    }
+
+    /// Which of `count` addresses of the name is next.
+    pub fn next_turn(&self, count: usize) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed) % count.max(1)
+    }
+
+    /// Whether a connection to this address of it is still one to where it leads.
+    pub fn leads_to(&self, peer: Option<SocketAddr>) -> bool {
+        match (&self.address, peer) {
+            (Address::Name(..), Some(peer)) => {
+                self.resolution.load().as_ref().is_some_and(|found| found.addresses.contains(&peer))
+            }
+            _ => true,
         }
     }
 
@@ -211,6 +334,34 @@ mod tests {
         ] {
             assert!(text.parse::<Address>().is_err(), "{text:?} passed");
         }
+    }
+
+    #[test]
+    fn a_failed_lookup_keeps_the_last_good_addresses() {
+        let endpoint = Endpoint::new("blue:80".parse().unwrap(), Health::Unknown);
+        let (one, two): (SocketAddr, SocketAddr) =
+            ("192.0.2.1:80".parse().unwrap(), "192.0.2.2:80".parse().unwrap());
+        endpoint.looked_up(Err("no such host".to_owned()));
+        assert_eq!(endpoint.resolution().unwrap().addresses.len(), 0);
+        endpoint.looked_up(Ok([one].into()));
+        endpoint.looked_up(Err("timed out".to_owned()));
+        let found = endpoint.resolution().unwrap();
+        assert_eq!((&found.addresses[..], found.error.as_deref()), (&[one][..], Some("timed out")));
+        assert!(endpoint.leads_to(Some(one)));
+        endpoint.looked_up(Ok([two].into()));
+        assert!(!endpoint.leads_to(Some(one)), "a connection to where the name led before is kept");
+    }
+
+    #[test]
+    fn one_caller_at_a_time_tries_an_endpoint_that_could_not_be_reached() {
+        let endpoint = Endpoint::new("127.0.0.1:1".parse().unwrap(), Health::Unknown);
+        assert!(!endpoint.is_avoided(0) && endpoint.may_try(0, 1000));
+        endpoint.avoid_until(1000);
+        assert!(endpoint.is_avoided(999) && !endpoint.is_avoided(1000));
+        assert!(endpoint.may_try(1000, 2000), "nobody tries it again");
+        assert!(endpoint.is_avoided(1500), "the second caller tries it too");
+        endpoint.reached();
+        assert!(!endpoint.is_avoided(1500));
     }
 
     #[test]

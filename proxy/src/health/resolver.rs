@@ -1,0 +1,156 @@
+//! Looks up the names of endpoints, again and again, so that no request ever has to: one task for each name. A lookup
+//! that fails changes nothing about where the name led before, and nobody waits for one but the very first request.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::Resolve;
+use crate::switching::Endpoint;
+
+/// How many of a name's addresses are used.
+const MAX_ADDRESSES: usize = 16;
+
+/// From one lookup to the next while a name has led nowhere yet.
+const FIRST_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Asks the system where a name leads.
+///
+/// # Errors
+/// Why it leads nowhere.
+pub async fn lookup(host: String, port: u16) -> Result<Box<[SocketAddr]>, String> {
+    let found = tokio::net::lookup_host((host.as_str(), port)).await.map_err(|e| e.to_string())?;
+    let mut addresses: Vec<SocketAddr> = found.collect();
+    // In an order of our own: a resolver that turns them round would look like one that has news.
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.truncate(MAX_ADDRESSES);
+    if addresses.is_empty() { Err("the name has no address".to_owned()) } else { Ok(addresses.into()) }
+}
+
+/// Keeps an endpoint's addresses up to date for as long as `is_wanted`. There is never more than one lookup of it at a
+/// time: one that overruns its time is told as a failure, and then waited for.
+pub async fn keep_resolving<L>(
+    endpoint: Arc<Endpoint>,
+    resolve: Resolve,
+    look_up: impl Fn() -> L,
+    is_wanted: impl Fn() -> bool,
+) where
+    L: Future<Output = Result<Box<[SocketAddr]>, String>>,
+{
+    while is_wanted() {
+        let lookup = look_up();
+        tokio::pin!(lookup);
+        let found = match tokio::time::timeout(resolve.timeout, &mut lookup).await {
+            Ok(found) => found,
+            Err(_) => {
+                tell(&endpoint, Err(format!("no answer within {} ms", resolve.timeout.as_millis())));
+                lookup.await
+            }
+        };
+        tell(&endpoint, found);
+        let leads_nowhere = endpoint.resolution().is_none_or(|found| found.addresses.is_empty());
+        let pause = if leads_nowhere { resolve.interval.min(FIRST_INTERVAL) } else { resolve.interval };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Hands on what was found; says so if it is news.
+fn tell(endpoint: &Endpoint, found: Result<Box<[SocketAddr]>, String>) {
+    let before = endpoint.resolution();
+    let (had, failing) = match &before {
+        Some(before) => (&before.addresses[..], before.error.is_some()),
+        None => (&[][..], false),
+    };
+    let address = &endpoint.address;
+    match &found {
+        Ok(addresses) if failing || **addresses != *had => {
+            tracing::info!(endpoint = %address, ?addresses, "name looked up");
+        }
+        Err(error) if !failing => {
+            tracing::warn!(endpoint = %address, error, still = ?had, "name not looked up; its last addresses stay");
+        }
+        _ => {}
+    }
+    endpoint.looked_up(found);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::switching::Health;
+
+    const RESOLVE: Resolve =
+        Resolve { interval: Duration::from_millis(1), timeout: Duration::from_millis(20) };
+
+    fn endpoint() -> Arc<Endpoint> {
+        Arc::new(Endpoint::new("blue:80".parse().unwrap(), Health::Unknown))
+    }
+
+    fn at(host: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, host], 80))
+    }
+
+    /// Answers with the first of these, then the second …; the last one for ever.
+    fn answers<T: Clone>(answers: Vec<T>) -> impl Fn() -> T {
+        let next = AtomicUsize::new(0);
+        move || answers[next.fetch_add(1, Ordering::SeqCst).min(answers.len() - 1)].clone()
+    }
+
+    async fn until(endpoint: &Endpoint, wanted: impl Fn(&[SocketAddr], bool) -> bool) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while !endpoint.resolution().is_some_and(|found| wanted(&found.addresses, found.error.is_some())) {
+            assert!(tokio::time::Instant::now() < deadline, "{:?}", endpoint.resolution());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_moves_is_followed_and_one_that_fails_stays() {
+        let endpoint = endpoint();
+        let found = answers(vec![
+            Err("no such host".to_owned()),
+            Ok([at(1)].into()),
+            Ok([at(2), at(3)].into()),
+            Err("gone".to_owned()),
+        ]);
+        let running = Arc::clone(&endpoint);
+        let task = tokio::spawn(async move {
+            keep_resolving(running, RESOLVE, || std::future::ready(found()), || true).await;
+        });
+        until(&endpoint, |addresses, failing| addresses == [at(2), at(3)] && failing).await;
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_hangs_is_told_and_never_doubled() {
+        let endpoint = endpoint();
+        endpoint.looked_up(Ok([at(1)].into()));
+        let running = Arc::new(AtomicUsize::new(0));
+        let (counted, target) = (Arc::clone(&running), Arc::clone(&endpoint));
+        let task = tokio::spawn(async move {
+            let hang = || {
+                assert_eq!(counted.fetch_add(1, Ordering::SeqCst), 0, "two lookups at once");
+                std::future::pending()
+            };
+            keep_resolving(target, RESOLVE, hang, || true).await;
+        });
+        until(&endpoint, |addresses, failing| addresses == [at(1)] && failing).await;
+        tokio::time::sleep(3 * RESOLVE.timeout).await;
+        assert_eq!(running.load(Ordering::SeqCst), 1);
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn whoever_comes_first_waits_for_the_first_lookup() {
+        let endpoint = endpoint();
+        let waiting = Arc::clone(&endpoint);
+        let waiter = tokio::spawn(async move { waiting.first_resolution().await });
+        tokio::task::yield_now().await;
+        endpoint.looked_up(Ok([at(1)].into()));
+        assert_eq!(*waiter.await.unwrap().addresses, [at(1)]);
+    }
+}
