@@ -1,7 +1,8 @@
 //! The admin side, on a thread of its own, so that a saturated data path can't delay it: [`control`] is what can be
-//! asked of the front door, [`api`] its HTTP form, [`server`] serves that, [`socket`] guards the door.
+//! asked of the front door, [`reload`] one thing in particular, [`api`] its HTTP form, [`server`] serves that, [`socket`] guards the door.
 
 pub mod api;
 pub mod control;
+pub mod reload;
 pub mod server;
 pub mod socket;

@@ -3,6 +3,7 @@
 //!
 //! [`load`] reads a file, [`parse`] a text; the values here are what the rest of the program works with.
 
+pub mod changes;
 mod network;
 mod reader;
 mod server;
@@ -76,9 +77,15 @@ impl fmt::Display for Mistakes {
 /// # Errors
 /// The file can't be read, is not TOML, or has mistakes.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-    parse(&text)
+    parse(&read(path)?)
+}
+
+/// Reads a configuration file, and checks nothing.
+///
+/// # Errors
+/// The file can't be read.
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
 }
 
 /// Checks a configuration.

@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`config`] says what there is; [`switching`] decides which backend gets a request, and counts;
 //! [`http1`] understands messages; [`front`] carries them; [`health`] probes; [`state`] remembers; [`observe`] tells;
-//! [`admin`] takes orders; [`run`] puts it all together; [`cli`] is what an operator types.
+//! [`admin`] takes orders; [`systemd`] speaks with the service manager; [`run`] puts it all together; [`cli`] is what an operator types.
 
 pub mod admin;
 pub mod cli;
@@ -16,3 +16,4 @@ pub mod observe;
 pub mod run;
 pub mod state;
 pub mod switching;
+pub mod systemd;

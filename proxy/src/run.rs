@@ -8,28 +8,33 @@
 //! access-log      writes the access log
 //! ```
 
-use std::io;
-use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+mod supervise;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::channel;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, Notify, watch};
 
 use crate::admin::control::Control;
+use crate::admin::reload::Reloading;
 use crate::admin::server;
 use crate::admin::socket::{Access, AdminSocket, SocketError};
 use crate::config::{Config, Server};
 use crate::front::Board;
 use crate::front::admission::Admission;
-use crate::front::attention::{Bell, Stage};
+use crate::front::attention::Bell;
 use crate::front::pool::{Graveyard, IdlePool};
 use crate::front::settings::{Settings, SettingsCell};
 use crate::front::upstream::Connector;
-use crate::front::worker::{self, Worker};
+use crate::front::worker::{self, Holder, Listener, Worker};
 use crate::health::prober::{self, HealthNews};
 use crate::observe::access_log::{self, LogLane};
 use crate::observe::meters::Meters;
@@ -38,9 +43,20 @@ use crate::state::file::StateFile;
 use crate::state::keeper::Keeper;
 use crate::state::store::{Store, StoreError};
 use crate::switching::Backend;
+use crate::systemd::{self, Inherited, InheritedError};
 
-/// After exchanges in flight have been cut, how long their connections may take to end.
-const CUT_GRACE: Duration = Duration::from_secs(1);
+/// What the front door starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// The configuration file, for when it is read again.
+    pub path: PathBuf,
+    /// Its text.
+    pub text: String,
+    /// What that says.
+    pub config: Config,
+    /// Sockets that the service manager has passed.
+    pub inherited: Inherited,
+}
 
 /// Why the front door did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +75,9 @@ pub enum RunError {
     /// The admin socket can't be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// A socket that the service manager has passed can't be used.
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
     /// The state file can't be had.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -85,7 +104,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 
 /// Everything that must be had before the first request: if one of them can't be, nothing has begun.
 struct Bound {
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     metrics: Option<TcpListener>,
     admin: AdminSocket,
     store: Store,
@@ -96,10 +115,12 @@ struct Bound {
 ///
 /// # Errors
 /// It can't start; then nothing has begun. Or a worker thread has died.
-pub fn run(config: &Config) -> Result<(), RunError> {
+pub fn run(start: Start) -> Result<(), RunError> {
+    let Start { path, text, config, inherited } = start;
+    let config = &config;
     let started = Instant::now();
     let settings = Settings::load(&config.server).map_err(system("use the configuration"))?;
-    let bound = bind(&config.server)?;
+    let bound = bind(&config.server, inherited)?;
     let descriptors = raise_descriptor_limit();
     let mut loaded = bound.store.load();
     loaded.warnings.extend(unknown_actives(config, loaded.state.as_ref()));
@@ -129,7 +150,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
             "server.limits.connections is more than the limit of file descriptors allows; raise that limit"
         );
     }
-    let (lanes, log_writer) = access_log::start(&config.server.access_log, workers, &meters)
+    let log = access_log::start(&config.server.access_log, workers, &meters)
         .map_err(system("open the access log"))?;
     let (stop, stopped) = watch::channel(false);
     let listen = addresses(&bound.listeners)?;
@@ -143,8 +164,16 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         board: Arc::clone(&board),
         keeper,
         meters: Arc::clone(&meters),
-        bells: bells.clone(),
-        settings,
+        bells,
+        reloading: Reloading {
+            path,
+            text: Mutex::new(text.clone()),
+            text_at_start: text,
+            settings,
+            outlet: log.outlet,
+            wanted: Notify::new(),
+        },
+        admin_heartbeat: AtomicU64::new(0),
         news: Arc::default(),
         started,
         listen: listen.clone(),
@@ -154,9 +183,9 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     // The state on disk is brought in line with what is served from the first moment on.
     control.persist_later();
     let (events, inbox) = channel();
-    let threads = start_workers(&control, &graveyard, &admission, lanes, &bound.listeners, &stopped)?;
-    start_joiner(threads, log_writer, events.clone()).map_err(system("start a thread"))?;
-    start_signals(bound.signals, events).map_err(system("start a thread"))?;
+    let threads = start_workers(&control, &graveyard, &admission, log.lanes, &bound.listeners, &stopped)?;
+    supervise::start_joiner(threads, log.writer, events.clone()).map_err(system("start a thread"))?;
+    supervise::start_signals(bound.signals, events).map_err(system("start a thread"))?;
     let admin = bound.admin.listener().map_err(system("share the admin socket"))?;
     start_admin(admin, bound.metrics, &control, &config.server).map_err(system("start the admin thread"))?;
     // The workers have listening sockets of their own: when they close theirs, the port is closed.
@@ -165,22 +194,26 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         tracing::info!(service = %state.config.name, active = %state.active_backend().name, "serving");
     }
     tracing::info!(listen = ?listen, workers, descriptors, most_connections, pid = std::process::id(), "ready");
-    supervise(&inbox, &stop, &bells, &meters, config.server.shutdown_timeout)
+    systemd::ready(&format!("serving, generation {}", board.snapshot().generation));
+    supervise::supervise(&inbox, &stop, &control)
 }
 
-fn bind(server: &Server) -> Result<Bound, RunError> {
-    let listen = |address: &std::net::SocketAddr, key| {
-        worker::bind(*address).map_err(|source| RunError::Bind { address: address.to_string(), key, source })
+fn bind(server: &Server, mut inherited: Inherited) -> Result<Bound, RunError> {
+    let mut listen = |address: &SocketAddr, key| match inherited.claim(*address) {
+        Some(socket) => Ok(Listener { socket, holder: Holder::ServiceManager }),
+        None => worker::bind(*address)
+            .map(|socket| Listener { socket, holder: Holder::Us })
+            .map_err(|source| RunError::Bind { address: address.to_string(), key, source }),
     };
-    let signals = Signals::new([SIGTERM, SIGINT]).map_err(system("handle signals"))?;
+    let listeners: Vec<Listener> =
+        server.listen.iter().map(|address| listen(address, "server.listen")).collect::<Result<_, _>>()?;
+    let metrics = server.metrics.as_ref().map(|address| listen(address, "server.metrics")).transpose()?;
+    inherited.finish()?;
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system("handle signals"))?;
     let access = if server.admin_users.is_empty() { Access::Owner } else { Access::Listed };
     Ok(Bound {
-        listeners: server
-            .listen
-            .iter()
-            .map(|address| listen(address, "server.listen"))
-            .collect::<Result<_, _>>()?,
-        metrics: server.metrics.as_ref().map(|address| listen(address, "server.metrics")).transpose()?,
+        listeners,
+        metrics: metrics.map(|listener| listener.socket),
         admin: AdminSocket::bind(&server.admin_socket, access)?,
         store: Store::open(&server.state_file)?,
         signals,
@@ -236,8 +269,8 @@ fn unknown_actives(config: &Config, state: Option<&StateFile>) -> Vec<String> {
     config.services.iter().filter_map(warn).collect()
 }
 
-fn addresses(listeners: &[TcpListener]) -> Result<Vec<String>, RunError> {
-    let address = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string());
+fn addresses(listeners: &[Listener]) -> Result<Vec<String>, RunError> {
+    let address = |listener: &Listener| listener.socket.local_addr().map(|address| address.to_string());
     listeners.iter().map(address).collect::<io::Result<_>>().map_err(system("tell the bound addresses"))
 }
 
@@ -246,7 +279,7 @@ fn start_workers(
     graveyard: &Arc<Graveyard>,
     admission: &Arc<Admission>,
     lanes: Vec<LogLane>,
-    listeners: &[TcpListener],
+    listeners: &[Listener],
     stopped: &watch::Receiver<bool>,
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
     let worker = |index, log, bell: &Arc<Bell>, settings: &Arc<SettingsCell>| {
@@ -260,58 +293,16 @@ fn start_workers(
             connector: Connector::default(),
             graveyard: Arc::clone(graveyard),
             log,
-            all_gone: tokio::sync::Notify::new(),
+            all_gone: Notify::new(),
         };
         worker::spawn(Arc::new(worker), listeners, stopped.clone())
     };
-    let own = control.bells.iter().zip(&control.settings);
+    let own = control.bells.iter().zip(&control.reloading.settings);
     let workers = lanes.into_iter().zip(own).enumerate();
     workers
         .map(|(index, (log, (bell, settings)))| worker(index, log, bell, settings))
         .collect::<io::Result<_>>()
         .map_err(system("start a worker"))
-}
-
-/// What the main thread waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Event {
-    /// SIGTERM or SIGINT.
-    Signal(i32),
-    /// A worker has ended.
-    WorkerEnded,
-    /// All workers have, and every log line is written.
-    AllEnded,
-}
-
-fn start_joiner(workers: Vec<JoinHandle<()>>, log: JoinHandle<()>, events: Sender<Event>) -> io::Result<()> {
-    let watch = |worker: JoinHandle<()>| {
-        let events = events.clone();
-        thread::Builder::new().name("joiner".to_owned()).spawn(move || {
-            let _ = worker.join();
-            let _ = events.send(Event::WorkerEnded);
-        })
-    };
-    let watchers = workers.into_iter().map(watch).collect::<io::Result<Vec<_>>>()?;
-    thread::Builder::new().name("joiner".to_owned()).spawn(move || {
-        for watcher in watchers {
-            let _ = watcher.join();
-        }
-        // With the last worker its log lanes are gone, and the writing thread ends when it has written everything.
-        let _ = log.join();
-        let _ = events.send(Event::AllEnded);
-    })?;
-    Ok(())
-}
-
-fn start_signals(mut signals: Signals, events: Sender<Event>) -> io::Result<()> {
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for signal in signals.forever() {
-            if events.send(Event::Signal(signal)).is_err() {
-                return;
-            }
-        }
-    })?;
-    Ok(())
 }
 
 fn start_admin(
@@ -335,6 +326,8 @@ fn start_admin(
                 tokio::spawn(server::serve_metrics(metrics, Arc::clone(&control)));
             }
             tokio::spawn(prober::run(Arc::clone(&control.board), Arc::clone(&control.news)));
+            tokio::spawn(Arc::clone(&control).reload_when_wanted());
+            tokio::spawn(supervise::beat(Arc::clone(&control)));
             tokio::spawn(persist_health(Arc::clone(&control), Arc::clone(&control.news)));
             server::serve_admin(socket, control, users).await;
         });
@@ -347,50 +340,5 @@ async fn persist_health(control: Arc<Control>, news: Arc<HealthNews>) {
     loop {
         news.health.notified().await;
         control.persist_later();
-    }
-}
-
-/// Waits for the order to stop, and carries it out.
-fn supervise(
-    inbox: &Receiver<Event>,
-    stop: &watch::Sender<bool>,
-    bells: &[Arc<Bell>],
-    meters: &Meters,
-    timeout: Duration,
-) -> Result<(), RunError> {
-    match inbox.recv() {
-        Ok(Event::Signal(signal)) => {
-            let open = meters.sum(|worker| &worker.client_active);
-            tracing::info!(signal, in_flight = open, timeout_s = timeout.as_secs(), "stopping");
-        }
-        Ok(Event::WorkerEnded | Event::AllEnded) | Err(_) => return Err(RunError::WorkerLost),
-    }
-    bells.iter().for_each(|bell| bell.advance(Stage::Stopping));
-    stop.send_replace(true);
-    match next_but_workers(inbox, timeout) {
-        Some(Event::Signal(_)) => {
-            let cut = meters.sum(|worker| &worker.client_active);
-            tracing::warn!(cut, "a second signal: ending at once");
-        }
-        Some(_) => tracing::info!("stopped; nothing was cut"),
-        None => {
-            let cut = meters.sum(|worker| &worker.client_active);
-            bells.iter().for_each(|bell| bell.advance(Stage::Cutting));
-            let _ended = next_but_workers(inbox, CUT_GRACE);
-            tracing::warn!(cut, "stopped at the shutdown timeout; exchanges were cut");
-        }
-    }
-    Ok(())
-}
-
-/// The next event but the end of a single worker; `None`: none came in time.
-fn next_but_workers(inbox: &Receiver<Event>, timeout: Duration) -> Option<Event> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        match inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Event::WorkerEnded) => {}
-            Ok(event) => return Some(event),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
-        }
     }
 }

@@ -25,6 +25,8 @@ pub enum Code {
     BackendActive,
     /// The request is malformed, too large or out of range.
     InvalidRequest,
+    /// The configuration file can't be used as it is.
+    InvalidConfiguration,
     /// The peer's user may not do this.
     Forbidden,
     /// Too many admin connections at once.
@@ -45,6 +47,7 @@ impl Code {
             Self::UnknownService | Self::UnknownBackend | Self::UnknownCall => 404,
             Self::MethodNotAllowed => 405,
             Self::BackendUnhealthy | Self::Conflict | Self::BackendActive => 409,
+            Self::InvalidConfiguration => 422,
             Self::Internal => 500,
             Self::NotSupported => 501,
             Self::Busy => 503,
@@ -54,7 +57,14 @@ impl Code {
     /// Whether the front door understood and declined, so that asking again as things stand is of no use.
     #[must_use]
     pub fn is_refusal(self) -> bool {
-        matches!(self, Self::BackendUnhealthy | Self::Conflict | Self::BackendActive | Self::Forbidden)
+        matches!(
+            self,
+            Self::BackendUnhealthy
+                | Self::Conflict
+                | Self::BackendActive
+                | Self::InvalidConfiguration
+                | Self::Forbidden
+        )
     }
 }
 
@@ -91,6 +101,7 @@ impl Problem {
             Code::Conflict => "conflict",
             Code::BackendActive => "backend active",
             Code::InvalidRequest => "invalid request",
+            Code::InvalidConfiguration => "invalid configuration",
             Code::Forbidden => "forbidden",
             Code::Busy => "busy",
             Code::NotSupported => "not supported",

@@ -138,4 +138,7 @@ pub struct Reloaded {
     pub generation: u64,
     /// What is different now, as keys of the configuration.
     pub changed: Vec<String>,
+    /// What is different in the file, and is not in force until the front door is started anew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs_restart: Vec<String>,
 }

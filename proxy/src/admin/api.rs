@@ -12,6 +12,7 @@ use uh_protocol::problem::PROBLEM_MEDIA_TYPE;
 use uh_protocol::{BackendName, Code, Problem};
 
 use super::control::Control;
+use super::reload::Asked;
 use super::server::{BODY_TIMEOUT, MAX_BODY_BYTES};
 use super::socket::Peer;
 
@@ -66,7 +67,11 @@ async fn dispatch(
                     .await?,
             )
         }
-        (["v1", "services", _, "maintenance"] | ["v1", "reload"], &Method::POST) => Err(Problem::new(
+        (["v1", "reload"], &Method::POST) => {
+            let control = Arc::clone(control);
+            json(&to_its_end(async move { control.reload(Asked::By(peer)).await }).await?)
+        }
+        (["v1", "services", _, "maintenance"], &Method::POST) => Err(Problem::new(
             Code::NotSupported,
             "not supported yet by this version of uh-proxy; nothing has changed",
         )),

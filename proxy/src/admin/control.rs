@@ -1,6 +1,7 @@
 //! What can be asked of a running front door. Each change is: check → swap → persist → reply, and one audit line.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -10,12 +11,12 @@ use uh_protocol::request::{
 use uh_protocol::status::{BackendStatus, EndpointStatus, ProxyStatus, Role, ServiceStatus, Status};
 use uh_protocol::{BackendName, Code, Problem, ServiceName};
 
+use super::reload::Reloading;
 use super::socket::Peer;
 use crate::config::MAX_ENDPOINTS;
 use crate::fault;
 use crate::front::Board;
 use crate::front::attention::{Bell, Stage};
-use crate::front::settings::SettingsCell;
 use crate::health::prober::HealthNews;
 use crate::observe::meters::Meters;
 use crate::observe::metrics::{Metrics, SwitchResult};
@@ -46,8 +47,10 @@ pub struct Control {
     pub metrics: Metrics,
     /// Wakes the workers' connections.
     pub bells: Vec<Arc<Bell>>,
-    /// What a reload may change, for each worker.
-    pub settings: Vec<Arc<SettingsCell>>,
+    /// What a reload needs.
+    pub reloading: Reloading,
+    /// Grows as long as the admin thread makes progress.
+    pub admin_heartbeat: AtomicU64,
     /// Wakes the prober.
     pub news: Arc<HealthNews>,
     /// When the process started.
@@ -293,7 +296,7 @@ impl Control {
         }
     }
 
-    async fn persist(&self) -> Result<(), String> {
+    pub(super) async fn persist(&self) -> Result<(), String> {
         match StateFile::of(&self.board) {
             Some(state) => self.keeper.wait(self.keeper.submit(state, Change::Routing)).await,
             None => Ok(()),
@@ -330,7 +333,9 @@ impl Control {
             Refusal::UnknownBackend { .. } => Code::UnknownBackend,
             Refusal::NotActive { .. } | Refusal::OtherGeneration { .. } => Code::Conflict,
             Refusal::Unhealthy { .. } => Code::BackendUnhealthy,
-            Refusal::Active { .. } | Refusal::ActiveMoved { .. } => Code::BackendActive,
+            Refusal::Active { .. } | Refusal::ActiveMoved { .. } | Refusal::ActiveRemoved { .. } => {
+                Code::BackendActive
+            }
         };
         let mut detail = refusal.to_string();
         if let Refusal::Unhealthy { backend, health, .. } = refusal {

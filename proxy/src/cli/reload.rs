@@ -9,14 +9,15 @@ pub(super) fn reload(args: &ReloadArgs) -> Done {
         let reloaded = target::client(&args.client).reload().await?;
         if args.client.json {
             say_json(&reloaded)?;
-        } else if reloaded.changed.is_empty() {
-            say(format_args!("nothing is different (generation {})", reloaded.generation))?;
-        } else {
-            say(format_args!(
-                "changed: {} (generation {})",
-                reloaded.changed.join(", "),
-                reloaded.generation
-            ))?;
+            return Ok(Exit::Done);
+        }
+        let what = match reloaded.changed.join(", ") {
+            none if none.is_empty() => "reloaded: nothing is different".to_owned(),
+            changed => format!("reloaded: {changed}"),
+        };
+        say(format_args!("{what} (generation {})", reloaded.generation))?;
+        if !reloaded.needs_restart.is_empty() {
+            say(format_args!("not in force before a restart: {}", reloaded.needs_restart.join(", ")))?;
         }
         Ok(Exit::Done)
     })

@@ -6,11 +6,16 @@ use anyhow::Context as _;
 
 use super::exit::Exit;
 use super::{Done, log};
-use crate::{config, run};
+use crate::config;
+use crate::run::{self, Start};
+use crate::systemd::Inherited;
 
 pub(super) fn run(path: &Path) -> Done {
-    let config = config::load(path).with_context(|| format!("{} can't be used", path.display()))?;
+    let inherited = Inherited::take().context("uh-proxy can't run")?;
+    let unusable = || format!("{} can't be used", path.display());
+    let text = config::read(path).with_context(unusable)?;
+    let config = config::parse(&text).with_context(unusable)?;
     let _log = log::start(config.server.log);
-    run::run(&config).context("uh-proxy can't run")?;
+    run::run(Start { path: path.to_owned(), text, config, inherited }).context("uh-proxy can't run")?;
     Ok(Exit::Done)
 }

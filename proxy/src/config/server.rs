@@ -25,6 +25,8 @@ pub struct Server {
     pub threads: usize,
     /// How long SIGTERM waits for exchanges in flight.
     pub shutdown_timeout: Duration,
+    /// How long after SIGTERM an idle client connection may still bring a request.
+    pub shutdown_idle_grace: Duration,
     /// One line per exchange.
     pub access_log: AccessLog,
     /// Our own messages, to stderr.
@@ -107,6 +109,7 @@ pub(super) fn server(section: &mut Section) -> Server {
         state_file: section.path("state_file", "/var/lib/uh-proxy/.deployment-state.json"),
         threads: if threads == 0 { cores } else { threads as usize },
         shutdown_timeout: section.duration("shutdown_timeout", 30 * SECOND, (Duration::ZERO, DAY)),
+        shutdown_idle_grace: section.duration("shutdown_idle_grace", SECOND, (Duration::ZERO, 60 * SECOND)),
         access_log: access_log(&mut section.section("access_log")),
         log: section.choice("log", LogFormat::Text, &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         error_pages: section.has("error_pages").then(|| section.path("error_pages", "")),

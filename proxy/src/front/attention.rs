@@ -4,12 +4,14 @@
 
 use std::future::Future as _;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Context;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
+use tokio::time::Instant;
 
 /// How far the process is with stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,10 +24,30 @@ pub enum Stage {
     Cutting,
 }
 
+/// When what ends once the process is stopping.
+#[derive(Debug, Clone, Copy)]
+pub struct Timetable {
+    /// When stopping began.
+    pub begun: Instant,
+    /// Until then, an idle connection may still bring a request.
+    pub idle_until: Instant,
+    /// Then, what is in flight is cut.
+    pub cut_at: Instant,
+}
+
+impl Timetable {
+    /// For a stop that begins now.
+    #[must_use]
+    pub fn new(now: Instant, idle_grace: Duration, timeout: Duration) -> Self {
+        Self { begun: now, idle_until: now + idle_grace.min(timeout), cut_at: now + timeout }
+    }
+}
+
 /// Calls for the attention of every connection of a worker.
 #[derive(Debug, Default)]
 pub struct Bell {
     stage: AtomicU8,
+    timetable: OnceLock<Timetable>,
     notify: Arc<Notify>,
 }
 
@@ -36,7 +58,17 @@ impl Bell {
     }
 
     /// The process is stopping. Wakes every connection.
-    pub fn advance(&self, stage: Stage) {
+    pub fn stop(&self, timetable: Timetable) {
+        self.timetable.get_or_init(|| timetable);
+        self.advance(Stage::Stopping);
+    }
+
+    /// What is in flight is cut. Wakes every connection.
+    pub fn cut(&self) {
+        self.advance(Stage::Cutting);
+    }
+
+    fn advance(&self, stage: Stage) {
         self.stage.fetch_max(stage as u8, Ordering::Release);
         self.ring();
     }
@@ -77,5 +109,11 @@ impl Attention {
     #[must_use]
     pub fn stage(&self) -> Stage {
         self.bell.stage()
+    }
+
+    /// When what ends, once the process is stopping.
+    #[must_use]
+    pub fn timetable(&self) -> Option<&Timetable> {
+        self.bell.timetable.get()
     }
 }

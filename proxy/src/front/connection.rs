@@ -31,6 +31,10 @@ use crate::observe::termination::Termination;
 /// reset (RFC 9112 §9.6).
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
+/// After an idle connection's end was sent, how long a request that crossed it may still arrive, to be left unanswered
+/// without a reset: the client sees an orderly end before any response, and knows that it may ask again.
+const DISMISS_TIME: Duration = Duration::from_secs(1);
+
 /// How much of that is read at most.
 const LINGER_BYTES: usize = 4 << 20;
 
@@ -46,6 +50,8 @@ pub enum Next {
     Close,
     /// It is closed after the client has had time to read the answer.
     Linger,
+    /// It was idle for too long: it is closed so that a request on its way is not met with a reset.
+    Dismiss,
 }
 
 /// One client connection.
@@ -69,6 +75,7 @@ pub struct Connection {
 enum HeadRead {
     Complete,
     Closed,
+    Dismissed,
     TimedOut,
     Bad(BadRequest),
 }
@@ -110,6 +117,7 @@ impl Connection {
         loop {
             let next = match self.read_head().await {
                 HeadRead::Closed => Next::Close,
+                HeadRead::Dismissed => Next::Dismiss,
                 HeadRead::TimedOut => {
                     let detail = "the request did not arrive in time";
                     Box::pin(self.refuse(408, detail, Termination::ClientTimeout)).await
@@ -123,7 +131,8 @@ impl Connection {
             match next {
                 Next::KeepAlive => {}
                 Next::Close => return,
-                Next::Linger => return Box::pin(self.linger()).await,
+                Next::Linger => return Box::pin(self.linger(LINGER_TIME)).await,
+                Next::Dismiss => return Box::pin(self.linger(DISMISS_TIME)).await,
             }
         }
     }
@@ -182,15 +191,19 @@ impl Connection {
                 }
             }
             let stage = attention.stage();
-            if (!begun && stage == Stage::Stopping) || stage == Stage::Cutting {
+            if stage == Stage::Cutting {
                 return Poll::Ready(HeadRead::Closed);
             }
-            if stage == Stage::Stopping && !std::mem::replace(&mut hurried, true) {
-                deadline = deadline.min(Instant::now() + HURRIED_HEAD_TIME);
+            if let (Stage::Stopping, Some(timetable)) = (stage, attention.timetable()) {
+                if !begun {
+                    deadline = deadline.min(timetable.idle_until);
+                } else if !std::mem::replace(&mut hurried, true) {
+                    deadline = deadline.min(Instant::now() + HURRIED_HEAD_TIME);
+                }
             }
             match watchdog.poll_expired(cx, deadline) {
                 true if begun => Poll::Ready(HeadRead::TimedOut),
-                true => Poll::Ready(HeadRead::Closed),
+                true => Poll::Ready(HeadRead::Dismissed),
                 false => Poll::Pending,
             }
         })
@@ -281,7 +294,7 @@ impl Connection {
         let mut out = Vec::new();
         answer.write(&self.settings.pages, &mut out);
         if self.send(&out).await.is_ok() {
-            self.linger().await;
+            self.linger(LINGER_TIME).await;
         }
     }
 
@@ -311,8 +324,8 @@ impl Connection {
     }
 
     /// Says that nothing more comes, and reads on for a while without looking.
-    async fn linger(mut self) {
-        let deadline = Instant::now() + LINGER_TIME;
+    async fn linger(mut self, time: Duration) {
+        let deadline = Instant::now() + time;
         let mut left = LINGER_BYTES;
         let mut shut = false;
         poll_fn(|cx| {

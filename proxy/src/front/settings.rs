@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -19,6 +20,10 @@ pub struct Settings {
     pub limits: ServerLimits,
     /// The pages of our own answers.
     pub pages: Pages,
+    /// How long SIGTERM waits for exchanges in flight.
+    pub shutdown_timeout: Duration,
+    /// How long after SIGTERM an idle client connection may still bring a request.
+    pub shutdown_idle_grace: Duration,
 }
 
 impl Settings {
@@ -27,8 +32,12 @@ impl Settings {
     /// # Errors
     /// Something that the configuration names can't be read, or is not as it has to be.
     pub fn load(server: &Server) -> io::Result<Self> {
-        let pages = Pages::load(server.error_pages.as_deref())?;
-        Ok(Self { limits: server.limits.clone(), pages })
+        Ok(Self {
+            limits: server.limits.clone(),
+            pages: Pages::load(server.error_pages.as_deref())?,
+            shutdown_timeout: server.shutdown_timeout,
+            shutdown_idle_grace: server.shutdown_idle_grace,
+        })
     }
 }
 

@@ -1,10 +1,12 @@
 //! The access log, off the path of requests: a worker appends lines to a buffer of its own; full buffers go to one
 //! writing thread through a bounded queue. If the disk can't keep up, lines are lost and counted; requests never wait.
+//!
+//! [`Outlet`] changes format and file while all of this runs: for a reload, and for whoever rotates the file away.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -31,7 +33,7 @@ struct Batch {
 
 /// One worker's end of the access log. Used by its own thread alone, so its lock is never waited for.
 pub struct LogLane {
-    format: AccessLogFormat,
+    format: Arc<SharedFormat>,
     buffer: Mutex<LaneBuffer>,
     queue: SyncSender<Batch>,
     meters: Arc<Meters>,
@@ -48,14 +50,14 @@ struct LaneBuffer {
 impl LogLane {
     /// Whether lines are wanted at all.
     pub fn is_on(&self) -> bool {
-        self.format != AccessLogFormat::Off
+        self.format.get() != AccessLogFormat::Off
     }
 
     /// Appends a line.
     pub fn write(&self, line: &Line<'_>) {
         let mut buffer = self.buffer.lock();
         let buffer = &mut *buffer;
-        line.write(self.format, &mut buffer.clock, &mut buffer.bytes);
+        line.write(self.format.get(), &mut buffer.clock, &mut buffer.bytes);
         buffer.lines += 1;
         if buffer.bytes.len() >= HAND_OVER_BYTES {
             self.hand_over(buffer);
@@ -79,36 +81,87 @@ impl LogLane {
     }
 }
 
-/// Starts the access log: one lane for each worker, and the writing thread, which ends when the last lane is gone.
+/// Where lines go.
+pub type Sink = Box<dyn Write + Send>;
+
+/// The format in force. Read for each line, written by a reload.
+#[derive(Debug)]
+struct SharedFormat(AtomicU8);
+
+impl SharedFormat {
+    fn get(&self) -> AccessLogFormat {
+        const ALL: [AccessLogFormat; 4] = [
+            AccessLogFormat::Json,
+            AccessLogFormat::Combined,
+            AccessLogFormat::TimedCombined,
+            AccessLogFormat::Off,
+        ];
+        let format = self.0.load(Ordering::Relaxed);
+        ALL.into_iter().find(|known| *known as u8 == format).unwrap_or(AccessLogFormat::Off)
+    }
+}
+
+/// Changes where lines go, and how they look.
+#[derive(Clone)]
+pub struct Outlet {
+    format: Arc<SharedFormat>,
+    next: Arc<Mutex<Option<Sink>>>,
+}
+
+impl Outlet {
+    /// Lines that are handed over from now on go to `sink`. Nobody waits for a disk here: the writing thread looks
+    /// before it writes.
+    pub fn redirect(&self, format: AccessLogFormat, sink: Sink) {
+        *self.next.lock() = Some(sink);
+        self.format.0.store(format as u8, Ordering::Relaxed);
+    }
+}
+
+/// A running access log.
+pub struct Started {
+    /// One lane for each worker.
+    pub lanes: Vec<LogLane>,
+    /// Changes it.
+    pub outlet: Outlet,
+    /// The writing thread. It ends when the last lane is gone.
+    pub writer: JoinHandle<()>,
+}
+
+/// Starts the access log.
 ///
 /// # Errors
 /// The file can't be opened, or the thread can't be started.
-pub fn start(
-    config: &AccessLog,
-    workers: usize,
-    meters: &Arc<Meters>,
-) -> io::Result<(Vec<LogLane>, JoinHandle<()>)> {
+pub fn start(config: &AccessLog, workers: usize, meters: &Arc<Meters>) -> io::Result<Started> {
     let (queue, batches) = sync_channel(QUEUE_BUFFERS);
-    let sink: Box<dyn Write + Send> = match (&config.path, config.format) {
-        (_, AccessLogFormat::Off) => Box::new(io::sink()),
-        (Some(path), _) => Box::new(open(path)?),
-        (None, _) => Box::new(io::stdout()),
-    };
-    let writer_meters = Arc::clone(meters);
+    let format = Arc::new(SharedFormat(AtomicU8::new(config.format as u8)));
+    let outlet = Outlet { format: Arc::clone(&format), next: Arc::new(Mutex::new(Some(open(config)?))) };
+    let (next, writer_meters) = (Arc::clone(&outlet.next), Arc::clone(meters));
     let writer = std::thread::Builder::new()
         .name("access-log".to_owned())
-        .spawn(move || write_all(sink, &batches, &writer_meters))?;
+        .spawn(move || write_all(&next, &batches, &writer_meters))?;
     let lane = |worker| LogLane {
-        format: config.format,
+        format: Arc::clone(&format),
         buffer: Mutex::default(),
         queue: queue.clone(),
         meters: Arc::clone(meters),
         worker,
     };
-    Ok(((0..workers).map(lane).collect(), writer))
+    Ok(Started { lanes: (0..workers).map(lane).collect(), outlet, writer })
 }
 
-fn open(path: &std::path::Path) -> io::Result<File> {
+/// Opens what a configuration names.
+///
+/// # Errors
+/// The file can't be opened.
+pub fn open(config: &AccessLog) -> io::Result<Sink> {
+    Ok(match (&config.path, config.format) {
+        (_, AccessLogFormat::Off) => Box::new(io::sink()),
+        (Some(path), _) => Box::new(open_file(path)?),
+        (None, _) => Box::new(io::stdout()),
+    })
+}
+
+fn open_file(path: &std::path::Path) -> io::Result<File> {
     OpenOptions::new()
         .append(true)
         .create(true)
@@ -116,9 +169,13 @@ fn open(path: &std::path::Path) -> io::Result<File> {
         .map_err(|e| io::Error::new(e.kind(), format!("cannot open the access log {}: {e}", path.display())))
 }
 
-fn write_all(mut sink: Box<dyn Write + Send>, batches: &Receiver<Batch>, meters: &Meters) {
+fn write_all(next: &Mutex<Option<Sink>>, batches: &Receiver<Batch>, meters: &Meters) {
     let mut failing = false;
+    let mut sink: Sink = Box::new(io::sink());
     for batch in batches {
+        if let Some(other) = next.lock().take() {
+            sink = other;
+        }
         let result = sink.write_all(&batch.bytes).and_then(|()| sink.flush());
         match result {
             Ok(()) => failing = false,

@@ -254,6 +254,8 @@ pub struct WorkerMeters {
     pub unrouted: AtomicU64,
     /// Access log lines lost because the disk could not keep up.
     pub log_lines_lost: AtomicU64,
+    /// Grows as long as the worker's thread makes progress.
+    pub heartbeat: AtomicU64,
 }
 
 /// All counters of the data path.

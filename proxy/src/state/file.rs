@@ -182,11 +182,10 @@ fn registered(
     backends: &[std::sync::Arc<Backend>],
 ) -> BTreeMap<BackendName, Registration> {
     let differs = |backend: &&std::sync::Arc<Backend>| {
-        !service.backends.iter().any(|configured| {
-            configured.name == backend.name
-                && configured.version.as_deref() == backend.version.as_deref()
-                && configured.endpoints.iter().eq(backend.endpoints.iter().map(|endpoint| &endpoint.address))
-        })
+        !service
+            .backends
+            .iter()
+            .any(|configured| configured.name == backend.name && backend.is_as_configured(configured))
     };
     let entry = |backend: &std::sync::Arc<Backend>| {
         let endpoints = backend.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();

@@ -13,6 +13,8 @@ use tokio::sync::Notify;
 use uh_protocol::BackendName;
 use uh_protocol::status::ProbeStatus;
 
+use crate::config::BackendConfig;
+
 /// Where an endpoint is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
@@ -281,6 +283,13 @@ impl Backend {
     pub fn new(name: BackendName, version: Option<&str>, addresses: &[Address], health: Health) -> Self {
         let endpoint = |address: &Address| Arc::new(Endpoint::new(address.clone(), health));
         Self { name, version: version.map(Arc::from), endpoints: addresses.iter().map(endpoint).collect() }
+    }
+
+    /// Whether it is as a configuration has it, and not as it was registered at run time.
+    #[must_use]
+    pub fn is_as_configured(&self, configured: &BackendConfig) -> bool {
+        self.version.as_deref() == configured.version.as_deref()
+            && self.endpoints.iter().map(|endpoint| &endpoint.address).eq(&configured.endpoints)
     }
 
     /// Healthy if any endpoint is: that is enough to take traffic.

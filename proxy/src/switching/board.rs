@@ -1,5 +1,7 @@
 //! The switchboard: the one place where routing changes, and the one from which requests pick.
 
+mod reload;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,8 +9,8 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use uh_protocol::BackendName;
 use uh_protocol::request::Remaining;
+use uh_protocol::{BackendName, ServiceName};
 
 use super::backend::{Address, Backend, Health};
 use super::lease::{Activation, LanePayload, Lease, Ledger};
@@ -121,6 +123,16 @@ pub enum Refusal {
         "{backend} is active: registering other endpoints for it would move its traffic to what nobody has probed. Register them for a standby and switch to it; or, to do it all the same, use force"
     )]
     ActiveMoved {
+        /// The backend.
+        backend: BackendName,
+    },
+    /// Traffic would have nowhere to go.
+    #[error(
+        "{backend} is active for {service}, but the configuration has no such backend any more: switch to another one first; nothing has changed"
+    )]
+    ActiveRemoved {
+        /// The service.
+        service: ServiceName,
         /// The backend.
         backend: BackendName,
     },

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use uh_protocol::client::Client;
 use uh_proxy::config;
+use uh_proxy::run::Start;
+use uh_proxy::systemd::Inherited;
 
 #[global_allocator]
 static COUNTING: dhat::Alloc = dhat::Alloc;
@@ -197,7 +199,8 @@ fn front_door(dir: &Path, backend: SocketAddr) -> SocketAddr {
         dir.join("access.log"),
     );
     let config = config::parse(&text).unwrap();
-    thread::spawn(move || uh_proxy::run::run(&config).unwrap());
+    let start = Start { path: dir.join("uh-proxy.toml"), text, config, inherited: Inherited::default() };
+    thread::spawn(move || uh_proxy::run::run(start).unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = Client::new(dir.join("admin/admin.sock"));
     let deadline = Instant::now() + SOON;

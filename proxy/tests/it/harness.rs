@@ -118,10 +118,15 @@ impl Home {
         )
     }
 
+    /// Writes the configuration file.
+    pub(crate) fn write_config(&self, text: &str) {
+        fs::write(self.path("uh-proxy.toml"), text).unwrap();
+    }
+
     /// The command that starts the front door, its messages going to a file.
     pub(crate) fn command(&self) -> Command {
+        self.write_config(&self.config());
         let config = self.path("uh-proxy.toml");
-        fs::write(&config, self.config()).unwrap();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("stderr.log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_uh-proxy"));
         command.arg("run").arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);

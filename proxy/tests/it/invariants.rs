@@ -32,7 +32,7 @@ async fn guarded(closed: &Arc<AtomicBool>, late: &Arc<AtomicUsize>) -> Scripted 
 }
 
 /// Clients that ask again and again until told to stop; each returns how many answers it got on its one connection.
-fn busy_clients(
+pub(crate) fn busy_clients(
     count: usize,
     address: std::net::SocketAddr,
     stop: &Arc<AtomicBool>,

@@ -21,5 +21,6 @@ mod invariants;
 mod lifecycle;
 mod limits;
 mod observed;
+mod reload;
 mod routing;
 mod wire;

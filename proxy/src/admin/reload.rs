@@ -1,0 +1,156 @@
+//! Reading the configuration file again: all of it is checked first, then all of it is put in force, and no connection
+//! is touched. What only a restart can change is named, and stays as it is.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, Notify};
+use uh_protocol::request::Reloaded;
+use uh_protocol::{Code, Problem};
+
+use super::control::Control;
+use super::socket::Peer;
+use crate::config::{self, Config, changes};
+use crate::front::settings::{Settings, SettingsCell};
+use crate::observe::access_log::{self, Outlet, Sink};
+use crate::switching::Refusal;
+use crate::systemd;
+
+/// How long reading and checking may take: a file on a disk that hangs, or a log that is a pipe without a reader, must
+/// not park the caller.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a reload needs beside the switchboard.
+pub struct Reloading {
+    /// The configuration file.
+    pub path: PathBuf,
+    /// Its text as it was last put in force. Its lock makes reloads take turns.
+    pub text: Mutex<String>,
+    /// Its text at the start: what a restart would change is told by this one.
+    pub text_at_start: String,
+    /// Where each worker's connections find their settings.
+    pub settings: Vec<Arc<SettingsCell>>,
+    /// Where the access log goes.
+    pub outlet: Outlet,
+    /// Told at SIGHUP.
+    pub wanted: Notify,
+}
+
+/// Who asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Asked {
+    /// A caller of the admin socket.
+    By(Peer),
+    /// SIGHUP.
+    BySignal,
+}
+
+/// A configuration of which every part is known to work.
+struct Checked {
+    text: String,
+    config: Config,
+    settings: Settings,
+    log: Sink,
+}
+
+impl Control {
+    /// Reloads at every SIGHUP, for ever. Signals that come while one is carried out are answered by one more.
+    pub async fn reload_when_wanted(self: Arc<Self>) {
+        loop {
+            self.reloading.wanted.notified().await;
+            // The result is in the log.
+            let _ = self.reload(Asked::BySignal).await;
+        }
+    }
+
+    /// `POST /v1/reload`
+    ///
+    /// # Errors
+    /// The file can't be used; then nothing has changed.
+    pub async fn reload(&self, asked: Asked) -> Result<Reloaded, Problem> {
+        let mut text = self.reloading.text.lock().await;
+        systemd::reloading();
+        let result = self.check_and_apply(&mut text).await;
+        let by = match asked {
+            Asked::By(peer) => peer.to_string(),
+            Asked::BySignal => "SIGHUP".to_owned(),
+        };
+        let said = match &result {
+            Ok(done) => {
+                tracing::info!(target: "audit", %by, action = "reload", changed = ?done.changed,
+                    needs_restart = ?done.needs_restart, generation = done.generation, result = "done");
+                format!("serving, generation {}", done.generation)
+            }
+            Err(problem) => {
+                tracing::warn!(target: "audit", %by, action = "reload", result = "refused", reason = %problem.detail);
+                "serving; the last reload was refused, see the log".to_owned()
+            }
+        };
+        systemd::ready(&said);
+        result
+    }
+
+    async fn check_and_apply(&self, text: &mut String) -> Result<Reloaded, Problem> {
+        let path = self.reloading.path.clone();
+        let checked = tokio::task::spawn_blocking(move || check(&path));
+        let late = |_| unusable(&self.reloading.path, "reading it takes too long");
+        let checked = tokio::time::timeout(CHECK_TIMEOUT, checked).await.map_err(late)?;
+        let checked = checked.map_err(|e| Problem::new(Code::Internal, e.to_string()))??;
+        let Checked { text: new_text, config, settings, log } = checked;
+        let before = self.board.snapshot().generation;
+        let generation = self.board.reload(&config.services).map_err(|refusal| refused(&refusal))?;
+        for cell in &self.reloading.settings {
+            cell.store(settings.clone());
+        }
+        self.reloading.outlet.redirect(config.server.access_log.format, log);
+        let keys = changes::changed_keys(text, &new_text);
+        let mut changed: Vec<String> = keys.into_iter().filter(|key| !changes::needs_restart(key)).collect();
+        if changed.is_empty() && generation != before {
+            // The same tables in another order.
+            changed.push("services".to_owned());
+        }
+        let needs_restart = changes::changed_keys(&self.reloading.text_at_start, &new_text);
+        let needs_restart = needs_restart.into_iter().filter(|key| changes::needs_restart(key)).collect();
+        *text = new_text;
+        if generation != before {
+            // The routing in force is as the file says; where the disk refuses, that is told by the status.
+            let _ = self.persist().await;
+            self.news.backends.notify_one();
+        }
+        Ok(Reloaded { generation, changed, needs_restart })
+    }
+}
+
+/// Reads and checks everything, and changes nothing.
+fn check(path: &Path) -> Result<Checked, Problem> {
+    let text = config::read(path).map_err(|e| unusable(path, &chain(&e)))?;
+    let config = config::parse(&text).map_err(|e| unusable(path, &chain(&e)))?;
+    let settings = Settings::load(&config.server).map_err(|e| unusable(path, &e.to_string()))?;
+    let log = access_log::open(&config.server.access_log).map_err(|e| unusable(path, &e.to_string()))?;
+    Ok(Checked { text, config, settings, log })
+}
+
+fn unusable(path: &Path, reason: &str) -> Problem {
+    let detail = format!("{} can't be used, and nothing has changed: {reason}", path.display());
+    Problem::new(Code::InvalidConfiguration, detail)
+}
+
+fn refused(refusal: &Refusal) -> Problem {
+    let code = match refusal {
+        Refusal::ActiveRemoved { .. } => Code::BackendActive,
+        _ => Code::Conflict,
+    };
+    Problem::new(code, refusal.to_string())
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
