@@ -1,7 +1,7 @@
 //! The demo and the load programs: the real binaries, started for real, under load that records every answer.
 //!
 //! A program here starts the stage (apps and front door), puts load on, switches, and lets the judgement say
-//! what went wrong. Nothing depends on this crate, and nothing in it may hide a failure: an answer that can't
+//! what went wrong. Nothing but other tests depends on this crate, and nothing in it may hide a failure: an answer that can't
 //! be explained is one.
 
 pub mod http;

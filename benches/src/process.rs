@@ -144,13 +144,16 @@ pub async fn run(command: Command, within: Duration) -> Result<Finished> {
     Ok(Finished { status: output.status, output: text.concat() })
 }
 
-/// The path of another program of this workspace: it lies beside the running one.
+/// The path of another program of this workspace: it lies beside the running one, or above it if that is a test.
 ///
 /// # Errors
 /// When it has not been built.
 pub fn sibling(name: &str) -> Result<PathBuf> {
     let here = std::env::current_exe().context("can't tell where this program is")?;
-    let path = here.with_file_name(name);
+    let mut path = here.with_file_name(name);
+    if here.parent().is_some_and(|folder| folder.ends_with("deps")) {
+        path = here.with_file_name("..").join(name);
+    }
     ensure!(path.is_file(), "{} is missing: build it with `cargo build --workspace`", path.display());
     Ok(path)
 }

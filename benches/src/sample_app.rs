@@ -28,12 +28,26 @@ impl SampleApp {
     /// # Errors
     /// When it is not built, or does not get ready.
     pub async fn start(name: &'static str, version: &str, dir: &Path) -> Result<Self> {
+        Self::start_with(&[], name, version, dir).await
+    }
+
+    /// The same, with more variables: see the app's settings.
+    ///
+    /// # Errors
+    /// When it is not built, or does not get ready.
+    pub async fn start_with(
+        variables: &[(&str, &str)],
+        name: &'static str,
+        version: &str,
+        dir: &Path,
+    ) -> Result<Self> {
         let mut command = Command::new(sibling("uh-sample-app")?);
         command
             .env("PORT", "0")
             .env("HOST", "127.0.0.1")
             .env("DEPLOYMENT_ENV", name)
-            .env("APP_VERSION", version);
+            .env("APP_VERSION", version)
+            .envs(variables.iter().copied());
         let mut process = Process::spawn(name, &mut command, dir)?;
         let address = process.line_after("listening on ", READY_WITHIN).await?;
         let address =

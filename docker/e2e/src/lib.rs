@@ -1,0 +1,7 @@
+//! What the tests of this package stand on: a real Prometheus, and the shipped compose files on a real Docker Engine.
+//!
+//! Nothing depends on this package.
+
+pub mod dashboard;
+pub mod prometheus;
+pub mod repository;

@@ -1,0 +1,130 @@
+//! A real Prometheus with the shipped rules, scraping one front door.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use uh_benches::process::{Process, run};
+
+use crate::repository;
+
+/// It reads its rules and opens an empty database.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// A query takes milliseconds.
+const QUERY_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often something is asked for that is waited for.
+const POLL: Duration = Duration::from_millis(250);
+
+/// It ends when this is dropped.
+#[derive(Debug)]
+pub struct Prometheus {
+    address: SocketAddr,
+    _process: Process,
+}
+
+/// One series of an answer.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// Its labels, as a JSON object.
+    pub labels: Value,
+    /// Its value.
+    pub value: f64,
+}
+
+impl Sample {
+    /// One label, empty if it is not there.
+    #[must_use]
+    pub fn label(&self, name: &str) -> &str {
+        self.labels[name].as_str().unwrap_or_default()
+    }
+}
+
+impl Prometheus {
+    /// Starts it with its data in `dir`. Everything is as shipped, but for the target and the pace: it scrapes and
+    /// evaluates each second, so that a test need not wait longer than the alerts themselves do.
+    ///
+    /// # Errors
+    /// When it is not installed or does not get ready.
+    pub async fn start(dir: &Path, target: &str) -> Result<Self> {
+        let shipped = fs::read_to_string(repository::path("config/prometheus.yml"))?;
+        let rules = repository::path("config/prometheus");
+        let config = shipped
+            .replace("interval: 5s", "interval: 1s")
+            .replace("proxy:9145", target)
+            .replace("prometheus/", &format!("{}/", rules.display()));
+        ensure!(config.contains(target) && config.contains("scrape_interval: 1s"), "{config}");
+        let path = dir.join("prometheus.yml");
+        fs::write(&path, config)?;
+        // Nobody else asks for a port in the meantime, or the start fails and says so.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut command = Command::new("prometheus");
+        command
+            .arg(format!("--config.file={}", path.display()))
+            .arg(format!("--storage.tsdb.path={}", dir.join("prometheus").display()))
+            .arg(format!("--web.listen-address={address}"));
+        let mut process = Process::spawn("prometheus", &mut command, dir)?;
+        let deadline = Instant::now() + READY_WITHIN;
+        while fetch(address, "/-/ready", &[]).await.is_err() {
+            process.check_running()?;
+            ensure!(Instant::now() < deadline, "prometheus is not ready after {READY_WITHIN:?}");
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(Self { address, _process: process })
+    }
+
+    /// The answer to an instant query.
+    ///
+    /// # Errors
+    /// When Prometheus refuses it, or its answer is not a vector.
+    pub async fn query(&self, expression: &str) -> Result<Vec<Sample>> {
+        let query = format!("query={expression}");
+        let answer = fetch(self.address, "/api/v1/query", &["--get", "--data-urlencode", &query]).await?;
+        let answer: Value = serde_json::from_str(&answer).context("prometheus's answer is not JSON")?;
+        ensure!(answer["status"] == "success", "prometheus refuses {expression:?}: {answer}");
+        let results = answer["data"]["result"].as_array().with_context(|| format!("no result: {answer}"))?;
+        results.iter().map(sample).collect()
+    }
+
+    /// Asks until the answer is as wanted, and returns that answer.
+    ///
+    /// # Errors
+    /// When it is not within the time.
+    pub async fn wait_for(
+        &self,
+        expression: &str,
+        within: Duration,
+        wanted: impl Fn(&[Sample]) -> bool,
+    ) -> Result<Vec<Sample>> {
+        let deadline = Instant::now() + within;
+        loop {
+            let samples = self.query(expression).await?;
+            if wanted(&samples) {
+                return Ok(samples);
+            }
+            if Instant::now() >= deadline {
+                bail!("after {within:?}, {expression} still is {samples:?}");
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+fn sample(result: &Value) -> Result<Sample> {
+    let value = result["value"][1].as_str().and_then(|text| text.parse().ok());
+    let value = value.with_context(|| format!("a sample without a value: {result}"))?;
+    Ok(Sample { labels: result["metric"].clone(), value })
+}
+
+async fn fetch(address: SocketAddr, path: &str, arguments: &[&str]) -> Result<String> {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error"]).args(arguments).arg(format!("http://{address}{path}"));
+    let finished = run(curl, QUERY_WITHIN).await?;
+    ensure!(finished.status.success(), "{}", finished.output);
+    Ok(finished.output)
+}

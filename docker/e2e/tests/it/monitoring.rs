@@ -1,0 +1,134 @@
+//! Rules, alerts and dashboard: read by promtool, and run by a real Prometheus beside a real front door.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use uh_benches::front_door::{FrontDoor, Setup};
+use uh_benches::load::{Group, Load, Plan, Reuse};
+use uh_benches::process::run;
+use uh_benches::sample_app::SampleApp;
+use uh_benches::workdir;
+use uh_e2e::dashboard::{self, Query};
+use uh_e2e::prometheus::{Prometheus, Sample};
+use uh_e2e::repository;
+use uh_protocol::request::SwitchRequest;
+
+const PROMTOOL_WITHIN: Duration = Duration::from_secs(30);
+/// A few scrapes and evaluations, on a busy machine.
+const SOON: Duration = Duration::from_secs(30);
+/// The alert itself waits for half a minute.
+const ALERT_WITHIN: Duration = Duration::from_secs(90);
+
+async fn promtool(arguments: &[&str]) {
+    let mut promtool = Command::new("promtool");
+    promtool.args(arguments).current_dir(repository::root());
+    let finished = run(promtool, PROMTOOL_WITHIN).await.unwrap();
+    assert!(finished.status.success(), "promtool {arguments:?}: {}", finished.output);
+}
+
+#[tokio::test]
+async fn promtool_accepts_the_configuration_and_the_rules() {
+    promtool(&["check", "config", "config/prometheus.yml"]).await;
+}
+
+#[tokio::test]
+async fn every_alert_passes_its_unit_tests() {
+    let alerts = fs::read_to_string(repository::path("config/prometheus/alerts.yml")).unwrap();
+    let tests = fs::read_to_string(repository::path("config/prometheus/alerts_test.yml")).unwrap();
+    for name in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(tests.contains(&format!("alertname: {name}\n")), "{name} is never expected to fire");
+    }
+    promtool(&["test", "rules", "config/prometheus/alerts_test.yml"]).await;
+}
+
+fn dashboard_queries() -> Vec<Query> {
+    let json = fs::read_to_string(repository::path("config/grafana/dashboards/uh-proxy.json")).unwrap();
+    dashboard::queries(&json).unwrap()
+}
+
+/// The values of one gauge, by backend: blue, then green.
+async fn by_backend(prometheus: &Prometheus, metric: &str) -> Vec<f64> {
+    let mut samples = prometheus.query(&format!("uh_proxy_backend_{metric}")).await.unwrap();
+    samples.sort_by(|a, b| a.label("backend").cmp(b.label("backend")));
+    samples.iter().map(|sample| sample.value).collect()
+}
+
+async fn show(prometheus: &Prometheus, when: &str) {
+    for metric in ["active", "healthy", "requests_in_flight"] {
+        println!(
+            "{when}: uh_proxy_backend_{metric} (blue, green) {:?}",
+            by_backend(prometheus, metric).await
+        );
+    }
+}
+
+fn only(backend: &'static str) -> impl Fn(&[Sample]) -> bool {
+    move |samples| samples.len() == 1 && samples[0].label("backend") == backend
+}
+
+/// Blue serves, green takes over while blue still has exchanges in flight, and green is a version that fails one
+/// request in ten: the gauges follow, and the alert fires, for green alone.
+#[tokio::test]
+async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_version() {
+    let dir = workdir::create().unwrap();
+    let blue = SampleApp::start("blue", "1.0.0", dir.path()).await.unwrap();
+    let bad = [("FAIL_PERCENT", "10")];
+    let green = SampleApp::start_with(&bad, "green", "1.0.1", dir.path()).await.unwrap();
+    let setup =
+        Setup { dir: dir.path(), state_dir: dir.path(), access_log: "off", backends: [&blue, &green] };
+    let front_door = FrontDoor::start(&setup).await.unwrap();
+    let metrics = front_door.admin.status().await.unwrap().proxy.metrics.unwrap();
+    let prometheus = Prometheus::start(dir.path(), &metrics).await.unwrap();
+    let group =
+        |path: &str, clients, rate| Group { path: path.into(), clients, rate, reuse: Reuse::KeepAlive };
+    let load = Load::start(Plan {
+        target: front_door.address,
+        // Eight exchanges of two seconds are in flight at any time.
+        groups: vec![group("/", 10, 100.0), group("/slow?ms=2000", 8, 4.0)],
+        request_timeout: SOON,
+    })
+    .unwrap();
+
+    let active = "uh_proxy_backend_active == 1";
+    let in_flight = |backend: &str| format!("uh_proxy_backend_requests_in_flight{{backend=\"{backend}\"}}");
+    prometheus.wait_for(active, SOON, only("blue")).await.unwrap();
+    prometheus.wait_for(&in_flight("blue"), SOON, |s| s.iter().any(|s| s.value > 4.0)).await.unwrap();
+    show(&prometheus, "before the switch").await;
+    assert_eq!(by_backend(&prometheus, "active").await, [1.0, 0.0]);
+    assert_eq!(by_backend(&prometheus, "healthy").await, [1.0, 1.0]);
+
+    let service = &front_door.service;
+    let switch = |to: &str| SwitchRequest::to(to.parse().unwrap());
+    front_door.admin.switch(service, &switch("green")).await.unwrap();
+    // Blue's exchanges take two seconds, so that a scrape sees both backends with exchanges in flight.
+    let both = "count(uh_proxy_backend_requests_in_flight > 0)";
+    prometheus.wait_for(both, SOON, |s| s.iter().any(|s| s.value > 1.5)).await.unwrap();
+    show(&prometheus, "during the drain").await;
+    prometheus.wait_for(active, SOON, only("green")).await.unwrap();
+    prometheus.wait_for(&in_flight("blue"), SOON, |s| s.iter().all(|s| s.value == 0.0)).await.unwrap();
+    show(&prometheus, "after the switch").await;
+
+    let firing = "ALERTS{alertstate=\"firing\"}";
+    let fired = prometheus.wait_for(firing, ALERT_WITHIN, |samples| !samples.is_empty()).await.unwrap();
+    println!("firing: {fired:?}");
+    let high =
+        |sample: &Sample| sample.label("alertname") == "HighErrorRate" && sample.label("backend") == "green";
+    assert!(fired.iter().any(high), "{fired:?}");
+
+    for Query { title, expression } in dashboard_queries() {
+        let samples = prometheus.query(&expression).await.unwrap();
+        println!("{title}: {expression}\n    {} series", samples.len());
+        // Only what nobody did here has no series: there were no retries, and no drain was asked for.
+        let may_be_empty = title.contains("drains") || title.starts_with("Retries");
+        assert!(!samples.is_empty() || may_be_empty, "{title}: {expression}");
+    }
+
+    front_door.admin.switch(service, &switch("blue")).await.unwrap();
+    prometheus.wait_for(active, SOON, only("blue")).await.unwrap();
+    show(&prometheus, "after the roll back").await;
+    let innocent = prometheus.query("ALERTS{alertname=\"HighErrorRate\", backend=\"blue\"}").await.unwrap();
+    assert!(innocent.is_empty(), "{innocent:?}");
+    load.stop().await.unwrap();
+    front_door.stop(SOON).await.unwrap();
+}
