@@ -35,9 +35,10 @@ test: ## run all tests
 	$(CARGO) test --workspace --locked --features uh-proxy/fault-points
 
 bench: PROFILE = release
-bench: build ## time the switching core, then switch 1000 times under load and report what the clients saw
+bench: build ## what everything costs, beside every other proxy that is installed: a quarter of an hour; see benches/README.md
 	$(CARGO) bench --locked --package uh-proxy --bench switching --bench hot_path
-	@$(BIN_DIR)/switch_under_load $(ARGS)
+	@$(BIN_DIR)/switch_under_load
+	@$(BIN_DIR)/compare $(ARGS)
 
 lint: ## check format, lints and documentation
 	@.ci/needs lint

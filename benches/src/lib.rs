@@ -4,6 +4,7 @@
 //! what went wrong. Nothing but other tests depends on this crate, and nothing in it may hide a failure: an answer that can't
 //! be explained is one.
 
+pub mod compare;
 pub mod http;
 pub mod judgement;
 pub mod load;

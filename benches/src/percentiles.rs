@@ -26,6 +26,18 @@ impl Times {
         self.sorted.get(rank - 1).copied()
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.sorted.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sorted.is_empty()
+    }
+
     /// The percentiles that are reported.
     #[must_use]
     pub fn spread(&self) -> Spread {

@@ -42,6 +42,12 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log: path })
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Fails if the child is no longer there.
     ///
     /// # Errors
