@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use jiff::Timestamp;
-use uh_proxy::config::{self, AccessLogFormat};
+use uh_proxy::config::{self, AccessLogFormat, Headers, ServerField};
+use uh_proxy::http1::forwarded::Caller;
 use uh_proxy::http1::request;
 use uh_proxy::http1::response::{self, Recipient};
 use uh_proxy::observe::line::{Clock, Line};
@@ -92,14 +93,19 @@ fn switching(c: &mut Criterion) {
 
 fn heads(c: &mut Criterion) {
     let mut out = Vec::new();
+    let headers = Headers::default();
+    let address = "192.0.2.7";
+    let caller =
+        Caller { address: address.parse().ok(), text: address, request_start: None, headers: &headers };
     c.bench_function("request head: check and write anew", |b| {
         b.iter(|| {
             out.clear();
-            request::translate(black_box(REQUEST), "192.0.2.7", &mut out).unwrap()
+            request::translate(black_box(REQUEST), &caller, &mut out).unwrap()
         });
     });
-    let request = request::translate(REQUEST, "192.0.2.7", &mut Vec::new()).unwrap();
-    let to = Recipient { request: &request, request_head: REQUEST, keep_alive: true };
+    let request = request::translate(REQUEST, &caller, &mut Vec::new()).unwrap();
+    let server = ServerField::Pass;
+    let to = Recipient { request: &request, request_head: REQUEST, keep_alive: true, server };
     c.bench_function("response head: check and write anew", |b| {
         b.iter(|| {
             out.clear();

@@ -4,6 +4,7 @@
 //! [`load`] reads a file, [`parse`] a text; the values here are what the rest of the program works with.
 
 pub mod changes;
+mod headers;
 mod network;
 mod reader;
 mod server;
@@ -14,6 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use headers::{Headers, ServerField, Traceparent, Underscores};
 pub use network::Network;
 use reader::Section;
 pub use server::{AccessLog, AccessLogFormat, LogFormat, Server, ServerLimits};

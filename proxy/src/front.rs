@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
-//! buffer. In reading order: [`worker`], [`admission`], [`connection`], [`exchange`], [`relay`], [`pump`], [`pace`], [`pool`], [`budget`], [`upstream`],
-//! [`answer`], [`attention`], [`watchdog`], [`settings`].
+//! buffer. In reading order: [`worker`], [`admission`], [`connection`], [`exchange`], [`relay`], [`pump`], [`pace`],
+//! [`pool`], [`budget`], [`upstream`], [`answer`], [`reset`], [`attention`], [`watchdog`], [`settings`].
 
 pub mod admission;
 pub mod answer;
@@ -20,6 +20,7 @@ pub mod pace;
 pub mod pool;
 pub mod pump;
 pub mod relay;
+pub mod reset;
 pub mod scratch;
 pub mod settings;
 pub mod upstream;

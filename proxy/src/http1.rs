@@ -8,7 +8,10 @@
 
 pub mod body;
 pub mod buffer;
+pub mod date;
 pub mod field;
+pub mod forwarded;
 pub mod prefix;
 pub mod request;
 pub mod response;
+pub mod trace;

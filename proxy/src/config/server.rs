@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::headers::{self, Headers};
 use super::reader::Section;
 use super::{DAY, MS, SECOND};
 use crate::http1::field::MAX_FIELDS;
@@ -35,6 +36,8 @@ pub struct Server {
     pub error_pages: Option<PathBuf>,
     /// What a client may do before its request is known.
     pub limits: ServerLimits,
+    /// What the app is told of its clients, and which of their words are passed on.
+    pub headers: Headers,
 }
 
 /// Where the access log goes, and its format.
@@ -114,6 +117,7 @@ pub(super) fn server(section: &mut Section) -> Server {
         log: section.choice("log", LogFormat::Text, &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         error_pages: section.has("error_pages").then(|| section.path("error_pages", "")),
         limits: server_limits(&mut section.section("limits")),
+        headers: headers::headers(section),
     }
 }
 

@@ -26,6 +26,7 @@ fn the_smallest_configuration_gets_the_documented_defaults() {
     assert_eq!(service.timeouts.idle, Duration::from_secs(4));
     assert_eq!(config.server.shutdown_timeout, Duration::from_secs(30));
     assert!(config.server.threads >= 1);
+    assert_eq!(config.server.headers, Headers::default());
     assert_eq!(config.server.admin_socket, Path::new("/run/uh-proxy/admin.sock"));
 }
 
@@ -39,6 +40,8 @@ fn all_mistakes_are_reported_at_once_each_with_its_key() {
         threads = -1
         shutdown_timeout = "30"
         access_log = { path = "-", format = "xml" }
+        trusted_proxies = ["10.0.0.0/8", "10.0.0.1/8"]
+        headers = { underscores = "keep", forwarded = "yes" }
         [services.app]
         active = "red"
         path_prefix = "app"
@@ -57,6 +60,9 @@ fn all_mistakes_are_reported_at_once_each_with_its_key() {
         "server.threads",
         "server.shutdown_timeout",
         "server.access_log.format",
+        "server.trusted_proxies[1]",
+        "server.headers.underscores",
+        "server.headers.forwarded",
         "services.app.active",
         "services.app.path_prefix",
         "services.app.backends.blue.endpoints[0]",

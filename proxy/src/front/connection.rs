@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,12 +18,14 @@ use super::answer::{Answer, Form};
 use super::attention::{Attention, Stage};
 use super::exchange;
 use super::pump::poll_fill;
+use super::reset;
 use super::scratch::Scratch;
 use super::settings::Settings;
 use super::watchdog::Watchdog;
 use super::worker::Worker;
 use crate::http1::buffer::Buffer;
 use crate::http1::field::HeadScanner;
+use crate::http1::forwarded::Caller;
 use crate::http1::request::{self, BadRequest, RequestId};
 use crate::observe::line::Line;
 use crate::observe::termination::Termination;
@@ -52,6 +55,8 @@ pub enum Next {
     Linger,
     /// It was idle for too long: it is closed so that a request on its way is not met with a reset.
     Dismiss,
+    /// It is reset: only so can the client tell that what it was reading is not whole.
+    Reset,
 }
 
 /// One client connection.
@@ -60,7 +65,9 @@ pub struct Connection {
     pub(super) client: Stream,
     /// In force for the request that is carried out, or was last.
     pub(super) settings: Arc<Settings>,
-    /// The client's IP address, as text.
+    /// Who has connected: the client, or a proxy before us.
+    ip: Option<IpAddr>,
+    /// The same as text.
     pub(super) address: Box<str>,
     /// Its place among the open connections, or why it has none.
     place: Result<Place, Refused>,
@@ -90,15 +97,16 @@ impl Connection {
         let digest = client.get_socket_digest();
         let address =
             digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet());
-        let address = address.map(|address| address.ip().to_canonical());
+        let ip = address.map(|address| address.ip().to_canonical());
         let settings = worker.settings();
-        let place = worker.admission.admit(&settings.limits, address);
-        let address = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+        let place = worker.admission.admit(&settings.limits, ip);
+        let address = ip.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
         let attention = Attention::new(Arc::clone(&worker.bell));
         Self {
             settings,
             worker,
             client,
+            ip,
             address: address.into_boxed_str(),
             place,
             input: None,
@@ -131,6 +139,7 @@ impl Connection {
             match next {
                 Next::KeepAlive => {}
                 Next::Close => return,
+                Next::Reset => return reset::at_close(&self.client),
                 Next::Linger => return Box::pin(self.linger(LINGER_TIME)).await,
                 Next::Dismiss => return Box::pin(self.linger(DISMISS_TIME)).await,
             }
@@ -215,7 +224,10 @@ impl Connection {
         let Some(scratch) = &mut self.scratch else { return Next::Close };
         let mut upstream = std::mem::take(scratch.upstream());
         upstream.clear();
-        let translated = request::translate(scratch.request_head(), &self.address, &mut upstream);
+        let headers = &self.settings.headers;
+        let request_start = headers.request_start.then(milliseconds_since_1970);
+        let caller = Caller { address: self.ip, text: &self.address, request_start, headers };
+        let translated = request::translate(scratch.request_head(), &caller, &mut upstream);
         *scratch.upstream() = upstream;
         match translated {
             Ok(mut request) => {
@@ -352,6 +364,11 @@ impl Connection {
         })
         .await;
     }
+}
+
+fn milliseconds_since_1970() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Counts a connection as carrying a request.

@@ -115,7 +115,7 @@ async fn forward(
     let Answered { mut upstream, response, body } = answered;
     record.status = response.status;
     record.upstream_time = Some(record.started.elapsed());
-    relay.down.begin_body(response.framing, response.unchunk, body);
+    relay.down.begin_body(response.framing, response.coding, body);
     if response.is_tunnel() {
         lease.becomes_tunnel();
         relay.becomes_tunnel();
@@ -127,7 +127,10 @@ async fn forward(
         attention: &mut conn.attention,
         watchdog: &mut conn.watchdog,
     };
-    let rest = if response.upstream_keep_alive { RestOfRequest::Wanted } else { RestOfRequest::Unwanted };
+    // A client that was told the end instead of "100 Continue" may send no body at all: nobody waits for it.
+    let awaited = !request.expects_continue || relay.up.body_sent() > 0;
+    let wanted = response.upstream_keep_alive && awaited;
+    let rest = if wanted { RestOfRequest::Wanted } else { RestOfRequest::Unwanted };
     let result = relay.bodies(&mut around, rest).await;
     record.bytes = relay.down.body_sent();
     if let Err(failure) = result {
@@ -136,7 +139,11 @@ async fn forward(
         record.termination = refusal.termination;
         give_back(conn, relay);
         // A client that has heard nothing yet can be told; to any other, a response that breaks off must look like it.
-        return if untold { refuse(conn, request, record, &refusal, false).await } else { Next::Close };
+        return match untold {
+            true => refuse(conn, request, record, &refusal, false).await,
+            false if response.ends_with_connection() && !response.is_tunnel() => Next::Reset,
+            false => Next::Close,
+        };
     }
     release(lease, upstream, &response, &mut relay);
     let request_done = relay.request_done();
@@ -190,7 +197,12 @@ async fn reach(
             return Err(Failure::Cut(Termination::Drain).refusal());
         }
         let Some(scratch) = &conn.scratch else { return Err(Refusal::internal()) };
-        let to = Recipient { request, request_head: scratch.request_head(), keep_alive: request.keep_alive };
+        let to = Recipient {
+            request,
+            request_head: scratch.request_head(),
+            keep_alive: request.keep_alive,
+            server: conn.settings.headers.server,
+        };
         let mut around = Surroundings {
             client: &mut conn.client,
             upstream: &mut upstream.stream,
@@ -409,9 +421,10 @@ fn write_log(conn: &Connection, request: &RequestHead, record: &Record, lease: O
     let info = lease.map(|lease| lease.owner());
     let reported = info.and_then(|info| Some(info.backend.endpoints.first()?.reported_version()));
     let reported = reported.as_ref().and_then(|version| version.as_deref().map(String::as_str));
+    let client = std::str::from_utf8(request.client.of_head(head)).unwrap_or_default();
     conn.worker.log.write(&Line {
         time: SystemTime::now(),
-        client: &conn.address,
+        client: if client.is_empty() { &conn.address } else { client },
         method: request.method_text.of_head(head),
         target: request.target.of_head(head),
         protocol: request.version.as_str(),

@@ -13,6 +13,8 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use crate::http1::body::{BodyScanner, Framing, Step};
 use crate::http1::buffer::Buffer;
+use crate::http1::field::write_hex;
+use crate::http1::response::Coding;
 
 /// What a pump that makes no progress waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,12 @@ pub enum PumpError {
     Write(io::Error),
 }
 
+/// What ends a chunk of ours.
+const CHUNK_END: &[u8] = b"\r\n";
+
+/// What ends a body of chunks of ours.
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
 /// One direction of an exchange.
 #[derive(Debug)]
 pub struct Pump {
@@ -46,10 +54,12 @@ pub struct Pump {
     scanner: BodyScanner,
     /// The most content.
     most: u64,
-    unchunk: bool,
+    coding: Coding,
     buffer: Option<Buffer>,
     /// How many bytes at the front of the buffer are cleared for writing.
     cleared: usize,
+    /// What is written after the cleared bytes.
+    tail: &'static [u8],
     /// Bytes written, the head included.
     sent: u64,
     /// Body bytes written.
@@ -66,9 +76,10 @@ impl Pump {
             head_sent: 0,
             scanner: BodyScanner::new(framing),
             most: u64::MAX,
-            unchunk: false,
+            coding: Coding::AsItIs,
             buffer,
             cleared: 0,
+            tail: b"",
             sent: 0,
             body_sent: 0,
             waiting: Waiting::Source,
@@ -107,7 +118,7 @@ impl Pump {
     /// Whether the head and everything cleared so far has been written.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
-        self.head_sent == self.head.len() && self.cleared == 0
+        self.head_sent == self.head.len() && self.cleared == 0 && self.tail.is_empty()
     }
 
     /// The head that is to be sent next, to append to.
@@ -116,10 +127,10 @@ impl Pump {
     }
 
     /// The body that follows the head, of which `buffer` may hold the first part.
-    pub fn begin_body(&mut self, framing: Framing, unchunk: bool, buffer: Option<Buffer>) {
+    pub fn begin_body(&mut self, framing: Framing, coding: Coding, buffer: Option<Buffer>) {
         self.scanner = BodyScanner::new(framing);
         self.most = u64::MAX;
-        self.unchunk = unchunk;
+        self.coding = coding;
         self.buffer = buffer;
         self.cleared = 0;
     }
@@ -158,6 +169,9 @@ impl Pump {
             }
             if ready!(self.poll_read(cx, from)).map_err(PumpError::Read)? == 0 {
                 self.scanner.end_of_input().map_err(|_| PumpError::Truncated)?;
+                if self.coding == Coding::Chunk {
+                    self.tail = LAST_CHUNK;
+                }
             }
         }
     }
@@ -165,8 +179,9 @@ impl Pump {
     /// Finds out how much of what was read belongs to the body.
     fn clear(&mut self) -> Result<(), PumpError> {
         let Some(buffer) = &mut self.buffer else { return Ok(()) };
+        let written = self.cleared == 0;
         while self.cleared < buffer.filled().len() && !self.scanner.is_done() {
-            let step = if self.unchunk {
+            let step = if self.coding == Coding::Unchunk {
                 self.scanner.step(&buffer.filled()[self.cleared..])
             } else {
                 self.scanner.take(&buffer.filled()[self.cleared..]).map(Step::Data)
@@ -179,8 +194,22 @@ impl Pump {
                 return Err(PumpError::TooLarge);
             }
         }
+        if self.coding == Coding::Chunk && written && self.cleared > 0 {
+            self.begin_chunk();
+        }
         self.drop_empty();
         Ok(())
+    }
+
+    /// Makes a chunk of the cleared bytes.
+    fn begin_chunk(&mut self) {
+        if self.head_sent == self.head.len() {
+            self.head.clear();
+            self.head_sent = 0;
+        }
+        write_hex(&mut self.head, self.cleared as u64);
+        self.head.extend_from_slice(CHUNK_END);
+        self.tail = CHUNK_END;
     }
 
     /// No buffer is held without bytes in it.
@@ -195,12 +224,12 @@ impl Pump {
         while !self.is_flushed() {
             let head = &self.head[self.head_sent..];
             let body = self.buffer.as_ref().map_or(&[][..], |buffer| &buffer.filled()[..self.cleared]);
-            let result = match (head.is_empty(), body.is_empty()) {
-                (false, false) => {
-                    Pin::new(&mut *to).poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(body)])
+            let result = match (head, body, self.tail) {
+                (part, [], []) | ([], part, []) | ([], [], part) => Pin::new(&mut *to).poll_write(cx, part),
+                (head, body, tail) => {
+                    let parts = [IoSlice::new(head), IoSlice::new(body), IoSlice::new(tail)];
+                    Pin::new(&mut *to).poll_write_vectored(cx, &parts)
                 }
-                (false, true) => Pin::new(&mut *to).poll_write(cx, head),
-                _ => Pin::new(&mut *to).poll_write(cx, body),
             };
             let Poll::Ready(result) = result else {
                 self.waiting = Waiting::Sink;
@@ -218,7 +247,8 @@ impl Pump {
     fn wrote(&mut self, written: usize) {
         self.sent += written as u64;
         let of_head = written.min(self.head.len() - self.head_sent);
-        let of_body = written - of_head;
+        let of_body = (written - of_head).min(self.cleared);
+        self.tail = self.tail.get(written - of_head - of_body..).unwrap_or_default();
         self.head_sent += of_head;
         self.body_sent += of_body as u64;
         self.cleared -= of_body;

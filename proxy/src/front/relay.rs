@@ -23,11 +23,14 @@ use crate::config::{Limits, Timeouts};
 use crate::http1::body::Framing;
 use crate::http1::buffer::Buffer;
 use crate::http1::field::HeadScanner;
-use crate::http1::response::{self, Recipient, ResponseHead};
+use crate::http1::response::{self, Coding, Recipient, ResponseHead};
 use crate::observe::termination::Termination;
 
 /// After a client has ended its side of a tunnel, how long the backend may be silent before the tunnel is closed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The most interim responses to one request: no app sends more than a few, and each is kept until it is written.
+const MAX_INTERIM: u32 = 64;
 
 /// Why an exchange with a backend did not come to its proper end.
 #[derive(Debug)]
@@ -158,6 +161,7 @@ impl Relay {
     ) -> Result<ResponseHead, Failure> {
         let mut scanner = HeadScanner::default();
         let must_read_body = to.request.expects_continue;
+        let mut interim = 0;
         poll_fn(|cx| {
             around.attention.poll(cx);
             loop {
@@ -171,6 +175,10 @@ impl Relay {
                 if let Some(head) = self.scan_head(&mut scanner, to, spare)? {
                     if !head.is_interim() {
                         return Poll::Ready(Ok(head));
+                    }
+                    interim += 1;
+                    if interim > MAX_INTERIM {
+                        return Poll::Ready(Err(Failure::UpstreamProtocol("too many interim responses")));
                     }
                     scanner = HeadScanner::default();
                     continue;
@@ -224,7 +232,7 @@ impl Relay {
     /// From here on the connection is a tunnel; `from_client` is what the client has already sent into it.
     pub fn becomes_tunnel(&mut self) {
         let early = self.up.surplus().take();
-        self.up.begin_body(Framing::UntilClose, false, early);
+        self.up.begin_body(Framing::UntilClose, Coding::AsItIs, early);
         self.up_done = false;
         self.tunnel = true;
     }

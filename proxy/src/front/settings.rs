@@ -11,13 +11,15 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::answer::pages::Pages;
-use crate::config::{Server, ServerLimits};
+use crate::config::{Headers, Server, ServerLimits};
 
 /// The settings in force for a request.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// What a client may do before its request is known.
     pub limits: ServerLimits,
+    /// What the app is told of its clients, and which of their words are passed on.
+    pub headers: Headers,
     /// The pages of our own answers.
     pub pages: Pages,
     /// How long SIGTERM waits for exchanges in flight.
@@ -34,6 +36,7 @@ impl Settings {
     pub fn load(server: &Server) -> io::Result<Self> {
         Ok(Self {
             limits: server.limits.clone(),
+            headers: server.headers.clone(),
             pages: Pages::load(server.error_pages.as_deref())?,
             shutdown_timeout: server.shutdown_timeout,
             shutdown_idle_grace: server.shutdown_idle_grace,

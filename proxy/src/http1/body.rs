@@ -1,13 +1,19 @@
 //! Where a body ends. [`BodyScanner`] looks at bytes as they come and says how many of them belong to the body.
 //!
 //! Chunked bodies are checked strictly (RFC 9112 §7.1) and passed on as they came, extensions and trailers included:
-//! two parsers can disagree only about what is ambiguous, and nothing ambiguous passes.
+//! two parsers can disagree only about what is ambiguous, and nothing ambiguous passes. A trailer that would mean
+//! something in a head is refused: an app that merges trailers into its head must not be fooled by one.
+
+use super::field::{classify_folded, is_token_byte};
 
 /// The longest chunk-size line, extensions included: a size has at most 16 digits, extensions are hardly ever used.
 const MAX_CHUNK_LINE: u32 = 1024;
 
 /// The most bytes of trailers.
 const MAX_TRAILER_BYTES: u32 = 8 << 10;
+
+/// As much of a trailer's name as tells whether it is a known one: these have a shorter name or a shorter prefix.
+const TRAILER_NAME_BYTES: usize = 24;
 
 /// How a message says where its body ends (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +34,9 @@ pub enum BodyError {
     /// Not a chunk size, or a chunk does not end where it should.
     #[error("malformed chunked body")]
     BadChunk,
+    /// A trailer names a field that only a head may have (RFC 9110 §6.5.1).
+    #[error("a field that must not be in the trailers")]
+    BadTrailer,
     /// The sender closed too early.
     #[error("the body ended too early")]
     Truncated,
@@ -41,6 +50,11 @@ enum State {
     Size {
         size: u64,
         digits: u32,
+    },
+    /// White space after a size: an extension may follow, another digit may not.
+    Space {
+        size: u64,
+        bytes: u32,
     },
     Extension {
         size: u64,
@@ -74,6 +88,9 @@ enum State {
 pub struct BodyScanner {
     state: State,
     content: u64,
+    /// The start of the trailer name that is being read.
+    name: [u8; TRAILER_NAME_BYTES],
+    name_length: usize,
 }
 
 /// One step of [`BodyScanner::step`]: how many bytes, and what they are.
@@ -95,7 +112,7 @@ impl BodyScanner {
             Framing::Chunked => State::Size { size: 0, digits: 0 },
             Framing::UntilClose => State::UntilClose,
         };
-        Self { state, content: 0 }
+        Self { state, content: 0, name: [0; TRAILER_NAME_BYTES], name_length: 0 }
     }
 
     /// Bytes of content so far, chunk framing not counted.
@@ -165,12 +182,30 @@ impl BodyScanner {
     /// A run of framing bytes, up to the next content or the end.
     fn frame(&mut self, input: &[u8]) -> Result<Step, BodyError> {
         for (index, &byte) in input.iter().enumerate() {
-            self.state = next(self.state, byte).ok_or(BodyError::BadChunk)?;
+            let before = self.state;
+            self.state = next(before, byte).ok_or(BodyError::BadChunk)?;
+            if matches!(before, State::TrailerStart { .. } | State::TrailerName { .. }) {
+                self.read_trailer_name(byte)?;
+            }
             if matches!(self.state, State::Data(_) | State::Done) {
                 return Ok(Step::Frame(index + 1));
             }
         }
         Ok(Step::Frame(input.len()))
+    }
+
+    /// Notes a byte of a trailer's name, and looks at the name when it is complete.
+    fn read_trailer_name(&mut self, byte: u8) -> Result<(), BodyError> {
+        if byte != b':' {
+            if let Some(place) = self.name.get_mut(self.name_length) {
+                *place = byte;
+                self.name_length += 1;
+            }
+            return Ok(());
+        }
+        let length = std::mem::take(&mut self.name_length);
+        let known = classify_folded(&self.name[..length]);
+        if known.is_end_to_end() { Ok(()) } else { Err(BodyError::BadTrailer) }
     }
 }
 
@@ -186,7 +221,14 @@ fn next(state: State, byte: u8) -> Option<State> {
                 Some(State::Size { size: (size << 4) | u64::from(digit), digits: digits + 1 })
             }
             (None, b'\r') if digits > 0 => Some(State::SizeLf { size }),
-            (None, b';' | b' ' | b'\t') if digits > 0 => Some(State::Extension { size, bytes: digits }),
+            (None, b' ' | b'\t') if digits > 0 => Some(State::Space { size, bytes: digits }),
+            (None, b';') if digits > 0 => Some(State::Extension { size, bytes: digits }),
+            _ => None,
+        },
+        State::Space { size, bytes } if bytes < MAX_CHUNK_LINE => match byte {
+            b' ' | b'\t' => Some(State::Space { size, bytes: bytes + 1 }),
+            b';' => Some(State::Extension { size, bytes: bytes + 1 }),
+            b'\r' => Some(State::SizeLf { size }),
             _ => None,
         },
         State::Extension { size, .. } if byte == b'\r' => Some(State::SizeLf { size }),
@@ -199,7 +241,7 @@ fn next(state: State, byte: u8) -> Option<State> {
         State::DataLf if byte == b'\n' => Some(State::Size { size: 0, digits: 0 }),
         State::TrailerStart { .. } if byte == b'\r' => Some(State::EndLf),
         State::TrailerStart { bytes } | State::TrailerName { bytes }
-            if super::field::is_token_byte(byte) && bytes < MAX_TRAILER_BYTES =>
+            if is_token_byte(byte) && bytes < MAX_TRAILER_BYTES =>
         {
             Some(State::TrailerName { bytes: bytes + 1 })
         }
@@ -263,6 +305,9 @@ mod tests {
             "5;\n\r\n",
             "5;\0\r\n",
             "5 \rx",
+            "5 6\r\n",
+            "5\t6;a\r\n",
+            "5\u{b}\r\n",
             "0\r\nfolded: a\r\n b: c\r\n\r\n",
             "0\r\n:no-name\r\n\r\n",
             "0\r\nname : x\r\n\r\n",
@@ -274,8 +319,35 @@ mod tests {
     }
 
     #[test]
+    fn a_trailer_must_not_mean_anything_in_a_head() {
+        for name in [
+            "Content-Length",
+            "transfer-encoding",
+            "Transfer_Encoding",
+            "Host",
+            "X-Forwarded-For",
+            "x_forwarded_for",
+            "X-Forwarded-Something-With-A-Long-Name",
+            "X-Request-Id",
+            "Connection",
+        ] {
+            let body = format!("0\r\nA: b\r\n{name}: x\r\n\r\n");
+            assert_eq!(scan(body.as_bytes()), Err(BodyError::BadTrailer), "{name}");
+        }
+        for name in
+            ["X-Checksum", "Server-Timing", "Content-Length-Of-The-Whole-Upload", "Transfer-Encoding-2"]
+        {
+            let body = format!("0\r\n{name}: x\r\n\r\n");
+            assert_eq!(scan(body.as_bytes()), Ok((body.len(), true, vec![])), "{name}");
+        }
+    }
+
+    #[test]
     fn endless_framing_is_refused() {
-        assert_eq!(scan(format!("1;{}", "x".repeat(2000)).as_bytes()), Err(BodyError::BadChunk));
+        for filler in ["x", " "] {
+            assert_eq!(scan(format!("1 ;{}", filler.repeat(2000)).as_bytes()), Err(BodyError::BadChunk));
+            assert_eq!(scan(format!("1{}", " ".repeat(2000)).as_bytes()), Err(BodyError::BadChunk));
+        }
         assert_eq!(scan(format!("0\r\n{}", "a: b\r\n".repeat(3000)).as_bytes()), Err(BodyError::BadChunk));
     }
 

@@ -107,16 +107,54 @@ pub enum Known {
     Upgrade,
     /// `Expect`
     Expect,
-    /// `TE`, `Proxy-Connection`: for the next hop only, and not passed on.
+    /// `TE`, `Proxy-Connection`, `Proxy`: for the next hop only or for nobody, and not passed on.
     HopByHop,
     /// `X-Request-Id`
     RequestId,
-    /// `X-Forwarded-*`, `X-Real-IP`, `Forwarded`: what a client says there is not believed.
+    /// `X-Forwarded-For`
+    ForwardedFor,
+    /// `X-Forwarded-Proto`
+    ForwardedProto,
+    /// `X-Forwarded-Host`
+    ForwardedHost,
+    /// `X-Forwarded-Port`
+    ForwardedPort,
+    /// `Forwarded`
     Forwarded,
+    /// Any other `X-Forwarded-…`, and `X-Real-IP`.
+    ForwardedOther,
+    /// `traceparent`
+    Traceparent,
+    /// `tracestate`
+    Tracestate,
+    /// `X-Request-Start`
+    RequestStart,
     /// `User-Agent`
     UserAgent,
     /// `Referer`
     Referer,
+    /// `Server`
+    Server,
+    /// `Date`
+    Date,
+}
+
+impl Known {
+    /// Whether the field is for whoever the message is for, and nothing on the way hangs on it.
+    #[must_use]
+    pub fn is_end_to_end(self) -> bool {
+        matches!(
+            self,
+            Self::Other
+                | Self::Traceparent
+                | Self::Tracestate
+                | Self::RequestStart
+                | Self::UserAgent
+                | Self::Referer
+                | Self::Server
+                | Self::Date
+        )
+    }
 }
 
 /// Which of the known fields a name is.
@@ -126,21 +164,51 @@ pub fn classify(name: &[u8]) -> Known {
     match name.len() {
         2 if is("te") => Known::HopByHop,
         4 if is("host") => Known::Host,
+        4 if is("date") => Known::Date,
+        5 if is("proxy") => Known::HopByHop,
         6 if is("expect") => Known::Expect,
+        6 if is("server") => Known::Server,
         7 if is("upgrade") => Known::Upgrade,
         7 if is("referer") => Known::Referer,
         9 if is("forwarded") => Known::Forwarded,
+        9 if is("x-real-ip") => Known::ForwardedOther,
         10 if is("connection") => Known::Connection,
         10 if is("keep-alive") => Known::KeepAlive,
         10 if is("user-agent") => Known::UserAgent,
+        10 if is("tracestate") => Known::Tracestate,
+        11 if is("traceparent") => Known::Traceparent,
         12 if is("x-request-id") => Known::RequestId,
         14 if is("content-length") => Known::ContentLength,
+        15 if is("x-forwarded-for") => Known::ForwardedFor,
+        15 if is("x-request-start") => Known::RequestStart,
+        16 if is("x-forwarded-host") => Known::ForwardedHost,
+        16 if is("x-forwarded-port") => Known::ForwardedPort,
         16 if is("proxy-connection") => Known::HopByHop,
+        17 if is("x-forwarded-proto") => Known::ForwardedProto,
         17 if is("transfer-encoding") => Known::TransferEncoding,
-        9 if is("x-real-ip") => Known::Forwarded,
-        12.. if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => Known::Forwarded,
+        12.. if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => Known::ForwardedOther,
         _ => Known::Other,
     }
+}
+
+/// The longest known name, and one byte more.
+const FOLDED_BYTES: usize = 18;
+
+/// [`classify`] for a name as an app sees it that, like CGI and its heirs, can't tell `_` and others from `-`.
+#[must_use]
+pub fn classify_folded(name: &[u8]) -> Known {
+    let mut folded = [0; FOLDED_BYTES];
+    let length = name.len().min(FOLDED_BYTES);
+    for (to, &from) in folded.iter_mut().zip(name) {
+        *to = if from.is_ascii_alphanumeric() { from } else { b'-' };
+    }
+    classify(&folded[..length])
+}
+
+/// Whether every app can tell this name from all others: letters, digits and hyphens only.
+#[must_use]
+pub fn is_plain_name(name: &[u8]) -> bool {
+    name.iter().all(|&b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 /// The most names that a `Connection` field may nominate.
@@ -167,22 +235,23 @@ impl<'a> ConnectionOptions<'a> {
     /// Adds one `Connection` field.
     ///
     /// # Errors
-    /// It nominates a field that the message's meaning hangs on, or too many.
+    /// It nominates a field that the message's meaning hangs on, or too many. The rest of it is taken in all the same.
     pub fn add(&mut self, value: &'a [u8]) -> Result<(), BadConnection> {
+        let mut result = Ok(());
         for token in tokens(value) {
             match token {
                 _ if token.eq_ignore_ascii_case(b"close") => self.close = true,
                 _ if token.eq_ignore_ascii_case(b"keep-alive") => self.keep_alive = true,
                 _ if token.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
                 _ if classify(token) == Known::HopByHop => {}
-                _ if classify(token) == Known::Other && self.nominations < MAX_NOMINATED => {
+                _ if classify(token).is_end_to_end() && self.nominations < MAX_NOMINATED => {
                     self.nominated[self.nominations] = token;
                     self.nominations += 1;
                 }
-                _ => return Err(BadConnection),
+                _ => result = Err(BadConnection),
             }
         }
-        Ok(())
+        result
     }
 
     /// Whether a field is for this hop only (RFC 9110 §7.6.1).
@@ -204,6 +273,30 @@ pub fn values<'a>(head: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = &'a [u
         let colon = memchr::memchr(b':', line)?;
         line[..colon].eq_ignore_ascii_case(name).then(|| line[colon + 1..].trim_ascii())
     })
+}
+
+/// Whether this can be a `Host` (RFC 9110 §7.2): a name, an IPv4 address or an IPv6 address in brackets, and perhaps a
+/// port.
+#[must_use]
+pub fn is_host(value: &[u8]) -> bool {
+    let (name, port) = split_port(value);
+    let bracketed = name.strip_prefix(b"[").and_then(|name| name.strip_suffix(b"]"));
+    let good_name = match bracketed {
+        Some(address) => address.iter().all(|&b| b.is_ascii_hexdigit() || b == b':' || b == b'.'),
+        None => name.iter().all(|&b| b.is_ascii_alphanumeric() || b"-._~%".contains(&b)),
+    };
+    let good_port = port.is_none_or(|port| port.len() <= 5 && port.iter().all(u8::is_ascii_digit));
+    !name.is_empty() && good_name && good_port
+}
+
+/// Splits a host into its name and its port, if it has one.
+#[must_use]
+pub fn split_port(host: &[u8]) -> (&[u8], Option<&[u8]>) {
+    let end_of_address = host.iter().rposition(|&b| b == b']').unwrap_or(0);
+    match host[end_of_address..].iter().position(|&b| b == b':') {
+        Some(at) => (&host[..end_of_address + at], Some(&host[end_of_address + at + 1..])),
+        None => (host, None),
+    }
 }
 
 /// A body length: digits and nothing else.
@@ -243,6 +336,14 @@ pub fn write_number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(&digits[at..]);
 }
 
+/// Appends a number in hexadecimal.
+pub fn write_hex(out: &mut Vec<u8>, number: u64) {
+    let digits = (u64::BITS - number.leading_zeros()).div_ceil(4).max(1);
+    for place in (0..digits).rev() {
+        out.push(b"0123456789abcdef"[(number >> (4 * place) & 15) as usize]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,11 +367,35 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_decimal() {
-        for number in [0, 7, 10, u64::MAX] {
+    fn numbers_are_decimal_or_hexadecimal() {
+        for number in [0, 7, 10, 16, 65_535, 65_536, u64::MAX] {
             let mut out = Vec::new();
             write_number(&mut out, number);
             assert_eq!(out, number.to_string().as_bytes());
+            out.clear();
+            write_hex(&mut out, number);
+            assert_eq!(out, format!("{number:x}").as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_name_that_an_app_may_mistake_for_a_known_one_is_known() {
+        assert_eq!(classify_folded(b"Content_Length"), Known::ContentLength);
+        assert_eq!(classify_folded(b"x.forwarded_for"), Known::ForwardedFor);
+        assert_eq!(classify_folded(b"x_forwarded_a_very_long_name"), Known::ForwardedOther);
+        assert_eq!(classify_folded(b"transfer-encoding-2"), Known::Other);
+    }
+
+    #[test]
+    fn hosts_are_names_or_addresses_with_perhaps_a_port() {
+        for good in ["a", "a.b-c_d", "a:80", "1.2.3.4:65535", "[::1]", "[::1]:80", "a.", "a:"] {
+            assert!(is_host(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "", ":80", "a b", "a/b", "a@b", "a:b", "a:1:2", "a:123456", "[::1", "::1", "[::1]x", "[g]",
+            "a,b", "é",
+        ] {
+            assert!(!is_host(bad.as_bytes()), "{bad}");
         }
     }
 

@@ -4,6 +4,9 @@ use std::mem::MaybeUninit;
 
 use super::body::Framing;
 use super::field::{self, ConnectionOptions, Known, MAX_FIELDS, Span, classify, write_field, write_number};
+use super::forwarded::{self, Caller};
+use super::trace;
+use crate::config::{Traceparent, Underscores};
 use crate::observe::meters::METHODS;
 
 /// The longest request id that is taken over from a client.
@@ -108,6 +111,8 @@ pub struct RequestHead {
     pub expects_continue: bool,
     /// Whether it asks for a WebSocket.
     pub upgrade: bool,
+    /// The client's address, where a trusted proxy has told it; empty: it is the caller's.
+    pub client: Span,
     /// Its id.
     pub id: RequestId,
     /// `User-Agent`, or empty.
@@ -154,6 +159,15 @@ impl BadRequest {
     }
 }
 
+/// What the `traceparent` fields are worth.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Trace {
+    #[default]
+    None,
+    Valid,
+    Invalid,
+}
+
 /// The fields of a head as they are counted up.
 #[derive(Default)]
 struct Facts<'a> {
@@ -164,17 +178,18 @@ struct Facts<'a> {
     websocket: bool,
     expects_continue: bool,
     id: Option<&'a [u8]>,
+    trace: Trace,
     user_agent: &'a [u8],
     referer: &'a [u8],
 }
 
 /// Understands a complete request head, and appends to `out` the head for the backend.
 ///
-/// `client` is the client's address, for `X-Forwarded-For`.
+/// `caller` is who has sent it: the client, or a proxy before us.
 ///
 /// # Errors
 /// Whatever is malformed, ambiguous or not allowed; `out` may hold a part of a head then.
-pub fn translate(head: &[u8], client: &str, out: &mut Vec<u8>) -> Result<RequestHead, BadRequest> {
+pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<RequestHead, BadRequest> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
     let parsed =
@@ -192,16 +207,9 @@ pub fn translate(head: &[u8], client: &str, out: &mut Vec<u8>) -> Result<Request
     };
     let method_text = request.method.unwrap_or_default();
     let target = request.path.unwrap_or_default();
-    let facts = read_fields(request.headers, version)?;
+    let facts = read_fields(request.headers, version, caller.headers.underscores)?;
     let (authority, path) = split_target(method_text, target)?;
-    let host = authority.map(str::as_bytes).or(facts.host);
-    if version == Version::Http11 && facts.host.is_none() {
-        return Err(BadRequest::Malformed("the Host field is missing"));
-    }
-    let host = host.unwrap_or_default();
-    if !host.iter().all(|&b| b.is_ascii_alphanumeric() || b"-._~:[]%".contains(&b)) {
-        return Err(BadRequest::Malformed("the host is malformed"));
-    }
+    let host = host(authority, facts.host, version)?;
     let framing = match (facts.chunked, facts.length) {
         (true, Some(_)) => return Err(BadRequest::Malformed("both Content-Length and Transfer-Encoding")),
         (true, None) if version == Version::Http10 => {
@@ -228,27 +236,61 @@ pub fn translate(head: &[u8], client: &str, out: &mut Vec<u8>) -> Result<Request
         keep_alive: !facts.connection.close && (version == Version::Http11 || facts.connection.keep_alive),
         expects_continue: facts.expects_continue && version == Version::Http11 && has_body,
         upgrade,
+        client: client(request.headers, caller).map_or_else(Span::default, |client| Span::of(client, head)),
         id: facts.id.map_or_else(RequestId::make, |id| RequestId::FromClient(Span::of(id, head))),
         user_agent: Span::of(facts.user_agent, head),
         referer: Span::of(facts.referer, head),
     };
-    // An empty path of an absolute target is "/".
-    let path = if path.is_empty() { "/" } else { path };
-    out.reserve(head.len() + 256);
+    out.reserve(head.len() + 320);
     for part in [method_text.as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\n"] {
         out.extend_from_slice(part);
     }
     write_field(out, b"Host", host);
-    write_fields(request.headers, &facts.connection, &understood, out);
-    write_field(out, b"X-Forwarded-For", client.as_bytes());
-    write_field(out, b"X-Forwarded-Proto", b"http");
-    write_field(out, b"X-Forwarded-Host", host);
+    write_fields(request.headers, &facts, &understood, caller, out);
+    write_framing(&understood, out);
+    forwarded::write(request.headers, caller, host, out);
     write_field(out, b"X-Request-Id", understood.id.text(head));
+    if facts.trace != Trace::Valid && caller.headers.traceparent == Traceparent::Make {
+        trace::write_new(&understood.id, out);
+    }
+    if caller.headers.via {
+        // RFC 9110 §7.6.3: the version is that of the message as it came.
+        out.extend_from_slice(if version == Version::Http11 {
+            b"Via: 1.1 uh-proxy\r\n"
+        } else {
+            b"Via: 1.0 uh-proxy\r\n"
+        });
+    }
     out.extend_from_slice(b"\r\n");
     Ok(understood)
 }
 
-fn read_fields<'a>(fields: &[httparse::Header<'a>], version: Version) -> Result<Facts<'a>, BadRequest> {
+/// The host that is meant. An authority in the target wins over the `Host` field (RFC 9112 §3.2.2).
+fn host<'a>(
+    authority: Option<&'a str>,
+    field: Option<&'a [u8]>,
+    version: Version,
+) -> Result<&'a [u8], BadRequest> {
+    if version == Version::Http11 && field.is_none() {
+        return Err(BadRequest::Malformed("the Host field is missing"));
+    }
+    match authority.map(str::as_bytes).or(field) {
+        None => Ok(b""),
+        Some(host) if field::is_host(host) => Ok(host),
+        Some(_) => Err(BadRequest::Malformed("the host is malformed")),
+    }
+}
+
+/// The client's address, if it is not the caller's.
+fn client<'a>(fields: &[httparse::Header<'a>], caller: &Caller<'_>) -> Option<&'a [u8]> {
+    if caller.is_trusted() { forwarded::client(fields, caller.headers) } else { None }
+}
+
+fn read_fields<'a>(
+    fields: &[httparse::Header<'a>],
+    version: Version,
+    underscores: Underscores,
+) -> Result<Facts<'a>, BadRequest> {
     let mut facts = Facts::default();
     for field in fields {
         let value = field.value;
@@ -281,7 +323,18 @@ fn read_fields<'a>(fields: &[httparse::Header<'a>], version: Version) -> Result<
             Known::RequestId => facts.id = facts.id.or_else(|| good_request_id(value).then_some(value)),
             Known::UserAgent => facts.user_agent = value,
             Known::Referer => facts.referer = value,
-            Known::KeepAlive | Known::HopByHop | Known::Forwarded | Known::Other => {}
+            Known::Traceparent if facts.trace == Trace::None && trace::is_traceparent(value) => {
+                facts.trace = Trace::Valid;
+            }
+            Known::Traceparent => facts.trace = Trace::Invalid,
+            Known::Other
+                if underscores == Underscores::Refuse && !field::is_plain_name(field.name.as_bytes()) =>
+            {
+                return Err(BadRequest::Malformed(
+                    "a field name with more than letters, digits and hyphens in it",
+                ));
+            }
+            _ => {}
         }
     }
     Ok(facts)
@@ -289,22 +342,33 @@ fn read_fields<'a>(fields: &[httparse::Header<'a>], version: Version) -> Result<
 
 fn write_fields(
     fields: &[httparse::Header<'_>],
-    connection: &ConnectionOptions<'_>,
+    facts: &Facts<'_>,
     request: &RequestHead,
+    caller: &Caller<'_>,
     out: &mut Vec<u8>,
 ) {
     for field in fields {
         let name = field.name.as_bytes();
-        match classify(name) {
-            Known::Expect if !request.expects_continue => {}
-            Known::Other | Known::UserAgent | Known::Referer | Known::Expect
-                if !connection.nominates(name) =>
-            {
-                write_field(out, name, field.value);
-            }
-            _ => {}
+        let keep = match classify(name) {
+            Known::Expect => request.expects_continue,
+            // A trace state is worth nothing without its parent (Trace Context §3.3).
+            Known::Traceparent | Known::Tracestate => facts.trace == Trace::Valid,
+            Known::RequestStart => caller.request_start.is_none(),
+            Known::Other => field::is_plain_name(name) || passes_folded(name, caller.headers.underscores),
+            known => known.is_end_to_end(),
+        };
+        if keep && !facts.connection.nominates(name) {
+            write_field(out, name, field.value);
         }
     }
+}
+
+/// Whether a field may go on though some apps can't tell its name from another one, with hyphens in it.
+fn passes_folded(name: &[u8], underscores: Underscores) -> bool {
+    underscores == Underscores::Pass && field::classify_folded(name) == Known::Other
+}
+
+fn write_framing(request: &RequestHead, out: &mut Vec<u8>) {
     match request.framing {
         Framing::Chunked => write_field(out, b"Transfer-Encoding", b"chunked"),
         Framing::Length(length) => {
@@ -324,17 +388,23 @@ fn split_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>, &
     if matches!(method, "CONNECT" | "TRACE") {
         return Err(BadRequest::Method);
     }
+    // No client sends a fragment; what it would mean to the app and to the routing is anybody's guess.
+    if target.contains('#') {
+        return Err(BadRequest::Malformed("the request target has a fragment"));
+    }
     if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
         return Ok((None, target));
     }
     let rest = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://")).map(|_| &target[7..]);
     let rest = rest.ok_or(BadRequest::Malformed("the request target is malformed"))?;
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    if authority.is_empty() || !(path.is_empty() || path.starts_with('/')) {
-        return Err(BadRequest::Malformed("the request target is malformed"));
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    match rest.split_at(end) {
+        (authority, path) if path.starts_with('/') => Ok((Some(authority), path)),
+        // RFC 9112 §3.2.4 and §3.2.1.
+        (authority, "") if method == "OPTIONS" => Ok((Some(authority), "*")),
+        (authority, "") => Ok((Some(authority), "/")),
+        _ => Err(BadRequest::Malformed("the request target is malformed")),
     }
-    Ok((Some(authority), path))
 }
 
 fn good_request_id(value: &[u8]) -> bool {
@@ -345,10 +415,19 @@ fn good_request_id(value: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Headers;
+
+    fn caller<'a>(text: &'a str, headers: &'a Headers) -> Caller<'a> {
+        Caller { address: text.parse().ok(), text, request_start: None, headers }
+    }
 
     fn upstream(head: &str) -> Result<(RequestHead, String), BadRequest> {
+        upstream_with(head, &Headers::default())
+    }
+
+    fn upstream_with(head: &str, headers: &Headers) -> Result<(RequestHead, String), BadRequest> {
         let mut out = Vec::new();
-        let request = translate(head.as_bytes(), "192.0.2.7", &mut out)?;
+        let request = translate(head.as_bytes(), &caller("192.0.2.7", headers), &mut out)?;
         Ok((request, String::from_utf8(out).unwrap()))
     }
 
@@ -362,7 +441,7 @@ mod tests {
             out,
             "POST /a?b=%zz HTTP/1.1\r\nHost: app.example\r\nUser-Agent: x\r\nX-MiXed: Kept\r\nContent-Length: 3\r\n\
              X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: app.example\r\n\
-             X-Request-Id: abc-1\r\n\r\n"
+             X-Forwarded-Port: 80\r\nX-Request-Id: abc-1\r\n\r\n"
         );
         assert!(request.keep_alive);
         assert_eq!(request.framing, Framing::Length(3));
@@ -378,6 +457,65 @@ mod tests {
         assert!(request.keep_alive);
         let (_, out) = upstream("GET http://a.example HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
         assert!(out.starts_with("GET / HTTP/1.1\r\n"), "{out}");
+        let (_, out) = upstream("OPTIONS http://a.example HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert!(out.starts_with("OPTIONS * HTTP/1.1\r\n"), "{out}");
+    }
+
+    #[test]
+    fn a_name_that_an_app_may_mistake_for_another_is_dropped_passed_or_refused() {
+        let head = "GET / HTTP/1.1\r\nHost: a\r\nX_A: 1\r\nX.B: 2\r\nContent_Length: 3\r\nX_Forwarded_For: 6.6.6.6\r\n\r\n";
+        let with = |underscores| upstream_with(head, &Headers { underscores, ..Headers::default() });
+        let (request, out) = with(Underscores::Drop).unwrap();
+        assert_eq!(request.framing, Framing::None);
+        for name in ["X_A", "X.B", "Content_Length", "X_Forwarded_For"] {
+            assert!(!out.contains(name), "{out}");
+        }
+        let (_, out) = with(Underscores::Pass).unwrap();
+        assert!(out.contains("X_A: 1\r\nX.B: 2\r\n"), "{out}");
+        assert!(!out.contains("Content_Length") && !out.contains("X_Forwarded_For"), "{out}");
+        assert_eq!(with(Underscores::Refuse).unwrap_err().status(), 400);
+        let plain = "GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\r\n\r\n";
+        let refusing = Headers { underscores: Underscores::Refuse, ..Headers::default() };
+        assert!(upstream_with(plain, &refusing).is_ok());
+    }
+
+    #[test]
+    fn a_trace_is_passed_on_if_it_is_valid() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let head = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\ntracestate: s=1\r\n{fields}\r\n");
+        let (_, out) = upstream(&head(&format!("traceparent: {good}\r\n"))).unwrap();
+        assert!(out.contains(good) && out.contains("tracestate: s=1"), "{out}");
+        for bad in [String::new(), "traceparent: x\r\n".into(), format!("traceparent: {good}\r\n").repeat(2)]
+        {
+            let (_, out) = upstream(&head(&bad)).unwrap();
+            assert!(!out.contains("trace"), "{bad:?} gave {out}");
+            let making = Headers { traceparent: Traceparent::Make, ..Headers::default() };
+            let (request, out) = upstream_with(&head(&bad), &making).unwrap();
+            let made = String::from_utf8(request.id.text(&[]).to_vec()).unwrap();
+            assert!(
+                out.contains(&format!("traceparent: 00-{made}-")) && !out.contains("tracestate"),
+                "{out}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_trusted_proxy_tells_the_client() {
+        let headers = Headers { trusted_proxies: vec!["192.0.2.7".parse().unwrap()], ..Headers::default() };
+        let head = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6, 203.0.113.9\r\n\r\n";
+        let (request, out) = upstream_with(head, &headers).unwrap();
+        assert_eq!(request.client.of_head(head.as_bytes()), b"203.0.113.9");
+        assert!(out.contains("X-Forwarded-For: 6.6.6.6, 203.0.113.9, 192.0.2.7\r\n"), "{out}");
+        let (request, out) = upstream(head).unwrap();
+        assert_eq!(request.client.of_head(head.as_bytes()), b"");
+        assert!(out.contains("X-Forwarded-For: 192.0.2.7\r\n"), "{out}");
+    }
+
+    #[test]
+    fn via_names_the_version_that_came() {
+        let headers = Headers { via: true, ..Headers::default() };
+        let (_, out) = upstream_with("GET / HTTP/1.0\r\nVia: 1.1 edge\r\n\r\n", &headers).unwrap();
+        assert!(out.contains("Via: 1.1 edge\r\n") && out.contains("Via: 1.0 uh-proxy\r\n"), "{out}");
     }
 
     #[test]
@@ -414,6 +552,12 @@ mod tests {
             ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET http://u@a/x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET http://a?x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost:\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a:b\r\n\r\n", 400),
         ] {
             assert_eq!(upstream(head).map(|_| ()).unwrap_err().status(), status, "{head:?}");
         }
@@ -445,7 +589,8 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_panic_the_parser(head in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
-            let _ = translate(&head, "", &mut Vec::new());
+            let headers = Headers::default();
+            let _ = translate(&head, &caller("", &headers), &mut Vec::new());
         }
     }
 }

@@ -4,8 +4,10 @@ use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use super::body::Framing;
+use super::date;
 use super::field::{self, ConnectionOptions, Known, MAX_FIELDS, classify, tokens, write_field, write_number};
 use super::request::{RequestHead, Version};
+use crate::config::ServerField;
 
 /// What a response is written for.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +18,8 @@ pub struct Recipient<'a> {
     pub request_head: &'a [u8],
     /// Whether the client's connection may be kept.
     pub keep_alive: bool,
+    /// What becomes of the `Server` field.
+    pub server: ServerField,
 }
 
 /// What we need to know of a response.
@@ -31,8 +35,20 @@ pub struct ResponseHead {
     pub upstream_idle: Option<Duration>,
     /// Whether the client was told that its connection will be kept.
     pub client_keep_alive: bool,
-    /// Whether chunks must be unwrapped for a client that doesn't know them.
-    pub unchunk: bool,
+    /// What is done to the body on its way.
+    pub coding: Coding,
+}
+
+/// What is done to a response's body on its way to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Coding {
+    /// Nothing.
+    #[default]
+    AsItIs,
+    /// Chunks are unwrapped, for a client that doesn't know them.
+    Unchunk,
+    /// A body that ends with the backend's connection is sent in chunks, so that the client can tell an end from a break.
+    Chunk,
 }
 
 impl ResponseHead {
@@ -40,6 +56,16 @@ impl ResponseHead {
     #[must_use]
     pub fn is_interim(&self) -> bool {
         (100..200).contains(&self.status) && self.status != 101
+    }
+
+    /// Whether the client knows that the body is over only by the end of its connection.
+    #[must_use]
+    pub fn ends_with_connection(&self) -> bool {
+        match self.coding {
+            Coding::AsItIs => self.framing == Framing::UntilClose,
+            Coding::Unchunk => true,
+            Coding::Chunk => false,
+        }
     }
 
     /// From here on the connection is a tunnel.
@@ -61,6 +87,7 @@ struct Facts<'a> {
     connection: ConnectionOptions<'a>,
     idle: Option<Duration>,
     has_id: bool,
+    has_date: bool,
     websocket: bool,
 }
 
@@ -91,18 +118,26 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
         return Err(BadResponse("switched protocols unasked"));
     }
     let framing = framing(status, to.request, &facts)?;
-    let unchunk = framing == Framing::Chunked && to.request.version == Version::Http10;
-    let client_keep_alive = to.keep_alive && framing != Framing::UntilClose && !unchunk;
-    let understood = ResponseHead {
+    if facts.chunked && !http11 {
+        // RFC 9112 §6.1: its framing is faulty.
+        return Err(BadResponse("Transfer-Encoding in HTTP/1.0"));
+    }
+    let coding = match (framing, to.request.version) {
+        (Framing::Chunked, Version::Http10) => Coding::Unchunk,
+        (Framing::UntilClose, Version::Http11) if status != 101 => Coding::Chunk,
+        _ => Coding::AsItIs,
+    };
+    let mut understood = ResponseHead {
         status,
         framing,
         upstream_keep_alive: framing != Framing::UntilClose
             && !facts.connection.close
             && (http11 || facts.connection.keep_alive),
         upstream_idle: facts.idle,
-        client_keep_alive,
-        unchunk,
+        client_keep_alive: false,
+        coding,
     };
+    understood.client_keep_alive = to.keep_alive && !understood.ends_with_connection();
     if understood.is_interim() && to.request.version == Version::Http10 {
         return Ok(understood);
     }
@@ -112,7 +147,7 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
     out.push(b' ');
     out.extend_from_slice(response.reason.unwrap_or_default().as_bytes());
     out.extend_from_slice(b"\r\n");
-    write_fields(response.headers, &facts, &understood, out);
+    write_fields(response.headers, &facts, to, &understood, out);
     if !understood.is_interim() {
         write_connection(to, &facts, &understood, out);
     }
@@ -143,6 +178,7 @@ fn read_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<Facts<'a>, BadResp
             Known::KeepAlive => facts.idle = keep_alive_timeout(field.value),
             Known::Upgrade => facts.websocket |= field.value.eq_ignore_ascii_case(b"websocket"),
             Known::RequestId => facts.has_id = true,
+            Known::Date => facts.has_date = true,
             _ => {}
         }
     }
@@ -168,6 +204,7 @@ fn framing(status: u16, request: &RequestHead, facts: &Facts<'_>) -> Result<Fram
 fn write_fields(
     fields: &[httparse::Header<'_>],
     facts: &Facts<'_>,
+    to: Recipient<'_>,
     response: &ResponseHead,
     out: &mut Vec<u8>,
 ) {
@@ -179,7 +216,8 @@ fn write_fields(
         let keep = match classify(name) {
             Known::Connection | Known::KeepAlive | Known::HopByHop => false,
             Known::ContentLength => !no_framing && !std::mem::replace(&mut length_written, true),
-            Known::TransferEncoding => !no_framing && !response.unchunk,
+            Known::TransferEncoding => !no_framing && to.request.version == Version::Http11,
+            Known::Server => to.server == ServerField::Pass,
             // Also with 426, which says what to upgrade to.
             Known::Upgrade => response.status == 101 || response.status == 426,
             _ => !facts.connection.nominates(name),
@@ -188,9 +226,15 @@ fn write_fields(
             write_field(out, name, field.value);
         }
     }
+    if response.coding == Coding::Chunk {
+        write_field(out, b"Transfer-Encoding", b"chunked");
+    }
 }
 
 fn write_connection(to: Recipient<'_>, facts: &Facts<'_>, response: &ResponseHead, out: &mut Vec<u8>) {
+    if !facts.has_date {
+        date::write(out);
+    }
     if !facts.has_id {
         write_field(out, b"X-Request-Id", to.request.id.text(to.request_head));
     }
@@ -212,15 +256,24 @@ fn keep_alive_timeout(value: &[u8]) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Headers;
+    use crate::http1::forwarded::Caller;
     use crate::http1::request;
+
+    fn understood(request_head: &str) -> RequestHead {
+        let headers = Headers::default();
+        let caller = Caller { address: None, text: "", request_start: None, headers: &headers };
+        request::translate(request_head.as_bytes(), &caller, &mut Vec::new()).unwrap()
+    }
 
     fn client(
         request_head: &str,
         head: &str,
         keep_alive: bool,
     ) -> Result<(ResponseHead, String), BadResponse> {
-        let request = request::translate(request_head.as_bytes(), "", &mut Vec::new()).unwrap();
-        let to = Recipient { request: &request, request_head: request_head.as_bytes(), keep_alive };
+        let request = understood(request_head);
+        let server = ServerField::Pass;
+        let to = Recipient { request: &request, request_head: request_head.as_bytes(), keep_alive, server };
         let mut out = Vec::new();
         let response = translate(head.as_bytes(), to, &mut out)?;
         Ok((response, String::from_utf8(out).unwrap()))
@@ -232,12 +285,12 @@ mod tests {
 
     #[test]
     fn what_the_client_gets() {
-        let head = "HTTP/1.1 200 Fine\r\nContent-Length: 3\r\nX-MiXed: kept\r\nConnection: X-Hop\r\nX-Hop: 1\r\n\
+        let head = "HTTP/1.1 200 Fine\r\nContent-Length: 3\r\nDate: then\r\nX-MiXed: kept\r\nConnection: X-Hop\r\nX-Hop: 1\r\n\
                     Keep-Alive: timeout=5, max=9\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\n";
         let (response, out) = client(GET, head, true).unwrap();
         assert_eq!(
             out,
-            "HTTP/1.1 200 Fine\r\nContent-Length: 3\r\nX-MiXed: kept\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\
+            "HTTP/1.1 200 Fine\r\nContent-Length: 3\r\nDate: then\r\nX-MiXed: kept\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\
              X-Request-Id: id\r\n\r\n"
         );
         assert!(response.upstream_keep_alive && response.client_keep_alive);
@@ -265,7 +318,7 @@ mod tests {
     fn an_old_client_gets_no_chunks_and_no_interim_responses() {
         let (response, out) =
             client(GET10, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", true).unwrap();
-        assert!(response.unchunk && !response.client_keep_alive);
+        assert!(response.coding == Coding::Unchunk && !response.client_keep_alive);
         assert!(!out.contains("chunked") && out.contains("Connection: close"), "{out}");
         let (_, out) = client(GET10, "HTTP/1.1 100 Continue\r\n\r\n", true).unwrap();
         assert_eq!(out, "");
@@ -281,12 +334,31 @@ mod tests {
             "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
             "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX: a\rb\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX : a\r\n\r\n",
+            "HTTP/1.1 200 O\x01K\r\n\r\n",
             "HTTP/1.1 999 Odd\r\n\r\n",
             "HTTP/1.1 099 Odd\r\n\r\n",
             "ICY 200 OK\r\n\r\n",
         ] {
             assert!(client(GET, head, true).is_err(), "{head:?}");
         }
+    }
+
+    #[test]
+    fn a_body_that_ends_with_its_connection_is_sent_in_chunks_where_that_is_known() {
+        let head = "HTTP/1.0 200 OK\r\nServer: old\r\n\r\n";
+        let (response, out) = client(GET, head, true).unwrap();
+        assert!(response.coding == Coding::Chunk && response.client_keep_alive, "{response:?}");
+        assert!(out.contains("Transfer-Encoding: chunked\r\n") && out.contains("Server: old\r\n"), "{out}");
+        let (response, out) = client(GET10, head, true).unwrap();
+        assert!(response.ends_with_connection() && !response.client_keep_alive, "{response:?}");
+        assert!(!out.contains("chunked") && out.contains("Connection: close\r\n"), "{out}");
+        let (response, out) = client(HEAD, head, true).unwrap();
+        assert!(response.coding == Coding::AsItIs && !out.contains("chunked"), "{out}");
     }
 
     #[test]
@@ -302,8 +374,9 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_panic_the_parser(head in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
-            let request = request::translate(GET.as_bytes(), "", &mut Vec::new()).unwrap();
-            let to = Recipient { request: &request, request_head: GET.as_bytes(), keep_alive: true };
+            let request = understood(GET);
+            let server = ServerField::Drop;
+            let to = Recipient { request: &request, request_head: GET.as_bytes(), keep_alive: true, server };
             let _ = translate(&head, to, &mut Vec::new());
         }
     }

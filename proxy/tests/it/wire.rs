@@ -11,6 +11,8 @@ use crate::harness::soon;
 pub(crate) struct Wire {
     pub(crate) stream: TcpStream,
     buffer: Vec<u8>,
+    /// The other side has ended the connection with a reset.
+    reset: bool,
 }
 
 /// A response, or what came of it.
@@ -38,7 +40,8 @@ impl Response {
 
 impl Wire {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
-        Self { stream: soon("a connection", TcpStream::connect(address)).await.unwrap(), buffer: Vec::new() }
+        let stream = soon("a connection", TcpStream::connect(address)).await.unwrap();
+        Self { stream, buffer: Vec::new(), reset: false }
     }
 
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -92,6 +95,7 @@ impl Wire {
         } else {
             while self.fill().await {}
             response.body = std::mem::take(&mut self.buffer);
+            response.complete = !self.reset;
         }
         Some(response)
     }
@@ -151,8 +155,15 @@ impl Wire {
         self.buffer.is_empty() && !soon("the end of the connection", self.fill()).await
     }
 
+    /// Whether the other side has ended the connection with a reset.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.reset
+    }
+
     async fn fill(&mut self) -> bool {
-        matches!(self.stream.read_buf(&mut self.buffer).await, Ok(read) if read > 0)
+        let read = self.stream.read_buf(&mut self.buffer).await;
+        self.reset |= read.is_err();
+        matches!(read, Ok(read) if read > 0)
     }
 }
 

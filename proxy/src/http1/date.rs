@@ -1,0 +1,48 @@
+//! `Date` for responses that came without one (RFC 9110 §6.6.1 asks for it). The one place here that looks at a clock.
+
+use std::cell::RefCell;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+
+/// `Wed, 25 Nov 2026 14:16:18 GMT`
+const LENGTH: usize = 29;
+
+thread_local! {
+    /// The second, and its text.
+    static LAST: RefCell<(i64, [u8; LENGTH])> = const { RefCell::new((i64::MIN, [0; LENGTH])) };
+}
+
+/// Appends the field with the time of now. The text is made once a second by each thread.
+pub fn write(out: &mut Vec<u8>) {
+    let second = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let second = i64::try_from(second).unwrap_or_default();
+    out.extend_from_slice(b"Date: ");
+    LAST.with_borrow_mut(|(of, text)| {
+        if *of != second {
+            let now = Timestamp::from_second(second).unwrap_or_default();
+            let fresh = now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            if let Ok(fresh) = fresh.as_bytes().try_into() {
+                (*of, *text) = (second, fresh);
+            }
+        }
+        out.extend_from_slice(text);
+    });
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_the_form_that_rfc_9110_prefers() {
+        let mut out = Vec::new();
+        write(&mut out);
+        let text = String::from_utf8(out).unwrap();
+        let date = text.strip_prefix("Date: ").unwrap().strip_suffix("\r\n").unwrap();
+        let parsed = jiff::fmt::rfc2822::parse(date).unwrap().timestamp();
+        assert!(Timestamp::now().as_second() - parsed.as_second() <= 5, "{date}");
+        assert_eq!(date.len(), LENGTH);
+    }
+}
