@@ -16,6 +16,7 @@ mod crash;
 mod endpoints;
 mod exchanges;
 mod forwarding;
+mod framing;
 mod harness;
 mod http;
 mod invariants;
