@@ -35,6 +35,8 @@ pub struct Setup<'a> {
     pub access_log: &'a str,
     /// The backends; the first is active.
     pub backends: [&'a SampleApp; 2],
+    /// More tables for its configuration.
+    pub extra: &'a str,
 }
 
 impl Setup<'_> {
@@ -61,7 +63,10 @@ endpoints = ["{standby_address}"]
 [services.{SERVICE}.health]
 interval = "100ms"
 healthy_after = 1
+
+{extra}
 "#,
+            extra = self.extra,
             admin_socket = quoted("admin.sock"),
             state_file = toml_string(&self.state_dir.join(".deployment-state.json")),
             access_log = quoted("access.jsonl"),

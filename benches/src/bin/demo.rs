@@ -74,7 +74,8 @@ async fn run(dir: &Path) -> Result<()> {
     let blue = SampleApp::start("blue", "1.0.0", dir).await?;
     let green = SampleApp::start("green", "1.0.1", dir).await?;
     let backends = [&blue, &green];
-    let front_door = FrontDoor::start(&Setup { dir, state_dir: dir, access_log: "json", backends }).await?;
+    let front_door =
+        FrontDoor::start(&Setup { dir, state_dir: dir, access_log: "json", backends, extra: "" }).await?;
     page.fact("blue, version 1.0.0", blue.address)?;
     page.fact("green, version 1.0.1", green.address)?;
     page.fact("front door", front_door.address)?;

@@ -118,6 +118,8 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
         state_dir: state_dir.path(),
         access_log: options.access_log.as_str(),
         backends: [&blue, &green],
+        // All load comes from one address.
+        extra: "[server.limits]\nconnections_per_address = 0",
     };
     let front_door = FrontDoor::start(&setup).await?;
 

@@ -4,4 +4,5 @@
 
 mod arrows;
 mod files;
+mod slow_clients;
 mod workspace;

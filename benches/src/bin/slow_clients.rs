@@ -1,0 +1,314 @@
+//! Slow clients, a thousand of each kind, and what a healthy one notices of them.
+//!
+//! Three kinds attack at once: heads, bodies and reading that trickle. All must be gone at their deadlines. Before and
+//! meanwhile, a healthy load asks at a steady rate. Last, what an idle client connection costs.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use uh_benches::front_door::{FrontDoor, Setup};
+use uh_benches::load::{Group, Load, Plan, Recording, Reuse};
+use uh_benches::percentiles::{Times, milliseconds};
+use uh_benches::process::interrupted;
+use uh_benches::sample_app::SampleApp;
+use uh_benches::workdir;
+
+/// A request without a whole answer after this has failed.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the front door may take to end.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// How much later than its deadline a slow client may be gone: it is given 2 s to read why, and the machine is busy.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// What a slow reader asks for: more than all buffers on the way hold.
+const DOWNLOAD: &str = "GET /bytes/20000000 HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// Connections of the healthy load.
+const HEALTHY_CLIENTS: usize = 8;
+
+/// Connections that open at the same time.
+const OPEN_AT_ONCE: usize = 200;
+
+/// Let slow clients come, and report what became of them and what a healthy one noticed.
+#[derive(Parser)]
+struct Options {
+    /// How many slow clients of each of the three kinds.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=5_000))]
+    clients: u32,
+    /// Milliseconds until a slow client is to be gone.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(200..=600_000))]
+    deadline_ms: u32,
+    /// Requests per second of the healthy load.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rate: u32,
+    /// Milliseconds of healthy load alone.
+    #[arg(long, default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(100..=600_000))]
+    quiet_ms: u32,
+    /// The p99 meanwhile may be at most this many times the quiet one. 0: it is only reported.
+    #[arg(long, default_value_t = 2.0)]
+    p99_factor: f64,
+    /// How many idle connections to weigh.
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(0..=9_000))]
+    idle: u32,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Head,
+    Body,
+    Reader,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let mut dir = None;
+    let result = prepare_and_run(&options, &mut dir);
+    workdir::finish(dir, &result, io::stderr())
+}
+
+fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
+    let dir = dir.insert(workdir::create()?);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            result = run(options, dir.path()) => result,
+            ended = interrupted() => ended,
+        }
+    })
+}
+
+async fn run(options: &Options, dir: &Path) -> Result<()> {
+    let blue = SampleApp::start("blue", "1.0.0", dir).await?;
+    let green = SampleApp::start("green", "1.0.1", dir).await?;
+    let extra = format!(
+        "[server.limits]\nheader_timeout = \"{0}ms\"\nconnections_per_address = 0\n\
+         [services.app.limits]\nrate_window = \"{0}ms\"\n",
+        options.deadline_ms
+    );
+    let setup = Setup { dir, state_dir: dir, access_log: "off", backends: [&blue, &green], extra: &extra };
+    let front_door = FrontDoor::start(&setup).await?;
+    let pid = front_door.admin.status().await?.proxy.pid;
+
+    let load = Load::start(plan(options, &front_door))?;
+    sleep(Duration::from_millis(options.quiet_ms.into())).await;
+    let quiet = load.stop().await?;
+
+    let load = Load::start(plan(options, &front_door))?;
+    let attack = Attack::start(options.clients as usize, front_door.address)?;
+    let all_gone = until_gone(options, &front_door).await?;
+    let attacked = attack.stop().await?;
+    let meanwhile = load.stop().await?;
+    let idle_kib = weigh_idle(options.idle as usize, front_door.address, pid).await?;
+    front_door.stop(STOP_WITHIN).await?;
+    report(options, &attacked, all_gone, &quiet, &meanwhile, idle_kib)
+}
+
+fn plan(options: &Options, front_door: &FrontDoor) -> Plan {
+    let group = Group {
+        path: "/".to_owned(),
+        clients: HEALTHY_CLIENTS,
+        rate: options.rate.into(),
+        reuse: Reuse::KeepAlive,
+    };
+    Plan { target: front_door.address, groups: vec![group], request_timeout: REQUEST_TIMEOUT }
+}
+
+/// Slow clients on a thread of their own.
+struct Attack {
+    stop: oneshot::Sender<()>,
+    ended: oneshot::Receiver<Result<Attacked>>,
+}
+
+/// How long the slow clients of a kind lasted, as they saw it. Readers see nothing of it: they don't read.
+#[derive(Default)]
+struct Attacked {
+    heads: Vec<Duration>,
+    bodies: Vec<Duration>,
+}
+
+impl Attack {
+    fn start(clients: usize, target: SocketAddr) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let (report, ended) = oneshot::channel();
+        thread::Builder::new().name("attack".to_owned()).spawn(move || {
+            // Nobody is left to tell if the receiver is gone.
+            let _ = report.send(runtime.block_on(attack(clients, target, stopped)));
+        })?;
+        Ok(Self { stop, ended })
+    }
+
+    async fn stop(self) -> Result<Attacked> {
+        drop(self.stop);
+        self.ended.await.context("the attack's thread died")?
+    }
+}
+
+async fn attack(clients: usize, target: SocketAddr, stopped: oneshot::Receiver<()>) -> Result<Attacked> {
+    let (mut heads, mut bodies, mut readers) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+    for number in 0..clients {
+        heads.spawn(slow(Kind::Head, target));
+        bodies.spawn(slow(Kind::Body, target));
+        readers.spawn(slow(Kind::Reader, target));
+        if number % (OPEN_AT_ONCE / 3) == 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let _ = stopped.await;
+    let mut attacked = Attacked::default();
+    for (set, times) in [(&mut heads, &mut attacked.heads), (&mut bodies, &mut attacked.bodies)] {
+        while let Some(ended) = set.join_next().await {
+            times.push(ended??);
+        }
+    }
+    Ok(attacked)
+}
+
+/// One slow client, until it is thrown out.
+async fn slow(kind: Kind, target: SocketAddr) -> Result<Duration> {
+    let socket = TcpSocket::new_v4()?;
+    if let Kind::Reader = kind {
+        socket.set_recv_buffer_size(4096)?;
+    }
+    let mut stream = socket.connect(target).await?;
+    let begun = Instant::now();
+    let start = match kind {
+        Kind::Head => "GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ",
+        Kind::Body => "POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n",
+        Kind::Reader => DOWNLOAD,
+    };
+    stream.write_all(start.as_bytes()).await?;
+    let mut some = [0; 16];
+    loop {
+        match kind {
+            Kind::Reader => {
+                if !matches!(stream.read(&mut some).await, Ok(n) if n > 0) {
+                    return Ok(begun.elapsed());
+                }
+                sleep(Duration::from_secs(1)).await;
+            }
+            Kind::Head | Kind::Body => {
+                if stream.write_all(b"x").await.is_err() {
+                    return Ok(begun.elapsed());
+                }
+                // An answer comes only when it is over.
+                if timeout(Duration::from_secs(1), stream.read(&mut some)).await.is_ok() {
+                    return Ok(begun.elapsed());
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the front door has no connections but those of the healthy load. Returns how long that took.
+async fn until_gone(options: &Options, front_door: &FrontDoor) -> Result<Duration> {
+    let begun = Instant::now();
+    let deadline = begun + Duration::from_millis(options.deadline_ms.into()) + SLACK;
+    let mut most = 0;
+    loop {
+        let open = open_connections(&front_door.admin.metrics().await?)?;
+        most = most.max(open);
+        if most > options.clients as usize && open <= HEALTHY_CLIENTS {
+            ensure!(most >= 3 * options.clients as usize, "only {most} connections were open at a time");
+            return Ok(begun.elapsed());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{open} connections are still open {} ms after the start",
+            begun.elapsed().as_millis()
+        );
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn open_connections(metrics: &str) -> Result<usize> {
+    let counts = metrics.lines().filter(|line| line.starts_with("uh_proxy_client_connections{"));
+    let counts = counts.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<usize>());
+    counts.sum::<Result<usize, _>>().context("the metrics are odd")
+}
+
+/// What an idle client connection costs the front door, in KiB. Each has made a request before.
+async fn weigh_idle(count: usize, target: SocketAddr, pid: u32) -> Result<Option<f64>> {
+    if count == 0 {
+        return Ok(None);
+    }
+    let before = resident_kib(pid)?;
+    let mut kept = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut stream = TcpStream::connect(target).await?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await?;
+        let mut answer = [0; 1024];
+        ensure!(stream.read(&mut answer).await? > 0, "an idle client got no answer");
+        ensure!(answer.starts_with(b"HTTP/1.1 200 "), "an idle client got something else");
+        kept.push(stream);
+    }
+    let after = resident_kib(pid)?;
+    drop(kept);
+    Ok(Some(after.saturating_sub(before) as f64 / count as f64))
+}
+
+fn resident_kib(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+fn report(
+    options: &Options,
+    attacked: &Attacked,
+    all_gone: Duration,
+    quiet: &Recording,
+    meanwhile: &Recording,
+    idle_kib: Option<f64>,
+) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "{} slow clients of each kind, to be gone after {} ms",
+        options.clients, options.deadline_ms
+    )?;
+    for (kind, times) in [("heads", &attacked.heads), ("bodies", &attacked.bodies)] {
+        let (first, last) = (times.iter().min(), times.iter().max());
+        writeln!(out, "  {kind:<8} {} gone after {:?} to {:?}", times.len(), first, last)?;
+    }
+    writeln!(out, "  all, as the front door counts: gone {all_gone:?} after the first came")?;
+    let mut p99 = Vec::new();
+    for (when, recording) in [("quiet", quiet), ("meanwhile", meanwhile)] {
+        let failed = recording.samples.iter().filter(|sample| sample.outcome.is_err()).count();
+        let times: Times = recording.samples.iter().map(|sample| sample.latency).collect();
+        writeln!(
+            out,
+            "  healthy client, {when:<9}: {} requests, {failed} failed, p50 {}, p99 {}, max {}",
+            recording.samples.len(),
+            milliseconds(times.at(500)),
+            milliseconds(times.at(990)),
+            milliseconds(times.at(1000))
+        )?;
+        ensure!(failed == 0 && recording.closed_by_server == 0, "{when}: a healthy client was harmed");
+        p99.push(times.at(990).context("no healthy request")?);
+    }
+    let factor = p99[1].as_secs_f64() / p99[0].as_secs_f64();
+    writeln!(out, "  p99 meanwhile: {factor:.2} times the quiet one")?;
+    if let Some(kib) = idle_kib {
+        writeln!(out, "  memory for each of {} idle connections: {kib:.2} KiB", options.idle)?;
+    }
+    if options.p99_factor > 0.0 && factor > options.p99_factor {
+        bail!("the p99 of healthy clients grew {factor:.2} times");
+    }
+    Ok(())
+}
