@@ -16,8 +16,9 @@ use crate::config::ServerLimits;
 /// takes up to 256 of them, probes one for each endpoint.
 const RESERVE: (u64, u64) = (64, 1024);
 
-/// What each worker thread needs for itself: its event queue, its listening sockets.
-const RESERVE_PER_WORKER: u64 = 6;
+/// What each worker thread needs for itself: its event queue and listening sockets, and the connections that it may
+/// accept before one of them has its turn to be turned away (tokio lets a task go on for 128 of them).
+const RESERVE_PER_WORKER: u64 = 8 + 128;
 
 /// Counts client connections.
 #[derive(Debug)]
@@ -70,6 +71,8 @@ impl Admission {
     pub fn new(descriptors: u64, workers: usize) -> Self {
         let reserve = (descriptors / 8).clamp(RESERVE.0, RESERVE.1);
         let fixed = reserve.saturating_add(RESERVE_PER_WORKER.saturating_mul(workers as u64));
+        // However few there are, half of them is for clients and their backends.
+        let fixed = fixed.min(descriptors / 2);
         let ceiling = (descriptors.saturating_sub(fixed) / 2).max(1);
         Self {
             ceiling: usize::try_from(ceiling).unwrap_or(usize::MAX),
@@ -197,10 +200,11 @@ mod tests {
 
     #[test]
     fn the_places_are_bounded_by_the_descriptors_whatever_is_asked_for() {
-        assert_eq!(Admission::new(20_000, 2).most(&limits(None, None)), (20_000 - 1024 - 12) / 2);
-        assert_eq!(Admission::new(1024, 2).most(&limits(Some(10_000), None)), (1024 - 128 - 12) / 2);
+        assert_eq!(Admission::new(20_000, 2).most(&limits(None, None)), (20_000 - 1024 - 272) / 2);
+        assert_eq!(Admission::new(1024, 2).most(&limits(Some(10_000), None)), (1024 - 128 - 272) / 2);
         assert_eq!(Admission::new(1024, 2).most(&limits(Some(10), None)), 10);
-        assert_eq!(Admission::new(10, 2).most(&limits(None, None)), 1);
+        assert_eq!(Admission::new(1024, 64).most(&limits(None, None)), 1024 / 4);
+        assert_eq!(Admission::new(3, 2).most(&limits(None, None)), 1);
         let admission = Arc::new(Admission::new(1024, 2));
         let limits = limits(Some(1), None);
         let place = admission.admit(&limits, None).unwrap();

@@ -273,13 +273,13 @@ async fn its_own_limit_comes_before_that_of_file_descriptors() {
     let mut limited = std::process::Command::new("/bin/sh");
     let command = home.command();
     limited
-        .args(["-c", "ulimit -n 160; exec \"$0\" \"$@\""])
+        .args(["-c", "ulimit -n 512; exec \"$0\" \"$@\""])
         .arg(command.get_program())
         .args(command.get_args());
     let log = std::fs::OpenOptions::new().append(true).open(home.path("stderr.log")).unwrap();
     limited.stderr(log);
     let proxy = home.start_as(limited).await;
-    home.until_said("descriptors=160 most_connections=45").await;
+    home.until_said("descriptors=512 most_connections=156").await;
     let mut kept = Wire::connect(proxy.address).await;
     assert_eq!(kept.get("/").await.status, 200);
     let mut crowd: Vec<Wire> = Vec::new();
@@ -288,7 +288,7 @@ async fn its_own_limit_comes_before_that_of_file_descriptors() {
     }
     // Every one of those it has may be carrying a request, each with a connection to a backend, at the same time.
     let mut busy = Vec::new();
-    for mut wire in crowd.drain(..44) {
+    for mut wire in crowd.drain(..155) {
         wire.send(get("/slow?ms=300")).await;
         busy.push(wire);
     }
