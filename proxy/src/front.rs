@@ -8,12 +8,13 @@
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
 //! buffer. In reading order: [`worker`], [`admission`], [`connection`], [`exchange`], [`relay`], [`pump`], [`pace`],
-//! [`pool`], [`budget`], [`upstream`], [`answer`], [`reset`], [`attention`], [`watchdog`], [`settings`].
+//! [`pool`], [`budget`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`attention`], [`watchdog`], [`settings`].
 
 pub mod admission;
 pub mod answer;
 pub mod attention;
 pub mod budget;
+pub mod bypass;
 pub mod connection;
 pub mod exchange;
 pub mod pace;
@@ -31,6 +32,9 @@ use crate::switching::snapshot::ActivationInfo;
 
 /// The switchboard of a running front door.
 pub type Board = crate::switching::Switchboard<pool::IdlePool>;
+
+/// What becomes of a new request.
+pub type Entry = crate::switching::Entry<pool::IdlePool>;
 
 /// An exchange's hold on an activation.
 pub type Lease = crate::switching::Lease<ActivationInfo, pool::IdlePool>;

@@ -22,6 +22,6 @@ pub mod snapshot;
 pub mod sync;
 
 pub use backend::{Address, Backend, Endpoint, Health};
-pub use board::{Drain, Refusal, SwitchOrder, SwitchOutcome, Switchboard};
+pub use board::{Drain, Entry, Refusal, SwitchOrder, SwitchOutcome, Switchboard};
 pub use lease::{Activation, LanePayload, Lease, Ledger};
-pub use snapshot::{ServiceState, Snapshot};
+pub use snapshot::{Maintenance, ServiceState, Snapshot};

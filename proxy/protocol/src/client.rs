@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use crate::name::{BackendName, ServiceName};
 use crate::problem::Problem;
 use crate::request::{
-    BackendRequest, DrainRequest, Drained, MaintenanceRequest, Reloaded, SwitchRequest, Switched,
+    BackendRequest, DrainRequest, Drained, Maintained, MaintenanceRequest, Reloaded, SwitchRequest, Switched,
 };
 use crate::status::{BackendStatus, Status};
 
@@ -129,7 +129,7 @@ impl Client {
         self.call(Method::PUT, &path, Some(request), CALL_TIMEOUT).await
     }
 
-    /// Turns the maintenance page on or off.
+    /// Begins or ends maintenance: new requests are answered by the front door itself.
     ///
     /// # Errors
     /// `Problem` when refused; then nothing has changed.
@@ -137,7 +137,7 @@ impl Client {
         &self,
         service: &ServiceName,
         request: &MaintenanceRequest,
-    ) -> Result<serde_json::Value, ClientError> {
+    ) -> Result<Maintained, ClientError> {
         let path = format!("/v1/services/{service}/maintenance");
         self.call(Method::POST, &path, Some(request), CALL_TIMEOUT).await
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::name::{BackendName, ServiceName};
+use crate::status::MaintenanceStatus;
 
 /// The longest time that a drain may be asked to wait: one day, so that a typo does not park a client for ever.
 pub const MAX_DRAIN_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
@@ -129,6 +130,25 @@ pub struct MaintenanceRequest {
     /// For the `Retry-After` header, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_s: Option<u32>,
+}
+
+/// The reply to a maintenance request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Maintained {
+    /// The service.
+    pub service: ServiceName,
+    /// Whether it is in maintenance now.
+    pub on: bool,
+    /// `false`: it was so already.
+    pub changed: bool,
+    /// What clients are told, if it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<MaintenanceStatus>,
+    /// `false`: it is so, but the disk refused the state file; it is tried again.
+    pub persisted: bool,
+    /// Why it is not on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist_error: Option<String>,
 }
 
 /// The reply of `POST /v1/reload`.

@@ -50,8 +50,22 @@ pub struct ServiceStatus {
     pub last_switch: Option<String>,
     /// Whether new requests are answered with the maintenance page.
     pub maintenance: bool,
+    /// What they are told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance_details: Option<MaintenanceStatus>,
     /// In the order of the configuration.
     pub backends: Vec<BackendStatus>,
+}
+
+/// What clients of a service in maintenance are told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaintenanceStatus {
+    /// When it began: ISO 8601, UTC.
+    pub since: String,
+    /// For people.
+    pub message: String,
+    /// For the `Retry-After` header, in seconds.
+    pub retry_after_s: u32,
 }
 
 /// Whether a backend gets new requests.

@@ -71,10 +71,11 @@ async fn dispatch(
             let control = Arc::clone(control);
             json(&to_its_end(async move { control.reload(Asked::By(peer)).await }).await?)
         }
-        (["v1", "services", _, "maintenance"], &Method::POST) => Err(Problem::new(
-            Code::NotSupported,
-            "not supported yet by this version of uh-proxy; nothing has changed",
-        )),
+        (["v1", "services", service, "maintenance"], &Method::POST) => {
+            let order = body(request).await?;
+            let (control, service) = (Arc::clone(control), (*service).to_owned());
+            json(&to_its_end(async move { control.maintenance(&service, order, peer).await }).await?)
+        }
         (
             ["metrics"]
             | ["v1", "status" | "reload"]

@@ -11,6 +11,7 @@ use uh_protocol::request::{
 use uh_protocol::status::{BackendStatus, EndpointStatus, ProxyStatus, Role, ServiceStatus, Status};
 use uh_protocol::{BackendName, Code, Problem, ServiceName};
 
+use super::maintenance::maintenance_status;
 use super::reload::Reloading;
 use super::socket::Peer;
 use crate::config::MAX_ENDPOINTS;
@@ -89,7 +90,8 @@ impl Control {
             active: state.active_backend().name.clone(),
             previous: state.previous.clone(),
             last_switch: state.last_switch.map(iso_millis),
-            maintenance: false,
+            maintenance: state.maintenance.is_some(),
+            maintenance_details: state.maintenance.as_deref().map(maintenance_status),
             backends: state.backends.iter().map(|backend| self.backend_status(state, backend)).collect(),
         }
     }
@@ -327,7 +329,7 @@ impl Control {
     }
 
     /// What a refusal means to whoever asked: what is true, and what to do.
-    fn explain(&self, service: &str, refusal: &Refusal) -> Problem {
+    pub(super) fn explain(&self, service: &str, refusal: &Refusal) -> Problem {
         let code = match refusal {
             Refusal::UnknownService { .. } => Code::UnknownService,
             Refusal::UnknownBackend { .. } => Code::UnknownBackend,
@@ -355,11 +357,11 @@ impl Control {
     }
 }
 
-fn internal(detail: &str) -> Problem {
+pub(super) fn internal(detail: &str) -> Problem {
     Problem::new(Code::Internal, detail)
 }
 
 /// What a client sent, short enough for a log line.
-fn cut(text: &str) -> String {
+pub(super) fn cut(text: &str) -> String {
     text.chars().take(uh_protocol::name::MAX_NAME_BYTES).collect()
 }

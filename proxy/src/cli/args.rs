@@ -42,7 +42,7 @@ pub(super) enum Command {
     /// Register a backend's endpoints and version
     #[command(subcommand)]
     Backend(BackendCommand),
-    /// Turn the maintenance page on or off
+    /// Answer new requests with a maintenance page, or forward them again
     Maintenance(MaintenanceArgs),
     /// Read the configuration file again
     Reload(ReloadArgs),
@@ -141,9 +141,9 @@ pub(super) struct BackendSetArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum OnOff {
-    /// Show the page
+    /// Answer new requests with the page
     On,
-    /// Serve again
+    /// Forward them again
     Off,
 }
 

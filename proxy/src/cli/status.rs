@@ -47,7 +47,11 @@ fn tell(status: &Status) -> Result<(), Failed> {
 fn tell_service(service: &ServiceStatus) -> Result<(), Failed> {
     let previous = service.previous.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
     let since = service.last_switch.as_deref().unwrap_or("the first start");
-    let maintenance = if service.maintenance { ", in maintenance" } else { "" };
+    let maintenance = match &service.maintenance_details {
+        Some(details) => format!(", in maintenance since {}: {}", details.since, details.message),
+        None if service.maintenance => ", in maintenance".to_owned(),
+        None => String::new(),
+    };
     say(format_args!(
         "\nservice {}: {} is active since {since} (previous: {previous}){maintenance}",
         service.name, service.active

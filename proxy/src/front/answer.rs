@@ -16,8 +16,11 @@ use crate::http1::field::{write_field, write_number};
 /// When to come back, for what may be over in a moment.
 const SOON_S: u32 = 1;
 
+/// The body of a health answer in maintenance, when no backend can give one.
+const HEALTHY: &[u8] = b"{\"status\":\"maintenance\"}\n";
+
 /// An answer without a backend.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Answer<'a> {
     /// Its status.
     pub status: u16,
@@ -90,6 +93,9 @@ impl Answer<'_> {
     fn body(&self, pages: &Pages, retry_after_s: Option<u32>) -> (&'static str, Vec<u8>) {
         let request_id = str::from_utf8(self.request_id).unwrap_or_default();
         let (status, title, detail) = (self.status, reason(self.status), self.detail);
+        if status == 200 {
+            return ("application/json", HEALTHY.to_vec());
+        }
         if self.form == Form::Json {
             let problem = Problem { r#type: "about:blank", title, status, detail, request_id, retry_after_s };
             return ("application/problem+json", serde_json::to_vec(&problem).unwrap_or_default());

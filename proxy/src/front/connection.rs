@@ -257,8 +257,7 @@ impl Connection {
             keep_alive: false,
             head_only: head.starts_with(b"HEAD "),
             form: Form::preferred(head),
-            retry_after_s: None,
-            maintenance: false,
+            ..Answer::default()
         };
         let mut out = Vec::new();
         let bytes = answer.write(&self.settings.pages, &mut out);
@@ -293,16 +292,7 @@ impl Connection {
             Refused::Full => (503, "there are too many connections"),
             Refused::Address => (429, "there are too many connections from this address"),
         };
-        let answer = Answer {
-            status,
-            detail,
-            request_id: b"",
-            keep_alive: false,
-            head_only: false,
-            form: Form::Html,
-            retry_after_s: None,
-            maintenance: false,
-        };
+        let answer = Answer { status, detail, ..Answer::default() };
         let mut out = Vec::new();
         answer.write(&self.settings.pages, &mut out);
         if self.send(&out).await.is_ok() {

@@ -5,13 +5,15 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::Lease;
 use super::answer::{Answer, Form};
+use super::bypass::{Pass, pass};
 use super::connection::{Connection, Next};
 use super::pool::{IdlePool, Tried, millis};
 use super::pump::Pump;
 use super::relay::{Failure, Relay, RestOfRequest, Surroundings};
 use super::upstream::{ConnectError, Upstream};
+use super::{Entry, Lease};
+use crate::config::Service;
 use crate::http1::body::Framing;
 use crate::http1::buffer::Buffer;
 use crate::http1::prefix;
@@ -20,6 +22,7 @@ use crate::http1::response::{Recipient, ResponseHead};
 use crate::observe::line::Line;
 use crate::observe::meters::RetryReason;
 use crate::observe::termination::Termination;
+use crate::switching::{Backend, Maintenance};
 
 /// How much earlier than the backend we let go of an idle connection.
 const IDLE_MARGIN: Duration = Duration::from_secs(1);
@@ -33,6 +36,8 @@ struct Record {
     bytes: u64,
     upstream_time: Option<Duration>,
     termination: Termination,
+    /// A health check of a service in maintenance: if no backend can answer it, we do.
+    health_in_maintenance: bool,
 }
 
 /// A request that has reached a backend, and its response head.
@@ -58,17 +63,19 @@ pub async fn run(conn: &mut Connection, request: RequestHead) -> Next {
         bytes: 0,
         upstream_time: None,
         termination: Termination::Done,
+        health_in_maintenance: false,
     };
-    let Some(mut lease) = pick(conn, &request) else {
-        let refusal = Refusal {
-            status: 404,
-            detail: "no service answers for this host and path",
-            termination: Termination::NoRoute,
-        };
-        let next = refuse(conn, &request, &mut record, &refusal, request_is_read(&request)).await;
-        conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
-        write_log(conn, &request, &record, None);
-        return next;
+    let mut lease = match enter(conn, &request) {
+        Entry::Open(lease) => lease,
+        Entry::Nowhere => return no_route(conn, &request, &mut record).await,
+        Entry::Closed(service, maintenance) => {
+            let through = pass_through(conn, &request, &service);
+            let Some((pass, lease)) = through else {
+                return closed(conn, &request, &mut record, &service, &maintenance).await;
+            };
+            record.health_in_maintenance = pass == Pass::Health;
+            lease
+        }
     };
     let next = forward(conn, &request, &mut record, &mut lease).await;
     let info = lease.owner();
@@ -79,7 +86,56 @@ pub async fn run(conn: &mut Connection, request: RequestHead) -> Next {
     if matches!(record.termination, Termination::Drain | Termination::Stop) {
         meters.was_cut();
     }
-    write_log(conn, &request, &record, Some(&lease));
+    write_log(conn, &request, &record, Some(&info.service), Some(&info.backend));
+    next
+}
+
+fn enter(conn: &Connection, request: &RequestHead) -> Entry {
+    let Some(scratch) = &conn.scratch else { return Entry::Nowhere };
+    let head = scratch.request_head();
+    conn.worker.board.enter(request.host.of_head(head), request.path.of_head(head), conn.worker.index)
+}
+
+async fn no_route(conn: &mut Connection, request: &RequestHead, record: &mut Record) -> Next {
+    let refusal = Refusal {
+        status: 404,
+        detail: "no service answers for this host and path",
+        termination: Termination::NoRoute,
+    };
+    let next = refuse(conn, request, record, &refusal, request_is_read(request)).await;
+    conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
+    write_log(conn, request, record, None, None);
+    next
+}
+
+/// Takes part in the active backend of a service in maintenance, for those who get through.
+fn pass_through(conn: &Connection, request: &RequestHead, service: &Service) -> Option<(Pass, Lease)> {
+    let head = conn.scratch.as_ref()?.request_head();
+    let is_read = request.method.is_read();
+    let pass = pass(service, head, is_read, request.path.of_head(head), &conn.address)?;
+    Some((pass, pick(conn, request)?))
+}
+
+/// Answers for a service in maintenance. No backend hears of the request.
+async fn closed(
+    conn: &mut Connection,
+    request: &RequestHead,
+    record: &mut Record,
+    service: &Service,
+    maintenance: &Maintenance,
+) -> Next {
+    record.status = 503;
+    record.termination = Termination::Maintenance;
+    let answer = Answer {
+        status: 503,
+        detail: &maintenance.message,
+        retry_after_s: Some(maintenance.retry_after_s),
+        maintenance: true,
+        ..Answer::default()
+    };
+    let next = tell(conn, request, record, answer, request_is_read(request)).await;
+    conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
+    write_log(conn, request, record, Some(service), None);
     next
 }
 
@@ -350,21 +406,34 @@ async fn refuse(
     if refusal.termination == Termination::ClientGone {
         return Next::Close;
     }
+    let no_backend = matches!(refusal.status, 502 | 504);
+    if record.health_in_maintenance && no_backend {
+        record.status = 200;
+    }
+    let answer = Answer { status: record.status, detail: refusal.detail, ..Answer::default() };
+    tell(conn, request, record, answer, request_read).await
+}
+
+/// Sends an answer of our own, in the form that the client prefers.
+async fn tell(
+    conn: &mut Connection,
+    request: &RequestHead,
+    record: &mut Record,
+    answer: Answer<'_>,
+    request_read: bool,
+) -> Next {
     let Some(scratch) = &conn.scratch else { return Next::Close };
     let head = scratch.request_head();
     let stopping = conn.attention.stage() != super::attention::Stage::Running;
-    let cut = matches!(refusal.termination, Termination::Drain | Termination::Stop);
+    let cut = matches!(record.termination, Termination::Drain | Termination::Stop);
     let keep_alive = request_read && request.keep_alive && !stopping && !cut;
     let mut out = Vec::with_capacity(512);
     let answer = Answer {
-        status: refusal.status,
-        detail: refusal.detail,
         request_id: request.id.text(head),
         keep_alive,
         head_only: request.method.is_head(),
         form: Form::preferred(head),
-        retry_after_s: None,
-        maintenance: false,
+        ..answer
     };
     record.bytes = answer.write(&conn.settings.pages, &mut out);
     match conn.send(&out).await {
@@ -415,11 +484,16 @@ impl Refusal {
     }
 }
 
-fn write_log(conn: &Connection, request: &RequestHead, record: &Record, lease: Option<&Lease>) {
+fn write_log(
+    conn: &Connection,
+    request: &RequestHead,
+    record: &Record,
+    service: Option<&Service>,
+    backend: Option<&Backend>,
+) {
     let (true, Some(scratch)) = (conn.worker.log.is_on(), &conn.scratch) else { return };
     let head = scratch.request_head();
-    let info = lease.map(|lease| lease.owner());
-    let reported = info.and_then(|info| Some(info.backend.endpoints.first()?.reported_version()));
+    let reported = backend.and_then(|backend| Some(backend.endpoints.first()?.reported_version()));
     let reported = reported.as_ref().and_then(|version| version.as_deref().map(String::as_str));
     let client = std::str::from_utf8(request.client.of_head(head)).unwrap_or_default();
     conn.worker.log.write(&Line {
@@ -433,9 +507,9 @@ fn write_log(conn: &Connection, request: &RequestHead, record: &Record, lease: O
         bytes: record.bytes,
         request_time: record.started.elapsed(),
         upstream_time: record.upstream_time,
-        service: info.map(|info| info.service.name.as_str()),
-        backend: info.map(|info| info.backend.name.as_str()),
-        version: info.and_then(|info| info.backend.version.as_deref()).or(reported),
+        service: service.map(|service| service.name.as_str()),
+        backend: backend.map(|backend| backend.name.as_str()),
+        version: backend.and_then(|backend| backend.version.as_deref()).or(reported),
         request_id: request.id.text(head),
         referer: request.referer.of_head(head),
         user_agent: request.user_agent.of_head(head),

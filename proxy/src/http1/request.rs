@@ -53,6 +53,12 @@ impl Method {
         METHODS[self.0] == "HEAD"
     }
 
+    /// Whether it only asks for a representation: `GET` or `HEAD`.
+    #[must_use]
+    pub fn is_read(self) -> bool {
+        matches!(METHODS[self.0], "GET" | "HEAD")
+    }
+
     /// Whether doing it twice does no harm by definition (RFC 9110 §9.2.1).
     #[must_use]
     pub fn is_safe(self) -> bool {

@@ -203,6 +203,7 @@ impl Metrics {
         let mut healthy = Family::gauge("backend_healthy", "Whether the backend's probes are good.");
         let mut last_switch =
             Family::gauge("last_switch_timestamp_seconds", "When the active backend last changed.");
+        let mut maintenance = Family::gauge("maintenance", "Whether the service is in maintenance.");
         let mut requests =
             Family::counter("requests_total", "Exchanges that ended, by status code and method.");
         let mut duration = Family::histogram(
@@ -227,6 +228,7 @@ impl Metrics {
         let snapshot = self.board.snapshot();
         for state in &snapshot.services {
             let service = state.config.name.as_str();
+            maintenance.add(&[("service", service)], f64::from(u8::from(state.maintenance.is_some())));
             if let Some(at) = state.last_switch {
                 last_switch.add(&[("service", service)], at.as_millisecond() as f64 / 1000.0);
             }
@@ -265,6 +267,7 @@ impl Metrics {
             active,
             healthy,
             last_switch,
+            maintenance,
             requests,
             duration,
             connect,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
@@ -10,7 +11,7 @@ use super::time::iso_seconds;
 use crate::config;
 use crate::front::Board;
 use crate::switching::board::Restored;
-use crate::switching::{Backend, Health};
+use crate::switching::{Backend, Health, Maintenance};
 
 /// The version of the format.
 pub const SCHEMA: u32 = 1;
@@ -50,6 +51,21 @@ pub struct ServiceEntry {
     /// Backends that were registered at run time, and so are not as the configuration has them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub registered: BTreeMap<BackendName, Registration>,
+    /// The maintenance it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<MaintenanceEntry>,
+}
+
+/// The maintenance that a service is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MaintenanceEntry {
+    /// When it began: ISO 8601, UTC.
+    pub since: String,
+    /// For people.
+    pub message: String,
+    /// When to come back, in seconds.
+    pub retry_after_s: u32,
 }
 
 /// A backend as it was registered.
@@ -84,6 +100,11 @@ impl StateFile {
             previous: state.previous.clone(),
             last_switch: state.last_switch.map(iso_seconds),
             registered: registered(&state.config, &state.backends),
+            maintenance: state.maintenance.as_ref().map(|maintenance| MaintenanceEntry {
+                since: iso_seconds(maintenance.since),
+                message: maintenance.message.clone(),
+                retry_after_s: maintenance.retry_after_s,
+            }),
         };
         Some(Self {
             active: active.name.clone(),
@@ -156,6 +177,7 @@ impl StateFile {
                     previous: self.previous.clone(),
                     last_switch: self.last_switch.as_deref().and_then(|text| text.parse().ok()),
                     registered: Vec::new(),
+                    maintenance: None,
                 }
             } else {
                 Restored::default()
@@ -172,6 +194,11 @@ impl StateFile {
             previous: entry.previous.clone(),
             last_switch: entry.last_switch.as_deref().and_then(|text| text.parse().ok()),
             registered: entry.registered.iter().filter_map(registration).collect(),
+            maintenance: entry.maintenance.as_ref().map(|maintenance| Maintenance {
+                since: maintenance.since.parse().unwrap_or(Timestamp::UNIX_EPOCH),
+                message: maintenance.message.clone(),
+                retry_after_s: maintenance.retry_after_s,
+            }),
         }
     }
 }

@@ -14,7 +14,7 @@ use uh_protocol::{BackendName, ServiceName};
 
 use super::backend::{Address, Backend, Health};
 use super::lease::{Activation, LanePayload, Lease, Ledger};
-use super::snapshot::{ActivationInfo, ServiceState, Snapshot};
+use super::snapshot::{ActivationInfo, Maintenance, ServiceState, Snapshot};
 use crate::config;
 use crate::observe::meters::Meters;
 
@@ -155,6 +155,18 @@ pub struct Restored {
     pub last_switch: Option<Timestamp>,
     /// Backends registered at run time, with their endpoints and versions.
     pub registered: Vec<(BackendName, Vec<Address>, Option<String>)>,
+    /// The maintenance it was in.
+    pub maintenance: Option<Maintenance>,
+}
+
+/// What becomes of a new request.
+pub enum Entry<P: LanePayload> {
+    /// No service answers for this host and path.
+    Nowhere,
+    /// The service is in maintenance. Nothing was counted.
+    Closed(Arc<config::Service>, Arc<Maintenance>),
+    /// It takes part in the active backend.
+    Open(Lease<ActivationInfo, P>),
 }
 
 /// What a backend holds now.
@@ -243,6 +255,7 @@ impl<P: LanePayload> Switchboard<P> {
             active,
             previous: restored.previous.filter(|name| named(name).is_some()),
             last_switch: restored.last_switch,
+            maintenance: restored.maintenance.map(Arc::new),
             backends,
         })
     }
@@ -265,7 +278,20 @@ impl<P: LanePayload> Switchboard<P> {
         activation
     }
 
-    /// Finds the service for a request and takes part in its active backend: the pick and the count, in one act.
+    /// Finds the service for a new request, and takes part in its active backend unless the service is in maintenance.
+    pub fn enter(&self, host: &[u8], path: &[u8], worker: usize) -> Entry<P> {
+        let snapshot = self.snapshot.load();
+        match snapshot.route(host, path) {
+            None => Entry::Nowhere,
+            Some(ServiceState { config, maintenance: Some(maintenance), .. }) => {
+                Entry::Closed(Arc::clone(config), Arc::clone(maintenance))
+            }
+            Some(service) => Entry::Open(service.active.lease(worker)),
+        }
+    }
+
+    /// Finds the service for a request and takes part in its active backend: the pick and the count, in one act. For
+    /// requests that have entered: maintenance that began since does not concern them.
     /// `None`: no service answers for this host and path.
     pub fn pick(&self, host: &[u8], path: &[u8], worker: usize) -> Option<Lease<ActivationInfo, P>> {
         Some(self.snapshot.load().route(host, path)?.active.lease(worker))
@@ -366,6 +392,33 @@ impl<P: LanePayload> Switchboard<P> {
         }
         self.snapshot.store(replace(&old, index, changed));
         Ok((backend, true))
+    }
+
+    /// Begins or ends maintenance; the time at which it began stays if it only changes its words. Returns what is in
+    /// force now, and whether anything is different. The generation stays: who serves does not change, and a deploy
+    /// that is under way goes on.
+    ///
+    /// # Errors
+    /// No such service.
+    pub fn set_maintenance(
+        &self,
+        service: &str,
+        wanted: Option<Maintenance>,
+    ) -> Result<(Option<Arc<Maintenance>>, bool), Refusal> {
+        let _writer = self.writer.lock();
+        let old = self.snapshot.load_full();
+        let (index, state) = find(&old, service)?;
+        let current = state.maintenance.as_deref();
+        let since = current.map(|current| current.since);
+        let wanted = wanted.map(|wanted| Maintenance { since: since.unwrap_or(wanted.since), ..wanted });
+        if current == wanted.as_ref() {
+            return Ok((state.maintenance.clone(), false));
+        }
+        let mut services = old.services.clone();
+        services[index].maintenance = wanted.map(Arc::new);
+        let now = services[index].maintenance.clone();
+        self.snapshot.store(Arc::new(Snapshot::new(old.generation, services)));
+        Ok((now, true))
     }
 
     /// A handle on the exchanges that a standby still holds.

@@ -33,6 +33,17 @@ impl LedgerOwner for ActivationInfo {
     }
 }
 
+/// What clients of a service in maintenance are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Maintenance {
+    /// For people.
+    pub message: String,
+    /// When to come back, in seconds.
+    pub retry_after_s: u32,
+    /// When it began.
+    pub since: Timestamp,
+}
+
 /// One service as it is routed now.
 #[derive(Debug)]
 pub struct ServiceState<P: LanePayload> {
@@ -46,6 +57,8 @@ pub struct ServiceState<P: LanePayload> {
     pub previous: Option<BackendName>,
     /// When the active backend last changed.
     pub last_switch: Option<Timestamp>,
+    /// Whether new requests are answered by ourselves.
+    pub maintenance: Option<Arc<Maintenance>>,
 }
 
 impl<P: LanePayload> ServiceState<P> {
@@ -85,6 +98,7 @@ impl<P: LanePayload> Clone for ServiceState<P> {
             active: Arc::clone(&self.active),
             previous: self.previous.clone(),
             last_switch: self.last_switch,
+            maintenance: self.maintenance.clone(),
         }
     }
 }

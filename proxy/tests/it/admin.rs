@@ -95,7 +95,9 @@ async fn the_command_line_has_one_exit_code_for_each_outcome() {
         (vec!["drain", "green"], 3),
         (vec!["drain", "blue", "--timeout", "5"], 2),
         (vec!["switch", "blue", "--wait-drain", "5s", "--json"], 0),
-        (vec!["maintenance", "on"], 1),
+        (vec!["maintenance", "on", "--retry-after", "0"], 1),
+        (vec!["maintenance", "on"], 0),
+        (vec!["maintenance", "off", "--json"], 0),
         (vec!["reload"], 0),
         (vec!["nonsense"], 2),
     ] {

@@ -22,6 +22,7 @@ mod http;
 mod invariants;
 mod lifecycle;
 mod limits;
+mod maintenance;
 mod observed;
 mod recorder;
 mod reload;

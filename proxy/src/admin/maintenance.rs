@@ -1,0 +1,89 @@
+//! `POST /v1/services/{s}/maintenance`: check → swap → persist → reply, and one audit line.
+
+use jiff::Timestamp;
+use uh_protocol::request::{Maintained, MaintenanceRequest};
+use uh_protocol::status::MaintenanceStatus;
+use uh_protocol::{Code, Problem, ServiceName};
+
+use super::control::{Control, cut, internal};
+use super::socket::Peer;
+use crate::state::time::iso_millis;
+use crate::switching::Maintenance;
+
+/// What clients are told unless the operator says something else.
+const MESSAGE: &str = "We are working on this service. It will be back soon.";
+
+/// When clients are asked to come back unless the operator says something else, in seconds.
+const RETRY_AFTER_S: u32 = 300;
+
+/// The longest message, in characters: it is part of every answer.
+const MAX_MESSAGE_CHARS: usize = 1000;
+
+/// The latest time to come back, in seconds: a week. Later is no maintenance.
+const MAX_RETRY_AFTER_S: u32 = 7 * 24 * 60 * 60;
+
+impl Control {
+    /// Begins or ends maintenance.
+    ///
+    /// # Errors
+    /// Refused; then nothing has changed.
+    pub async fn maintenance(
+        &self,
+        service: &str,
+        request: MaintenanceRequest,
+        peer: Peer,
+    ) -> Result<Maintained, Problem> {
+        let wanted = wanted(request)?;
+        let set = self.board.set_maintenance(service, wanted);
+        let (now, changed) = set.map_err(|refusal| {
+            let problem = self.explain(service, &refusal);
+            tracing::warn!(target: "audit", %peer, action = "maintenance", service = cut(service), result = "refused",
+                reason = ?problem.detail);
+            problem
+        })?;
+        let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
+        let persisted =
+            if changed { self.persist().await } else { self.keeper.wait(self.keeper.routing()).await };
+        let details = now.as_deref().map(maintenance_status);
+        tracing::info!(target: "audit", %peer, action = "maintenance", %service, on = now.is_some(), changed,
+            details = ?details, persisted = persisted.is_ok(), result = "done");
+        Ok(Maintained {
+            service,
+            on: now.is_some(),
+            changed,
+            details,
+            persisted: persisted.is_ok(),
+            persist_error: persisted.err(),
+        })
+    }
+}
+
+/// What is asked for; `None`: that it ends.
+fn wanted(request: MaintenanceRequest) -> Result<Option<Maintenance>, Problem> {
+    let invalid = |detail: String| Err(Problem::with_status(Code::InvalidRequest, 422, detail));
+    let MaintenanceRequest { on, message, retry_after_s } = request;
+    if !on && (message.is_some() || retry_after_s.is_some()) {
+        return invalid("message, retry_after_s: only for maintenance that is on".to_owned());
+    }
+    let message = message.unwrap_or_else(|| MESSAGE.to_owned());
+    let odd = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if message.trim().is_empty() || message.chars().count() > MAX_MESSAGE_CHARS || message.contains(odd) {
+        return invalid(format!(
+            "message: write 1 to {MAX_MESSAGE_CHARS} characters, none of them control characters"
+        ));
+    }
+    let retry_after_s = retry_after_s.unwrap_or(RETRY_AFTER_S);
+    if !(1..=MAX_RETRY_AFTER_S).contains(&retry_after_s) {
+        return invalid(format!("retry_after_s: write 1 to {MAX_RETRY_AFTER_S}"));
+    }
+    Ok(on.then(|| Maintenance { message, retry_after_s, since: Timestamp::now() }))
+}
+
+/// For the status.
+pub(super) fn maintenance_status(maintenance: &Maintenance) -> MaintenanceStatus {
+    MaintenanceStatus {
+        since: iso_millis(maintenance.since),
+        message: maintenance.message.clone(),
+        retry_after_s: maintenance.retry_after_s,
+    }
+}

@@ -1,0 +1,100 @@
+//! Who gets through while a service is in maintenance: health checks, and operators who want to look.
+
+use std::net::IpAddr;
+
+use crate::config::{MaintenanceBypass, SecretField, Service};
+use crate::http1::field::values;
+
+/// Why a request gets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// It asks for the health path. If no backend can answer it we do, with 200: whoever balances the load before us
+    /// is to go on sending clients, who are told what is going on.
+    Health,
+    /// It has the secret, or a listed address.
+    Operator,
+}
+
+/// Whether a request gets through. `path` has a query perhaps; `client` is an IP address.
+#[must_use]
+pub fn pass(service: &Service, head: &[u8], is_read: bool, path: &[u8], client: &str) -> Option<Pass> {
+    if is_read && is_health_path(service, path) {
+        Some(Pass::Health)
+    } else if is_operator(&service.maintenance, head, client) {
+        Some(Pass::Operator)
+    } else {
+        None
+    }
+}
+
+fn is_health_path(service: &Service, path: &[u8]) -> bool {
+    let without_query = |path| split_at_byte(path, b'?');
+    let inner = service.stripped_prefix().map_or(Some(path), |prefix| path.strip_prefix(prefix.as_bytes()));
+    inner.is_some_and(|path| without_query(path) == without_query(service.health.path.as_bytes()))
+}
+
+fn split_at_byte(text: &[u8], byte: u8) -> &[u8] {
+    memchr::memchr(byte, text).map_or(text, |at| &text[..at])
+}
+
+fn is_operator(bypass: &MaintenanceBypass, head: &[u8], client: &str) -> bool {
+    let has_secret = |secret: &SecretField| {
+        values(head, secret.name.as_bytes()).any(|value| same(value, secret.value.as_bytes()))
+    };
+    let is_listed = |address: IpAddr| bypass.addresses.iter().any(|network| network.contains(address));
+    bypass.header.as_ref().is_some_and(has_secret) || client.parse().is_ok_and(is_listed)
+}
+
+/// Compares in a time that does not tell how much is right.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |different, (a, b)| different | (a ^ b)) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(extra: &str) -> Service {
+        let text = format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"]\n[services.app]\nactive = \"blue\"\n{extra}\n\
+             [services.app.backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n[services.app.maintenance]\n\
+             bypass_header = \"X-Look: let me in please\"\nbypass_addresses = [\"10.0.0.0/8\", \"::1\"]\n"
+        );
+        crate::config::parse(&text).unwrap().services.remove(0)
+    }
+
+    #[test]
+    fn the_health_path_gets_through_as_the_client_writes_it() {
+        let plain = service("");
+        let stripped = service("path_prefix = \"/shop\"\nstrip_prefix = true");
+        for (service, path, is_read, expected) in [
+            (&plain, "/api/health", true, Some(Pass::Health)),
+            (&plain, "/api/health?deep=1", true, Some(Pass::Health)),
+            (&plain, "/api/health", false, None),
+            (&plain, "/api/healthy", true, None),
+            (&plain, "/", true, None),
+            (&stripped, "/shop/api/health", true, Some(Pass::Health)),
+            (&stripped, "/api/health", true, None),
+        ] {
+            assert_eq!(pass(service, b"", is_read, path.as_bytes(), "192.0.2.1"), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn operators_get_through_by_secret_or_address() {
+        let service = service("");
+        let with = |field: &str, client| {
+            let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n");
+            pass(&service, head.as_bytes(), true, b"/", client)
+        };
+        assert_eq!(with("x-LOOK: let me in please", "192.0.2.1"), Some(Pass::Operator));
+        assert_eq!(with("A: b", "10.1.2.3"), Some(Pass::Operator));
+        assert_eq!(with("A: b", "::1"), Some(Pass::Operator));
+        for field in
+            ["x-look: let me in pleas", "x-look: let me in pleasf", "x-look:", "y-look: let me in please"]
+        {
+            assert_eq!(with(field, "192.0.2.1"), None, "{field}");
+        }
+        assert_eq!(with("A: b", "unknown"), None);
+    }
+}
