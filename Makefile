@@ -24,15 +24,15 @@ build: ## build all programs
 	@.ci/needs build
 	$(CARGO) build --workspace --bins --locked --profile $(PROFILE)
 
-demo: build ## switch a live app to a new version and back, under load; about ten seconds once built
+demo: build ## deploy good and bad versions of a live app under load, and roll back; about half a minute once built
 	@$(BIN_DIR)/demo
 
-# The crash tests need fault points in uh-proxy, and many tests need the programs: `cargo test` builds those of every
+# The crash tests need fault points in uh-proxy and uh-deploy, and many tests need the programs: `cargo test` builds those of every
 # package with integration tests before it runs the first one. Tests that need a Docker Engine are ignored there, and run
 # below if one answers.
 test: ## run all tests
 	@.ci/needs test
-	$(CARGO) test --workspace --locked --features uh-proxy/fault-points
+	$(CARGO) test --workspace --locked --features uh-proxy/fault-points,uh-controller/fault-points
 
 bench: PROFILE = release
 bench: build ## what everything costs, beside every other proxy that is installed: a quarter of an hour; see benches/README.md

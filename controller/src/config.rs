@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use reader::Section;
 pub use sections::{
-    BackendConfig, Deploy, Gate, Hooks, Monitor, Notice, ProcessSettings, ProxyFiles, RuntimeConfig, Validate,
+    BackendConfig, Deploy, Gate, Hooks, Identity, Monitor, Notice, ProcessSettings, ProxyFiles,
+    RuntimeConfig, Validate,
 };
 use uh_protocol::BackendName;
 

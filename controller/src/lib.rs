@@ -1,17 +1,29 @@
 //! Deploys a version beside the one that serves, proves it, switches, and can be killed anywhere.
 //!
-//! In reading order: [`config`] says what there is; [`runtime`] builds, starts and stops copies of the app. Small
-//! tools beside them: [`check`], [`command`], [`env_file`], [`files`], [`ports`], [`time`], [`fault`].
+//! In reading order: [`config`] says what there is; [`deploy`] decides, remembers and acts; [`runtime`] builds, starts
+//! and stops copies of the app; [`front`] is the front door as seen from here; [`gate`] lets a candidate pass, by
+//! [`probe`]; [`counters`] tell how a backend fares; [`report`] tells an operator, without secrets ([`redact`]); [`notice`] tells others; [`validate`] asks before a deploy what could go wrong; [`cli`] is what an operator types. Small tools beside
+//! them: [`check`], [`command`], [`env_file`], [`files`], [`ports`], [`time`], [`fault`].
 
 pub mod check;
+pub mod cli;
 pub mod command;
 pub mod config;
+pub mod counters;
+pub mod deploy;
 pub mod env_file;
 pub mod fault;
 pub mod files;
+pub mod front;
+pub mod gate;
+pub mod notice;
 pub mod ports;
+pub mod probe;
+pub mod redact;
+pub mod report;
 pub mod runtime;
 pub mod time;
+pub mod validate;
 
 /// An error with its causes, in one line.
 #[must_use]

@@ -3,7 +3,17 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "helpers of tests may fail by panicking"
+    clippy::print_stdout,
+    reason = "it is a test: helpers may fail by panicking, and figures are printed"
 )]
+#![allow(clippy::needless_pass_by_value, reason = "helpers of tests read better that way")]
 
+mod bad_versions;
 mod config_files;
+mod deploys;
+mod harness;
+mod rivals;
+mod rollback_time;
+#[cfg(feature = "fault-points")]
+mod sweep;
+mod validation;

@@ -1,0 +1,67 @@
+//! What an operator types. One file for each command; every exit code is decided in `exit`.
+
+mod args;
+mod blue_green;
+mod exit;
+mod health_check;
+mod history;
+mod logs;
+mod maintenance;
+mod monitor;
+mod operation;
+mod recover;
+mod retire;
+mod rollback;
+mod session;
+mod validate;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use args::{Args, Command};
+use exit::{Exit, Failed};
+use session::Session;
+
+/// How a command ended.
+type Done = Result<Exit, Failed>;
+
+/// Parses the command line, carries it out, and says how it went.
+pub fn main() -> ExitCode {
+    match carry_out(Args::parse()) {
+        Ok(exit) => exit.into(),
+        Err(failed) => {
+            // If nobody reads what we say, there is nothing more to do about it.
+            let _ = writeln!(io::stderr(), "uh-deploy: {}", failed.message());
+            failed.exit().into()
+        }
+    }
+}
+
+fn carry_out(args: Args) -> Done {
+    if let Command::Keep { directory } = args.command {
+        crate::runtime::process::keeper::keep(directory).context("the keeper")?;
+        return Ok(Exit::Done);
+    }
+    let session = Session::open(&args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start")?;
+    let done = runtime.block_on(async {
+        match &args.command {
+            Command::Validate => validate::validate(&session).await,
+            Command::BlueGreen(args) => blue_green::blue_green(&session, args).await,
+            Command::Monitor(args) => monitor::monitor(&session, args).await,
+            Command::Rollback(args) => rollback::rollback(&session, args).await,
+            Command::HealthCheck => health_check::health_check(&session).await,
+            Command::Logs(args) => logs::logs(&session, args).await,
+            Command::History(args) => history::history(&session, args),
+            Command::Recover => recover::recover(&session).await,
+            Command::Retire(args) => retire::retire(&session, args).await,
+            Command::Maintenance(args) => maintenance::maintenance(&session, args).await,
+            Command::Keep { .. } => Ok(Exit::Usage),
+        }
+    });
+    done.map_err(|failed| failed.cleaned(&session.report))
+}

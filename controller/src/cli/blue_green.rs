@@ -1,0 +1,182 @@
+//! `uh-deploy blue-green`
+
+use uh_protocol::BackendName;
+
+use super::args::{BlueGreenArgs, MonitorArgs};
+use super::exit::{Exit, Failed};
+use super::session::Session;
+use super::{Done, monitor, operation};
+use crate::deploy::facts::{Facts, new_operation, who};
+use crate::deploy::machine::{Failure, Kind, Outcome};
+use crate::deploy::named;
+use crate::front::{Front, View};
+use crate::runtime::{Candidate, InstanceId};
+use crate::time::{iso_millis, span};
+
+/// A version is an environment variable, a label and a word in many messages.
+const MAX_VERSION_CHARS: usize = 128;
+
+pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done {
+    let version = version(args)?;
+    if args.dry_run {
+        return dry_run(session, args, &version).await;
+    }
+    let lock = session.lock(&format!("deploy of {version}"))?;
+    let front = session.front().await?;
+    if let Some((_, Outcome::Attention)) = operation::recover_if_needed(session, &front).await? {
+        return Ok(Exit::Attention);
+    }
+    let report = &session.report;
+    report.step(1, 7, "Determining inactive environment");
+    let view = front.view().await?;
+    let facts = facts(session, &front, &view, &version, args.skip_health)?;
+    report.line(&format!("Active: {} → Building: {}", facts.from, facts.to));
+    report.fact("Version", &version);
+    let (from, from_version) = (facts.from.clone(), facts.from_version.clone());
+    let (to, instance) = (facts.to.clone(), facts.instance.clone());
+    let (outcome, took) = operation::carry_out(session, &front, Kind::Deploy, facts).await?;
+    let old = named(&from, from_version.as_deref());
+    match outcome {
+        Outcome::Deployed => {
+            report.say("\n✅ Deployment complete!");
+            report.say(&format!("   Time: {}", span(took)));
+            report.say("   Downtime: 0s");
+            let warm = span(session.config.deploy.warm);
+            report.say(&format!(
+                "   {old} is kept running for {warm}: `uh-deploy rollback` brings it back at once"
+            ));
+        }
+        Outcome::Failed(Failure::Overtaken) => {
+            let serves = operation::serving(&front).await;
+            report.say(&format!("\n❌ Superseded: {version} was not put in place; {serves}"));
+        }
+        Outcome::Failed(_) => {
+            let serves = operation::serving(&front).await;
+            report.say(&format!(
+                "\n❌ Deployment failed; nothing has changed for users: {serves}, {instance} is stopped"
+            ));
+        }
+        Outcome::Returned => {
+            report.say(&format!(
+                "\n❌ Rolled back: {to} (v{version}) died after the switch; {old} serves again"
+            ));
+        }
+        Outcome::RolledBack | Outcome::Attention => {
+            let serves = operation::serving(&front).await;
+            report.say(&format!(
+                "\n❌ This needs somebody to look: {serves}. See `uh-deploy history` and `uh-proxy status`"
+            ));
+        }
+    }
+    match (outcome, args.watch) {
+        (Outcome::Deployed, Some(duration)) => {
+            // Whoever wants to roll back by hand meanwhile must be able to.
+            drop(lock);
+            report.say("");
+            let args =
+                MonitorArgs { duration: Some(duration), interval: None, auto_rollback: args.auto_rollback };
+            monitor::watch(session, &front, &args, Some(&to)).await
+        }
+        _ => Ok(outcome.into()),
+    }
+}
+
+fn version(args: &BlueGreenArgs) -> Result<String, Failed> {
+    let version = args.deploy_version.clone().unwrap_or_default();
+    if version.is_empty() {
+        return Err(Failed::usage("say which version with --version (npm run sets it by itself)"));
+    }
+    if version.chars().count() > MAX_VERSION_CHARS || !version.chars().all(|c| c.is_ascii_graphic()) {
+        let message = format!("--version: write 1 to {MAX_VERSION_CHARS} visible ASCII characters");
+        return Err(Failed::usage(message));
+    }
+    Ok(version)
+}
+
+/// The backend that is not active, according to the front door. Of several, not the one that a roll back would want.
+fn choose(view: &View) -> Option<BackendName> {
+    let mut standbys = view.service.backends.iter().map(|b| &b.name).filter(|name| !view.is_active(name));
+    let first = standbys.clone().next().cloned();
+    standbys.find(|name| Some(*name) != view.service.previous.as_ref()).cloned().or(first)
+}
+
+fn facts(
+    session: &Session,
+    front: &Front,
+    view: &View,
+    version: &str,
+    skip_health: bool,
+) -> Result<Facts, Failed> {
+    let to = choose(view).ok_or_else(|| {
+        Failed::new(Exit::Failed, "the front door has only one backend: a second one is needed to deploy to")
+    })?;
+    let endpoints = operation::configured(session, view, &to)?.endpoints.clone();
+    let from = view.service.active.clone();
+    let operation = new_operation(jiff::Timestamp::now());
+    Ok(Facts {
+        service: front.service.clone(),
+        from_version: view.version(&from),
+        from,
+        version: Some(version.to_owned()),
+        endpoints,
+        generation: view.generation,
+        instance: InstanceId::new(&front.service, &to, &operation),
+        to,
+        operation,
+        skip_health,
+        who: who(),
+        why: None,
+        began_at: iso_millis(jiff::Timestamp::now()),
+    })
+}
+
+/// Says what would be done. Takes no lock, writes nothing.
+async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done {
+    let front = session.front().await?;
+    let view = front.view().await?;
+    let facts = facts(session, &front, &view, version, args.skip_health)?;
+    let candidate = Candidate {
+        service: facts.service.clone(),
+        backend: facts.to.clone(),
+        version: version.to_owned(),
+        endpoints: facts.endpoints.clone(),
+    };
+    let plan = session.runtime.plan(&candidate).await?;
+    let report = &session.report;
+    report.say("Dry run: this is what would be done; nothing is changed.");
+    if let Some(story) = operation::unfinished(session)? {
+        report.say(&format!("First, {} would be recovered: it was interrupted.", story.facts.operation));
+    }
+    let old = named(&facts.from, facts.from_version.as_deref());
+    report.step(1, 7, "Determining inactive environment");
+    report.line(&format!("Active: {old} → Building: {} (v{version})", facts.to));
+    report.step(2, 7, "Building");
+    plan.build.iter().for_each(|line| report.line(line));
+    report.step(3, 7, "Starting");
+    for leftover in session.runtime.find(&facts.to).await? {
+        report.line(&format!("stop and remove {leftover}"));
+    }
+    plan.start.iter().for_each(|line| report.line(line));
+    let endpoints: Vec<String> = facts.endpoints.iter().map(ToString::to_string).collect();
+    report.fact("Endpoint", &endpoints.join(", "));
+    report.step(4, 7, "Waiting for health checks");
+    let gate = &session.config.gate;
+    if args.skip_health {
+        report.warn("skipped (--skip-health)");
+    } else {
+        let (successes, within) = (gate.successes, span(gate.within));
+        report.line(&format!("{successes} good answers in a row from {} within {within}", gate.path));
+    }
+    report.step(5, 7, "Switching traffic");
+    report.line(&format!(
+        "switch {} from {} to {} (generation {})",
+        facts.service, facts.from, facts.to, facts.generation
+    ));
+    report.step(6, 7, "Draining old environment");
+    let drain = span(session.config.deploy.drain_timeout);
+    report.line(&format!("wait up to {drain} for what {} has in flight", facts.from));
+    report.step(7, 7, "Updating deployment state");
+    report.line(&format!("keep {old} running for {}", span(session.config.deploy.warm)));
+    report.event("plan", serde_json::json!({"facts": facts, "plan": plan}));
+    Ok(Exit::Done)
+}

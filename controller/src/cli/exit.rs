@@ -1,0 +1,117 @@
+//! How a command ended, and the one place where that becomes an exit code.
+
+use std::process::ExitCode;
+
+use uh_protocol::client::ClientError;
+
+use crate::deploy::lock::LockError;
+use crate::deploy::machine::{Failure, Outcome};
+use crate::front::FrontError;
+use crate::report::Report;
+
+/// The exit codes. Fixed; see the README. 2 (usage) is clap's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exit {
+    Done,
+    Failed,
+    Usage,
+    RolledBack,
+    Locked,
+    Superseded,
+    Attention,
+    Breach,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0u8,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::RolledBack => 3,
+            Exit::Locked => 4,
+            Exit::Superseded => 5,
+            Exit::Attention => 6,
+            Exit::Breach => 7,
+        })
+    }
+}
+
+impl From<Outcome> for Exit {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Deployed | Outcome::RolledBack => Self::Done,
+            Outcome::Failed(Failure::Overtaken) => Self::Superseded,
+            Outcome::Failed(_) => Self::Failed,
+            Outcome::Returned => Self::RolledBack,
+            Outcome::Attention => Self::Attention,
+        }
+    }
+}
+
+/// A command that did not do what it was asked.
+#[derive(Debug)]
+pub(super) struct Failed {
+    exit: Exit,
+    message: String,
+}
+
+impl Failed {
+    pub(super) fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into() }
+    }
+
+    /// What was typed can't be meant.
+    pub(super) fn usage(message: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, message)
+    }
+
+    pub(super) fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    /// The whole story in one line: what happened, and why.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Without secrets.
+    pub(super) fn cleaned(self, report: &Report) -> Self {
+        Self { message: report.clean(&self.message), ..self }
+    }
+}
+
+impl From<anyhow::Error> for Failed {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(Exit::Failed, format!("{error:#}"))
+    }
+}
+
+impl From<LockError> for Failed {
+    fn from(error: LockError) -> Self {
+        let exit = match error {
+            LockError::Held { .. } => Exit::Locked,
+            LockError::File { .. } => Exit::Failed,
+        };
+        Self::new(exit, crate::chain(&error))
+    }
+}
+
+impl From<FrontError> for Failed {
+    fn from(error: FrontError) -> Self {
+        let next = match &error {
+            FrontError::Call(ClientError::NoProxy { .. }) => {
+                "; nothing was changed. Start uh-proxy, or mend deploy.admin_socket"
+            }
+            _ => "",
+        };
+        let exit = if error.is_overtaken() { Exit::Superseded } else { Exit::Failed };
+        Self::new(exit, format!("{}{next}", crate::chain(&error)))
+    }
+}
+
+impl From<crate::runtime::RuntimeError> for Failed {
+    fn from(error: crate::runtime::RuntimeError) -> Self {
+        Self::new(Exit::Failed, crate::chain(&error))
+    }
+}

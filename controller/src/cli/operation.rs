@@ -1,0 +1,142 @@
+//! What deploys and roll backs have in common: the journal, what was interrupted before, and being interrupted.
+
+use tokio::signal::unix::{SignalKind, signal};
+use uh_protocol::BackendName;
+
+use super::exit::{Exit, Failed};
+use super::session::Session;
+use crate::deploy::driver::{Driver, DriverError, doing};
+use crate::deploy::facts::Facts;
+use crate::deploy::journal::{self, Journal, JournalError, Story};
+use crate::deploy::machine::{Kind, Outcome};
+use crate::front::{Front, View};
+
+/// Carries an operation to its end. The lock is held. Also says how long it took.
+pub(super) async fn carry_out(
+    session: &Session,
+    front: &Front,
+    kind: Kind,
+    facts: Facts,
+) -> Result<(Outcome, std::time::Duration), Failed> {
+    let (journal, _) = Journal::open(&session.config.deploy.state_dir).map_err(|e| journal_failed(&e))?;
+    let operation = facts.operation.clone();
+    let mut driver = Driver::new(&session.config, &*session.runtime, front, &session.report, journal, facts);
+    let name = tokio::select! {
+        ended = driver.run(kind) => {
+            return ended.map(|outcome| (outcome, driver.took())).map_err(|e| stopped(&e));
+        }
+        name = interrupted() => name,
+    };
+    let took = driver.took();
+    drop(driver);
+    session.report.say(&format!(
+        "{name}: undoing what was begun (once more {name} ends at once; then run `uh-deploy recover`)"
+    ));
+    match recover_if_needed(session, front).await? {
+        Some((story, outcome)) if story.facts.operation == operation => Ok((outcome, took)),
+        _ => Err(Failed::new(Exit::Failed, "interrupted before anything was done")),
+    }
+}
+
+/// Brings an interrupted operation to an end, if there is one. The lock is held.
+pub(super) async fn recover_if_needed(
+    session: &Session,
+    front: &Front,
+) -> Result<Option<(Story, Outcome)>, Failed> {
+    let (journal, story) = Journal::open(&session.config.deploy.state_dir).map_err(|e| journal_failed(&e))?;
+    let Some(story) = story.filter(Story::is_unfinished) else { return Ok(None) };
+    let facts = &story.facts;
+    session.report.say(&format!(
+        "Found {} of {} to {}, interrupted while {} (begun {} by {})",
+        facts.operation,
+        facts.version_or_unknown(),
+        facts.to,
+        doing(story.phase),
+        facts.began_at,
+        facts.who
+    ));
+    let report = &session.report;
+    let mut driver = Driver::new(&session.config, &*session.runtime, front, report, journal, facts.clone());
+    let outcome = driver.recover(&story).await.map_err(|e| stopped(&e))?;
+    let serves = serving(front).await;
+    report.say(&match outcome {
+        Outcome::Deployed => format!("Finished it: {serves}"),
+        Outcome::RolledBack => format!("Finished it: {serves}"),
+        Outcome::Failed(_) => format!("Undone: the candidate is gone; {serves}"),
+        Outcome::Returned => format!("Undone: traffic is back; {serves}"),
+        Outcome::Attention => format!("This needs somebody to look: {serves}"),
+    });
+    Ok(Some((story, outcome)))
+}
+
+/// Whether something is unfinished, without touching it.
+pub(super) fn unfinished(session: &Session) -> Result<Option<Story>, Failed> {
+    let story = journal::look(&session.config.deploy.state_dir).map_err(|e| journal_failed(&e))?;
+    Ok(story.filter(Story::is_unfinished))
+}
+
+/// `green (v1.0.1) serves`
+pub(super) async fn serving(front: &Front) -> String {
+    match front.view().await {
+        Ok(view) => {
+            let active = &view.service.active;
+            format!("{} serves", crate::deploy::named(active, view.version(active).as_deref()))
+        }
+        Err(_) => "who serves can't be told, for the front door does not answer".to_owned(),
+    }
+}
+
+/// The service's backends must be known on both sides.
+pub(super) fn configured<'a>(
+    session: &'a Session,
+    view: &View,
+    backend: &BackendName,
+) -> Result<&'a crate::config::BackendConfig, Failed> {
+    if view.backend(backend).is_none() {
+        let names: Vec<&str> = view.service.backends.iter().map(|b| b.name.as_str()).collect();
+        return Err(Failed::new(
+            Exit::Failed,
+            format!(
+                "the front door has no backend {backend}, only {}; nothing was changed",
+                names.join(", ")
+            ),
+        ));
+    }
+    session.config.backend(backend).ok_or_else(|| {
+        Failed::new(
+            Exit::Failed,
+            format!("there is no [backends.{backend}] in the configuration; nothing was changed"),
+        )
+    })
+}
+
+fn journal_failed(error: &JournalError) -> Failed {
+    Failed::new(Exit::Attention, crate::chain(error))
+}
+
+fn stopped(error: &DriverError) -> Failed {
+    Failed::new(
+        Exit::Attention,
+        format!(
+            "{}; stopped here. Traffic is where it was; when that is mended, run `uh-deploy recover`",
+            crate::chain(error)
+        ),
+    )
+}
+
+/// Waits for somebody to ask us to end; says how.
+async fn interrupted() -> &'static str {
+    tokio::select! {
+        () = received(SignalKind::interrupt()) => "SIGINT",
+        () = received(SignalKind::terminate()) => "SIGTERM",
+        () = received(SignalKind::hangup()) => "SIGHUP",
+    }
+}
+
+async fn received(kind: SignalKind) {
+    match signal(kind) {
+        Ok(mut signal) => drop(signal.recv().await),
+        // Then the signal ends us as it would anyone, and the journal remembers.
+        Err(_) => std::future::pending().await,
+    }
+}

@@ -1,0 +1,223 @@
+//! Performs what the machine says, one effect at a time, and writes every event down before it acts on it.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::facts::Facts;
+use super::history::{History, Line};
+use super::journal::{Journal, JournalError, Story};
+use super::machine::{Effect, Event, IllegalEvent, Kind, Outcome, Phase, step};
+use super::records::Records;
+use crate::config::Config;
+use crate::fault;
+use crate::front::Front;
+use crate::report::Report;
+use crate::runtime::Runtime;
+
+/// Carries one operation to its end.
+pub struct Driver<'a> {
+    pub(super) config: &'a Config,
+    pub(super) runtime: &'a dyn Runtime,
+    pub(super) front: &'a Front,
+    pub(super) report: &'a Report,
+    pub(super) records: Records,
+    pub(super) history: History,
+    journal: Journal,
+    pub(super) facts: Facts,
+    pub(super) kind: Kind,
+    pub(super) tally: Tally,
+    began: Instant,
+}
+
+/// What is known only at the end.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// The front door's generation as we left it.
+    pub(super) generation: Option<u64>,
+    /// How long each effect took, in milliseconds.
+    pub(super) timings_ms: BTreeMap<String, u64>,
+    pub(super) in_flight: Option<u64>,
+    pub(super) finished: Option<u64>,
+    pub(super) cut: Option<u64>,
+    pub(super) artifact: Option<String>,
+    pub(super) remarks: Vec<String>,
+    /// Why it failed.
+    pub(super) reason: Option<String>,
+}
+
+/// Why an operation could not be carried on. Traffic is where it was; the journal says what may be left.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The journal can't be written: nothing may be done that it does not know of.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A fault of ours.
+    #[error("internal fault: {0}")]
+    Illegal(#[from] IllegalEvent),
+    /// A fault of ours.
+    #[error("internal fault: nothing follows from {0:?}")]
+    Stuck(Phase),
+}
+
+impl<'a> Driver<'a> {
+    /// A driver for an operation that is about to begin, or one to be recovered.
+    #[must_use]
+    pub fn new(
+        config: &'a Config,
+        runtime: &'a dyn Runtime,
+        front: &'a Front,
+        report: &'a Report,
+        journal: Journal,
+        facts: Facts,
+    ) -> Self {
+        let state_dir = &config.deploy.state_dir;
+        Self {
+            config,
+            runtime,
+            front,
+            report,
+            records: Records::new(state_dir),
+            history: History::new(state_dir),
+            journal,
+            facts,
+            kind: Kind::Deploy,
+            tally: Tally::default(),
+            began: Instant::now(),
+        }
+    }
+
+    /// Carries out a new operation.
+    ///
+    /// # Errors
+    /// The journal can't be written.
+    pub async fn run(&mut self, kind: Kind) -> Result<Outcome, DriverError> {
+        self.kind = kind;
+        self.follow(Phase::Idle, Event::Begun(kind)).await
+    }
+
+    /// Carries an interrupted operation to an end: forward if traffic has moved, else back.
+    ///
+    /// # Errors
+    /// The journal can't be written.
+    pub async fn recover(&mut self, story: &Story) -> Result<Outcome, DriverError> {
+        if let Phase::Done(outcome) = story.phase {
+            return Ok(outcome);
+        }
+        self.kind = kind_of(story.phase).unwrap_or(Kind::Deploy);
+        self.tally.remarks.push("recovered after an interruption".to_owned());
+        self.tally.reason =
+            story.note.clone().or_else(|| Some(format!("interrupted while {}", doing(story.phase))));
+        self.follow(story.phase, Event::Interrupted).await
+    }
+
+    /// How long it has taken.
+    #[must_use]
+    pub fn took(&self) -> std::time::Duration {
+        self.began.elapsed()
+    }
+
+    async fn follow(&mut self, mut phase: Phase, mut event: Event) -> Result<Outcome, DriverError> {
+        loop {
+            let begins = matches!(event, Event::Begun(_));
+            let (next, effects) = step(phase, event)?;
+            let note = matches!(event, Event::Failed(_)).then(|| self.tally.reason.clone()).flatten();
+            let facts = begins.then_some(&self.facts);
+            self.journal.write(&self.facts.operation, event, facts, note)?;
+            phase = next;
+            if let Phase::Done(outcome) = phase {
+                return Ok(outcome);
+            }
+            event = self.perform(&effects).await.ok_or(DriverError::Stuck(phase))?;
+        }
+    }
+
+    async fn perform(&mut self, effects: &[Effect]) -> Option<Event> {
+        for effect in effects {
+            let name = effect.name();
+            fault::point(&format!("effect.{name}.before"));
+            let start = Instant::now();
+            let event = self.effect(*effect).await;
+            let took = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            *self.tally.timings_ms.entry(name.to_owned()).or_default() += took;
+            fault::point(&format!("effect.{name}.after"));
+            if event.is_some() {
+                return event;
+            }
+        }
+        None
+    }
+
+    /// The line for the history, and for hooks and the webhook.
+    pub(super) fn line(&self, outcome: Outcome) -> Line {
+        let command = match self.kind {
+            Kind::Deploy => "deploy",
+            Kind::Rollback => "rollback",
+        };
+        let mut remarks = self.tally.remarks.clone();
+        if self.facts.skip_health {
+            remarks.push("health gate skipped".to_owned());
+        }
+        remarks.extend(self.facts.why.iter().map(|why| format!("asked for by {why}")));
+        let failed = !matches!(outcome, Outcome::Deployed | Outcome::RolledBack);
+        Line {
+            at: crate::time::iso_millis(jiff::Timestamp::now()),
+            operation: Some(self.facts.operation.clone()),
+            command: command.to_owned(),
+            who: self.facts.who.clone(),
+            service: Some(self.facts.service.clone()),
+            from: Some(self.facts.from.clone()),
+            from_version: self.facts.from_version.clone(),
+            to: Some(self.facts.to.clone()),
+            version: self.facts.version.clone(),
+            artifact: self.tally.artifact.clone(),
+            outcome: outcome_name(outcome).to_owned(),
+            reason: self.tally.reason.clone().filter(|_| failed).map(|reason| self.report.clean(&reason)),
+            remarks,
+            timings_ms: self.tally.timings_ms.clone(),
+            in_flight: self.tally.in_flight,
+            finished: self.tally.finished,
+            cut: self.tally.cut,
+        }
+    }
+}
+
+fn outcome_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Deployed => "deployed",
+        Outcome::RolledBack => "rolled_back",
+        Outcome::Failed(super::machine::Failure::Overtaken) => "superseded",
+        Outcome::Failed(_) => "failed",
+        Outcome::Returned => "returned",
+        Outcome::Attention => "attention",
+    }
+}
+
+fn kind_of(phase: Phase) -> Option<Kind> {
+    match phase {
+        Phase::Building => Some(Kind::Deploy),
+        Phase::Checking => Some(Kind::Rollback),
+        Phase::Starting(kind) | Phase::Probing(kind) => Some(kind),
+        Phase::Switching(course) | Phase::Draining(course) | Phase::Returning(course) => Some(course.kind),
+        Phase::Undoing(course, _) => Some(course.kind),
+        Phase::Recording(Outcome::RolledBack) => Some(Kind::Rollback),
+        Phase::Recording(_) | Phase::Idle | Phase::Done(_) => None,
+    }
+}
+
+/// What an operation was doing, for people.
+#[must_use]
+pub fn doing(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Idle => "beginning",
+        Phase::Building => "building",
+        Phase::Checking => "checking the target",
+        Phase::Starting(_) => "starting the candidate",
+        Phase::Probing(_) => "waiting for health checks",
+        Phase::Switching(_) => "switching traffic",
+        Phase::Draining(_) => "draining the old backend",
+        Phase::Returning(_) => "moving traffic back",
+        Phase::Undoing(..) => "undoing",
+        Phase::Recording(_) => "writing the history",
+        Phase::Done(_) => "done",
+    }
+}

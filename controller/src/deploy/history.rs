@@ -1,0 +1,130 @@
+//! The history: one JSON object a line for every command that changed something, or tried to.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use uh_protocol::{BackendName, ServiceName};
+
+use crate::files;
+
+/// One line. Fields may be added.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// When it ended: ISO 8601, UTC.
+    pub at: String,
+    /// The operation, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// `deploy`, `rollback`, `retire`, `maintenance`.
+    pub command: String,
+    /// User and host.
+    pub who: String,
+    /// The service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceName>,
+    /// Active before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<BackendName>,
+    /// The version there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_version: Option<String>,
+    /// What was to serve, or what the command was about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<BackendName>,
+    /// The version there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Image digest or program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<String>,
+    /// How it ended: `deployed`, `rolled_back`, `failed`, `returned`, `attention`, `done`.
+    pub outcome: String,
+    /// Why, in full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What is worth knowing: `health gate skipped`, `recovered after an interruption`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
+    /// How long each part took, in milliseconds.
+    #[serde(default, skip_serializing_if = "Timings::is_empty")]
+    pub timings_ms: Timings,
+    /// Exchanges that the old backend held when traffic moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<u64>,
+    /// How many of them ended by themselves while they were waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<u64>,
+    /// How many were cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<u64>,
+}
+
+/// How long each part took, in milliseconds.
+pub type Timings = std::collections::BTreeMap<String, u64>;
+
+/// The history of a state directory.
+#[derive(Debug, Clone)]
+pub struct History {
+    path: PathBuf,
+}
+
+impl History {
+    /// That of this state directory.
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self { path: state_dir.join("history.jsonl") }
+    }
+
+    /// Appends a line, synced. An operation that has its line already, from before an interruption, gets no second.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn append(&self, line: &Line) -> io::Result<()> {
+        let known = self.lines()?;
+        if line.operation.is_some() && known.iter().any(|other| other.operation == line.operation) {
+            return Ok(());
+        }
+        if let Some(directory) = self.path.parent() {
+            files::make_directory(directory)?;
+        }
+        let mut file = files::append(&self.path)?;
+        let mut text = serde_json::to_string(line)?;
+        // After a torn line, a line of our own.
+        if files::read(&self.path)?.is_some_and(|text| !text.is_empty() && !text.ends_with(b"\n")) {
+            text.insert(0, '\n');
+        }
+        text.push('\n');
+        file.write_all(text.as_bytes())?;
+        file.sync_data()
+    }
+
+    /// All lines that can be read, oldest first.
+    ///
+    /// # Errors
+    /// The file is there and can't be read.
+    pub fn lines(&self) -> io::Result<Vec<Line>> {
+        let text = files::read(&self.path)?.unwrap_or_default();
+        let lines = text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+        Ok(lines.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_is_written_once_and_torn_lines_spoil_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path());
+        let line = |operation: &str| Line { operation: Some(operation.to_owned()), ..Line::default() };
+        history.append(&line("one")).unwrap();
+        history.append(&line("one")).unwrap();
+        let mut file = files::append(&dir.path().join("history.jsonl")).unwrap();
+        file.write_all(b"{\"at\": \"20").unwrap();
+        history.append(&line("two")).unwrap();
+        let names: Vec<_> = history.lines().unwrap().into_iter().filter_map(|line| line.operation).collect();
+        assert_eq!(names, ["one", "two"]);
+    }
+}

@@ -1,0 +1,325 @@
+//! The journal: one JSON object a line, appended and synced before anything follows from it.
+//!
+//! A line that is torn (the machine lost power within a write) was followed by nothing, so a last line that can't be
+//! read counts for nothing. Damage anywhere else is an error: somebody must look.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::facts::Facts;
+use super::machine::{Event, IllegalEvent, Phase, step};
+use crate::{fault, files, time};
+
+/// The version of the format.
+pub const SCHEMA: u32 = 1;
+
+/// A journal that is longer begins anew with the next operation; the history has what matters of the old ones.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The version of the format.
+    pub schema: u32,
+    /// ISO 8601, UTC.
+    pub at: String,
+    /// Which operation.
+    pub operation: String,
+    /// What has happened.
+    pub event: Event,
+    /// With the first line of an operation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Facts>,
+    /// For people. No secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// Why a journal can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file can't be read or written.
+    #[error("the journal {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line other than the last can't be read.
+    #[error("the journal {}, line {line}, is damaged: {reason}; look at it, then move the file away", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Which line.
+        line: usize,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The newest operation, as its lines tell it.
+#[derive(Debug, Clone)]
+pub struct Story {
+    /// What it is about.
+    pub facts: Facts,
+    /// Where it got to.
+    pub phase: Phase,
+    /// The last note.
+    pub note: Option<String>,
+}
+
+impl Story {
+    /// Whether something is left to be done.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        !matches!(self.phase, Phase::Done(_))
+    }
+}
+
+/// The journal, open for writing. Only whoever holds the lock may have one.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+}
+
+impl Journal {
+    /// Opens it, and tells the newest operation. A torn last line is cut off.
+    ///
+    /// # Errors
+    /// The disk refuses, or it is damaged.
+    pub fn open(directory: &Path) -> Result<(Self, Option<Story>), JournalError> {
+        let path = path(directory);
+        let failed = |source| JournalError::File { path: path.clone(), source };
+        let text = files::read(&path).map_err(failed)?.unwrap_or_default();
+        let (story, whole) = tell(&text).map_err(|(line, reason)| JournalError::Damaged {
+            path: path.clone(),
+            line,
+            reason,
+        })?;
+        if text.len() as u64 > MAX_BYTES && !story.as_ref().is_some_and(Story::is_unfinished) {
+            files::replace(&path, b"").map_err(failed)?;
+        }
+        let file = files::append(&path).map_err(failed)?;
+        if whole < text.len() {
+            file.set_len(whole as u64).and_then(|()| file.sync_all()).map_err(failed)?;
+        }
+        Ok((Self { path, file }, story))
+    }
+
+    /// Appends a line, and returns when it is on disk.
+    ///
+    /// # Errors
+    /// The disk refuses; then nothing may follow from it.
+    pub fn write(
+        &mut self,
+        operation: &str,
+        event: Event,
+        facts: Option<&Facts>,
+        note: Option<String>,
+    ) -> Result<(), JournalError> {
+        let at = time::iso_millis(jiff::Timestamp::now());
+        let entry =
+            Entry { schema: SCHEMA, at, operation: operation.to_owned(), event, facts: facts.cloned(), note };
+        let name = event_name(event);
+        fault::point(&format!("journal.{name}.before"));
+        let write = || -> io::Result<()> {
+            let mut line = serde_json::to_string(&entry)?;
+            line.push('\n');
+            (&self.file).write_all(line.as_bytes())?;
+            fault::point(&format!("journal.{name}.written"));
+            self.file.sync_data()
+        };
+        write().map_err(|source| JournalError::File { path: self.path.clone(), source })?;
+        fault::point(&format!("journal.{name}.after"));
+        Ok(())
+    }
+}
+
+/// Tells the newest operation without changing anything.
+///
+/// # Errors
+/// It can't be read, or is damaged.
+pub fn look(directory: &Path) -> Result<Option<Story>, JournalError> {
+    let path = path(directory);
+    let text = files::read(&path).map_err(|source| JournalError::File { path: path.clone(), source })?;
+    let told = tell(&text.unwrap_or_default());
+    told.map(|(story, _)| story).map_err(|(line, reason)| JournalError::Damaged { path, line, reason })
+}
+
+fn path(directory: &Path) -> PathBuf {
+    directory.join("journal.jsonl")
+}
+
+fn event_name(event: Event) -> String {
+    // `failed(unhealthy)` and the like: the name alone is enough for a fault point.
+    let text = format!("{event:?}");
+    text.split('(').next().unwrap_or_default().to_ascii_lowercase()
+}
+
+/// The newest operation, and how many bytes are whole lines that can be read.
+fn tell(text: &[u8]) -> Result<(Option<Story>, usize), (usize, String)> {
+    let mut story: Option<Story> = None;
+    let mut whole = 0;
+    let mut lines = text.split_inclusive(|b| *b == b'\n').enumerate().peekable();
+    while let Some((index, line)) = lines.next() {
+        let is_last = lines.peek().is_none();
+        let entry = read(line);
+        match entry {
+            Ok(entry) => follow(&mut story, entry).map_err(|reason| (index + 1, reason))?,
+            Err(_) if is_last => break,
+            Err(reason) => return Err((index + 1, reason)),
+        }
+        whole += line.len();
+    }
+    Ok((story, whole))
+}
+
+fn read(line: &[u8]) -> Result<Entry, String> {
+    if !line.ends_with(b"\n") {
+        return Err("it has no end".to_owned());
+    }
+    let entry: Entry = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+    if entry.schema > SCHEMA {
+        return Err(format!(
+            "schema {} is newer than this version of uh-deploy knows ({SCHEMA})",
+            entry.schema
+        ));
+    }
+    Ok(entry)
+}
+
+fn follow(story: &mut Option<Story>, entry: Entry) -> Result<(), String> {
+    let illegal = |e: IllegalEvent| e.to_string();
+    if let Event::Begun(_) = entry.event {
+        if let Some(before) = story.as_ref().filter(|story| story.is_unfinished()) {
+            return Err(format!("{} begins before {} has ended", entry.operation, before.facts.operation));
+        }
+        let facts = entry.facts.ok_or("an operation begins without its facts")?;
+        let (phase, _) = step(Phase::Idle, entry.event).map_err(illegal)?;
+        *story = Some(Story { facts, phase, note: entry.note });
+        return Ok(());
+    }
+    let story = story.as_mut().filter(|story| story.facts.operation == entry.operation);
+    let story = story.ok_or_else(|| format!("{} has no beginning", entry.operation))?;
+    story.phase = step(story.phase, entry.event).map_err(illegal)?.0;
+    if entry.note.is_some() {
+        story.note = entry.note;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::super::machine::{Failure, Kind, Outcome};
+    use super::*;
+    use crate::runtime::InstanceId;
+
+    pub(crate) fn facts(operation: &str) -> Facts {
+        let (service, blue, green) =
+            ("app".parse().unwrap(), "blue".parse().unwrap(), "green".parse().unwrap());
+        Facts {
+            operation: operation.to_owned(),
+            instance: InstanceId::new(&service, &green, operation),
+            service,
+            from: blue,
+            from_version: Some("1".to_owned()),
+            to: green,
+            version: Some("2".to_owned()),
+            endpoints: vec!["127.0.0.1:3009".parse().unwrap()],
+            generation: 7,
+            skip_health: false,
+            who: "me@here".to_owned(),
+            why: None,
+            began_at: "2026-11-25T10:00:00.000Z".to_owned(),
+        }
+    }
+
+    const WELL: [Event; 6] =
+        [Event::Built, Event::Started, Event::Proven, Event::Switched, Event::Drained, Event::Recorded];
+
+    fn write_all(directory: &Path, operation: &str, events: &[Event]) {
+        let (mut journal, _) = Journal::open(directory).unwrap();
+        journal.write(operation, Event::Begun(Kind::Deploy), Some(&facts(operation)), None).unwrap();
+        for event in events {
+            journal.write(operation, *event, None, None).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_newest_operation_is_told_with_its_phase() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(look(dir.path()).unwrap().is_none());
+        write_all(dir.path(), "one", &WELL);
+        write_all(dir.path(), "two", &WELL[..3]);
+        let story = look(dir.path()).unwrap().unwrap();
+        assert!(story.is_unfinished());
+        assert_eq!(story.facts, facts("two"));
+        assert!(matches!(story.phase, Phase::Draining(_) | Phase::Switching(_)));
+    }
+
+    #[test]
+    fn damage_before_the_end_is_an_error_that_names_the_line() {
+        let dir = tempfile::tempdir().unwrap();
+        write_all(dir.path(), "one", &WELL);
+        let text = std::fs::read_to_string(path(dir.path())).unwrap();
+        std::fs::write(path(dir.path()), text.replacen("proven", "improven", 1)).unwrap();
+        let message = look(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("line 4, is damaged"), "{message}");
+    }
+
+    #[test]
+    fn a_long_journal_begins_anew_once_nothing_is_unfinished() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = |n: usize| {
+            format!(
+                "{}\n",
+                serde_json::json!({"schema": 1, "at": "", "operation": "one", "event": "interrupted", "note": "x".repeat(n)})
+            )
+        };
+        write_all(dir.path(), "one", &[Event::Failed(Failure::Build)]);
+        let mut text = std::fs::read_to_string(path(dir.path())).unwrap();
+        text.push_str(&line(usize::try_from(MAX_BYTES).unwrap()));
+        std::fs::write(path(dir.path()), &text).unwrap();
+        let (mut journal, story) = Journal::open(dir.path()).unwrap();
+        assert!(story.unwrap().is_unfinished());
+        journal.write("one", Event::Undone, None, None).unwrap();
+        journal.write("one", Event::Recorded, None, None).unwrap();
+        let (_, story) = Journal::open(dir.path()).unwrap();
+        assert_eq!(story.unwrap().phase, Phase::Done(Outcome::Failed(Failure::Build)));
+        assert!(look(dir.path()).unwrap().is_none());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Cut anywhere, a journal is as if the torn line had never been begun, and can be written on.
+        #[test]
+        fn a_journal_cut_anywhere_is_as_if_the_last_line_was_never_begun(cut in 0usize..3000) {
+            let dir = tempfile::tempdir().unwrap();
+            write_all(dir.path(), "one", &WELL[..4]);
+            let text = std::fs::read(path(dir.path())).unwrap();
+            let cut = cut.min(text.len());
+            std::fs::write(path(dir.path()), &text[..cut]).unwrap();
+            let whole = text[..cut].iter().filter(|b| **b == b'\n').count();
+            let (mut journal, story) = Journal::open(dir.path()).unwrap();
+            prop_assert_eq!(story.is_some(), whole > 0);
+            if story.is_some() {
+                journal.write("one", Event::Interrupted, None, None).unwrap();
+                let after = look(dir.path()).unwrap().unwrap();
+                prop_assert!(after.is_unfinished());
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic_the_reader(text in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = tell(&text);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The front door, seen from here: one service of it.
+
+use uh_protocol::client::{Client, ClientError};
+use uh_protocol::request::{BackendRequest, DrainRequest, Drained, SwitchRequest, Switched};
+use uh_protocol::status::{BackendStatus, ServiceStatus, Status};
+use uh_protocol::{BackendName, Code, ServiceName};
+
+use crate::config::Config;
+use crate::runtime::Endpoint;
+
+/// One service of the front door.
+#[derive(Debug, Clone)]
+pub struct Front {
+    /// The admin client.
+    pub client: Client,
+    /// The service.
+    pub service: ServiceName,
+}
+
+/// The service as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    /// The front door's generation.
+    pub generation: u64,
+    /// The service.
+    pub service: ServiceStatus,
+    /// The whole reply.
+    pub status: Status,
+}
+
+/// Why the front door could not be asked, or said no.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontError {
+    /// The call failed or was refused.
+    #[error(transparent)]
+    Call(#[from] ClientError),
+    /// The service is not there, or it is not clear which one is meant.
+    #[error("{0}")]
+    Service(String),
+    /// Somebody else changed the routing meanwhile.
+    #[error("{0}")]
+    Overtaken(String),
+}
+
+impl FrontError {
+    /// Whether somebody else changed the routing meanwhile.
+    #[must_use]
+    pub fn is_overtaken(&self) -> bool {
+        match self {
+            Self::Overtaken(_) => true,
+            Self::Call(ClientError::Problem(problem)) => problem.code == Code::Conflict,
+            _ => false,
+        }
+    }
+
+    /// Whether the backend was not healthy enough for the front door.
+    #[must_use]
+    pub fn is_unhealthy(&self) -> bool {
+        matches!(self, Self::Call(ClientError::Problem(p)) if p.code == Code::BackendUnhealthy)
+    }
+}
+
+impl View {
+    /// A backend of the service.
+    #[must_use]
+    pub fn backend(&self, name: &BackendName) -> Option<&BackendStatus> {
+        self.service.backends.iter().find(|backend| backend.name == *name)
+    }
+
+    /// Whether this backend gets new requests.
+    #[must_use]
+    pub fn is_active(&self, name: &BackendName) -> bool {
+        self.service.active == *name
+    }
+
+    /// Whether the front door has exactly these endpoints for a backend.
+    #[must_use]
+    pub fn has_endpoints(&self, name: &BackendName, endpoints: &[Endpoint]) -> bool {
+        let Some(backend) = self.backend(name) else { return false };
+        backend.endpoints.iter().map(|endpoint| endpoint.address.clone()).eq(texts(endpoints))
+    }
+
+    /// The version there: as registered, or else as the app reports it.
+    #[must_use]
+    pub fn version(&self, name: &BackendName) -> Option<String> {
+        let backend = self.backend(name)?;
+        let reported = backend.last_probe.as_ref().and_then(|probe| probe.version.clone());
+        backend.version.clone().or(reported)
+    }
+}
+
+fn texts(endpoints: &[Endpoint]) -> Vec<String> {
+    endpoints.iter().map(ToString::to_string).collect()
+}
+
+impl Front {
+    /// Finds the service that the configuration names, or the only one.
+    ///
+    /// # Errors
+    /// Nobody answers, or there is no such service.
+    pub async fn find(config: &Config) -> Result<Self, FrontError> {
+        let client = Client::new(&config.deploy.admin_socket);
+        let status = client.status().await?;
+        let names: Vec<&str> = status.services.iter().map(|service| service.name.as_str()).collect();
+        let service = match (&config.deploy.service, status.services.as_slice()) {
+            (Some(wanted), services) if services.iter().any(|service| service.name == *wanted) => {
+                wanted.clone()
+            }
+            (None, [only]) => only.name.clone(),
+            (Some(wanted), _) => {
+                let message = format!("the front door has no service {wanted}; it has: {}", names.join(", "));
+                return Err(FrontError::Service(message));
+            }
+            (None, _) => {
+                let message = format!("say which service in deploy.service: {}", names.join(", "));
+                return Err(FrontError::Service(message));
+            }
+        };
+        Ok(Self { client, service })
+    }
+
+    /// The service as it is.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn view(&self) -> Result<View, FrontError> {
+        let status = self.client.status().await?;
+        let service = status.services.iter().find(|service| service.name == self.service).cloned();
+        let service = service
+            .ok_or_else(|| FrontError::Service(format!("the front door has no service {}", self.service)))?;
+        Ok(View { generation: status.generation, service, status })
+    }
+
+    /// Registers a backend's endpoints and version. Returns the generation that it led to.
+    ///
+    /// # Errors
+    /// Refused, or overtaken.
+    pub async fn register(
+        &self,
+        backend: &BackendName,
+        endpoints: &[Endpoint],
+        version: Option<&str>,
+        generation: u64,
+    ) -> Result<u64, FrontError> {
+        let before = self.view().await?;
+        let request = BackendRequest {
+            endpoints: texts(endpoints),
+            version: version.map(str::to_owned),
+            expect_generation: Some(generation),
+            force: false,
+        };
+        self.client.set_backend(&self.service, backend, &request).await?;
+        let after = self.view().await?;
+        // Ours is one change at most. More of them, or another active backend, are somebody else's.
+        if after.generation > generation + 1 || after.service.active != before.service.active {
+            return Err(FrontError::Overtaken(format!(
+                "the routing has changed since: {} is active (generation {})",
+                after.service.active, after.generation
+            )));
+        }
+        Ok(after.generation)
+    }
+
+    /// Makes a backend active.
+    ///
+    /// # Errors
+    /// Refused, or overtaken; then nothing has changed.
+    pub async fn switch(&self, request: &SwitchRequest) -> Result<Switched, FrontError> {
+        Ok(self.client.switch(&self.service, request).await?)
+    }
+
+    /// Waits until a standby's exchanges are over.
+    ///
+    /// # Errors
+    /// Refused: it is active.
+    pub async fn drain(
+        &self,
+        backend: &BackendName,
+        timeout: std::time::Duration,
+    ) -> Result<Drained, FrontError> {
+        let timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        Ok(self.client.drain(&self.service, backend, &DrainRequest { timeout_ms, cut: false }).await?)
+    }
+}

@@ -1,0 +1,105 @@
+//! Hooks and the webhook: others get to know, and may say no only before anything is done.
+
+use std::process::Command;
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use crate::command::{self, CommandFailed};
+use crate::config::{Config, Notice};
+use crate::report::Report;
+
+/// How many lines of a failed hook are shown.
+const HOOK_LOG_LINES: usize = 20;
+
+/// What is read of a webhook's answer, which nobody looks at.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
+
+/// When a hook runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// Before anything is done.
+    PreDeploy,
+    /// After traffic has moved.
+    PostSwitch,
+    /// After a failure.
+    OnFailure,
+    /// After traffic has moved back.
+    OnRollback,
+}
+
+impl Hook {
+    fn name(self) -> &'static str {
+        match self {
+            Self::PreDeploy => "pre_deploy",
+            Self::PostSwitch => "post_switch",
+            Self::OnFailure => "on_failure",
+            Self::OnRollback => "on_rollback",
+        }
+    }
+}
+
+/// Runs a hook, if there is one, with the event on its standard input and `UH_DEPLOY_HOOK` in its environment. It has
+/// the controller's environment otherwise, and runs in the configuration's directory.
+///
+/// # Errors
+/// It could not be run, failed, or took too long.
+pub async fn hook(config: &Config, hook: Hook, event: &Value, report: &Report) -> Result<(), CommandFailed> {
+    let hooks = &config.hooks;
+    let words = match hook {
+        Hook::PreDeploy => &hooks.pre_deploy,
+        Hook::PostSwitch => &hooks.post_switch,
+        Hook::OnFailure => &hooks.on_failure,
+        Hook::OnRollback => &hooks.on_rollback,
+    };
+    let Some((program, arguments)) = words.split_first() else { return Ok(()) };
+    report.line(&format!("hook {}: {}", hook.name(), words.join(" ")));
+    // `./migrate.sh` starts at the configuration, like every path in it; a bare name is found in PATH.
+    let program = if program.contains('/') { config.directory.join(program) } else { program.into() };
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(&config.directory).envs(std::env::vars_os());
+    command.env("UH_DEPLOY_HOOK", hook.name());
+    let input = event.to_string().into_bytes();
+    command::run(&command, Some(input), hooks.timeout, &|line| report.output(line), HOOK_LOG_LINES).await
+}
+
+/// Sends the event to the webhook, if there is one.
+///
+/// # Errors
+/// It did not take it. The text names no secret.
+pub async fn webhook(notice: &Notice, event: &Value) -> Result<(), String> {
+    let secret = notice.webhook_env.as_ref().and_then(|name| std::env::var(name).ok());
+    let Some(url) = secret.or_else(|| notice.webhook.clone()) else { return Ok(()) };
+    match tokio::time::timeout(notice.timeout, post(&url, event)).await {
+        Ok(result) => result.map_err(|e| format!("the webhook did not take the notice: {e}")),
+        Err(_) => Err(format!("the webhook did not take the notice within {:?}", notice.timeout)),
+    }
+}
+
+async fn post(url: &str, event: &Value) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let rest = url.strip_prefix("http://").ok_or("only http:// URLs are understood")?;
+    let (authority, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
+    let address = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
+    let stream = TcpStream::connect(&address).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::post(path)
+        .header("host", authority)
+        .header("content-type", "application/json")
+        .header("connection", "close")
+        .body(Full::new(Bytes::from(event.to_string())))?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let _ = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        if status.is_success() { Ok(()) } else { Err(format!("status {status}").into()) }
+    };
+    tokio::pin!(answer, connection);
+    tokio::select! {
+        answer = &mut answer => answer,
+        _ = &mut connection => answer.await,
+    }
+}

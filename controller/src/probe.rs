@@ -1,0 +1,240 @@
+//! One probe of an instance's own endpoint: one connection, one request, one deadline. And what the answer means.
+
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderName, USER_AGENT};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use uh_protocol::BackendName;
+use uh_protocol::health::HealthBody;
+
+use crate::config::{Gate, Identity};
+use crate::runtime::Endpoint;
+
+/// A health body is small. Of a larger one, only the head of the message is of interest.
+const MAX_BODY_BYTES: usize = 64 << 10;
+
+/// How much of a body is shown.
+const SHOWN_BODY_BYTES: usize = 300;
+
+/// Headers that tell who answered, and why not as it should.
+const SHOWN_HEADERS: [HeaderName; 5] = [
+    hyper::header::LOCATION,
+    hyper::header::SERVER,
+    hyper::header::CONTENT_TYPE,
+    hyper::header::RETRY_AFTER,
+    hyper::header::WWW_AUTHENTICATE,
+];
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Who should answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// The backend.
+    pub backend: &'a BackendName,
+    /// The version; `None`: any.
+    pub version: Option<&'a str>,
+}
+
+/// What a probe found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Whether it is good.
+    pub verdict: Verdict,
+    /// How long it took.
+    pub took: Duration,
+    /// What to show of it: status, headers that matter, head of the body, or the error.
+    pub lines: Vec<String>,
+}
+
+/// What an answer means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is who it should be, and well.
+    Healthy,
+    /// It is not well, or nobody answers.
+    Unhealthy(String),
+    /// Somebody else answers.
+    Stranger(String),
+}
+
+impl Found {
+    /// Whether it is good.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.verdict == Verdict::Healthy
+    }
+
+    /// In a few words.
+    #[must_use]
+    pub fn summary(&self) -> &str {
+        match &self.verdict {
+            Verdict::Healthy => "Healthy ✓",
+            Verdict::Unhealthy(reason) | Verdict::Stranger(reason) => reason,
+        }
+    }
+}
+
+/// Asks an endpoint once. Redirects are not followed: whoever answers from elsewhere is not this instance.
+pub async fn probe(endpoint: &Endpoint, expected: Expected<'_>, gate: &Gate) -> Found {
+    let start = Instant::now();
+    let mut found = match tokio::time::timeout(gate.timeout, ask(endpoint, gate)).await {
+        Ok(Ok((status, headers, body))) => judge(status, &headers, &body, expected, gate.identity),
+        Ok(Err(error)) => nobody(endpoint, &crate::chain(&*error)),
+        Err(_) => nobody(endpoint, &format!("no answer within {:?}", gate.timeout)),
+    };
+    found.took = start.elapsed();
+    found
+}
+
+async fn ask(endpoint: &Endpoint, gate: &Gate) -> Result<(StatusCode, HeaderMap, Bytes), BoxError> {
+    match endpoint {
+        Endpoint::Tcp(host, port) => {
+            let stream = TcpStream::connect((host.trim_matches(['[', ']']), *port)).await?;
+            exchange(stream, endpoint, gate).await
+        }
+        Endpoint::Unix(path) => exchange(UnixStream::connect(path).await?, endpoint, gate).await,
+    }
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    endpoint: &Endpoint,
+    gate: &Gate,
+) -> Result<(StatusCode, HeaderMap, Bytes), BoxError> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let host = match (&gate.host, endpoint) {
+        (Some(host), _) => host.clone(),
+        (None, Endpoint::Unix(_)) => "localhost".to_owned(),
+        (None, endpoint) => endpoint.to_string(),
+    };
+    let request = Request::get(gate.path.as_str())
+        .header(HOST, host)
+        .header(USER_AGENT, concat!("uh-deploy-probe/", env!("CARGO_PKG_VERSION")))
+        .header(CONNECTION, "close")
+        .body(Empty::<Bytes>::new())?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let (head, body) = response.into_parts();
+        let body = match Limited::new(body, MAX_BODY_BYTES).collect().await {
+            Ok(body) => body.to_bytes(),
+            // Its status is what counts.
+            Err(e) if e.is::<http_body_util::LengthLimitError>() => Bytes::new(),
+            Err(e) => return Err(e),
+        };
+        Ok::<_, BoxError>((head.status, head.headers, body))
+    };
+    tokio::pin!(answer, connection);
+    tokio::select! {
+        answer = &mut answer => answer,
+        // However the connection ended: the answer may be complete.
+        _ = &mut connection => answer.await,
+    }
+}
+
+fn nobody(endpoint: &Endpoint, error: &str) -> Found {
+    let reason = error.split(" (os error").next().unwrap_or(error).to_owned();
+    let lines = vec![format!("{endpoint}: {error}")];
+    Found { verdict: Verdict::Unhealthy(reason), took: Duration::ZERO, lines }
+}
+
+/// What an answer means.
+fn judge(
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    expected: Expected<'_>,
+    identity: Identity,
+) -> Found {
+    let mut lines = vec![format!("status: {status}")];
+    for name in SHOWN_HEADERS {
+        if let Some(value) = headers.get(&name) {
+            lines.push(format!("{name}: {}", printable(value.as_bytes())));
+        }
+    }
+    lines.push(format!("body: {}", head_of(body)));
+    let reported: HealthBody = serde_json::from_slice(body).unwrap_or_default();
+    let verdict = if status.is_redirection() {
+        let to =
+            headers.get(hyper::header::LOCATION).map_or("nowhere".to_owned(), |l| printable(l.as_bytes()));
+        Verdict::Unhealthy(format!("status {}, redirected to {to}", status.as_u16()))
+    } else if !status.is_success() {
+        Verdict::Unhealthy(format!("status {status}"))
+    } else {
+        who(&reported, expected, identity).map_or(Verdict::Healthy, Verdict::Stranger)
+    };
+    Found { verdict, took: Duration::ZERO, lines }
+}
+
+/// Why whoever answered is not who should have; `None`: it is.
+fn who(reported: &HealthBody, expected: Expected<'_>, identity: Identity) -> Option<String> {
+    let wrong = |given: Option<&str>, wanted: &str| match (given, identity) {
+        (_, Identity::Ignored) | (None, Identity::IfReported) => false,
+        (given, _) => given != Some(wanted),
+    };
+    let backend = wrong(reported.deployment.as_deref(), expected.backend.as_str());
+    let version = expected.version.is_some_and(|version| wrong(reported.version.as_deref(), version));
+    (backend || version).then(|| {
+        format!(
+            "{} {} was expected, but {} {} answered",
+            expected.backend,
+            expected.version.unwrap_or("(any version)"),
+            printable(reported.deployment.as_deref().unwrap_or("(no deployment)").as_bytes()),
+            printable(reported.version.as_deref().unwrap_or("(no version)").as_bytes()),
+        )
+    })
+}
+
+fn head_of(body: &[u8]) -> String {
+    let shown = printable(&body[..body.len().min(SHOWN_BODY_BYTES)]);
+    if shown.is_empty() { "(empty)".to_owned() } else { shown }
+}
+
+fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BODY_BYTES)]);
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(status: u16, body: &str, identity: Identity) -> Verdict {
+        let green = "green".parse().unwrap();
+        let expected = Expected { backend: &green, version: Some("1.0.1") };
+        let status = StatusCode::from_u16(status).unwrap();
+        judge(status, &HeaderMap::new(), body.as_bytes(), expected, identity).verdict
+    }
+
+    #[test]
+    fn an_answer_must_not_name_another_backend_or_version() {
+        let right = r#"{"deployment":"green","version":"1.0.1"}"#;
+        let stale = r#"{"deployment":"green","version":"1.0.0"}"#;
+        let other = r#"{"deployment":"blue","version":"1.0.1"}"#;
+        for identity in [Identity::IfReported, Identity::Required] {
+            assert_eq!(verdict(200, right, identity), Verdict::Healthy);
+            assert!(
+                matches!(verdict(200, stale, identity), Verdict::Stranger(r) if r.contains("green 1.0.0"))
+            );
+            assert!(
+                matches!(verdict(200, other, identity), Verdict::Stranger(r) if r.contains("blue 1.0.1"))
+            );
+        }
+        assert_eq!(verdict(200, "ok", Identity::IfReported), Verdict::Healthy);
+        assert!(matches!(verdict(200, "ok", Identity::Required), Verdict::Stranger(_)));
+        assert_eq!(verdict(200, other, Identity::Ignored), Verdict::Healthy);
+    }
+
+    #[test]
+    fn a_redirect_and_an_error_are_not_healthy() {
+        assert!(
+            matches!(verdict(302, "", Identity::Ignored), Verdict::Unhealthy(r) if r.contains("redirected"))
+        );
+        assert!(matches!(verdict(500, "", Identity::Ignored), Verdict::Unhealthy(r) if r.contains("500")));
+    }
+}

@@ -1,0 +1,263 @@
+//! What could go wrong with a deploy, asked before it begins. Changes nothing. Each question gets an answer, whatever
+//! becomes of the others.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::check::Check;
+use crate::config::{Config, RuntimeConfig};
+use crate::front::{Front, View};
+use crate::runtime::{Candidate, Endpoint, Runtime};
+use crate::{chain, command, env_file, ports};
+
+/// How long the front door's own check may take.
+const PROXY_CHECK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a database may take to answer.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A clock before this is wrong: 2026-01-01.
+const EARLIEST_SECOND: i64 = 1_767_225_600;
+
+/// How far a clock may be behind what was written by it.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
+
+/// Asks everything.
+pub async fn validate(config: &Config, runtime: &dyn Runtime) -> Vec<Check> {
+    let front = match Front::find(config).await {
+        Ok(front) => front.view().await.map(|view| (front, view)),
+        Err(e) => Err(e),
+    };
+    let mut checks = Vec::new();
+    let view = front.as_ref().ok().map(|(_, view)| view);
+    let candidate = candidate(config, front.as_ref().ok());
+    checks.extend(runtime.checks(&candidate).await);
+    checks.extend(proxy_configuration(config).await);
+    checks.push(match &front {
+        Ok((front, view)) => proxy_answers(config, front, view),
+        Err(e) => Check::failed(
+            "Front door answers",
+            chain(e),
+            "start uh-proxy, or mend deploy.admin_socket and deploy.service",
+        ),
+    });
+    checks.push(environment(config));
+    checks.extend(database(config).await);
+    checks.push(disk(config));
+    checks.push(memory(config));
+    checks.extend(candidate_ports(config, runtime, &candidate, view).await);
+    checks.push(clock(view));
+    checks
+}
+
+/// What a deploy would choose now.
+fn candidate(config: &Config, front: Option<&(Front, View)>) -> Candidate {
+    let inactive = front.and_then(|(_, view)| config.backends.iter().find(|b| !view.is_active(&b.name)));
+    let backend = inactive.or(config.backends.last());
+    let service = front.map(|(front, _)| front.service.clone()).or_else(|| config.deploy.service.clone());
+    Candidate {
+        service: service.unwrap_or_else(|| unnamed("app")),
+        backend: backend.map_or_else(|| unnamed("green"), |backend| backend.name.clone()),
+        version: "validate".to_owned(),
+        endpoints: backend.map(|backend| backend.endpoints.clone()).unwrap_or_default(),
+    }
+}
+
+#[expect(clippy::unwrap_used, reason = "the text is ours, and is a name")]
+fn unnamed<T: std::str::FromStr<Err = uh_protocol::name::NameError>>(text: &'static str) -> T {
+    text.parse().unwrap()
+}
+
+async fn proxy_configuration(config: &Config) -> Option<Check> {
+    let name = "Front door's configuration valid";
+    let path = config.deploy.proxy.config.as_ref()?;
+    let mut check = Command::new(&config.deploy.proxy.program);
+    check.args(["check", "--config"]).arg(path).envs(std::env::vars_os());
+    let ran = command::run_lines(&check, PROXY_CHECK_TIMEOUT, &|_| {}, 20).await;
+    Some(match ran {
+        Ok(()) => Check::passed(name, path.display().to_string()),
+        Err(failed) => {
+            let found = if failed.log.is_empty() { failed.reason } else { failed.log.join(" ") };
+            Check::failed(name, found, format!("mend {}", path.display()))
+        }
+    })
+}
+
+fn proxy_answers(config: &Config, front: &Front, view: &View) -> Check {
+    let name = "Front door answers";
+    let unknown: Vec<&str> = config
+        .backends
+        .iter()
+        .filter(|backend| view.backend(&backend.name).is_none())
+        .map(|backend| backend.name.as_str())
+        .collect();
+    if !unknown.is_empty() {
+        let found = format!("it has no backend {}", unknown.join(", "));
+        return Check::failed(name, found, "name the same backends in uh-proxy.toml and uh-deploy.toml");
+    }
+    if !view.status.persisted {
+        let remedy = "free or mend the disk of its state file";
+        return Check::failed(name, "its routing is not on disk", remedy);
+    }
+    let proxy = &view.status.proxy;
+    Check::passed(
+        name,
+        format!("uh-proxy {}, {} is active for {}", proxy.version, view.service.active, front.service),
+    )
+}
+
+/// A variable as the app would get it.
+fn variable(config: &Config, name: &str) -> Option<String> {
+    if let RuntimeConfig::Process(process) = &config.runtime {
+        let file = process.env_file.as_deref().and_then(|path| env_file::read(path).ok()).unwrap_or_default();
+        let set = process.env.get(name).or_else(|| file.get(name)).cloned();
+        let handed_on = process.env_from.iter().any(|from| from == name);
+        return set.or_else(|| std::env::var(name).ok().filter(|_| handed_on));
+    }
+    std::env::var(name).ok()
+}
+
+fn environment(config: &Config) -> Check {
+    let name = "Environment variables set";
+    if let RuntimeConfig::Process(process) = &config.runtime
+        && let Some(Err(reason)) = process.env_file.as_deref().map(env_file::read)
+    {
+        return Check::failed(name, reason, "mend runtime.process.env_file, or the file");
+    }
+    let required = &config.validate.required_env;
+    let missing: Vec<&str> = required
+        .iter()
+        .filter(|name| variable(config, name).is_none_or(|value| value.is_empty()))
+        .map(String::as_str)
+        .collect();
+    if missing.is_empty() {
+        return Check::passed(name, format!("{} required", required.len()));
+    }
+    let remedy = "set them in the app's environment: env, env_file or env_from";
+    Check::failed(name, format!("missing or empty: {}", missing.join(", ")), remedy)
+}
+
+async fn database(config: &Config) -> Option<Check> {
+    let name = "Database connection OK";
+    let variable_name = config.validate.database_url_env.as_ref()?;
+    let url = variable(config, variable_name).or_else(|| std::env::var(variable_name).ok());
+    let Some(url) = url.filter(|url| !url.is_empty()) else {
+        let remedy = format!("set {variable_name}");
+        return Some(Check::failed(name, format!("{variable_name} is not set"), remedy));
+    };
+    let found = match tokio::time::timeout(DATABASE_TIMEOUT, select_one(&url)).await {
+        Ok(Ok(version)) => return Some(Check::passed(name, format!("PostgreSQL {version}"))),
+        Ok(Err(e)) => chain(&e),
+        Err(_) => format!("no answer within {} s", DATABASE_TIMEOUT.as_secs()),
+    };
+    let remedy = format!(
+        "see that the database runs and takes connections from here, and that {variable_name} is right"
+    );
+    Some(Check::failed(name, found, remedy))
+}
+
+/// `SELECT 1`, and the server's version.
+async fn select_one(url: &str) -> Result<String, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    let one: i32 = client.query_one("SELECT 1", &[]).await?.get(0);
+    let version: String = client.query_one("SHOW server_version", &[]).await?.get(0);
+    drop(client);
+    connection.abort();
+    debug_assert_eq!(one, 1);
+    Ok(version)
+}
+
+fn disk(config: &Config) -> Check {
+    let least = config.validate.min_disk;
+    let name = format!("Disk space sufficient (>{})", size(least));
+    // The state directory may not be there before the first deploy.
+    let dir = config.deploy.state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    match rustix::fs::statvfs(dir) {
+        Ok(found) => {
+            let free = found.f_bavail.saturating_mul(found.f_frsize);
+            let told = format!("{} free at {}", size(free), dir.display());
+            if free >= least {
+                Check::passed(name, told)
+            } else {
+                Check::failed(name, told, "free some: old images, logs, releases; or lower validate.min_disk")
+            }
+        }
+        Err(e) => Check::failed(name, format!("{}: {e}", dir.display()), "mend deploy.state_dir"),
+    }
+}
+
+fn memory(config: &Config) -> Check {
+    let least = config.validate.min_memory;
+    let name = format!("Memory available (>{})", size(least));
+    let remedy =
+        "both versions run at once during a deploy: free some, add some, or lower validate.min_memory";
+    match available_memory() {
+        Some(available) if available >= least => Check::passed(name, size(available)),
+        Some(available) => Check::failed(name, size(available), remedy),
+        None => Check::failed(name, "/proc/meminfo does not say", remedy),
+    }
+}
+
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_048_576 => format!("{}KiB", bytes >> 10),
+        1_048_576..1_073_741_824 => format!("{}MiB", bytes >> 20),
+        _ => format!("{:.1}GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}
+
+/// The candidate's ports must be free, or be held by our own standby, which the deploy stops.
+async fn candidate_ports(
+    config: &Config,
+    runtime: &dyn Runtime,
+    candidate: &Candidate,
+    view: Option<&View>,
+) -> Option<Check> {
+    let name = format!("Port of {} not served by something else", candidate.backend);
+    let mut ours = false;
+    for instance in runtime.find(&candidate.backend).await.unwrap_or_default() {
+        ours |= runtime.state(&instance).await.is_ok_and(|state| state.is_running());
+    }
+    let active: Vec<String> = view
+        .and_then(|view| view.backend(&view.service.active))
+        .map(|backend| backend.endpoints.iter().map(|endpoint| endpoint.address.clone()).collect())
+        .unwrap_or_default();
+    for endpoint in &candidate.endpoints {
+        if active.contains(&endpoint.to_string()) {
+            let found = format!("{endpoint} is the active backend's");
+            return Some(Check::failed(name, found, "give each backend endpoints of its own"));
+        }
+        if let Some(by) = ports::taken_by(endpoint).filter(|_| !ours) {
+            let remedy = "stop it, or give the backend another endpoint";
+            return Some(Check::failed(name, format!("{endpoint} is taken by {by}"), remedy));
+        }
+    }
+    let endpoints: Vec<String> = candidate.endpoints.iter().map(Endpoint::to_string).collect();
+    let found = if ours { "held by our own standby, which a deploy stops" } else { "free" };
+    let _ = config;
+    Some(Check::passed(name, format!("{}: {found}", endpoints.join(", "))))
+}
+
+/// A wrong clock spoils warm windows, histories and certificates.
+fn clock(view: Option<&View>) -> Check {
+    let name = "Clock sane";
+    let now = jiff::Timestamp::now();
+    let remedy = "set the clock (timedatectl set-ntp true)";
+    if now.as_second() < EARLIEST_SECOND {
+        return Check::failed(name, format!("it is {now}"), remedy);
+    }
+    let last = view.and_then(|view| view.service.last_switch.as_deref()?.parse::<jiff::Timestamp>().ok());
+    if last.is_some_and(|last| now.checked_add(CLOCK_SLACK).is_ok_and(|now| last > now)) {
+        return Check::failed(name, format!("it is {now}, before the last switch"), remedy);
+    }
+    Check::passed(name, crate::time::iso_millis(now))
+}

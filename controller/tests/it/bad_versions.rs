@@ -1,0 +1,157 @@
+//! What becomes of versions that are no good, and what is said about them. The old one serves all the time.
+
+use crate::harness::{Ran, Stage, program};
+
+/// A first, good version; then a bad one by this configuration. The old one must have served all the time.
+fn bad(code: i32, extra: &str) -> (Stage, Ran) {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", extra);
+    let load = stage.load();
+    let ran = stage.expect(code, &["blue-green", "--version", "1.0.1"]);
+    load.must_be_unharmed();
+    assert_eq!(stage.served(), "blue 1.0.0");
+    assert_eq!(stage.apps(), 1, "the candidate is gone");
+    assert_eq!(stage.answers("green"), None);
+    (stage, ran)
+}
+
+fn shell(script: &str) -> String {
+    format!("[runtime.process]\ncommand = [\"sh\", \"-c\", {script:?}]")
+}
+
+#[test]
+fn one_that_exits_at_start_fails_at_once_with_its_code_and_its_last_words() {
+    let start = std::time::Instant::now();
+    let (_, ran) = bad(1, &shell("echo no database >&2; exit 3"));
+    ran.says("ended: exit code 3")
+        .says("no database")
+        .says("nothing has changed for users: blue (v1.0.0) serves");
+    assert!(start.elapsed() < std::time::Duration::from_secs(9), "the gate waits 10 s");
+}
+
+#[test]
+fn one_that_can_not_be_found_is_named() {
+    let (_, ran) = bad(1, "[runtime.process]\ncommand = [\"no-such-program\"]");
+    ran.says("no program no-such-program in PATH");
+}
+
+#[test]
+fn one_that_never_listens_is_given_up_with_the_last_error() {
+    let (_, ran) =
+        bad(1, &format!("{}\n[health]\nwithin = \"400ms\"", shell("echo dreaming; exec sleep 60")));
+    ran.says("did not get healthy within 400ms: Connection refused")
+        .says("dreaming")
+        .says("curl -i http://127.0.0.1:");
+}
+
+#[test]
+fn one_that_answers_500_is_shown_with_its_answer() {
+    let (_, ran) = bad(1, "[health]\nwithin = \"400ms\"\npath = \"/status/500\"");
+    ran.says("status 500 Internal Server Error")
+        .says("body: 500 Internal Server Error")
+        .says("content-type: text/plain");
+}
+
+#[test]
+fn one_that_says_503_on_its_health_path_is_shown_with_its_body() {
+    let (_, ran) = bad(1, "[health]\nwithin = \"400ms\"\n[runtime.process]\nenv = { UNHEALTHY = \"1\" }");
+    ran.says("status 503").says("\"status\":\"unhealthy\"");
+}
+
+#[test]
+fn one_that_is_another_version_is_turned_away() {
+    let (_, ran) = bad(1, "[runtime.process]\nenv = { APP_VERSION = \"0.9.0\" }");
+    ran.says("somebody else answers").says("green 1.0.1 was expected, but green 0.9.0 answered");
+}
+
+#[test]
+fn one_that_redirects_its_health_path_is_turned_away() {
+    let (_, ran) = bad(1, "[health]\nwithin = \"400ms\"\npath = \"/status/302\"");
+    ran.says("status 302, redirected to");
+}
+
+#[test]
+fn one_whose_port_is_taken_names_who_has_it() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let _taken = std::net::TcpListener::bind(("127.0.0.1", stage.ports[1])).unwrap();
+    let ran = stage.expect(1, &["blue-green", "--version", "1.0.1"]);
+    ran.says(&format!("127.0.0.1:{} is taken by", stage.ports[1]))
+        .says(&format!("(pid {})", std::process::id()));
+    assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 1));
+}
+
+#[test]
+fn one_that_leaks_is_killed_and_named_for_it() {
+    let leak = "c=$(head -c 262144 /dev/zero | tr '\\0' x); while :; do x=$x$c; sleep 0.01; done";
+    let (_, ran) = bad(1, &format!("{}\nmemory_limit = \"24MiB\"", shell(leak)));
+    ran.says("killed for using too much memory").says("give it more memory");
+}
+
+#[test]
+fn one_whose_build_fails_shows_the_build() {
+    let (stage, ran) = bad(1, "[runtime.process]\nbuild = [\"sh\", \"-c\", \"echo type error; exit 2\"]");
+    ran.says("sh ended with exit status: 2").says("type error");
+    assert_eq!(stage.history().last().unwrap()["outcome"], "failed");
+}
+
+/// It dies when it has got traffic: the hook that runs after the switch tells it to.
+fn dies_after_the_switch(stage: &Stage) -> String {
+    let die = stage.path("die");
+    let script = format!(
+        "{} & app=$!; until [ -e {die:?} ]; do sleep 0.02; done; kill -9 $app; exit 9",
+        program("uh-sample-app").display()
+    );
+    format!(
+        "{}\n[hooks]\npost_switch = [\"touch\", {die:?}]\non_rollback = [\"touch\", {:?}]",
+        shell(&script),
+        stage.path("rolled-back")
+    )
+}
+
+#[test]
+fn one_that_dies_after_the_switch_gives_traffic_back_by_itself() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let extra = format!("{}\n[deploy]\nsettle = \"5s\"", dies_after_the_switch(&stage));
+    stage.configure("uh-deploy.toml", &extra);
+    let ran = stage.expect(3, &["blue-green", "--version", "1.0.1"]);
+    ran.says("died after traffic was moved to it: exit code 9")
+        .says("Rolled back: green (v1.0.1) died after the switch; blue (v1.0.0) serves again");
+    assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 1));
+    assert_eq!(stage.history().last().unwrap()["outcome"], "returned");
+    assert!(stage.path("rolled-back").exists(), "on_rollback ran");
+}
+
+#[test]
+fn one_that_dies_while_it_is_watched_is_rolled_back_by_itself() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let extra = format!("{}\n[deploy]\nsettle = \"0s\"", dies_after_the_switch(&stage));
+    stage.configure("uh-deploy.toml", &extra);
+    let ran = stage.expect(3, &["blue-green", "--version", "1.0.1", "--watch", "20s", "--auto-rollback"]);
+    ran.says("ended: exit code 9").says("Rolling back by itself").says("✅ Rollback complete");
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
+
+#[test]
+fn one_that_fails_requests_while_it_looks_healthy_is_a_breach() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let extra = "[runtime.process]\nenv = { FAIL_PERCENT = \"50\" }\n[monitor]\ninterval = \"200ms\"\nmin_requests = 5";
+    stage.configure("uh-deploy.toml", extra);
+    let load = stage.load();
+    stage.deploy("1.0.1");
+    stage
+        .expect(7, &["monitor", "--duration", "20s"])
+        .says("requests failed: ")
+        .says("Consider rollback with");
+    assert_eq!(stage.active(), "green");
+    stage.expect(3, &["monitor", "--duration", "20s", "--auto-rollback"]).says("Rolling back by itself");
+    assert_eq!(stage.served(), "blue 1.0.0");
+    stage.expect(0, &["monitor", "--duration", "700ms"]).says("✓ Monitoring complete - No issues detected");
+    let (_, failures) = load.end();
+    assert!(failures.iter().all(|failure| failure.starts_with("500")), "{failures:?}");
+    stage.expect(0, &["history"]).says("asked for by monitor");
+}

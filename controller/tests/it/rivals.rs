@@ -1,0 +1,47 @@
+//! Two controllers at once: on one machine, and on two.
+
+use std::process::Stdio;
+
+use crate::harness::{Ran, Stage, free_port, until};
+
+#[test]
+fn of_two_deploys_at_once_one_wins_and_the_other_is_told_who_has_the_lock() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", "[runtime.process]\nenv = { START_DELAY_MS = \"500\" }");
+    let start = |version| {
+        let mut command = stage.command(&["blue-green", "--version", version]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let children = [start("1.0.1"), start("1.0.2")];
+    let ran = children.map(|child| Ran::of(child.wait_with_output().unwrap()));
+    let mut codes = [ran[0].code, ran[1].code];
+    codes.sort_unstable();
+    assert_eq!(codes, [Some(0), Some(4)], "{}\n{}", ran[0].text, ran[1].text);
+    let (loser, winner) = if ran[0].code == Some(4) { (0, "1.0.2") } else { (1, "1.0.1") };
+    ran[loser].says("another uh-deploy is at work").says(&format!("deploy of {winner}")).says("(pid ");
+    assert_eq!(stage.served(), format!("green {winner}"));
+}
+
+#[test]
+fn a_slow_old_deploy_never_overrides_a_newer_one() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    // The slow one is on another machine, as it were: it has a state directory and ports of its own.
+    let slow_ports = [stage.ports[0], free_port()];
+    let slow = "[runtime.process]\nenv = { START_DELAY_MS = \"1500\" }";
+    stage.configure_with("slow.toml", slow, "slow-state", slow_ports);
+    let mut command = stage.command_with("slow.toml", &["blue-green", "--version", "1.0.1-slow"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let instances = stage.path("slow-state/instances");
+    until("the slow one has begun", || instances.read_dir().ok()?.next()?.ok());
+    let load = stage.load();
+    stage.deploy("1.0.2");
+    let slow = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(slow.code, Some(5), "{}", slow.text);
+    slow.says("Superseded").says("green (v1.0.2) serves");
+    assert_eq!(stage.served(), "green 1.0.2");
+    let slow_port = std::net::SocketAddr::from(([127, 0, 0, 1], slow_ports[1]));
+    assert!(std::net::TcpStream::connect(slow_port).is_err(), "the slow one's candidate is gone");
+    load.must_be_unharmed();
+}

@@ -1,0 +1,197 @@
+//! `kill -9` before and after every record in the journal and every effect, of a deploy, of a roll back, and of a
+//! recovery; then `recover`, under load all the time.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::harness::{Ran, Stage};
+
+/// What is killed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Killed {
+    Deploy,
+    /// The target runs.
+    Rollback,
+    /// The target has been retired, and is started again.
+    RollbackToStopped,
+}
+
+struct Sweep {
+    stage: Stage,
+    killed: Killed,
+    versions: AtomicUsize,
+}
+
+impl Sweep {
+    fn new(killed: Killed) -> Self {
+        let stage = Stage::new();
+        stage.configure("uh-deploy.toml", "[deploy]\nsettle = \"20ms\"\n[health]\nsuccesses = 1");
+        let sweep = Self { stage, killed, versions: AtomicUsize::new(0) };
+        sweep.deploy();
+        sweep.deploy();
+        sweep
+    }
+
+    fn next_version(&self) -> String {
+        format!("1.0.{}", self.versions.fetch_add(1, Ordering::SeqCst))
+    }
+
+    fn deploy(&self) {
+        self.stage.deploy(&self.next_version());
+    }
+
+    fn standby_runs(&self) -> bool {
+        self.stage.app_pids().len() == 2
+    }
+
+    /// Brings about what the operation needs: a standby that runs, or one that has stopped.
+    fn prepare(&self) {
+        if self.killed != Killed::Deploy && !self.standby_runs() {
+            self.deploy();
+        }
+        if self.killed == Killed::RollbackToStopped {
+            self.stage.expect(0, &["retire", "--now"]);
+        }
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        match self.killed {
+            Killed::Deploy => ["blue-green", "--version", &self.next_version()].map(str::to_owned).to_vec(),
+            Killed::Rollback | Killed::RollbackToStopped => vec!["rollback".to_owned()],
+        }
+    }
+
+    /// Every point that the operation passes when it goes well.
+    fn points(&self) -> Vec<String> {
+        self.prepare();
+        let trace = self.stage.path("trace");
+        let args = self.arguments();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let ran = Ran::of(self.stage.command(&args).env("UH_DEPLOY_TRACE_FILE", &trace).output().unwrap());
+        assert_eq!(ran.code, Some(0), "{}", ran.text);
+        read_points(&trace)
+    }
+
+    /// Kills the operation at a point.
+    fn kill_at(&self, point: &str) {
+        let fault = self.stage.path("fault");
+        fs::write(&fault, point).unwrap();
+        let args = self.arguments();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let output = self.stage.command(&args).env("UH_DEPLOY_FAULT_FILE", &fault).output().unwrap();
+        let signal = output.status.signal();
+        assert_eq!(signal, Some(9), "{:?} was not killed at {point}:\n{}", self.killed, Ran::of(output).text);
+    }
+
+    /// One point: kill, recover, look.
+    fn at(&self, point: &str) {
+        self.prepare();
+        let before = self.stage.served();
+        self.kill_at(point);
+        // At once: the lock went with its holder.
+        self.stage.expect(0, &["recover"]);
+        self.holds(point, &before);
+    }
+
+    /// The new one serves, or the old one serves and the candidate is gone.
+    fn holds(&self, point: &str, before: &str) {
+        let what = format!("{:?} killed at {point}", self.killed);
+        let (active, served) = (self.stage.active(), self.stage.served());
+        assert!(
+            served.starts_with(&format!("{active} ")),
+            "{what}: {active} is active, but {served} answers"
+        );
+        if served == before {
+            let standby = if active == "blue" { ".green." } else { ".blue." };
+            let running =
+                self.stage.app_pids().into_iter().filter(|(name, _)| name.contains(standby)).count();
+            // What a roll back found running is not its own to stop. What a deploy replaced was stopped before.
+            let may_run = match self.killed {
+                Killed::Deploy => {
+                    let cleared = self.stage.answers(standby.trim_matches('.'));
+                    let newest = format!("1.0.{}", self.versions.load(Ordering::SeqCst) - 1);
+                    assert!(
+                        cleared.is_none_or(|served| !served.ends_with(&newest)),
+                        "{what}: the candidate runs"
+                    );
+                    1
+                }
+                Killed::Rollback => 1,
+                Killed::RollbackToStopped => 0,
+            };
+            assert!(running <= may_run, "{what}: {running} instances run as the standby");
+        }
+        self.stage.expect(0, &["recover"]).says("Nothing to recover");
+        let candidate = self.stage.path("deploy-state/records/candidate.record.json");
+        assert!(!candidate.exists(), "{what}: the candidate's record is left");
+    }
+
+    /// Kills the recovery too, at each of its points, and recovers from that.
+    fn recovery_at(&self, point: &str) -> usize {
+        self.prepare();
+        let before = self.stage.served();
+        self.kill_at(point);
+        let trace = self.stage.path("recovery-trace");
+        let _ = fs::remove_file(&trace);
+        let traced = self.stage.command(&["recover"]).env("UH_DEPLOY_TRACE_FILE", &trace).output().unwrap();
+        assert_eq!(traced.status.code(), Some(0), "{}", Ran::of(traced).text);
+        self.holds(point, &before);
+        let points = read_points(&trace);
+        for second in &points {
+            self.prepare();
+            let before = self.stage.served();
+            self.kill_at(point);
+            let fault = self.stage.path("fault");
+            fs::write(&fault, second).unwrap();
+            let output =
+                self.stage.command(&["recover"]).env("UH_DEPLOY_FAULT_FILE", &fault).output().unwrap();
+            assert_eq!(
+                output.status.signal(),
+                Some(9),
+                "recovery of {point}, {second}: {}",
+                Ran::of(output).text
+            );
+            self.stage.expect(0, &["recover"]);
+            self.holds(&format!("{point}, and its recovery at {second}"), &before);
+        }
+        points.len()
+    }
+}
+
+fn read_points(trace: &std::path::Path) -> Vec<String> {
+    let text = fs::read_to_string(trace).unwrap();
+    let mut seen = BTreeSet::new();
+    text.lines().filter(|name| seen.insert((*name).to_owned())).map(str::to_owned).collect()
+}
+
+#[test]
+fn after_a_kill_anywhere_the_new_serves_or_the_old_serves_and_the_candidate_is_gone() {
+    let sweep = |killed| {
+        std::thread::spawn(move || {
+            let sweep = Sweep::new(killed);
+            let load = sweep.stage.load();
+            let points = sweep.points();
+            points.iter().for_each(|point| sweep.at(point));
+            load.must_be_unharmed();
+            (killed, points.len())
+        })
+    };
+    let recoveries = std::thread::spawn(|| {
+        let sweep = Sweep::new(Killed::Deploy);
+        let load = sweep.stage.load();
+        // One of each way that a recovery can take: nothing started, something started, traffic moved.
+        let points = ["journal.begun.after", "process.start.spawned", "effect.switch.after"];
+        let count: usize = points.iter().map(|point| sweep.recovery_at(point)).sum();
+        load.must_be_unharmed();
+        count
+    });
+    let kinds = [Killed::Deploy, Killed::Rollback, Killed::RollbackToStopped];
+    let sweeps = kinds.map(sweep).map(|thread| thread.join().unwrap());
+    for (killed, count) in sweeps {
+        println!("kill sweep: {count} points of {killed:?}");
+        assert!(count > 15, "only {count} points: are they traced?");
+    }
+    println!("kill sweep: {} points of recoveries", recoveries.join().unwrap());
+}

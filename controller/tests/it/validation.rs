@@ -1,0 +1,136 @@
+//! `validate` against a real PostgreSQL, up and down, and against what else may be wrong.
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::harness::{Stage, free_port, until};
+
+/// The user that PostgreSQL runs as if we are root, which it refuses to be: nobody.
+const UNPRIVILEGED: u32 = 65534;
+
+struct Postgres {
+    dir: PathBuf,
+    port: u16,
+    server: Option<Child>,
+}
+
+/// Debian keeps them out of PATH.
+fn postgres_program(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap();
+    let in_path = std::env::split_paths(&path).map(|dir| dir.join(name));
+    let of_debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found = in_path.chain(of_debian.map(|version| version.path().join("bin").join(name)));
+    found.find(|path| path.is_file()).unwrap_or_else(|| panic!("{name} is missing: .ci/needs test"))
+}
+
+fn unprivileged(program: &str) -> Command {
+    let mut command = Command::new(postgres_program(program));
+    if rustix::process::getuid().is_root() {
+        command.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).env_remove("PGDATA");
+    command
+}
+
+impl Postgres {
+    fn start() -> Self {
+        let dir = std::env::temp_dir().join(format!("uh-deploy-postgres-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        if rustix::process::getuid().is_root() {
+            std::os::unix::fs::chown(&dir, Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
+        }
+        let mut postgres = Self { port: free_port(), server: None, dir };
+        let init = unprivileged("initdb")
+            .args(["--auth=trust", "--username=app", "--no-sync", "--pgdata"])
+            .arg(&postgres.dir)
+            .current_dir("/")
+            .status();
+        assert!(init.unwrap().success(), "initdb failed");
+        let mut command = unprivileged("postgres");
+        command.arg("-D").arg(&postgres.dir).arg("-k").arg(&postgres.dir);
+        command.args(["-h", "127.0.0.1", "-F", "-p"]).arg(postgres.port.to_string()).current_dir("/");
+        postgres.server = Some(command.spawn().unwrap());
+        until("PostgreSQL listens", || std::net::TcpStream::connect(("127.0.0.1", postgres.port)).ok());
+        postgres
+    }
+
+    fn url(&self) -> String {
+        format!("postgres://app:pass-w0rd@127.0.0.1:{}/postgres", self.port)
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let pid = rustix::process::Pid::from_child(&server);
+            // SIGINT is its fast shutdown: it ends its own children, and their shared memory.
+            rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+            until("PostgreSQL has ended", || server.try_wait().unwrap());
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn configure(stage: &Stage, url: Option<&str>) {
+    let file = stage.path(".env");
+    fs::write(&file, url.map(|url| format!("DATABASE_URL={url}\n")).unwrap_or_default()).unwrap();
+    let proxy = stage.path("uh-proxy.toml");
+    let program = crate::harness::program("uh-proxy");
+    let extra = format!(
+        "[runtime.process]\nenv_file = {file:?}\n[validate]\nrequired_env = [\"DATABASE_URL\"]\ndatabase_url_env = \"DATABASE_URL\"\n\
+         min_disk = \"1MiB\"\nmin_memory = \"1MiB\"\n[deploy.proxy]\nconfig = {proxy:?}\nprogram = {program:?}",
+    );
+    stage.configure("uh-deploy.toml", &extra);
+}
+
+#[test]
+fn validate_asks_a_real_database_and_names_each_failure_with_its_remedy() {
+    let stage = Stage::new();
+    let mut postgres = Postgres::start();
+    configure(&stage, Some(&postgres.url()));
+    // It may still be starting up, which is a failed check too.
+    until("PostgreSQL answers", || (stage.run(&["validate"]).code == Some(0)).then_some(()));
+    let good = stage.expect(0, &["validate"]);
+    for name in [
+        "✓ Program found: ",
+        "✓ Front door's configuration valid: ",
+        "✓ Front door answers: uh-proxy ",
+        "✓ Environment variables set: 1 required",
+        "✓ Database connection OK: PostgreSQL ",
+        "✓ Disk space sufficient (>1MiB): ",
+        "✓ Memory available (>1MiB): ",
+        "✓ Port of blue not served by something else: ",
+        "✓ Clock sane: ",
+    ] {
+        good.says(name);
+    }
+    postgres.stop();
+    let down = stage.expect(1, &["validate"]);
+    down.says("✗ Database connection OK: ").says("→ see that the database runs").says("❌ 1 of ");
+    assert!(!down.text.contains("pass-w0rd"), "{}", down.text);
+    let json = stage.expect(1, &["--json", "validate"]);
+    let json: serde_json::Value = serde_json::from_str(&json.text).unwrap();
+    assert_eq!(json["passed"], false);
+}
+
+#[test]
+fn validate_finds_what_else_is_wrong() {
+    let stage = Stage::new();
+    configure(&stage, None);
+    let _taken = std::net::TcpListener::bind(("127.0.0.1", stage.ports[0])).unwrap();
+    let broken =
+        fs::read_to_string(stage.path("uh-proxy.toml")).unwrap().replace("threads = 1", "threads = -1");
+    fs::write(stage.path("uh-proxy.toml"), broken).unwrap();
+    let ran = stage.expect(1, &["validate"]);
+    ran.says("✗ Environment variables set: missing or empty: DATABASE_URL");
+    ran.says("✗ Database connection OK: DATABASE_URL is not set");
+    ran.says("✗ Port of blue not served by something else: ").says(&format!("(pid {})", std::process::id()));
+    ran.says("✗ Front door's configuration valid: ").says("server.threads");
+    assert!(!Path::new(&stage.path("deploy-state")).exists(), "validate changes nothing");
+}
