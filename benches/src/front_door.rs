@@ -39,12 +39,34 @@ pub struct Setup<'a> {
     pub extra: &'a str,
 }
 
-impl Setup<'_> {
-    fn config(&self) -> String {
-        let quoted = |name: &str| toml_string(&self.dir.join(name));
-        let [active, standby] = self.backends;
-        format!(
-            r#"[server]
+/// A backend of the front door.
+#[derive(Debug, Clone, Copy)]
+pub struct Behind {
+    /// Its name.
+    pub name: &'static str,
+    /// Where it listens, or will.
+    pub address: SocketAddr,
+}
+
+/// When the front door counts as started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ready {
+    /// It listens.
+    Listening,
+    /// It has found all backends healthy too.
+    Healthy,
+}
+
+fn config(
+    dir: &Path,
+    state_dir: &Path,
+    access_log: &str,
+    extra: &str,
+    [active, standby]: [Behind; 2],
+) -> String {
+    let quoted = |name: &str| toml_string(&dir.join(name));
+    format!(
+        r#"[server]
 listen = ["127.0.0.1:0"]
 metrics = "127.0.0.1:0"
 admin_socket = {admin_socket}
@@ -66,17 +88,15 @@ healthy_after = 1
 
 {extra}
 "#,
-            extra = self.extra,
-            admin_socket = quoted("admin.sock"),
-            state_file = toml_string(&self.state_dir.join(".deployment-state.json")),
-            access_log = quoted("access.jsonl"),
-            format = self.access_log,
-            active_name = active.name,
-            active_address = active.address,
-            standby_name = standby.name,
-            standby_address = standby.address,
-        )
-    }
+        admin_socket = quoted("admin.sock"),
+        state_file = toml_string(&state_dir.join(".deployment-state.json")),
+        access_log = quoted("access.jsonl"),
+        format = access_log,
+        active_name = active.name,
+        active_address = active.address,
+        standby_name = standby.name,
+        standby_address = standby.address,
+    )
 }
 
 /// A JSON string is a TOML basic string for every path that a test machine has.
@@ -103,14 +123,28 @@ impl FrontDoor {
     /// # Errors
     /// When it is not built, or does not get ready.
     pub async fn start(setup: &Setup<'_>) -> Result<Self> {
+        let backends = setup.backends.map(|app| Behind { name: app.name, address: app.address });
+        let Setup { dir, state_dir, access_log, extra, .. } = setup;
+        Self::start_as(dir, &config(dir, state_dir, access_log, extra, backends), Ready::Healthy).await
+    }
+
+    /// Starts it with nothing behind it yet, and waits until it listens.
+    ///
+    /// # Errors
+    /// When it is not built, or does not get ready.
+    pub async fn start_empty(dir: &Path, backends: [Behind; 2]) -> Result<Self> {
+        Self::start_as(dir, &config(dir, dir, "json", "", backends), Ready::Listening).await
+    }
+
+    async fn start_as(dir: &Path, text: &str, ready: Ready) -> Result<Self> {
         let program = sibling("uh-proxy")?;
-        let config = setup.dir.join("uh-proxy.toml");
-        fs::write(&config, setup.config()).with_context(|| format!("can't write {}", config.display()))?;
+        let config = dir.join("uh-proxy.toml");
+        fs::write(&config, text).with_context(|| format!("can't write {}", config.display()))?;
         let mut command = Command::new(&program);
         command.args(["run", "--config"]).arg(&config);
-        let mut process = Process::spawn("uh-proxy", &mut command, setup.dir)?;
-        let admin = Client::new(setup.dir.join("admin.sock"));
-        let address = wait_until_ready(&mut process, &admin).await?;
+        let mut process = Process::spawn("uh-proxy", &mut command, dir)?;
+        let admin = Client::new(dir.join("admin.sock"));
+        let address = wait_until_ready(&mut process, &admin, ready).await?;
         Ok(Self { address, admin, service: SERVICE.parse()?, program, process })
     }
 
@@ -131,13 +165,13 @@ impl FrontDoor {
     }
 }
 
-async fn wait_until_ready(process: &mut Process, admin: &Client) -> Result<SocketAddr> {
+async fn wait_until_ready(process: &mut Process, admin: &Client, ready: Ready) -> Result<SocketAddr> {
     let deadline = Instant::now() + READY_WITHIN;
     loop {
         process.check_running()?;
         let status = admin.status().await;
         match &status {
-            Ok(status) if is_ready(status) => {
+            Ok(status) if is_ready(status, ready) => {
                 let listen = status.proxy.listen.first().map_or("", String::as_str);
                 return listen
                     .parse()
@@ -152,7 +186,8 @@ async fn wait_until_ready(process: &mut Process, admin: &Client) -> Result<Socke
     }
 }
 
-fn is_ready(status: &Status) -> bool {
+fn is_ready(status: &Status, ready: Ready) -> bool {
     let mut backends = status.services.iter().flat_map(|service| &service.backends);
-    !status.proxy.listen.is_empty() && backends.all(|backend| backend.healthy == Some(true))
+    let healthy = ready == Ready::Listening || backends.all(|backend| backend.healthy == Some(true));
+    !status.proxy.listen.is_empty() && healthy
 }

@@ -12,6 +12,7 @@ pub mod percentiles;
 pub mod watcher;
 pub mod websocket;
 
+pub mod controller;
 pub mod front_door;
 pub mod mounts;
 pub mod process;

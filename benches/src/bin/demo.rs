@@ -1,4 +1,4 @@
-//! The demo: the real programs, real load, a switch, a drain and a roll back, in a few seconds.
+//! The demo: the real programs and real load; deploys, a roll back, and versions that are no good.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -7,46 +7,44 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use uh_benches::front_door::{FrontDoor, Setup};
-use uh_benches::http::Connection;
-use uh_benches::judgement::{Switch, Verdict, open_at};
+use uh_benches::controller::{Controller, two_free_addresses};
+use uh_benches::front_door::{Behind, FrontDoor};
+use uh_benches::http::Failure;
+use uh_benches::judgement::{Switch, Verdict};
 use uh_benches::load::{Group, Load, Plan, Recording, Reuse};
 use uh_benches::percentiles::{Times, grouped, milliseconds};
 use uh_benches::process::{self, interrupted};
-use uh_benches::sample_app::SampleApp;
 use uh_benches::websocket::WebSocket;
 use uh_benches::workdir;
 
 /// A request without a whole answer after this has failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// No command of the demo asks for more than ten seconds.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
+/// No command of the demo should take a third of this.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the front door may take to end.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
-/// Load before the first switch, after it, and after the roll back.
-const BEFORE: Duration = Duration::from_secs(1);
-const AFTER: Duration = Duration::from_secs(2);
-const AFTER_ROLL_BACK: Duration = Duration::from_millis(1500);
+/// Load before the first command and after the last.
+const BREATH: Duration = Duration::from_secs(1);
 
-/// How long the drain is watched waiting before the WebSocket is closed.
-const WATCH_DRAIN: Duration = Duration::from_secs(1);
-
-/// The event stream is open when the switch comes, and lasts into the drain: 50 × 100 ms.
-const EVENTS: usize = 50;
-const EVENT_STREAM: &str = "/stream?events=50&interval_ms=100";
-const EVENT_STREAM_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the WebSocket holds up the drain of the deploy that it is open across.
+const HOLD: Duration = Duration::from_secs(3);
 
 /// One text and its echo.
 const ECHO_INTERVAL: Duration = Duration::from_millis(50);
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Exit codes of `uh-deploy`.
+const DONE: i32 = 0;
+const FAILED: i32 = 1;
+const ROLLED_BACK: i32 = 3;
 
 fn main() -> ExitCode {
     let mut dir = None;
@@ -66,60 +64,94 @@ fn prepare_and_run(dir: &mut Option<TempDir>) -> Result<()> {
 }
 
 async fn run(dir: &Path) -> Result<()> {
-    let started = Instant::now();
-    let mut page = Page { step: 0 };
-    page.line("A live app is switched to a new version and back, while clients keep using it.")?;
+    let mut demo = Demo::start(dir).await?;
+    demo.step("Look before the first deploy")?;
+    demo.command(DONE, &["validate"]).await?;
 
-    page.step("Start two versions of an app, and the front door")?;
-    let blue = SampleApp::start("blue", "1.0.0", dir).await?;
-    let green = SampleApp::start("green", "1.0.1", dir).await?;
-    let backends = [&blue, &green];
-    let front_door =
-        FrontDoor::start(&Setup { dir, state_dir: dir, access_log: "json", backends, extra: "" }).await?;
-    page.fact("blue, version 1.0.0", blue.address)?;
-    page.fact("green, version 1.0.1", green.address)?;
-    page.fact("front door", front_door.address)?;
-    page.line(format!("   $ export UH_PROXY_ADMIN_SOCKET={}", front_door.admin.socket().display()))?;
-    page.run(&front_door, &["status"]).await?;
+    demo.step("Deploy 1.0.0, from nothing")?;
+    demo.command(DONE, &["blue-green", "--version", "1.0.0"]).await?;
+    demo.forget_switches("blue")?;
 
-    page.step("Put load on")?;
-    let load = Load::start(plan(front_door.address))?;
-    let socket = Echo::open(front_door.address, "blue").await?;
-    let events = tokio::spawn(read_events(front_door.address));
-    page.line("   64 keep-alive clients (16 of them wait 200 ms for each answer), 50 new connections/s,")?;
-    page.line("   one WebSocket that echoes every 50 ms, one event stream")?;
-    sleep(BEFORE).await;
+    demo.step("Put load on, and deploy 1.0.1")?;
+    let load = Load::start(plan(demo.front_door.address))?;
+    demo.page
+        .line("   64 keep-alive clients (16 of them wait 200 ms for each answer), 50 new connections/s,")?;
+    demo.page.line("   and one WebSocket, which stays with the version that it was opened on")?;
+    sleep(BREATH).await;
+    let socket = Echo::open(demo.front_door.address, "blue").await?;
+    let echoes = tokio::spawn(async {
+        sleep(HOLD).await;
+        socket.close().await
+    });
+    demo.switching(DONE, &["blue-green", "--version", "1.0.1"], &["green"]).await?;
+    let echoes = echoes.await??;
+    demo.page.line(format!("   the WebSocket had {} echoes, all there", grouped(echoes)))?;
+    demo.so_far(&load)?;
 
-    page.step("Switch to green")?;
-    let to_green = page.switch(&front_door, "green").await?;
-    sleep(AFTER).await;
-    page.so_far(&load)?;
+    demo.step("Roll back, by one command")?;
+    demo.switching(DONE, &["rollback"], &["blue"]).await?;
+    let rolled_back = demo.switches.len() - 1;
+    sleep(BREATH).await;
+    demo.so_far(&load)?;
 
-    page.step("Drain blue: wait until nobody uses it any more")?;
-    let drained = drain(&mut page, &front_door, socket).await?;
-    let events =
-        timeout(EVENT_STREAM_TIMEOUT, events).await.context("the event stream does not end")???;
-    page.line(format!("   the WebSocket opened on blue had {} echoes, all there", grouped(drained)))?;
-    page.line(format!("   the event stream opened on blue had {events} of {EVENTS} events, all there"))?;
+    demo.step("Deploy 1.0.2, which never gets healthy")?;
+    demo.controller.configure("UNHEALTHY = \"1\"", "within = \"1s\"")?;
+    demo.command(FAILED, &["blue-green", "--version", "1.0.2"]).await?;
+    demo.so_far(&load)?;
 
-    page.step("Roll back to blue")?;
-    let socket = Echo::open(front_door.address, "green").await?;
-    let to_blue = page.switch(&front_door, "blue").await?;
-    sleep(AFTER_ROLL_BACK).await;
-    page.so_far(&load)?;
+    demo.step("Deploy 1.0.3, which looks healthy and fails every fourth request, and watch it")?;
+    demo.controller.configure("FAIL_PERCENT = \"25\"", "")?;
+    let watched = ["blue-green", "--version", "1.0.3", "--watch", "20s", "--auto-rollback"];
+    let before = Instant::now();
+    demo.switching(ROLLED_BACK, &watched, &["green", "blue"]).await?;
+    let bad = (before, Instant::now());
+    sleep(BREATH).await;
 
-    page.step("Stop the load, then the front door")?;
-    socket.close().await?;
+    demo.step("What was done")?;
+    demo.command(DONE, &["history"]).await?;
     let recording = load.stop().await?;
+    let Demo { page, front_door, controller, switches, started } = demo;
     front_door.stop(STOP_WITHIN).await?;
-    page.line("   SIGTERM: the front door ended with exit code 0")?;
+    controller.end_instances()?;
+    summary(&page, &recording, &switches, rolled_back, bad)?;
+    page.line(format!(
+        "\nNobody noticed, but for what 1.0.3 answered itself. {:.1} s in all.",
+        started.elapsed().as_secs_f64()
+    ))
+}
 
-    let switches = [to_green, to_blue];
-    let verdict = Verdict::of(&recording, &"blue".parse()?, &switches);
-    page.summary(&recording, &verdict, &switches)?;
+/// What the clients saw, and the demand that nothing went wrong but what the bad version answered itself.
+fn summary(
+    page: &Page,
+    recording: &Recording,
+    switches: &[Switch],
+    rolled_back: usize,
+    bad: (Instant, Instant),
+) -> Result<()> {
+    let by_the_bad_version = |sample: &&uh_benches::load::Sample| {
+        sample.outcome == Err(Failure::BadStatus(500)) && sample.sent_at >= bad.0 && sample.done_at <= bad.1
+    };
+    let bad_answers = recording.samples.iter().filter(by_the_bad_version).count();
+    let rest = Recording {
+        samples: recording.samples.iter().filter(|sample| !by_the_bad_version(sample)).cloned().collect(),
+        closed_by_server: recording.closed_by_server,
+    };
+    let verdict = Verdict::of(&rest, &"blue".parse()?, switches);
+    let quick: Times = rest.samples.iter().filter(|s| s.group != 1).map(|s| s.latency).collect();
+    let row = |label: &str, value: String| page.line(format!("   {label:<58}{value:>10}"));
+    page.line("\nWhat the clients saw")?;
+    row("requests", grouped(recording.samples.len()))?;
+    row("answered with 500 by version 1.0.3 itself", grouped(bad_answers))?;
+    row("failed otherwise", grouped(verdict.failed()))?;
+    row("client connections closed by the front door", grouped(verdict.closed_by_server))?;
+    row("answers of a version that was not active", grouped(verdict.old_answers.len()))?;
+    row("roll back: from command to first answer", milliseconds(verdict.first_answers[rolled_back]))?;
+    row("latency of the quick requests, p50", milliseconds(quick.at(500)))?;
+    row("latency of the quick requests, p99", milliseconds(quick.at(990)))?;
     let faults = verdict.faults();
     ensure!(faults.is_empty(), "{}", faults.join("; "));
-    page.line(format!("\nNobody noticed. {:.1} s in all.", started.elapsed().as_secs_f64()))
+    ensure!(bad_answers > 0, "version 1.0.3 failed no request, so that nothing was shown");
+    Ok(())
 }
 
 fn plan(target: SocketAddr) -> Plan {
@@ -130,20 +162,70 @@ fn plan(target: SocketAddr) -> Plan {
     Plan { target, groups: vec![quick, slow, new], request_timeout: REQUEST_TIMEOUT }
 }
 
-/// Drains blue, closes the WebSocket that holds it, and returns how many echoes that had.
-async fn drain(page: &mut Page, front_door: &FrontDoor, socket: Echo) -> Result<usize> {
-    let args = ["drain", "blue", "--timeout", "10s"];
-    page.command(&args)?;
-    let mut drain = std::pin::pin!(process::run(front_door.command(&args), COMMAND_TIMEOUT));
-    if let Ok(early) = timeout(WATCH_DRAIN, &mut drain).await {
-        page.finished(&args, &early?)?;
-        bail!("the drain ended while a WebSocket was open on blue");
+/// The front door, the controller, and what was done with them.
+struct Demo {
+    page: Page,
+    controller: Controller,
+    front_door: FrontDoor,
+    switches: Vec<Switch>,
+    started: Instant,
+}
+
+impl Demo {
+    async fn start(dir: &Path) -> Result<Self> {
+        let started = Instant::now();
+        let mut page = Page { step: 0 };
+        page.line("A live app gets new versions, good ones and bad ones, while clients keep using it.")?;
+        page.step("Start the front door, with nothing behind it")?;
+        let [blue, green] = two_free_addresses()?;
+        let blue = Behind { name: "blue", address: blue };
+        let green = Behind { name: "green", address: green };
+        // Green is active at first, so that the first deploy goes to blue.
+        let front_door = FrontDoor::start_empty(dir, [green, blue]).await?;
+        page.fact("front door", front_door.address)?;
+        page.fact("blue, as soon as it runs", blue.address)?;
+        page.fact("green, as soon as it runs", green.address)?;
+        let controller = Controller::new(dir, [blue, green])?;
+        Ok(Self { page, controller, front_door, switches: Vec::new(), started })
     }
-    page.line("   … it waits: the WebSocket opened before the switch stays on blue until it is closed.")?;
-    page.line("   The client closes it now; the event stream ends by itself.")?;
-    let echoes = socket.close().await?;
-    page.finished(&args, &drain.await?)?;
-    Ok(echoes)
+
+    fn step(&mut self, title: &str) -> Result<()> {
+        self.page.step(title)
+    }
+
+    /// Shows a command and what it says, and demands its exit code.
+    async fn command(&self, code: i32, args: &[&str]) -> Result<()> {
+        self.page.line(format!("   $ uh-deploy {}", args.join(" ")))?;
+        let finished = process::run(self.controller.command(args), COMMAND_TIMEOUT).await?;
+        for line in finished.output.lines() {
+            self.page.line(format!("   {line}").trim_end())?;
+        }
+        let ended = finished.status.code();
+        ensure!(ended == Some(code), "uh-deploy {} ended with {ended:?}, not {code}", args.join(" "));
+        self.page.line(format!("   (exit code {code})"))
+    }
+
+    /// A command in which traffic moves to these backends, one after the other.
+    async fn switching(&mut self, code: i32, args: &[&str], to: &[&str]) -> Result<()> {
+        let called_at = Instant::now();
+        self.command(code, args).await?;
+        let replied_at = Instant::now();
+        for to in to {
+            self.switches.push(Switch { to: to.parse()?, called_at, replied_at });
+        }
+        Ok(())
+    }
+
+    /// The load begins now: what was switched before does not concern it.
+    fn forget_switches(&mut self, active: &str) -> Result<()> {
+        self.switches.clear();
+        self.page.fact("active", active)
+    }
+
+    fn so_far(&self, load: &Load) -> Result<()> {
+        let (requests, failures) = load.so_far();
+        self.page.line(format!("   so far: {} requests, {} failed", grouped(requests), grouped(failures)))
+    }
 }
 
 /// A WebSocket in the background: a text every 50 ms, each of which must come back.
@@ -183,24 +265,6 @@ async fn echo_until(mut socket: WebSocket, mut stopped: oneshot::Receiver<()>) -
     Ok(echoes)
 }
 
-/// Reads the event stream to its end, and demands that it came from blue with all events.
-async fn read_events(target: SocketAddr) -> Result<usize> {
-    let mut body = Vec::new();
-    let request =
-        format!("GET {EVENT_STREAM} HTTP/1.1\r\nhost: app.test\r\naccept: text/event-stream\r\n\r\n");
-    let head = timeout(EVENT_STREAM_TIMEOUT, async {
-        Connection::open(target).await?.exchange(request.as_bytes(), &mut body).await
-    })
-    .await
-    .context("the event stream does not end")?
-    .context("the event stream broke off")?;
-    let backend = head.backend.context("the event stream does not say where it comes from")?;
-    ensure!(head.status == 200 && backend.as_str() == "blue", "status {} from {backend}", head.status);
-    let events = String::from_utf8_lossy(&body).lines().filter(|line| line.starts_with("data:")).count();
-    ensure!(events == EVENTS, "the event stream had {events} of {EVENTS} events");
-    Ok(events)
-}
-
 /// What the reader sees.
 struct Page {
     step: usize,
@@ -217,53 +281,6 @@ impl Page {
     }
 
     fn fact(&self, label: &str, value: impl Display) -> Result<()> {
-        self.line(format!("   {label:<24}{value}"))
-    }
-
-    fn so_far(&self, load: &Load) -> Result<()> {
-        let (requests, failures) = load.so_far();
-        self.line(format!("   so far: {} requests, {} failed", grouped(requests), grouped(failures)))
-    }
-
-    fn command(&self, args: &[&str]) -> Result<()> {
-        self.line(format!("   $ uh-proxy {}", args.join(" ")))
-    }
-
-    /// Shows a command and what it says, and demands that it succeeds.
-    async fn run(&self, front_door: &FrontDoor, args: &[&str]) -> Result<()> {
-        self.command(args)?;
-        self.finished(args, &process::run(front_door.command(args), COMMAND_TIMEOUT).await?)
-    }
-
-    fn finished(&self, args: &[&str], finished: &process::Finished) -> Result<()> {
-        for line in finished.output.lines() {
-            self.line(format!("   {line}").trim_end())?;
-        }
-        ensure!(finished.status.success(), "uh-proxy {} ended with {}", args.join(" "), finished.status);
-        Ok(())
-    }
-
-    async fn switch(&self, front_door: &FrontDoor, to: &str) -> Result<Switch> {
-        let called_at = Instant::now();
-        self.run(front_door, &["switch", to]).await?;
-        Ok(Switch { to: to.parse()?, called_at, replied_at: Instant::now() })
-    }
-
-    fn summary(&self, recording: &Recording, verdict: &Verdict, switches: &[Switch; 2]) -> Result<()> {
-        let row = |label: &str, value: String| self.line(format!("   {label:<58}{value:>10}"));
-        self.line("\nWhat the clients saw")?;
-        row("requests", grouped(verdict.requests))?;
-        row("failed", grouped(verdict.failed()))?;
-        row("client connections closed by the front door", grouped(verdict.closed_by_server))?;
-        row("old answers to requests sent after a switch was done", grouped(verdict.old_answers.len()))?;
-        // Beside requests, the streams that were open: WebSocket and events at the first switch, WebSocket at the second.
-        for ((switch, streams), first) in switches.iter().zip([2, 1]).zip(&verdict.first_answers) {
-            let open = open_at(&recording.samples, switch.called_at) + streams;
-            row(&format!("switch to {}: in flight when the command was given", switch.to), grouped(open))?;
-            row(&format!("switch to {}: from command to first answer", switch.to), milliseconds(*first))?;
-        }
-        let quick: Times = recording.samples.iter().filter(|s| s.group != 1).map(|s| s.latency).collect();
-        row("latency of the quick requests, p50", milliseconds(quick.at(500)))?;
-        row("latency of the quick requests, p99", milliseconds(quick.at(990)))
+        self.line(format!("   {label:<28}{value}"))
     }
 }
