@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use super::workspace::{Workspace, is_pingora};
 
 /// For every member: the members it uses, and those that only its tests use.
-const ARROWS: [(&str, &[&str], &[&str]); 6] = [
+const ARROWS: [(&str, &[&str], &[&str]); 7] = [
     ("uh-protocol", &[], &[]),
     ("uh-proxy", &["uh-protocol"], &["uh-sample-app"]),
     ("uh-controller", &["uh-protocol"], &["uh-proxy"]),
+    ("uh-app-shim", &["uh-protocol"], &["uh-sample-app"]),
     ("uh-sample-app", &[], &[]),
     ("uh-benches", &["uh-protocol"], &[]),
     ("uh-e2e", &["uh-benches", "uh-protocol"], &[]),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// be missing, since an app owes us none of them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct HealthBody {
-    /// `healthy`, `starting` or `draining`.
+    /// `healthy`, `starting`, `unhealthy` or `draining`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
     /// ISO 8601, UTC.
@@ -21,4 +21,10 @@ pub struct HealthBody {
     /// Seconds since the app started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uptime: Option<f64>,
+    /// Exchanges and tunnels in flight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<u64>,
+    /// What is wrong, if something is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }

@@ -1,0 +1,79 @@
+//! Health checks of the program: what is known of the app, put together into one answer.
+
+mod probe;
+
+use std::sync::Arc;
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::{Method, Request, Response};
+use tokio::sync::watch;
+
+use crate::cli::HealthSource;
+use crate::drain::Drain;
+use crate::health::{Health, Status};
+use crate::settings::{AppAddress, Settings};
+use crate::supervise::Phase;
+
+/// Answers health checks.
+#[derive(Debug)]
+pub(crate) struct Checks {
+    app: AppAddress,
+    path: String,
+    source: HealthSource,
+    phase: watch::Receiver<Phase>,
+    drain: Arc<Drain>,
+    health: Health,
+}
+
+impl Checks {
+    pub(crate) fn new(
+        settings: &Settings,
+        health: Health,
+        phase: watch::Receiver<Phase>,
+        drain: Arc<Drain>,
+    ) -> Self {
+        Self {
+            app: settings.app.clone(),
+            path: settings.health_path.clone(),
+            source: settings.health,
+            phase,
+            drain,
+            health,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Whether a request is a health check.
+    pub(crate) fn is_asked<B>(&self, request: &Request<B>) -> bool {
+        request.uri().path() == self.path && matches!(*request.method(), Method::GET | Method::HEAD)
+    }
+
+    /// Whether the app is to answer by itself.
+    pub(crate) fn is_left_to_the_app(&self) -> bool {
+        self.source == HealthSource::App && self.phase() == Phase::Serving
+    }
+
+    /// Answers a check. `asking` is how many of the exchanges in flight are checks themselves.
+    pub(crate) async fn answer(&self, asking: usize) -> Response<Full<Bytes>> {
+        let (status, reason) = match self.phase() {
+            Phase::Starting => (Status::Starting, None),
+            Phase::Draining => (Status::Draining, None),
+            Phase::Serving => match self.probe().await {
+                Ok(()) => (Status::Healthy, None),
+                Err(reason) => (Status::Unhealthy, Some(reason)),
+            },
+        };
+        self.health.answer(status, self.drain.in_flight().saturating_sub(asking), reason)
+    }
+
+    async fn probe(&self) -> Result<(), String> {
+        match self.source {
+            HealthSource::Shim => probe::connects(&self.app).await,
+            HealthSource::App | HealthSource::Both => probe::asks(&self.app, &self.path).await,
+        }
+    }
+}

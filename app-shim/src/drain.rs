@@ -1,0 +1,204 @@
+//! What is in flight, and the end of it.
+//!
+//! Every connection and every tunnel holds a [`Work`] for as long as it lives, every exchange an [`Exchange`] until
+//! the last byte of its response is handed over. A drain is over when no work is left, so that the last bytes are
+//! written too; what is told to people are the exchanges and the tunnels. This module never ends any work itself:
+//! what is still there at the deadline is cut by the process leaving.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Knows whether the app is leaving and how much it still has to finish.
+#[derive(Debug)]
+pub struct Drain {
+    /// The deadline, once the drain has started. Its receivers are the work.
+    deadline: watch::Sender<Option<Instant>>,
+    exchanges: AtomicUsize,
+    tunnels: AtomicUsize,
+}
+
+/// One connection or tunnel that is open; dropping it says that it is done.
+#[derive(Debug)]
+pub struct Work {
+    deadline: watch::Receiver<Option<Instant>>,
+}
+
+/// One exchange in flight; dropping it says that it is over.
+#[derive(Debug)]
+pub struct Exchange(Arc<Drain>);
+
+/// One tunnel in flight. It is work of its own: take it before the connection it comes from lets go, so that the
+/// count never touches zero in between.
+#[derive(Debug)]
+pub struct Tunnel {
+    drain: Arc<Drain>,
+    work: Work,
+}
+
+/// How a drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All work was finished in time.
+    Clean,
+    /// This many exchanges and tunnels were still in flight.
+    Cut(usize),
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            deadline: watch::Sender::new(None),
+            exchanges: AtomicUsize::new(0),
+            tunnels: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Drain {
+    /// Counts one more connection.
+    pub fn begin_work(&self) -> Work {
+        Work { deadline: self.deadline.subscribe() }
+    }
+
+    /// Counts one more exchange.
+    pub fn begin_exchange(self: &Arc<Self>) -> Exchange {
+        self.exchanges.fetch_add(1, Ordering::Relaxed);
+        Exchange(Arc::clone(self))
+    }
+
+    /// Counts one more tunnel.
+    pub fn begin_tunnel(self: &Arc<Self>) -> Tunnel {
+        self.tunnels.fetch_add(1, Ordering::Relaxed);
+        Tunnel { drain: Arc::clone(self), work: self.begin_work() }
+    }
+
+    /// Tells all work, present and to come, that the app is leaving and how long it may take. Only the first call
+    /// counts.
+    pub fn start(&self, timeout: Duration) {
+        self.deadline.send_if_modified(|deadline| {
+            let first = deadline.is_none();
+            deadline.get_or_insert_with(|| Instant::now() + timeout);
+            first
+        });
+    }
+
+    /// Whether [`Drain::start`] was called.
+    pub fn has_started(&self) -> bool {
+        self.deadline.borrow().is_some()
+    }
+
+    /// How many exchanges and tunnels are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.exchanges.load(Ordering::Relaxed) + self.tunnels()
+    }
+
+    /// How many tunnels are open.
+    pub fn tunnels(&self) -> usize {
+        self.tunnels.load(Ordering::Relaxed)
+    }
+
+    /// How many connections and tunnels are open, idle ones too.
+    pub fn connections(&self) -> usize {
+        self.deadline.receiver_count()
+    }
+
+    /// Waits until no work is left or the deadline has come. Before the drain has started there is no deadline.
+    pub async fn finish(&self) -> Outcome {
+        let deadline = *self.deadline.borrow();
+        let closed = self.deadline.closed();
+        let Some(deadline) = deadline else {
+            closed.await;
+            return Outcome::Clean;
+        };
+        match tokio::time::timeout_at(deadline, closed).await {
+            Ok(()) => Outcome::Clean,
+            // Connections without an exchange have nothing to lose.
+            Err(_) => match self.in_flight() {
+                0 => Outcome::Clean,
+                count => Outcome::Cut(count),
+            },
+        }
+    }
+}
+
+impl Work {
+    /// Waits until the drain starts, and gives its deadline. May be dropped and called again.
+    pub async fn drain_started(&mut self) -> Instant {
+        match self.deadline.wait_for(Option::is_some).await {
+            Ok(deadline) => deadline.unwrap_or_else(Instant::now),
+            // The `Drain` is gone, which no work outlives by long: then it is time to leave too.
+            Err(_) => Instant::now(),
+        }
+    }
+}
+
+impl Tunnel {
+    /// Waits until the drain starts, and gives its deadline. May be dropped and called again.
+    pub async fn drain_started(&mut self) -> Instant {
+        self.work.drain_started().await
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.0.exchanges.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.drain.tunnels.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_with_its_last_work() {
+        let drain = Arc::new(Drain::default());
+        let (connection, tunnel) = (drain.begin_work(), drain.begin_tunnel());
+        let exchange = drain.begin_exchange();
+        assert_eq!((drain.in_flight(), drain.tunnels(), drain.connections()), (2, 1, 2));
+        drain.start(LONG);
+        let finishing = tokio::spawn({
+            let drain = Arc::clone(&drain);
+            async move { drain.finish().await }
+        });
+        drop((connection, exchange));
+        tokio::task::yield_now().await;
+        assert!(!finishing.is_finished());
+        drop(tunnel);
+        assert_eq!(finishing.await.unwrap(), Outcome::Clean);
+        assert_eq!(drain.in_flight(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_at_the_deadline_is_counted() {
+        let drain = Arc::new(Drain::default());
+        let _work = drain.begin_work();
+        let exchange = drain.begin_exchange();
+        drain.start(Duration::from_secs(3));
+        drain.start(LONG);
+        let started_at = Instant::now();
+        assert_eq!(drain.finish().await, Outcome::Cut(1));
+        assert_eq!(started_at.elapsed().as_secs(), 3, "the first start counts");
+        drop(exchange);
+        assert_eq!(drain.finish().await, Outcome::Clean, "a connection without an exchange loses nothing");
+    }
+
+    #[tokio::test]
+    async fn work_that_begins_after_the_start_is_told_too() {
+        let drain = Arc::new(Drain::default());
+        drain.start(LONG);
+        drain.begin_work().drain_started().await;
+        drain.begin_tunnel().drain_started().await;
+    }
+}

@@ -1,0 +1,56 @@
+//! How the whole ended, and the one place where that becomes an exit code.
+
+use std::io;
+use std::process::ExitCode;
+
+use crate::process::{Ended, SpawnError};
+
+/// The exit codes; see the README. 2 (usage) is clap's. 124 to 127 mean what they mean for `timeout` and `env`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Drained, and the app has ended when it was told to.
+    Drained,
+    /// The app ended by itself.
+    AppEnded(Ended),
+    /// Exchanges were cut.
+    Cut,
+    /// Drained, but the app had to be killed.
+    AppKilled,
+    /// We could not do our own work.
+    Failed,
+    /// The command can't be executed.
+    NotExecutable,
+    /// There is no such command.
+    NotFound,
+}
+
+impl Exit {
+    /// As a number.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Drained => 0,
+            Self::AppEnded(ended) => ended.code(),
+            Self::Cut => 124,
+            Self::Failed => 125,
+            Self::NotExecutable => 126,
+            Self::NotFound => 127,
+            Self::AppKilled => 137,
+        }
+    }
+
+    /// For an app that could not be started.
+    pub(crate) fn of_spawn(error: &SpawnError) -> Self {
+        match error.source.kind() {
+            io::ErrorKind::NotFound => Self::NotFound,
+            // The system has no room for another process, whatever the command.
+            io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => Self::Failed,
+            _ => Self::NotExecutable,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}

@@ -1,0 +1,139 @@
+//! Bodies on their way through. Neither kind holds more than the chunk that passes.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http_body_util::Full;
+use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
+
+use super::expect::{Gate, Opening};
+use super::upstream::Lease;
+use crate::metrics::Meters;
+
+/// A client's body on its way to the app.
+pub(super) struct RequestBody {
+    body: Option<Incoming>,
+    /// While it is closed nothing is read: the first read tells the client to send.
+    gate: Option<Opening>,
+}
+
+impl RequestBody {
+    pub(super) fn new(body: Incoming, gate: Option<Gate>) -> Self {
+        Self { body: Some(body), gate: gate.map(Gate::opening) }
+    }
+
+    pub(super) fn empty() -> Self {
+        Self { body: None, gate: None }
+    }
+}
+
+impl hyper::body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        if let Some(gate) = &mut this.gate {
+            std::task::ready!(gate.as_mut().poll(cx));
+            this.gate = None;
+        }
+        this.body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(cx))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or(SizeHint::with_exact(0), Incoming::size_hint)
+    }
+}
+
+/// The body of an answer.
+pub(crate) struct Body(Kind);
+
+enum Kind {
+    Whole(Full<Bytes>),
+    App(AppBody),
+}
+
+/// The app's body on its way to the client.
+struct AppBody {
+    body: Incoming,
+    ended: bool,
+    lease: Lease,
+    meters: Arc<Meters>,
+}
+
+impl Body {
+    /// A body of our own.
+    pub(super) fn whole(body: Full<Bytes>) -> Self {
+        Self(Kind::Whole(body))
+    }
+
+    /// The app's body. With its end the connection is free for the next exchange.
+    pub(super) fn from_app(body: Incoming, lease: Lease, meters: Arc<Meters>) -> Self {
+        let ended = body.is_end_stream();
+        Self(Kind::App(AppBody { body, ended, lease, meters }))
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.get_mut().0 {
+            Kind::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Kind::App(body) => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Whole(body) => body.is_end_stream(),
+            Kind::App(body) => body.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Whole(body) => body.size_hint(),
+            Kind::App(body) => body.body.size_hint(),
+        }
+    }
+}
+
+impl AppBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            None => self.ended = true,
+            Some(Ok(_)) => self.ended = self.body.is_end_stream(),
+            Some(Err(_)) => self.meters.count_broken(),
+        }
+        Poll::Ready(frame)
+    }
+}
+
+impl Drop for AppBody {
+    fn drop(&mut self) {
+        if self.ended {
+            self.lease.give_back();
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body").finish_non_exhaustive()
+    }
+}

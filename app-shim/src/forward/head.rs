@@ -1,0 +1,213 @@
+//! What of a head is passed on. Everything but what belongs to one connection (RFC 9110, 7.6.1), and framing, which
+//! is written anew.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hyper::header::{
+    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    TE, TRANSFER_ENCODING, UPGRADE,
+};
+use hyper::http::request::Parts;
+use hyper::http::uri::{PathAndQuery, Uri};
+use hyper::{Request, Version};
+
+use super::body::RequestBody;
+use crate::settings::AppAddress;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Of one connection only, whether `Connection` names them or not. `Trailer` is not among them: it announces what
+/// the body still brings.
+const HOP_BY_HOP: [HeaderName; 6] =
+    [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, UPGRADE];
+
+/// Whether a request asks for a WebSocket. Other upgrades are not offered to the app: nobody could end them well.
+pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
+    headers.contains_key(UPGRADE)
+        && has_token(headers, &UPGRADE, "websocket")
+        && has_token(headers, &CONNECTION, "upgrade")
+}
+
+/// Whether a client waits for permission to send its body.
+pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
+    headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
+}
+
+/// Makes a client's request one for the app.
+pub(super) fn for_app(parts: &mut Parts, peer: SocketAddr, app: &AppAddress, websocket: bool) {
+    let trailers = has_token(&parts.headers, &TE, "trailers");
+    strip(&mut parts.headers);
+    parts.headers.remove(TE);
+    if trailers {
+        parts.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if websocket {
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        parts.headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    to_origin_form(parts);
+    if !parts.headers.contains_key(HOST) {
+        // HTTP/1.0 has none; to HTTP/1.1 it is due.
+        let host = match app {
+            AppAddress::Tcp(address) => HeaderValue::try_from(address.to_string()).ok(),
+            AppAddress::Unix(_) => None,
+        };
+        parts.headers.insert(HOST, host.unwrap_or(HeaderValue::from_static("localhost")));
+    }
+    if !parts.headers.contains_key(FORWARDED_FOR)
+        && let Ok(client) = HeaderValue::try_from(peer.ip().to_string())
+    {
+        parts.headers.insert(FORWARDED_FOR, client);
+    }
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+}
+
+/// `GET http://host/path` means `GET /path` with that host (RFC 9112, 3.2.2).
+fn to_origin_form(parts: &mut Parts) {
+    let Some(authority) = parts.uri.authority() else { return };
+    if let Ok(host) = HeaderValue::try_from(authority.as_str()) {
+        parts.headers.insert(HOST, host);
+    }
+    let path = parts.uri.path_and_query().cloned();
+    parts.uri = Uri::from(path.unwrap_or(PathAndQuery::from_static("/")));
+}
+
+/// Makes the app's response one for the client.
+pub(super) fn for_client(headers: &mut HeaderMap) {
+    strip(headers);
+}
+
+fn strip(headers: &mut HeaderMap) {
+    if let Some(named) = headers.get(CONNECTION) {
+        // `close` and `keep-alive`, or what they name, which is rare.
+        if !named.as_bytes().eq_ignore_ascii_case(b"keep-alive")
+            && !named.as_bytes().eq_ignore_ascii_case(b"close")
+        {
+            strip_named(headers);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in &HOP_BY_HOP[1..] {
+        headers.remove(name);
+    }
+    headers.remove(TRANSFER_ENCODING);
+}
+
+fn strip_named(headers: &mut HeaderMap) {
+    let values = headers.get_all(CONNECTION).into_iter().filter_map(|value| value.to_str().ok());
+    let named: Vec<HeaderName> =
+        values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+/// How long the app says it keeps an idle connection: `Keep-Alive: timeout=5`.
+pub(super) fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(KEEP_ALIVE)?.to_str().ok()?;
+    let seconds = value.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
+    seconds.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// A copy of a request without a body.
+pub(super) fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// A request of our own for the app.
+pub(crate) fn own(
+    path: &str,
+    app: &AppAddress,
+) -> Option<Request<http_body_util::Empty<hyper::body::Bytes>>> {
+    let host = match app {
+        AppAddress::Tcp(address) => address.to_string(),
+        AppAddress::Unix(_) => "localhost".to_owned(),
+    };
+    Request::get(path).header(HOST, host).header(CONNECTION, "close").body(http_body_util::Empty::new()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    fn for_app_of(uri: &str, fields: &[(&'static str, &'static str)]) -> Parts {
+        let mut request = Request::get(uri).body(()).unwrap();
+        *request.headers_mut() = map(fields);
+        let mut parts = request.into_parts().0;
+        let app = "127.0.0.1:3000".parse().unwrap();
+        let websocket = is_websocket(&parts.headers);
+        for_app(&mut parts, "192.0.2.7:9".parse().unwrap(), &app, websocket);
+        parts
+    }
+
+    #[test]
+    fn what_belongs_to_the_connection_stays_on_it() {
+        let parts = for_app_of(
+            "/",
+            &[
+                ("host", "a"),
+                ("connection", "X-One, keep-alive"),
+                ("x-one", "1"),
+                ("x-two", "2"),
+                ("keep-alive", "timeout=5"),
+                ("upgrade", "h2c"),
+                ("te", "gzip, trailers"),
+                ("transfer-encoding", "chunked"),
+                ("x-forwarded-for", "203.0.113.9"),
+            ],
+        );
+        let expected =
+            map(&[("host", "a"), ("x-two", "2"), ("te", "trailers"), ("x-forwarded-for", "203.0.113.9")]);
+        assert_eq!(parts.headers, expected);
+    }
+
+    #[test]
+    fn a_websocket_is_asked_for_anew() {
+        let parts = for_app_of(
+            "/",
+            &[("host", "a"), ("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")],
+        );
+        assert_eq!(parts.headers[CONNECTION], "Upgrade");
+        assert_eq!(parts.headers[UPGRADE], "websocket");
+        assert!(
+            !is_websocket(&map(&[("upgrade", "websocket")])),
+            "nothing says that it is for this connection"
+        );
+    }
+
+    #[test]
+    fn the_app_gets_a_path_a_host_and_the_client() {
+        let parts = for_app_of("http://example.com/a?b=%20", &[("host", "other")]);
+        assert_eq!(
+            (parts.uri.to_string().as_str(), &parts.headers[HOST]),
+            ("/a?b=%20", &"example.com".parse().unwrap())
+        );
+        assert_eq!(parts.headers[FORWARDED_FOR], "192.0.2.7");
+        assert_eq!(for_app_of("/", &[]).headers[HOST], "127.0.0.1:3000");
+    }
+
+    #[test]
+    fn the_keep_alive_time_of_the_app_is_understood() {
+        let read = |value| keep_alive(&map(&[("keep-alive", value)]));
+        assert_eq!(read("timeout=5"), Some(Duration::from_secs(5)));
+        assert_eq!(read("max=100, timeout=15"), Some(Duration::from_secs(15)));
+        assert_eq!((read("timeout=x"), keep_alive(&map(&[]))), (None, None));
+    }
+}

@@ -1,0 +1,232 @@
+//! Connections to the app: opening one, using it, keeping it for the next exchange.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::rt::{Read, Write};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use super::body::RequestBody;
+use super::expect::Gate;
+use crate::settings::AppAddress;
+
+/// How long the app may take to accept a connection. It is on this machine; what takes longer is a full backlog.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most idle connections that are kept.
+const IDLE_MAX: usize = 256;
+/// How long an idle connection is kept: below the 5 s after which Node, the strictest of the common servers, closes
+/// it. An app that says `Keep-Alive: timeout=…` is believed.
+const IDLE_KEEP: Duration = Duration::from_secs(4);
+/// How much earlier than the app says we stop using a connection.
+const KEEP_MARGIN: Duration = Duration::from_secs(1);
+/// An unsafe request can't be sent again once it is written, so it goes only over a connection that was in use just
+/// now, or over a fresh one.
+const UNSAFE_IDLE_MAX: Duration = Duration::from_secs(1);
+/// How long a request's body may go on after its response has ended, for its connection to be kept.
+const REST_MAX: Duration = Duration::from_secs(60);
+/// The largest head of a response, and the most that is buffered in each direction.
+const BUFFER_MAX: usize = 64 << 10;
+
+/// Why there is no answer of the app.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error("can't be reached: {0}")]
+    Unreachable(io::Error),
+    #[error("closed the connection before its response was complete")]
+    Closed(hyper::Error),
+    #[error("sent a response that is not HTTP: {0}")]
+    Malformed(hyper::Error),
+    #[error("did not get the whole request: {0}")]
+    Request(hyper::Error),
+    #[error("switched protocols without being asked to")]
+    Unasked,
+}
+
+/// A request that got no response.
+pub(super) struct Failed {
+    pub(super) trouble: Trouble,
+    /// The request, if nothing of it was written.
+    pub(super) unsent: Option<Request<RequestBody>>,
+}
+
+/// A connection to the app. Dropping it closes it, which ends the app's work on it.
+pub(super) struct AppConnection {
+    sender: SendRequest<RequestBody>,
+    task: TaskGuard,
+}
+
+/// Ends the task that drives a connection.
+struct TaskGuard(Option<AbortHandle>);
+
+impl Drop for TaskGuard {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take() {
+            task.abort();
+        }
+    }
+}
+
+/// A byte stream to the app, TCP or Unix.
+pub(crate) trait AppStream: Read + Write + Unpin + Send {}
+
+impl<T: Read + Write + Unpin + Send> AppStream for T {}
+
+/// Opens a byte stream to the app.
+pub(crate) async fn connect(app: &AppAddress) -> io::Result<Box<dyn AppStream>> {
+    let connecting = async {
+        match app {
+            AppAddress::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                // Each piece must leave at once; without it they only come later.
+                let _ = stream.set_nodelay(true);
+                Ok(Box::new(TokioIo::new(stream)) as Box<dyn AppStream>)
+            }
+            AppAddress::Unix(path) => {
+                Ok(Box::new(TokioIo::new(UnixStream::connect(path).await?)) as Box<dyn AppStream>)
+            }
+        }
+    };
+    timeout(CONNECT_TIMEOUT, connecting).await?
+}
+
+impl AppConnection {
+    pub(super) async fn open(app: &AppAddress) -> Result<Self, Trouble> {
+        let stream = connect(app).await.map_err(Trouble::Unreachable)?;
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(BUFFER_MAX);
+        let (sender, connection) = builder.handshake(stream).await.map_err(Trouble::Closed)?;
+        // How it ends is told to the exchange that uses it.
+        let task = tokio::spawn(async move {
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(Self { sender, task: TaskGuard(Some(task.abort_handle())) })
+    }
+
+    /// Sends a request and waits for the head of its response.
+    pub(super) async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failed> {
+        self.sender.try_send_request(request).await.map_err(|mut failed| {
+            let unsent = failed.take_message();
+            let error = failed.into_error();
+            let trouble = if error.is_parse() {
+                Trouble::Malformed(error)
+            } else if error.is_user() {
+                Trouble::Request(error)
+            } else {
+                Trouble::Closed(error)
+            };
+            Failed { trouble, unsent }
+        })
+    }
+
+    /// Leaves the connection to the tunnel that it has become.
+    pub(super) fn into_tunnel(mut self) {
+        self.task.0 = None;
+    }
+
+    /// Whether the next request can be sent at once.
+    fn is_ready(&self) -> bool {
+        self.sender.is_ready() && !self.sender.is_closed()
+    }
+}
+
+/// The idle connections to the app; the one used last is used next. None once it is closed.
+pub(super) struct Pool {
+    idle: Mutex<Option<VecDeque<Idle>>>,
+}
+
+struct Idle {
+    connection: AppConnection,
+    since: Instant,
+    until: Instant,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { idle: Mutex::new(Some(VecDeque::new())) }
+    }
+}
+
+impl Pool {
+    /// A connection that is worth a try.
+    pub(super) fn take(&self, safe: bool) -> Option<AppConnection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = idle.as_mut()?;
+        let now = Instant::now();
+        while let Some(last) = idle.back() {
+            if last.connection.is_ready() && now < last.until {
+                // The others have been idle for even longer.
+                let fresh_enough = safe || now.duration_since(last.since) < UNSAFE_IDLE_MAX;
+                return if fresh_enough { idle.pop_back().map(|idle| idle.connection) } else { None };
+            }
+            idle.pop_back();
+        }
+        None
+    }
+
+    fn put(&self, connection: AppConnection, keep: Duration) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(idle) = idle.as_mut() else { return };
+        let now = Instant::now();
+        while idle.front().is_some_and(|first| first.until <= now) || idle.len() >= IDLE_MAX {
+            idle.pop_front();
+        }
+        idle.push_back(Idle { connection, since: now, until: now + keep });
+    }
+
+    /// Closes all, and keeps none from here on.
+    pub(super) fn close(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// A connection in use, to be given back when the response has ended.
+pub(super) struct Lease {
+    connection: Option<AppConnection>,
+    pool: Arc<Pool>,
+    keep: Duration,
+    gate: Option<Gate>,
+}
+
+impl Lease {
+    /// `keep` is what the app says on how long it keeps an idle connection.
+    pub(super) fn new(
+        connection: AppConnection,
+        pool: Arc<Pool>,
+        keep: Option<Duration>,
+        gate: Option<Gate>,
+    ) -> Self {
+        let keep = keep.map_or(IDLE_KEEP, |keep| keep.saturating_sub(KEEP_MARGIN));
+        Self { connection: Some(connection), pool, keep, gate }
+    }
+
+    /// Gives the connection back, if it can be used again.
+    pub(super) fn give_back(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        if connection.is_ready() {
+            self.pool.put(connection, self.keep);
+        } else if !connection.sender.is_closed() && self.gate.as_ref().is_none_or(Gate::is_open) {
+            // The response has ended before the request: its rest goes on to the app.
+            let (pool, keep) = (Arc::clone(&self.pool), self.keep);
+            tokio::spawn(async move {
+                if matches!(timeout(REST_MAX, connection.sender.ready()).await, Ok(Ok(()))) {
+                    pool.put(connection, keep);
+                }
+            });
+        }
+    }
+}
+
+impl fmt::Debug for AppConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppConnection").finish_non_exhaustive()
+    }
+}

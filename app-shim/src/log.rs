@@ -1,0 +1,52 @@
+//! Our own lines, to standard error, in the form of the guide: `[2025-12-03 10:30:00] Received SIGTERM` (UTC).
+//!
+//! A thread of its own writes them: whoever reads standard error may be slow, stuck or gone, and must not hold up a
+//! drain. A line that can't wait in the queue is lost.
+
+use std::fmt::Display;
+use std::io::{self, Write as _};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+/// Lines that wait for the writing thread.
+const QUEUE_LINES: usize = 1_000;
+/// How long the last lines may take to be written when the process ends.
+const FLUSH_WAIT: Duration = Duration::from_secs(1);
+
+/// Where lines go. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Log(SyncSender<String>);
+
+/// Says, by being closed, that everything is written.
+#[derive(Debug)]
+pub(crate) struct Written(Receiver<()>);
+
+impl Log {
+    /// Starts the writing thread.
+    pub(crate) fn start() -> io::Result<(Self, Written)> {
+        let (sender, lines) = sync_channel::<String>(QUEUE_LINES);
+        let (all_written, written) = sync_channel(0);
+        thread::Builder::new().name("log".to_owned()).spawn(move || {
+            for line in lines {
+                // With standard error gone there is nobody left to tell.
+                let _ = io::stderr().write_all(line.as_bytes());
+            }
+            drop(all_written);
+        })?;
+        Ok((Self(sender), Written(written)))
+    }
+
+    /// Writes a line.
+    pub(crate) fn line(&self, message: impl Display) {
+        let time = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S");
+        let _ = self.0.try_send(format!("[{time}] {message}\n"));
+    }
+}
+
+impl Written {
+    /// Waits a while for the last lines. Every [`Log`] must be gone.
+    pub(crate) fn wait(&self) {
+        let _ = self.0.recv_timeout(FLUSH_WAIT);
+    }
+}

@@ -1,0 +1,7 @@
+//! `app-shim`: process 1 beside any app.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    uh_app_shim::cli::main()
+}

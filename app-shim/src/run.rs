@@ -1,0 +1,139 @@
+//! Puts the program together. The order matters: signal handlers first, so that no signal is lost; then the ports,
+//! so that a mistake shows before the app has started; then the app.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::checks::Checks;
+use crate::drain::Drain;
+use crate::exit::Exit;
+use crate::forward::Forwarder;
+use crate::health::{Health, Identity};
+use crate::log::Log;
+use crate::metrics::Meters;
+use crate::process::{self, App};
+use crate::settings::{Path, Settings};
+use crate::signals::Received;
+use crate::supervise::{Phase, Supervisor};
+use crate::{server, side, signals};
+
+/// The most connections of clients at once. Each needs two descriptors and some tens of KiB.
+const CONNECTIONS_MAX: u64 = 10_000;
+/// Descriptors that are not for clients: listeners, standard streams, idle connections to the app.
+const DESCRIPTORS_RESERVED: u64 = 100;
+
+/// Something that the system refuses us.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what}: {source}")]
+pub(crate) struct RunError {
+    what: String,
+    source: io::Error,
+}
+
+fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
+    let what = what.into();
+    move |source| RunError { what, source }
+}
+
+/// What must be had before the app starts.
+struct Bound {
+    signals: mpsc::Receiver<Received>,
+    path: Option<TcpListener>,
+    health: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+}
+
+/// Runs the app to its end.
+pub(crate) fn run(settings: Settings) -> Result<Exit, RunError> {
+    let bound = bind(&settings)?;
+    let (log, written) = Log::start().map_err(system("start a thread"))?;
+    // One thread: it is small, and an app's own work is what the processors are for.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(system("start the runtime"))?;
+    let exit = match App::spawn(&settings.command, &settings.app.environment()) {
+        Ok(app) => runtime.block_on(supervise(settings, bound, app, log)),
+        Err(error) => {
+            log.line(format_args!("{error}: {}", error.source));
+            drop(log);
+            Ok(Exit::of_spawn(&error))
+        }
+    };
+    // Whatever is left is cut here.
+    runtime.shutdown_background();
+    written.wait();
+    exit
+}
+
+fn bind(settings: &Settings) -> Result<Bound, RunError> {
+    let signals = signals::install().map_err(system("handle signals"))?;
+    process::adopt_orphans().map_err(system("become the parent of orphans"))?;
+    let (path, health) = match settings.path {
+        Path::Through(address) => (Some(listen(address)?), None),
+        Path::Beside(address) => (None, address.map(listen).transpose()?),
+    };
+    Ok(Bound { signals, path, health, metrics: settings.metrics.map(listen).transpose()? })
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
+    let listener = TcpListener::bind(address).map_err(system(format!("listen on {address}")))?;
+    listener.set_nonblocking(true).map_err(system("listen"))?;
+    Ok(listener)
+}
+
+async fn supervise(settings: Settings, bound: Bound, app: App, log: Log) -> Result<Exit, RunError> {
+    let drain = Arc::new(Drain::default());
+    let meters = Arc::new(Meters::new(Arc::clone(&drain)));
+    let (phase, phases) = watch::channel(Phase::Starting);
+    let health = Health::new(Identity::from_lookup(|name| std::env::var(name).ok()));
+    let checks = Arc::new(Checks::new(&settings, health, phases, Arc::clone(&drain)));
+    let forwarder =
+        Forwarder::new(settings.app.clone(), Arc::clone(&drain), Arc::clone(&checks), Arc::clone(&meters));
+    let forwarder = Arc::new(forwarder);
+    let announce = |listener: &TcpListener, what| {
+        if let Ok(address) = listener.local_addr() {
+            log.line(format_args!("Listening on {address}{what}"));
+        }
+    };
+    let serving = match bound.path {
+        Some(listener) => {
+            announce(&listener, "");
+            Some(serve(listener, &drain, &forwarder).map_err(system("listen"))?)
+        }
+        None => None,
+    };
+    if let Some(listener) = bound.health {
+        announce(&listener, " (health)");
+        side::start(listener, Arc::clone(&checks), None).map_err(system("listen"))?;
+    }
+    if let Some(listener) = bound.metrics {
+        announce(&listener, " (metrics)");
+        side::start(listener, checks, Some(Arc::clone(&meters))).map_err(system("listen"))?;
+    }
+    let signals = bound.signals;
+    Ok(Supervisor { settings, log, signals, app, phase, drain, serving, forwarder, meters }.run().await)
+}
+
+fn serve(
+    listener: TcpListener,
+    drain: &Arc<Drain>,
+    forwarder: &Arc<Forwarder>,
+) -> io::Result<JoinHandle<()>> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let forwarder = Arc::clone(forwarder);
+    let handler = move |request, peer| {
+        let forwarder = Arc::clone(&forwarder);
+        async move { forwarder.answer(request, peer).await }
+    };
+    Ok(tokio::spawn(server::serve(listener, Arc::clone(drain), connections_max(), handler)))
+}
+
+fn connections_max() -> usize {
+    use rustix::process::{Resource, getrlimit};
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 2;
+    room.clamp(1, CONNECTIONS_MAX) as usize
+}

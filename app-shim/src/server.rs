@@ -1,0 +1,150 @@
+//! Accepts, serves and leaves so that no client loses an answer.
+//!
+//! When the drain starts, the port is closed, but only after what the kernel has accepted in our name is taken over.
+//! From then on every answer says `Connection: close`. A connection is closed once it has been quiet for a while: at
+//! that very moment a client may be sending its next request on it, and closing would lose that. Called by the
+//! program and by Rust apps that embed it.
+
+mod activity;
+mod tracked;
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::drain::{Drain, Work};
+use activity::{Activity, Busy};
+use tracked::{TrackedBody, TrackedStream};
+
+/// How long to leave `accept` alone after it failed: most often it ran out of descriptors, and only time frees some.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a kept-alive connection must be quiet, in a drain, to be closed. A client that sends one request after
+/// the other sends the next within it.
+const QUIET: Duration = Duration::from_millis(500);
+/// How long a request's head may take, and how long a connection is kept between requests. Longer than front doors
+/// keep an idle connection (uh-proxy 4 s, nginx 60 s), so that closing it is their choice.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// The largest head of a request, and the most that is buffered in each direction.
+const BUFFER_MAX: usize = 64 << 10;
+
+/// Serves until the drain starts, and closes the port. What is in flight goes on in tasks of its own, each of which
+/// is work of the drain. More than `connections_max` connections wait to be accepted.
+pub async fn serve<H, F, B>(listener: TcpListener, drain: Arc<Drain>, connections_max: usize, handler: H)
+where
+    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let room = Arc::new(Semaphore::new(connections_max));
+    // Held until the port is closed, so that the drain can't be over before.
+    let mut work = drain.begin_work();
+    let spawn = |(stream, peer): (TcpStream, SocketAddr), permit: Option<OwnedSemaphorePermit>| {
+        let connection = Connection { peer, drain: Arc::clone(&drain), handler: handler.clone() };
+        let work = drain.begin_work();
+        tokio::spawn(async move {
+            connection.serve(stream, work).await;
+            drop(permit);
+        });
+    };
+    loop {
+        tokio::select! {
+            biased;
+            _ = work.drain_started() => break,
+            (accepted, permit) = accept(&listener, &room) => match accepted {
+                Ok(accepted) => spawn(accepted, permit),
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            },
+        }
+    }
+    // These clients are connected, as far as they know, and may have sent their requests.
+    for accepted in backlog(listener) {
+        spawn(accepted, None);
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> (io::Result<(TcpStream, SocketAddr)>, Option<OwnedSemaphorePermit>) {
+    // It fails only if the semaphore is closed, which it never is.
+    let permit = Arc::clone(room).acquire_owned().await.ok();
+    (listener.accept().await, permit)
+}
+
+/// Takes what the kernel has accepted, and closes the port. Asks the kernel itself: the runtime may not have heard
+/// of the last ones yet.
+fn backlog(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    let Ok(listener) = listener.into_std() else { return Vec::new() };
+    let mut accepted = Vec::new();
+    while let Ok((stream, peer)) = listener.accept() {
+        let taken = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        accepted.extend(taken.map(|stream| (stream, peer)));
+    }
+    accepted
+}
+
+struct Connection<H> {
+    peer: SocketAddr,
+    drain: Arc<Drain>,
+    handler: H,
+}
+
+impl<H, F, B> Connection<H>
+where
+    H: Fn(Request<Incoming>, SocketAddr) -> F,
+    F: Future<Output = Response<B>>,
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    /// Serves requests until either side is done with the connection.
+    async fn serve(self, stream: TcpStream, mut work: Work) {
+        // Each piece of a stream must leave at once. Without it they only come later, which is no reason to refuse.
+        let _ = stream.set_nodelay(true);
+        let activity = Arc::new(Activity::default());
+        let stream = TrackedStream::new(stream, Arc::clone(&activity));
+        let service = service_fn(|request| {
+            let busy = Busy::begin(&activity, self.drain.begin_exchange());
+            let response = (self.handler)(request, self.peer);
+            async {
+                let mut response = response.await;
+                if self.drain.has_started() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, busy)))
+            }
+        });
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BUFFER_MAX);
+        let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let mut connection = pin!(connection);
+        // How a connection ended is for the client to know: it either has its answer or sees that it has not.
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            _ = work.drain_started() => {}
+        }
+        let mut seen = None;
+        while !activity.was_quiet_since(&mut seen) {
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = tokio::time::sleep(QUIET) => {}
+            }
+        }
+        connection.as_mut().graceful_shutdown();
+        let _ = connection.await;
+    }
+}

@@ -1,0 +1,63 @@
+//! What happens on one connection, as far as it must be known to close it well.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::drain::Exchange;
+
+/// Shared by a connection's stream, its exchanges and whoever closes it.
+#[derive(Debug, Default)]
+pub(super) struct Activity {
+    begun: AtomicUsize,
+    over: AtomicUsize,
+    /// Bytes have come after an exchange: a head in the making.
+    head_begun: AtomicBool,
+    /// Bytes have come within the last exchange: a body, which may not be at its end.
+    body_seen: AtomicBool,
+}
+
+/// An exchange on a connection, counted both there and by the drain.
+#[derive(Debug)]
+pub(super) struct Busy {
+    activity: Arc<Activity>,
+    _exchange: Exchange,
+}
+
+impl Activity {
+    fn is_busy(&self) -> bool {
+        self.over.load(Ordering::Relaxed) != self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Notes that bytes have come.
+    pub(super) fn hear(&self) {
+        let flag = if self.is_busy() { &self.body_seen } else { &self.head_begun };
+        flag.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the client may still be sending the body of the last request.
+    pub(super) fn may_be_sending(&self) -> bool {
+        self.body_seen.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is going on, and nothing has since the last call with the same `seen`.
+    pub(super) fn was_quiet_since(&self, seen: &mut Option<usize>) -> bool {
+        let begun = self.begun.load(Ordering::Relaxed);
+        let idle = !self.is_busy() && !self.head_begun.load(Ordering::Relaxed);
+        seen.replace(begun) == Some(begun) && idle
+    }
+}
+
+impl Busy {
+    pub(super) fn begin(activity: &Arc<Activity>, exchange: Exchange) -> Self {
+        activity.head_begun.store(false, Ordering::Relaxed);
+        activity.body_seen.store(false, Ordering::Relaxed);
+        activity.begun.fetch_add(1, Ordering::Relaxed);
+        Self { activity: Arc::clone(activity), _exchange: exchange }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.activity.over.fetch_add(1, Ordering::Relaxed);
+    }
+}

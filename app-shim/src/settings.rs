@@ -1,0 +1,237 @@
+//! What was typed, turned into values that need no further checks.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::cli::{Args, HealthSource};
+
+/// The guide's port of the first backend.
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 3008);
+/// The longest any duration may be. Past any deploy's patience, and far from where sums overflow.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Everything the program can be told.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) path: Path,
+    pub(crate) app: AppAddress,
+    pub(crate) health_path: String,
+    pub(crate) health: HealthSource,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) kill_after: Duration,
+    pub(crate) start_timeout: Duration,
+    pub(crate) metrics: Option<SocketAddr>,
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Whether we sit in the path of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// Clients connect to us, here.
+    Through(SocketAddr),
+    /// Clients connect to the app; health may be served here.
+    Beside(Option<SocketAddr>),
+}
+
+/// Where the app listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AppAddress {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Options that can't be meant together, or a value that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SettingsError {
+    #[error("{0:?} is not an address: write ip:port, as in \"0.0.0.0:3008\"")]
+    Listen(String),
+    #[error("{0:?} is not an address: write ip:port, localhost:port or unix:/path, and no port 0")]
+    App(String),
+    #[error("{0:?} is not a duration: write a whole number and ms, s, m or h, at most 24h, as in \"30s\"")]
+    Duration(String),
+    #[error("{0:?} is not a path: begin with / and write no ? or #, as in \"/api/health\"")]
+    Path(String),
+    #[error("--listen and --app are both {0}: the app needs a port of its own")]
+    SamePort(SocketAddr),
+    #[error("--supervise-only needs --app to be ip:port: connections to a Unix socket can't be told apart")]
+    SuperviseUnix,
+}
+
+impl Settings {
+    pub(crate) fn new(args: Args) -> Result<Self, SettingsError> {
+        let path = match (args.supervise_only, args.listen) {
+            (false, listen) => Path::Through(listen.unwrap_or(DEFAULT_LISTEN)),
+            (true, listen) => Path::Beside(listen),
+        };
+        let listens = [path.listen(), args.metrics].into_iter().flatten();
+        match &args.app {
+            AppAddress::Unix(_) if args.supervise_only => return Err(SettingsError::SuperviseUnix),
+            AppAddress::Tcp(app) => {
+                if let Some(same) = listens.into_iter().find(|listen| collide(*listen, *app)) {
+                    return Err(SettingsError::SamePort(same));
+                }
+            }
+            AppAddress::Unix(_) => {}
+        }
+        Ok(Self {
+            path,
+            app: args.app,
+            health_path: args.health_path,
+            health: args.health,
+            drain_timeout: args.drain_timeout,
+            kill_after: args.kill_after,
+            start_timeout: args.start_timeout,
+            metrics: args.metrics,
+            command: args.command,
+        })
+    }
+}
+
+/// Whether two listeners can't both have their port.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+impl Path {
+    /// Where we listen.
+    pub(crate) fn listen(self) -> Option<SocketAddr> {
+        match self {
+            Self::Through(listen) => Some(listen),
+            Self::Beside(listen) => listen,
+        }
+    }
+}
+
+impl AppAddress {
+    /// What tells the app where to listen: Next.js and most others read `PORT`, Next.js also `HOSTNAME`. Node listens
+    /// on a Unix socket if the port is a path.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Tcp(address) => {
+                vec![("PORT", address.port().to_string()), ("HOSTNAME", address.ip().to_string())]
+            }
+            Self::Unix(path) => vec![("PORT", path.display().to_string())],
+        }
+    }
+}
+
+impl FromStr for AppAddress {
+    type Err = SettingsError;
+
+    fn from_str(text: &str) -> Result<Self, SettingsError> {
+        let wrong = || SettingsError::App(shortened(text));
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = PathBuf::from(path);
+            return if path.is_absolute() { Ok(Self::Unix(path)) } else { Err(wrong()) };
+        }
+        let address = match text.strip_prefix("localhost:") {
+            Some(port) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port.parse().map_err(|_| wrong())?),
+            None => text.parse().map_err(|_| wrong())?,
+        };
+        if address.port() == 0 { Err(wrong()) } else { Ok(Self::Tcp(address)) }
+    }
+}
+
+impl fmt::Display for AppAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Reads an address to listen on. Port 0 is any free port.
+pub(crate) fn listen_address(text: &str) -> Result<SocketAddr, SettingsError> {
+    text.parse().map_err(|_| SettingsError::Listen(shortened(text)))
+}
+
+/// Reads the path of a URL.
+pub(crate) fn path(text: &str) -> Result<String, SettingsError> {
+    let good =
+        text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
+    if good { Ok(text.to_owned()) } else { Err(SettingsError::Path(shortened(text))) }
+}
+
+/// Reads a duration.
+pub(crate) fn duration(text: &str) -> Result<Duration, SettingsError> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number = text[..digits].parse::<u64>().ok();
+    let factor = match &text[digits..] {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        _ => None,
+    };
+    let millis = number.zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    let duration = millis.map(Duration::from_millis).filter(|duration| *duration <= DURATION_MAX);
+    duration.ok_or_else(|| SettingsError::Duration(shortened(text)))
+}
+
+/// Enough of it to be recognised in a message.
+fn shortened(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn read(arguments: &[&str]) -> Result<Settings, SettingsError> {
+        let typed = ["app-shim"].iter().chain(arguments).chain(&["--", "app"]);
+        Settings::new(Args::try_parse_from(typed).unwrap())
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_guide() {
+        let settings = read(&["--health", "shim"]).unwrap();
+        assert_eq!(settings.path, Path::Through("0.0.0.0:3008".parse().unwrap()));
+        assert_eq!(settings.app.to_string(), "127.0.0.1:3000");
+        assert_eq!(settings.health_path, "/api/health");
+        assert_eq!(settings.drain_timeout, Duration::from_secs(30));
+        assert_eq!(settings.kill_after, Duration::from_secs(5));
+        assert_eq!(read(&["--supervise-only"]).unwrap().path, Path::Beside(None));
+    }
+
+    #[test]
+    fn an_app_address_is_tcp_or_unix_and_tells_the_app_where_to_listen() {
+        let environment = |text: &str| text.parse::<AppAddress>().unwrap().environment();
+        let tcp = |port: &str, host: &str| vec![("PORT", port.to_owned()), ("HOSTNAME", host.to_owned())];
+        assert_eq!(environment("127.0.0.1:3000"), tcp("3000", "127.0.0.1"));
+        assert_eq!(environment("localhost:80"), tcp("80", "127.0.0.1"));
+        assert_eq!(environment("[::1]:80"), tcp("80", "::1"));
+        assert_eq!(environment("unix:/run/app.sock"), [("PORT", "/run/app.sock".to_owned())]);
+        for bad in
+            ["", "3000", "app:3000", "127.0.0.1", "127.0.0.1:0", "localhost:x", "unix:", "unix:app.sock"]
+        {
+            assert!(bad.parse::<AppAddress>().is_err(), "{bad:?} passed");
+        }
+    }
+
+    #[test]
+    fn durations_carry_a_unit_and_end_with_a_day() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("24h"), Ok(DURATION_MAX));
+        for bad in ["", "30", "s", "-1s", "1.5s", "30 s", "1d", "25h", "99999999999999999999s", "ä"] {
+            assert!(duration(bad).is_err(), "{bad:?} passed");
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_before_anything_starts() {
+        let same = read(&["--listen", "0.0.0.0:3000", "--app", "127.0.0.1:3000"]).unwrap_err();
+        assert!(same.to_string().contains("needs a port of its own"), "{same}");
+        let unix = read(&["--supervise-only", "--app", "unix:/run/app.sock"]).unwrap_err();
+        assert_eq!(unix, SettingsError::SuperviseUnix);
+        for bad in ["health", "/a?b", "/a#b", "/a b", "/ä"] {
+            assert!(path(bad).is_err(), "{bad:?} passed");
+        }
+    }
+}

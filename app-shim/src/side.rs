@@ -1,0 +1,46 @@
+//! What is served beside the path of requests, until the very end: health, and metrics if asked for.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+
+use crate::checks::Checks;
+use crate::drain::Drain;
+use crate::metrics::Meters;
+use crate::server;
+
+/// More than any operator and prober need at once.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Starts serving. Ends with the runtime.
+pub(crate) fn start(
+    listener: TcpListener,
+    checks: Arc<Checks>,
+    meters: Option<Arc<Meters>>,
+) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let handler = move |request: Request<Incoming>, _: SocketAddr| {
+        let (checks, meters) = (Arc::clone(&checks), meters.clone());
+        async move {
+            match meters {
+                _ if checks.is_asked(&request) => checks.answer(0).await,
+                Some(meters) if request.uri().path() == "/metrics" => text(StatusCode::OK, meters.render()),
+                _ => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
+            }
+        }
+    };
+    // Its own drain never starts, and nobody waits for it.
+    tokio::spawn(server::serve(listener, Arc::new(Drain::default()), CONNECTIONS_MAX, handler));
+    Ok(())
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));
+    response
+}

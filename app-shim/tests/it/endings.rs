@@ -1,0 +1,117 @@
+//! Every way the whole can end, and its exit code.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::shim::{Shim, TALKER, command, sample_app};
+
+/// Where no app is. A Unix socket, so that nobody else can be there.
+const NOWHERE: &str = "unix:/nonexistent/app.sock";
+
+#[tokio::test]
+async fn an_app_that_ends_by_itself_ends_the_shim_with_its_code() {
+    for (script, code) in [("exit 0", 0), ("exit 1", 1), ("exit 2", 2), ("exit 255", 255)] {
+        let mut shim = Shim::start(NOWHERE, &[], script);
+        assert_eq!(shim.code().await, Some(code), "{script}");
+        shim.log.wait_for(&format!("App ended by itself with exit code {code}")).await;
+    }
+}
+
+#[tokio::test]
+async fn an_app_ended_by_a_signal_gives_128_and_the_signal() {
+    for (signal, code) in [("KILL", 137), ("SEGV", 139), ("TERM", 143)] {
+        let mut shim = Shim::start(NOWHERE, &[], &format!("kill -{signal} $$"));
+        assert_eq!(shim.code().await, Some(code), "{signal}");
+        shim.log.wait_for(&format!("App was ended by signal {} (exit code {code})", code - 128)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_executed_gives_126_and_what_does_not_exist_127() {
+    for (program, code) in
+        [("/etc/passwd", 126), ("/", 126), ("no-such-program", 127), ("/no/such/program", 127)]
+    {
+        let mut shim = Shim::spawn(command(&["--listen", "127.0.0.1:0"], &[program]));
+        assert_eq!(shim.code().await, Some(code), "{program}");
+        shim.log.wait_for(&format!("cannot start \"{program}\": ")).await;
+    }
+}
+
+#[tokio::test]
+async fn wrong_options_give_2_and_a_port_that_is_taken_gives_125() {
+    let mut wrong = Shim::spawn(command(&["--drain-timeout", "soon"], &["true"]));
+    assert_eq!(wrong.code().await, Some(2));
+    wrong.log.wait_for("is not a duration").await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let holder = std::net::TcpListener::bind(taken).unwrap();
+    let mut shim = Shim::spawn(command(&["--listen", &taken.to_string()], &["sh", "-c", "echo started"]));
+    assert_eq!(shim.code().await, Some(125));
+    shim.log.wait_for(&format!("cannot listen on {taken}: ")).await;
+    assert!(shim.output.to_end().await.is_empty(), "the app must not be started");
+    drop(holder);
+}
+
+#[tokio::test]
+async fn an_app_that_never_accepts_is_stopped_after_the_start_timeout() {
+    let mut shim = Shim::start(NOWHERE, &["--start-timeout", "200ms"], TALKER);
+    assert_eq!(shim.code().await, Some(125));
+    shim.log.wait_for("App does not accept connections on unix:/nonexistent/app.sock after 200ms").await;
+    assert!(shim.output.to_end().await.contains(&"got TERM".to_owned()));
+}
+
+#[tokio::test]
+async fn sigterm_and_sigint_end_an_idle_shim_with_0() {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+        let (mut shim, _) = Shim::serving(&[]).await;
+        shim.signal(signal);
+        assert_eq!(shim.code().await, Some(0));
+        shim.log.wait_for(&format!("Received {name}")).await;
+        assert!(shim.output.to_end().await.contains(&"got TERM".to_owned()), "the app always gets SIGTERM");
+    }
+}
+
+#[tokio::test]
+async fn sigterm_during_start_up_ends_with_0_at_once() {
+    let mut shim = Shim::start(NOWHERE, &[], TALKER);
+    shim.output.wait_for("ready").await;
+    shim.signal(Signal::TERM);
+    assert_eq!(shim.code().await, Some(0));
+    for line in [
+        "Received SIGTERM",
+        "Stopping new",
+        "Draining 0 active",
+        "All connections drained",
+        "exiting gracefully",
+    ] {
+        shim.log.wait_for(line).await;
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_ignores_sigterm_is_killed_and_137_recorded() {
+    let app = sample_app().await.to_string();
+    let mut shim = Shim::start(
+        &app,
+        &["--kill-after", "300ms"],
+        "trap '' TERM; echo ready; while :; do sleep 0.01; done",
+    );
+    shim.output.wait_for("ready").await;
+    let told_at = Instant::now();
+    shim.signal(Signal::TERM);
+    assert_eq!(shim.code().await, Some(137));
+    assert!(told_at.elapsed() >= Duration::from_millis(300));
+    shim.log.wait_for("App is still running 300ms after SIGTERM: killing it (exit code 137)").await;
+}
+
+#[tokio::test]
+async fn a_further_sigterm_does_not_wait_for_a_stubborn_app() {
+    let app = sample_app().await.to_string();
+    let mut shim =
+        Shim::start(&app, &["--kill-after", "1h"], "trap '' TERM; echo ready; while :; do sleep 0.01; done");
+    shim.output.wait_for("ready").await;
+    shim.signal(Signal::TERM);
+    shim.log.wait_for("All connections drained").await;
+    shim.signal(Signal::TERM);
+    assert_eq!(shim.code().await, Some(137));
+}

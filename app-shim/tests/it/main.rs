@@ -1,0 +1,8 @@
+//! The shim as a real process, with real children and real sockets.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, helpers too may fail by panicking")]
+
+mod endings;
+mod http;
+mod shim;
+mod signals;

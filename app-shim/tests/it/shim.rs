@@ -1,0 +1,163 @@
+//! A shim as a process, and a deadline for every wait.
+//!
+//! Where a test needs an app that answers, it is a sample app in this process, while the shim's child is a shell
+//! that says which signals it gets. Where the child itself must answer, it listens on a Unix socket, so that no port
+//! has to be guessed.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{oneshot, watch};
+use uh_sample_app::server::Server;
+use uh_sample_app::settings::Settings;
+
+/// Far beyond what anything here takes, so that only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A child that says which signals it gets, and goes on. It ends with 0 on SIGTERM.
+pub(crate) const TALKER: &str = "
+    for s in HUP QUIT USR1 USR2 ALRM WINCH; do trap \"echo got $s\" $s; done
+    trap 'echo got TERM; exit 0' TERM
+    echo ready
+    while :; do sleep 0.01; done";
+
+/// Waits for something that must happen.
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("gave up waiting for {what}"))
+}
+
+/// A sample app in this process, as `green 1.2.3`.
+pub(crate) async fn sample_app() -> SocketAddr {
+    let variables = [("PORT", "0"), ("DEPLOYMENT_ENV", "green"), ("APP_VERSION", "1.2.3")];
+    let settings = Settings::from_lookup(|name| {
+        variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into())
+    });
+    let server = Server::bind(settings.unwrap()).await.unwrap();
+    let address = server.local_addr();
+    tokio::spawn(async move {
+        let (_never, stop) = oneshot::channel::<()>();
+        server.serve_until(stop).await;
+    });
+    address
+}
+
+/// A running shim.
+pub(crate) struct Shim {
+    child: Child,
+    /// What it says, line by line.
+    pub(crate) log: Lines,
+    /// What its child says.
+    pub(crate) output: Lines,
+}
+
+/// Lines that come from a process.
+#[derive(Clone)]
+pub(crate) struct Lines(watch::Receiver<Vec<String>>, Arc<Mutex<usize>>);
+
+impl Lines {
+    fn of(stream: impl AsyncRead + Unpin + Send + 'static) -> Self {
+        let (sender, receiver) = watch::channel(Vec::new());
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stream).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                sender.send_modify(|lines| lines.push(line));
+            }
+        });
+        Self(receiver, Arc::default())
+    }
+
+    /// All that has come.
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.0.borrow().clone()
+    }
+
+    /// Waits for a line with these words, after the one that was found last, and gives it.
+    pub(crate) async fn wait_for(&self, words: &str) -> String {
+        let find = |lines: &Vec<String>| {
+            let mut read = self.1.lock().unwrap();
+            let found = lines.iter().skip(*read).position(|line| line.contains(words))?;
+            *read += found + 1;
+            Some(lines[*read - 1].clone())
+        };
+        let mut receiver = self.0.clone();
+        let mut found = None;
+        let waiting = receiver.wait_for(|lines| {
+            found = find(lines);
+            found.is_some()
+        });
+        let ended =
+            tokio::time::timeout(PATIENCE, waiting).await.map(|waited| waited.is_err()).unwrap_or(true);
+        assert!(!ended, "nobody says {words:?}: {:#?}", self.all());
+        found.unwrap()
+    }
+
+    /// Waits until the process and all its children have closed the stream, and gives all that has come.
+    pub(crate) async fn to_end(&self) -> Vec<String> {
+        let mut receiver = self.0.clone();
+        within("the end of the output", async { while receiver.changed().await.is_ok() {} }).await;
+        self.all()
+    }
+}
+
+/// A command line for the shim, with its own standard streams.
+pub(crate) fn command(options: &[&str], command: &[&str]) -> Command {
+    let mut shim = Command::new(env!("CARGO_BIN_EXE_app-shim"));
+    shim.args(options).arg("--").args(command);
+    shim.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    shim
+}
+
+impl Shim {
+    /// Starts one in the path of the app at this address, with a shell script as its child.
+    pub(crate) fn start(app: &str, options: &[&str], script: &str) -> Self {
+        let path = ["--listen", "127.0.0.1:0", "--app", app];
+        Self::spawn(command(&[&path, options].concat(), &["sh", "-c", script]))
+    }
+
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let log = Lines::of(child.stderr.take().unwrap());
+        let output = Lines::of(child.stdout.take().unwrap());
+        Self { child, log, output }
+    }
+
+    /// Starts one in front of a sample app, and waits until it serves.
+    pub(crate) async fn serving(options: &[&str]) -> (Self, SocketAddr) {
+        let app = sample_app().await;
+        let shim = Self::start(&app.to_string(), options, TALKER);
+        let address = shim.address().await;
+        shim.log.wait_for("App accepts connections").await;
+        shim.output.wait_for("ready").await;
+        (shim, address)
+    }
+
+    /// Where it listens.
+    pub(crate) async fn address(&self) -> SocketAddr {
+        let line = self.log.wait_for("Listening on ").await;
+        line.split("Listening on ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().unwrap() as i32).unwrap()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn status(&mut self) -> ExitStatus {
+        within("the shim to end", self.child.wait()).await.unwrap()
+    }
+
+    /// Waits for its end and gives the exit code.
+    pub(crate) async fn code(&mut self) -> Option<i32> {
+        self.status().await.code()
+    }
+}
