@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{Parser, ValueEnum};
 
+use crate::ask;
 use crate::exit::Exit;
 use crate::run;
 use crate::settings::{self, AppAddress, Settings};
@@ -46,8 +47,11 @@ pub(crate) struct Args {
     /// Serve Prometheus metrics and health here, until the very end
     #[arg(long, value_name = "ADDRESS", env = "APP_SHIM_METRICS", value_parser = settings::listen_address)]
     pub(crate) metrics: Option<std::net::SocketAddr>,
+    /// Start nothing; ask the shim that listens there whether it is healthy. Exit code 0 if it is: for HEALTHCHECK
+    #[arg(long, conflicts_with = "command")]
+    pub(crate) check: bool,
     /// The app
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present = "check", value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
 
@@ -64,7 +68,17 @@ pub(crate) enum HealthSource {
 
 /// Parses the command line, runs the app to its end, and says how it went.
 pub fn main() -> ExitCode {
-    let settings = match Settings::new(Args::parse()) {
+    let args = Args::parse();
+    if args.check {
+        return match ask::ask(args.listen.unwrap_or(settings::DEFAULT_LISTEN), &args.health_path) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(reason) => {
+                let _ = writeln!(io::stderr(), "app-shim: {reason}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let settings = match Settings::new(args) {
         Ok(settings) => settings,
         Err(error) => {
             let _ = writeln!(io::stderr(), "app-shim: {error}");
@@ -95,7 +109,7 @@ mod tests {
     fn every_option_is_also_a_variable() {
         for argument in Args::command().get_arguments().filter(|argument| argument.get_long().is_some()) {
             let Some(variable) = argument.get_env() else {
-                assert!(["help", "version"].contains(&argument.get_id().as_str()));
+                assert!(["help", "version", "check"].contains(&argument.get_id().as_str()));
                 continue;
             };
             let long = argument.get_long().unwrap().to_uppercase().replace('-', "_");

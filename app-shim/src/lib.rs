@@ -7,8 +7,10 @@
 //! In reading order. For both: [`drain`] (what is in flight), [`server`] (accept, serve, leave), [`health`] (what is
 //! said of it). The program: [`cli`] → `settings` → `run` (puts it together) → `supervise` (the order of events) on
 //! top of `signals`, `process` (the app), `exit` and `log`; `forward` carries the requests, `checks` answers health
-//! checks, `metrics` counts, and `side` serves both beside the path.
+//! checks, `metrics` counts, and `side` serves both beside the path. `ask` is the other end of a health
+//! check: `--check`, for images that have no curl.
 
+mod ask;
 mod checks;
 pub mod cli;
 pub mod drain;

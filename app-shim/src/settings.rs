@@ -10,7 +10,8 @@ use std::time::Duration;
 use crate::cli::{Args, HealthSource};
 
 /// The guide's port of the first backend.
-const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 3008);
+pub(crate) const DEFAULT_LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 3008);
 /// The longest any duration may be. Past any deploy's patience, and far from where sums overflow.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 

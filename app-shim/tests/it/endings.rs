@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::shim::{Shim, TALKER, command, sample_app};
+use crate::shim::{Shim, TALKER, command, sample_app, within};
 
 /// Where no app is. A Unix socket, so that nobody else can be there.
 const NOWHERE: &str = "unix:/nonexistent/app.sock";
@@ -114,4 +114,25 @@ async fn a_further_sigterm_does_not_wait_for_a_stubborn_app() {
     shim.log.wait_for("All connections drained").await;
     shim.signal(Signal::TERM);
     assert_eq!(shim.code().await, Some(137));
+}
+
+#[tokio::test]
+async fn a_check_is_0_while_the_shim_is_healthy_and_1_with_the_reason_when_it_is_not() {
+    let check = async |address: &str| {
+        let mut check = tokio::process::Command::new(env!("CARGO_BIN_EXE_app-shim"));
+        check.args(["--check", "--listen", address]);
+        within("a check", check.output()).await.unwrap()
+    };
+    let (_healthy, address) = Shim::serving(&[]).await;
+    assert_eq!(check(&address.to_string()).await.status.code(), Some(0));
+
+    let starting = Shim::start(NOWHERE, &[], TALKER);
+    let said = check(&starting.address().await.to_string()).await;
+    assert_eq!(said.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&said.stderr).contains("\"status\":\"starting\""), "{said:?}");
+
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let said = check(&nobody.to_string()).await;
+    assert_eq!(said.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&said.stderr).contains("does not answer"), "{said:?}");
 }
