@@ -75,8 +75,13 @@ async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_versi
     let blue = SampleApp::start("blue", "1.0.0", dir.path()).await.unwrap();
     let bad = [("FAIL_PERCENT", "10")];
     let green = SampleApp::start_with(&bad, "green", "1.0.1", dir.path()).await.unwrap();
-    let setup =
-        Setup { dir: dir.path(), state_dir: dir.path(), access_log: "off", backends: [&blue, &green] };
+    let setup = Setup {
+        dir: dir.path(),
+        state_dir: dir.path(),
+        access_log: "off",
+        extra: "",
+        backends: [&blue, &green],
+    };
     let front_door = FrontDoor::start(&setup).await.unwrap();
     let metrics = front_door.admin.status().await.unwrap().proxy.metrics.unwrap();
     let prometheus = Prometheus::start(dir.path(), &metrics).await.unwrap();
