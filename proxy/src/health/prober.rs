@@ -69,10 +69,16 @@ fn targets(board: &Board) -> Vec<Target> {
 fn look_after(target: Target, board: &Arc<Board>, news: &Arc<HealthNews>) {
     if let Address::Name(host, port) = target.endpoint.address.clone() {
         let (board, target) = (Arc::clone(board), target.clone());
-        let (endpoint, resolve) = (Arc::clone(&target.endpoint), target.service.resolve.clone());
+        let endpoint = Arc::clone(&target.endpoint);
         tokio::spawn(async move {
             let look_up = || resolver::lookup(host.clone(), port);
-            resolver::keep_resolving(endpoint, resolve, look_up, || is_registered(&board, &target)).await;
+            // Asked anew each time: a reload may change the interval and leave the endpoint as it is.
+            let settings = || {
+                let snapshot = board.snapshot();
+                let state = snapshot.service(target.service.name.as_str());
+                state.filter(|_| is_registered(&board, &target)).map(|state| state.config.resolve.clone())
+            };
+            resolver::keep_resolving(endpoint, look_up, settings).await;
         });
     }
     if target.service.health.enabled {

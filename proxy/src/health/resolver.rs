@@ -29,17 +29,16 @@ pub async fn lookup(host: String, port: u16) -> Result<Box<[SocketAddr]>, String
     if addresses.is_empty() { Err("the name has no address".to_owned()) } else { Ok(addresses.into()) }
 }
 
-/// Keeps an endpoint's addresses up to date for as long as `is_wanted`. There is never more than one lookup of it at a
+/// Keeps an endpoint's addresses up to date for as long as `settings` gives any. There is never more than one lookup of it at a
 /// time: one that overruns its time is told as a failure, and then waited for.
 pub async fn keep_resolving<L>(
     endpoint: Arc<Endpoint>,
-    resolve: Resolve,
     look_up: impl Fn() -> L,
-    is_wanted: impl Fn() -> bool,
+    settings: impl Fn() -> Option<Resolve>,
 ) where
     L: Future<Output = Result<Box<[SocketAddr]>, String>>,
 {
-    while is_wanted() {
+    while let Some(resolve) = settings() {
         let lookup = look_up();
         tokio::pin!(lookup);
         let found = match tokio::time::timeout(resolve.timeout, &mut lookup).await {
@@ -119,7 +118,7 @@ mod tests {
         ]);
         let running = Arc::clone(&endpoint);
         let task = tokio::spawn(async move {
-            keep_resolving(running, RESOLVE, || std::future::ready(found()), || true).await;
+            keep_resolving(running, || std::future::ready(found()), || Some(RESOLVE)).await;
         });
         until(&endpoint, |addresses, failing| addresses == [at(2), at(3)] && failing).await;
         task.abort();
@@ -136,7 +135,7 @@ mod tests {
                 assert_eq!(counted.fetch_add(1, Ordering::SeqCst), 0, "two lookups at once");
                 std::future::pending()
             };
-            keep_resolving(target, RESOLVE, hang, || true).await;
+            keep_resolving(target, hang, || Some(RESOLVE)).await;
         });
         until(&endpoint, |addresses, failing| addresses == [at(1)] && failing).await;
         tokio::time::sleep(3 * RESOLVE.timeout).await;
