@@ -13,6 +13,7 @@ pub mod watcher;
 pub mod websocket;
 
 pub mod controller;
+pub mod fickle;
 pub mod front_door;
 pub mod mounts;
 pub mod process;
