@@ -27,4 +27,5 @@ mod observed;
 mod recorder;
 mod reload;
 mod routing;
+mod stale;
 mod wire;

@@ -1,0 +1,215 @@
+//! Kept connections to a backend that die: on the way to being used, or long before; and a real Node server.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::harness::{Home, Proxy, read_head, soon, until};
+use crate::wire::Wire;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// How a backend drops a kept connection when the next request comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Death {
+    /// Having read the request, it closes: the front door reads the end.
+    End,
+    /// With the request unread, it resets: the front door's read fails.
+    Reset,
+}
+
+fn reset(stream: &TcpStream) {
+    socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// Answers the first request of each connection, and drops it at the second. Returns how many second ones it has read.
+async fn dies_at_the_second(death: Death) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let read = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&read);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let count = Arc::clone(&count);
+            tokio::spawn(async move {
+                if read_head(&mut stream).await.is_none() || stream.write_all(OK).await.is_err() {
+                    return;
+                }
+                if !matches!(stream.peek(&mut [0]).await, Ok(1)) {
+                    return;
+                }
+                match death {
+                    Death::End => {
+                        read_head(&mut stream).await;
+                        count.fetch_add(1, Ordering::SeqCst);
+                    }
+                    Death::Reset => reset(&stream),
+                }
+            });
+        }
+    });
+    (address, read)
+}
+
+async fn before(address: std::net::SocketAddr) -> (Home, Proxy) {
+    let service = "[services.app.health]\nenabled = false";
+    let home = Home::new(address, "127.0.0.1:9").server("threads = 1").service(service);
+    let proxy = home.start().await;
+    (home, proxy)
+}
+
+async fn retries(proxy: &Proxy) -> usize {
+    let text = proxy.client.metrics().await.unwrap();
+    let line = "uh_proxy_retries_total{service=\"app\",backend=\"blue\",reason=\"stale_connection\"} ";
+    text.lines().find_map(|found| found.strip_prefix(line)).map_or(0, |count| count.parse().unwrap())
+}
+
+const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+
+#[tokio::test]
+async fn a_get_survives_a_connection_that_ends_or_is_reset_as_it_is_used_and_a_post_is_not_repeated() {
+    for death in [Death::End, Death::Reset] {
+        let (address, read) = dies_at_the_second(death).await;
+        let (_home, proxy) = before(address).await;
+        let mut wire = Wire::connect(proxy.address).await;
+        for _ in 0..50 {
+            assert_eq!(wire.get("/").await.status, 200, "{death:?}");
+        }
+        assert_eq!(retries(&proxy).await, 49, "{death:?}: not every kept connection died");
+        let before = read.load(Ordering::SeqCst);
+        // The connection that the last one left behind dies under the first of these: nobody knows if it was carried
+        // out. The second finds none and makes its own.
+        wire.send(POST).await;
+        assert_eq!(wire.response().await.status, 502, "{death:?}");
+        wire.send(POST).await;
+        assert_eq!(wire.response().await.status, 200, "{death:?}");
+        assert_eq!(retries(&proxy).await, 49, "{death:?}: a POST was sent twice");
+        let reads = usize::from(death == Death::End);
+        assert_eq!(read.load(Ordering::SeqCst) - before, reads, "{death:?}");
+    }
+}
+
+/// Many requests come at the same moment, and with the first one the backend resets all other kept connections: the
+/// front door has looked at its sockets just before, so that it finds out when it writes or when it reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_onto_connections_that_are_reset_meanwhile_gives_no_get_an_error() {
+    const CLIENTS: usize = 60;
+    const ROUNDS: usize = 8;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let burst = Arc::new(watch::Sender::new(0u64));
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let burst = Arc::clone(&burst);
+            tokio::spawn(async move {
+                let mut kept = false;
+                loop {
+                    let (mut news, mut first) = (burst.subscribe(), [0]);
+                    tokio::select! {
+                        _ = news.changed(), if kept => return reset(&stream),
+                        _ = stream.peek(&mut first) => {}
+                    }
+                    if read_head(&mut stream).await.is_none() {
+                        return;
+                    }
+                    burst.send_modify(|burst| *burst += 1);
+                    if stream.write_all(OK).await.is_err() {
+                        return;
+                    }
+                    kept = true;
+                }
+            });
+        }
+    });
+    let (_home, proxy) = before(address).await;
+    let mut wires = Vec::new();
+    for _ in 0..CLIENTS {
+        wires.push(Wire::connect(proxy.address).await);
+    }
+    for _ in 0..ROUNDS {
+        // Stopped, the front door finds all of them at once when it goes on.
+        proxy.signal(rustix::process::Signal::STOP);
+        for wire in &mut wires {
+            wire.send(crate::wire::get("/")).await;
+        }
+        proxy.signal(rustix::process::Signal::CONT);
+        for wire in &mut wires {
+            assert_eq!(wire.response().await.status, 200);
+        }
+    }
+    assert!(retries(&proxy).await > 0, "no connection died in time: this shows nothing");
+}
+
+/// What the front door may keep is told by the backend, a second less; here, that is nothing.
+#[tokio::test]
+async fn a_shorter_keep_alive_of_the_backend_is_honoured() {
+    let accepted = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&accepted);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                while read_head(&mut stream).await.is_some() {
+                    let reply =
+                        b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=1, max=9\r\nContent-Length: 0\r\n\r\n";
+                    let _ = stream.write_all(reply).await;
+                }
+            });
+        }
+    });
+    let (_home, proxy) = before(address).await;
+    let mut wire = Wire::connect(proxy.address).await;
+    for _ in 0..3 {
+        assert_eq!(wire.get("/").await.status, 200);
+    }
+    assert_eq!(accepted.load(Ordering::SeqCst), 3);
+}
+
+/// Node as it comes closes a connection after 5 s. The front door lets go before, by its own default and by what Node
+/// announces, so that neither GET nor POST ever meets the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_server_with_its_default_keep_alive_gives_no_error() {
+    const CLIENTS: u64 = 24;
+    const SCRIPT: &str = "const server = require('node:http').createServer((request, response) => {
+        request.resume().on('end', () => response.end('ok'));
+      });
+      server.listen(0, '127.0.0.1', () => console.log(server.address().port));";
+    let mut node = tokio::process::Command::new("node");
+    node.args(["-e", SCRIPT]).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut node = node.spawn().expect("Node (`.ci/needs test` installs it)");
+    let mut port = String::new();
+    soon("Node's port", BufReader::new(node.stdout.take().unwrap()).read_line(&mut port)).await.unwrap();
+    let service = "[services.app.health]\nenabled = false";
+    let home = Home::new(format!("127.0.0.1:{}", port.trim()), "127.0.0.1:9").service(service);
+    let proxy = home.start().await;
+    let target = proxy.address;
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            tokio::spawn(async move {
+                let mut wire = Wire::connect(target).await;
+                for pause_ms in [4000 + client * 2000 / CLIENTS, 0] {
+                    for request in 0..4 {
+                        wire.send(if request % 2 == 0 { POST.to_owned() } else { crate::wire::get("/") })
+                            .await;
+                        assert_eq!(wire.response().await.status, 200);
+                    }
+                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    until("nothing is in flight", async || {
+        (proxy.backend("blue").await.requests_in_flight == 0).then_some(())
+    })
+    .await;
+}
