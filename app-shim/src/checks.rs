@@ -13,6 +13,7 @@ use crate::cli::HealthSource;
 use crate::drain::Drain;
 use crate::health::{Health, Status};
 use crate::settings::{AppAddress, Settings};
+use crate::sockets;
 use crate::supervise::Phase;
 
 /// Answers health checks.
@@ -22,8 +23,26 @@ pub(crate) struct Checks {
     path: String,
     source: HealthSource,
     phase: watch::Receiver<Phase>,
-    drain: Arc<Drain>,
+    in_flight: InFlight,
     health: Health,
+}
+
+/// What is in flight, as far as we can know.
+#[derive(Debug)]
+pub(crate) enum InFlight {
+    /// Exchanges and tunnels that pass through us.
+    Exchanges(Arc<Drain>),
+    /// Connections to the app's port.
+    Connections(u16),
+}
+
+impl InFlight {
+    fn count(&self) -> usize {
+        match self {
+            Self::Exchanges(drain) => drain.in_flight(),
+            Self::Connections(port) => sockets::established(*port).unwrap_or_default(),
+        }
+    }
 }
 
 impl Checks {
@@ -31,14 +50,14 @@ impl Checks {
         settings: &Settings,
         health: Health,
         phase: watch::Receiver<Phase>,
-        drain: Arc<Drain>,
+        in_flight: InFlight,
     ) -> Self {
         Self {
             app: settings.app.clone(),
             path: settings.health_path.clone(),
             source: settings.health,
             phase,
-            drain,
+            in_flight,
             health,
         }
     }
@@ -67,7 +86,7 @@ impl Checks {
                 Err(reason) => (Status::Unhealthy, Some(reason)),
             },
         };
-        self.health.answer(status, self.drain.in_flight().saturating_sub(asking), reason)
+        self.health.answer(status, self.in_flight.count().saturating_sub(asking), reason)
     }
 
     async fn probe(&self) -> Result<(), String> {

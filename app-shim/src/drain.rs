@@ -48,6 +48,14 @@ pub enum Outcome {
     Cut(usize),
 }
 
+impl Outcome {
+    /// With so many left in flight.
+    #[must_use]
+    pub fn of(left: usize) -> Self {
+        if left == 0 { Self::Clean } else { Self::Cut(left) }
+    }
+}
+
 impl Default for Drain {
     fn default() -> Self {
         Self {
@@ -117,10 +125,7 @@ impl Drain {
         match tokio::time::timeout_at(deadline, closed).await {
             Ok(()) => Outcome::Clean,
             // Connections without an exchange have nothing to lose.
-            Err(_) => match self.in_flight() {
-                0 => Outcome::Clean,
-                count => Outcome::Cut(count),
-            },
+            Err(_) => Outcome::of(self.in_flight()),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod body;
 mod expect;
+mod frames;
 pub(crate) mod head;
 mod tunnel;
 pub(crate) mod upstream;

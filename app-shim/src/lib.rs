@@ -6,9 +6,9 @@
 //!
 //! In reading order. For both: [`drain`] (what is in flight), [`server`] (accept, serve, leave), [`health`] (what is
 //! said of it). The program: [`cli`] → `settings` → `run` (puts it together) → `supervise` (the order of events) on
-//! top of `signals`, `process` (the app), `exit` and `log`; `forward` carries the requests, `checks` answers health
-//! checks, `metrics` counts, and `side` serves both beside the path. `ask` is the other end of a health
-//! check: `--check`, for images that have no curl.
+//! top of `signals`, `process` (the app), `sockets` (of an app we don't sit in front of), `exit` and `log`; `forward`
+//! carries the requests, `checks` answers health checks, `metrics` counts, and `side` serves both beside the path.
+//! `ask` is the other end of a health check: `--check`, for images that have no curl.
 
 mod ask;
 mod checks;
@@ -25,4 +25,5 @@ pub mod server;
 mod settings;
 mod side;
 mod signals;
+mod sockets;
 mod supervise;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::checks::Checks;
+use crate::checks::{Checks, InFlight};
 use crate::drain::Drain;
 use crate::exit::Exit;
 use crate::forward::Forwarder;
@@ -89,7 +89,11 @@ async fn supervise(settings: Settings, bound: Bound, app: App, log: Log) -> Resu
     let meters = Arc::new(Meters::new(Arc::clone(&drain)));
     let (phase, phases) = watch::channel(Phase::Starting);
     let health = Health::new(Identity::from_lookup(|name| std::env::var(name).ok()));
-    let checks = Arc::new(Checks::new(&settings, health, phases, Arc::clone(&drain)));
+    let in_flight = match settings.watched_port() {
+        None => InFlight::Exchanges(Arc::clone(&drain)),
+        Some(port) => InFlight::Connections(port),
+    };
+    let checks = Arc::new(Checks::new(&settings, health, phases, in_flight));
     let forwarder =
         Forwarder::new(settings.app.clone(), Arc::clone(&drain), Arc::clone(&checks), Arc::clone(&meters));
     let forwarder = Arc::new(forwarder);

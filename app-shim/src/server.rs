@@ -6,6 +6,7 @@
 //! program and by Rust apps that embed it.
 
 mod activity;
+mod port;
 mod tracked;
 
 use std::convert::Infallible;
@@ -72,7 +73,7 @@ where
         }
     }
     // These clients are connected, as far as they know, and may have sent their requests.
-    for accepted in backlog(listener) {
+    for accepted in port::close(listener).await {
         spawn(accepted, None);
     }
 }
@@ -84,18 +85,6 @@ async fn accept(
     // It fails only if the semaphore is closed, which it never is.
     let permit = Arc::clone(room).acquire_owned().await.ok();
     (listener.accept().await, permit)
-}
-
-/// Takes what the kernel has accepted, and closes the port. Asks the kernel itself: the runtime may not have heard
-/// of the last ones yet.
-fn backlog(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
-    let Ok(listener) = listener.into_std() else { return Vec::new() };
-    let mut accepted = Vec::new();
-    while let Ok((stream, peer)) = listener.accept() {
-        let taken = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-        accepted.extend(taken.map(|stream| (stream, peer)));
-    }
-    accepted
 }
 
 struct Connection<H> {
@@ -129,7 +118,11 @@ where
             }
         });
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BUFFER_MAX);
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(BUFFER_MAX)
+            .max_header_size(BUFFER_MAX);
         let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let mut connection = pin!(connection);
         // How a connection ended is for the client to know: it either has its answer or sees that it has not.

@@ -92,6 +92,16 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// The app's port, if its connections are all we can count.
+    pub(crate) fn watched_port(&self) -> Option<u16> {
+        match (self.path, &self.app) {
+            (Path::Beside(_), AppAddress::Tcp(address)) => Some(address.port()),
+            _ => None,
+        }
+    }
+}
+
 /// Whether two listeners can't both have their port.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::drain::{Drain, Outcome};
 use crate::exit::Exit;
@@ -23,13 +23,18 @@ use crate::metrics::Meters;
 use crate::process::{App, Ended};
 use crate::settings::{AppAddress, Settings};
 use crate::signals::Received;
+use crate::sockets;
 
 /// How often the app is asked whether it accepts, while it starts.
 const START_POLL: Duration = Duration::from_millis(50);
 /// How often it is looked whether the last process of the app's group is gone. Most ends are told by SIGCHLD.
 const GONE_POLL: Duration = Duration::from_millis(20);
+/// How often the kernel's table is read. With thousands of connections that takes a millisecond.
+const SOCKETS_POLL: Duration = Duration::from_millis(200);
 /// How long answers may take to be written after the app has ended by itself: it has written its part.
 const SETTLE: Duration = Duration::from_secs(1);
+/// How long an app whose connections have broken may take to turn out dead.
+const DEATH_WAIT: Duration = Duration::from_millis(500);
 /// How long the kernel may take to end what was killed.
 const KILL_WAIT: Duration = Duration::from_secs(2);
 
@@ -122,22 +127,45 @@ impl Supervisor {
         if let Some(serving) = self.serving.take() {
             // It can't fail but by a panic, and then the port is closed too.
             let _ = serving.await;
+            self.log.line("Stopping new connections");
         }
-        self.log.line("Stopping new connections");
-        self.log.line(format_args!("Draining {} active connections", self.drain.in_flight()));
+        let in_flight = self.in_flight();
+        self.log.line(format_args!("Draining {in_flight} active connections"));
         let broken_before = self.meters.broken();
         tokio::select! {
-            outcome = self.drain.finish() => Ok(outcome),
+            outcome = finish(&self.drain, self.settings.watched_port()) => {
+                // Where the app dies, its connections break before its end is told.
+                if self.meters.broken() > broken_before
+                    && let Some(ended) = self.ends_within(DEATH_WAIT).await
+                {
+                    return Err(self.app_ended(ended, Some(broken_before)).await);
+                }
+                Ok(outcome)
+            }
             event = next_event(&mut self.signals, &mut self.app) => match event {
                 Event::Stop(signal) => {
                     self.log.line(format_args!("Received {signal} again: not waiting any longer"));
-                    Ok(match self.drain.in_flight() {
-                        0 => Outcome::Clean,
-                        count => Outcome::Cut(count),
-                    })
+                    Ok(Outcome::of(self.in_flight()))
                 }
                 Event::AppEnded(ended) => Err(self.app_ended(ended, Some(broken_before)).await),
             }
+        }
+    }
+
+    async fn ends_within(&mut self, timeout: Duration) -> Option<Ended> {
+        match tokio::time::timeout(timeout, next_event(&mut self.signals, &mut self.app)).await {
+            Ok(Event::AppEnded(ended)) => Some(ended),
+            Ok(Event::Stop(_)) | Err(_) => None,
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        match self.settings.watched_port() {
+            None => self.drain.in_flight(),
+            Some(port) => sockets::established(port).unwrap_or_else(|error| {
+                self.log.line(format_args!("Cannot tell the app's connections: {error}"));
+                0
+            }),
         }
     }
 
@@ -184,7 +212,7 @@ impl Supervisor {
             if self.app.is_gone() {
                 return true;
             }
-            let wait = tokio::time::sleep_until(deadline.min(Instant::now() + GONE_POLL));
+            let wait = sleep_until(deadline.min(Instant::now() + GONE_POLL));
             tokio::select! {
                 () = wait => if Instant::now() >= deadline { return false },
                 received = self.signals.recv() => match received {
@@ -217,6 +245,22 @@ impl Supervisor {
             Ended::Exited(0) if cut > 0 => Exit::Cut,
             ended => Exit::AppEnded(ended),
         }
+    }
+}
+
+/// Waits until nothing is in flight, or the drain's deadline. Connections to a watched port are all that is known of
+/// an app that we don't sit in front of.
+async fn finish(drain: &Drain, watched_port: Option<u16>) -> Outcome {
+    let Some(port) = watched_port else { return drain.finish().await };
+    let mut work = drain.begin_work();
+    let deadline = work.drain_started().await;
+    loop {
+        // Without the table there is nothing to wait for.
+        let outcome = Outcome::of(sockets::established(port).unwrap_or_default());
+        if outcome == Outcome::Clean || Instant::now() >= deadline {
+            return outcome;
+        }
+        sleep_until(deadline.min(Instant::now() + SOCKETS_POLL)).await;
     }
 }
 

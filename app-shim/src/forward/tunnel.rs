@@ -1,15 +1,150 @@
 //! A WebSocket, once both sides have agreed on it.
+//!
+//! When the drain starts, a tunnel goes on: nobody but the two sides knows when a conversation is over. As soon as
+//! it has been quiet for a while, or when the deadline comes near, both sides are told with a close frame (1001,
+//! going away), put between two frames. Each then has until the deadline to answer with its own. The client connects
+//! anew, which takes it to another backend.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
+use super::frames::{Frames, Sender, going_away};
 use crate::drain::Tunnel;
 
-/// Carries bytes both ways until both sides are done.
-pub(super) async fn run(client: OnUpgrade, app: OnUpgrade, tunnel: Tunnel) {
-    let _tunnel = tunnel;
+/// How long a tunnel must be quiet, in a drain, to be told.
+const QUIET: Duration = Duration::from_secs(2);
+/// How long before the deadline it is told at the latest; half of the drain, if that is less.
+const TELL_BEFORE: Duration = Duration::from_secs(5);
+/// What is read at once.
+const BUFFER: usize = 8 << 10;
+
+/// Carries frames both ways until both sides are done.
+pub(super) async fn run(client: OnUpgrade, app: OnUpgrade, mut tunnel: Tunnel) {
     let (Ok(client), Ok(app)) = tokio::join!(client, app) else { return };
-    let (mut client, mut app) = (TokioIo::new(client), TokioIo::new(app));
-    // How it ended is for the two sides to know.
-    let _ = tokio::io::copy_bidirectional(&mut client, &mut app).await;
+    let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
+    let (from_app, to_app) = tokio::io::split(TokioIo::new(app));
+    let clock = Clock::default();
+    let (tell, told) = watch::channel(false);
+    let carrying = async {
+        let up = carry(from_client, to_app, Sender::Client, &clock, told.clone());
+        let down = carry(from_app, to_client, Sender::Server, &clock, told);
+        // If one direction breaks, nothing can come of the other.
+        let _ = tokio::try_join!(up, down);
+    };
+    tokio::select! {
+        () = carrying => {}
+        () = tell_in_time(&mut tunnel, &clock, &tell) => {}
+    }
+}
+
+/// Remembers when a frame last moved.
+#[derive(Debug)]
+struct Clock {
+    started_at: Instant,
+    moved_after_ms: AtomicU64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { started_at: Instant::now(), moved_after_ms: AtomicU64::new(0) }
+    }
+}
+
+impl Clock {
+    fn touch(&self) {
+        self.moved_after_ms.store(self.started_at.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn moved_at(&self) -> Instant {
+        self.started_at + Duration::from_millis(self.moved_after_ms.load(Ordering::Relaxed))
+    }
+}
+
+/// Tells both directions when it is time. Never ends.
+async fn tell_in_time(tunnel: &mut Tunnel, clock: &Clock, tell: &watch::Sender<bool>) {
+    let deadline = tunnel.drain_started().await;
+    let left = deadline.saturating_duration_since(Instant::now());
+    let at_the_latest = deadline - TELL_BEFORE.min(left / 2);
+    loop {
+        let due = (clock.moved_at() + QUIET).min(at_the_latest);
+        if due <= Instant::now() {
+            break;
+        }
+        sleep_until(due).await;
+    }
+    tell.send_replace(true);
+    std::future::pending::<()>().await;
+}
+
+/// Carries one direction, from the side called `sender`.
+async fn carry(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    sender: Sender,
+    clock: &Clock,
+    mut told: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut frames = Frames::default();
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = tokio::select! {
+            biased;
+            told = told.wait_for(|told| *told) => {
+                drop(told);
+                break;
+            }
+            count = from.read(&mut buffer) => count?,
+        };
+        if count == 0 {
+            return to.shutdown().await;
+        }
+        clock.touch();
+        frames.follow(&buffer[..count]);
+        to.write_all(&buffer[..count]).await?;
+        to.flush().await?;
+    }
+    close(from, to, sender, frames, buffer).await
+}
+
+/// Puts a close after the frame that is in transit, and drops what comes after: nothing may follow a close. Ends
+/// with the sender's own close.
+async fn close(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    sender: Sender,
+    mut frames: Frames,
+    mut buffer: Vec<u8>,
+) -> io::Result<()> {
+    let mut may_say = frames.is_between();
+    let mut said = false;
+    loop {
+        if may_say && !said {
+            // A sender that has closed by itself has said it.
+            if !frames.is_closed() {
+                to.write_all(&going_away(sender)).await?;
+                to.flush().await?;
+            }
+            said = true;
+        }
+        if said && frames.is_closed() {
+            return Ok(());
+        }
+        let count = from.read(&mut buffer).await?;
+        if count == 0 {
+            return to.shutdown().await;
+        }
+        let boundary = frames.follow(&buffer[..count]);
+        if !said {
+            to.write_all(&buffer[..boundary.unwrap_or(count)]).await?;
+            to.flush().await?;
+            may_say = boundary.is_some();
+        }
+    }
 }

@@ -102,7 +102,7 @@ impl AppConnection {
     pub(super) async fn open(app: &AppAddress) -> Result<Self, Trouble> {
         let stream = connect(app).await.map_err(Trouble::Unreachable)?;
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(BUFFER_MAX);
+        builder.max_buf_size(BUFFER_MAX).max_header_size(BUFFER_MAX);
         let (sender, connection) = builder.handshake(stream).await.map_err(Trouble::Closed)?;
         // How it ends is told to the exchange that uses it.
         let task = tokio::spawn(async move {

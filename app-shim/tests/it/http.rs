@@ -1,21 +1,21 @@
 //! Requests through the shim.
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use std::time::Duration;
 
-use crate::shim::{Shim, within};
+use tokio::net::{TcpListener, TcpStream};
 
-/// One exchange on a connection of its own, read to its end.
-pub(crate) async fn exchange(address: std::net::SocketAddr, request: &str) -> String {
-    let mut stream = within("a connection", TcpStream::connect(address)).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    within("the answer", stream.read_to_end(&mut answer)).await.unwrap();
-    String::from_utf8(answer).unwrap()
-}
+use crate::client::{Wire, get, response};
+use crate::shim::{Shim, TALKER, command, within};
 
-pub(crate) async fn get(address: std::net::SocketAddr, path: &str) -> String {
-    exchange(address, &format!("GET {path} HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n")).await
+/// A shim in front of a listener of the test, which plays the app.
+async fn scripted(options: &[&str]) -> (Shim, std::net::SocketAddr, TcpListener) {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let shim = Shim::start(&app.local_addr().unwrap().to_string(), options, TALKER);
+    let address = shim.address().await;
+    // The connection that showed that the app accepts.
+    drop(Wire::accept(&app).await);
+    shim.log.wait_for("App accepts connections").await;
+    (shim, address, app)
 }
 
 #[tokio::test]
@@ -31,12 +31,267 @@ async fn a_request_reaches_the_app_and_its_answer_the_client() {
         seen.contains(r#""target":"/headers?a=%20b""#) && seen.contains(r#"["host","a.test"]"#),
         "{seen}"
     );
+    assert!(
+        seen.contains(r#"["x-forwarded-for","127.0.0.1"]"#) && !seen.contains(r#"["connection""#),
+        "{seen}"
+    );
 }
 
 #[tokio::test]
-async fn health_is_in_the_form_of_the_guide() {
+async fn both_bodies_stream_at_once() {
     let (_shim, address) = Shim::serving(&[]).await;
-    let answer = get(address, "/api/health").await;
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert!(answer.contains(r#""status":"healthy""#) && answer.contains(r#""in_flight":0"#), "{answer}");
+    let mut wire = Wire::open(address).await;
+    wire.send("POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    wire.head().await;
+    for text in ["one", "two"] {
+        wire.send(format!("3\r\n{text}\r\n")).await;
+        assert_eq!(wire.until(&format!("{text}\r\n")).await, format!("3\r\n{text}\r\n"));
+    }
+    wire.send("0\r\n\r\n").await;
+    assert_eq!(wire.until("0\r\n\r\n").await, "0\r\n\r\n");
+    wire.get("/").await;
+    assert!(wire.answer().await.ends_with("green 1.2.3\n"), "the connection goes on");
+}
+
+#[tokio::test]
+async fn a_large_body_arrives_whole() {
+    let (_shim, address) = Shim::serving(&[]).await;
+    let mut wire = Wire::open(address).await;
+    wire.get("/bytes/5000000").await;
+    wire.head().await;
+    let body = wire.read_exact(5_000_000).await;
+    assert!(body.iter().enumerate().all(|(index, byte)| usize::from(*byte) == index % 251));
+}
+
+#[tokio::test]
+async fn a_client_that_waits_to_be_asked_is_asked_when_the_app_asks() {
+    let (_shim, address) = Shim::serving(&[]).await;
+    let mut wire = Wire::open(address).await;
+    wire.send("POST /upload HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n").await;
+    assert_eq!(wire.head().await, "HTTP/1.1 100 Continue\r\n\r\n");
+    wire.send("abc").await;
+    assert!(wire.answer().await.contains(r#""bytes":3"#));
+    // This one is refused by its head alone: nobody asks for the body.
+    wire.send("POST /status/413 HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+        .await;
+    assert!(wire.answer().await.starts_with("HTTP/1.1 413 "));
+}
+
+#[tokio::test]
+async fn an_app_that_does_not_know_of_100_continue_gets_the_body_all_the_same() {
+    let (_shim, address, app) = scripted(&[]).await;
+    let mut client = Wire::open(address).await;
+    client.send("PUT / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n").await;
+    let mut app = Wire::accept(&app).await;
+    app.head().await;
+    assert_eq!(client.head().await, "HTTP/1.1 100 Continue\r\n\r\n");
+    client.send("abc").await;
+    assert_eq!(app.until("abc").await, "abc");
+    app.send(response("ok")).await;
+    assert!(client.answer().await.ends_with("ok"));
+}
+
+#[tokio::test]
+async fn trailers_that_are_announced_pass_both_ways() {
+    let (_shim, address, app) = scripted(&[]).await;
+    let mut client = Wire::open(address).await;
+    client.send("POST / HTTP/1.1\r\nhost: a\r\nte: trailers\r\ntrailer: x-sum\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    client.send("3\r\nabc\r\n0\r\nx-sum: up\r\n\r\n").await;
+    let mut app = Wire::accept(&app).await;
+    let head = app.head().await;
+    assert!(head.contains("te: trailers\r\n") && head.contains("trailer: x-sum\r\n"), "{head}");
+    assert_eq!(app.until("up\r\n\r\n").await, "3\r\nabc\r\n0\r\nx-sum: up\r\n\r\n");
+    app.send("HTTP/1.1 200 OK\r\ntrailer: x-sum\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: down\r\n\r\n")
+        .await;
+    assert!(client.head().await.contains("trailer: x-sum\r\n"));
+    assert_eq!(client.until("down\r\n\r\n").await, "2\r\nok\r\n0\r\nx-sum: down\r\n\r\n");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_the_work_of_the_app() {
+    let (_shim, address, app) = scripted(&[]).await;
+    let mut client = Wire::open(address).await;
+    client.get("/waits").await;
+    let mut waiting = Wire::accept(&app).await;
+    waiting.head().await;
+    drop(client);
+    assert_eq!(waiting.to_end().await.unwrap(), b"", "before the answer");
+
+    let mut client = Wire::open(address).await;
+    client.get("/streams").await;
+    let mut streaming = Wire::accept(&app).await;
+    streaming.head().await;
+    streaming.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nsome").await;
+    client.until("some").await;
+    drop(client);
+    let _ = within("the end", streaming.to_end()).await;
+}
+
+#[tokio::test]
+async fn a_safe_request_survives_an_idle_connection_that_the_app_closes() {
+    let (_shim, address, app) = scripted(&[]).await;
+    let mut client = Wire::open(address).await;
+    client.get("/first").await;
+    let mut first = Wire::accept(&app).await;
+    first.head().await;
+    first.send(response("one")).await;
+    client.answer().await;
+    // The request is written when the app closes, as if both had happened at once.
+    client.get("/second").await;
+    assert!(first.head().await.starts_with("GET /second "));
+    drop(first);
+    let mut fresh = Wire::accept(&app).await;
+    assert!(fresh.head().await.starts_with("GET /second "));
+    fresh.send(response("two")).await;
+    assert!(client.answer().await.ends_with("two"));
+}
+
+#[tokio::test]
+async fn an_unsafe_request_is_never_sent_twice() {
+    let (_shim, address, app) = scripted(&[]).await;
+    let mut client = Wire::open(address).await;
+    client.get("/first").await;
+    let mut first = Wire::accept(&app).await;
+    first.head().await;
+    first.send(response("one")).await;
+    client.answer().await;
+    client.send("POST /order HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc").await;
+    assert!(first.head().await.starts_with("POST /order "));
+    first.until("abc").await;
+    drop(first);
+    let answer = client.answer().await;
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("closed the connection"), "{answer}");
+    // The next request is the next that the app sees.
+    client.get("/third").await;
+    let mut fresh = Wire::accept(&app).await;
+    assert!(fresh.head().await.starts_with("GET /third "));
+}
+
+#[tokio::test]
+async fn an_unsafe_request_takes_no_connection_that_the_app_has_closed() {
+    let (_shim, address, app) = scripted(&[]).await;
+    for round in 0..20 {
+        let mut client = Wire::open(address).await;
+        client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc").await;
+        let mut served = Wire::accept(&app).await;
+        served.until("abc").await;
+        served.send(response("ok")).await;
+        assert!(client.answer().await.starts_with("HTTP/1.1 200 "), "round {round}");
+        drop(served);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_is_down_gives_502_with_the_reason() {
+    let (_shim, address, app) = scripted(&[]).await;
+    let at = app.local_addr().unwrap();
+    drop(app);
+    let answer = get(address, "/").await;
+    assert!(answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{answer}");
+    assert!(
+        answer.ends_with(&format!(
+            "app-shim: the app on {at} can't be reached: Connection refused (os error 111)\n"
+        )),
+        "{answer}"
+    );
+    let health = get(address, "/api/health").await;
+    assert!(health.starts_with("HTTP/1.1 503 ") && health.contains(r#""status":"unhealthy""#), "{health}");
+    assert!(health.contains("can't be reached"), "{health}");
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_not_made_to_look_whole() {
+    let (_shim, address, app) = scripted(&[]).await;
+    for head in ["content-length: 100", "transfer-encoding: chunked"] {
+        let mut client = Wire::open(address).await;
+        client.get("/").await;
+        let mut broken = Wire::accept(&app).await;
+        broken.head().await;
+        broken.send(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n4\r\nsome\r\n")).await;
+        client.until("some").await;
+        drop(broken);
+        let rest = client.to_end().await.unwrap_or_default();
+        assert!(!rest.ends_with(b"0\r\n\r\n"), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn until_the_app_accepts_requests_get_503_and_health_says_starting() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("app.sock");
+    let mut shim = Shim::start(&format!("unix:{}", socket.display()), &[], TALKER);
+    let address = shim.address().await;
+    let answer = get(address, "/").await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("retry-after: 1\r\n"), "{answer}");
+    let health = get(address, "/api/health").await;
+    assert!(health.starts_with("HTTP/1.1 503 ") && health.contains(r#""status":"starting""#), "{health}");
+    let app = tokio::net::UnixListener::bind(&socket).unwrap();
+    shim.log.wait_for("App accepts connections on unix:").await;
+    let health = get(address, "/api/health").await;
+    assert!(health.starts_with("HTTP/1.1 200 ") && health.contains(r#""status":"healthy""#), "{health}");
+    drop(app);
+    shim.signal(rustix::process::Signal::TERM);
+    assert_eq!(shim.code().await, Some(0));
+}
+
+#[tokio::test]
+async fn health_can_be_the_shims_the_apps_or_both() {
+    let app = crate::shim::sample_app_with(&[("UNHEALTHY", "1")]).await.to_string();
+    for (source, status, from_app, reason) in [
+        ("shim", "HTTP/1.1 200 ", false, false),
+        ("app", "HTTP/1.1 503 ", true, false),
+        ("both", "HTTP/1.1 503 ", false, true),
+    ] {
+        let mut command =
+            command(&["--listen", "127.0.0.1:0", "--app", &app, "--health", source], &["sh", "-c", TALKER]);
+        command.env("DEPLOYMENT_ENV", "violet").env("APP_VERSION", "7.0.0");
+        let shim = Shim::spawn(command);
+        let address = shim.address().await;
+        shim.log.wait_for("App accepts connections").await;
+        let answer = get(address, "/api/health").await;
+        assert!(answer.starts_with(status), "{source}: {answer}");
+        assert_eq!(answer.contains("x-backend: green"), from_app, "{source}: {answer}");
+        assert_eq!(
+            answer.contains(r#""deployment":"violet","version":"7.0.0""#),
+            !from_app,
+            "{source}: {answer}"
+        );
+        assert_eq!(answer.contains("the app answers 503"), reason, "{source}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn heads_have_a_limit() {
+    let (_shim, address) = Shim::serving(&[]).await;
+    let mut wire = Wire::open(address).await;
+    wire.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "x".repeat(100_000))).await;
+    let answer = wire.until("\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    let many: String = (0..500).map(|index| format!("x-{index}: 1\r\n")).collect();
+    let mut wire = Wire::open(address).await;
+    wire.send(format!("GET / HTTP/1.1\r\nhost: a\r\n{many}\r\n")).await;
+    assert!(wire.until("\r\n").await.starts_with("HTTP/1.1 431 "));
+    assert!(get(address, "/").await.starts_with("HTTP/1.1 200 "), "others are served");
+}
+
+#[tokio::test]
+async fn metrics_are_served_beside_the_path() {
+    let (shim, address) = Shim::serving(&["--metrics", "127.0.0.1:0"]).await;
+    let line = shim.log.all().into_iter().find(|line| line.contains("(metrics)")).unwrap();
+    let metrics = line.split("Listening on ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    get(address, "/").await;
+    get(address, "/status/404").await;
+    let text = get(metrics, "/metrics").await;
+    for line in [
+        "app_shim_responses_total{code=\"2xx\"} 1",
+        "app_shim_responses_total{code=\"4xx\"} 1",
+        "app_shim_requests_in_flight 0",
+        "app_shim_draining 0",
+    ] {
+        assert!(text.contains(&format!("\n{line}\n")), "{line} is not in {text}");
+    }
+    assert!(get(metrics, "/api/health").await.starts_with("HTTP/1.1 200 "));
+    assert!(get(address, "/metrics").await.starts_with("HTTP/1.1 404 "), "the app has no such page");
+    assert!(TcpStream::connect(metrics).await.is_ok());
 }

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, helpers too may fail by panicking")]
 
+mod client;
+mod drains;
 mod endings;
 mod http;
+mod node;
+mod orphans;
 mod shim;
 mod signals;

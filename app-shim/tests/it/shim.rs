@@ -34,9 +34,15 @@ pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T 
 
 /// A sample app in this process, as `green 1.2.3`.
 pub(crate) async fn sample_app() -> SocketAddr {
-    let variables = [("PORT", "0"), ("DEPLOYMENT_ENV", "green"), ("APP_VERSION", "1.2.3")];
+    sample_app_with(&[]).await
+}
+
+/// The same, with variables of its own.
+pub(crate) async fn sample_app_with(variables: &[(&str, &str)]) -> SocketAddr {
+    let fixed = [("PORT", "0"), ("DEPLOYMENT_ENV", "green"), ("APP_VERSION", "1.2.3")];
     let settings = Settings::from_lookup(|name| {
-        variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into())
+        let found = variables.iter().chain(&fixed).find(|(key, _)| *key == name);
+        found.map(|(_, value)| (*value).into())
     });
     let server = Server::bind(settings.unwrap()).await.unwrap();
     let address = server.local_addr();
@@ -109,8 +115,13 @@ impl Lines {
 pub(crate) fn command(options: &[&str], command: &[&str]) -> Command {
     let mut shim = Command::new(env!("CARGO_BIN_EXE_app-shim"));
     shim.args(options).arg("--").args(command);
-    shim.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    shim
+    with_streams(shim)
+}
+
+/// The same for any command.
+pub(crate) fn with_streams(mut command: Command) -> Command {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
 }
 
 impl Shim {

@@ -1,0 +1,114 @@
+//! Closes a port without losing a connection that a client has made.
+//!
+//! Between the last `accept` and the close the kernel goes on accepting in our name, and resets those connections
+//! with the close: their clients have sent requests and get no answer. So first a socket filter stops new handshakes
+//! (their first packet is dropped as if it were lost; the next one, a second later, is refused), then what the kernel
+//! has accepted is taken over, and only then is the port closed.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{SockFilter, SockRef};
+use tokio::net::{TcpListener, TcpStream};
+
+/// How long handshakes under way may take to be completed.
+const HANDSHAKE_WAIT: Duration = Duration::from_millis(50);
+
+/// `accept` for what is there, close for the rest.
+pub(super) async fn close(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    let Ok(listener) = listener.into_std() else { return Vec::new() };
+    let mut accepted = Vec::new();
+    stop_handshakes(&listener);
+    take_accepted(&listener, &mut accepted);
+    tokio::time::sleep(HANDSHAKE_WAIT).await;
+    take_accepted(&listener, &mut accepted);
+    accepted
+}
+
+/// Where filters are not allowed, a handshake between the last accept and the close is lost.
+fn stop_handshakes(listener: &std::net::TcpListener) {
+    let _ = SockRef::from(listener).attach_filter(&no_new_handshakes());
+}
+
+/// Asks the kernel itself: the runtime may not have heard of the last ones yet.
+fn take_accepted(listener: &std::net::TcpListener, accepted: &mut Vec<(TcpStream, SocketAddr)>) {
+    while let Ok((stream, peer)) = listener.accept() {
+        let taken = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        accepted.extend(taken.map(|stream| (stream, peer)));
+    }
+}
+
+/// Drops segments that are `SYN` and not `ACK`; they begin a handshake. The filter sees the TCP header first, whose
+/// byte 13 has the flags (Linux, `Documentation/networking/filter.rst`).
+fn no_new_handshakes() -> [SockFilter; 5] {
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const SYN: u32 = 0x02;
+    const SYN_ACK: u32 = 0x12;
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, 13),
+        SockFilter::new(AND, 0, 0, SYN_ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// Connects, asks, and wants an answer, over and over. Counts the connections that were made and got none.
+    fn knock(address: SocketAddr, stop: &AtomicBool, lost: &AtomicUsize) {
+        while !stop.load(Ordering::Relaxed) {
+            let connected = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5));
+            let Ok(mut stream) = connected else { return };
+            let mut answer = [0];
+            if stream.write_all(b"?").is_err() || stream.read_exact(&mut answer).is_err() {
+                lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_connection_that_was_made_is_lost_when_the_port_closes() {
+        let answer = |(mut stream, _): (TcpStream, SocketAddr)| async move {
+            let mut asked = [0];
+            stream.read_exact(&mut asked).await.unwrap();
+            stream.write_all(b"!").await.unwrap();
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                let (stop, lost) = (Arc::clone(&stop), Arc::clone(&lost));
+                std::thread::spawn(move || knock(address, &stop, &lost))
+            })
+            .collect();
+        for _ in 0..50 {
+            tokio::spawn(answer(listener.accept().await.unwrap()));
+        }
+        let (mut accepted, listener) = (Vec::new(), listener.into_std().unwrap());
+        stop_handshakes(&listener);
+        take_accepted(&listener, &mut accepted);
+        for accepted in accepted {
+            tokio::spawn(answer(accepted));
+        }
+        // The time between the last accept and the close, drawn out: nobody gets in.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(listener);
+        stop.store(true, Ordering::Relaxed);
+        let joined = tokio::task::spawn_blocking(|| clients.into_iter().for_each(|c| c.join().unwrap()));
+        joined.await.unwrap();
+        assert_eq!(lost.load(Ordering::Relaxed), 0);
+    }
+}

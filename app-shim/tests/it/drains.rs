@@ -1,0 +1,364 @@
+//! What becomes of what is in flight when SIGTERM comes.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::client::{GOING_AWAY, GOING_AWAY_MASKED, Wire, get, masked, response, websocket};
+use crate::shim::{Shim, TALKER};
+
+/// Where health and metrics are served to the end.
+async fn side(shim: &Shim) -> SocketAddr {
+    let line = shim.log.wait_for("(metrics)").await;
+    line.split("Listening on ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
+/// A shim in front of a sample app, with a side listener.
+async fn serving(options: &[&str]) -> (Shim, SocketAddr, SocketAddr) {
+    let app = crate::shim::sample_app().await;
+    let options = [&["--metrics", "127.0.0.1:0"], options].concat();
+    let shim = Shim::start(&app.to_string(), &options, TALKER);
+    let address = shim.address().await;
+    let side = side(&shim).await;
+    shim.log.wait_for("App accepts connections").await;
+    shim.output.wait_for("ready").await;
+    (shim, address, side)
+}
+
+async fn in_flight_is(side: SocketAddr, count: usize) {
+    let wanted = format!(r#""in_flight":{count}"#);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !get(side, "/api/health").await.contains(&wanted) {
+        assert!(Instant::now() < deadline, "{}", get(side, "/api/health").await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// An answer that takes so long.
+async fn slow(address: SocketAddr, ms: u64) {
+    let mut wire = Wire::open(address).await;
+    wire.get(&format!("/slow?ms={ms}")).await;
+    let answer = wire.answer().await;
+    assert!(answer.ends_with("green 1.2.3\n") && answer.contains("connection: close\r\n"), "{answer}");
+    assert_eq!(wire.to_end().await.unwrap(), b"");
+}
+
+async fn upload(address: SocketAddr, chunks: usize, pause: Duration) {
+    let mut wire = Wire::open(address).await;
+    wire.send("POST /upload HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    for _ in 0..chunks {
+        wire.send("3\r\nabc\r\n").await;
+        tokio::time::sleep(pause).await;
+    }
+    wire.send("0\r\n\r\n").await;
+    assert!(wire.answer().await.contains(&format!(r#""bytes":{}"#, chunks * 3)));
+}
+
+async fn events(address: SocketAddr, count: usize, interval_ms: u64) {
+    let mut wire = Wire::open(address).await;
+    wire.get(&format!("/stream?events={count}&interval_ms={interval_ms}")).await;
+    wire.until(&format!("green 1.2.3 {}\n\n\r\n", count - 1)).await;
+    assert_eq!(wire.to_end().await.unwrap(), b"0\r\n\r\n");
+}
+
+async fn conversation(address: SocketAddr, rounds: usize, pause: Duration) {
+    let mut wire = websocket(address).await;
+    for round in 0..rounds {
+        wire.echoes(&format!("round {round}")).await;
+        tokio::time::sleep(pause).await;
+    }
+    wire.send([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xE8]).await;
+    assert_eq!(wire.read_exact(4).await, [0x88, 2, 0x03, 0xE8]);
+}
+
+/// The guide's drain: 45 connections, the last one over after ten seconds.
+#[tokio::test]
+async fn forty_five_exchanges_in_flight_are_all_completed() {
+    const COUNT: usize = 45;
+    let (mut shim, address, side) = serving(&[]).await;
+    let mut exchanges = JoinSet::new();
+    for index in 0..COUNT - 4 {
+        exchanges.spawn(slow(address, 1_000 + 9_000 * index as u64 / (COUNT as u64 - 5)));
+    }
+    exchanges.spawn(upload(address, 10, Duration::from_millis(500)));
+    exchanges.spawn(events(address, 12, 500));
+    exchanges.spawn(conversation(address, 14, Duration::from_millis(500)));
+    exchanges.spawn(async move {
+        let mut wire = Wire::open(address).await;
+        wire.get("/bytes/3000?rate=1000").await;
+        assert!(wire.text_to_end_lossy().await.contains("content-length: 3000"));
+    });
+    in_flight_is(side, COUNT).await;
+    shim.signal(Signal::TERM);
+    shim.log.wait_for("Stopping new connections").await;
+    assert!(TcpStream::connect(address).await.is_err(), "new connections are refused");
+    let health = get(side, "/api/health").await;
+    assert!(health.starts_with("HTTP/1.1 503 ") && health.contains(r#""status":"draining""#), "{health}");
+    while let Some(exchange) = exchanges.join_next().await {
+        exchange.unwrap();
+    }
+    assert_eq!(shim.code().await, Some(0));
+    let log = shim.log.to_end().await;
+    let said: Vec<&str> = log.iter().filter_map(|line| Some(line.split_once("] ")?.1)).collect();
+    let from = said.iter().position(|line| line.starts_with("Received")).unwrap();
+    assert_eq!(
+        said[from..],
+        [
+            "Received SIGTERM",
+            "Stopping new connections",
+            "Draining 45 active connections",
+            "All connections drained",
+            "Server exiting gracefully"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_kept_alive_connection_gets_one_more_answer_and_is_closed() {
+    let (mut shim, address, _) = serving(&[]).await;
+    let mut busy = Wire::open(address).await;
+    busy.get("/").await;
+    assert!(!busy.answer().await.contains("connection: close"));
+    let mut idle = Wire::open(address).await;
+    idle.get("/").await;
+    idle.answer().await;
+    let never_used = Wire::open(address).await;
+    // Two requests in one, so that the second is in flight when the first is answered.
+    let mut slow = Wire::open(address).await;
+    slow.send("GET / HTTP/1.1\r\nhost: a\r\n\r\nGET /slow?ms=1500 HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    slow.answer().await;
+    shim.signal(Signal::TERM);
+    shim.log.wait_for("Draining 1 active connections").await;
+    busy.get("/api/health").await;
+    let health = busy.answer().await;
+    assert!(
+        health.contains("connection: close\r\n") && health.contains(r#""status":"draining""#),
+        "{health}"
+    );
+    assert_eq!(busy.to_end().await.unwrap(), b"");
+    assert_eq!(idle.to_end().await.unwrap(), b"", "an idle connection is closed");
+    assert!(slow.answer().await.contains("connection: close\r\n"));
+    assert_eq!(shim.code().await, Some(0));
+    drop(never_used);
+}
+
+#[tokio::test]
+async fn what_the_kernel_has_taken_in_our_name_is_answered() {
+    let (mut shim, address, _) = serving(&[]).await;
+    let mut kept = Wire::open(address).await;
+    kept.get("/").await;
+    kept.answer().await;
+    // While the shim is stopped the kernel accepts connections and requests for it.
+    shim.signal(Signal::STOP);
+    let mut waiting = Vec::new();
+    for _ in 0..20 {
+        let mut wire = Wire::open(address).await;
+        wire.get("/").await;
+        waiting.push(wire);
+    }
+    kept.get("/").await;
+    shim.signal(Signal::TERM);
+    shim.signal(Signal::CONT);
+    waiting.push(kept);
+    for mut wire in waiting {
+        let answer = wire.text_to_end().await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close\r\n"), "{answer}");
+        assert!(answer.ends_with("green 1.2.3\n"), "{answer}");
+    }
+    assert_eq!(shim.code().await, Some(0));
+}
+
+#[tokio::test]
+async fn what_outlives_the_deadline_is_cut_counted_and_told_by_the_exit_code() {
+    let (mut shim, address, side) = serving(&["--drain-timeout", "1s"]).await;
+    let mut endless = Wire::open(address).await;
+    endless.get("/stream?events=0&interval_ms=100").await;
+    let mut stuck = Wire::open(address).await;
+    stuck.get("/slow?ms=600000").await;
+    in_flight_is(side, 2).await;
+    let told_at = Instant::now();
+    shim.signal(Signal::TERM);
+    assert_eq!(shim.code().await, Some(124));
+    assert!(told_at.elapsed() >= Duration::from_secs(1));
+    shim.log.wait_for("Cutting 2 active connections").await;
+    shim.log.wait_for("Server exiting with code 124").await;
+    assert!(shim.output.to_end().await.contains(&"got TERM".to_owned()));
+}
+
+#[tokio::test]
+async fn a_second_sigterm_ends_the_wait() {
+    let (mut shim, address, side) = serving(&["--drain-timeout", "1h"]).await;
+    let mut stuck = Wire::open(address).await;
+    stuck.get("/slow?ms=600000").await;
+    in_flight_is(side, 1).await;
+    shim.signal(Signal::TERM);
+    shim.log.wait_for("Draining 1 active connections").await;
+    shim.signal(Signal::TERM);
+    assert_eq!(shim.code().await, Some(124));
+    shim.log.wait_for("Received SIGTERM again: not waiting any longer").await;
+    shim.log.wait_for("Cutting 1 active connections").await;
+}
+
+#[tokio::test]
+async fn the_app_hears_of_it_only_when_all_is_drained() {
+    let (mut shim, address, side) = serving(&[]).await;
+    let exchange = tokio::spawn(slow(address, 1_000));
+    in_flight_is(side, 1).await;
+    shim.signal(Signal::TERM);
+    exchange.await.unwrap();
+    assert!(!shim.output.all().contains(&"got TERM".to_owned()));
+    assert_eq!(shim.code().await, Some(0));
+    assert!(shim.output.to_end().await.contains(&"got TERM".to_owned()));
+}
+
+#[tokio::test]
+async fn an_app_that_dies_while_draining_ends_it_with_its_code_and_the_count() {
+    for (end, code) in [("kill -KILL $$", 137), ("exit 3", 3), ("exit 0", 124)] {
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = app.local_addr().unwrap().to_string();
+        let script = format!("trap 'echo dying; {end}' USR1; echo ready; while :; do sleep 0.01; done");
+        let mut shim = Shim::start(&address, &["--drain-timeout", "1h"], &script);
+        let address = shim.address().await;
+        drop(Wire::accept(&app).await);
+        shim.log.wait_for("App accepts connections").await;
+        shim.output.wait_for("ready").await;
+        let mut client = Wire::open(address).await;
+        client.get("/").await;
+        let mut asked = Wire::accept(&app).await;
+        asked.head().await;
+        shim.signal(Signal::TERM);
+        shim.log.wait_for("Draining 1 active connections").await;
+        shim.signal(Signal::USR1);
+        shim.output.wait_for("dying").await;
+        // The app's connections go with it.
+        drop(asked);
+        drop(app);
+        assert!(client.text_to_end().await.starts_with("HTTP/1.1 502 "));
+        assert_eq!(shim.code().await, Some(code), "{end}");
+        shim.log.wait_for("1 active connections were cut").await;
+    }
+}
+
+#[tokio::test]
+async fn the_last_answer_of_an_app_that_ends_by_itself_is_delivered() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let script = "trap 'exit 5' USR1; echo ready; while :; do sleep 0.01; done";
+    let mut shim = Shim::start(&app.local_addr().unwrap().to_string(), &[], script);
+    let address = shim.address().await;
+    drop(Wire::accept(&app).await);
+    shim.log.wait_for("App accepts connections").await;
+    shim.output.wait_for("ready").await;
+    let mut client = Wire::open(address).await;
+    client.get("/").await;
+    let mut asked = Wire::accept(&app).await;
+    asked.head().await;
+    // Too much for one read, and all of it sent before the end.
+    let body = "x".repeat(1_000_000);
+    let sending = tokio::spawn(async move { asked.send(response(&body)).await });
+    assert!(client.head().await.starts_with("HTTP/1.1 200 "));
+    shim.signal(Signal::USR1);
+    assert_eq!(client.read_exact(1_000_000).await.len(), 1_000_000);
+    sending.await.unwrap();
+    assert_eq!(shim.code().await, Some(5));
+}
+
+#[tokio::test]
+async fn a_quiet_tunnel_is_told_with_a_close_and_a_busy_one_goes_on() {
+    let (mut shim, address, side) = serving(&[]).await;
+    let mut quiet = websocket(address).await;
+    quiet.echoes("before").await;
+    let busy = tokio::spawn(conversation(address, 10, Duration::from_millis(500)));
+    in_flight_is(side, 2).await;
+    let told_at = Instant::now();
+    shim.signal(Signal::TERM);
+    assert_eq!(quiet.read_exact(4).await, GOING_AWAY);
+    assert!(told_at.elapsed() < Duration::from_secs(15));
+    // A peer that got a close answers with one, and is let go.
+    quiet.send(GOING_AWAY_MASKED).await;
+    assert_eq!(quiet.to_end().await.unwrap(), b"");
+    busy.await.unwrap();
+    assert_eq!(shim.code().await, Some(0));
+}
+
+#[tokio::test]
+async fn both_sides_of_a_tunnel_are_told_between_two_frames_and_given_until_the_deadline() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let options = ["--drain-timeout", "4s", "--metrics", "127.0.0.1:0"];
+    let mut shim = Shim::start(&app.local_addr().unwrap().to_string(), &options, TALKER);
+    let address = shim.address().await;
+    let side = side(&shim).await;
+    drop(Wire::accept(&app).await);
+    shim.log.wait_for("App accepts connections").await;
+    let mut client = Wire::open(address).await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
+    let mut app = Wire::accept(&app).await;
+    app.head().await;
+    app.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
+    client.head().await;
+    in_flight_is(side, 1).await;
+    // Half of a frame from the app, and a whole one from the client.
+    app.send([0x81, 4, b'a', b'b']).await;
+    client.send(masked("hi")).await;
+    assert_eq!(client.read_exact(4).await, [0x81, 4, b'a', b'b']);
+    assert_eq!(app.read_exact(8).await, masked("hi"));
+    shim.signal(Signal::TERM);
+    // The client's direction is between frames: the app is told.
+    assert_eq!(app.read_exact(8).await, GOING_AWAY_MASKED);
+    // The app's is not: the frame comes first, then the close, and nothing after it.
+    app.send([b'c', b'd', 0x81, 5, b'x']).await;
+    assert_eq!(client.read_exact(6).await, [b'c', b'd', 0x88, 2, 0x03, 0xE9]);
+    // Neither answers: at the deadline the tunnel is cut.
+    assert_eq!(shim.code().await, Some(124));
+    shim.log.wait_for("Cutting 1 active connections").await;
+    assert_eq!(client.to_end().await.unwrap_or_default(), b"");
+}
+
+#[tokio::test]
+async fn supervise_only_waits_for_the_connections_to_the_app() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = app.local_addr().unwrap().to_string();
+    let options = ["--supervise-only", "--listen", "127.0.0.1:0", "--app", &at];
+    let mut shim = Shim::spawn(crate::shim::command(&options, &["sh", "-c", TALKER]));
+    let line = shim.log.wait_for("(health)").await;
+    let health: SocketAddr =
+        line.split("Listening on ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    drop(Wire::accept(&app).await);
+    shim.log.wait_for("App accepts connections").await;
+    shim.output.wait_for("ready").await;
+    let client = TcpStream::connect(app.local_addr().unwrap()).await.unwrap();
+    // Health asks the app too, so its own connection comes and goes.
+    let (answer, served) = tokio::join!(get(health, "/api/health"), async {
+        let served = Wire::accept(&app).await;
+        (served, Wire::accept(&app).await)
+    });
+    assert!(answer.contains(r#""status":"healthy""#), "{answer}");
+    assert!(get(health, "/").await.starts_with("HTTP/1.1 404 "), "it is not in the path");
+    let (first, second) = served;
+    drop(second);
+    shim.signal(Signal::TERM);
+    shim.log.wait_for("Draining 1 active connections").await;
+    assert!(get(health, "/api/health").await.contains(r#""status":"draining""#));
+    assert!(!shim.output.all().contains(&"got TERM".to_owned()));
+    drop((client, first));
+    assert_eq!(shim.code().await, Some(0));
+    shim.log.wait_for("All connections drained").await;
+    assert!(shim.output.to_end().await.contains(&"got TERM".to_owned()));
+}
+
+#[tokio::test]
+async fn supervise_only_gives_up_at_the_deadline() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = app.local_addr().unwrap().to_string();
+    let options = ["--supervise-only", "--drain-timeout", "500ms", "--app", &at];
+    let mut shim = Shim::spawn(crate::shim::command(&options, &["sh", "-c", TALKER]));
+    drop(Wire::accept(&app).await);
+    shim.log.wait_for("App accepts connections").await;
+    let client = TcpStream::connect(app.local_addr().unwrap()).await.unwrap();
+    shim.signal(Signal::TERM);
+    assert_eq!(shim.code().await, Some(124));
+    shim.log.wait_for("Cutting 1 active connections").await;
+    drop(client);
+}

@@ -1,0 +1,8 @@
+// A server that handles no signal at all, as most are. It listens where it is told to: PORT is a port, or the path
+// of a Unix socket.
+const http = require('http');
+
+const server = http.createServer((request, response) => {
+  setTimeout(() => response.end(`answer to ${request.url}\n`), 50);
+});
+server.listen(process.env.PORT, process.env.HOSTNAME, () => console.log('listening', JSON.stringify(server.address())));
