@@ -10,7 +10,7 @@ const ARROWS: [(&str, &[&str], &[&str]); 7] = [
     ("uh-proxy", &["uh-protocol"], &["uh-sample-app"]),
     ("uh-controller", &["uh-protocol"], &["uh-proxy"]),
     ("uh-app-shim", &["uh-protocol"], &["uh-sample-app"]),
-    ("uh-sample-app", &[], &[]),
+    ("uh-sample-app", &["uh-app-shim"], &[]),
     ("uh-benches", &["uh-protocol"], &[]),
     ("uh-e2e", &["uh-benches", "uh-protocol"], &[]),
 ];

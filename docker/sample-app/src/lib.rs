@@ -4,11 +4,10 @@
 //! endpoint for each kind of traffic the front door must carry. It never keeps state between requests and never
 //! holds more than a chunk of a body in memory.
 //!
-//! In reading order: [`settings`] (environment → values), [`server`] (accept, serve, stop), [`drain`] (what is in
-//! flight), `routes` (which path answers what), then the families `streams`, `uploads` and [`websocket`] on top of
-//! `reply` (bodies and refusals) and `query`.
+//! In reading order: [`settings`] (environment → values), [`server`] (what is served until when, by the server and the
+//! drain of `uh_app_shim`), `routes` (which path answers what), then the families `streams`, `uploads` and
+//! [`websocket`] on top of `reply` (bodies and refusals) and `query`.
 
-pub mod drain;
 mod query;
 mod reply;
 mod routes;

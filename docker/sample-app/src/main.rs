@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use uh_sample_app::drain::Outcome;
+use uh_app_shim::drain::Outcome;
 use uh_sample_app::note;
 use uh_sample_app::server::Server;
 use uh_sample_app::settings::Settings;
@@ -56,9 +56,9 @@ async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     announce(server.local_addr()).context("could not write to stdout")?;
 
     let drain = server.serve_until(signals.next()).await;
-    note(format_args!("draining {} open connections, at most {drain_timeout:?}", drain.in_flight()));
+    note(format_args!("draining {} active connections, at most {drain_timeout:?}", drain.in_flight()));
     Ok(tokio::select! {
-        outcome = drain.finish(drain_timeout) => outcome,
+        outcome = drain.finish() => outcome,
         name = signals.next() => {
             note(format_args!("{name} while draining"));
             Outcome::Cut(drain.in_flight())

@@ -101,7 +101,12 @@ impl hyper::body::Body for Produced {
 }
 
 fn whole(body: impl Into<Bytes>) -> Body {
-    Full::new(body.into()).map_err(never).boxed_unsync()
+    whole_body(Full::new(body.into()))
+}
+
+/// Makes a body that is all there one of ours.
+pub(crate) fn whole_body(body: Full<Bytes>) -> Body {
+    body.map_err(never).boxed_unsync()
 }
 
 fn never(error: Infallible) -> hyper::Error {

@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::header::HeaderName;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
+use uh_app_shim::health::Status;
 
 use crate::query::{self, Query};
 use crate::reply::{self, Body, Refusal};
@@ -60,22 +61,16 @@ fn greeting(app: &App) -> Response<Body> {
     reply::text(StatusCode::OK, format!("{}\n", identity(app)))
 }
 
-/// The same shape as Unite-Hub's own health route. A drain shows only to a request whose head was on its way when it
-/// began, since the listener and idle connections are closed by then.
+/// A drain shows only to a request that comes over a connection from before it: the listener is closed by then.
 fn health(app: &App) -> Response<Body> {
-    let (status, word) = match (app.drain.has_started(), app.settings.health) {
-        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
-        (false, Health::Unhealthy) => (StatusCode::SERVICE_UNAVAILABLE, "unhealthy"),
-        (false, Health::Healthy) => (StatusCode::OK, "healthy"),
+    let status = match (app.drain.has_started(), app.settings.health) {
+        (true, _) => Status::Draining,
+        (false, Health::Unhealthy) => Status::Unhealthy,
+        (false, Health::Healthy) => Status::Healthy,
     };
-    let body = json!({
-        "status": word,
-        "timestamp": format!("{:.3}", jiff::Timestamp::now()),
-        "deployment": app.settings.backend.as_str(),
-        "version": app.settings.version.as_str(),
-        "uptime": app.started_at.elapsed().as_secs_f64(),
-    });
-    reply::json(status, &body)
+    // The check itself is in flight too.
+    let in_flight = app.drain.in_flight().saturating_sub(1);
+    app.health.answer(status, in_flight, None).map(reply::whole_body)
 }
 
 async fn slow(app: &App, request: &Request<Incoming>) -> Result<Response<Body>, Refusal> {
@@ -124,7 +119,7 @@ mod tests {
             let lookup = |name: &str| (name == "UNHEALTHY").then(|| unhealthy.into());
             let settings = Settings::from_lookup(lookup).unwrap();
             let app = App::new(settings);
-            app.drain.start();
+            app.drain.start(Duration::from_secs(1));
             let answer = health(&app);
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
             let body = answer.into_body().collect().await.unwrap().to_bytes();

@@ -36,9 +36,9 @@ const MASKED: u8 = 0x80;
 pub(crate) fn upgrade(app: &App, mut request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
     let accept = accept(request.method(), request.headers())?;
     let upgraded = hyper::upgrade::on(&mut request);
-    let work = app.drain.begin_work();
+    let tunnel = app.drain.begin_tunnel();
     tokio::spawn(async move {
-        let _work = work;
+        let _tunnel = tunnel;
         let echoed = match upgraded.await {
             Ok(stream) => echo(&mut TokioIo::new(stream)).await,
             Err(error) => Err(io::Error::other(error)),

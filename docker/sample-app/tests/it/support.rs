@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use uh_sample_app::drain::Drain;
+use uh_app_shim::drain::Drain;
 use uh_sample_app::server::Server;
 use uh_sample_app::settings::Settings;
 
