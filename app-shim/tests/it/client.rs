@@ -59,20 +59,20 @@ impl Wire {
     }
 
     /// Reads all that comes until the other side closes. A reset is told apart.
-    pub(crate) async fn to_end(&mut self) -> std::io::Result<Vec<u8>> {
+    pub(crate) async fn rest(&mut self) -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         within("the end", self.0.read_to_end(&mut bytes)).await?;
         Ok(bytes)
     }
 
     /// As text, where no reset may come.
-    pub(crate) async fn text_to_end(&mut self) -> String {
-        String::from_utf8(self.to_end().await.unwrap()).unwrap()
+    pub(crate) async fn rest_text(&mut self) -> String {
+        String::from_utf8(self.rest().await.unwrap()).unwrap()
     }
 
     /// As text, whatever the bytes are.
-    pub(crate) async fn text_to_end_lossy(&mut self) -> String {
-        String::from_utf8_lossy(&self.to_end().await.unwrap()).into_owned()
+    pub(crate) async fn rest_lossy(&mut self) -> String {
+        String::from_utf8_lossy(&self.rest().await.unwrap()).into_owned()
     }
 }
 
@@ -80,7 +80,7 @@ impl Wire {
 pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
     let mut wire = Wire::open(address).await;
     wire.send(format!("GET {path} HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n")).await;
-    wire.text_to_end().await
+    wire.rest_text().await
 }
 
 /// An answer with a length.

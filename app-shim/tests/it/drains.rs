@@ -43,7 +43,7 @@ async fn slow(address: SocketAddr, ms: u64) {
     wire.get(&format!("/slow?ms={ms}")).await;
     let answer = wire.answer().await;
     assert!(answer.ends_with("green 1.2.3\n") && answer.contains("connection: close\r\n"), "{answer}");
-    assert_eq!(wire.to_end().await.unwrap(), b"");
+    assert_eq!(wire.rest().await.unwrap(), b"");
 }
 
 async fn upload(address: SocketAddr, chunks: usize, pause: Duration) {
@@ -61,7 +61,7 @@ async fn events(address: SocketAddr, count: usize, interval_ms: u64) {
     let mut wire = Wire::open(address).await;
     wire.get(&format!("/stream?events={count}&interval_ms={interval_ms}")).await;
     wire.until(&format!("green 1.2.3 {}\n\n\r\n", count - 1)).await;
-    assert_eq!(wire.to_end().await.unwrap(), b"0\r\n\r\n");
+    assert_eq!(wire.rest().await.unwrap(), b"0\r\n\r\n");
 }
 
 async fn conversation(address: SocketAddr, rounds: usize, pause: Duration) {
@@ -89,7 +89,7 @@ async fn forty_five_exchanges_in_flight_are_all_completed() {
     exchanges.spawn(async move {
         let mut wire = Wire::open(address).await;
         wire.get("/bytes/3000?rate=1000").await;
-        assert!(wire.text_to_end_lossy().await.contains("content-length: 3000"));
+        assert!(wire.rest_lossy().await.contains("content-length: 3000"));
     });
     in_flight_is(side, COUNT).await;
     shim.signal(Signal::TERM);
@@ -138,8 +138,8 @@ async fn a_kept_alive_connection_gets_one_more_answer_and_is_closed() {
         health.contains("connection: close\r\n") && health.contains(r#""status":"draining""#),
         "{health}"
     );
-    assert_eq!(busy.to_end().await.unwrap(), b"");
-    assert_eq!(idle.to_end().await.unwrap(), b"", "an idle connection is closed");
+    assert_eq!(busy.rest().await.unwrap(), b"");
+    assert_eq!(idle.rest().await.unwrap(), b"", "an idle connection is closed");
     assert!(slow.answer().await.contains("connection: close\r\n"));
     assert_eq!(shim.code().await, Some(0));
     drop(never_used);
@@ -164,7 +164,7 @@ async fn what_the_kernel_has_taken_in_our_name_is_answered() {
     shim.signal(Signal::CONT);
     waiting.push(kept);
     for mut wire in waiting {
-        let answer = wire.text_to_end().await;
+        let answer = wire.rest_text().await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close\r\n"), "{answer}");
         assert!(answer.ends_with("green 1.2.3\n"), "{answer}");
     }
@@ -236,7 +236,7 @@ async fn an_app_that_dies_while_draining_ends_it_with_its_code_and_the_count() {
         // The app's connections go with it.
         drop(asked);
         drop(app);
-        assert!(client.text_to_end().await.starts_with("HTTP/1.1 502 "));
+        assert!(client.rest_text().await.starts_with("HTTP/1.1 502 "));
         assert_eq!(shim.code().await, Some(code), "{end}");
         shim.log.wait_for("1 active connections were cut").await;
     }
@@ -278,7 +278,7 @@ async fn a_quiet_tunnel_is_told_with_a_close_and_a_busy_one_goes_on() {
     assert!(told_at.elapsed() < Duration::from_secs(15));
     // A peer that got a close answers with one, and is let go.
     quiet.send(GOING_AWAY_MASKED).await;
-    assert_eq!(quiet.to_end().await.unwrap(), b"");
+    assert_eq!(quiet.rest().await.unwrap(), b"");
     busy.await.unwrap();
     assert_eq!(shim.code().await, Some(0));
 }
@@ -313,7 +313,7 @@ async fn both_sides_of_a_tunnel_are_told_between_two_frames_and_given_until_the_
     // Neither answers: at the deadline the tunnel is cut.
     assert_eq!(shim.code().await, Some(124));
     shim.log.wait_for("Cutting 1 active connections").await;
-    assert_eq!(client.to_end().await.unwrap_or_default(), b"");
+    assert_eq!(client.rest().await.unwrap_or_default(), b"");
 }
 
 #[tokio::test]

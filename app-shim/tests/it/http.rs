@@ -115,7 +115,7 @@ async fn a_client_that_leaves_ends_the_work_of_the_app() {
     let mut waiting = Wire::accept(&app).await;
     waiting.head().await;
     drop(client);
-    assert_eq!(waiting.to_end().await.unwrap(), b"", "before the answer");
+    assert_eq!(waiting.rest().await.unwrap(), b"", "before the answer");
 
     let mut client = Wire::open(address).await;
     client.get("/streams").await;
@@ -124,7 +124,7 @@ async fn a_client_that_leaves_ends_the_work_of_the_app() {
     streaming.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nsome").await;
     client.until("some").await;
     drop(client);
-    let _ = within("the end", streaming.to_end()).await;
+    let _ = within("the end", streaming.rest()).await;
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn an_answer_that_breaks_off_is_not_made_to_look_whole() {
         broken.send(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n4\r\nsome\r\n")).await;
         client.until("some").await;
         drop(broken);
-        let rest = client.to_end().await.unwrap_or_default();
+        let rest = client.rest().await.unwrap_or_default();
         assert!(!rest.ends_with(b"0\r\n\r\n"), "{head}");
     }
 }

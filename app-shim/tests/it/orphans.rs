@@ -51,6 +51,7 @@ async fn stopping_waits_for_the_whole_group() {
 }
 
 /// Runs a shim as process 1 of a namespace of its own. `None`, with a line, if that is not permitted here.
+#[allow(clippy::print_stdout, reason = "who reads the results must know what was not run")]
 async fn as_process_1(script: &str) -> Option<Shim> {
     let flags = ["--pid", "--fork", "--mount-proc", "--kill-child"];
     let permitted = Command::new("unshare").args(flags).arg("true").output().await;
