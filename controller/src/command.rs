@@ -91,6 +91,36 @@ pub async fn run(
     }
 }
 
+/// Runs a command and returns its standard output; its standard error is what an error shows.
+///
+/// # Errors
+/// As for [`run_lines`].
+pub async fn output(command: &Command, timeout: Duration, keep: usize) -> Result<String, CommandFailed> {
+    let program = command.get_program().display().to_string();
+    let failed = |reason: String, log: Vec<String>| CommandFailed { reason, log };
+    let mut ready = Command::new(command.get_program());
+    ready.args(command.get_args()).process_group(0).env_clear();
+    if let Some(directory) = command.get_current_dir() {
+        ready.current_dir(directory);
+    }
+    ready.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut ready = tokio::process::Command::from(ready);
+    ready.stdin(Stdio::null()).kill_on_drop(true);
+    match tokio::time::timeout(timeout, ready.output()).await {
+        Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(Ok(output)) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let lines: Vec<&str> = said.lines().collect();
+            let last = lines[lines.len().saturating_sub(keep)..].iter().map(|line| (*line).to_owned());
+            Err(failed(format!("{program} ended with {}", output.status), last.collect()))
+        }
+        Ok(Err(e)) => Err(failed(format!("cannot run {program}: {e}"), Vec::new())),
+        Err(_) => {
+            Err(failed(format!("{program} was still running after {timeout:?} and was killed"), Vec::new()))
+        }
+    }
+}
+
 async fn read(stream: impl AsyncRead + Unpin, lines: mpsc::Sender<String>) {
     let mut reader = BufReader::new(stream);
     let mut bytes = Vec::new();

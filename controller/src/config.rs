@@ -4,6 +4,7 @@
 //! [`load`] reads a file, [`parse`] a text; the values here are what the rest of the program works with. Relative
 //! paths are relative to the file's directory.
 
+mod containers;
 mod reader;
 mod sections;
 pub mod units;
@@ -12,6 +13,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use containers::{ComposeSettings, DockerSettings, Pull, Restart};
 use reader::Section;
 pub use sections::{
     BackendConfig, Deploy, Gate, Hooks, Identity, Monitor, Notice, ProcessSettings, ProxyFiles,

@@ -31,6 +31,7 @@
 
 pub mod compose;
 pub mod docker;
+mod engine;
 pub mod process;
 
 use std::fmt;
@@ -127,8 +128,8 @@ pub trait Runtime {
 pub fn for_config(config: &Config) -> Box<dyn Runtime> {
     match &config.runtime {
         RuntimeConfig::Process(settings) => Box::new(process::Process::new(config, settings)),
-        RuntimeConfig::Docker => Box::new(docker::Docker::new(config)),
-        RuntimeConfig::Compose => Box::new(compose::Compose::new(config)),
+        RuntimeConfig::Docker(settings) => Box::new(docker::Docker::new(config, settings)),
+        RuntimeConfig::Compose(settings) => Box::new(compose::Compose::new(config, settings)),
     }
 }
 
@@ -273,9 +274,6 @@ pub struct LogQuery {
 /// Why a runtime could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// This version has no such runtime.
-    #[error("the {0} runtime is not built yet: use kind = \"process\"")]
-    NotBuilt(&'static str),
     /// Nothing could be made to run.
     #[error("the build failed: {reason}")]
     Build {

@@ -133,6 +133,17 @@ impl Section {
         Some(self.directory.join(given))
     }
 
+    /// A list of paths.
+    pub(super) fn paths(&mut self, key: &'static str) -> Vec<PathBuf> {
+        let given = self.list::<String>(key).unwrap_or_default();
+        given.iter().map(|path| self.resolve(path)).collect()
+    }
+
+    /// A path as the file means it: relative to the file's directory.
+    pub(super) fn resolve(&self, path: &str) -> PathBuf {
+        self.directory.join(path)
+    }
+
     /// A list of texts that are parsed further. What can't be parsed is left out, and is a mistake.
     pub(super) fn list<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<Vec<T>> {
         let Value::Array(values) = self.take(key)? else {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use uh_protocol::{BackendName, ServiceName};
 
+use super::containers::{self, ComposeSettings, DockerSettings};
 use super::reader::Section;
 use super::{DAY, HOUR, MS, SECOND};
 use crate::runtime::Endpoint;
@@ -54,14 +55,14 @@ pub struct BackendConfig {
 }
 
 /// How copies of the app are run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RuntimeConfig {
     /// Plain local processes.
     Process(ProcessSettings),
     /// Containers, through the Engine API.
-    Docker,
+    Docker(DockerSettings),
     /// The user's compose files, through the compose tool.
-    Compose,
+    Compose(ComposeSettings),
 }
 
 /// How local processes are run.
@@ -241,8 +242,8 @@ pub(super) fn runtime(section: &mut Section) -> RuntimeConfig {
     let kinds = [("process", Kind::Process), ("docker", Kind::Docker), ("compose", Kind::Compose)];
     match section.choice("kind", Kind::Process, &kinds) {
         Kind::Process => RuntimeConfig::Process(process(&mut section.section("process"))),
-        Kind::Docker => RuntimeConfig::Docker,
-        Kind::Compose => RuntimeConfig::Compose,
+        Kind::Docker => RuntimeConfig::Docker(containers::docker(&mut section.section("docker"))),
+        Kind::Compose => RuntimeConfig::Compose(containers::compose(&mut section.section("compose"))),
     }
 }
 

@@ -1,27 +1,167 @@
-//! The user's own compose files, through the compose tool; never edits them. Not built yet.
+//! The user's own compose files, through the compose tool. They are read, never written.
+//!
+//! The tool resolves the files (`config`), and what it says about the one service that is deployed is what is frozen:
+//! a document of its own, with the image pinned and every `${…}` replaced. `start` hands the tool that document, with
+//! our labels added; from then on the container is found by them through the Engine API.
+//!
+//! ```text
+//! STATE_DIR/compose/app.green.20261125t101500-4f2a.json    what the tool was started with (mode 0600)
+//! ```
 
+mod document;
+mod tool;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bollard::Docker as Client;
+use bollard::query_parameters::TagImageOptionsBuilder;
+use serde::{Deserialize, Serialize};
 use uh_protocol::BackendName;
 
+use self::document::Document;
+use self::tool::Tool;
+use super::engine::{BoxError, Engine, EngineError};
 use super::{Candidate, Frozen, InstanceId, Lines, LogQuery, Plan, Runtime, RuntimeError, State};
 use crate::check::Check;
-use crate::config::Config;
+use crate::command::CommandFailed;
+use crate::config::{ComposeSettings, Config, Pull};
+use crate::{env_file, fault, files, ports};
+
+/// How long the tool may take to resolve the files.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long it may take to make and start one container of an image that is here.
+const START_WITHIN: Duration = Duration::from_secs(120);
+
+/// The repository of our tags: they keep a pinned image from being moved or pruned.
+const PINNED: &str = "uh-deploy";
 
 /// The `compose` runtime.
 #[derive(Debug)]
-pub struct Compose;
+pub struct Compose {
+    engine: Engine,
+    settings: ComposeSettings,
+    directory: PathBuf,
+    documents: PathBuf,
+    build_timeout: Duration,
+}
+
+/// What was frozen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Spec {
+    /// The compose project.
+    project: String,
+    /// The service in it.
+    service: String,
+    /// All that the tool needs to start it. May hold secrets.
+    document: Document,
+}
 
 impl Compose {
     /// For this configuration.
     #[must_use]
-    pub fn new(_config: &Config) -> Self {
-        Self
+    pub fn new(config: &Config, settings: &ComposeSettings) -> Self {
+        Self {
+            engine: Engine::new(&config.deploy.state_dir, config.deploy.service.clone()),
+            settings: settings.clone(),
+            directory: config.directory.clone(),
+            documents: config.deploy.state_dir.join("compose"),
+            build_timeout: config.deploy.build_timeout,
+        }
+    }
+
+    /// Variables for the files' `${…}`.
+    fn variables(&self, candidate: &Candidate) -> Result<BTreeMap<String, String>, String> {
+        let mut variables = BTreeMap::from([
+            ("APP_VERSION".to_owned(), candidate.version.clone()),
+            ("DEPLOYMENT_ENV".to_owned(), candidate.backend.to_string()),
+        ]);
+        if let Some(path) = &self.settings.env_file {
+            variables.extend(env_file::read(path)?);
+        }
+        variables
+            .extend(self.settings.env.iter().map(|(name, value)| (name.clone(), fill(value, candidate))));
+        Ok(variables)
+    }
+
+    async fn tool(&self) -> Result<Tool, String> {
+        Tool::find(&self.settings, &self.directory).await
+    }
+
+    /// What the files say about the candidate's service.
+    async fn resolve(&self, tool: &Tool, candidate: &Candidate) -> Result<Spec, CommandFailed> {
+        let wrong = |reason: String| CommandFailed { reason, log: Vec::new() };
+        let variables = self.variables(candidate).map_err(wrong)?;
+        let text = tool.config(&variables, RESOLVE_WITHIN).await?;
+        let service = fill(&self.settings.service, candidate);
+        let document = Document::of(&text, &service).map_err(wrong)?;
+        let project = self.settings.project.clone().or_else(|| document.project()).unwrap_or_else(|| {
+            let folder = self.settings.files.first().and_then(|file| file.parent()?.file_name());
+            default_project(&folder.unwrap_or_default().to_string_lossy())
+        });
+        Ok(Spec { project, service, document })
+    }
+
+    /// Builds or pulls the service's image, and pins it. Returns the image's id.
+    async fn make_image(
+        &self,
+        spec: &mut Spec,
+        candidate: &Candidate,
+        progress: Lines<'_>,
+    ) -> Result<String, RuntimeError> {
+        let failed = |failed: CommandFailed| RuntimeError::Build { reason: failed.reason, log: failed.log };
+        let wrong = |reason: String| RuntimeError::Build { reason, log: Vec::new() };
+        let tool = self.tool().await.map_err(wrong)?;
+        let repository = format!("{PINNED}/{}-{}", spec.project, spec.service);
+        let image = if spec.document.is_built() {
+            let image = format!("{repository}:{}", tag_of(&candidate.version));
+            spec.document.set_image(&image);
+            let scratch = Scratch::new(&self.documents, "build", spec).map_err(wrong)?;
+            tool.build(&scratch.0, &spec.project, &spec.service, self.build_timeout, progress)
+                .await
+                .map_err(failed)?;
+            image
+        } else {
+            let image = spec.document.image().ok_or_else(|| {
+                wrong(format!("the compose service {} has neither image nor build", spec.service))
+            })?;
+            let here = self.engine.image_id(&image).await.map_err(EngineError::unreachable)?.is_some();
+            match self.settings.pull {
+                Pull::Never if !here => return Err(wrong(format!("there is no image {image} here"))),
+                Pull::Missing if here => {}
+                Pull::Never => {}
+                Pull::Missing | Pull::Always => {
+                    let scratch = Scratch::new(&self.documents, "pull", spec).map_err(wrong)?;
+                    tool.pull(&scratch.0, &spec.project, &spec.service, self.build_timeout, progress)
+                        .await
+                        .map_err(failed)?;
+                }
+            }
+            image
+        };
+        let id = self.engine.image_id(&image).await.map_err(EngineError::unreachable)?;
+        let id = id.ok_or_else(|| wrong(format!("there is no image {image}")))?;
+        let short = id.trim_start_matches("sha256:").get(..12).unwrap_or("image").to_owned();
+        let options = TagImageOptionsBuilder::new().repo(&repository).tag(&short).build();
+        self.engine
+            .call(RESOLVE_WITHIN, async |client: Client| client.tag_image(&id, Some(options.clone())).await)
+            .await
+            .map_err(EngineError::unreachable)?;
+        spec.document.pin(&format!("{repository}:{short}"));
+        Ok(id)
+    }
+
+    async fn port_taken(&self, endpoint: &super::Endpoint, by: String) -> RuntimeError {
+        let publisher = match endpoint.port() {
+            Some(port) => self.engine.publisher(port).await,
+            None => None,
+        };
+        RuntimeError::PortTaken { endpoint: endpoint.to_string(), by: publisher.unwrap_or(by) }
     }
 }
-
-const NOT_BUILT: RuntimeError = RuntimeError::NotBuilt("compose");
 
 #[async_trait(?Send)]
 impl Runtime for Compose {
@@ -29,44 +169,171 @@ impl Runtime for Compose {
         "compose"
     }
 
-    async fn checks(&self, _candidate: &Candidate) -> Vec<Check> {
-        vec![Check::failed("Runtime available", NOT_BUILT.to_string(), "use the process runtime")]
+    async fn checks(&self, candidate: &Candidate) -> Vec<Check> {
+        let (engine, compose, service) =
+            ("Docker Engine running", "Docker Compose available", "Compose files valid");
+        let mut checks = vec![match self.engine.version().await {
+            Ok(version) => Check::passed(engine, version),
+            Err(error) => Check::failed(engine, crate::chain(&error), "start it: systemctl start docker"),
+        }];
+        let tool = match self.tool().await {
+            Ok(tool) => tool,
+            Err(reason) => {
+                let remedy = "install docker-compose-plugin or docker-compose";
+                checks.push(Check::failed(compose, reason, remedy));
+                return checks;
+            }
+        };
+        checks.push(Check::passed(compose, tool.version()));
+        checks.push(match self.resolve(&tool, candidate).await {
+            Ok(spec) => {
+                Check::passed(service, format!("service {} of project {}", spec.service, spec.project))
+            }
+            Err(failed) => {
+                let reason = std::iter::once(failed.reason).chain(failed.log).collect::<Vec<_>>().join("; ");
+                Check::failed(service, reason, "mend runtime.compose, or the compose files")
+            }
+        });
+        checks
     }
 
-    async fn plan(&self, _candidate: &Candidate) -> Result<Plan, RuntimeError> {
-        Err(NOT_BUILT)
+    async fn plan(&self, candidate: &Candidate) -> Result<Plan, RuntimeError> {
+        let wrong = |reason: String| RuntimeError::Build { reason, log: Vec::new() };
+        let tool = self.tool().await.map_err(wrong)?;
+        let spec = self
+            .resolve(&tool, candidate)
+            .await
+            .map_err(|failed| RuntimeError::Build { reason: failed.reason, log: failed.log })?;
+        let image = spec.document.image().unwrap_or_default();
+        let build = match (spec.document.is_built(), self.settings.pull) {
+            (true, _) => format!("build compose service {}", spec.service),
+            (false, Pull::Always) => format!("pull image {image}"),
+            (false, Pull::Missing) => format!("pull image {image}, unless it is here"),
+            (false, Pull::Never) => format!("use image {image}, which must be here"),
+        };
+        let start = format!("start compose service {} of project {}", spec.service, spec.project);
+        Ok(Plan { build: vec![build], start: vec![start] })
     }
 
-    async fn build(&self, _candidate: &Candidate, _progress: Lines<'_>) -> Result<Frozen, RuntimeError> {
-        Err(NOT_BUILT)
+    async fn build(&self, candidate: &Candidate, progress: Lines<'_>) -> Result<Frozen, RuntimeError> {
+        let wrong = |reason: String| RuntimeError::Build { reason, log: Vec::new() };
+        let tool = self.tool().await.map_err(wrong)?;
+        let mut spec = self
+            .resolve(&tool, candidate)
+            .await
+            .map_err(|failed| RuntimeError::Build { reason: failed.reason, log: failed.log })?;
+        let artifact = self.make_image(&mut spec, candidate, progress).await?;
+        Ok(Frozen {
+            backend: candidate.backend.clone(),
+            version: candidate.version.clone(),
+            endpoints: candidate.endpoints.clone(),
+            runtime: self.kind().to_owned(),
+            artifact,
+            spec: serde_json::to_value(&spec).map_err(|e| wrong(e.to_string()))?,
+        })
     }
 
-    async fn start(&self, _instance: &InstanceId, _frozen: &Frozen) -> Result<(), RuntimeError> {
-        Err(NOT_BUILT)
+    async fn start(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError> {
+        if self.state(instance).await?.is_running() {
+            return Ok(());
+        }
+        let failed =
+            |source: BoxError| RuntimeError::Instance { action: "start", instance: instance.clone(), source };
+        let mut spec: Spec = serde_json::from_value(frozen.spec.clone()).map_err(|e| failed(e.into()))?;
+        let service = instance.as_str().split('.').next().unwrap_or_default();
+        spec.document.label(&self.engine.labels(instance, service, &frozen.backend, &frozen.version));
+        for endpoint in frozen.endpoints.iter().filter(|_| spec.document.publishes()) {
+            if let Some(by) = ports::taken_by(endpoint) {
+                return Err(self.port_taken(endpoint, by).await);
+            }
+        }
+        let tool = self.tool().await.map_err(|reason| failed(reason.into()))?;
+        let file = self.documents.join(format!("{instance}.json"));
+        files::make_directory(&self.documents).map_err(|e| failed(e.into()))?;
+        files::replace(&file, spec.document.text().as_bytes()).map_err(|e| failed(e.into()))?;
+        fault::point("compose.start.written");
+        let started = tool.up(&file, &spec.project, &spec.service, START_WITHIN).await;
+        fault::point("compose.start.started");
+        if let Err(problem) = started {
+            let _removed = self.remove(instance).await;
+            let said = std::iter::once(problem.reason).chain(problem.log).collect::<Vec<_>>().join("; ");
+            let taken = said.contains("port is already allocated") || said.contains("address already in use");
+            return Err(match frozen.endpoints.iter().find(|endpoint| taken && endpoint.port().is_some()) {
+                Some(endpoint) => {
+                    self.port_taken(endpoint, "something that can't be told from here".to_owned()).await
+                }
+                None => failed(said.into()),
+            });
+        }
+        Ok(())
     }
 
-    async fn state(&self, _instance: &InstanceId) -> Result<State, RuntimeError> {
-        Err(NOT_BUILT)
+    async fn state(&self, instance: &InstanceId) -> Result<State, RuntimeError> {
+        self.engine.state(instance).await
     }
 
-    async fn find(&self, _backend: &BackendName) -> Result<Vec<InstanceId>, RuntimeError> {
-        Err(NOT_BUILT)
+    async fn find(&self, backend: &BackendName) -> Result<Vec<InstanceId>, RuntimeError> {
+        self.engine.instances(backend).await.map_err(EngineError::unreachable)
     }
 
-    async fn stop(&self, _instance: &InstanceId, _timeout: Duration) -> Result<State, RuntimeError> {
-        Err(NOT_BUILT)
+    async fn stop(&self, instance: &InstanceId, timeout: Duration) -> Result<State, RuntimeError> {
+        self.engine.stop(instance, timeout).await
     }
 
-    async fn remove(&self, _instance: &InstanceId) -> Result<(), RuntimeError> {
-        Err(NOT_BUILT)
+    async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
+        self.engine.remove(instance).await?;
+        let file = self.documents.join(format!("{instance}.json"));
+        files::remove(&file).map_err(|e| RuntimeError::Instance {
+            action: "remove the compose document of",
+            instance: instance.clone(),
+            source: e.into(),
+        })
     }
 
     async fn logs(
         &self,
-        _instance: &InstanceId,
-        _query: &LogQuery,
-        _line: Lines<'_>,
+        instance: &InstanceId,
+        query: &LogQuery,
+        line: Lines<'_>,
     ) -> Result<(), RuntimeError> {
-        Err(NOT_BUILT)
+        self.engine.logs(instance, query, line).await
     }
+}
+
+/// A document for one call of the tool; gone with the value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(documents: &Path, purpose: &str, spec: &Spec) -> Result<Self, String> {
+        let scratch = Self(documents.join(format!("{}-{}.{purpose}.json", spec.project, spec.service)));
+        files::make_directory(documents)
+            .and_then(|()| files::replace(&scratch.0, spec.document.text().as_bytes()))
+            .map_err(|e| format!("cannot write {}: {e}", scratch.0.display()))?;
+        Ok(scratch)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = files::remove(&self.0);
+    }
+}
+
+fn fill(text: &str, candidate: &Candidate) -> String {
+    text.replace("{backend}", candidate.backend.as_str()).replace("{version}", &candidate.version)
+}
+
+/// A project's name as the tool makes it of a directory's: lower case, without what a name can't hold.
+fn default_project(folder: &str) -> String {
+    let fits = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    let name: String = folder.to_lowercase().chars().filter(fits).collect();
+    let name = name.trim_start_matches(['-', '_']);
+    if name.is_empty() { "default".to_owned() } else { name.to_owned() }
+}
+
+/// A version as an image's tag.
+fn tag_of(version: &str) -> String {
+    let fits = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '-' };
+    let tag: String = version.chars().map(fits).take(100).collect();
+    format!("v{tag}")
 }

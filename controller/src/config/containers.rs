@@ -1,0 +1,159 @@
+//! What the `docker` and `compose` runtimes are told.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::reader::Section;
+
+/// How containers are made through the Engine API.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DockerSettings {
+    /// The directory that the image is built from; `None`: the image is pulled.
+    pub context: Option<PathBuf>,
+    /// Its Dockerfile, relative to the context.
+    pub dockerfile: String,
+    /// The stage to build; `None`: the last one.
+    pub target: Option<String>,
+    /// Build arguments. They end up in the image's history: no place for a secret.
+    pub build_args: BTreeMap<String, String>,
+    /// The image's name. With a context it is what the built image is called.
+    pub image: String,
+    /// Whether an image that is here already is asked for again.
+    pub pull: Pull,
+    /// In place of the image's own command; empty: the image's.
+    pub command: Vec<String>,
+    /// The port that the app listens on in its container; `None`: the endpoint's.
+    pub port: Option<u16>,
+    /// Added to the environment.
+    pub env: BTreeMap<String, String>,
+    /// `NAME=value` lines added to the environment. Secret.
+    pub env_file: Option<PathBuf>,
+    /// Variables handed on from the controller's own environment. Secret.
+    pub env_from: Vec<String>,
+    /// Networks to join; empty: the engine's own bridge.
+    pub networks: Vec<String>,
+    /// `name:/path` or `/host/path:/path`, with `:ro` if it is only read.
+    pub volumes: Vec<String>,
+    /// A container that uses more is killed, in bytes; `None`: no limit.
+    pub memory_limit: Option<u64>,
+    /// Thousandths of a processor; `None`: no limit.
+    pub cpu_millis: Option<u32>,
+    /// Whether it comes back after a reboot or a crash.
+    pub restart: Restart,
+    /// A log file that is larger is put aside, in bytes.
+    pub log_size: u64,
+    /// How many log files are kept.
+    pub log_files: u32,
+}
+
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pull {
+    /// If it is not here.
+    Missing,
+    /// At every deploy.
+    Always,
+    /// Never: it must be here.
+    Never,
+}
+
+/// Whether a container is started again by the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// Always, until it was stopped.
+    UnlessStopped,
+    /// Never.
+    No,
+}
+
+/// How the user's compose files are used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComposeSettings {
+    /// The files, in their order.
+    pub files: Vec<PathBuf>,
+    /// The project; `None`: as the tool has it, after the first file's directory.
+    pub project: Option<String>,
+    /// The compose service of a backend. `{backend}` is replaced.
+    pub service: String,
+    /// Profiles that are on.
+    pub profiles: Vec<String>,
+    /// Variables for the files' `${…}`; the same replacements, and `{version}`.
+    pub env: BTreeMap<String, String>,
+    /// `NAME=value` lines for the files' `${…}`. Secret.
+    pub env_file: Option<PathBuf>,
+    /// Whether an image that is here already is asked for again.
+    pub pull: Pull,
+}
+
+const PULLS: [(&str, Pull); 3] =
+    [("missing", Pull::Missing), ("always", Pull::Always), ("never", Pull::Never)];
+
+pub(super) fn docker(section: &mut Section) -> DockerSettings {
+    let context = section.optional_path("context");
+    let image = section.text("image");
+    if context.is_none() && image.is_none() {
+        section.mistake("image", "missing: an image to pull, or a context to build one from");
+    }
+    let restarts = [("unless-stopped", Restart::UnlessStopped), ("no", Restart::No)];
+    DockerSettings {
+        context,
+        dockerfile: section.text("dockerfile").unwrap_or_else(|| "Dockerfile".to_owned()),
+        target: section.text("target"),
+        build_args: section.texts("build_args"),
+        image: image.unwrap_or_else(|| "{service}:{version}".to_owned()),
+        pull: section.choice("pull", Pull::Missing, &PULLS),
+        command: section.list::<String>("command").unwrap_or_default(),
+        port: section
+            .has("port")
+            .then(|| u16::try_from(section.integer("port", 3000, (1, 65_535))).unwrap_or(u16::MAX)),
+        env: section.texts("env"),
+        env_file: section.optional_path("env_file"),
+        env_from: section.list::<String>("env_from").unwrap_or_default(),
+        networks: section.list::<String>("networks").unwrap_or_default(),
+        volumes: volumes(section),
+        memory_limit: section
+            .has("memory_limit")
+            .then(|| section.size("memory_limit", u64::MAX, (MIN_MEMORY, i64::MAX as u64))),
+        cpu_millis: section.has("cpu_millis").then(|| section.integer("cpu_millis", 1000, (10, 1_000_000))),
+        restart: section.choice("restart", Restart::UnlessStopped, &restarts),
+        log_size: section.size("log_size", 10 << 20, (1 << 10, 1 << 40)),
+        log_files: section.integer("log_files", 3, (1, 100)),
+    }
+}
+
+/// The engine refuses less (Engine API, `Memory`).
+const MIN_MEMORY: u64 = 6 << 20;
+
+fn volumes(section: &mut Section) -> Vec<String> {
+    let volumes = section.list::<String>("volumes").unwrap_or_default();
+    for (index, volume) in volumes.iter().enumerate() {
+        let mut parts = volume.split(':');
+        let source = parts.next().unwrap_or_default();
+        let inside = parts.next().unwrap_or_default();
+        if source.is_empty() || source.starts_with('.') || !inside.starts_with('/') {
+            let reason =
+                format!("{volume:?} is not a volume: write name:/path or /host/path:/path, with :ro");
+            section.mistake(&format!("volumes[{index}]"), reason);
+        }
+    }
+    volumes
+}
+
+pub(super) fn compose(section: &mut Section) -> ComposeSettings {
+    let given = section.has("files");
+    let mut files: Vec<PathBuf> = section.paths("files");
+    if files.is_empty() && !given {
+        files = vec![section.resolve("docker-compose.yml")];
+    } else if files.is_empty() {
+        section.mistake("files", "empty: at least one compose file");
+    }
+    ComposeSettings {
+        files,
+        project: section.text("project"),
+        service: section.text("service").unwrap_or_else(|| "{backend}".to_owned()),
+        profiles: section.list::<String>("profiles").unwrap_or_default(),
+        env: section.texts("env"),
+        env_file: section.optional_path("env_file"),
+        pull: section.choice("pull", Pull::Missing, &PULLS),
+    }
+}

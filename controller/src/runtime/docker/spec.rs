@@ -1,0 +1,231 @@
+//! What a container is: the whole request that makes it. Decided once, from the configuration and the candidate.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use bollard::models::{
+    ContainerCreateBody, EndpointSettings, HostConfig, HostConfigLogConfig, NetworkingConfig, PortBinding,
+    RestartPolicy, RestartPolicyNameEnum,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{DockerSettings, Restart};
+use crate::runtime::{Candidate, Endpoint};
+
+/// Docker's name for the host's own network, on which nothing is published.
+const HOST_NETWORK: &str = "host";
+
+/// A container ready to be made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Spec {
+    /// The request, but for the labels of the instance.
+    body: ContainerCreateBody,
+    /// All networks to join; the first one is in the request.
+    pub(super) networks: Vec<String>,
+    /// Its names there.
+    pub(super) aliases: Vec<String>,
+}
+
+impl Spec {
+    pub(super) fn new(
+        settings: &DockerSettings,
+        image_id: &str,
+        candidate: &Candidate,
+    ) -> Result<Self, String> {
+        let on_host = settings.networks.iter().any(|network| network == HOST_NETWORK);
+        let mut bindings: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
+        let mut aliases = vec![format!("{}-{}", candidate.service, candidate.backend)];
+        let mut inside = None;
+        for endpoint in &candidate.endpoints {
+            let Endpoint::Tcp(host, port) = endpoint else {
+                return Err(format!("{endpoint}: containers are reached by host:port"));
+            };
+            let container_port = if on_host { *port } else { settings.port.unwrap_or(*port) };
+            inside.get_or_insert(container_port);
+            match published_at(host) {
+                Some(address) if !on_host => {
+                    let binding =
+                        PortBinding { host_ip: Some(address.to_string()), host_port: Some(port.to_string()) };
+                    let list = bindings.entry(format!("{container_port}/tcp")).or_default();
+                    list.get_or_insert_default().push(binding);
+                }
+                None if settings.networks.is_empty() || on_host => {
+                    return Err(format!(
+                        "{endpoint} is a name on a container network: set runtime.docker.networks, or write an IP address"
+                    ));
+                }
+                None if container_port != *port => {
+                    return Err(format!(
+                        "{endpoint} is reached on the container network, where runtime.docker.port ({container_port}) is the port: write the same"
+                    ));
+                }
+                None => aliases.push(host.clone()),
+                Some(_) => {}
+            }
+        }
+        let port = inside.ok_or("the backend has no endpoint")?;
+        let host_config = HostConfig {
+            port_bindings: Some(bindings),
+            binds: (!settings.volumes.is_empty()).then(|| settings.volumes.clone()),
+            network_mode: settings.networks.first().cloned(),
+            restart_policy: Some(RestartPolicy {
+                name: Some(match settings.restart {
+                    Restart::UnlessStopped => RestartPolicyNameEnum::UNLESS_STOPPED,
+                    Restart::No => RestartPolicyNameEnum::NO,
+                }),
+                maximum_retry_count: None,
+            }),
+            memory: settings.memory_limit.and_then(|bytes| i64::try_from(bytes).ok()),
+            // The same: no swap beyond it, so that the limit is one.
+            memory_swap: settings.memory_limit.and_then(|bytes| i64::try_from(bytes).ok()),
+            nano_cpus: settings.cpu_millis.map(|millis| i64::from(millis) * 1_000_000),
+            log_config: Some(HostConfigLogConfig {
+                typ: Some("json-file".to_owned()),
+                config: Some(HashMap::from([
+                    ("max-size".to_owned(), settings.log_size.to_string()),
+                    ("max-file".to_owned(), settings.log_files.to_string()),
+                ])),
+            }),
+            ..HostConfig::default()
+        };
+        let networking = settings.networks.first().filter(|_| !on_host).map(|network| NetworkingConfig {
+            endpoints_config: Some(HashMap::from([(
+                network.clone(),
+                EndpointSettings { aliases: Some(aliases.clone()), ..EndpointSettings::default() },
+            )])),
+        });
+        let body = ContainerCreateBody {
+            image: Some(image_id.to_owned()),
+            cmd: (!settings.command.is_empty())
+                .then(|| settings.command.iter().map(|part| fill(part, candidate)).collect()),
+            env: Some(environment(settings, candidate, port)?),
+            host_config: Some(host_config),
+            networking_config: networking,
+            ..ContainerCreateBody::default()
+        };
+        Ok(Self { body, networks: settings.networks.clone(), aliases })
+    }
+
+    /// The request that makes the container.
+    pub(super) fn request(&self, labels: HashMap<String, String>) -> ContainerCreateBody {
+        ContainerCreateBody { labels: Some(labels), ..self.body.clone() }
+    }
+
+    fn bindings(&self) -> impl Iterator<Item = (&String, &PortBinding)> {
+        let bindings = self.body.host_config.as_ref().and_then(|host| host.port_bindings.as_ref());
+        bindings.into_iter().flatten().flat_map(|(port, list)| list.iter().flatten().map(move |b| (port, b)))
+    }
+
+    /// Whether it takes a port of this machine.
+    pub(super) fn publishes(&self) -> bool {
+        self.bindings().next().is_some()
+    }
+
+    /// Where it will be reached, for people.
+    pub(super) fn published(&self) -> String {
+        let mut places: Vec<String> = self
+            .bindings()
+            .map(|(port, binding)| {
+                let part = |text: &Option<String>| text.clone().unwrap_or_default();
+                format!("{}:{} → {port}", part(&binding.host_ip), part(&binding.host_port))
+            })
+            .collect();
+        places.sort();
+        match (places.as_slice(), self.networks.as_slice()) {
+            ([], networks) => format!(" on {} as {}", networks.join(", "), self.aliases.join(", ")),
+            (places, _) => format!(", {}", places.join(", ")),
+        }
+    }
+}
+
+/// The address of this machine at which a port is published; `None` for a name on a container network.
+fn published_at(host: &str) -> Option<IpAddr> {
+    if host == "localhost" {
+        return Some(IpAddr::from([127, 0, 0, 1]));
+    }
+    host.trim_matches(['[', ']']).parse().ok()
+}
+
+/// Replaces what stands for the candidate.
+pub(super) fn fill(text: &str, candidate: &Candidate) -> String {
+    text.replace("{service}", candidate.service.as_str())
+        .replace("{backend}", candidate.backend.as_str())
+        .replace("{version}", &candidate.version)
+}
+
+fn environment(settings: &DockerSettings, candidate: &Candidate, port: u16) -> Result<Vec<String>, String> {
+    let mut env: BTreeMap<String, String> = BTreeMap::new();
+    env.insert("PORT".to_owned(), port.to_string());
+    // In a container an app that listens on its loopback can't be reached.
+    env.insert("HOSTNAME".to_owned(), "0.0.0.0".to_owned());
+    env.insert("DEPLOYMENT_ENV".to_owned(), candidate.backend.to_string());
+    env.insert("APP_VERSION".to_owned(), candidate.version.clone());
+    if let Some(path) = &settings.env_file {
+        env.extend(crate::env_file::read(path)?);
+    }
+    for name in &settings.env_from {
+        let value = std::env::var(name)
+            .map_err(|_| format!("{name} (runtime.docker.env_from) is not set in uh-deploy's environment"))?;
+        env.insert(name.clone(), value);
+    }
+    env.extend(settings.env.iter().map(|(name, value)| (name.clone(), fill(value, candidate))));
+    Ok(env.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{RuntimeConfig, parse};
+
+    fn settings(extra: &str) -> DockerSettings {
+        let text = format!(
+            "[backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n[backends.green]\nendpoints = [\"127.0.0.1:2\"]\n\
+             [runtime]\nkind = \"docker\"\n[runtime.docker]\nimage = \"app:{{version}}\"\n{extra}"
+        );
+        match parse(&text, std::path::Path::new("/srv")).unwrap().runtime {
+            RuntimeConfig::Docker(settings) => settings,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn candidate(endpoints: &[&str]) -> Candidate {
+        Candidate {
+            service: "app".parse().unwrap(),
+            backend: "green".parse().unwrap(),
+            version: "1.0.1".to_owned(),
+            endpoints: endpoints.iter().map(|endpoint| endpoint.parse().unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn an_ip_address_is_published_and_a_name_is_an_alias() {
+        let spec = Spec::new(&settings("port = 3000"), "sha256:00", &candidate(&["127.0.0.1:3009"])).unwrap();
+        assert_eq!(spec.published(), ", 127.0.0.1:3009 → 3000/tcp");
+        assert!(spec.body.env.as_ref().unwrap().contains(&"PORT=3000".to_owned()));
+        let spec =
+            Spec::new(&settings("networks = [\"web\"]"), "sha256:00", &candidate(&["green:3009"])).unwrap();
+        assert!(!spec.publishes());
+        assert_eq!(spec.published(), " on web as app-green, green");
+        assert!(spec.body.env.as_ref().unwrap().contains(&"PORT=3009".to_owned()));
+    }
+
+    #[test]
+    fn an_endpoint_that_nobody_could_reach_is_refused() {
+        for (extra, endpoint) in [
+            ("", "green:3009"),
+            ("networks = [\"web\"]\nport = 3000", "green:3009"),
+            ("", "unix:/run/x.sock"),
+        ] {
+            assert!(Spec::new(&settings(extra), "sha256:00", &candidate(&[endpoint])).is_err(), "{endpoint}");
+        }
+    }
+
+    #[test]
+    fn what_is_frozen_reads_back_the_same() {
+        let extra = "memory_limit = \"64MiB\"\ncpu_millis = 500\nvolumes = [\"data:/data\"]\nenv = { A = \"{version}\" }";
+        let spec = Spec::new(&settings(extra), "sha256:00", &candidate(&["127.0.0.1:3009"])).unwrap();
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+        assert!(text.contains("A=1.0.1") && text.contains("67108864"), "{text}");
+    }
+}

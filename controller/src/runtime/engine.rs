@@ -1,0 +1,420 @@
+//! The Docker Engine, as both container runtimes use it: our containers are found by their labels, so that nothing
+//! depends on who made them.
+//!
+//! An engine that is being restarted answers nobody for a few seconds. Questions that may be asked twice wait for it,
+//! up to [`PATIENCE`].
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bollard::Docker;
+use bollard::errors::Error;
+use bollard::models::{ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary};
+use bollard::query_parameters::{
+    ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    StopContainerOptionsBuilder,
+};
+use futures_util::StreamExt as _;
+use tokio::sync::OnceCell;
+use uh_protocol::{BackendName, ServiceName};
+
+use super::{Ending, InstanceId, Lines, LogQuery, RuntimeError, State};
+
+/// How long an engine that does not answer is waited for: a restart of dockerd takes a few seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long one call may take that has nothing to wait for.
+const CALL: Duration = Duration::from_secs(30);
+
+/// Between two tries to reach an engine.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// The client's own time limit. Ours are shorter, and fit the call.
+const CLIENT_LIMIT: Duration = Duration::from_secs(25 * 60 * 60);
+
+/// A log line that is longer is cut in two.
+const MAX_LINE_BYTES: usize = 64 << 10;
+
+/// The label that names an instance.
+pub(super) const INSTANCE: &str = "uh-deploy.instance";
+/// The label that names its service.
+pub(super) const SERVICE: &str = "uh-deploy.service";
+/// The label that names its backend.
+pub(super) const BACKEND: &str = "uh-deploy.backend";
+/// The label that names its version.
+pub(super) const VERSION: &str = "uh-deploy.version";
+/// The label that names the state directory of who started it.
+pub(super) const STATE_DIR: &str = "uh-deploy.state-dir";
+
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why the engine did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EngineError {
+    /// It can't be reached.
+    #[error("the Docker Engine does not answer")]
+    Unreachable(#[source] Error),
+    /// It said no.
+    #[error(transparent)]
+    Refused(Error),
+    /// It took too long.
+    #[error("the Docker Engine did not answer within {0:?}")]
+    Slow(Duration),
+}
+
+impl EngineError {
+    /// The status of a refusal: 404 is "no such container", 409 a name that is taken.
+    pub(super) fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused(Error::DockerResponseServerError { status_code, .. }) => Some(*status_code),
+            _ => None,
+        }
+    }
+
+    /// As the driver hears of it.
+    pub(super) fn about(self, action: &'static str, instance: &InstanceId) -> RuntimeError {
+        match self {
+            Self::Refused(source) => {
+                RuntimeError::Instance { action, instance: instance.clone(), source: source.into() }
+            }
+            other => other.unreachable(),
+        }
+    }
+
+    /// The same, where there is no instance to tell of.
+    pub(super) fn unreachable(self) -> RuntimeError {
+        let what = "the Docker Engine".to_owned();
+        match self {
+            Self::Unreachable(source) | Self::Refused(source) => {
+                RuntimeError::Unreachable { what, source: source.into() }
+            }
+            Self::Slow(after) => {
+                RuntimeError::Unreachable { what, source: format!("no answer within {after:?}").into() }
+            }
+        }
+    }
+}
+
+/// The Docker Engine, and whose containers are meant.
+pub(super) struct Engine {
+    client: OnceCell<Docker>,
+    state_dir: String,
+    service: Option<ServiceName>,
+}
+
+impl Engine {
+    pub(super) fn new(state_dir: &std::path::Path, service: Option<ServiceName>) -> Self {
+        let state_dir: PathBuf = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
+        Self { client: OnceCell::new(), state_dir: state_dir.display().to_string(), service }
+    }
+
+    /// The labels by which an instance is found again.
+    pub(super) fn labels(
+        &self,
+        instance: &InstanceId,
+        service: &str,
+        backend: &BackendName,
+        version: &str,
+    ) -> HashMap<String, String> {
+        [
+            (INSTANCE, instance.as_str()),
+            (SERVICE, service),
+            (BACKEND, backend.as_str()),
+            (VERSION, version),
+            (STATE_DIR, &self.state_dir),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+    }
+
+    /// The client, at the engine's own API version.
+    async fn client(&self) -> Result<Docker, Error> {
+        let connect = || async {
+            Docker::connect_with_defaults()?.with_timeout(CLIENT_LIMIT).negotiate_version().await
+        };
+        self.client.get_or_try_init(connect).await.cloned()
+    }
+
+    /// Asks once.
+    pub(super) async fn ask<T>(
+        &self,
+        limit: Duration,
+        call: impl AsyncFnOnce(Docker) -> Result<T, Error>,
+    ) -> Result<T, EngineError> {
+        let answer = tokio::time::timeout(limit, async { call(self.client().await?).await }).await;
+        answer.map_err(|_| EngineError::Slow(limit))?.map_err(|error| {
+            if is_unreachable(&error) { EngineError::Unreachable(error) } else { EngineError::Refused(error) }
+        })
+    }
+
+    /// Asks what may be asked twice, and waits for an engine that is being restarted.
+    pub(super) async fn call<T>(
+        &self,
+        limit: Duration,
+        call: impl AsyncFn(Docker) -> Result<T, Error>,
+    ) -> Result<T, EngineError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.ask(limit, |docker| call(docker)).await {
+                Err(EngineError::Unreachable(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(RETRY).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Its version and its API's, for people.
+    pub(super) async fn version(&self) -> Result<String, EngineError> {
+        let version = self.ask(CALL, async |docker: Docker| docker.version().await).await?;
+        let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
+        Ok(format!("Docker {} (API {})", or_unknown(version.version), or_unknown(version.api_version)))
+    }
+
+    /// The id of an image that is here.
+    pub(super) async fn image_id(&self, name: &str) -> Result<Option<String>, EngineError> {
+        match self.call(CALL, async |docker: Docker| docker.inspect_image(name).await).await {
+            Ok(image) => Ok(image.id),
+            Err(error) if error.status() == Some(404) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn list(&self, labels: &[(&str, &str)]) -> Result<Vec<ContainerSummary>, EngineError> {
+        let labels = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let filters = HashMap::from([("label".to_owned(), labels)]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        self.call(CALL, async |docker: Docker| docker.list_containers(Some(options.clone())).await).await
+    }
+
+    /// All instances of a backend that were started from this state directory, oldest first.
+    pub(super) async fn instances(&self, backend: &BackendName) -> Result<Vec<InstanceId>, EngineError> {
+        let found = self.list(&[(BACKEND, backend.as_str()), (STATE_DIR, &self.state_dir)]).await?;
+        let instance = |container: ContainerSummary| {
+            let labels = container.labels?;
+            let service: ServiceName = labels.get(SERVICE)?.parse().ok()?;
+            let ours = self.service.as_ref().is_none_or(|wanted| *wanted == service);
+            InstanceId::of(&service, backend, labels.get(INSTANCE)?).filter(|_| ours)
+        };
+        let mut instances: Vec<InstanceId> = found.into_iter().filter_map(instance).collect();
+        instances.sort();
+        instances.dedup();
+        Ok(instances)
+    }
+
+    /// The engine's id of an instance's container.
+    pub(super) async fn container(&self, instance: &InstanceId) -> Result<Option<String>, EngineError> {
+        let found = self.list(&[(INSTANCE, instance.as_str()), (STATE_DIR, &self.state_dir)]).await?;
+        Ok(found.into_iter().find_map(|container| container.id))
+    }
+
+    /// The container that publishes a port of this machine.
+    pub(super) async fn publisher(&self, port: u16) -> Option<String> {
+        let options = ListContainersOptionsBuilder::new().build();
+        let list = self.ask(CALL, async |docker: Docker| docker.list_containers(Some(options)).await);
+        let publishes = |container: &ContainerSummary| {
+            container.ports.iter().flatten().any(|published| published.public_port == Some(port))
+        };
+        let container = list.await.ok()?.into_iter().find(publishes)?;
+        let name = container.names?.into_iter().next()?;
+        Some(format!("container {}", name.trim_start_matches('/')))
+    }
+
+    async fn inspect(&self, id: &str) -> Result<Option<ContainerInspectResponse>, EngineError> {
+        match self.call(CALL, async |docker: Docker| docker.inspect_container(id, None).await).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.status() == Some(404) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How an instance is.
+    pub(super) async fn state(&self, instance: &InstanceId) -> Result<State, RuntimeError> {
+        let about = |error: EngineError| error.about("look at", instance);
+        let Some(id) = self.container(instance).await.map_err(about)? else { return Ok(State::Absent) };
+        Ok(self.inspect(&id).await.map_err(about)?.map_or(State::Absent, |found| state_of(&found)))
+    }
+
+    /// Ends an instance as its image wants it (SIGTERM unless it says otherwise), and kills it at the timeout.
+    pub(super) async fn stop(&self, instance: &InstanceId, timeout: Duration) -> Result<State, RuntimeError> {
+        let about = |error: EngineError| error.about("stop", instance);
+        let Some(id) = self.container(instance).await.map_err(about)? else { return Ok(State::Absent) };
+        // The engine counts in seconds; 0 kills at once.
+        let seconds = i32::try_from(timeout.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
+        let options = StopContainerOptionsBuilder::new().t(seconds).build();
+        let stopped = self
+            .call(timeout + CALL, async |docker: Docker| {
+                docker.stop_container(&id, Some(options.clone())).await
+            })
+            .await;
+        match stopped {
+            Err(error) if !matches!(error.status(), Some(304 | 404)) => return Err(about(error)),
+            _ => {}
+        }
+        let state = self.inspect(&id).await.map_err(about)?.map_or(State::Absent, |found| state_of(&found));
+        if state.is_running() {
+            let source = "it still runs".into();
+            return Err(RuntimeError::Instance { action: "stop", instance: instance.clone(), source });
+        }
+        Ok(state)
+    }
+
+    /// Removes an instance's container and its anonymous volumes; kills it first if it runs.
+    pub(super) async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
+        let about = |error: EngineError| error.about("remove", instance);
+        while let Some(id) = self.container(instance).await.map_err(about)? {
+            let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+            let removed = self
+                .call(CALL, async |docker: Docker| docker.remove_container(&id, Some(options.clone())).await)
+                .await;
+            match removed {
+                // 409: somebody else is removing it already.
+                Err(error) if !matches!(error.status(), Some(404 | 409)) => return Err(about(error)),
+                Err(_) => tokio::time::sleep(RETRY).await,
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives an instance's log to `line`.
+    pub(super) async fn logs(
+        &self,
+        instance: &InstanceId,
+        query: &LogQuery,
+        line: Lines<'_>,
+    ) -> Result<(), RuntimeError> {
+        let about = |error: EngineError| error.about("read the log of", instance);
+        let Some(id) = self.container(instance).await.map_err(about)? else { return Ok(()) };
+        let since = query.since.map_or(0, |since| i32::try_from(since.as_second()).unwrap_or(i32::MAX));
+        let tail = query.tail.map_or_else(|| "all".to_owned(), |tail| tail.to_string());
+        let options = LogsOptionsBuilder::new()
+            .stdout(true)
+            .stderr(true)
+            .follow(query.follow)
+            .since(since)
+            .tail(&tail)
+            .build();
+        let client = self.ask(CALL, async |docker: Docker| Ok(docker)).await.map_err(about)?;
+        let mut output = client.logs(&id, Some(options));
+        let mut lines = LineCutter::default();
+        loop {
+            // Somebody who follows waits for the app; anybody else for the engine only.
+            let next = if query.follow {
+                output.next().await
+            } else {
+                let next = tokio::time::timeout(CALL, output.next()).await;
+                next.map_err(|_| about(EngineError::Slow(CALL)))?
+            };
+            match next {
+                Some(Ok(chunk)) => lines.push(chunk.as_ref(), line),
+                Some(Err(error)) => return Err(about(EngineError::Refused(error))),
+                None => break,
+            }
+        }
+        lines.finish(line);
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("state_dir", &self.state_dir).finish_non_exhaustive()
+    }
+}
+
+fn is_unreachable(error: &Error) -> bool {
+    !matches!(error, Error::DockerResponseServerError { .. } | Error::DockerStreamError { .. })
+}
+
+fn state_of(container: &ContainerInspectResponse) -> State {
+    let Some(state) = &container.state else { return State::Absent };
+    let restarts = container.restart_count.and_then(|count| u32::try_from(count).ok()).unwrap_or_default();
+    match state.status {
+        Some(ContainerStateStatusEnum::CREATED) => State::Absent,
+        Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::PAUSED) => {
+            State::Running { restarts }
+        }
+        // Also one that waits to be started again: it has ended, and does not serve.
+        _ => State::Exited(ending_of(state)),
+    }
+}
+
+fn ending_of(state: &ContainerState) -> Ending {
+    Ending {
+        code: state.exit_code.and_then(|code| i32::try_from(code).ok()),
+        out_of_memory: state.oom_killed.unwrap_or_default(),
+    }
+}
+
+/// Puts chunks together and cuts them into lines.
+#[derive(Default)]
+pub(super) struct LineCutter(Vec<u8>);
+
+impl LineCutter {
+    pub(super) fn push(&mut self, chunk: &[u8], line: Lines<'_>) {
+        for part in chunk.split_inclusive(|&byte| byte == b'\n') {
+            self.0.extend_from_slice(part);
+            if part.ends_with(b"\n") || self.0.len() > MAX_LINE_BYTES {
+                self.finish(line);
+            }
+        }
+    }
+
+    pub(super) fn finish(&mut self, line: Lines<'_>) {
+        if !self.0.is_empty() {
+            line(String::from_utf8_lossy(&self.0).trim_end());
+            self.0.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn chunks_become_lines_wherever_they_are_cut() {
+        let seen = RefCell::new(Vec::new());
+        let line = |text: &str| seen.borrow_mut().push(text.to_owned());
+        let mut lines = LineCutter::default();
+        for chunk in ["one\ntw", "o\r\n", "\nthree"] {
+            lines.push(chunk.as_bytes(), &line);
+        }
+        lines.finish(&line);
+        assert_eq!(*seen.borrow(), ["one", "two", "", "three"]);
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let seen = RefCell::new(0);
+        let mut lines = LineCutter::default();
+        for _ in 0..3 {
+            lines.push(&[b'x'; MAX_LINE_BYTES], &|_| *seen.borrow_mut() += 1);
+        }
+        assert!(*seen.borrow() >= 1 && lines.0.len() <= MAX_LINE_BYTES);
+    }
+
+    #[test]
+    fn a_container_that_waits_for_its_next_start_has_ended() {
+        let container = |status, code, oom| ContainerInspectResponse {
+            restart_count: Some(3),
+            state: Some(ContainerState {
+                status: Some(status),
+                exit_code: Some(code),
+                oom_killed: Some(oom),
+                ..ContainerState::default()
+            }),
+            ..ContainerInspectResponse::default()
+        };
+        use ContainerStateStatusEnum as Status;
+        assert_eq!(state_of(&container(Status::CREATED, 0, false)), State::Absent);
+        assert_eq!(state_of(&container(Status::RUNNING, 0, false)), State::Running { restarts: 3 });
+        let ended = |code, out_of_memory| State::Exited(Ending { code: Some(code), out_of_memory });
+        assert_eq!(state_of(&container(Status::RESTARTING, 7, false)), ended(7, false));
+        assert_eq!(state_of(&container(Status::EXITED, 137, true)), ended(137, true));
+    }
+}

@@ -1,0 +1,356 @@
+//! The `docker` and `compose` runtimes against a real Docker Engine. Without one, each test says so in a line.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use uh_controller::config;
+use uh_controller::runtime::{
+    Candidate, Ending, Frozen, InstanceId, LogQuery, Runtime, RuntimeError, State, for_config,
+};
+
+/// The base of the images made here: the smallest that the project's own images are based on. It has perl.
+const BASE: &str = "debian:bookworm-slim";
+
+/// An app in a few lines: answers with its version, eats memory if asked to, says when it is told to end.
+const APP: &str = r#"
+use strict; use IO::Socket::INET;
+$| = 1;
+$SIG{TERM} = sub { print "told to end\n"; exit 0 };
+if ($ENV{FAIL}) { print "cannot start: $ENV{FAIL}\n"; exit 7 }
+my $port = $ENV{PORT};
+my $listener = IO::Socket::INET->new(LocalPort => $port, Listen => 10, ReuseAddr => 1) or die "$!";
+print "listening as $ENV{DEPLOYMENT_ENV} $ENV{APP_VERSION}\n";
+while (1) {
+  my $client = $listener->accept or next;
+  my $line = <$client>;
+  if ($line =~ m{/eat}) { my @eaten; push @eaten, "x" x 1_000_000 while 1 }
+  my $body = "$ENV{DEPLOYMENT_ENV} $ENV{APP_VERSION}";
+  print $client "HTTP/1.0 200 OK\r\nContent-Length: " . length($body) . "\r\n\r\n$body";
+  close $client;
+}
+"#;
+
+fn engine_answers() -> bool {
+    let asked = Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]).output();
+    asked.is_ok_and(|output| output.status.success())
+}
+
+/// Whether the test can run here.
+fn engine_or_skip(name: &str) -> bool {
+    let there = engine_answers();
+    if !there {
+        println!("skipped: {name}, no Docker Engine answers");
+    }
+    there
+}
+
+/// An app's directory, a configuration, and the runtime that it asks for.
+struct Place {
+    directory: TempDir,
+    ports: [u16; 2],
+    service: String,
+    runtime: Box<dyn Runtime>,
+    started: RefCell<Vec<InstanceId>>,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Place {
+    /// `runtime`: the runtime's part of the configuration.
+    fn new(runtime: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        fs::write(root.join("app.pl"), APP).unwrap();
+        fs::write(
+            root.join("Dockerfile"),
+            format!("FROM {BASE}\nCOPY app.pl /app.pl\nSTOPSIGNAL SIGTERM\nCMD [\"perl\", \"/app.pl\"]\n"),
+        )
+        .unwrap();
+        let ports = [free_port(), free_port()];
+        let service = format!("t{}", ports[1]);
+        let text = format!(
+            "[deploy]\nservice = \"{service}\"\nstate_dir = \"state\"\n\
+             [backends.blue]\nendpoints = [\"127.0.0.1:{}\"]\n[backends.green]\nendpoints = [\"127.0.0.1:{}\"]\n{runtime}",
+            ports[0], ports[1]
+        );
+        let runtime = for_config(&config::parse(&text, root).unwrap());
+        Self { directory, ports, service, runtime, started: RefCell::default() }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn candidate(&self, version: &str) -> Candidate {
+        Candidate {
+            service: self.service.parse().unwrap(),
+            backend: "green".parse().unwrap(),
+            version: version.to_owned(),
+            endpoints: vec![format!("127.0.0.1:{}", self.ports[1]).parse().unwrap()],
+        }
+    }
+
+    fn instance(&self, operation: &str) -> InstanceId {
+        let candidate = self.candidate("");
+        let id = InstanceId::new(&candidate.service, &candidate.backend, operation);
+        self.started.borrow_mut().push(id.clone());
+        id
+    }
+
+    async fn build(&self, version: &str) -> Frozen {
+        let lines = RefCell::new(Vec::new());
+        let built = self
+            .runtime
+            .build(&self.candidate(version), &|line| lines.borrow_mut().push(line.to_owned()))
+            .await;
+        built.unwrap_or_else(|e| panic!("{}: {:?}; {:?}", uh_controller::chain(&e), e.log(), lines.borrow()))
+    }
+
+    async fn start(&self, instance: &InstanceId, frozen: &Frozen) {
+        self.runtime.start(instance, frozen).await.unwrap_or_else(|e| panic!("{}", uh_controller::chain(&e)));
+    }
+
+    async fn state(&self, instance: &InstanceId) -> State {
+        self.runtime.state(instance).await.unwrap()
+    }
+
+    async fn until(&self, instance: &InstanceId, what: impl Fn(&State) -> bool) -> State {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let state = self.state(instance).await;
+            if what(&state) {
+                return state;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{instance} is still {state:?}: {:?}",
+                self.log(instance).await
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn log(&self, instance: &InstanceId) -> Vec<String> {
+        let lines = RefCell::new(Vec::new());
+        let query = LogQuery { tail: Some(50), ..LogQuery::default() };
+        self.runtime.logs(instance, &query, &|line| lines.borrow_mut().push(line.to_owned())).await.unwrap();
+        lines.into_inner()
+    }
+
+    /// Asks the app until it answers.
+    async fn answer(&self) -> String {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            match ask(self.ports[1], "/") {
+                Some(answer) if answer.contains("200 OK") => {
+                    return answer.rsplit("\r\n").next().unwrap().to_owned();
+                }
+                other => assert!(Instant::now() < deadline, "no answer but {other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn clean(&self) {
+        for instance in self.started.borrow().iter() {
+            self.runtime.remove(instance).await.unwrap();
+        }
+    }
+}
+
+fn ask(port: u16, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+const DOCKER: &str = "[runtime]\nkind = \"docker\"\n[runtime.docker]\ncontext = \".\"\nimage = \"uh-test-{service}:{version}\"\nport = 3000\n";
+
+/// What holds for every runtime that makes containers, from build to removal.
+async fn lives_its_life(place: &Place) {
+    let frozen = place.build("1.0.0").await;
+    assert!(frozen.artifact.starts_with("sha256:"), "{}", frozen.artifact);
+    let (one, two) = (place.instance("20261125t000001-aaaa"), place.instance("20261125t000002-bbbb"));
+    assert_eq!(place.state(&one).await, State::Absent);
+    place.start(&one, &frozen).await;
+    assert_eq!(place.answer().await, "green 1.0.0");
+    // Everything may be asked for twice.
+    place.start(&one, &frozen).await;
+    assert_eq!(place.state(&one).await, State::Running { restarts: 0 });
+    assert_eq!(place.runtime.find(&"green".parse().unwrap()).await.unwrap(), [one.clone()]);
+    assert_eq!(place.runtime.find(&"blue".parse().unwrap()).await.unwrap(), []);
+    let ended = State::Exited(Ending { code: Some(0), out_of_memory: false });
+    for _ in 0..2 {
+        assert_eq!(place.runtime.stop(&one, Duration::from_secs(20)).await.unwrap(), ended);
+    }
+    assert_eq!(place.log(&one).await, ["listening as green 1.0.0", "told to end"]);
+    place.runtime.remove(&one).await.unwrap();
+    place.runtime.remove(&one).await.unwrap();
+    assert_eq!(place.state(&one).await, State::Absent);
+    assert_eq!(place.runtime.stop(&one, Duration::ZERO).await.unwrap(), State::Absent);
+
+    // Frozen means frozen: another build under the same version changes nothing for what was frozen before it.
+    fs::write(place.path().join("app.pl"), APP.replace("my $body = \"", "my $body = \"other ")).unwrap();
+    let other = place.build("1.0.0").await;
+    assert_ne!(other.artifact, frozen.artifact);
+    let thawed: Frozen = serde_json::from_str(&serde_json::to_string(&frozen).unwrap()).unwrap();
+    place.start(&two, &thawed).await;
+    assert_eq!(place.answer().await, "green 1.0.0");
+    place.clean().await;
+}
+
+#[tokio::test]
+async fn a_docker_instance_lives_its_life() {
+    if !engine_or_skip("docker runtime") {
+        return;
+    }
+    lives_its_life(&Place::new(DOCKER)).await;
+}
+
+#[tokio::test]
+async fn a_failing_build_tells_its_last_lines() {
+    if !engine_or_skip("docker runtime, failing build") {
+        return;
+    }
+    let place = Place::new(DOCKER);
+    let dockerfile = format!("FROM {BASE}\nRUN echo the compiler says no; exit 3\n");
+    fs::write(place.path().join("Dockerfile"), dockerfile).unwrap();
+    let error = place.runtime.build(&place.candidate("1.0.0"), &|_| {}).await.unwrap_err();
+    let RuntimeError::Build { reason, log } = &error else { panic!("{error:?}") };
+    assert!(reason.contains("returned a non-zero code: 3"), "{reason}");
+    assert!(log.iter().any(|line| line == "the compiler says no"), "{log:?}");
+}
+
+#[tokio::test]
+async fn a_taken_port_names_its_holder_and_leaves_nothing() {
+    if !engine_or_skip("docker runtime, taken port") {
+        return;
+    }
+    let place = Place::new(DOCKER);
+    let frozen = place.build("1.0.0").await;
+    let (one, two) = (place.instance("20261125t000001-aaaa"), place.instance("20261125t000002-bbbb"));
+    let holder = TcpListener::bind(("127.0.0.1", place.ports[1])).unwrap();
+    let taken = |error: RuntimeError| match error {
+        RuntimeError::PortTaken { endpoint, by } => format!("{endpoint} {by}"),
+        other => panic!("{other:?}"),
+    };
+    let error = place.runtime.start(&one, &frozen).await.unwrap_err();
+    assert_eq!(
+        taken(error).split_once(' ').unwrap().1.rsplit_once(' ').unwrap().1,
+        format!("{})", std::process::id())
+    );
+    drop(holder);
+    place.start(&one, &frozen).await;
+    let error = place.runtime.start(&two, &frozen).await.unwrap_err();
+    assert_eq!(taken(error), format!("127.0.0.1:{} container {one}", place.ports[1]));
+    assert_eq!(place.state(&two).await, State::Absent);
+    assert_eq!(place.runtime.find(&"green".parse().unwrap()).await.unwrap(), [one]);
+    place.clean().await;
+}
+
+#[tokio::test]
+async fn an_exit_and_an_out_of_memory_kill_are_told_apart() {
+    if !engine_or_skip("docker runtime, exits") {
+        return;
+    }
+    let place = Place::new(&format!("{DOCKER}memory_limit = \"24MiB\"\nrestart = \"no\"\n"));
+    let frozen = place.build("1.0.0").await;
+    let eater = place.instance("20261125t000001-aaaa");
+    place.start(&eater, &frozen).await;
+    place.answer().await;
+    let _cut = ask(place.ports[1], "/eat");
+    let state = place.until(&eater, |state| !state.is_running()).await;
+    assert_eq!(state, State::Exited(Ending { code: Some(137), out_of_memory: true }));
+    place.runtime.remove(&eater).await.unwrap();
+
+    let failing = Place::new(&format!("{DOCKER}env = {{ FAIL = \"no database\" }}\n"));
+    let frozen = failing.build("1.0.0").await;
+    let instance = failing.instance("20261125t000001-aaaa");
+    failing.start(&instance, &frozen).await;
+    let state = failing.until(&instance, |state| !state.is_running()).await;
+    assert_eq!(state, State::Exited(Ending { code: Some(7), out_of_memory: false }));
+    assert_eq!(failing.log(&instance).await[0], "cannot start: no database");
+    failing.clean().await;
+}
+
+#[tokio::test]
+async fn a_network_name_is_an_alias_and_needs_no_port_of_this_machine() {
+    if !engine_or_skip("docker runtime, networks") {
+        return;
+    }
+    let name = format!("uh-test-{}", free_port());
+    let docker = |arguments: &[&str]| {
+        let output = Command::new("docker").args(arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    docker(&["network", "create", &name]);
+    let place = Place::new(&DOCKER.replace("port = 3000\n", &format!("networks = [\"{name}\"]\n")));
+    let candidate = Candidate { endpoints: vec!["green:3009".parse().unwrap()], ..place.candidate("1.0.0") };
+    let frozen = place.runtime.build(&candidate, &|_| {}).await.unwrap();
+    let instance = place.instance("20261125t000001-aaaa");
+    place.start(&instance, &frozen).await;
+    let ask = "use IO::Socket::INET; for (1..100) { my $s = IO::Socket::INET->new('green:3009'); \
+               if ($s) { print $s \"GET / HTTP/1.0\\r\\n\\r\\n\"; print <$s>; exit 0 } select undef, undef, undef, 0.1 } exit 1";
+    let answer = docker(&["run", "--rm", "--network", &name, BASE, "perl", "-e", ask]);
+    assert!(answer.ends_with("green 1.0.0"), "{answer}");
+    place.clean().await;
+    docker(&["network", "rm", &name]);
+}
+
+const COMPOSE: &str =
+    "[runtime]\nkind = \"compose\"\n[runtime.compose]\nenv = { GREETING = \"hello {version}\" }\n";
+
+fn compose_files(place: &Place, service: &str) {
+    let port = place.ports[1];
+    let text = format!(
+        "version: '3.8'\nservices:\n  db:\n    image: not-to-be-started\n  green:\n    {service}\n    depends_on: [db]\n    \
+         environment:\n      PORT: '3000'\n      DEPLOYMENT_ENV: green\n      APP_VERSION: ${{APP_VERSION}}\n      \
+         GREETING: ${{GREETING}}\n    labels: [team=web]\n    ports: ['127.0.0.1:{port}:3000']\n"
+    );
+    fs::write(place.path().join("docker-compose.yml"), text).unwrap();
+}
+
+#[tokio::test]
+async fn a_compose_instance_lives_its_life() {
+    if !engine_or_skip("compose runtime") {
+        return;
+    }
+    let place = Place::new(COMPOSE);
+    compose_files(&place, "build: .");
+    let before = fs::read(place.path().join("docker-compose.yml")).unwrap();
+    lives_its_life(&place).await;
+    assert_eq!(fs::read(place.path().join("docker-compose.yml")).unwrap(), before);
+    let left: Vec<_> = fs::read_dir(place.path().join("state/compose")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn compose_mistakes_are_told_before_anything_is_built() {
+    if !engine_or_skip("compose runtime, mistakes") {
+        return;
+    }
+    let place = Place::new(COMPOSE);
+    fs::write(place.path().join("docker-compose.yml"), "services:\n  web:\n    image: x\n").unwrap();
+    let error = place.runtime.build(&place.candidate("1.0.0"), &|_| {}).await.unwrap_err();
+    assert!(error.to_string().contains("have no service green; they have: web"), "{error}");
+    let checks = place.runtime.checks(&place.candidate("1.0.0")).await;
+    assert!(
+        checks.iter().any(|check| !check.passed && check.found.contains("no service green")),
+        "{checks:?}"
+    );
+    fs::write(place.path().join("docker-compose.yml"), "services: [\n").unwrap();
+    let error = place.runtime.build(&place.candidate("1.0.0"), &|_| {}).await.unwrap_err();
+    assert!(!error.log().is_empty(), "{error:?}");
+}
