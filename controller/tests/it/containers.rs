@@ -166,6 +166,19 @@ impl Place {
     }
 }
 
+/// A test that fails leaves nothing behind either.
+impl Drop for Place {
+    fn drop(&mut self) {
+        for instance in self.started.borrow().iter() {
+            let label = format!("label=uh-deploy.instance={instance}");
+            let listed = Command::new("docker").args(["ps", "-aq", "--filter", &label]).output().unwrap();
+            for id in String::from_utf8_lossy(&listed.stdout).lines() {
+                let _ = Command::new("docker").args(["rm", "-f", id]).output();
+            }
+        }
+    }
+}
+
 fn ask(port: u16, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();

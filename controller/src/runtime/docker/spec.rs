@@ -64,6 +64,8 @@ impl Spec {
             }
         }
         let port = inside.ok_or("the backend has no endpoint")?;
+        // The engine publishes only what is exposed too.
+        let exposed: Vec<String> = bindings.keys().cloned().collect();
         let host_config = HostConfig {
             port_bindings: Some(bindings),
             binds: (!settings.volumes.is_empty()).then(|| settings.volumes.clone()),
@@ -99,6 +101,7 @@ impl Spec {
             cmd: (!settings.command.is_empty())
                 .then(|| settings.command.iter().map(|part| fill(part, candidate)).collect()),
             env: Some(environment(settings, candidate, port)?),
+            exposed_ports: (!exposed.is_empty()).then_some(exposed),
             host_config: Some(host_config),
             networking_config: networking,
             ..ContainerCreateBody::default()
