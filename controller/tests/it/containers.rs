@@ -160,7 +160,8 @@ impl Place {
     }
 
     async fn clean(&self) {
-        for instance in self.started.borrow().iter() {
+        let started = self.started.borrow().clone();
+        for instance in &started {
             self.runtime.remove(instance).await.unwrap();
         }
     }
@@ -201,7 +202,7 @@ async fn lives_its_life(place: &Place) {
     // Everything may be asked for twice.
     place.start(&one, &frozen).await;
     assert_eq!(place.state(&one).await, State::Running { restarts: 0 });
-    assert_eq!(place.runtime.find(&"green".parse().unwrap()).await.unwrap(), [one.clone()]);
+    assert_eq!(place.runtime.find(&"green".parse().unwrap()).await.unwrap(), std::slice::from_ref(&one));
     assert_eq!(place.runtime.find(&"blue".parse().unwrap()).await.unwrap(), []);
     let ended = State::Exited(Ending { code: Some(0), out_of_memory: false });
     for _ in 0..2 {
