@@ -1,7 +1,7 @@
 //! Slow clients, a thousand of each kind, and what a healthy one notices of them.
 //!
 //! Three kinds attack at once: heads, bodies and reading that trickle. All must be gone at their deadlines. Before and
-//! meanwhile, a healthy load asks at a steady rate. Last, what an idle client connection costs.
+//! meanwhile, a healthy load asks at a steady rate. First, what an idle client connection costs.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -109,6 +109,8 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     let front_door = FrontDoor::start(&setup).await?;
     let pid = front_door.admin.status().await?.proxy.pid;
 
+    // First: memory that was used and given back would hide what is needed.
+    let idle_kib = weigh_idle(options.idle as usize, front_door.address, pid).await?;
     let load = Load::start(plan(options, &front_door))?;
     sleep(Duration::from_millis(options.quiet_ms.into())).await;
     let quiet = load.stop().await?;
@@ -118,7 +120,6 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     let all_gone = until_gone(options, &front_door, &attack).await?;
     let attacked = attack.stop().await?;
     let meanwhile = load.stop().await?;
-    let idle_kib = weigh_idle(options.idle as usize, front_door.address, pid).await?;
     front_door.stop(STOP_WITHIN).await?;
     report(options, &attacked, all_gone, &quiet, &meanwhile, idle_kib)
 }
