@@ -33,6 +33,7 @@ demo: build ## deploy good and bad versions of a live app under load, and roll b
 test: ## run all tests
 	@.ci/needs test
 	$(CARGO) test --workspace --locked --features uh-proxy/fault-points,uh-controller/fault-points
+	$(call with_engine,the shipped images and compose files,docker/ci/images && $(CARGO) test --locked --package uh-e2e stack:: -- --ignored --nocapture --test-threads=1)
 
 bench: PROFILE = release
 bench: build ## what everything costs, beside every other proxy that is installed: a quarter of an hour; see benches/README.md

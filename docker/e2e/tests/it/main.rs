@@ -4,3 +4,4 @@
 #![expect(clippy::print_stdout, reason = "figures that a run shows, with --nocapture")]
 
 mod monitoring;
+mod stack;
