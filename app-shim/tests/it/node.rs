@@ -120,7 +120,7 @@ async fn the_same_server_bare_cuts_what_is_in_flight() {
     let bound: serde_json::Value = serde_json::from_str(line.strip_prefix("listening ").unwrap()).unwrap();
     let address = format!("127.0.0.1:{}", bound["port"]).parse().unwrap();
     let (answered, cut) = load_and_terminate(address, node.pid()).await;
-    println!("bare: {answered} answered, {cut} cut of {} in flight", KEPT + FRESH);
+    println!("bare: {answered} answered, {cut} cut, with {} clients", KEPT + FRESH);
     assert!(cut > 0);
     assert_eq!(node.status().await.code(), None, "it is ended by the signal");
 }
