@@ -21,7 +21,7 @@ use reader::Section;
 pub use server::{AccessLog, AccessLogFormat, LogFormat, Server, ServerLimits};
 pub use service::{
     BackendConfig, HealthCheck, Limits, MAX_ENDPOINTS, MaintenanceBypass, Resolve, Retries, SecretField,
-    Service, Timeouts,
+    Service, Timeouts, TunnelsAtDrain,
 };
 
 /// The whole configuration.

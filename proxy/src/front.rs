@@ -8,7 +8,8 @@
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
 //! buffer. In reading order: [`worker`], [`admission`], [`connection`], [`exchange`], [`relay`], [`pump`], [`pace`],
-//! [`pool`], [`budget`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`attention`], [`watchdog`], [`settings`].
+//! [`pool`], [`budget`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`attention`], [`watchdog`], [`settings`],
+//! [`websocket`].
 
 pub mod admission;
 pub mod answer;
@@ -26,6 +27,7 @@ pub mod scratch;
 pub mod settings;
 pub mod upstream;
 pub mod watchdog;
+pub mod websocket;
 pub mod worker;
 
 use crate::switching::snapshot::ActivationInfo;

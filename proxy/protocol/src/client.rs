@@ -22,6 +22,9 @@ use crate::status::{BackendStatus, Status};
 /// within its own deadline of five seconds.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long closing many tunnels one after the other may take at the end of a drain.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The largest reply that is read, so that a wrong socket can't fill the memory.
 const MAX_REPLY_BYTES: usize = 16 << 20;
 
@@ -111,7 +114,7 @@ impl Client {
         let path = format!("/v1/services/{service}/backends/{backend}/drain");
         // Left out, it is the front door's to know.
         let timeout_ms = request.timeout_ms.unwrap_or(crate::request::MAX_DRAIN_TIMEOUT_MS);
-        let timeout = Duration::from_millis(timeout_ms).saturating_add(CALL_TIMEOUT);
+        let timeout = Duration::from_millis(timeout_ms).saturating_add(CALL_TIMEOUT + CLOSING_TIMEOUT);
         self.call(Method::POST, &path, Some(request), timeout).await
     }
 

@@ -64,9 +64,10 @@ pub struct DrainRequest {
     /// How long to wait at most; left out: the service's `drain_timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// Cut what is left when the time is up.
-    #[serde(default)]
-    pub cut: bool,
+    /// When the time is up: `true` cuts what is left, `false` cuts nothing; left out, the service's configuration
+    /// decides what becomes of tunnels, and requests are left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<bool>,
 }
 
 /// The reply to a drain.

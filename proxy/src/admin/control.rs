@@ -14,17 +14,18 @@ use uh_protocol::{BackendName, Code, Problem, ServiceName};
 use super::maintenance::maintenance_status;
 use super::reload::Reloading;
 use super::socket::Peer;
-use crate::config::MAX_ENDPOINTS;
+use crate::config::{MAX_ENDPOINTS, TunnelsAtDrain};
 use crate::fault;
 use crate::front::Board;
 use crate::front::attention::{Bell, Stage};
 use crate::health::prober::HealthNews;
-use crate::observe::meters::Meters;
+use crate::observe::meters::{BackendMeters, Meters};
 use crate::observe::metrics::{Metrics, SwitchResult};
 use crate::state::file::StateFile;
 use crate::state::keeper::{Change, Keeper};
 use crate::state::time::iso_millis;
-use crate::switching::board::RegisterOrder;
+use crate::switching::board::{Drain, RegisterOrder};
+use crate::switching::snapshot::Farewell;
 use crate::switching::{Address, Backend, Health, Refusal, ServiceState, SwitchOrder};
 
 /// Drains that may be waited for at the same time: fewer than calls, so that they can't keep a switch out.
@@ -32,6 +33,9 @@ const MAX_DRAINS: i64 = 64;
 
 /// How long exchanges that were cut may take to notice: they are woken at once.
 const CUT_GRACE: Duration = Duration::from_secs(2);
+
+/// How often a drain looks whether the tunnels are gone while requests are not.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The longest version that can be registered, in characters.
 const MAX_VERSION_CHARS: usize = 128;
@@ -204,20 +208,25 @@ impl Control {
         // it is active now, the answer would be worthless, and whoever asked must not stop it.
         let mut drain = handle()?;
         let before = drain.remaining();
+        let meters = self.backend_meters(service, backend)?;
+        let cut_before = meters.cut_total();
+        let (policy, spread) = self.tunnel_policy(service);
+        if request.cut.unwrap_or(policy == TunnelsAtDrain::Close) && policy == TunnelsAtDrain::Close {
+            self.close_tunnels(&drain, spread);
+        }
         while !drain.is_drained() && tokio::time::timeout_at(deadline.into(), drain.wait()).await.is_ok() {
             drain = handle()?;
         }
         drain = handle()?;
-        let mut was_cut = 0;
-        if !drain.is_drained() && request.cut {
-            let left = drain.remaining();
-            drain.cut();
-            self.bells.iter().for_each(|bell| bell.ring());
-            let _ = tokio::time::timeout(CUT_GRACE, drain.wait()).await;
-            let now = drain.remaining();
-            was_cut = (left.requests + left.tunnels).saturating_sub(now.requests + now.tunnels);
+        if !drain.is_drained() && request.cut.unwrap_or(policy != TunnelsAtDrain::Keep) {
+            if request.cut == Some(true) {
+                drain.cut();
+            }
+            self.close_tunnels(&drain, spread);
+            self.await_tunnels(&drain, request.cut == Some(true), spread + CUT_GRACE).await;
             drain = handle()?;
         }
+        let was_cut = meters.cut_total() - cut_before;
         let drained = drain.is_drained();
         let remaining = drain.remaining();
         let total = before.requests + before.tunnels;
@@ -235,6 +244,47 @@ impl Control {
             waited_ms = reply.waited_ms, finished = reply.finished, cut = reply.cut,
             remaining = reply.remaining.total(), result = "done");
         Ok(reply)
+    }
+
+    /// Closes tunnels, one after the other.
+    fn close_tunnels(&self, drain: &Drain, spread: Duration) {
+        let over = Farewell::length(drain.remaining().tunnels, spread);
+        drain.close_tunnels(Farewell { from: tokio::time::Instant::now(), over });
+        self.bells.iter().for_each(|bell| bell.ring());
+    }
+
+    /// Waits until the tunnels are gone, and with `requests` those too; for as long as that may take.
+    async fn await_tunnels(&self, drain: &Drain, requests: bool, at_most: Duration) {
+        let deadline = Instant::now() + at_most;
+        while Instant::now() < deadline && (requests || drain.remaining().tunnels > 0) {
+            if tokio::time::timeout(LOOK_EVERY, drain.wait()).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// What a service's configuration says of tunnels at a drain.
+    fn tunnel_policy(&self, service: &str) -> (TunnelsAtDrain, Duration) {
+        let snapshot = self.board.snapshot();
+        let config = snapshot.service(service).map(|state| &state.config);
+        config.map_or((TunnelsAtDrain::Keep, Duration::ZERO), |config| {
+            (config.tunnels_at_drain, config.tunnel_close_spread)
+        })
+    }
+
+    fn backend_meters(&self, service: &str, backend: &BackendName) -> Result<Arc<BackendMeters>, Problem> {
+        let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
+        Ok(self.meters.backend(&service, backend))
+    }
+
+    /// Tunnels in flight, of all backends.
+    pub fn tunnels(&self) -> u64 {
+        let snapshot = self.board.snapshot();
+        let of = |state: &ServiceState<_>| -> u64 {
+            let names = state.backends.iter().map(|backend| &backend.name);
+            names.map(|name| self.board.holding(&state.config, name).tunnels).sum()
+        };
+        snapshot.services.iter().map(of).sum()
     }
 
     fn drain_timeout(&self, service: &str, asked_ms: Option<u64>) -> Result<Duration, Problem> {

@@ -12,8 +12,9 @@ pub(super) fn drain(args: &DrainArgs) -> Done {
         let client = target::client(&args.client);
         let service = target::service(&client, &args.service).await?;
         let timeout_ms = args.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-        let drained =
-            client.drain(&service, &args.backend, &DrainRequest { timeout_ms, cut: args.cut }).await?;
+        let drained = client
+            .drain(&service, &args.backend, &DrainRequest { timeout_ms, cut: args.cut.then_some(true) })
+            .await?;
         if args.client.json {
             say_json(&drained)?;
         } else {

@@ -20,7 +20,7 @@ pub(super) fn switch(args: &SwitchArgs) -> Done {
         let drained = match args.wait_drain.filter(|_| switched.changed) {
             Some(timeout) => {
                 let timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-                Some(client.drain(&service, &switched.from, &DrainRequest { timeout_ms, cut: false }).await?)
+                Some(client.drain(&service, &switched.from, &DrainRequest { timeout_ms, cut: None }).await?)
             }
             None => None,
         };

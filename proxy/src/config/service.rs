@@ -12,6 +12,9 @@ use super::{DAY, MS, SECOND};
 use crate::http1::field::{Known, classify, is_token_byte};
 use crate::switching::{Address, route};
 
+/// Whoever waits for a drain waits for this too.
+const MAX_TUNNEL_SPREAD: Duration = Duration::from_secs(60);
+
 /// An app published through the front door.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
@@ -27,6 +30,10 @@ pub struct Service {
     pub active: BackendName,
     /// What `uh-proxy drain` waits for at most, unless told.
     pub drain_timeout: Duration,
+    /// What becomes of tunnels at a drain, and at the end of the process.
+    pub tunnels_at_drain: TunnelsAtDrain,
+    /// Over how long many tunnels are closed, so that their clients don't all come back at once.
+    pub tunnel_close_spread: Duration,
     /// At least one, in the order of the file.
     pub backends: Vec<BackendConfig>,
     /// How endpoints are probed.
@@ -61,6 +68,17 @@ pub struct BackendConfig {
     pub endpoints: Vec<Address>,
     /// The app's version, where it is known beforehand.
     pub version: Option<String>,
+}
+
+/// What becomes of a backend's tunnels when it is drained and nobody says whether to cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunnelsAtDrain {
+    /// They stay until they end by themselves, or somebody asks for a cut.
+    Keep,
+    /// They stay until the drain's deadline.
+    Drain,
+    /// They are closed as soon as the drain begins.
+    Close,
 }
 
 /// How endpoints are probed.
@@ -187,6 +205,11 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
     let path_prefix = path_prefix(&mut section);
     let strip_prefix = section.boolean("strip_prefix", false);
     let drain_timeout = section.duration("drain_timeout", 30 * SECOND, (Duration::ZERO, DAY));
+    let policies =
+        [("keep", TunnelsAtDrain::Keep), ("drain", TunnelsAtDrain::Drain), ("close", TunnelsAtDrain::Close)];
+    let tunnels_at_drain = section.choice("tunnels_at_drain", TunnelsAtDrain::Drain, &policies);
+    let tunnel_close_spread =
+        section.duration("tunnel_close_spread", 5 * SECOND, (Duration::ZERO, MAX_TUNNEL_SPREAD));
     let health = health(&mut section.section("health"));
     let timeouts = timeouts(&mut section.section("timeouts"));
     let limits = limits(&mut section.section("limits"));
@@ -225,6 +248,8 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
         strip_prefix,
         active: active?,
         drain_timeout,
+        tunnels_at_drain,
+        tunnel_close_spread,
         backends,
         health,
         timeouts,

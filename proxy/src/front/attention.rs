@@ -13,6 +13,9 @@ use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
+use crate::config::{Service, TunnelsAtDrain};
+use crate::switching::snapshot::Farewell;
+
 /// How far the process is with stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
@@ -33,13 +36,30 @@ pub struct Timetable {
     pub idle_until: Instant,
     /// Then, what is in flight is cut.
     pub cut_at: Instant,
+    /// How many tunnels there were when stopping began.
+    pub tunnels: u64,
 }
+
+/// How long before everything is cut the last tunnel's turn to be closed is.
+const TUNNEL_MARGIN: Duration = Duration::from_millis(500);
 
 impl Timetable {
     /// For a stop that begins now.
     #[must_use]
-    pub fn new(now: Instant, idle_grace: Duration, timeout: Duration) -> Self {
-        Self { begun: now, idle_until: now + idle_grace.min(timeout), cut_at: now + timeout }
+    pub fn new(now: Instant, idle_grace: Duration, timeout: Duration, tunnels: u64) -> Self {
+        Self { begun: now, idle_until: now + idle_grace.min(timeout), cut_at: now + timeout, tunnels }
+    }
+
+    /// When the tunnels of a service are closed: at once if a drain would do so, and else as late as they can be while
+    /// there is time for a word.
+    #[must_use]
+    pub fn farewell(&self, service: &Service) -> Farewell {
+        let last = self.cut_at - TUNNEL_MARGIN.min(self.cut_at - self.begun);
+        let over = Farewell::length(self.tunnels, service.tunnel_close_spread).min(last - self.begun);
+        match service.tunnels_at_drain {
+            TunnelsAtDrain::Close => Farewell { from: self.begun, over },
+            TunnelsAtDrain::Keep | TunnelsAtDrain::Drain => Farewell { from: last - over, over },
+        }
     }
 }
 

@@ -193,7 +193,11 @@ async fn forward(
         let untold = relay.down.sent() == 0;
         let refusal = failure.refusal();
         record.termination = refusal.termination;
+        let last_words = relay.last_words();
         give_back(conn, relay);
+        if let Some(frame) = last_words {
+            return if conn.send(frame).await.is_ok() { Next::Linger } else { Next::Close };
+        }
         // A client that has heard nothing yet can be told; to any other, a response that breaks off must look like it.
         return match untold {
             true => refuse(conn, request, record, &refusal, false).await,

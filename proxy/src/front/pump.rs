@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
+use super::websocket::Frames;
 use crate::http1::body::{BodyScanner, Framing, Step};
 use crate::http1::buffer::Buffer;
 use crate::http1::field::write_hex;
@@ -52,6 +53,10 @@ pub struct Pump {
     head: Vec<u8>,
     head_sent: usize,
     scanner: BodyScanner,
+    /// In a tunnel: where its frames begin and end.
+    frames: Option<Box<Frames>>,
+    /// No frame is to be begun any more.
+    ending: bool,
     /// The most content.
     most: u64,
     coding: Coding,
@@ -75,6 +80,8 @@ impl Pump {
             head,
             head_sent: 0,
             scanner: BodyScanner::new(framing),
+            frames: None,
+            ending: false,
             most: u64::MAX,
             coding: Coding::AsItIs,
             buffer,
@@ -135,6 +142,28 @@ impl Pump {
         self.cleared = 0;
     }
 
+    /// From here on WebSocket frames are what is moved.
+    pub fn follow_frames(&mut self) {
+        self.frames = Some(Box::default());
+    }
+
+    /// Lets the frame that is under way end, and begins no other.
+    pub fn end_at_boundary(&mut self) {
+        self.ending = true;
+    }
+
+    /// Whether everything up to the end of a frame is written, and a frame of ours may follow.
+    #[must_use]
+    pub fn may_add_frame(&self) -> bool {
+        self.is_flushed()
+            && self.frames.as_ref().is_some_and(|frames| frames.at_boundary() && !frames.closed())
+    }
+
+    fn is_at_its_end(&self) -> bool {
+        self.scanner.is_done()
+            || self.ending && self.frames.as_ref().is_none_or(|frames| frames.at_boundary())
+    }
+
     /// Starts over for another attempt. Only while none of the body has been sent.
     pub fn rewind(&mut self) {
         self.head_sent = 0;
@@ -164,7 +193,7 @@ impl Pump {
         loop {
             self.clear()?;
             ready!(self.poll_write(cx, to)).map_err(PumpError::Write)?;
-            if self.scanner.is_done() {
+            if self.is_at_its_end() {
                 return Poll::Ready(Ok(()));
             }
             if ready!(self.poll_read(cx, from)).map_err(PumpError::Read)? == 0 {
@@ -181,7 +210,12 @@ impl Pump {
         let Some(buffer) = &mut self.buffer else { return Ok(()) };
         let written = self.cleared == 0;
         while self.cleared < buffer.filled().len() && !self.scanner.is_done() {
-            let step = if self.coding == Coding::Unchunk {
+            let step = if let Some(frames) = &mut self.frames {
+                match frames.follow(&buffer.filled()[self.cleared..], self.ending) {
+                    0 => break,
+                    n => Ok(Step::Data(n)),
+                }
+            } else if self.coding == Coding::Unchunk {
                 self.scanner.step(&buffer.filled()[self.cleared..])
             } else {
                 self.scanner.take(&buffer.filled()[self.cleared..]).map(Step::Data)

@@ -19,6 +19,7 @@ use super::attention::{Attention, Stage};
 use super::pace::Pace;
 use super::pump::{Pump, PumpError, Waiting, poll_fill};
 use super::watchdog::Watchdog;
+use super::websocket;
 use crate::config::{Limits, Timeouts};
 use crate::http1::body::Framing;
 use crate::http1::buffer::Buffer;
@@ -31,6 +32,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// The most interim responses to one request: no app sends more than a few, and each is kept until it is written.
 const MAX_INTERIM: u32 = 64;
+
+/// When a tunnel is closed, how long the frame that is under way may take to end.
+const LAST_FRAME: Duration = Duration::from_millis(500);
 
 /// Why an exchange with a backend did not come to its proper end.
 #[derive(Debug)]
@@ -75,6 +79,13 @@ pub struct Surroundings<'a> {
     pub watchdog: &'a mut Watchdog,
 }
 
+/// A tunnel that is being closed: what is under way may be finished for a moment.
+#[derive(Debug, Clone, Copy)]
+struct Leaving {
+    why: Termination,
+    until: Instant,
+}
+
 /// The two directions of an exchange, and how far each is.
 #[derive(Debug)]
 pub struct Relay {
@@ -88,6 +99,10 @@ pub struct Relay {
     /// The client has closed its sending side; it may still read.
     client_ended: bool,
     tunnel: bool,
+    /// The tunnel's place among all of its backend's when they are closed, from 0 to 1.
+    share: f32,
+    /// The tunnel is being closed.
+    leaving: Option<Leaving>,
     /// The backend was told that the client has ended its side of the tunnel.
     upstream_told: bool,
     last_move: Instant,
@@ -111,6 +126,8 @@ impl Relay {
             up_broken: false,
             client_ended: false,
             tunnel: false,
+            share: 0.0,
+            leaving: None,
             upstream_told: false,
             last_move: now,
             moved: 0,
@@ -221,9 +238,14 @@ impl Relay {
             let down = self.poll_down(cx, around)?;
             let up_over = self.tunnel || self.up_done || self.up_broken || rest == RestOfRequest::Unwanted;
             if down.is_ready() && up_over {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(self.leaving.map_or(Ok(()), |leaving| Err(Failure::Cut(leaving.why))));
             }
+            let stayed = self.leaving.is_none();
             self.check(cx, around)?;
+            if stayed && self.leaving.is_some() {
+                // Looked at again at once: it may be between two frames already.
+                cx.waker().wake_by_ref();
+            }
             Poll::Pending
         })
         .await
@@ -235,6 +257,15 @@ impl Relay {
         self.up.begin_body(Framing::UntilClose, Coding::AsItIs, early);
         self.up_done = false;
         self.tunnel = true;
+        self.share = fastrand::f32();
+        self.up.limit_body(None);
+        self.down.follow_frames();
+    }
+
+    /// What a client whose tunnel is being closed can still be told.
+    #[must_use]
+    pub fn last_words(&self) -> Option<&'static [u8]> {
+        (self.leaving.is_some() && self.down.may_add_frame()).then_some(websocket::GOING_AWAY)
     }
 
     /// Moves the request. Once it is done, looks whether the client is still there.
@@ -330,10 +361,11 @@ impl Relay {
 
     /// Nothing moves: has it taken too long, or is the exchange to be cut?
     fn check(&mut self, cx: &mut Context<'_>, around: &mut Surroundings<'_>) -> Result<(), Failure> {
-        if around.lease.is_cut() {
+        if self.tunnel {
+            self.check_farewell(cx, around)?;
+        } else if around.lease.is_cut() {
             return Err(Failure::Cut(Termination::Drain));
-        }
-        if around.attention.stage() == Stage::Cutting {
+        } else if around.attention.stage() == Stage::Cutting {
             return Err(Failure::Cut(Termination::Stop));
         }
         loop {
@@ -348,6 +380,34 @@ impl Relay {
                 return Err(failure);
             }
         }
+    }
+
+    /// Begins to close a tunnel at its turn, and breaks off what can't be brought to an end.
+    fn check_farewell(&mut self, cx: &mut Context<'_>, around: &mut Surroundings<'_>) -> Result<(), Failure> {
+        if let Some(leaving) = self.leaving {
+            let late = around.watchdog.poll_expired(cx, leaving.until);
+            return if late { Err(Failure::Cut(leaving.why)) } else { Ok(()) };
+        }
+        let Some((turn, why)) = self.turn(around) else { return Ok(()) };
+        if around.watchdog.poll_expired(cx, turn) {
+            self.leaving = Some(Leaving { why, until: Instant::now() + LAST_FRAME });
+            self.down.end_at_boundary();
+        }
+        Ok(())
+    }
+
+    /// When the tunnel is to be closed, if that is decided, and why.
+    fn turn(&self, around: &Surroundings<'_>) -> Option<(Instant, Termination)> {
+        let info = around.lease.owner();
+        let of_drain = info.farewell.get().map(|farewell| (farewell.turn(self.share), Termination::Drain));
+        let of_stop = around.attention.timetable().map(|timetable| {
+            let turn = match around.attention.stage() {
+                Stage::Cutting => timetable.begun,
+                Stage::Running | Stage::Stopping => timetable.farewell(&info.service).turn(self.share),
+            };
+            (turn, Termination::Stop)
+        });
+        of_drain.into_iter().chain(of_stop).min_by_key(|(turn, _)| *turn)
     }
 
     /// Holds the client to its minimum rates. Returns when to look again. An exchange that never waits for its client

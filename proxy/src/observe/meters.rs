@@ -229,6 +229,11 @@ impl BackendMeters {
         }
     }
 
+    /// Exchanges that were cut.
+    pub fn cut_total(&self) -> u64 {
+        self.total(|lane| &lane.cut)
+    }
+
     fn total(&self, counter: impl Fn(&BackendLane) -> &AtomicU64) -> u64 {
         self.lanes.iter().map(|lane| counter(lane).load(Ordering::Relaxed)).sum()
     }

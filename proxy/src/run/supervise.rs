@@ -82,7 +82,7 @@ pub(super) fn supervise(
     let active = || control.meters.sum(|worker| &worker.client_active);
     tracing::info!(signal, in_flight = active(), timeout_s = timeout.as_secs(), "stopping");
     systemd::stopping(timeout + CUT_GRACE + EXTRA_TIME);
-    let timetable = Timetable::new(tokio::time::Instant::now(), idle_grace, timeout);
+    let timetable = Timetable::new(tokio::time::Instant::now(), idle_grace, timeout, control.tunnels());
     control.bells.iter().for_each(|bell| bell.stop(timetable));
     stop.send_replace(true);
     match until_ended(inbox, timeout) {

@@ -2,7 +2,7 @@
 
 mod reload;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,7 +14,7 @@ use uh_protocol::{BackendName, ServiceName};
 
 use super::backend::{Address, Backend, Health};
 use super::lease::{Activation, LanePayload, Lease, Ledger};
-use super::snapshot::{ActivationInfo, Maintenance, ServiceState, Snapshot};
+use super::snapshot::{ActivationInfo, Farewell, Maintenance, ServiceState, Snapshot};
 use crate::config;
 use crate::observe::meters::Meters;
 
@@ -271,6 +271,7 @@ impl<P: LanePayload> Switchboard<P> {
             backend: Arc::clone(backend),
             meters: self.meters.backend(&service.name, &backend.name),
             drained: Notify::new(),
+            farewell: OnceLock::new(),
         };
         let activation = Arc::new(Activation::new(info, self.workers, || (self.payload)(backend)));
         writer.ledgers.retain(|ledger| !ledger.is_drained());
@@ -486,7 +487,14 @@ impl Drain {
         }
     }
 
-    /// Asks what is left to end now. The exchanges see it when they are woken.
+    /// Asks the tunnels that are left to end, each at its turn. A farewell that has begun is not changed.
+    pub fn close_tunnels(&self, farewell: Farewell) {
+        self.ledgers.iter().for_each(|ledger| {
+            ledger.owner().farewell.get_or_init(|| farewell);
+        });
+    }
+
+    /// Asks the requests that are left to end now. The exchanges see it when they are woken.
     pub fn cut(&self) {
         self.ledgers.iter().for_each(|ledger| ledger.cut());
     }

@@ -1,10 +1,12 @@
 //! The routing snapshot: everything a request needs to find its backend, immutable.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use uh_protocol::BackendName;
 use uh_protocol::status::ConnectionCounts;
 
@@ -25,6 +27,34 @@ pub struct ActivationInfo {
     pub meters: Arc<BackendMeters>,
     /// Wakes those who wait for the drain.
     pub drained: Notify,
+    /// When its tunnels are to be closed, once that is decided.
+    pub farewell: OnceLock<Farewell>,
+}
+
+/// When many tunnels are closed: one after the other, so that their clients don't all come back at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Farewell {
+    /// When the first one is.
+    pub from: Instant,
+    /// How much later the last one is.
+    pub over: Duration,
+}
+
+/// No faster than this are tunnels closed, as long as their spread allows it.
+const TUNNEL_PACE: Duration = Duration::from_millis(10);
+
+impl Farewell {
+    /// How long closing this many tunnels takes: a few need not wait as long as many.
+    #[must_use]
+    pub fn length(tunnels: u64, spread: Duration) -> Duration {
+        TUNNEL_PACE.saturating_mul(u32::try_from(tunnels).unwrap_or(u32::MAX)).min(spread)
+    }
+
+    /// When a tunnel's turn is. `share` is its place among all, from 0 to 1.
+    #[must_use]
+    pub fn turn(&self, share: f32) -> Instant {
+        self.from + self.over.mul_f32(share.clamp(0.0, 1.0))
+    }
 }
 
 impl LedgerOwner for ActivationInfo {

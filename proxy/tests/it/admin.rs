@@ -267,7 +267,7 @@ async fn a_drain_ends_with_its_caller() {
         .await;
     };
     let client = proxy.client.clone();
-    let order = DrainRequest { timeout_ms: Some(60_000), cut: true };
+    let order = DrainRequest { timeout_ms: Some(60_000), cut: Some(true) };
     let drain = tokio::spawn(async move { client.drain(&app(), &backend("blue"), &order).await });
     waiting(1).await;
     drain.abort();

@@ -70,7 +70,7 @@ async fn no_exchange_starts_on_a_backend_after_its_drain_is_reported() {
         let (new, old) = (step % 2, (step + 1) % 2);
         closed[new].store(false, Ordering::SeqCst);
         proxy.switch(names[new]).await;
-        let order = DrainRequest { timeout_ms: Some(10_000), cut: false };
+        let order = DrainRequest { timeout_ms: Some(10_000), cut: Some(false) };
         let drained = proxy.client.drain(&app(), &backend(names[old]), &order).await.unwrap();
         assert!(drained.drained, "{drained:?}");
         closed[old].store(true, Ordering::SeqCst);
@@ -314,7 +314,7 @@ async fn a_refused_command_changes_nothing() {
         matches!(&unknown, ClientError::Problem(problem) if problem.code == Code::UnknownService),
         "{unknown:?}"
     );
-    let order = DrainRequest { timeout_ms: Some(1), cut: true };
+    let order = DrainRequest { timeout_ms: Some(1), cut: Some(true) };
     let active = proxy.client.drain(&app(), &backend("blue"), &order).await.unwrap_err();
     assert!(
         matches!(&active, ClientError::Problem(problem) if problem.code == Code::BackendActive),

@@ -28,4 +28,8 @@ mod recorder;
 mod reload;
 mod routing;
 mod stale;
+mod stopping;
+mod streams;
+mod systemd;
+mod tunnels;
 mod wire;

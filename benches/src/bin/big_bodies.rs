@@ -1,0 +1,149 @@
+//! Sends bodies of many gigabytes through the front door in each direction, and reports how much memory it took.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use uh_benches::front_door::{FrontDoor, Setup};
+use uh_benches::process::interrupted;
+use uh_benches::sample_app::SampleApp;
+use uh_benches::workdir;
+
+/// How long the front door may take to end.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// What is read or written at a time.
+const PIECE: usize = 256 << 10;
+
+/// The longest response head that is expected.
+const MAX_HEAD: usize = 16 << 10;
+
+/// Send large bodies through a front door in each direction, and report its memory.
+#[derive(Parser)]
+struct Options {
+    /// How many gigabytes (10^9 bytes) in each direction.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=60))]
+    gigabytes: u64,
+    /// Fail if the front door's resident memory was ever more than this many megabytes.
+    #[arg(long, default_value_t = 100)]
+    max_megabytes: u64,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    let (dir, result) = match workdir::create() {
+        Ok(dir) => {
+            let result = tokio::select! {
+                result = run(&options, dir.path()) => result,
+                result = interrupted() => result,
+            };
+            (Some(dir), result)
+        }
+        Err(error) => (None, Err(error)),
+    };
+    workdir::finish(dir, &result, io::stderr())
+}
+
+async fn run(options: &Options, dir: &Path) -> Result<()> {
+    let blue = SampleApp::start("blue", "1.0.0", dir).await?;
+    let green = SampleApp::start("green", "1.0.1", dir).await?;
+    let setup = Setup { dir, state_dir: dir, access_log: "json", backends: [&blue, &green], extra: "" };
+    let front_door = FrontDoor::start(&setup).await?;
+    let pid = front_door.admin.status().await?.proxy.pid;
+    let bytes = options.gigabytes * 1_000_000_000;
+    say(format_args!("at the start: {:.1} MB resident", megabytes(peak(pid)?)))?;
+    let start = Instant::now();
+    download(front_door.address, bytes).await.context("the download")?;
+    report("down", options.gigabytes, start, pid)?;
+    let start = Instant::now();
+    upload(front_door.address, bytes).await.context("the upload")?;
+    report("up", options.gigabytes, start, pid)?;
+    let peak = peak(pid)?;
+    front_door.stop(STOP_WITHIN).await?;
+    ensure!(
+        peak <= options.max_megabytes * 1_000_000,
+        "the front door took {:.1} MB, more than {} MB",
+        megabytes(peak),
+        options.max_megabytes
+    );
+    Ok(())
+}
+
+fn report(direction: &str, gigabytes: u64, start: Instant, pid: u32) -> Result<()> {
+    let took = start.elapsed().as_secs_f64();
+    let (rate, peak) = (gigabytes as f64 / took, megabytes(peak(pid)?));
+    say(format_args!(
+        "{gigabytes} GB {direction} in {took:.1} s ({rate:.2} GB/s): at most {peak:.1} MB resident so far"
+    ))
+}
+
+fn say(line: impl std::fmt::Display) -> Result<()> {
+    Ok(writeln!(io::stdout(), "{line}")?)
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// The most memory that a process ever had resident, in bytes.
+fn peak(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the front door is gone")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("VmHWM is no number")?;
+    Ok(kib * 1024)
+}
+
+async fn download(target: SocketAddr, bytes: u64) -> Result<()> {
+    let mut stream = TcpStream::connect(target).await?;
+    let request = format!("GET /bytes/{bytes} HTTP/1.1\r\nhost: app.test\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let head = read_head(&mut stream).await?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "the answer is {head:?}");
+    let mut piece = vec![0; PIECE];
+    let mut read = 0;
+    while read < bytes {
+        let rest = usize::try_from(bytes - read).unwrap_or(usize::MAX).min(PIECE);
+        let got = stream.read(&mut piece[..rest]).await?;
+        ensure!(got > 0, "it broke off after {read} of {bytes} bytes");
+        read += got as u64;
+    }
+    Ok(())
+}
+
+async fn upload(target: SocketAddr, bytes: u64) -> Result<()> {
+    let mut stream = TcpStream::connect(target).await?;
+    let request = format!("POST /upload HTTP/1.1\r\nhost: app.test\r\ncontent-length: {bytes}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let piece = vec![b'x'; PIECE];
+    let mut sent = 0;
+    while sent < bytes {
+        let length = usize::try_from(bytes - sent).unwrap_or(usize::MAX).min(PIECE);
+        stream.write_all(&piece[..length]).await?;
+        sent += length as u64;
+    }
+    let head = read_head(&mut stream).await?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "the answer is {head:?}");
+    let mut body = vec![0; 4096];
+    let read = stream.read(&mut body).await?;
+    let body = String::from_utf8_lossy(&body[..read]).into_owned();
+    ensure!(body.contains(&format!("\"bytes\":{bytes},")), "the app got something else: {body}");
+    Ok(())
+}
+
+/// Reads a response head, and nothing beyond it.
+async fn read_head(stream: &mut TcpStream) -> Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        ensure!(head.len() < MAX_HEAD, "the answer's head does not end");
+        head.push(stream.read_u8().await?);
+    }
+    Ok(String::from_utf8(head)?)
+}

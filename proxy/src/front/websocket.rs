@@ -1,0 +1,141 @@
+//! Just enough of WebSocket (RFC 6455) to end a tunnel politely: where one frame ends and the next begins, and the
+//! frame that says that the server goes away. Frames are not looked into.
+
+/// The server's close frame with status 1001, "going away": clients reconnect at it.
+pub const GOING_AWAY: &[u8] = &[0x88, 0x02, 0x03, 0xe9];
+
+/// The opcode of a close frame.
+const CLOSE: u8 = 0x8;
+
+/// Follows the frames in a stream of bytes.
+#[derive(Debug, Default)]
+pub struct Frames {
+    header: [u8; 14],
+    /// How much of the header is there.
+    have: usize,
+    /// How much of the payload is still to come.
+    left: u64,
+    closed: bool,
+}
+
+impl Frames {
+    /// Follows the next bytes, and returns how many. All of them, or with `to_boundary` none beyond the end of the
+    /// frame that is under way.
+    pub fn follow(&mut self, bytes: &[u8], to_boundary: bool) -> usize {
+        let mut at = 0;
+        while at < bytes.len() && !(to_boundary && self.at_boundary()) {
+            if self.left > 0 {
+                let rest = u64::try_from(bytes.len() - at).unwrap_or(u64::MAX);
+                let of_payload = self.left.min(rest);
+                self.left -= of_payload;
+                at += usize::try_from(of_payload).unwrap_or(0);
+                continue;
+            }
+            self.header[self.have] = bytes[at];
+            self.have += 1;
+            at += 1;
+            if self.have == self.header_length() {
+                self.left = self.payload_length();
+                self.closed |= self.header[0] & 0x0f == CLOSE;
+                self.have = 0;
+            }
+        }
+        at
+    }
+
+    /// Whether the next byte would be the first of a frame.
+    #[must_use]
+    pub fn at_boundary(&self) -> bool {
+        self.have == 0 && self.left == 0
+    }
+
+    /// Whether a close frame has passed: no frame may come after it.
+    #[must_use]
+    pub fn closed(&self) -> bool {
+        self.closed
+    }
+
+    /// The length of the header under way, as far as it is known: RFC 6455 §5.2.
+    fn header_length(&self) -> usize {
+        if self.have < 2 {
+            return 2;
+        }
+        let extended = match self.header[1] & 0x7f {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        let mask = if self.header[1] & 0x80 == 0 { 0 } else { 4 };
+        2 + extended + mask
+    }
+
+    fn payload_length(&self) -> u64 {
+        let number = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        match self.header[1] & 0x7f {
+            126 => number(&self.header[2..4]),
+            127 => number(&self.header[2..10]),
+            length => u64::from(length),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(opcode: u8, length: usize, masked: bool) -> Vec<u8> {
+        let mask = if masked { 0x80 } else { 0 };
+        let mut frame = vec![0x80 | opcode];
+        match length {
+            0..126 => frame.push(mask | u8::try_from(length).unwrap()),
+            126..0x1_0000 => {
+                frame.push(mask | 126);
+                frame.extend(u16::try_from(length).unwrap().to_be_bytes());
+            }
+            _ => {
+                frame.push(mask | 127);
+                frame.extend((length as u64).to_be_bytes());
+            }
+        }
+        frame.extend(vec![0; if masked { 4 } else { 0 } + length]);
+        frame
+    }
+
+    #[test]
+    fn a_close_frame_is_noticed() {
+        let mut frames = Frames::default();
+        frames.follow(&frame(1, 8, false), false);
+        assert!(!frames.closed());
+        frames.follow(GOING_AWAY, false);
+        assert!(frames.closed() && frames.at_boundary());
+    }
+
+    proptest! {
+        #[test]
+        fn boundaries_are_found_however_the_bytes_come(
+            lengths in prop::collection::vec((prop_oneof![0usize..200, 65_000usize..70_000], any::<bool>()), 1..6),
+            step in 1usize..5_000,
+        ) {
+            let all: Vec<Vec<u8>> = lengths.iter().map(|&(length, masked)| frame(2, length, masked)).collect();
+            let ends: Vec<usize> = all.iter().scan(0, |sum, frame| { *sum += frame.len(); Some(*sum) }).collect();
+            let bytes = all.concat();
+            let (mut frames, mut at) = (Frames::default(), 0);
+            while at < bytes.len() {
+                // One frame at a time: what is asked to stop at a boundary stops at the next one.
+                let chunk = &bytes[at..bytes.len().min(at + step)];
+                at += frames.follow(&chunk[..1], false);
+                at += frames.follow(&chunk[1..], true);
+                prop_assert_eq!(frames.at_boundary(), ends.contains(&at));
+            }
+            prop_assert_eq!(at, bytes.len());
+        }
+
+        #[test]
+        fn no_bytes_panic_it(bytes in prop::collection::vec(any::<u8>(), 0..300), to_boundary in any::<bool>()) {
+            let mut frames = Frames::default();
+            prop_assert!(frames.follow(&bytes, to_boundary) <= bytes.len());
+        }
+    }
+}

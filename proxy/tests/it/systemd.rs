@@ -1,0 +1,155 @@
+//! A service manager as systemd is one: it hears how we are, and holds our listening socket.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::harness::{Home, Proxy, SampleApp, pair, soon};
+use crate::wire::Wire;
+
+/// Where a service manager listens for its services.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    fn new(home: &Home) -> Self {
+        let socket = UnixDatagram::bind(home.path("notify")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self(socket)
+    }
+
+    /// The next message but signs of life.
+    fn next(&self) -> String {
+        loop {
+            let message = self.any();
+            if message != "WATCHDOG=1\n" {
+                return message;
+            }
+        }
+    }
+
+    fn any(&self) -> String {
+        let mut buffer = [0; 4096];
+        let read = self.0.recv(&mut buffer).expect("a message");
+        String::from_utf8(buffer[..read].to_vec()).unwrap()
+    }
+}
+
+/// The command as a service manager would run it: the socket as descriptor 3, and word of it.
+fn activated(home: &Home, listener: &TcpListener) -> Command {
+    let inner = home.command();
+    let mut command = Command::new("/bin/sh");
+    let script = "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
+    command.arg("-c").arg(script).arg(inner.get_program()).args(inner.get_args());
+    command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap()))).stdout(Stdio::null());
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(home.path("stderr.log")).unwrap();
+    command.stderr(log);
+    command
+}
+
+#[tokio::test]
+async fn the_service_manager_hears_of_start_reload_life_and_stop() {
+    let (home, mut first, _blue, _green) = pair().await;
+    first.kill();
+    let manager = Manager::new(&home);
+    let mut command = home.command();
+    command.env("NOTIFY_SOCKET", home.path("notify")).env("WATCHDOG_USEC", "400000");
+    let mut proxy = home.start_as(command).await;
+    assert_eq!(manager.next(), "READY=1\nSTATUS=serving, generation 0\n");
+    for _ in 0..3 {
+        assert_eq!(manager.any(), "WATCHDOG=1\n");
+    }
+    proxy.signal(Signal::HUP);
+    let message = manager.next();
+    let clock = message.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).unwrap();
+    assert!(message.starts_with("RELOADING=1\n") && clock.parse::<u64>().unwrap() > 0, "{message}");
+    assert_eq!(manager.next(), "READY=1\nSTATUS=serving, generation 0\n");
+    home.write_config("nonsense");
+    assert!(proxy.client.reload().await.is_err());
+    assert!(manager.next().starts_with("RELOADING=1\n"));
+    assert!(manager.next().contains("refused"));
+    proxy.signal(Signal::TERM);
+    let message = manager.next();
+    assert!(message.starts_with("STOPPING=1\nEXTEND_TIMEOUT_USEC=36000000\n"), "{message}");
+    assert_eq!(proxy.ended().await.code(), Some(0));
+}
+
+/// Clients that ask until told to stop, each on a connection that it keeps for as long as it may, or on a new one each
+/// time. Any failure fails the test.
+fn clients(
+    address: SocketAddr,
+    stop: &Arc<AtomicBool>,
+    answers: &Arc<AtomicUsize>,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let client = |index: usize| {
+        let (stop, answers) = (Arc::clone(stop), Arc::clone(answers));
+        tokio::spawn(async move {
+            let mut kept: Option<Wire> = None;
+            while !stop.load(Ordering::Relaxed) {
+                let mut wire = match kept.take() {
+                    Some(wire) => wire,
+                    None => Wire::connect(address).await,
+                };
+                let response = wire.get("/").await;
+                assert!(response.status == 200 && response.complete, "{response:?}");
+                answers.fetch_add(1, Ordering::Relaxed);
+                if index.is_multiple_of(2) && response.header("connection").is_none() {
+                    kept = Some(wire);
+                }
+            }
+        })
+    };
+    (0..8).map(client).collect()
+}
+
+async fn start_activated(home: &Home, listener: &TcpListener) -> Proxy {
+    let proxy = home.start_as(activated(home, listener)).await;
+    assert_eq!(proxy.address, listener.local_addr().unwrap());
+    proxy
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_restarts_under_socket_activation_refuse_no_connection_and_fail_no_request() {
+    const RESTARTS: usize = 20;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);
+    let listen = format!("listen = [\"{address}\"]");
+    let home = Home::new(blue.address, green.address).server(&listen);
+    let mut proxy = start_activated(&home, &listener).await;
+    let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients = clients(address, &stop, &answers);
+    for _ in 0..RESTARTS {
+        let before = answers.load(Ordering::Relaxed);
+        proxy.signal(Signal::TERM);
+        assert_eq!(proxy.ended().await.code(), Some(0));
+        proxy = start_activated(&home, &listener).await;
+        crate::harness::until("it answers", async || {
+            (answers.load(Ordering::Relaxed) > before).then_some(())
+        })
+        .await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        soon("a client's end", client).await.unwrap();
+    }
+    println!("{} requests over {RESTARTS} restarts, none failed", answers.load(Ordering::Relaxed));
+    assert!(!home.messages().contains("a second signal"), "{}", home.messages());
+}
+
+#[tokio::test]
+async fn a_socket_that_nobody_configured_is_an_error_and_not_left_unserved() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let home = Home::new("127.0.0.1:9", "127.0.0.1:9");
+    let mut child = activated(&home, &listener).spawn().unwrap();
+    let status = crate::harness::until("it has ended", async || child.try_wait().unwrap()).await;
+    assert_eq!(status.code(), Some(1));
+    let message = home.messages();
+    let address = listener.local_addr().unwrap().to_string();
+    assert!(message.contains(&address) && message.contains("server.listen"), "{message}");
+}

@@ -1,0 +1,210 @@
+//! What becomes of tunnels when their backend is drained, or the front door stops.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use uh_protocol::request::{DrainRequest, Drained};
+
+use crate::exchanges::{WEBSOCKET, echo};
+use crate::harness::{Home, Proxy, SampleApp, Scripted, Then, app, backend, soon, until};
+use crate::wire::{Wire, get};
+
+/// A close frame of the server's with 1001, "going away" (RFC 6455 §7.4.1).
+const GOING_AWAY: &[u8] = b"\x88\x02\x03\xe9";
+
+const UPGRADED: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+async fn fronted(server: &str, service: &str) -> (Home, Proxy, SampleApp, SampleApp) {
+    let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);
+    let home = Home::new(blue.address, green.address).server(server).service(service);
+    let proxy = home.start().await;
+    proxy.until_healthy().await;
+    (home, proxy, blue, green)
+}
+
+async fn tunnels(proxy: &Proxy, count: usize) -> Vec<Wire> {
+    let mut tunnels = Vec::new();
+    for _ in 0..count {
+        let mut wire = Wire::connect(proxy.address).await;
+        wire.send(WEBSOCKET).await;
+        assert_eq!(wire.response().await.status, 101);
+        tunnels.push(wire);
+    }
+    tunnels
+}
+
+async fn drain_blue(proxy: &Proxy, timeout_ms: u64, cut: Option<bool>) -> Drained {
+    let order = DrainRequest { timeout_ms: Some(timeout_ms), cut };
+    proxy.client.drain(&app(), &backend("blue"), &order).await.unwrap()
+}
+
+/// What is still to come on a connection, to its orderly end.
+async fn rest(wire: &mut Wire) -> Vec<u8> {
+    let mut rest = Vec::new();
+    soon("the end", wire.stream.read_to_end(&mut rest)).await.unwrap();
+    rest
+}
+
+async fn until_logged(home: &Home, termination: &str, count: usize) {
+    until(&format!("{count} lines say {termination}"), async || {
+        let lines = home.access_log();
+        (lines.iter().filter(|line| line["termination"] == termination).count() == count).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tunnels_stay_until_the_drains_deadline_and_are_then_told_to_go() {
+    const TUNNELS: usize = 20;
+    let (home, proxy, _blue, _green) = fronted("", "").await;
+    let mut tunnels = tunnels(&proxy, TUNNELS).await;
+    proxy.switch("green").await;
+    let client = proxy.client.clone();
+    let start = Instant::now();
+    let order = DrainRequest { timeout_ms: Some(1_000), cut: None };
+    let drain = tokio::spawn(async move { client.drain(&app(), &backend("blue"), &order).await.unwrap() });
+    for wire in &mut tunnels {
+        echo(wire, "still here").await;
+    }
+    for wire in &mut tunnels {
+        assert_eq!(rest(wire).await, GOING_AWAY);
+        assert!(start.elapsed() >= Duration::from_millis(900), "closed before the deadline");
+    }
+    let drained = drain.await.unwrap();
+    assert!(drained.drained, "{drained:?}");
+    assert_eq!((drained.cut, drained.finished), (TUNNELS as u64, 0));
+    until_logged(&home, "DRAIN", TUNNELS).await;
+    let metrics = proxy.client.metrics().await.unwrap();
+    let counted = format!("uh_proxy_drain_cut_total{{service=\"app\",backend=\"blue\"}} {TUNNELS}");
+    assert!(metrics.contains(&counted), "{metrics}");
+}
+
+#[tokio::test]
+async fn each_service_says_what_a_drain_does_with_its_tunnels() {
+    let (_home, proxy, _blue, _green) = fronted("", "tunnels_at_drain = \"keep\"").await;
+    let mut kept = tunnels(&proxy, 2).await;
+    proxy.switch("green").await;
+    let drained = drain_blue(&proxy, 100, None).await;
+    assert_eq!((drained.drained, drained.remaining.tunnels, drained.cut), (false, 2, 0));
+    echo(&mut kept[0], "kept").await;
+    // Who asks for everything to be cut gets that.
+    let drained = drain_blue(&proxy, 100, Some(true)).await;
+    assert_eq!((drained.drained, drained.cut), (true, 2));
+    assert_eq!(rest(&mut kept[0]).await, GOING_AWAY);
+
+    let (_home, proxy, _blue, _green) = fronted("", "tunnels_at_drain = \"close\"").await;
+    let mut closed = tunnels(&proxy, 2).await;
+    let mut slow = Wire::connect(proxy.address).await;
+    slow.send(get("/slow?ms=1000")).await;
+    until("it is in flight", async || (proxy.backend("blue").await.requests_in_flight == 1).then_some(()))
+        .await;
+    proxy.switch("green").await;
+    let drained = drain_blue(&proxy, 30_000, None).await;
+    assert_eq!((drained.drained, drained.cut, drained.finished), (true, 2, 1));
+    assert!(drained.waited_ms < 15_000, "{drained:?}");
+    assert_eq!(slow.response().await.status, 200, "a request was cut, too");
+    assert_eq!(rest(&mut closed[1]).await, GOING_AWAY);
+}
+
+#[tokio::test]
+async fn who_asks_for_nothing_to_be_cut_keeps_everything() {
+    let (_home, proxy, _blue, _green) = fronted("", "tunnels_at_drain = \"close\"").await;
+    let mut kept = tunnels(&proxy, 1).await;
+    proxy.switch("green").await;
+    let drained = drain_blue(&proxy, 100, Some(false)).await;
+    assert_eq!((drained.drained, drained.remaining.tunnels, drained.cut), (false, 1, 0));
+    echo(&mut kept[0], "kept").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_tunnels_are_closed_one_after_the_other_and_not_all_at_once() {
+    const TUNNELS: usize = 200;
+    let (_home, proxy, _blue, _green) = fronted("", "tunnel_close_spread = \"1500ms\"").await;
+    let tunnels = tunnels(&proxy, TUNNELS).await;
+    proxy.switch("green").await;
+    let ends = tunnels.into_iter().map(|mut wire| {
+        tokio::spawn(async move {
+            assert_eq!(rest(&mut wire).await, GOING_AWAY);
+            Instant::now()
+        })
+    });
+    let ends: Vec<_> = ends.collect();
+    let start = Instant::now();
+    let drained = drain_blue(&proxy, 0, Some(true)).await;
+    assert_eq!((drained.drained, drained.cut), (true, TUNNELS as u64));
+    let mut early = 0;
+    let mut last = start;
+    for end in ends {
+        let end = end.await.unwrap();
+        early += usize::from(end - start < Duration::from_millis(500));
+        last = last.max(end);
+    }
+    // A third of them is expected in the first third of the time.
+    assert!(early < TUNNELS * 2 / 3, "{early} of {TUNNELS} were closed within half a second");
+    assert!(last - start >= Duration::from_secs(1), "{:?}", last - start);
+}
+
+#[tokio::test]
+async fn a_tunnel_is_told_to_go_between_two_frames_and_never_within_one() {
+    // Half a frame; the other half and one more frame when it is asked to go on.
+    let app = Scripted::start(|_, mut stream| async move {
+        let _ = stream.write_all(UPGRADED).await;
+        let _ = stream.write_all(b"\x82\x08half").await;
+        let mut word = [0; 2];
+        let _ = stream.read_exact(&mut word).await;
+        let _ = stream.write_all(b"full\x82\x04more").await;
+        let _ = stream.read(&mut word).await;
+        (stream, Then::Close)
+    })
+    .await;
+    let home = Home::new(app.address, app.address);
+    let proxy = home.start().await;
+    proxy.until_healthy().await;
+    let mut finished = Wire::connect(proxy.address).await;
+    let mut unfinished = Wire::connect(proxy.address).await;
+    for wire in [&mut finished, &mut unfinished] {
+        wire.send(WEBSOCKET).await;
+        assert_eq!(wire.response().await.status, 101);
+        wire.read_until(b"half").await;
+    }
+    proxy.switch("green").await;
+    let client = proxy.client.clone();
+    let order = DrainRequest { timeout_ms: Some(0), cut: Some(true) };
+    let drain =
+        tokio::spawn(async move { client.drain(&crate::harness::app(), &backend("blue"), &order).await });
+    // It waits for the frame's end, for a while.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    finished.send("go").await;
+    assert_eq!(rest(&mut finished).await, [b"full", GOING_AWAY].concat());
+    assert_eq!(rest(&mut unfinished).await, b"", "a close frame within another frame");
+    assert!(drain.await.unwrap().unwrap().drained);
+}
+
+#[tokio::test]
+async fn a_stop_tells_tunnels_to_go_before_it_cuts_them() {
+    let (home, mut proxy, _blue, _green) = fronted("shutdown_timeout = \"2s\"", "").await;
+    let mut tunnels = tunnels(&proxy, 5).await;
+    let start = Instant::now();
+    proxy.signal(Signal::TERM);
+    echo(&mut tunnels[0], "still here").await;
+    for wire in &mut tunnels {
+        assert_eq!(rest(wire).await, GOING_AWAY);
+    }
+    assert!(start.elapsed() > Duration::from_secs(1), "they were not kept");
+    drop(tunnels);
+    assert_eq!(proxy.ended().await.code(), Some(0));
+    until_logged(&home, "STOP", 5).await;
+
+    let (_home, mut proxy, _blue, _green) = fronted("", "tunnels_at_drain = \"close\"").await;
+    let mut tunnels = self::tunnels(&proxy, 5).await;
+    let start = Instant::now();
+    proxy.signal(Signal::TERM);
+    for wire in &mut tunnels {
+        assert_eq!(rest(wire).await, GOING_AWAY);
+    }
+    drop(tunnels);
+    assert_eq!(proxy.ended().await.code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(15), "it waited for tunnels that were to be closed");
+}
