@@ -14,6 +14,18 @@ const STATE_POLL: Duration = Duration::from_millis(100);
 /// So many restarts by the runtime's own means are a crash loop.
 const CRASH_LOOP_RESTARTS: u32 = 2;
 
+/// How an instance came to an end, if it did: it exited, or the runtime's own means start it again and again.
+#[must_use]
+pub fn end_of(state: &State) -> Option<String> {
+    match state {
+        State::Exited(ending) => Some(ending.to_string()),
+        State::Running { restarts } if *restarts >= CRASH_LOOP_RESTARTS => {
+            Some(format!("restarted {restarts} times, a crash loop"))
+        }
+        State::Running { .. } | State::Absent => None,
+    }
+}
+
 /// How many lines of its log are shown.
 const SHOWN_LOG_LINES: usize = 50;
 

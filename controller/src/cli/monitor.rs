@@ -14,7 +14,8 @@ use crate::deploy::machine::Outcome;
 use crate::deploy::named;
 use crate::deploy::records::Records;
 use crate::front::{Front, FrontError, View};
-use crate::runtime::{InstanceId, State};
+use crate::gate::end_of;
+use crate::runtime::InstanceId;
 use crate::time::span;
 
 /// Between ticks the instance itself is looked at this often: a crash is not waited out.
@@ -162,10 +163,8 @@ impl<'a> Watcher<'a> {
 
     async fn ended(&self) -> Option<String> {
         let instance = self.instance.as_ref()?;
-        match self.session.runtime.state(instance).await {
-            Ok(State::Exited(ending)) => Some(format!("{instance} ended: {ending}")),
-            _ => None,
-        }
+        let state = self.session.runtime.state(instance).await.ok()?;
+        end_of(&state).map(|end| format!("{instance} ended: {end}"))
     }
 
     async fn tick(&mut self, ended: Option<String>) -> Result<Option<Ended>, FrontError> {

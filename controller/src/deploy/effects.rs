@@ -358,10 +358,7 @@ impl Driver<'_> {
                 try_at = Instant::now() + TRY_ANYWAY_AFTER;
             }
             let instance = self.facts.instance.clone();
-            let ended = match self.runtime.state(&instance).await {
-                Ok(runtime::State::Exited(ending)) => Some(ending),
-                _ => None,
-            };
+            let ended = self.runtime.state(&instance).await.ok().as_ref().and_then(gate::end_of);
             if let Some(ending) = ended {
                 let why = format!("{instance} ended before traffic was moved to it: {ending}");
                 return Err(self.fail_aloud(Failure::Unhealthy, why));
@@ -400,18 +397,19 @@ impl Driver<'_> {
                 result = &mut old, if drained.is_none() => drained = Some(result),
                 () = tokio::time::sleep(SETTLE_POLL) => {}
             }
-            if let Ok(runtime::State::Exited(ending)) = self.runtime.state(&self.facts.instance).await
-                && !self.config.deploy.settle.is_zero()
+            if !self.config.deploy.settle.is_zero()
+                && let Ok(state) = self.runtime.state(&self.facts.instance).await
+                && let Some(end) = gate::end_of(&state)
             {
-                break Some(ending);
+                break Some(end);
             }
             if drained.is_some() && Instant::now() >= settled {
                 break None;
             }
         };
         self.report.end_progress();
-        if let Some(ending) = died {
-            let why = format!("{} died after traffic was moved to it: {ending}", self.facts.instance);
+        if let Some(end) = died {
+            let why = format!("{} died after traffic was moved to it: {end}", self.facts.instance);
             self.report.say(&format!("❌ {why}"));
             self.tally.reason = Some(why);
             return Event::Died;

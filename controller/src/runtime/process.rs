@@ -199,6 +199,8 @@ impl Runtime for Process {
         let keeper = std::env::current_exe().map_err(|e| failed(e.into()))?;
         let mut command = Command::new(keeper);
         command.arg("keep").arg(place.directory()).current_dir("/");
+        // CI runners end whatever carries their variables when a job is over. The keeper must outlive that too.
+        command.env_clear();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // Not waited for: it outlives us. One that ends while we live is a zombie until we end.
         command.spawn().map_err(|e| failed(e.into()))?;

@@ -237,3 +237,37 @@ fn an_interrupt_undoes_what_was_begun() {
     std::thread::sleep(Duration::ZERO);
     stage.expect(0, &["recover"]).says("Nothing to recover");
 }
+
+#[test]
+fn maintenance_is_the_front_doors_and_is_remembered() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.expect(0, &["maintenance", "on", "--message", "back at noon"]).says("app: maintenance is on");
+    assert!(stage.served().contains("back at noon"));
+    stage.expect(1, &["health-check"]).says("✗ Maintenance: ");
+    stage.deploy("1.0.1");
+    assert!(stage.served().contains("back at noon"), "a deploy does not end it");
+    stage.expect(0, &["maintenance", "off"]);
+    assert_eq!(stage.served(), "green 1.0.1");
+    stage.expect(0, &["history"]).says("turned on").says("turned off");
+}
+
+#[test]
+fn an_app_outlives_its_keeper_and_can_still_be_stopped() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let (_, app) = stage.app_pids().remove(0);
+    let status = fs::read_to_string(format!("/proc/{app}/status")).unwrap();
+    let keeper = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
+    let keeper = rustix::process::Pid::from_raw(keeper).unwrap();
+    rustix::process::kill_process(keeper, rustix::process::Signal::KILL).unwrap();
+    until("the app has another parent", || {
+        let status = fs::read_to_string(format!("/proc/{app}/status")).unwrap();
+        (!status.contains(&format!("PPid:\t{}\n", keeper.as_raw_nonzero()))).then_some(())
+    });
+    assert_eq!(stage.served(), "blue 1.0.0");
+    stage.deploy("1.0.1");
+    stage.expect(0, &["retire", "--now"]).says("is stopped");
+    until("blue is gone", || stage.answers("blue").is_none().then_some(()));
+    stage.expect(0, &["rollback"]).says("started again as it was");
+}

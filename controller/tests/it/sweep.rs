@@ -188,10 +188,12 @@ fn after_a_kill_anywhere_the_new_serves_or_the_old_serves_and_the_candidate_is_g
         count
     });
     let kinds = [Killed::Deploy, Killed::Rollback, Killed::RollbackToStopped];
-    let sweeps = kinds.map(sweep).map(|thread| thread.join().unwrap());
-    for (killed, count) in sweeps {
+    // All of them first, so that none is left behind with its processes when one has failed.
+    let (sweeps, recoveries) = (kinds.map(sweep).map(std::thread::JoinHandle::join), recoveries.join());
+    for sweep in sweeps {
+        let (killed, count) = sweep.unwrap();
         println!("kill sweep: {count} points of {killed:?}");
         assert!(count > 15, "only {count} points: are they traced?");
     }
-    println!("kill sweep: {} points of recoveries", recoveries.join().unwrap());
+    println!("kill sweep: {} points of recoveries", recoveries.unwrap());
 }
