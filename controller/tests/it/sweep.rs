@@ -138,8 +138,8 @@ impl Sweep {
         let traced = self.stage.command(&["recover"]).env("UH_DEPLOY_TRACE_FILE", &trace).output().unwrap();
         assert_eq!(traced.status.code(), Some(0), "{}", Ran::of(traced).text);
         self.holds(point, &before);
-        let points = read_points(&trace);
-        for second in &points {
+        let mut killed = 0;
+        for second in &read_points(&trace) {
             self.prepare();
             let before = self.stage.served();
             self.kill_at(point);
@@ -147,16 +147,16 @@ impl Sweep {
             fs::write(&fault, second).unwrap();
             let output =
                 self.stage.command(&["recover"]).env("UH_DEPLOY_FAULT_FILE", &fault).output().unwrap();
-            assert_eq!(
-                output.status.signal(),
-                Some(9),
-                "recovery of {point}, {second}: {}",
-                Ran::of(output).text
-            );
+            // Whether there is something to stop depends on how far the killed controller's keeper has come meanwhile:
+            // a recovery need not pass this point again.
+            let ended = (output.status.signal(), output.status.code());
+            let fine = matches!(ended, (Some(9), _) | (_, Some(0)));
+            assert!(fine, "recovery of {point}, {second}: {}", Ran::of(output).text);
+            killed += usize::from(ended.0.is_some());
             self.stage.expect(0, &["recover"]);
             self.holds(&format!("{point}, and its recovery at {second}"), &before);
         }
-        points.len()
+        killed
     }
 }
 
@@ -195,5 +195,7 @@ fn after_a_kill_anywhere_the_new_serves_or_the_old_serves_and_the_candidate_is_g
         println!("kill sweep: {count} points of {killed:?}");
         assert!(count > 15, "only {count} points: are they traced?");
     }
-    println!("kill sweep: {} points of recoveries", recoveries.unwrap());
+    let recoveries = recoveries.unwrap();
+    println!("kill sweep: {recoveries} points of recoveries");
+    assert!(recoveries > 30, "only {recoveries} recoveries were killed");
 }
