@@ -179,6 +179,6 @@ impl Front {
         timeout: std::time::Duration,
     ) -> Result<Drained, FrontError> {
         let timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-        Ok(self.client.drain(&self.service, backend, &DrainRequest { timeout_ms, cut: false }).await?)
+        Ok(self.client.drain(&self.service, backend, &DrainRequest { timeout_ms, cut: None }).await?)
     }
 }
