@@ -16,6 +16,9 @@ use uh_benches::process::interrupted;
 use uh_benches::sample_app::SampleApp;
 use uh_benches::workdir;
 
+/// By default, no request may be this large.
+const ANY_SIZE: &str = "[services.app.limits]\nbody_bytes = \"0B\"";
+
 /// How long the front door may take to end.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -55,7 +58,7 @@ async fn main() -> ExitCode {
 async fn run(options: &Options, dir: &Path) -> Result<()> {
     let blue = SampleApp::start("blue", "1.0.0", dir).await?;
     let green = SampleApp::start("green", "1.0.1", dir).await?;
-    let setup = Setup { dir, state_dir: dir, access_log: "json", backends: [&blue, &green], extra: "" };
+    let setup = Setup { dir, state_dir: dir, access_log: "json", backends: [&blue, &green], extra: ANY_SIZE };
     let front_door = FrontDoor::start(&setup).await?;
     let pid = front_door.admin.status().await?.proxy.pid;
     let bytes = options.gigabytes * 1_000_000_000;
