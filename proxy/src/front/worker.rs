@@ -117,7 +117,8 @@ struct FrontApp(Arc<Worker>);
 #[async_trait]
 impl ServerApp for FrontApp {
     async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
-        Connection::new(Arc::clone(&self.0), stream).serve().await;
+        // On a task of its own: pingora's, which ends here, is four times as large as what a connection that waits needs.
+        tokio::spawn(Connection::new(Arc::clone(&self.0), stream).serve());
         None
     }
 }
