@@ -135,7 +135,9 @@ impl Connection {
             };
             self.exchanges = self.exchanges.saturating_add(1);
             // Nothing is held for a connection that waits.
-            self.scratch = None;
+            if let Some(scratch) = self.scratch.take() {
+                scratch.give_back();
+            }
             match next {
                 Next::KeepAlive => {}
                 Next::Close => return,
@@ -163,13 +165,24 @@ impl Connection {
                 if let Some(buffer) = input {
                     let head = scratch.get_or_insert_with(Scratch::take).request();
                     let before = head.len();
-                    head.extend_from_slice(buffer.filled());
-                    let found = match scanner.scan(head) {
-                        Ok(found) => found,
-                        Err(_) => {
-                            let bad = BadRequest::Malformed("a line of the head ends in a bare line feed");
-                            return Poll::Ready(HeadRead::Bad(bad));
-                        }
+                    let unseen = buffer.filled();
+                    let found = if before == 0 {
+                        // As most heads come: in one piece. What follows it, a body perhaps, is not copied.
+                        let found = scanner.scan(unseen);
+                        let end = found
+                            .as_ref()
+                            .ok()
+                            .and_then(Option::as_ref)
+                            .map_or(unseen.len(), |range| range.end);
+                        head.extend_from_slice(&unseen[..end]);
+                        found
+                    } else {
+                        head.extend_from_slice(unseen);
+                        scanner.scan(head)
+                    };
+                    let Ok(found) = found else {
+                        let bad = BadRequest::Malformed("a line of the head ends in a bare line feed");
+                        return Poll::Ready(HeadRead::Bad(bad));
                     };
                     let end = found.as_ref().map_or(head.len(), |range| range.end);
                     if !begun && scanner.has_begun(head.len()) {

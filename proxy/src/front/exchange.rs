@@ -341,7 +341,10 @@ async fn connect(
         }
         let Some(target) = info.backend.endpoints.get(choice.endpoint) else { continue };
         let timeout = info.service.timeouts.connect;
-        match worker.connector.connect(target, choice.endpoint, timeout, &info.meters, worker.index).await {
+        let connecting =
+            worker.connector.connect(target, choice.endpoint, timeout, &info.meters, worker.index);
+        // In a box of its own: most exchanges take a connection from the pool, and need no room for this.
+        match Box::pin(connecting).await {
             Ok(mut upstream) => {
                 upstream.busy = choice.busy;
                 return Ok(upstream);

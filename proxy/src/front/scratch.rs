@@ -21,7 +21,7 @@ struct Heads {
     response: Vec<u8>,
 }
 
-/// The heads of one exchange, given back when dropped.
+/// The heads of one exchange. Given back when it is over; one that is dropped before is simply freed.
 #[derive(Debug, Default)]
 pub struct Scratch {
     heads: Box<Heads>,
@@ -55,11 +55,10 @@ impl Scratch {
     pub fn response(&mut self) -> &mut Vec<u8> {
         &mut self.heads.response
     }
-}
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let mut heads = std::mem::take(&mut self.heads);
+    /// Back to this thread's stock.
+    pub fn give_back(self) {
+        let mut heads = self.heads;
         for head in [&mut heads.request, &mut heads.upstream, &mut heads.response] {
             head.clear();
             if head.capacity() > MAX_KEPT_BYTES {
