@@ -31,6 +31,8 @@ const IDLE_MARGIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 struct Record {
     started: Instant,
+    /// When the last byte of a complete response was written.
+    ended: Option<Instant>,
     /// 0 until a response head was passed on.
     status: u16,
     bytes: u64,
@@ -38,6 +40,12 @@ struct Record {
     termination: Termination,
     /// A health check of a service in maintenance: if no backend can answer it, we do.
     health_in_maintenance: bool,
+}
+
+impl Record {
+    fn took(&self) -> Duration {
+        self.ended.unwrap_or_else(Instant::now).saturating_duration_since(self.started)
+    }
 }
 
 /// A request that has reached a backend, and its response head.
@@ -59,6 +67,7 @@ struct Refusal {
 pub async fn run(conn: &mut Connection, request: RequestHead) -> Next {
     let mut record = Record {
         started: Instant::now(),
+        ended: None,
         status: 0,
         bytes: 0,
         upstream_time: None,
@@ -82,7 +91,7 @@ pub async fn run(conn: &mut Connection, request: RequestHead) -> Next {
     let meters = info.meters.lane(lease.worker());
     // A tunnel may last for days: what it took is the time until it was open.
     let took = if record.status == 101 { record.upstream_time } else { None };
-    meters.exchange(request.method.index(), record.status, took.unwrap_or_else(|| record.started.elapsed()));
+    meters.exchange(request.method.index(), record.status, took.unwrap_or_else(|| record.took()));
     if matches!(record.termination, Termination::Drain | Termination::Stop) {
         meters.was_cut();
     }
@@ -158,7 +167,7 @@ async fn forward(
         let refusal = Failure::Client(Termination::TooLarge).refusal();
         return refuse(conn, request, record, &refusal, false).await;
     }
-    let mut relay = begin(conn, request, lease);
+    let mut relay = begin(conn, request, lease, record.started);
     relay.up.limit_body(most);
     let answered = match reach(conn, request, lease, &mut relay).await {
         Ok(answered) => answered,
@@ -170,7 +179,7 @@ async fn forward(
     };
     let Answered { mut upstream, response, body } = answered;
     record.status = response.status;
-    record.upstream_time = Some(record.started.elapsed());
+    record.upstream_time = Some(relay.last_move().saturating_duration_since(record.started));
     relay.down.begin_body(response.framing, response.coding, body);
     if response.is_tunnel() {
         lease.becomes_tunnel();
@@ -205,6 +214,7 @@ async fn forward(
             false => Next::Close,
         };
     }
+    record.ended = Some(relay.last_move());
     release(lease, upstream, &response, &mut relay);
     let request_done = relay.request_done();
     let ended = relay.client_ended();
@@ -218,7 +228,7 @@ async fn forward(
 }
 
 /// Both directions, before the first byte. The request's head and what has come of its body go up in one write.
-fn begin(conn: &mut Connection, request: &RequestHead, lease: &Lease) -> Relay {
+fn begin(conn: &mut Connection, request: &RequestHead, lease: &Lease, now: Instant) -> Relay {
     let input = conn.input.take();
     let (mut up, mut down) = conn.scratch.as_mut().map_or_else(Default::default, |scratch| {
         (std::mem::take(scratch.upstream()), std::mem::take(scratch.response()))
@@ -227,7 +237,7 @@ fn begin(conn: &mut Connection, request: &RequestHead, lease: &Lease) -> Relay {
         prefix::strip(&mut up, stripped.as_bytes());
     }
     down.clear();
-    Relay::new(Pump::new(up, request.framing, input), Pump::new(down, Framing::None, None), Instant::now())
+    Relay::new(Pump::new(up, request.framing, input), Pump::new(down, Framing::None, None), now)
 }
 
 /// Hands what the relay borrowed back to the connection: memory, and what was read past the request.
@@ -251,7 +261,7 @@ async fn reach(
 ) -> Result<Answered, Refusal> {
     let mut retried = false;
     loop {
-        let mut upstream = connect(conn, request, lease, retried).await?;
+        let mut upstream = connect(conn, request, lease, retried, relay.last_move().into_std()).await?;
         // Connecting may have taken a while: a request that is to be cut is better not sent at all.
         if lease.is_cut() {
             return Err(Failure::Cut(Termination::Drain).refusal());
@@ -317,6 +327,7 @@ async fn connect(
     request: &RequestHead,
     lease: &Lease,
     fresh: bool,
+    mut now: std::time::Instant,
 ) -> Result<Upstream, Refusal> {
     let worker = &conn.worker;
     let info = lease.owner();
@@ -324,7 +335,6 @@ async fn connect(
     let mut tried = Tried::default();
     let mut last = None;
     loop {
-        let now = std::time::Instant::now();
         let Some(choice) = pool.choose(&mut tried, now) else { break };
         if last.is_some() {
             if !may_retry(lease) {
@@ -351,7 +361,8 @@ async fn connect(
             }
             Err(error) => {
                 tracing::debug!(backend = %info.backend.name, %error, "endpoint not reached");
-                pool.not_reached(choice.endpoint, std::time::Instant::now());
+                now = std::time::Instant::now();
+                pool.not_reached(choice.endpoint, now);
                 if last.replace(error).is_some() || fresh {
                     pool.budget().spend(&info.service.retries);
                 }
@@ -397,7 +408,7 @@ fn release(lease: &Lease, upstream: Upstream, response: &ResponseHead, relay: &m
     let idle = lease.owner().service.timeouts.idle;
     // We let go first, or a request could meet the backend's closing.
     let keep = response.upstream_idle.map_or(idle, |theirs| idle.min(theirs.saturating_sub(IDLE_MARGIN)));
-    lease.payload().put(upstream, keep, std::time::Instant::now());
+    lease.payload().put(upstream, keep, relay.last_move().into_std());
 }
 
 /// Answers in the backend's stead.
@@ -512,7 +523,7 @@ fn write_log(
         host: request.host.of_head(head),
         status: record.status,
         bytes: record.bytes,
-        request_time: record.started.elapsed(),
+        request_time: record.took(),
         upstream_time: record.upstream_time,
         service: service.map(|service| service.name.as_str()),
         backend: backend.map(|backend| backend.name.as_str()),

@@ -149,6 +149,12 @@ impl Relay {
         self.up_broken
     }
 
+    /// When a byte last moved; at the start, when that was.
+    #[must_use]
+    pub fn last_move(&self) -> Instant {
+        self.last_move
+    }
+
     /// Whether the client has closed its sending side.
     #[must_use]
     pub fn client_ended(&self) -> bool {
