@@ -223,6 +223,8 @@ async fn forward(
         // A tunnel's end; or the response is complete before the request, the rest of which nobody wants any more.
         (true, _) | (false, false) => Next::Linger,
         (false, true) if response.client_keep_alive && (!ended || conn.input.is_some()) => Next::KeepAlive,
+        // Nothing more comes from a client that said so: no word of it could meet a reset.
+        (false, true) if request.is_last && conn.input.is_none() => Next::Close,
         (false, true) => Next::Linger,
     }
 }

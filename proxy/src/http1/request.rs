@@ -113,6 +113,8 @@ pub struct RequestHead {
     pub framing: Framing,
     /// Whether the client wants to keep the connection.
     pub keep_alive: bool,
+    /// Whether the client said that it is its last one on this connection.
+    pub is_last: bool,
     /// Whether it waits for `100 Continue` before it sends its body.
     pub expects_continue: bool,
     /// Whether it asks for a WebSocket.
@@ -231,6 +233,7 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         && version == Version::Http11
         && method_text == "GET"
         && !has_body;
+    let keep_alive = !facts.connection.close && (version == Version::Http11 || facts.connection.keep_alive);
     let understood = RequestHead {
         method: Method::new(method_text),
         method_text: Span::of(method_text.as_bytes(), head),
@@ -239,7 +242,8 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         host: Span::of(host, head),
         version,
         framing,
-        keep_alive: !facts.connection.close && (version == Version::Http11 || facts.connection.keep_alive),
+        keep_alive,
+        is_last: !keep_alive,
         expects_continue: facts.expects_continue && version == Version::Http11 && has_body,
         upgrade,
         client: client(request.headers, caller).map_or_else(Span::default, |client| Span::of(client, head)),
