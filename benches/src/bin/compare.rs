@@ -38,6 +38,9 @@ struct Options {
     /// Only these parts.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    /// Only rows whose name has this in it; to profile a proxy under one kind of load.
+    #[arg(long, value_name = "TEXT")]
+    rows: Option<String>,
     /// Only these proxies, by the names of the tables in lower case.
     #[arg(long, value_delimiter = ',')]
     proxies: Vec<String>,
@@ -76,7 +79,7 @@ impl Options {
     }
 
     fn is_whole(&self) -> bool {
-        !self.quick && self.only.is_empty() && self.proxies.is_empty()
+        !self.quick && self.only.is_empty() && self.proxies.is_empty() && self.rows.is_none()
     }
 }
 
@@ -138,7 +141,8 @@ fn run(options: &Options, backends: &Backends, dir: &Path) -> Result<()> {
         if options.has(part) {
             say(start, &format!("{setting:?}"))?;
             let mut samples = Samples::new();
-            rows::measure_setting(setting, &proxies, backends, dir, options.effort(), &mut samples)?;
+            let named = options.rows.as_deref().unwrap_or_default();
+            rows::measure_setting(setting, named, &proxies, backends, dir, options.effort(), &mut samples)?;
             report.samples.extend(samples);
         }
     }

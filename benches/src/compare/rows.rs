@@ -305,20 +305,24 @@ pub fn measure(row: &Row, proxy: &Running, time: Duration) -> Result<Sample> {
 /// All samples, by row and proxy.
 pub type Samples = BTreeMap<(usize, Proxy), Vec<Sample>>;
 
-/// Measures the rows of one setting, each proxy in turn, several rounds.
+/// Measures the rows of one setting that have `named` in their name, each proxy in turn, several rounds.
 ///
 /// # Errors
 /// See [`measure`].
 pub fn measure_setting(
     setting: Setting,
+    named: &str,
     proxies: &[Proxy],
     backends: &Backends,
     dir: &Path,
     effort: Effort,
     samples: &mut Samples,
 ) -> Result<()> {
-    let rows: Vec<(usize, &Row)> =
-        ROWS.iter().enumerate().filter(|(_, row)| row.setting == setting).collect();
+    let rows: Vec<(usize, &Row)> = ROWS
+        .iter()
+        .enumerate()
+        .filter(|(_, row)| row.setting == setting && row.name.contains(named))
+        .collect();
     let takes_part = |proxy: &&Proxy| rows.iter().any(|(_, row)| row.has(**proxy));
     let terms = terms(setting, backends);
     let running: Result<Vec<Running>> =
