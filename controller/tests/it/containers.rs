@@ -15,13 +15,14 @@ use uh_controller::runtime::{
 };
 
 /// The base of the images made here: the smallest that the project's own images are based on. It has perl.
-const BASE: &str = "debian:bookworm-slim";
+pub(crate) const BASE: &str = "debian:bookworm-slim";
 
 /// An app in a few lines: answers with its version, eats memory if asked to, says when it is told to end.
-const APP: &str = r#"
+pub(crate) const APP: &str = r#"
 use strict; use IO::Socket::INET;
 $| = 1;
 $SIG{TERM} = sub { print "told to end\n"; exit 0 };
+if ($ENV{EAT}) { my @eaten; push @eaten, "x" x 1_000_000 while 1 }
 if ($ENV{FAIL}) { print "cannot start: $ENV{FAIL}\n"; exit 7 }
 my $port = $ENV{PORT};
 my $listener = IO::Socket::INET->new(LocalPort => $port, Listen => 10, ReuseAddr => 1) or die "$!";
@@ -42,7 +43,7 @@ fn engine_answers() -> bool {
 }
 
 /// Whether the test can run here.
-fn engine_or_skip(name: &str) -> bool {
+pub(crate) fn engine_or_skip(name: &str) -> bool {
     let there = engine_answers();
     if !there {
         println!("skipped: {name}, no Docker Engine answers");

@@ -10,6 +10,7 @@
 
 mod bad_versions;
 mod config_files;
+mod container_deploys;
 mod containers;
 mod deploys;
 mod harness;

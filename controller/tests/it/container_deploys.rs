@@ -1,0 +1,256 @@
+//! Whole deploys of containers, under load, with a real Docker Engine behind `uh-deploy`. Without one, each test says so
+//! in a line.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::containers::{APP, BASE, engine_or_skip};
+use crate::harness::{Ran, Stage, until};
+
+/// A stage whose app is a container.
+struct Harbour {
+    stage: Stage,
+    /// The engine, if it is not the usual one.
+    host: Option<String>,
+}
+
+impl Harbour {
+    fn new(host: Option<String>) -> Self {
+        let harbour = Self { stage: Stage::new(), host };
+        fs::write(harbour.stage.path("app.pl"), APP).unwrap();
+        harbour.dockerfile("CMD [\"perl\", \"/app.pl\"]");
+        harbour.configure("");
+        harbour
+    }
+
+    fn dockerfile(&self, end: &str) {
+        let text = format!("FROM {BASE}\nCOPY app.pl /app.pl\n{end}\n");
+        fs::write(self.stage.path("Dockerfile"), text).unwrap();
+    }
+
+    fn configure(&self, extra: &str) {
+        let image = format!("uh-test-{}:{{version}}", self.stage.ports[0]);
+        let base = format!(
+            "[runtime]\nkind = \"docker\"\n[runtime.docker]\ncontext = \".\"\nimage = {image:?}\n\
+             [health]\nwithin = \"60s\"\n{extra}"
+        );
+        self.stage.configure("uh-deploy.toml", &base);
+        // The base is for processes; the container runtime would call that a mistake.
+        let path = self.stage.path("uh-deploy.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        let kept = text.split("[runtime.process]").collect::<Vec<_>>();
+        let after = kept[1].split_once("\n[").map_or("", |(_, rest)| rest);
+        fs::write(path, format!("{}[{after}", kept[0])).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.stage.command(args);
+        command.envs(self.host.iter().map(|host| ("DOCKER_HOST", host)));
+        command
+    }
+
+    #[track_caller]
+    fn expect(&self, code: i32, args: &[&str]) -> Ran {
+        let ran = Ran::of(self.command(args).output().unwrap());
+        assert_eq!(ran.code, Some(code), "uh-deploy {args:?}:\n{}", ran.text);
+        ran
+    }
+
+    fn deploy(&self, version: &str) -> Ran {
+        self.expect(0, &["blue-green", "--version", version])
+    }
+
+    fn docker(&self, args: &[&str]) -> String {
+        let mut command = Command::new("docker");
+        command.args(args).envs(self.host.iter().map(|host| ("DOCKER_HOST", host)));
+        String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
+    }
+
+    /// The names of the containers that run.
+    fn running(&self) -> Vec<String> {
+        let label = format!("label=uh-deploy.state-dir={}", self.stage.path("deploy-state").display());
+        let listed = self.docker(&["ps", "--filter", &label, "--format", "{{.Names}}"]);
+        listed.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Harbour {
+    fn drop(&mut self) {
+        let label = format!("label=uh-deploy.state-dir={}", self.stage.path("deploy-state").display());
+        for id in self.docker(&["ps", "-aq", "--filter", &label]).lines() {
+            self.docker(&["rm", "-f", id]);
+        }
+    }
+}
+
+#[test]
+fn containers_are_deployed_and_rolled_back_under_load() {
+    if !engine_or_skip("deploys of containers") {
+        return;
+    }
+    let harbour = Harbour::new(None);
+    harbour.deploy("1.0.0");
+    let load = harbour.stage.load();
+    harbour.deploy("1.0.1");
+    assert_eq!(harbour.stage.served(), "green 1.0.1");
+    assert_eq!(harbour.running().len(), 2, "the old one is kept warm");
+    harbour.expect(0, &["rollback"]);
+    assert_eq!(harbour.stage.served(), "blue 1.0.0");
+    // Gone, and brought back from what was frozen: the very image, although its tag has moved.
+    let green = harbour.running().into_iter().find(|name| name.contains(".green.")).unwrap();
+    harbour.docker(&["rm", "-f", &green]);
+    harbour.expect(0, &["rollback", "--to", "green"]);
+    assert_eq!(harbour.stage.served(), "green 1.0.1");
+    load.must_be_unharmed();
+    harbour.expect(0, &["logs", "--backend", "green"]).says("listening as green 1.0.1");
+}
+
+#[test]
+fn bad_containers_change_nothing_and_are_told_apart() {
+    if !engine_or_skip("deploys of bad containers") {
+        return;
+    }
+    let harbour = Harbour::new(None);
+    harbour.deploy("1.0.0");
+    let load = harbour.stage.load();
+    let limits = "[runtime.docker]\nmemory_limit = \"24MiB\"\nenv = { EAT = \"1\" }\n";
+    harbour.configure(limits);
+    harbour.expect(1, &["blue-green", "--version", "1.0.1"]).says("killed for using too much memory");
+    harbour.configure("[runtime.docker]\nenv = { FAIL = \"no database\" }\n");
+    harbour
+        .expect(1, &["blue-green", "--version", "1.0.1"])
+        .says("exit code 7")
+        .says("cannot start: no database");
+    harbour.configure("");
+    harbour.dockerfile("RUN echo the compiler says no; exit 3");
+    harbour
+        .expect(1, &["blue-green", "--version", "1.0.1"])
+        .says("the compiler says no")
+        .says("nothing has changed for users");
+    harbour.dockerfile("CMD [\"perl\", \"/app.pl\"]");
+    let taken = std::net::TcpListener::bind(("127.0.0.1", harbour.stage.ports[1])).unwrap();
+    harbour.expect(1, &["blue-green", "--version", "1.0.1"]).says("is taken by");
+    drop(taken);
+    assert_eq!(harbour.stage.served(), "blue 1.0.0");
+    assert_eq!(harbour.running().len(), 1, "every candidate is gone");
+    load.must_be_unharmed();
+}
+
+/// An engine of the test's own, so that it can be restarted. It keeps its containers alive meanwhile (`live-restore`).
+struct OwnEngine {
+    dir: TempDir,
+    daemon: Option<Child>,
+}
+
+impl OwnEngine {
+    fn new() -> Self {
+        let mut engine =
+            Self { dir: tempfile::Builder::new().prefix("uh-engine-").tempdir().unwrap(), daemon: None };
+        engine.start();
+        let moved = Command::new("sh")
+            .arg("-c")
+            .arg(format!("docker save {BASE} | DOCKER_HOST={} docker load", engine.host()))
+            .output()
+            .unwrap();
+        assert!(moved.status.success(), "{moved:?}");
+        engine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn host(&self) -> String {
+        format!("unix://{}", self.path("docker.sock").display())
+    }
+
+    fn start(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.path("dockerd.log")).unwrap();
+        let mut command = Command::new("dockerd");
+        command.args(["--bridge", "none", "--iptables=false", "--live-restore", "--host", &self.host()]);
+        for (option, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
+            command.arg(option).arg(self.path(name));
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.daemon = Some(command.spawn().unwrap());
+        until("the test's engine answers", || {
+            let asked =
+                Command::new("docker").arg("version").env("DOCKER_HOST", self.host()).output().unwrap();
+            asked.status.success().then_some(())
+        });
+    }
+
+    fn stop(&mut self) {
+        let Some(mut daemon) = self.daemon.take() else { return };
+        let pid = rustix::process::Pid::from_child(&daemon);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        until("the test's engine ends", || daemon.try_wait().unwrap());
+    }
+}
+
+impl Drop for OwnEngine {
+    fn drop(&mut self) {
+        self.stop();
+        unmount_below(self.dir.path());
+    }
+}
+
+/// What an engine that kept its containers alive leaves mounted.
+fn unmount_below(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let below =
+        mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| Path::new(at).starts_with(dir));
+    for mount in below.collect::<Vec<_>>().into_iter().rev() {
+        let _ = Command::new("umount").arg("--lazy").arg(mount).output();
+    }
+}
+
+#[test]
+fn an_engine_that_is_restarted_during_a_deploy_is_waited_for() {
+    let may = rustix::process::geteuid().is_root()
+        && Command::new("dockerd").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !may || !engine_or_skip("an engine restarted during a deploy") {
+        return;
+    }
+    let mut engine = OwnEngine::new();
+    let harbour = Harbour::new(Some(engine.host()));
+    let host = "[runtime.docker]\nnetworks = [\"host\"]\n";
+    harbour.configure(host);
+    harbour.deploy("1.0.0");
+    let load = harbour.stage.load();
+
+    // While it is probed: the deploy goes on when the engine is back.
+    harbour.configure(&format!("{host}[health]\nsuccesses = 200\n"));
+    let mut command = harbour.command(&["blue-green", "--version", "1.0.1"]);
+    let deploy = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the candidate runs", || (harbour.running().len() == 2).then_some(()));
+    engine.stop();
+    std::thread::sleep(Duration::from_secs(1));
+    engine.start();
+    let ran = Ran::of(deploy.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    assert_eq!(harbour.stage.served(), "green 1.0.1");
+
+    // While it builds: nothing has changed, and the next deploy works.
+    harbour.configure(host);
+    harbour.dockerfile("RUN echo building; sleep 60\nCMD [\"perl\", \"/app.pl\"]");
+    let mut command = harbour.command(&["blue-green", "--version", "1.0.2"]);
+    let deploy = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the build runs", || {
+        let running = harbour.docker(&["ps", "--no-trunc", "--format", "{{.Command}}"]);
+        running.contains("sleep 60").then_some(())
+    });
+    engine.stop();
+    engine.start();
+    let ran = Ran::of(deploy.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(1), "{}", ran.text);
+    ran.says("nothing has changed for users: green (v1.0.1) serves");
+    harbour.dockerfile("CMD [\"perl\", \"/app.pl\"]");
+    harbour.deploy("1.0.2");
+    assert_eq!(harbour.stage.served(), "blue 1.0.2");
+    load.must_be_unharmed();
+}
