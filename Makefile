@@ -24,7 +24,7 @@ build: ## build all programs
 	@.ci/needs build
 	$(CARGO) build --workspace --bins --locked --profile $(PROFILE)
 
-demo: build ## deploy good and bad versions of a live app under load, and roll back; about half a minute once built
+demo: build ## deploy good and bad versions of a live app under load, and roll back; about fifteen seconds once built
 	@$(BIN_DIR)/demo
 
 # The crash tests need fault points in uh-proxy and uh-deploy, and many tests need the programs: `cargo test` builds those of every
