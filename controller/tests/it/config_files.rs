@@ -4,28 +4,45 @@ use std::path::Path;
 
 use uh_controller::config;
 
+/// The file with everything that is commented out written out, for one kind of runtime: its table alone.
+fn written_out(text: &str, kind: &str) -> String {
+    let mut table = String::new();
+    let mut written = String::new();
+    for line in text.lines() {
+        let bare = line.strip_prefix("# ").unwrap_or(line);
+        if bare.starts_with('[') && bare.ends_with(']') {
+            table = bare.to_owned();
+        }
+        let other = table.starts_with("[runtime.") && table != format!("[runtime.{kind}]");
+        let name = bare.split(" = ").next().unwrap_or_default();
+        let assignment = bare.contains(" = ") && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        if line.starts_with("kind = ") {
+            written.push_str(&format!("kind = {kind:?}\n"));
+        } else if !other && (assignment || bare == table) {
+            written.push_str(&format!("{bare}\n"));
+        }
+    }
+    written
+}
+
 #[test]
 fn the_commented_file_is_right_and_shows_every_default() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/uh-deploy.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     let commented = config::load(&path).unwrap();
-    // A commented line that is an assignment with a default, and not an example.
-    let written_out: String = text
-        .lines()
-        .map(|line| {
-            let assignment = line.strip_prefix("# ").filter(|rest| {
-                let name = rest.split(" = ").next().unwrap_or_default();
-                rest.contains(" = ") && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
-            });
-            assignment.unwrap_or(line).to_owned() + "\n"
-        })
-        .collect();
-    let written_out = config::parse(&written_out, path.parent().unwrap()).unwrap();
-    assert_eq!(commented.gate, config::Gate { host: None, ..written_out.gate });
-    assert_eq!(commented.deploy.warm, written_out.deploy.warm);
-    assert_eq!(commented.deploy.settle, written_out.deploy.settle);
-    assert_eq!(commented.deploy.state_dir, written_out.deploy.state_dir);
-    assert_eq!(commented.monitor, written_out.monitor);
-    assert_eq!(commented.hooks.timeout, written_out.hooks.timeout);
-    assert_eq!(commented.validate.min_disk, written_out.validate.min_disk);
+    for kind in ["process", "docker", "compose"] {
+        let text = written_out(&text, kind);
+        let written_out = config::parse(&text, path.parent().unwrap());
+        let written_out = written_out.unwrap_or_else(|e| panic!("{kind}: {e}\n{text}"));
+        assert_eq!(commented.gate, config::Gate { host: None, ..written_out.gate.clone() });
+        let deploy = |config: &config::Config| config::Deploy {
+            service: None,
+            proxy: commented.deploy.proxy.clone(),
+            ..config.deploy.clone()
+        };
+        assert_eq!(deploy(&commented), deploy(&written_out));
+        assert_eq!(commented.monitor, written_out.monitor);
+        assert_eq!(commented.hooks.timeout, written_out.hooks.timeout);
+        assert_eq!(commented.validate.min_disk, written_out.validate.min_disk);
+    }
 }
