@@ -100,6 +100,7 @@ async fn a_get_survives_a_connection_that_ends_or_is_reset_as_it_is_used_and_a_p
 async fn a_burst_onto_connections_that_are_reset_meanwhile_gives_no_get_an_error() {
     const CLIENTS: usize = 60;
     const ROUNDS: usize = 8;
+    const MAX_ROUNDS: usize = 400;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let burst = Arc::new(watch::Sender::new(0u64));
@@ -131,7 +132,11 @@ async fn a_burst_onto_connections_that_are_reset_meanwhile_gives_no_get_an_error
     for _ in 0..CLIENTS {
         wires.push(Wire::connect(proxy.address).await);
     }
-    for _ in 0..ROUNDS {
+    let mut rounds = 0;
+    // Which connections die in time is the scheduler's to say: on, until one did.
+    while rounds < ROUNDS || retries(&proxy).await == 0 {
+        rounds += 1;
+        assert!(rounds <= MAX_ROUNDS, "no connection died in time: this shows nothing");
         // Stopped, the front door finds all of them at once when it goes on.
         proxy.signal(rustix::process::Signal::STOP);
         for wire in &mut wires {
@@ -142,7 +147,6 @@ async fn a_burst_onto_connections_that_are_reset_meanwhile_gives_no_get_an_error
             assert_eq!(wire.response().await.status, 200);
         }
     }
-    assert!(retries(&proxy).await > 0, "no connection died in time: this shows nothing");
 }
 
 /// What the front door may keep is told by the backend, a second less; here, that is nothing.
