@@ -144,12 +144,17 @@ fn bad_containers_change_nothing_and_are_told_apart() {
 struct OwnEngine {
     dir: TempDir,
     daemon: Option<Child>,
+    bridge: String,
 }
 
 impl OwnEngine {
     fn new() -> Self {
-        let mut engine =
-            Self { dir: tempfile::Builder::new().prefix("uh-engine-").tempdir().unwrap(), daemon: None };
+        let dir = tempfile::Builder::new().prefix("uh-engine-").tempdir().unwrap();
+        // A bridge of its own: an engine that has none would take the usual engine's away.
+        let mut engine = Self { dir, daemon: None, bridge: format!("uh-{}", std::process::id()) };
+        ip(&["link", "add", &engine.bridge, "type", "bridge"]);
+        ip(&["address", "add", "10.213.77.1/24", "dev", &engine.bridge]);
+        ip(&["link", "set", &engine.bridge, "up"]);
         engine.start();
         let moved = Command::new("sh")
             .arg("-c")
@@ -171,7 +176,14 @@ impl OwnEngine {
     fn start(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.path("dockerd.log")).unwrap();
         let mut command = Command::new("dockerd");
-        command.args(["--bridge", "none", "--iptables=false", "--live-restore", "--host", &self.host()]);
+        command.args([
+            "--bridge",
+            &self.bridge,
+            "--iptables=false",
+            "--live-restore",
+            "--host",
+            &self.host(),
+        ]);
         for (option, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
             command.arg(option).arg(self.path(name));
         }
@@ -195,8 +207,14 @@ impl OwnEngine {
 impl Drop for OwnEngine {
     fn drop(&mut self) {
         self.stop();
+        let _ = Command::new("ip").args(["link", "delete", &self.bridge]).output();
         unmount_below(self.dir.path());
     }
+}
+
+fn ip(args: &[&str]) {
+    let output = Command::new("ip").args(args).output().unwrap();
+    assert!(output.status.success(), "ip {args:?}: {output:?}");
 }
 
 /// What an engine that kept its containers alive leaves mounted.
@@ -239,8 +257,13 @@ fn an_engine_that_is_restarted_during_a_deploy_is_waited_for() {
     harbour.configure(host);
     harbour.dockerfile("RUN echo building; sleep 60\nCMD [\"perl\", \"/app.pl\"]");
     let mut command = harbour.command(&["blue-green", "--version", "1.0.2"]);
-    let deploy = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut deploy = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     until("the build runs", || {
+        if deploy.try_wait().unwrap().is_some() {
+            let mut said = String::new();
+            std::io::Read::read_to_string(deploy.stdout.as_mut().unwrap(), &mut said).unwrap();
+            panic!("it has ended already: {said}");
+        }
         let running = harbour.docker(&["ps", "--no-trunc", "--format", "{{.Command}}"]);
         running.contains("sleep 60").then_some(())
     });

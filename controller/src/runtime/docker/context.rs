@@ -2,7 +2,8 @@
 //!
 //! Packed while it is sent, with a bounded number of chunks on the way: a large context costs no memory.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -78,14 +79,25 @@ fn pack(directory: &Path, dockerfile: &str, to: impl Write) -> io::Result<()> {
                 let path = entry.path();
                 let added = if kind.is_dir() {
                     tar.append_dir(&name, &path)
-                } else {
+                } else if kind.is_symlink() {
                     tar.append_path_with_name(&path, &name)
+                } else {
+                    append_file(&mut tar, &path, &name)
                 };
                 added.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
             }
         }
     }
     tar.into_inner()?.flush()
+}
+
+/// Adds a file as long as it is now: a log that grows meanwhile must not spill over into the next entry.
+fn append_file(tar: &mut tar::Builder<impl Write>, path: &Path, name: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    let found = file.metadata()?;
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata_in_mode(&found, tar::HeaderMode::Deterministic);
+    tar.append_data(&mut header, name, file.chain(io::repeat(0)).take(found.len()))
 }
 
 /// The rules of a `.dockerignore`: the last pattern that matches a path or a folder above it decides
@@ -168,7 +180,44 @@ mod tests {
         let mut names: Vec<String> =
             archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
         names.sort();
-        assert_eq!(names, [".dockerignore", "Dockerfile", "link", "src/", "src/deep/", "src/deep/a.rs"]);
+        assert_eq!(names, [".dockerignore", "Dockerfile", "link", "src", "src/deep", "src/deep/a.rs"]);
+    }
+
+    #[test]
+    fn a_file_that_grows_meanwhile_spoils_nothing() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("a.log");
+        std::fs::write(&log, "x").unwrap();
+        std::fs::write(directory.path().join("b.txt"), "intact").unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut file = File::options().append(true).open(&log).unwrap();
+                // Bounded: a few hundred megabytes at most, for as long as somebody packs.
+                for _ in 0..100_000 {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    file.write_all(&[b'x'; 4096]).unwrap();
+                }
+            });
+            for _ in 0..20 {
+                let mut bytes = Vec::new();
+                pack(directory.path(), "Dockerfile", &mut bytes).unwrap();
+                let mut archive = tar::Archive::new(bytes.as_slice());
+                let mut last = String::new();
+                for entry in archive.entries().unwrap() {
+                    last.clear();
+                    let mut entry = entry.unwrap();
+                    if entry.path().unwrap().ends_with("b.txt") {
+                        entry.read_to_string(&mut last).unwrap();
+                    }
+                }
+                assert_eq!(last, "intact");
+            }
+            done.store(true, Ordering::Relaxed);
+        });
     }
 
     #[test]
