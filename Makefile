@@ -1,7 +1,7 @@
 # The commands of this project. Cargo runs one at a time, whatever `make -j` says.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench lint
+.PHONY: help build demo test stack bench lint
 
 CARGO ?= cargo
 
@@ -28,11 +28,15 @@ demo: build ## deploy good and bad versions of a live app under load, and roll b
 	@$(BIN_DIR)/demo
 
 # The crash tests need fault points in uh-proxy and uh-deploy, and many tests need the programs: `cargo test` builds those of every
-# package with integration tests before it runs the first one. Tests that need a Docker Engine are ignored there, and run
-# below if one answers.
+# package with integration tests before it runs the first one. Tests that need a Docker Engine
+# run if one answers, and say so in a line if none does; those that need the shipped images are in `stack`.
 test: ## run all tests
 	@.ci/needs test
+	@if docker/ci/engine status; then docker/ci/base-images debian:bookworm-slim; fi
 	$(CARGO) test --workspace --locked --features uh-proxy/fault-points,uh-controller/fault-points
+
+# Apart from `test` until its time in CI is known: it compiles everything once more inside the engine.
+stack: ## build the shipped images and drive the compose files, if a Docker Engine answers
 	$(call with_engine,the shipped images and compose files,docker/ci/images && $(CARGO) test --locked --package uh-e2e stack:: -- --ignored --nocapture --test-threads=1)
 
 bench: PROFILE = release
