@@ -219,7 +219,9 @@ async fn an_app_that_dies_while_draining_ends_it_with_its_code_and_the_count() {
     for (end, code) in [("kill -KILL $$", 137), ("exit 3", 3), ("exit 0", 124)] {
         let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = app.local_addr().unwrap().to_string();
-        let script = format!("trap 'echo dying; {end}' USR1; echo ready; while :; do sleep 0.01; done");
+        let script = format!(
+            "trap 'echo dying; {end}' USR1; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done"
+        );
         let mut shim = Shim::start(&address, &["--drain-timeout", "1h"], &script);
         let address = shim.address().await;
         drop(Wire::accept(&app).await);
@@ -245,7 +247,7 @@ async fn an_app_that_dies_while_draining_ends_it_with_its_code_and_the_count() {
 #[tokio::test]
 async fn the_last_answer_of_an_app_that_ends_by_itself_is_delivered() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let script = "trap 'exit 5' USR1; echo ready; while :; do sleep 0.01; done";
+    let script = "trap 'exit 5' USR1; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done";
     let mut shim = Shim::start(&app.local_addr().unwrap().to_string(), &[], script);
     let address = shim.address().await;
     drop(Wire::accept(&app).await);

@@ -94,7 +94,7 @@ async fn an_app_that_ignores_sigterm_is_killed_and_137_recorded() {
     let mut shim = Shim::start(
         &app,
         &["--kill-after", "300ms"],
-        "trap '' TERM; echo ready; while :; do sleep 0.01; done",
+        "trap '' TERM; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done",
     );
     shim.output.wait_for("ready").await;
     let told_at = Instant::now();
@@ -107,8 +107,11 @@ async fn an_app_that_ignores_sigterm_is_killed_and_137_recorded() {
 #[tokio::test]
 async fn a_further_sigterm_does_not_wait_for_a_stubborn_app() {
     let app = sample_app().await.to_string();
-    let mut shim =
-        Shim::start(&app, &["--kill-after", "1h"], "trap '' TERM; echo ready; while :; do sleep 0.01; done");
+    let mut shim = Shim::start(
+        &app,
+        &["--kill-after", "1h"],
+        "trap '' TERM; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done",
+    );
     shim.output.wait_for("ready").await;
     shim.signal(Signal::TERM);
     shim.log.wait_for("All connections drained").await;

@@ -41,7 +41,7 @@ async fn an_orphan_is_adopted_and_reaped() {
 async fn stopping_waits_for_the_whole_group() {
     // The first process is gone at once; what it leaves behind needs a moment for its own end.
     let script =
-        "(trap 'sleep 0.5; echo cleaned up; exit 0' TERM; echo ready; while :; do sleep 0.01; done) &
+        "(trap 'sleep 0.5; echo cleaned up; exit 0' TERM; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done) &
         trap 'exit 0' TERM; wait";
     let mut shim = Shim::start(NOWHERE, &[], script);
     shim.output.wait_for("ready").await;

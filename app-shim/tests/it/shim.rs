@@ -10,7 +10,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{oneshot, watch};
@@ -20,12 +20,13 @@ use uh_sample_app::settings::Settings;
 /// Far beyond what anything here takes, so that only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A child that says which signals it gets, and goes on. It ends with 0 on SIGTERM.
+/// A child that says which signals it gets, and goes on. It ends with 0 on SIGTERM, and with its parent: a test that is
+/// killed leaves nobody behind who runs on for ever.
 pub(crate) const TALKER: &str = "
     for s in HUP QUIT USR1 USR2 ALRM WINCH; do trap \"echo got $s\" $s; done
     trap 'echo got TERM; exit 0' TERM
     echo ready
-    while :; do sleep 0.01; done";
+    while kill -0 $PPID 2>&-; do sleep 0.01; done";
 
 /// Waits for something that must happen.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -108,6 +109,20 @@ impl Lines {
         let mut receiver = self.0.clone();
         within("the end of the output", async { while receiver.changed().await.is_ok() {} }).await;
         self.all()
+    }
+}
+
+/// A shim that is dropped is killed, and can't take its child with it any more.
+impl Drop for Shim {
+    fn drop(&mut self) {
+        let Some(pid) = self.child.id() else { return };
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        for child in children.collect::<String>().split_ascii_whitespace() {
+            if let Some(group) = child.parse().ok().and_then(Pid::from_raw) {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+        }
     }
 }
 
