@@ -164,8 +164,10 @@ async fn what_the_kernel_has_taken_in_our_name_is_answered() {
     shim.signal(Signal::CONT);
     waiting.push(kept);
     for mut wire in waiting {
+        // Read to its end: the shim closes it. Whether the answer says so depends on what the shim, when it goes on, hears
+        // of first: the request or the signal.
         let answer = wire.rest_text().await;
-        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close\r\n"), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert!(answer.ends_with("green 1.2.3\n"), "{answer}");
     }
     assert_eq!(shim.code().await, Some(0));
