@@ -1,9 +1,12 @@
 //! What the kernel charges to a process and its children: CPU time, and resident memory.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// CPU time used up so far, in nanoseconds of which the kernel says who spent them; and how it was divided.
@@ -36,22 +39,22 @@ impl CpuTime {
     }
 }
 
-/// CPU time of a process, all its threads and all its descendants.
+/// CPU time of a process, all its threads and all its descendants. A thread or a descendant that ends meanwhile is left out.
 ///
 /// # Errors
 /// The process is gone.
 pub fn cpu_time(pid: u32) -> Result<CpuTime> {
     let mut all = CpuTime::default();
     for pid in family(pid)? {
-        for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let schedstat = fs::read_to_string(entry?.path().join("schedstat"))?;
+        for schedstat in of_each_thread(pid, "schedstat")? {
             let ns = schedstat.split(' ').next().and_then(|ns| ns.parse().ok()).context("schedstat")?;
             all.total += Duration::from_nanos(ns);
         }
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (user, kernel) = ticks(&stat).context("stat")?;
-        all.user_ticks += user;
-        all.kernel_ticks += kernel;
+        if let Some(stat) = read(format!("/proc/{pid}/stat"))? {
+            let (user, kernel) = ticks(&stat).context("stat")?;
+            all.user_ticks += user;
+            all.kernel_ticks += kernel;
+        }
     }
     Ok(all)
 }
@@ -69,7 +72,7 @@ fn ticks(stat: &str) -> Option<(u64, u64)> {
 pub fn resident_bytes(pid: u32) -> Result<u64> {
     let mut all = 0;
     for pid in family(pid)? {
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let Some(rollup) = read(format!("/proc/{pid}/smaps_rollup"))? else { continue };
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("Pss")?;
         let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
         all += kib << 10;
@@ -77,17 +80,34 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     Ok(all)
 }
 
+/// A process and all its descendants.
 fn family(pid: u32) -> Result<Vec<u32>> {
+    ensure!(Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is gone");
     let mut found = vec![pid];
     let mut seen = 0;
     while let Some(&parent) = found.get(seen) {
         seen += 1;
-        for entry in fs::read_dir(format!("/proc/{parent}/task")).context("the process is gone")? {
-            let children = fs::read_to_string(entry?.path().join("children"))?;
+        for children in of_each_thread(parent, "children")? {
             found.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
         }
     }
     Ok(found)
+}
+
+/// One file of each thread that a process has.
+fn of_each_thread(pid: u32, file: &str) -> Result<Vec<String>> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Ok(Vec::new()) };
+    threads.flatten().filter_map(|thread| read(thread.path().join(file)).transpose()).collect()
+}
+
+/// A file under `/proc`; nothing if its process or thread has ended.
+fn read(file: impl AsRef<Path>) -> Result<Option<String>> {
+    match fs::read_to_string(file) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Keeps this thread, and what it starts from now on, on these cores.
@@ -120,6 +140,18 @@ mod tests {
             assert!(start.elapsed() < Duration::from_secs(20), "work is not charged");
         }
         assert!(resident_bytes(pid).unwrap() > 1 << 20);
+    }
+
+    #[test]
+    fn threads_that_come_and_go_are_no_error() {
+        let pid = std::process::id();
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..2_000).for_each(|_| std::thread::spawn(|| ()).join().unwrap()));
+            for _ in 0..500 {
+                cpu_time(pid).unwrap();
+            }
+        });
+        assert!(cpu_time(u32::MAX >> 1).is_err(), "a process that does not exist");
     }
 
     #[test]
