@@ -17,11 +17,16 @@ const HANDSHAKE_WAIT: Duration = Duration::from_millis(50);
 /// `accept` for what is there, close for the rest.
 pub(super) async fn close(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
     let Ok(listener) = listener.into_std() else { return Vec::new() };
+    take_over(&listener).await
+}
+
+/// Stops new handshakes, waits for those under way, and accepts all that came of them.
+async fn take_over(listener: &std::net::TcpListener) -> Vec<(TcpStream, SocketAddr)> {
     let mut accepted = Vec::new();
-    stop_handshakes(&listener);
-    take_accepted(&listener, &mut accepted);
+    stop_handshakes(listener);
+    take_accepted(listener, &mut accepted);
     tokio::time::sleep(HANDSHAKE_WAIT).await;
-    take_accepted(&listener, &mut accepted);
+    take_accepted(listener, &mut accepted);
     accepted
 }
 
@@ -97,10 +102,8 @@ mod tests {
         for _ in 0..50 {
             tokio::spawn(answer(listener.accept().await.unwrap()));
         }
-        let (mut accepted, listener) = (Vec::new(), listener.into_std().unwrap());
-        stop_handshakes(&listener);
-        take_accepted(&listener, &mut accepted);
-        for accepted in accepted {
+        let listener = listener.into_std().unwrap();
+        for accepted in take_over(&listener).await {
             tokio::spawn(answer(accepted));
         }
         // The time between the last accept and the close, drawn out: nobody gets in.
