@@ -18,6 +18,14 @@ pub struct CommandFailed {
     pub log: Vec<String>,
 }
 
+/// The reason and the last lines, in one line.
+impl std::fmt::Display for CommandFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.reason)?;
+        self.log.iter().try_for_each(|line| write!(f, "; {line}"))
+    }
+}
+
 /// Runs a command, gives each line of its output to `line`, and keeps the last ones for the error.
 ///
 /// # Errors
@@ -44,14 +52,7 @@ pub async fn run(
 ) -> Result<(), CommandFailed> {
     let program = command.get_program().display().to_string();
     let failed = |reason: String, log: VecDeque<String>| CommandFailed { reason, log: log.into() };
-    let mut ready = Command::new(command.get_program());
-    ready.args(command.get_args()).process_group(0);
-    if let Some(directory) = command.get_current_dir() {
-        ready.current_dir(directory);
-    }
-    ready.env_clear();
-    ready.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let mut ready = tokio::process::Command::from(ready);
+    let mut ready = in_its_own_group(command);
     let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
     ready.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child =
@@ -98,27 +99,37 @@ pub async fn run(
 pub async fn output(command: &Command, timeout: Duration, keep: usize) -> Result<String, CommandFailed> {
     let program = command.get_program().display().to_string();
     let failed = |reason: String, log: Vec<String>| CommandFailed { reason, log };
-    let mut ready = Command::new(command.get_program());
-    ready.args(command.get_args()).process_group(0).env_clear();
-    if let Some(directory) = command.get_current_dir() {
-        ready.current_dir(directory);
-    }
-    ready.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let mut ready = tokio::process::Command::from(ready);
-    ready.stdin(Stdio::null()).kill_on_drop(true);
-    match tokio::time::timeout(timeout, ready.output()).await {
-        Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+    let mut ready = in_its_own_group(command);
+    ready.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let child = ready.spawn().map_err(|e| failed(format!("cannot run {program}: {e}"), Vec::new()))?;
+    let group = Group(child.id());
+    match tokio::time::timeout(timeout, child.wait_with_output()).await {
+        Ok(Ok(output)) if output.status.success() => {
+            group.forget();
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
         Ok(Ok(output)) => {
             let said = String::from_utf8_lossy(&output.stderr);
             let lines: Vec<&str> = said.lines().collect();
             let last = lines[lines.len().saturating_sub(keep)..].iter().map(|line| (*line).to_owned());
             Err(failed(format!("{program} ended with {}", output.status), last.collect()))
         }
-        Ok(Err(e)) => Err(failed(format!("cannot run {program}: {e}"), Vec::new())),
+        Ok(Err(e)) => Err(failed(format!("cannot wait for {program}: {e}"), Vec::new())),
         Err(_) => {
             Err(failed(format!("{program} was still running after {timeout:?} and was killed"), Vec::new()))
         }
     }
+}
+
+/// The same command, with the environment that it names and no other, in a process group of its own.
+fn in_its_own_group(command: &Command) -> tokio::process::Command {
+    let mut own = Command::new(command.get_program());
+    own.args(command.get_args()).process_group(0).env_clear();
+    if let Some(directory) = command.get_current_dir() {
+        own.current_dir(directory);
+    }
+    own.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    own.into()
 }
 
 async fn read(stream: impl AsyncRead + Unpin, lines: mpsc::Sender<String>) {

@@ -31,12 +31,12 @@
 
 pub mod compose;
 pub mod docker;
+mod endpoint;
 mod engine;
+mod instance;
 pub mod process;
 
 use std::fmt;
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -44,6 +44,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
+pub use self::endpoint::Endpoint;
+pub use self::instance::InstanceId;
 use crate::check::Check;
 use crate::config::{Config, RuntimeConfig};
 
@@ -166,46 +168,6 @@ pub struct Frozen {
     pub spec: serde_json::Value,
 }
 
-/// The name of one instance: `SERVICE.BACKEND.OPERATION`, where the operation is the deploy or roll back that started
-/// it. Fit for a container's name, a label and a file name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct InstanceId(String);
-
-impl InstanceId {
-    /// The name of what an operation starts.
-    #[must_use]
-    pub fn new(service: &ServiceName, backend: &BackendName, operation: &str) -> Self {
-        Self(format!("{}{operation}", Self::prefix(service, backend)))
-    }
-
-    /// What the names of all instances of a backend begin with. Names have no dot, so no other backend's do.
-    #[must_use]
-    pub fn prefix(service: &ServiceName, backend: &BackendName) -> String {
-        format!("{service}.{backend}.")
-    }
-
-    /// The name of an instance of this backend, if the text is one. The operation sorts by time.
-    #[must_use]
-    pub fn of(service: &ServiceName, backend: &BackendName, text: &str) -> Option<Self> {
-        let operation = text.strip_prefix(&Self::prefix(service, backend))?;
-        let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
-        (!operation.is_empty() && operation.bytes().all(fits)).then(|| Self(text.to_owned()))
-    }
-
-    /// As text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for InstanceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
 /// How an instance is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
@@ -326,96 +288,9 @@ impl RuntimeError {
     }
 }
 
-/// Where an instance listens: `host:port` or `unix:/path`, as the front door has it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Endpoint {
-    /// A host or IP address, and a port.
-    Tcp(String, u16),
-    /// A Unix socket.
-    Unix(PathBuf),
-}
-
-impl Endpoint {
-    /// The port, unless it is a Unix socket.
-    #[must_use]
-    pub fn port(&self) -> Option<u16> {
-        match self {
-            Self::Tcp(_, port) => Some(*port),
-            Self::Unix(_) => None,
-        }
-    }
-}
-
-impl FromStr for Endpoint {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not an endpoint: write host:port, [IPv6]:port or unix:/path");
-        if let Some(path) = text.strip_prefix("unix:") {
-            return if path.starts_with('/') && !path.contains('\0') {
-                Ok(Self::Unix(PathBuf::from(path)))
-            } else {
-                Err(wrong())
-            };
-        }
-        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        let port: u16 = port.parse().map_err(|_| wrong())?;
-        let bracketed = host.starts_with('[') && host.ends_with(']');
-        let named = !host.is_empty()
-            && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-        if port > 0 && (named || bracketed) { Ok(Self::Tcp(host.to_owned(), port)) } else { Err(wrong()) }
-    }
-}
-
-impl TryFrom<String> for Endpoint {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Endpoint> for String {
-    fn from(endpoint: Endpoint) -> Self {
-        endpoint.to_string()
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_instance_belongs_to_one_backend_of_one_service() {
-        let (app, blue) = ("app".parse().unwrap(), "blue".parse().unwrap());
-        let id = InstanceId::new(&app, &blue, "20261125t101500-4f2a");
-        assert_eq!(InstanceId::of(&app, &blue, id.as_str()), Some(id));
-        for other in
-            ["app.blue.", "app.green.1", "app-blue.1", "app.blue.1.2", "app.blue.1/..", "xapp.blue.1"]
-        {
-            assert_eq!(InstanceId::of(&app, &blue, other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn endpoints_are_read_as_the_front_door_reads_them() {
-        for good in ["127.0.0.1:3008", "blue:3008", "[::1]:3008", "unix:/run/blue.sock"] {
-            assert_eq!(good.parse::<Endpoint>().unwrap().to_string(), good);
-        }
-        for bad in ["", "3008", "blue", "blue:", "blue:0", "blue:70000", ":3008", "unix:blue.sock", "a b:1"] {
-            assert!(bad.parse::<Endpoint>().is_err(), "{bad:?} passed");
-        }
-    }
 
     #[test]
     fn an_ending_is_told_as_a_shell_has_it() {

@@ -28,7 +28,7 @@ use super::{Candidate, Frozen, InstanceId, Lines, LogQuery, Plan, Runtime, Runti
 use crate::check::Check;
 use crate::command::CommandFailed;
 use crate::config::{ComposeSettings, Config, Pull};
-use crate::{env_file, fault, files, ports};
+use crate::{env_file, fault, files};
 
 /// How long the tool may take to resolve the files.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(60);
@@ -105,6 +105,20 @@ impl Compose {
         Ok(Spec { project, service, document })
     }
 
+    /// Has the tool build or pull the service's image.
+    async fn make(
+        &self,
+        tool: &Tool,
+        what: &str,
+        spec: &Spec,
+        progress: Lines<'_>,
+    ) -> Result<(), RuntimeError> {
+        let scratch = Scratch::new(&self.documents, what, spec)
+            .map_err(|reason| RuntimeError::Build { reason, log: Vec::new() })?;
+        let names = (spec.project.as_str(), spec.service.as_str());
+        tool.make(what, &scratch.0, names, self.build_timeout, progress).await.map_err(build_failed)
+    }
+
     /// Builds or pulls the service's image, and pins it. Returns the image's id.
     async fn make_image(
         &self,
@@ -112,17 +126,13 @@ impl Compose {
         candidate: &Candidate,
         progress: Lines<'_>,
     ) -> Result<String, RuntimeError> {
-        let failed = |failed: CommandFailed| RuntimeError::Build { reason: failed.reason, log: failed.log };
         let wrong = |reason: String| RuntimeError::Build { reason, log: Vec::new() };
         let tool = self.tool().await.map_err(wrong)?;
         let repository = format!("{PINNED}/{}-{}", spec.project, spec.service);
         let image = if spec.document.is_built() {
             let image = format!("{repository}:{}", tag_of(&candidate.version));
             spec.document.set_image(&image);
-            let scratch = Scratch::new(&self.documents, "build", spec).map_err(wrong)?;
-            tool.build(&scratch.0, &spec.project, &spec.service, self.build_timeout, progress)
-                .await
-                .map_err(failed)?;
+            self.make(&tool, "build", spec, progress).await?;
             image
         } else {
             let image = spec.document.image().ok_or_else(|| {
@@ -133,12 +143,7 @@ impl Compose {
                 Pull::Never if !here => return Err(wrong(format!("there is no image {image} here"))),
                 Pull::Missing if here => {}
                 Pull::Never => {}
-                Pull::Missing | Pull::Always => {
-                    let scratch = Scratch::new(&self.documents, "pull", spec).map_err(wrong)?;
-                    tool.pull(&scratch.0, &spec.project, &spec.service, self.build_timeout, progress)
-                        .await
-                        .map_err(failed)?;
-                }
+                Pull::Missing | Pull::Always => self.make(&tool, "pull", spec, progress).await?,
             }
             image
         };
@@ -153,13 +158,20 @@ impl Compose {
         spec.document.pin(&format!("{repository}:{short}"));
         Ok(id)
     }
+}
 
-    async fn port_taken(&self, endpoint: &super::Endpoint, by: String) -> RuntimeError {
-        let publisher = match endpoint.port() {
-            Some(port) => self.engine.publisher(port).await,
-            None => None,
-        };
-        RuntimeError::PortTaken { endpoint: endpoint.to_string(), by: publisher.unwrap_or(by) }
+impl Compose {
+    /// What the tool is started with for an instance.
+    fn document(&self, instance: &InstanceId) -> PathBuf {
+        self.documents.join(format!("{instance}.json"))
+    }
+
+    fn forget(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
+        files::remove(&self.document(instance)).map_err(|e| RuntimeError::Instance {
+            action: "remove the compose document of",
+            instance: instance.clone(),
+            source: e.into(),
+        })
     }
 }
 
@@ -170,12 +182,8 @@ impl Runtime for Compose {
     }
 
     async fn checks(&self, candidate: &Candidate) -> Vec<Check> {
-        let (engine, compose, service) =
-            ("Docker Engine running", "Docker Compose available", "Compose files valid");
-        let mut checks = vec![match self.engine.version().await {
-            Ok(version) => Check::passed(engine, version),
-            Err(error) => Check::failed(engine, crate::chain(&error), "start it: systemctl start docker"),
-        }];
+        let (compose, service) = ("Docker Compose available", "Compose files valid");
+        let mut checks = vec![self.engine.check().await];
         let tool = match self.tool().await {
             Ok(tool) => tool,
             Err(reason) => {
@@ -190,8 +198,7 @@ impl Runtime for Compose {
                 Check::passed(service, format!("service {} of project {}", spec.service, spec.project))
             }
             Err(failed) => {
-                let reason = std::iter::once(failed.reason).chain(failed.log).collect::<Vec<_>>().join("; ");
-                Check::failed(service, reason, "mend runtime.compose, or the compose files")
+                Check::failed(service, failed.to_string(), "mend runtime.compose, or the compose files")
             }
         });
         checks
@@ -200,10 +207,7 @@ impl Runtime for Compose {
     async fn plan(&self, candidate: &Candidate) -> Result<Plan, RuntimeError> {
         let wrong = |reason: String| RuntimeError::Build { reason, log: Vec::new() };
         let tool = self.tool().await.map_err(wrong)?;
-        let spec = self
-            .resolve(&tool, candidate)
-            .await
-            .map_err(|failed| RuntimeError::Build { reason: failed.reason, log: failed.log })?;
+        let spec = self.resolve(&tool, candidate).await.map_err(build_failed)?;
         let image = spec.document.image().unwrap_or_default();
         let build = match (spec.document.is_built(), self.settings.pull) {
             (true, _) => format!("build compose service {}", spec.service),
@@ -218,10 +222,7 @@ impl Runtime for Compose {
     async fn build(&self, candidate: &Candidate, progress: Lines<'_>) -> Result<Frozen, RuntimeError> {
         let wrong = |reason: String| RuntimeError::Build { reason, log: Vec::new() };
         let tool = self.tool().await.map_err(wrong)?;
-        let mut spec = self
-            .resolve(&tool, candidate)
-            .await
-            .map_err(|failed| RuntimeError::Build { reason: failed.reason, log: failed.log })?;
+        let mut spec = self.resolve(&tool, candidate).await.map_err(build_failed)?;
         let artifact = self.make_image(&mut spec, candidate, progress).await?;
         Ok(Frozen {
             backend: candidate.backend.clone(),
@@ -242,28 +243,21 @@ impl Runtime for Compose {
         let mut spec: Spec = serde_json::from_value(frozen.spec.clone()).map_err(|e| failed(e.into()))?;
         let service = instance.as_str().split('.').next().unwrap_or_default();
         spec.document.label(&self.engine.labels(instance, service, &frozen.backend, &frozen.version));
-        for endpoint in frozen.endpoints.iter().filter(|_| spec.document.publishes()) {
-            if let Some(by) = ports::taken_by(endpoint) {
-                return Err(self.port_taken(endpoint, by).await);
-            }
+        if spec.document.publishes() {
+            self.engine.demand_free(&frozen.endpoints).await?;
         }
         let tool = self.tool().await.map_err(|reason| failed(reason.into()))?;
-        let file = self.documents.join(format!("{instance}.json"));
+        let file = self.document(instance);
         files::make_directory(&self.documents).map_err(|e| failed(e.into()))?;
         files::replace(&file, spec.document.text().as_bytes()).map_err(|e| failed(e.into()))?;
         fault::point("compose.start.written");
         let started = tool.up(&file, &spec.project, &spec.service, START_WITHIN).await;
         fault::point("compose.start.started");
         if let Err(problem) = started {
-            let _removed = self.remove(instance).await;
-            let said = std::iter::once(problem.reason).chain(problem.log).collect::<Vec<_>>().join("; ");
-            let taken = said.contains("port is already allocated") || said.contains("address already in use");
-            return Err(match frozen.endpoints.iter().find(|endpoint| taken && endpoint.port().is_some()) {
-                Some(endpoint) => {
-                    self.port_taken(endpoint, "something that can't be told from here".to_owned()).await
-                }
-                None => failed(said.into()),
-            });
+            let said = problem.to_string();
+            let taken = self.engine.undo_start(instance, frozen, &said).await;
+            self.forget(instance)?;
+            return Err(taken.unwrap_or_else(|| failed(said.into())));
         }
         Ok(())
     }
@@ -282,12 +276,7 @@ impl Runtime for Compose {
 
     async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
         self.engine.remove(instance).await?;
-        let file = self.documents.join(format!("{instance}.json"));
-        files::remove(&file).map_err(|e| RuntimeError::Instance {
-            action: "remove the compose document of",
-            instance: instance.clone(),
-            source: e.into(),
-        })
+        self.forget(instance)
     }
 
     async fn logs(
@@ -298,6 +287,10 @@ impl Runtime for Compose {
     ) -> Result<(), RuntimeError> {
         self.engine.logs(instance, query, line).await
     }
+}
+
+fn build_failed(failed: CommandFailed) -> RuntimeError {
+    RuntimeError::Build { reason: failed.reason, log: failed.log }
 }
 
 /// A document for one call of the tool; gone with the value.

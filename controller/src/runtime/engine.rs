@@ -4,6 +4,9 @@
 //! An engine that is being restarted answers nobody for a few seconds. Questions that may be asked twice wait for it,
 //! up to [`PATIENCE`].
 
+mod error;
+mod lines;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -19,7 +22,11 @@ use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
 use uh_protocol::{BackendName, ServiceName};
 
-use super::{Ending, InstanceId, Lines, LogQuery, RuntimeError, State};
+pub(super) use self::error::EngineError;
+pub(super) use self::lines::LineCutter;
+use super::{Ending, Endpoint, Frozen, InstanceId, Lines, LogQuery, RuntimeError, State};
+use crate::check::Check;
+use crate::ports;
 
 /// How long an engine that does not answer is waited for: a restart of dockerd takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,9 +40,6 @@ const RETRY: Duration = Duration::from_millis(200);
 /// The client's own time limit. Ours are shorter, and fit the call.
 const CLIENT_LIMIT: Duration = Duration::from_secs(25 * 60 * 60);
 
-/// A log line that is longer is cut in two.
-const MAX_LINE_BYTES: usize = 64 << 10;
-
 /// The label that names an instance.
 pub(super) const INSTANCE: &str = "uh-deploy.instance";
 /// The label that names its service.
@@ -48,53 +52,6 @@ pub(super) const VERSION: &str = "uh-deploy.version";
 pub(super) const STATE_DIR: &str = "uh-deploy.state-dir";
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Why the engine did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum EngineError {
-    /// It can't be reached.
-    #[error("the Docker Engine does not answer")]
-    Unreachable(#[source] Error),
-    /// It said no.
-    #[error(transparent)]
-    Refused(Error),
-    /// It took too long.
-    #[error("the Docker Engine did not answer within {0:?}")]
-    Slow(Duration),
-}
-
-impl EngineError {
-    /// The status of a refusal: 404 is "no such container", 409 a name that is taken.
-    pub(super) fn status(&self) -> Option<u16> {
-        match self {
-            Self::Refused(Error::DockerResponseServerError { status_code, .. }) => Some(*status_code),
-            _ => None,
-        }
-    }
-
-    /// As the driver hears of it.
-    pub(super) fn about(self, action: &'static str, instance: &InstanceId) -> RuntimeError {
-        match self {
-            Self::Refused(source) => {
-                RuntimeError::Instance { action, instance: instance.clone(), source: source.into() }
-            }
-            other => other.unreachable(),
-        }
-    }
-
-    /// The same, where there is no instance to tell of.
-    pub(super) fn unreachable(self) -> RuntimeError {
-        let what = "the Docker Engine".to_owned();
-        match self {
-            Self::Unreachable(source) | Self::Refused(source) => {
-                RuntimeError::Unreachable { what, source: source.into() }
-            }
-            Self::Slow(after) => {
-                RuntimeError::Unreachable { what, source: format!("no answer within {after:?}").into() }
-            }
-        }
-    }
-}
 
 /// The Docker Engine, and whose containers are meant.
 pub(super) struct Engine {
@@ -143,9 +100,7 @@ impl Engine {
         call: impl AsyncFnOnce(Docker) -> Result<T, Error>,
     ) -> Result<T, EngineError> {
         let answer = tokio::time::timeout(limit, async { call(self.client().await?).await }).await;
-        answer.map_err(|_| EngineError::Slow(limit))?.map_err(|error| {
-            if is_unreachable(&error) { EngineError::Unreachable(error) } else { EngineError::Refused(error) }
-        })
+        Ok(answer.map_err(|_| EngineError::Slow(limit))??)
     }
 
     /// Asks what may be asked twice, and waits for an engine that is being restarted.
@@ -165,8 +120,17 @@ impl Engine {
         }
     }
 
+    /// Whether it runs, for `validate`.
+    pub(super) async fn check(&self) -> Check {
+        let name = "Docker Engine running";
+        match self.version().await {
+            Ok(version) => Check::passed(name, version),
+            Err(error) => Check::failed(name, crate::chain(&error), "start it: systemctl start docker"),
+        }
+    }
+
     /// Its version and its API's, for people.
-    pub(super) async fn version(&self) -> Result<String, EngineError> {
+    async fn version(&self) -> Result<String, EngineError> {
         let version = self.ask(CALL, async |docker: Docker| docker.version().await).await?;
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
         Ok(format!("Docker {} (API {})", or_unknown(version.version), or_unknown(version.api_version)))
@@ -209,8 +173,39 @@ impl Engine {
         Ok(found.into_iter().find_map(|container| container.id))
     }
 
+    /// Demands that nobody has the ports of an instance that is about to be.
+    pub(super) async fn demand_free(&self, endpoints: &[Endpoint]) -> Result<(), RuntimeError> {
+        for endpoint in endpoints {
+            if let Some(by) = ports::taken_by(endpoint) {
+                return Err(self.port_taken(endpoint, by).await);
+            }
+        }
+        Ok(())
+    }
+
+    /// After a start that failed with these words: leaves nothing of the instance, and says so if it was for a port.
+    pub(super) async fn undo_start(
+        &self,
+        instance: &InstanceId,
+        frozen: &Frozen,
+        said: &str,
+    ) -> Option<RuntimeError> {
+        let _removed = self.remove(instance).await;
+        let taken = said.contains("port is already allocated") || said.contains("address already in use");
+        let endpoint = frozen.endpoints.iter().find(|endpoint| taken && endpoint.port().is_some())?;
+        Some(self.port_taken(endpoint, "something that can't be told from here".to_owned()).await)
+    }
+
+    async fn port_taken(&self, endpoint: &Endpoint, by: String) -> RuntimeError {
+        let publisher = match endpoint.port() {
+            Some(port) => self.publisher(port).await,
+            None => None,
+        };
+        RuntimeError::PortTaken { endpoint: endpoint.to_string(), by: publisher.unwrap_or(by) }
+    }
+
     /// The container that publishes a port of this machine.
-    pub(super) async fn publisher(&self, port: u16) -> Option<String> {
+    async fn publisher(&self, port: u16) -> Option<String> {
         let options = ListContainersOptionsBuilder::new().build();
         let list = self.ask(CALL, async |docker: Docker| docker.list_containers(Some(options)).await);
         let publishes = |container: &ContainerSummary| {
@@ -324,10 +319,6 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-fn is_unreachable(error: &Error) -> bool {
-    !matches!(error, Error::DockerResponseServerError { .. } | Error::DockerStreamError { .. })
-}
-
 fn state_of(container: &ContainerInspectResponse) -> State {
     let Some(state) = &container.state else { return State::Absent };
     let restarts = container.restart_count.and_then(|count| u32::try_from(count).ok()).unwrap_or_default();
@@ -348,55 +339,9 @@ fn ending_of(state: &ContainerState) -> Ending {
     }
 }
 
-/// Puts chunks together and cuts them into lines.
-#[derive(Default)]
-pub(super) struct LineCutter(Vec<u8>);
-
-impl LineCutter {
-    pub(super) fn push(&mut self, chunk: &[u8], line: Lines<'_>) {
-        for part in chunk.split_inclusive(|&byte| byte == b'\n') {
-            self.0.extend_from_slice(part);
-            if part.ends_with(b"\n") || self.0.len() > MAX_LINE_BYTES {
-                self.finish(line);
-            }
-        }
-    }
-
-    pub(super) fn finish(&mut self, line: Lines<'_>) {
-        if !self.0.is_empty() {
-            line(String::from_utf8_lossy(&self.0).trim_end());
-            self.0.clear();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-
     use super::*;
-
-    #[test]
-    fn chunks_become_lines_wherever_they_are_cut() {
-        let seen = RefCell::new(Vec::new());
-        let line = |text: &str| seen.borrow_mut().push(text.to_owned());
-        let mut lines = LineCutter::default();
-        for chunk in ["one\ntw", "o\r\n", "\nthree"] {
-            lines.push(chunk.as_bytes(), &line);
-        }
-        lines.finish(&line);
-        assert_eq!(*seen.borrow(), ["one", "two", "", "three"]);
-    }
-
-    #[test]
-    fn a_line_without_end_is_cut() {
-        let seen = RefCell::new(0);
-        let mut lines = LineCutter::default();
-        for _ in 0..3 {
-            lines.push(&[b'x'; MAX_LINE_BYTES], &|_| *seen.borrow_mut() += 1);
-        }
-        assert!(*seen.borrow() >= 1 && lines.0.len() <= MAX_LINE_BYTES);
-    }
 
     #[test]
     fn a_container_that_waits_for_its_next_start_has_ended() {

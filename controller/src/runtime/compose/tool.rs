@@ -100,31 +100,17 @@ impl Tool {
         command
     }
 
-    /// Builds a document's service.
-    pub(super) async fn build(
+    /// Has something done with a document's service: `build` or `pull`.
+    pub(super) async fn make(
         &self,
+        what: &str,
         document: &Path,
-        project: &str,
-        service: &str,
+        (project, service): (&str, &str),
         within: Duration,
         progress: Lines<'_>,
     ) -> Result<(), CommandFailed> {
         let mut command = self.about(document, project);
-        command.args(["build", service]);
-        run_lines(&command, within, progress, LOG_LINES).await
-    }
-
-    /// Pulls the image of a document's service.
-    pub(super) async fn pull(
-        &self,
-        document: &Path,
-        project: &str,
-        service: &str,
-        within: Duration,
-        progress: Lines<'_>,
-    ) -> Result<(), CommandFailed> {
-        let mut command = self.about(document, project);
-        command.args(["pull", service]);
+        command.args([what, service]);
         run_lines(&command, within, progress, LOG_LINES).await
     }
 

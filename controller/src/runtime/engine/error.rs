@@ -1,0 +1,63 @@
+//! Why the Docker Engine did not do what it was asked.
+
+use std::time::Duration;
+
+use bollard::errors::Error;
+
+use crate::runtime::{InstanceId, RuntimeError};
+
+/// Why the engine did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::runtime) enum EngineError {
+    /// It can't be reached.
+    #[error("the Docker Engine does not answer")]
+    Unreachable(#[source] Error),
+    /// It said no.
+    #[error(transparent)]
+    Refused(Error),
+    /// It took too long.
+    #[error("the Docker Engine did not answer within {0:?}")]
+    Slow(Duration),
+}
+
+impl EngineError {
+    /// The status of a refusal: 404 is "no such container", 409 a name that is taken.
+    pub(in crate::runtime) fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused(Error::DockerResponseServerError { status_code, .. }) => Some(*status_code),
+            _ => None,
+        }
+    }
+
+    /// As the driver hears of it.
+    pub(in crate::runtime) fn about(self, action: &'static str, instance: &InstanceId) -> RuntimeError {
+        match self {
+            Self::Refused(source) => {
+                RuntimeError::Instance { action, instance: instance.clone(), source: source.into() }
+            }
+            other => other.unreachable(),
+        }
+    }
+
+    /// The same, where there is no instance to tell of.
+    pub(in crate::runtime) fn unreachable(self) -> RuntimeError {
+        let what = "the Docker Engine".to_owned();
+        match self {
+            Self::Unreachable(source) | Self::Refused(source) => {
+                RuntimeError::Unreachable { what, source: source.into() }
+            }
+            Self::Slow(after) => {
+                RuntimeError::Unreachable { what, source: format!("no answer within {after:?}").into() }
+            }
+        }
+    }
+}
+
+impl From<Error> for EngineError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::DockerResponseServerError { .. } | Error::DockerStreamError { .. } => Self::Refused(error),
+            other => Self::Unreachable(other),
+        }
+    }
+}
