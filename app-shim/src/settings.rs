@@ -7,13 +7,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use uh_settings::units::{DAY, parse_duration};
+
 use crate::cli::{Args, HealthSource};
 
 /// The guide's port of the first backend.
 pub(crate) const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 3008);
 /// The longest any duration may be. Past any deploy's patience, and far from where sums overflow.
-const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const DURATION_MAX: Duration = DAY;
 
 /// Everything the program can be told.
 #[derive(Debug)]
@@ -170,17 +172,7 @@ pub(crate) fn path(text: &str) -> Result<String, SettingsError> {
 
 /// Reads a duration.
 pub(crate) fn duration(text: &str) -> Result<Duration, SettingsError> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let number = text[..digits].parse::<u64>().ok();
-    let factor = match &text[digits..] {
-        "ms" => Some(1),
-        "s" => Some(1_000),
-        "m" => Some(60_000),
-        "h" => Some(3_600_000),
-        _ => None,
-    };
-    let millis = number.zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
-    let duration = millis.map(Duration::from_millis).filter(|duration| *duration <= DURATION_MAX);
+    let duration = parse_duration(text).ok().filter(|duration| *duration <= DURATION_MAX);
     duration.ok_or_else(|| SettingsError::Duration(shortened(text)))
 }
 

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use super::workspace::{Workspace, is_pingora};
 
 /// For every member: the members it uses, and those that only its tests use.
-const ARROWS: [(&str, &[&str], &[&str]); 7] = [
+const ARROWS: [(&str, &[&str], &[&str]); 8] = [
     ("uh-protocol", &[], &[]),
-    ("uh-proxy", &["uh-protocol"], &["uh-sample-app"]),
-    ("uh-controller", &["uh-protocol"], &["uh-proxy"]),
-    ("uh-app-shim", &["uh-protocol"], &["uh-sample-app"]),
+    ("uh-settings", &[], &[]),
+    ("uh-proxy", &["uh-protocol", "uh-settings"], &["uh-sample-app"]),
+    ("uh-controller", &["uh-protocol", "uh-settings"], &["uh-proxy"]),
+    ("uh-app-shim", &["uh-protocol", "uh-settings"], &["uh-sample-app"]),
     ("uh-sample-app", &["uh-app-shim"], &[]),
     ("uh-benches", &["uh-protocol"], &[]),
     ("uh-e2e", &["uh-benches", "uh-protocol"], &[]),

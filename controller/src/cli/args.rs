@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use uh_protocol::BackendName;
 
-use crate::config::units::{UnitError, parse_duration};
+use uh_settings::units::parse_duration;
 
 /// Exit codes, as shown by `--help`.
 const EXIT_CODES: &str = "Exit codes: 0 done · 1 failed, nothing changed · 2 usage · 3 rolled back · 4 locked · 5 superseded · 6 needs attention · 7 monitor breach";
@@ -74,7 +74,7 @@ pub(super) struct BlueGreenArgs {
     #[arg(long)]
     pub(super) skip_health: bool,
     /// Afterwards monitor the new version for so long
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) watch: Option<Duration>,
     /// With --watch: roll back by itself if the new version is bad (exit 3)
     #[arg(long, requires = "watch")]
@@ -84,10 +84,10 @@ pub(super) struct BlueGreenArgs {
 #[derive(Debug, ClapArgs)]
 pub(super) struct MonitorArgs {
     /// How long; left out: monitor.duration
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) duration: Option<Duration>,
     /// How often; left out: monitor.interval
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) interval: Option<Duration>,
     /// Roll back by itself if it is bad (exit 3)
     #[arg(long)]
@@ -149,10 +149,6 @@ pub(super) struct MaintenanceArgs {
     /// For the Retry-After header, in seconds
     #[arg(long, value_name = "SECONDS")]
     pub(super) retry_after: Option<u32>,
-}
-
-fn duration(text: &str) -> Result<Duration, UnitError> {
-    parse_duration(text)
 }
 
 fn moment(text: &str) -> Result<Timestamp, String> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::reader::Section;
+use uh_settings::Section;
 
 /// How containers are made through the Engine API.
 #[derive(Debug, Clone, PartialEq)]

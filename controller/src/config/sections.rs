@@ -7,9 +7,9 @@ use std::time::Duration;
 use uh_protocol::{BackendName, ServiceName};
 
 use super::containers::{self, ComposeSettings, DockerSettings};
-use super::reader::Section;
-use super::{DAY, HOUR, MS, SECOND};
 use crate::runtime::Endpoint;
+use uh_settings::Section;
+use uh_settings::units::{DAY, HOUR, MS, SECOND};
 
 /// The front door, the state directory, and how long things may take.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use uh_protocol::{BackendName, ServiceName};
 
-use crate::config::units::{UnitError, parse_duration};
+use uh_settings::units::parse_duration;
 
 /// Exit codes, as shown by `--help`.
 const EXIT_CODES: &str = "Exit codes: 0 done · 1 failed · 2 usage · 3 refused (unhealthy, conflict) · 4 no proxy behind the socket · 5 done but not on disk";
@@ -81,7 +81,7 @@ pub(super) struct SwitchArgs {
     #[arg(long)]
     pub(super) force: bool,
     /// Then wait until the old backend's exchanges are over
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) wait_drain: Option<Duration>,
     #[command(flatten)]
     pub(super) service: ServiceArgs,
@@ -103,7 +103,7 @@ pub(super) struct DrainArgs {
     /// The standby to drain
     pub(super) backend: BackendName,
     /// How long to wait at most; left out: the service's drain_timeout
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) timeout: Option<Duration>,
     /// Cut what is left when the time is up
     #[arg(long)]
@@ -167,10 +167,6 @@ pub(super) struct MaintenanceArgs {
 pub(super) struct ReloadArgs {
     #[command(flatten)]
     pub(super) client: ClientArgs,
-}
-
-fn duration(text: &str) -> Result<Duration, UnitError> {
-    parse_duration(text)
 }
 
 #[cfg(test)]

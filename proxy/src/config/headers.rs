@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::Network;
-use super::reader::Section;
+use uh_settings::Section;
 
 /// What the app is told of its clients, and which of their words are passed on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::headers::{self, Headers};
-use super::reader::Section;
-use super::{DAY, MS, SECOND};
 use crate::http1::field::MAX_FIELDS;
+use uh_settings::Section;
+use uh_settings::units::{DAY, MS, SECOND};
 
 /// What concerns the process.
 #[derive(Debug, Clone, PartialEq, Eq)]

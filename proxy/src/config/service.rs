@@ -7,10 +7,10 @@ use std::time::Duration;
 use uh_protocol::{BackendName, ServiceName};
 
 use super::network::Network;
-use super::reader::Section;
-use super::{DAY, MS, SECOND};
 use crate::http1::field::{Known, classify, is_token_byte};
 use crate::switching::{Address, route};
+use uh_settings::Section;
+use uh_settings::units::{DAY, MS, SECOND};
 
 /// Whoever waits for a drain waits for this too.
 const MAX_TUNNEL_SPREAD: Duration = Duration::from_secs(60);

@@ -1,5 +1,7 @@
 //! Configuration: what is accepted, and what each mistake says.
 
+use std::time::Duration;
+
 use super::*;
 
 const SMALLEST: &str = r#"

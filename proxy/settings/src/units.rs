@@ -1,6 +1,15 @@
-//! Durations and sizes with their units: `250ms`, `30s`, `5m`, `1h`; `512B`, `32KiB`, `10MiB`, `1GiB`.
+//! Durations, sizes and shares with their units: `250ms`, `30s`, `5m`, `1h`; `512B`, `32KiB`, `10MiB`, `1GiB`; `1%`.
 
 use std::time::Duration;
+
+/// For bounds and defaults.
+pub const MS: Duration = Duration::from_millis(1);
+/// For bounds and defaults.
+pub const SECOND: Duration = Duration::from_secs(1);
+/// For bounds and defaults.
+pub const HOUR: Duration = Duration::from_secs(60 * 60);
+/// For bounds and defaults.
+pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why a text is not a quantity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -11,6 +20,9 @@ pub enum UnitError {
     /// Not a size.
     #[error("{0:?} is not a size: write a whole number and B, KiB, MiB or GiB, as in \"32KiB\"")]
     Size(String),
+    /// Not a share.
+    #[error("{0:?} is not a share: write a number from 0 to 100 and %, as in \"1%\" or \"0.5%\"")]
+    Share(String),
 }
 
 fn split(text: &str) -> Option<(u64, &str)> {
@@ -54,6 +66,16 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     bytes.ok_or_else(|| UnitError::Size(text.chars().take(40).collect()))
 }
 
+/// Reads a share: 1 for `100%`.
+///
+/// # Errors
+/// No `%`, no number, or not from 0 to 100.
+pub fn parse_share(text: &str) -> Result<f64, UnitError> {
+    let percent: Option<f64> = text.strip_suffix('%').and_then(|number| number.parse().ok());
+    let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
+    percent.map(|percent| percent / 100.0).ok_or_else(|| UnitError::Share(text.chars().take(40).collect()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +97,14 @@ mod tests {
             "ä",
         ] {
             assert!(parse_duration(bad).is_err(), "{bad:?} passed");
+        }
+    }
+
+    #[test]
+    fn shares_carry_a_percent_sign() {
+        assert_eq!(parse_share("50%"), Ok(0.5));
+        for bad in ["", "1", "%", "-1%", "101%", "NaN%", "1 %"] {
+            assert!(parse_share(bad).is_err(), "{bad:?} passed");
         }
     }
 

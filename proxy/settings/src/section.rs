@@ -2,18 +2,19 @@
 
 use std::cell::RefCell;
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::units;
-use super::{Mistake, Mistakes};
+use crate::mistakes::{Mistake, Mistakes};
+use crate::units;
 
 /// A table under its key. What nobody asked for by the time it is dropped is an unknown key.
-pub(super) struct Section {
+pub struct Section {
+    directory: PathBuf,
     path: String,
     table: Table,
     asked: Vec<&'static str>,
@@ -21,18 +22,25 @@ pub(super) struct Section {
 }
 
 impl Section {
-    /// The whole file. [`Section::mistakes`] has what is wrong with it, once every section is dropped.
-    pub(super) fn root(table: Table) -> Self {
-        Self { path: String::new(), table, asked: Vec::new(), mistakes: Rc::default() }
+    /// The whole file, which lies in this directory. [`Section::mistakes`] has what is wrong with it, once every section
+    /// is dropped.
+    pub(crate) fn root(table: Table, directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            path: String::new(),
+            table,
+            asked: Vec::new(),
+            mistakes: Rc::default(),
+        }
     }
 
     /// The mistakes found so far, and those still to come.
-    pub(super) fn mistakes(&self) -> Rc<RefCell<Vec<Mistake>>> {
+    pub(crate) fn mistakes(&self) -> Rc<RefCell<Vec<Mistake>>> {
         Rc::clone(&self.mistakes)
     }
 
     /// The section's full key.
-    pub(super) fn key(&self, key: &str) -> String {
+    pub fn key(&self, key: &str) -> String {
         match (self.path.as_str(), key) {
             ("", key) => key.to_owned(),
             (path, "") => path.to_owned(),
@@ -41,7 +49,7 @@ impl Section {
     }
 
     /// Notes a mistake.
-    pub(super) fn mistake(&self, key: &str, reason: impl Into<String>) {
+    pub fn mistake(&self, key: &str, reason: impl Into<String>) {
         self.mistakes.borrow_mut().push(Mistake { key: self.key(key), reason: reason.into() });
     }
 
@@ -51,13 +59,13 @@ impl Section {
     }
 
     /// A table inside; empty if it is left out.
-    pub(super) fn section(&mut self, key: &'static str) -> Section {
+    pub fn section(&mut self, key: &'static str) -> Section {
         let value = self.take(key);
         self.child(key, value.unwrap_or_else(|| Value::Table(Table::new())))
     }
 
     /// All tables inside a table, with their names, in the order of the file.
-    pub(super) fn sections(&mut self, key: &'static str) -> Vec<(String, Section)> {
+    pub fn sections(&mut self, key: &'static str) -> Vec<(String, Section)> {
         let mut outer = self.section(key);
         let children = std::mem::take(&mut outer.table);
         children.into_iter().map(|(name, value)| (name.clone(), outer.child(&name, value))).collect()
@@ -71,21 +79,27 @@ impl Section {
                 Table::new()
             }
         };
-        Section { path: self.key(key), table, asked: Vec::new(), mistakes: self.mistakes() }
+        Section {
+            directory: self.directory.clone(),
+            path: self.key(key),
+            table,
+            asked: Vec::new(),
+            mistakes: self.mistakes(),
+        }
     }
 
     /// Whether the key is there.
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
 
     /// Whether the key is a list with nothing in it.
-    pub(super) fn is_empty_list(&self, key: &str) -> bool {
+    pub fn is_empty_list(&self, key: &str) -> bool {
         self.table.get(key).and_then(Value::as_array).is_some_and(Vec::is_empty)
     }
 
     /// A text.
-    pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
+    pub fn text(&mut self, key: &'static str) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
             other => {
@@ -96,7 +110,7 @@ impl Section {
     }
 
     /// A text that is parsed further.
-    pub(super) fn parsed<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<T> {
+    pub fn parsed<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<T> {
         let text = self.text(key)?;
         self.read(key, &text)
     }
@@ -111,17 +125,33 @@ impl Section {
         }
     }
 
-    /// A path.
-    pub(super) fn path(&mut self, key: &'static str, default: &str) -> PathBuf {
-        let given = self.text(key).unwrap_or_else(|| default.to_owned());
+    /// A path; a relative one starts at the file's directory.
+    pub fn path(&mut self, key: &'static str, default: &str) -> PathBuf {
+        self.optional_path(key).unwrap_or_else(|| self.directory.join(default))
+    }
+
+    /// A path that may be left out.
+    pub fn optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let given = self.text(key)?;
         if given.is_empty() || given.contains('\0') {
             self.mistake(key, "expected a path");
         }
-        PathBuf::from(given)
+        Some(self.directory.join(given))
+    }
+
+    /// A list of paths.
+    pub fn paths(&mut self, key: &'static str) -> Vec<PathBuf> {
+        let given = self.list::<String>(key).unwrap_or_default();
+        given.iter().map(|path| self.resolve(path)).collect()
+    }
+
+    /// A path as the file means it: relative to the file's directory.
+    pub fn resolve(&self, path: &str) -> PathBuf {
+        self.directory.join(path)
     }
 
     /// A list of texts that are parsed further. What can't be parsed is left out, and is a mistake.
-    pub(super) fn list<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<Vec<T>> {
+    pub fn list<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<Vec<T>> {
         let Value::Array(values) = self.take(key)? else {
             self.mistake(key, "expected a list of texts");
             return None;
@@ -140,7 +170,7 @@ impl Section {
     }
 
     /// A list of whole numbers.
-    pub(super) fn numbers(&mut self, key: &'static str) -> Vec<u32> {
+    pub fn numbers(&mut self, key: &'static str) -> Vec<u32> {
         let Some(value) = self.take(key) else { return Vec::new() };
         let numbers = match &value {
             Value::Array(values) => values
@@ -165,7 +195,7 @@ impl Section {
     }
 
     /// A length of time with its unit, within bounds.
-    pub(super) fn duration(
+    pub fn duration(
         &mut self,
         key: &'static str,
         default: Duration,
@@ -181,7 +211,7 @@ impl Section {
     }
 
     /// A size with its unit, within bounds.
-    pub(super) fn size(&mut self, key: &'static str, default: u64, bounds: (u64, u64)) -> u64 {
+    pub fn size(&mut self, key: &'static str, default: u64, bounds: (u64, u64)) -> u64 {
         let Some(text) = self.quantity(key) else { return default };
         match units::parse_size(&text) {
             Ok(value) if (bounds.0..=bounds.1).contains(&value) => return value,
@@ -194,7 +224,7 @@ impl Section {
     }
 
     /// A whole number within bounds.
-    pub(super) fn integer(&mut self, key: &'static str, default: u32, bounds: (u32, u32)) -> u32 {
+    pub fn integer(&mut self, key: &'static str, default: u32, bounds: (u32, u32)) -> u32 {
         match self.take(key) {
             None => return default,
             Some(Value::Integer(value)) => match u32::try_from(value) {
@@ -207,7 +237,7 @@ impl Section {
     }
 
     /// `true` or `false`.
-    pub(super) fn boolean(&mut self, key: &'static str, default: bool) -> bool {
+    pub fn boolean(&mut self, key: &'static str, default: bool) -> bool {
         match self.take(key) {
             None => return default,
             Some(Value::Boolean(value)) => return value,
@@ -216,8 +246,34 @@ impl Section {
         default
     }
 
+    /// A share such as `"1%"` or `"0.5%"`, as a number from 0 to 1.
+    pub fn share(&mut self, key: &'static str, default: f64) -> f64 {
+        let Some(text) = self.quantity(key) else { return default };
+        match units::parse_share(&text) {
+            Ok(value) => value,
+            Err(e) => {
+                self.mistake(key, e.to_string());
+                default
+            }
+        }
+    }
+
+    /// A table of texts, such as an environment.
+    pub fn texts(&mut self, key: &'static str) -> std::collections::BTreeMap<String, String> {
+        let mut section = self.section(key);
+        let table = std::mem::take(&mut section.table);
+        let mut texts = std::collections::BTreeMap::new();
+        for (name, value) in table {
+            match value {
+                Value::String(text) => drop(texts.insert(name, text)),
+                other => section.mistake(&name, format!("expected a text, found {}", other.type_str())),
+            }
+        }
+        texts
+    }
+
     /// One of a closed set of words.
-    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
+    pub fn choice<T: Copy>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
         let Some(text) = self.text(key) else { return default };
         if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
             return *value;
@@ -238,6 +294,6 @@ impl Drop for Section {
 }
 
 /// What was found, in the order of the keys.
-pub(super) fn collect(mistakes: &RefCell<Vec<Mistake>>) -> Mistakes {
+pub(crate) fn collect(mistakes: &RefCell<Vec<Mistake>>) -> Mistakes {
     Mistakes(mistakes.borrow().clone())
 }

@@ -1,0 +1,34 @@
+//! From a file to what a program makes of it.
+
+use std::path::Path;
+
+use crate::mistakes::ConfigError;
+use crate::section::{self, Section};
+
+/// Reads a configuration file, and checks nothing.
+///
+/// # Errors
+/// The file can't be read.
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
+}
+
+/// Has `take_apart` make a program's settings of a text, and gives them if there was no mistake. Relative paths in it
+/// start at `directory`; an empty one leaves them as they are.
+///
+/// # Errors
+/// The text is not TOML, or has mistakes.
+pub fn parse<T>(
+    text: &str,
+    directory: &Path,
+    take_apart: impl FnOnce(&mut Section) -> T,
+) -> Result<T, ConfigError> {
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax(e.to_string()))?;
+    let mut root = Section::root(table, directory);
+    let mistakes = root.mistakes();
+    let settings = take_apart(&mut root);
+    // Only a section that is done with knows the keys that nobody asked for.
+    drop(root);
+    let mistakes = section::collect(&mistakes);
+    if mistakes.0.is_empty() { Ok(settings) } else { Err(ConfigError::Mistakes(mistakes)) }
+}

@@ -1,0 +1,20 @@
+//! Settings as people write them: TOML files that are checked key by key, and quantities with their units.
+//!
+//! Every mistake in a file is reported at once, each with its key; an unknown key is a mistake; nothing malformed is ever
+//! replaced by a default. Used by every program with a configuration file; the values themselves are the programs' own.
+
+#[cfg(feature = "toml")]
+mod mistakes;
+#[cfg(feature = "toml")]
+mod section;
+pub mod units;
+
+#[cfg(feature = "toml")]
+pub use file::{parse, read};
+#[cfg(feature = "toml")]
+pub use mistakes::{ConfigError, Mistake, Mistakes};
+#[cfg(feature = "toml")]
+pub use section::Section;
+
+#[cfg(feature = "toml")]
+mod file;
