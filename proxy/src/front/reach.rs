@@ -1,0 +1,193 @@
+//! Reaching a backend: an endpoint, a connection from its pool or a fresh one, the retries that do no harm, and the
+//! response's head.
+
+use std::time::Duration;
+
+use super::Lease;
+use super::connection::Connection;
+use super::pool::{IdlePool, Tried, millis};
+use super::refusal::Refusal;
+use super::relay::{Failure, Relay, Surroundings};
+use super::upstream::{ConnectError, Upstream};
+use crate::http1::buffer::Buffer;
+use crate::http1::request::RequestHead;
+use crate::http1::response::{Recipient, ResponseHead};
+use crate::observe::meters::RetryReason;
+use crate::observe::termination::Termination;
+
+/// How much earlier than the backend we let go of an idle connection.
+const IDLE_MARGIN: Duration = Duration::from_secs(1);
+
+/// A request that has reached a backend, and its response head.
+pub(super) struct Answered {
+    pub upstream: Upstream,
+    pub response: ResponseHead,
+    /// The start of the response body.
+    pub body: Option<Buffer>,
+}
+
+/// Finds an endpoint that answers. A connection from the pool that turns out to be dead is replaced once by a fresh
+/// one, where that can't make the backend see the request twice; that attempt picks anew, and `lease` with it.
+pub(super) async fn reach(
+    conn: &mut Connection,
+    request: &RequestHead,
+    lease: &mut Lease,
+    relay: &mut Relay,
+) -> Result<Answered, Refusal> {
+    let mut retried = false;
+    loop {
+        let mut upstream = connect(conn, request, lease, retried, relay.last_move().into_std()).await?;
+        // Connecting may have taken a while: a request that is to be cut is better not sent at all.
+        if lease.is_cut() {
+            return Err(Failure::Cut(Termination::Drain).refusal());
+        }
+        let Some(scratch) = &conn.scratch else { return Err(Refusal::internal()) };
+        let to = Recipient {
+            request,
+            request_head: scratch.request_head(),
+            keep_alive: request.keep_alive,
+            server: conn.settings.headers.server,
+        };
+        let mut around = Surroundings {
+            client: &mut conn.client,
+            upstream: &mut upstream.stream,
+            lease,
+            attention: &mut conn.attention,
+            watchdog: &mut conn.watchdog,
+        };
+        let mut body = None;
+        let (budget, retries) = (lease.payload().budget(), &lease.owner().service.retries);
+        let failure = match relay.await_response(&mut around, to, &mut body).await {
+            Ok(response) => {
+                budget.answered(retries);
+                return Ok(Answered { upstream, response, body });
+            }
+            Err(failure) => failure,
+        };
+        if retried {
+            budget.spend(retries);
+        }
+        let stale = upstream.reused && matches!(failure, Failure::UpstreamClosed { begun: false });
+        // Once only; and never if the backend may have acted on the request, unless acting twice does no harm.
+        let harmless = request.method.is_safe() || relay.up.sent() == 0;
+        if !stale || retried || !harmless || relay.up.body_sent() > 0 || !may_retry(lease) {
+            return Err(failure.refusal());
+        }
+        lease.owner().meters.lane(lease.worker()).retried(RetryReason::StaleConnection);
+        let again = pick(conn, request).ok_or_else(Refusal::internal)?;
+        if again.owner().service.stripped_prefix() != lease.owner().service.stripped_prefix() {
+            // Reconfigured meanwhile: the head is written for the service as it was.
+            return Err(failure.refusal());
+        }
+        *lease = again;
+        relay.rewind();
+        retried = true;
+    }
+}
+
+/// Whether the retry budget allows another attempt; counted if not.
+fn may_retry(lease: &Lease) -> bool {
+    let info = lease.owner();
+    let allowed = lease.payload().budget().allows(&info.service.retries, millis(std::time::Instant::now()));
+    if !allowed {
+        info.meters.lane(lease.worker()).retry_refused();
+    }
+    allowed
+}
+
+/// A connection to one of the backend's endpoints, from the pool if there is one. An endpoint that can't be reached is
+/// passed over for any method, as nothing was sent to it.
+async fn connect(
+    conn: &Connection,
+    request: &RequestHead,
+    lease: &Lease,
+    fresh: bool,
+    mut now: std::time::Instant,
+) -> Result<Upstream, Refusal> {
+    let worker = &conn.worker;
+    let info = lease.owner();
+    let (pool, lane) = (lease.payload(), info.meters.lane(lease.worker()));
+    let mut tried = Tried::default();
+    let mut last = None;
+    loop {
+        let Some(choice) = pool.choose(&mut tried, now) else { break };
+        if last.is_some() {
+            if !may_retry(lease) {
+                break;
+            }
+            lane.retried(RetryReason::ConnectFailed);
+        }
+        if choice.fails_open {
+            lane.failed_open();
+        }
+        if !fresh && let Some(mut upstream) = pooled(pool, choice.endpoint, request, now).await {
+            upstream.busy = choice.busy;
+            return Ok(upstream);
+        }
+        let Some(target) = info.backend.endpoints.get(choice.endpoint) else { continue };
+        let timeout = info.service.timeouts.connect;
+        let connecting =
+            worker.connector.connect(target, choice.endpoint, timeout, &info.meters, worker.index);
+        // In a box of its own: most exchanges take a connection from the pool, and need no room for this.
+        match Box::pin(connecting).await {
+            Ok(mut upstream) => {
+                upstream.busy = choice.busy;
+                return Ok(upstream);
+            }
+            Err(error) => {
+                tracing::debug!(backend = %info.backend.name, %error, "endpoint not reached");
+                now = std::time::Instant::now();
+                pool.not_reached(choice.endpoint, now);
+                if last.replace(error).is_some() || fresh {
+                    pool.budget().spend(&info.service.retries);
+                }
+            }
+        }
+    }
+    Err(match last {
+        Some(ConnectError::TimedOut { .. }) => Refusal {
+            status: 504,
+            detail: "the app could not be reached in time",
+            termination: Termination::UpstreamUnreachable,
+        },
+        _ => Refusal {
+            status: 502,
+            detail: "the app could not be reached",
+            termination: Termination::UpstreamUnreachable,
+        },
+    })
+}
+
+/// A connection from the pool. Before one carries what can't be sent twice, the worker looks once more at its sockets:
+/// what they had told when it last waited may be out of date, and a dead one would make an error. Only a connection
+/// that dies while such a request is on its way is found out too late.
+async fn pooled(
+    pool: &IdlePool,
+    endpoint: usize,
+    request: &RequestHead,
+    now: std::time::Instant,
+) -> Option<Upstream> {
+    if !request.method.is_safe() && pool.has_idle(endpoint) {
+        // The runtime wakes a task that yields after it has asked the kernel for news of all sockets.
+        tokio::task::yield_now().await;
+    }
+    pool.take(endpoint, now)
+}
+
+/// Keeps the backend's connection for the next exchange, if it is in a state for that.
+pub(super) fn release(lease: &Lease, upstream: Upstream, response: &ResponseHead, relay: &mut Relay) {
+    let clean = relay.request_done() && !relay.request_broken() && relay.down.surplus().is_none();
+    if !clean || !response.upstream_keep_alive || lease.is_retired() {
+        return;
+    }
+    let idle = lease.owner().service.timeouts.idle;
+    // We let go first, or a request could meet the backend's closing.
+    let keep = response.upstream_idle.map_or(idle, |theirs| idle.min(theirs.saturating_sub(IDLE_MARGIN)));
+    lease.payload().put(upstream, keep, relay.last_move().into_std());
+}
+
+/// Takes part in the active backend of the service that this request is for.
+pub(super) fn pick(conn: &Connection, request: &RequestHead) -> Option<Lease> {
+    let head = conn.scratch.as_ref()?.request_head();
+    conn.worker.board.pick(request.host.of_head(head), request.path.of_head(head), conn.worker.index)
+}

@@ -1,0 +1,80 @@
+//! What an exchange leaves behind: its line in the access log.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use crate::config::Service;
+use crate::http1::request::RequestHead;
+use crate::observe::line::Line;
+use crate::observe::termination::Termination;
+use crate::switching::Backend;
+
+/// What the log and the counters say of an exchange.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub started: Instant,
+    /// When the last byte of a complete response was written.
+    pub ended: Option<Instant>,
+    /// 0 until a response head was passed on.
+    pub status: u16,
+    pub bytes: u64,
+    pub upstream_time: Option<Duration>,
+    pub termination: Termination,
+    /// A health check of a service in maintenance: if no backend can answer it, we do.
+    pub health_in_maintenance: bool,
+}
+
+impl Record {
+    pub(super) fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            ended: None,
+            status: 0,
+            bytes: 0,
+            upstream_time: None,
+            termination: Termination::Done,
+            health_in_maintenance: false,
+        }
+    }
+
+    /// From the request's head to the last byte of its response, or to now.
+    pub(super) fn took(&self) -> Duration {
+        self.ended.unwrap_or_else(Instant::now).saturating_duration_since(self.started)
+    }
+
+    /// Writes the exchange's line to the access log.
+    pub(super) fn log(
+        &self,
+        conn: &Connection,
+        request: &RequestHead,
+        service: Option<&Service>,
+        backend: Option<&Backend>,
+    ) {
+        let (true, Some(scratch)) = (conn.worker.log.is_on(), &conn.scratch) else { return };
+        let head = scratch.request_head();
+        let reported = backend.and_then(|backend| Some(backend.endpoints.first()?.reported_version()));
+        let reported = reported.as_ref().and_then(|version| version.as_deref().map(String::as_str));
+        let client = std::str::from_utf8(request.client.of_head(head)).unwrap_or_default();
+        conn.worker.log.write(&Line {
+            time: SystemTime::now(),
+            client: if client.is_empty() { &conn.address } else { client },
+            method: request.method_text.of_head(head),
+            target: request.target.of_head(head),
+            protocol: request.version.as_str(),
+            host: request.host.of_head(head),
+            status: self.status,
+            bytes: self.bytes,
+            request_time: self.took(),
+            upstream_time: self.upstream_time,
+            service: service.map(|service| service.name.as_str()),
+            backend: backend.map(|backend| backend.name.as_str()),
+            version: backend.and_then(|backend| backend.version.as_deref()).or(reported),
+            request_id: request.id.text(head),
+            referer: request.referer.of_head(head),
+            user_agent: request.user_agent.of_head(head),
+            termination: self.termination,
+        });
+    }
+}
