@@ -1,0 +1,210 @@
+//! Effects on the candidate: build it, or check that a rollback's target is alive; clear what was there; start; prove.
+
+use std::time::Instant;
+
+use uh_protocol::BackendName;
+
+use super::port_text;
+use crate::deploy::driver::Driver;
+use crate::deploy::machine::{Event, Failure, Kind};
+use crate::deploy::records::Record;
+use crate::front::{FrontError, View};
+use crate::gate::{self, Diagnosis};
+use crate::notice::{self, Hook};
+use crate::probe::Expected;
+use crate::runtime::InstanceId;
+use crate::{fault, time};
+
+impl Driver<'_> {
+    pub(super) async fn build(&mut self) -> Event {
+        let event = serde_json::json!({"hook": "pre_deploy", "operation": self.facts});
+        if let Err(e) = notice::hook(self.config, Hook::PreDeploy, &event, self.report).await {
+            let failed = self.fail_aloud(Failure::Declined, format!("pre_deploy said no: {}", e.reason));
+            e.log.iter().for_each(|line| self.report.line(&format!("  {line}")));
+            return failed;
+        }
+        let what = if self.noun() == "process" { "Building" } else { "Building image" };
+        self.report.step(2, 7, what);
+        let start = Instant::now();
+        let report = self.report;
+        let built = self.runtime.build(&self.candidate(), &|line| report.output(line)).await;
+        self.report.end_progress();
+        let frozen = match built {
+            Ok(frozen) => frozen,
+            Err(e) => return self.runtime_failed(Failure::Build, &e),
+        };
+        self.report.fact(if self.noun() == "process" { "Program" } else { "Image" }, &frozen.artifact);
+        self.report.fact("Time", &time::span(start.elapsed()));
+        self.tally.artifact = Some(frozen.artifact.clone());
+        self.propose(&Record {
+            instance: self.facts.instance.clone(),
+            frozen,
+            operation: self.facts.operation.clone(),
+        })
+        .unwrap_or(Event::Built)
+    }
+
+    fn propose(&mut self, record: &Record) -> Option<Event> {
+        let failed = self.records.propose(record).err()?;
+        Some(self.fail_aloud(Failure::Build, format!("cannot write the candidate's record: {failed}")))
+    }
+
+    pub(super) async fn check(&mut self) -> Event {
+        self.report.step(2, 4, "Validating rollback target");
+        let record = match self.records.of(&self.facts.to) {
+            Ok(record) => record,
+            Err(e) => return self.fail_aloud(Failure::Declined, format!("cannot read a record: {e}")),
+        };
+        let (instance, endpoints) = match &record {
+            Some(record) => (record.instance.clone(), record.frozen.endpoints.clone()),
+            None => (self.facts.instance.clone(), self.facts.endpoints.clone()),
+        };
+        self.report.fact("Instance", instance.as_str());
+        let facts = self.facts.clone();
+        let target = gate::Candidate {
+            runtime: self.runtime,
+            instance: &instance,
+            endpoints: &endpoints,
+            expected: Expected { backend: &facts.to, version: facts.version.as_deref() },
+        };
+        let found = target.probe_all(&self.config.gate).await;
+        if found.is_healthy() {
+            self.report.fact("Status", "Running ✓");
+            self.report.fact("Health", "OK ✓");
+            return Event::Alive;
+        }
+        let Some(record) = record else {
+            let why = format!(
+                "{} does not answer ({}), and there is no record of it to start it again from: deploy the version you want; {} stays active",
+                facts.to,
+                found.summary(),
+                facts.from
+            );
+            return self.fail_aloud(Failure::Declined, why);
+        };
+        match self.runtime.state(&instance).await {
+            Ok(state) if state.is_running() => {
+                let diagnosis = Diagnosis {
+                    headline: format!(
+                        "{instance} runs, but is not healthy: {}; {} stays active",
+                        found.summary(),
+                        facts.from
+                    ),
+                    probe: found.lines,
+                    advice: vec![format!("if it must be: uh-proxy switch {} --force", facts.to)],
+                    ..Diagnosis::default()
+                };
+                self.turned_away(&diagnosis)
+            }
+            Ok(_) => {
+                self.report.fact("Status", "not running: it is started again as it was");
+                self.tally
+                    .remarks
+                    .push("the target was not running and was started again from its record".to_owned());
+                self.tally.artifact = Some(record.frozen.artifact.clone());
+                let record = Record {
+                    instance: facts.instance.clone(),
+                    frozen: record.frozen,
+                    operation: facts.operation.clone(),
+                };
+                self.propose(&record).unwrap_or(Event::Gone)
+            }
+            Err(e) => self.runtime_failed(Failure::Start, &e),
+        }
+    }
+
+    /// Whether the front door sends requests to this backend; asked right before anything of it is stopped.
+    pub(super) async fn must_not_be_active(&mut self, backend: &BackendName) -> Result<View, Event> {
+        match self.front.view().await {
+            Ok(view) if view.is_active(backend) => {
+                let overtaken =
+                    format!("{backend} has become active meanwhile (generation {})", view.generation);
+                Err(self.refused(&FrontError::Overtaken(overtaken)))
+            }
+            Ok(view) => Ok(view),
+            Err(e) => Err(self.refused(&e)),
+        }
+    }
+
+    pub(super) async fn clear(&mut self) -> Option<Event> {
+        let (step, of) = if self.kind == Kind::Deploy { (3, 7) } else { (2, 4) };
+        if self.kind == Kind::Deploy {
+            self.report.step(step, of, &format!("Starting {}", self.noun()));
+        }
+        let leftovers = match self.runtime.find(&self.facts.to).await {
+            Ok(found) => found.into_iter().filter(|id| *id != self.facts.instance).collect::<Vec<_>>(),
+            Err(e) => return Some(self.runtime_failed(Failure::Start, &e)),
+        };
+        for leftover in leftovers {
+            if let Err(event) = self.clear_one(&leftover).await {
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    async fn clear_one(&mut self, leftover: &InstanceId) -> Result<(), Event> {
+        let backend = self.facts.to.clone();
+        let running = self.runtime.state(leftover).await.is_ok_and(|state| state.is_running());
+        let view = self.must_not_be_active(&backend).await?;
+        if running {
+            let held = view.backend(&backend).map_or(0, |b| b.requests_in_flight + b.tunnels);
+            if held > 0 {
+                self.report.line(&format!("{leftover} still holds {held} exchanges: waiting for them"));
+                self.front
+                    .drain(&backend, self.config.deploy.drain_timeout)
+                    .await
+                    .map_err(|e| self.refused(&e))?;
+                self.must_not_be_active(&backend).await?;
+            }
+            self.report.line(&format!("Stopping {leftover}, which was kept for rolling back"));
+        }
+        let stopped = self.runtime.stop(leftover, self.config.deploy.stop_timeout).await;
+        stopped.map_err(|e| self.runtime_failed(Failure::Start, &e))?;
+        fault::point("effect.clear.stopped");
+        self.runtime.remove(leftover).await.map_err(|e| self.runtime_failed(Failure::Start, &e))
+    }
+
+    pub(super) async fn start(&mut self) -> Event {
+        let record = match self.records.candidate(&self.facts.operation) {
+            Ok(Some(record)) => record,
+            Ok(None) => return self.fail_aloud(Failure::Start, "the candidate's record is gone"),
+            Err(e) => {
+                return self.fail_aloud(Failure::Start, format!("cannot read the candidate's record: {e}"));
+            }
+        };
+        let (label, name) =
+            (if self.noun() == "process" { "Process" } else { "Container" }, &self.facts.instance);
+        self.report.fact(label, name.as_str());
+        let ports: Vec<String> = self.facts.endpoints.iter().map(port_text).collect();
+        self.report.fact("Port", &ports.join(", "));
+        match self.runtime.start(&record.instance, &record.frozen).await {
+            Ok(()) => Event::Started,
+            Err(e) => self.runtime_failed(Failure::Start, &e),
+        }
+    }
+
+    pub(super) async fn prove(&mut self) -> Event {
+        if self.kind == Kind::Deploy {
+            self.report.step(4, 7, "Waiting for health checks");
+        }
+        if self.facts.skip_health {
+            self.report
+                .warn("health checks are SKIPPED (--skip-health): nobody has proven that this version works");
+            return Event::Proven;
+        }
+        let facts = self.facts.clone();
+        let candidate = gate::Candidate {
+            runtime: self.runtime,
+            instance: &facts.instance,
+            endpoints: &facts.endpoints,
+            expected: Expected { backend: &facts.to, version: facts.version.as_deref() },
+        };
+        let proven = candidate.prove(&self.config.gate, self.report).await;
+        self.report.end_progress();
+        match proven {
+            Ok(()) => Event::Proven,
+            Err(diagnosis) => self.turned_away(&diagnosis),
+        }
+    }
+}

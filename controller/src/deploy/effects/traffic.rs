@@ -1,0 +1,217 @@
+//! Effects on traffic: register the candidate, switch to it, drain the old one, switch back.
+
+use std::time::{Duration, Instant};
+
+use uh_protocol::BackendName;
+use uh_protocol::request::SwitchRequest;
+
+use super::port_text;
+use crate::deploy::driver::Driver;
+use crate::deploy::machine::{Event, Failure, Kind};
+use crate::front::FrontError;
+use crate::gate;
+use crate::notice::{self, Hook};
+use crate::{chain, time};
+
+/// How often the front door is asked whether it has found the candidate healthy.
+const READY_POLL: Duration = Duration::from_millis(50);
+
+/// After this, a switch is tried although the front door does not call the candidate healthy: it may not probe at all.
+const TRY_ANYWAY_AFTER: Duration = Duration::from_secs(1);
+
+/// How often the candidate is looked at after the switch.
+const SETTLE_POLL: Duration = Duration::from_millis(50);
+
+impl Driver<'_> {
+    pub(super) async fn register(&mut self) -> Option<Event> {
+        let facts = self.facts.clone();
+        let registered = self
+            .front
+            .register(&facts.to, &facts.endpoints, facts.version.as_deref(), facts.generation)
+            .await;
+        match registered {
+            Ok(generation) => {
+                self.tally.generation = Some(generation);
+                None
+            }
+            Err(e) => Some(self.refused(&e)),
+        }
+    }
+
+    pub(super) async fn switch(&mut self) -> Event {
+        let facts = self.facts.clone();
+        match self.kind {
+            Kind::Deploy => {
+                self.report.step(5, 7, "Switching traffic");
+                let of = |name: &BackendName| {
+                    let endpoints = self.config.backend(name).map_or(&[][..], |backend| &backend.endpoints);
+                    let ports: Vec<String> = endpoints.iter().map(port_text).collect();
+                    format!("{name} ({})", ports.join(", "))
+                };
+                self.report.fact("Old", &of(&facts.from));
+                self.report.fact("New", &of(&facts.to));
+            }
+            Kind::Rollback => self.report.step(3, 4, &format!("Switching traffic to {}", facts.to)),
+        }
+        let request = SwitchRequest {
+            to: facts.to.clone(),
+            expect_active: Some(facts.from.clone()),
+            expect_generation: Some(self.tally.generation.unwrap_or(facts.generation)),
+            force: facts.skip_health,
+        };
+        let switched = match self.switch_when_ready(&request).await {
+            Ok(switched) => switched,
+            Err(event) => return event,
+        };
+        self.tally.in_flight = Some(switched.in_flight_previous);
+        self.tally.generation = Some(switched.generation);
+        if let Some(error) = &switched.persist_error {
+            self.report.warn(&format!(
+                "{} serves, but the front door could not write that to disk yet: {error}",
+                facts.to
+            ));
+            self.tally.remarks.push(format!("the switch was not on disk at once: {error}"));
+        }
+        self.report.line("Traffic switched ✓");
+        Event::Switched
+    }
+
+    /// Switches as soon as the front door has found the candidate healthy too.
+    async fn switch_when_ready(
+        &mut self,
+        request: &SwitchRequest,
+    ) -> Result<uh_protocol::request::Switched, Event> {
+        let start = Instant::now();
+        let deadline = start + self.config.deploy.ready_timeout;
+        let mut try_at = start + if request.force { Duration::ZERO } else { TRY_ANYWAY_AFTER };
+        loop {
+            let view = self.front.view().await.map_err(|e| self.refused(&e))?;
+            let healthy = view.backend(&request.to).is_some_and(|backend| backend.healthy == Some(true));
+            if healthy || Instant::now() >= try_at {
+                match self.front.switch(request).await {
+                    Ok(switched) => return Ok(switched),
+                    Err(e) if e.is_unhealthy() && Instant::now() < deadline => {}
+                    Err(e) => return Err(self.refused(&e)),
+                }
+                try_at = Instant::now() + TRY_ANYWAY_AFTER;
+            }
+            let instance = self.facts.instance.clone();
+            let ended = self.runtime.state(&instance).await.ok().as_ref().and_then(gate::end_of);
+            if let Some(ending) = ended {
+                let why = format!("{instance} ended before traffic was moved to it: {ending}");
+                return Err(self.fail_aloud(Failure::Unhealthy, why));
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    pub(super) fn commit(&mut self) -> Option<Event> {
+        if let Err(e) = self.records.commit(&self.facts.operation) {
+            // Traffic has moved, and that is what counts; only a roll back to this one needs the record.
+            self.report.warn(&format!("the record of {} could not be written: {e}", self.facts.to));
+            self.tally.remarks.push(format!("the record could not be written: {e}"));
+        }
+        None
+    }
+
+    pub(super) async fn drain(&mut self) -> Event {
+        self.report.step(6, 7, "Draining old environment");
+        self.report.fact(
+            "Active connections",
+            &self.tally.in_flight.map_or("unknown".to_owned(), |n| n.to_string()),
+        );
+        self.report.output("Waiting for drain...");
+        let event = serde_json::json!({"hook": "post_switch", "operation": self.facts});
+        let (config, front, report, from) = (self.config, self.front, self.report, self.facts.from.clone());
+        let old = async {
+            let hook = notice::hook(config, Hook::PostSwitch, &event, report).await;
+            (hook, front.drain(&from, config.deploy.drain_timeout).await)
+        };
+        tokio::pin!(old);
+        let settled = Instant::now() + self.config.deploy.settle;
+        let mut drained = None;
+        let died = loop {
+            tokio::select! {
+                result = &mut old, if drained.is_none() => drained = Some(result),
+                () = tokio::time::sleep(SETTLE_POLL) => {}
+            }
+            if !self.config.deploy.settle.is_zero()
+                && let Ok(state) = self.runtime.state(&self.facts.instance).await
+                && let Some(end) = gate::end_of(&state)
+            {
+                break Some(end);
+            }
+            if drained.is_some() && Instant::now() >= settled {
+                break None;
+            }
+        };
+        self.report.end_progress();
+        if let Some(end) = died {
+            let why = format!("{} died after traffic was moved to it: {end}", self.facts.instance);
+            self.report.say(&format!("❌ {why}"));
+            self.tally.reason = Some(why);
+            return Event::Died;
+        }
+        if let Some((hook, drained)) = drained {
+            if let Err(e) = hook {
+                self.report.warn(&format!("post_switch failed, which changes nothing: {}", e.reason));
+                self.tally.remarks.push(format!("post_switch failed: {}", self.report.clean(&e.reason)));
+            }
+            self.tell_drained(drained);
+        }
+        Event::Drained
+    }
+
+    fn tell_drained(&mut self, drained: Result<uh_protocol::request::Drained, FrontError>) {
+        match drained {
+            Ok(drained) => {
+                self.tally.finished = Some(drained.finished);
+                self.tally.cut = Some(drained.cut);
+                if drained.drained {
+                    self.report.line("Connections drained ✓");
+                } else {
+                    let left = drained.remaining.total();
+                    let after = time::span(self.config.deploy.drain_timeout);
+                    self.report.warn(&format!(
+                        "{left} exchanges are still open on {} after {after}; they go on, it keeps running",
+                        self.facts.from
+                    ));
+                    self.tally.remarks.push(format!("{left} exchanges were still open after the drain"));
+                }
+            }
+            Err(e) => {
+                self.report.warn(&format!("{} could not be drained: {}", self.facts.from, chain(&e)));
+                self.tally.remarks.push("the old backend could not be drained".to_owned());
+            }
+        }
+    }
+
+    pub(super) async fn switch_back(&mut self) -> Event {
+        let facts = self.facts.clone();
+        self.report.say(&format!("Moving traffic back to {}...", facts.from));
+        let view = match self.front.view().await {
+            Ok(view) => view,
+            Err(e) => return self.refused(&e),
+        };
+        if view.is_active(&facts.from) {
+            return Event::Returned;
+        }
+        let request = SwitchRequest {
+            to: facts.from.clone(),
+            expect_active: Some(facts.to.clone()),
+            expect_generation: Some(view.generation),
+            force: false,
+        };
+        match self.front.switch(&request).await {
+            Ok(_) => {
+                self.report.line("Traffic switched ✓");
+                Event::Returned
+            }
+            // The reason why it had to go back is the one to keep.
+            Err(e) => {
+                self.report.say(&format!("❌ {} can't take over again: {}", facts.from, chain(&e)));
+                Event::Failed(Failure::Refused)
+            }
+        }
+    }
+}
