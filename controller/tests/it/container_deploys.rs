@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::containers::{APP, BASE, engine_or_skip};
+use crate::containers::{APP, BASE, engine_or_skip, remove_images};
 use crate::harness::{Ran, Stage, until};
 
 /// A stage whose app is a container.
@@ -32,8 +32,13 @@ impl Harbour {
         fs::write(self.stage.path("Dockerfile"), text).unwrap();
     }
 
+    /// What the images made here are called, but for their tags.
+    fn image(&self) -> String {
+        format!("uh-test-{}", self.stage.ports[0])
+    }
+
     fn configure(&self, extra: &str) {
-        let image = format!("uh-test-{}:{{version}}", self.stage.ports[0]);
+        let image = format!("{}:{{version}}", self.image());
         let base = format!(
             "[runtime]\nkind = \"docker\"\n[runtime.docker]\ncontext = \".\"\nimage = {image:?}\n\
              [health]\nwithin = \"60s\"\n{extra}"
@@ -84,6 +89,7 @@ impl Drop for Harbour {
         for id in self.docker(&["ps", "-aq", "--filter", &label]).lines() {
             self.docker(&["rm", "-f", id]);
         }
+        remove_images(&self.image(), |args| self.docker(args));
     }
 }
 
@@ -204,9 +210,38 @@ impl OwnEngine {
     }
 }
 
+impl OwnEngine {
+    /// Its containers, and what an interrupted build has left of one, outlive it otherwise.
+    fn remove_containers(&self) {
+        let script = "docker ps --all --quiet | xargs --no-run-if-empty docker rm --force";
+        let _ = Command::new("sh").arg("-c").arg(script).env("DOCKER_HOST", self.host()).output();
+    }
+
+    /// The processes that were started with a path of this engine: containerd, and its shims.
+    fn processes(&self) -> Vec<rustix::process::Pid> {
+        let ours = |entry: fs::DirEntry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let command = fs::read(entry.path().join("cmdline")).ok()?;
+            let path = self.dir.path().to_str()?;
+            String::from_utf8_lossy(&command).contains(path).then(|| rustix::process::Pid::from_raw(pid))?
+        };
+        fs::read_dir("/proc").unwrap().flatten().filter_map(ours).collect()
+    }
+}
+
 impl Drop for OwnEngine {
     fn drop(&mut self) {
+        if self.daemon.is_some() {
+            self.remove_containers();
+        }
         self.stop();
+        until("nothing of the test's engine is left", || {
+            let left = self.processes();
+            for pid in &left {
+                let _ = rustix::process::kill_process(*pid, rustix::process::Signal::KILL);
+            }
+            left.is_empty().then_some(())
+        });
         let _ = Command::new("ip").args(["link", "delete", &self.bridge]).output();
         unmount_below(self.dir.path());
     }

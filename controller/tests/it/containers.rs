@@ -178,6 +178,26 @@ impl Drop for Place {
                 let _ = Command::new("docker").args(["rm", "-f", id]).output();
             }
         }
+        // The compose tool makes a network for each project, named after the directory.
+        let project = self.path().file_name().unwrap().to_str().unwrap();
+        let project = project.trim_start_matches('.').to_lowercase();
+        docker(&["network", "rm", &format!("{project}_default")]);
+        for repository in [format!("uh-test-{}", self.service), format!("uh-deploy/{project}-green")] {
+            remove_images(&repository, docker);
+        }
+    }
+}
+
+fn docker(args: &[&str]) -> String {
+    let output = Command::new("docker").args(args).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Removes the images of one name, whatever their tags. `docker` runs a docker command and returns what it prints.
+pub(crate) fn remove_images(repository: &str, docker: impl Fn(&[&str]) -> String) {
+    let named = docker(&["images", "--format", "{{.Repository}}:{{.Tag}}", repository]);
+    for image in named.lines() {
+        docker(&["rmi", image]);
     }
 }
 
@@ -304,13 +324,8 @@ async fn a_network_name_is_an_alias_and_needs_no_port_of_this_machine() {
     if !engine_or_skip("docker runtime, networks") {
         return;
     }
-    let name = format!("uh-test-{}", free_port());
-    let docker = |arguments: &[&str]| {
-        let output = Command::new("docker").args(arguments).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
-    docker(&["network", "create", &name]);
+    let network = Network::new();
+    let name = &network.0;
     let place = Place::new(&DOCKER.replace("port = 3000\n", &format!("networks = [\"{name}\"]\n")));
     let candidate = Candidate { endpoints: vec!["green:3009".parse().unwrap()], ..place.candidate("1.0.0") };
     let frozen = place.runtime.build(&candidate, &|_| {}).await.unwrap();
@@ -318,10 +333,26 @@ async fn a_network_name_is_an_alias_and_needs_no_port_of_this_machine() {
     place.start(&instance, &frozen).await;
     let ask = "use IO::Socket::INET; for (1..100) { my $s = IO::Socket::INET->new('green:3009'); \
                if ($s) { print $s \"GET / HTTP/1.0\\r\\n\\r\\n\"; print <$s>; exit 0 } select undef, undef, undef, 0.1 } exit 1";
-    let answer = docker(&["run", "--rm", "--network", &name, BASE, "perl", "-e", ask]);
+    let answer = docker(&["run", "--rm", "--network", name, BASE, "perl", "-e", ask]);
     assert!(answer.ends_with("green 1.0.0"), "{answer}");
     place.clean().await;
-    docker(&["network", "rm", &name]);
+}
+
+/// A container network; gone with the value, which must outlive what joins it.
+struct Network(String);
+
+impl Network {
+    fn new() -> Self {
+        let network = Self(format!("uh-test-{}", free_port()));
+        assert!(!docker(&["network", "create", &network.0]).is_empty());
+        network
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        docker(&["network", "rm", &self.0]);
+    }
 }
 
 const COMPOSE: &str =
