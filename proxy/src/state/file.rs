@@ -83,6 +83,19 @@ pub enum StateError {
     /// Not JSON, or not with these fields.
     #[error("not a state file: {0}")]
     Malformed(#[from] serde_json::Error),
+    /// Some of it is not what was written.
+    #[error(
+        "damaged, or changed by hand: its checksum is {found}, and should be {right} (a file without one is taken as it is)"
+    )]
+    Checksum {
+        /// As the file has it.
+        found: String,
+        /// That of what the file says.
+        right: String,
+    },
+    /// Ours, but without what says so.
+    #[error("damaged: it has no schema, but more than the old scripts wrote")]
+    NoSchema,
     /// Written by a newer version.
     #[error("schema {0} is newer than this version of uh-proxy knows ({SCHEMA})")]
     Newer(u32),
@@ -122,24 +135,56 @@ impl StateFile {
         })
     }
 
-    /// Reads a state file.
+    /// The text of the file, with a checksum: JSON alone does not tell if a letter of a name is another one.
+    ///
+    /// # Errors
+    /// Never, for values that JSON can hold.
+    pub fn text(&self) -> Result<Vec<u8>, serde_json::Error> {
+        #[derive(Serialize)]
+        struct Sealed<'a> {
+            #[serde(flatten)]
+            state: &'a StateFile,
+            checksum: String,
+        }
+        let mut text = serde_json::to_vec_pretty(&Sealed { state: self, checksum: self.checksum()? })?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    /// Of what it says, not of how that is laid out.
+    fn checksum(&self) -> Result<String, serde_json::Error> {
+        Ok(format!("{:08x}", crc32fast::hash(&serde_json::to_vec(self)?)))
+    }
+
+    /// Reads a state file. One without a checksum is taken as it is: an operator may have to write one by hand.
     ///
     /// # Errors
     /// It is damaged, or newer than we are.
     pub fn parse(text: &[u8]) -> Result<Self, StateError> {
         #[derive(Deserialize)]
-        struct Version {
+        struct Outline {
             #[serde(default)]
             schema: Option<u32>,
+            #[serde(default)]
+            checksum: Option<String>,
+            #[serde(default)]
+            services: Option<serde::de::IgnoredAny>,
         }
-        let version: Version = serde_json::from_slice(text)?;
-        match version.schema {
+        let outline: Outline = serde_json::from_slice(text)?;
+        match outline.schema {
             Some(schema) if schema > SCHEMA => return Err(StateError::Newer(schema)),
             Some(_) => {}
+            None if outline.services.is_some() || outline.checksum.is_some() => {
+                return Err(StateError::NoSchema);
+            }
             // Written by the guide's script: one service, whose name is not known here.
             None => return Self::parse_guide(text),
         }
-        Ok(serde_json::from_slice(text)?)
+        let state: Self = serde_json::from_slice(text)?;
+        match (outline.checksum, state.checksum()?) {
+            (Some(found), right) if found != right => Err(StateError::Checksum { found, right }),
+            _ => Ok(state),
+        }
     }
 
     fn parse_guide(text: &[u8]) -> Result<Self, StateError> {

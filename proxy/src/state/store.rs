@@ -4,13 +4,19 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::file::StateFile;
 use crate::fault;
 
 /// A state file larger than this is not one of ours.
 const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// A link in the lock's place may lead anywhere.
+const NOFOLLOW: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 
 /// The state file's place, held against other processes for as long as this lives.
 #[derive(Debug)]
@@ -120,7 +126,8 @@ fn lock(path: &Path) -> Result<File, fs::TryLockError> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(fs::TryLockError::Error)?;
     }
-    let lock = OpenOptions::new().create(true).append(true).open(beside(path, ".lock"));
+    let lock =
+        OpenOptions::new().create(true).append(true).custom_flags(NOFOLLOW).open(beside(path, ".lock"));
     let lock = lock.map_err(fs::TryLockError::Error)?;
     lock.try_lock()?;
     Ok(lock)
@@ -128,6 +135,8 @@ fn lock(path: &Path) -> Result<File, fs::TryLockError> {
 
 fn read(path: &Path) -> Result<Option<StateFile>, String> {
     match fs::metadata(path) {
+        // A pipe would never end, nor would some devices.
+        Ok(metadata) if !metadata.is_file() => return Err("not a regular file".to_owned()),
         Ok(metadata) if metadata.len() > MAX_FILE_BYTES => {
             return Err("too large for a state file".to_owned());
         }
@@ -141,16 +150,27 @@ fn read(path: &Path) -> Result<Option<StateFile>, String> {
 
 fn replace(path: &Path, state: &StateFile) -> io::Result<()> {
     let temporary = beside(path, ".tmp");
-    let mut text = serde_json::to_vec_pretty(state)?;
-    text.push(b'\n');
-    let mut file = File::create(&temporary)?;
-    file.write_all(&text)?;
+    let mut file = create(&temporary)?;
+    file.write_all(&state.text()?)?;
     file.sync_all()?;
     fault::point("state_written");
     fs::rename(&temporary, path)?;
     fault::point("state_renamed");
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
+}
+
+/// Makes a file that was not there. One left over from a crash is taken away first, and nothing that somebody else has put
+/// there, such as a link to another file, is ever written to.
+fn create(path: &Path) -> io::Result<File> {
+    let create = || OpenOptions::new().write(true).create_new(true).open(path);
+    match create() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            create()
+        }
+        other => other,
+    }
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {

@@ -13,6 +13,7 @@ mod answers;
 mod config_files;
 #[cfg(feature = "fault-points")]
 mod crash;
+mod damage;
 mod endpoints;
 mod exchanges;
 mod forwarding;
