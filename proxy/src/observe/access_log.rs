@@ -5,6 +5,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -12,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::fs::OFlags;
 
 use super::line::{Clock, Line};
 use super::meters::Meters;
@@ -25,6 +28,9 @@ pub const HAND_OVER_AFTER: Duration = Duration::from_millis(100);
 
 /// Buffers between the workers and the writing thread: 4 MiB of lines, some 15,000 of them.
 const QUEUE_BUFFERS: usize = 128;
+
+/// Opening a pipe that nobody reads must be an error, not a wait without end.
+const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
 struct Batch {
     bytes: Vec<u8>,
@@ -161,31 +167,106 @@ pub fn open(config: &AccessLog) -> io::Result<Sink> {
     })
 }
 
-fn open_file(path: &std::path::Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .map_err(|e| io::Error::new(e.kind(), format!("cannot open the access log {}: {e}", path.display())))
+fn open_file(path: &Path) -> io::Result<File> {
+    let open = || {
+        let file = OpenOptions::new().append(true).create(true).custom_flags(NONBLOCK).open(path)?;
+        // From then on the writing thread may wait: nobody waits for it.
+        rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
+        Ok(file)
+    };
+    open().map_err(|e: io::Error| {
+        let pipe = if e.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) {
+            " (a pipe that nobody reads)"
+        } else {
+            ""
+        };
+        io::Error::new(e.kind(), format!("cannot open the access log {}: {e}{pipe}", path.display()))
+    })
 }
 
 fn write_all(next: &Mutex<Option<Sink>>, batches: &Receiver<Batch>, meters: &Meters) {
     let mut failing = false;
+    let mut torn = false;
     let mut sink: Sink = Box::new(io::sink());
     for batch in batches {
         if let Some(other) = next.lock().take() {
             sink = other;
+            torn = false;
         }
-        let result = sink.write_all(&batch.bytes).and_then(|()| sink.flush());
-        match result {
-            Ok(()) => failing = false,
-            Err(error) => {
-                meters.worker(0).log_lines_lost.fetch_add(batch.lines, Ordering::Relaxed);
-                // Said once for each stretch of failures, not once a batch.
+        let (lost, error) = write_batch(&mut sink, &batch, &mut torn);
+        meters.worker(0).log_lines_lost.fetch_add(lost, Ordering::Relaxed);
+        match error {
+            None => failing = false,
+            // Said once for each stretch of failures, not once a batch.
+            Some(error) => {
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(%error, "cannot write the access log; lines are lost and counted");
                 }
             }
         }
+    }
+}
+
+/// Writes a batch, and says how many of its lines are lost, and why. `torn`: the last thing written was half a line, which a
+/// full disk leaves behind; it is ended before anything else, so that it spoils no other one.
+fn write_batch(sink: &mut Sink, batch: &Batch, torn: &mut bool) -> (u64, Option<io::Error>) {
+    if *torn {
+        match sink.write_all(b"\n") {
+            Ok(()) => *torn = false,
+            Err(error) => return (batch.lines, Some(error)),
+        }
+    }
+    let mut written = 0;
+    let error = loop {
+        match sink.write(&batch.bytes[written..]) {
+            _ if written == batch.bytes.len() => break sink.flush().err(),
+            Ok(0) => break Some(io::ErrorKind::WriteZero.into()),
+            Ok(some) => written += some,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => break Some(error),
+        }
+    };
+    let done = &batch.bytes[..written];
+    *torn = done.last().is_some_and(|&last| last != b'\n');
+    let whole = done.iter().filter(|&&byte| byte == b'\n').count() as u64;
+    (batch.lines.saturating_sub(whole), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk with little room.
+    struct Disk(Arc<Mutex<(Vec<u8>, usize)>>);
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut disk = self.0.lock();
+            let some = bytes.len().min(disk.1 - disk.0.len());
+            if some == 0 && !bytes.is_empty() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            disk.0.extend_from_slice(&bytes[..some]);
+            Ok(some)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn half_a_line_that_a_full_disk_leaves_spoils_no_other_one() {
+        let disk = Arc::new(Mutex::new((Vec::new(), 12)));
+        let mut sink: Sink = Box::new(Disk(Arc::clone(&disk)));
+        let batch = |text: &str| Batch { bytes: text.into(), lines: text.matches('\n').count() as u64 };
+        let mut torn = false;
+        assert_eq!(write_batch(&mut sink, &batch("one\ntwo\n"), &mut torn).0, 0);
+        let (lost, error) = write_batch(&mut sink, &batch("three\nfour\n"), &mut torn);
+        assert_eq!((lost, error.unwrap().kind()), (2, io::ErrorKind::StorageFull));
+        assert_eq!(write_batch(&mut sink, &batch("five\n"), &mut torn).0, 1);
+        disk.lock().1 = 1000;
+        assert_eq!(write_batch(&mut sink, &batch("six\n"), &mut torn).0, 0);
+        assert_eq!(disk.lock().0, b"one\ntwo\nthre\nsix\n");
     }
 }
