@@ -186,8 +186,9 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let threads = start_workers(&control, &graveyard, &admission, log.lanes, &bound.listeners, &stopped)?;
     supervise::start_joiner(threads, log.writer, events.clone()).map_err(system("start a thread"))?;
     supervise::start_signals(bound.signals, events).map_err(system("start a thread"))?;
-    let admin = bound.admin.listener().map_err(system("share the admin socket"))?;
-    start_admin(admin, bound.metrics, &control, &config.server).map_err(system("start the admin thread"))?;
+    let admin = Arc::new(parking_lot::Mutex::new(bound.admin));
+    start_admin(Arc::clone(&admin), bound.metrics, &control, &config.server)
+        .map_err(system("start the admin thread"))?;
     // The workers have listening sockets of their own: when they close theirs, the port is closed.
     drop(bound.listeners);
     for state in &board.snapshot().services {
@@ -195,7 +196,10 @@ pub fn run(start: Start) -> Result<(), RunError> {
     }
     tracing::info!(listen = ?listen, workers, descriptors, most_connections, pid = std::process::id(), "ready");
     systemd::ready(&format!("serving, generation {}", board.snapshot().generation));
-    supervise::supervise(&inbox, &stop, &control)
+    let ended = supervise::supervise(&inbox, &stop, &control);
+    // The admin thread, which has it too, goes on until the process ends.
+    admin.lock().remove();
+    ended
 }
 
 fn bind(server: &Server, mut inherited: Inherited) -> Result<Bound, RunError> {
@@ -306,18 +310,15 @@ fn start_workers(
 }
 
 fn start_admin(
-    socket: std::os::unix::net::UnixListener,
+    socket: Arc<parking_lot::Mutex<AdminSocket>>,
     metrics: Option<TcpListener>,
     control: &Arc<Control>,
     server: &Server,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (socket, metrics) = {
+    let metrics = {
         let _guard = runtime.enter();
-        (
-            tokio::net::UnixListener::from_std(socket)?,
-            metrics.map(tokio::net::TcpListener::from_std).transpose()?,
-        )
+        metrics.map(tokio::net::TcpListener::from_std).transpose()?
     };
     let (control, users) = (Arc::clone(control), server.admin_users.clone());
     thread::Builder::new().name("admin".to_owned()).spawn(move || {

@@ -1,23 +1,27 @@
 //! Serves the admin API on the Unix socket, and the metrics on their own listener, both by hyper on the admin thread.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use rustix::process::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use uh_protocol::{Code, Problem};
 
 use super::api;
 use super::control::Control;
-use super::socket::Peer;
+use super::socket::{AdminSocket, Peer, Place};
 
 /// The largest request body: the largest call registers 64 endpoints.
 pub const MAX_BODY_BYTES: usize = 64 << 10;
@@ -40,37 +44,140 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Refusals at the same time. Callers beyond that, who have no right to call, are not even told.
 const MAX_REFUSALS: usize = 16;
 
-/// Serves the admin API for ever.
-pub async fn serve_admin(listener: UnixListener, control: Arc<Control>, users: Vec<u32>) {
-    let (calls, refusals) = (Arc::new(Semaphore::new(MAX_CALLS)), Arc::new(Semaphore::new(MAX_REFUSALS)));
+/// How often the socket's file is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Serves the admin API for ever. If the socket's file is removed, it is made anew: an operator must always get through.
+pub async fn serve_admin(socket: Arc<Mutex<AdminSocket>>, control: Arc<Control>, users: Vec<u32>) {
+    let (mut callers, refusals) = (Callers::default(), Arc::new(Semaphore::new(MAX_REFUSALS)));
+    let mut watch = SocketWatch { socket, before: Place::Ours };
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut listener = None;
     loop {
-        let Some(stream) = accepted(listener.accept().await).await else { continue };
-        let admitted = admit(&stream, &users, &calls);
+        let Some(listening) = &listener else {
+            listener = watch.listener().await;
+            continue;
+        };
+        let connected = tokio::select! {
+            connected = listening.accept() => accepted(connected).await,
+            _ = look.tick() => {
+                if watch.has_renewed() {
+                    listener = None;
+                }
+                continue;
+            }
+        };
+        let Some(stream) = connected else { continue };
+        let admitted = admit(&stream, &users, &mut callers);
         let refusal = if admitted.is_err() { Arc::clone(&refusals).try_acquire_owned().ok() } else { None };
         if admitted.is_err() && refusal.is_none() {
             continue;
         }
-        let control = Arc::clone(&control);
-        tokio::spawn(async move {
-            let (control, admitted) = (&control, &admitted);
+        let asked = Arc::new(AtomicBool::new(false));
+        let (control, has_asked) = (Arc::clone(&control), Arc::clone(&asked));
+        let is_caller = admitted.is_ok();
+        let task = tokio::spawn(async move {
+            let (control, admitted, has_asked) = (&control, &admitted, &has_asked);
             let service = service_fn(|request: Request<Incoming>| async move {
+                has_asked.store(true, Ordering::Relaxed);
                 Ok::<_, Infallible>(match admitted {
-                    Ok((peer, _)) => api::answer(control, request, *peer).await,
+                    Ok(peer) => api::answer(control, request, *peer).await,
                     Err(problem) => api::problem_response(problem),
                 })
             });
             serve(stream, service).await;
             drop(refusal);
         });
+        if is_caller {
+            callers.0.push_back(Caller { asked, task: task.abort_handle() });
+        }
     }
 }
 
-/// Whether a caller may call, and if so, its place among the calls. Who has no right to call takes nobody's place.
-fn admit(
-    stream: &UnixStream,
-    users: &[u32],
-    calls: &Arc<Semaphore>,
-) -> Result<(Peer, OwnedSemaphorePermit), Problem> {
+/// Sees to it that the socket can be found.
+struct SocketWatch {
+    socket: Arc<Mutex<AdminSocket>>,
+    before: Place,
+}
+
+impl SocketWatch {
+    /// Looks at the socket's file, and whether it had to be made anew.
+    fn has_renewed(&mut self) -> bool {
+        let mut socket = self.socket.lock();
+        let place = socket.place();
+        let news = std::mem::replace(&mut self.before, place) != place;
+        let path = socket.path().display().to_string();
+        match place {
+            Place::Ours => false,
+            Place::Foreign => {
+                if news {
+                    tracing::error!(
+                        path,
+                        "somebody has put something else in the place of the admin socket: it is left alone, and nobody can call; remove it, and the socket is made anew"
+                    );
+                }
+                false
+            }
+            Place::Empty => match socket.renew() {
+                Ok(()) => {
+                    tracing::warn!(path, "the admin socket was removed, and is made anew");
+                    self.before = Place::Ours;
+                    true
+                }
+                Err(error) => {
+                    if news {
+                        tracing::error!(path, %error, "the admin socket was removed, and can't be made anew; trying again");
+                    }
+                    false
+                }
+            },
+        }
+    }
+
+    async fn listener(&self) -> Option<UnixListener> {
+        let listener = self.socket.lock().listener().and_then(UnixListener::from_std);
+        match listener {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                tracing::warn!(%error, "cannot listen on the admin socket; trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                None
+            }
+        }
+    }
+}
+
+/// Who is connected, oldest first.
+#[derive(Default)]
+struct Callers(VecDeque<Caller>);
+
+struct Caller {
+    /// Whether its request has come.
+    asked: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
+impl Callers {
+    /// Makes room for one more. Where there is none, whoever has been connected longest without asking for anything goes: an
+    /// operator asks at once, and must get through whatever else hangs on the socket.
+    fn make_room(&mut self) -> Result<(), Problem> {
+        self.0.retain(|caller| !caller.task.is_finished());
+        if self.0.len() < MAX_CALLS {
+            return Ok(());
+        }
+        let idle = self.0.iter().position(|caller| !caller.asked.load(Ordering::Relaxed));
+        match idle.and_then(|at| self.0.remove(at)) {
+            Some(caller) => {
+                caller.task.abort();
+                Ok(())
+            }
+            None => Err(Problem::new(Code::Busy, format!("more than {MAX_CALLS} calls at once: try again"))),
+        }
+    }
+}
+
+/// Whether a caller may call, and there is room. Who has no right to call takes nobody's place.
+fn admit(stream: &UnixStream, users: &[u32], callers: &mut Callers) -> Result<Peer, Problem> {
     let unknown = |error| Problem::new(Code::Forbidden, format!("the caller is unknown: {error}"));
     let peer = peer_of(stream).map_err(unknown)?;
     if !may_call(peer, users) {
@@ -78,9 +185,8 @@ fn admit(
         let detail = format!("user {} may not use the admin socket: add it to server.admin_users", peer.uid);
         return Err(Problem::new(Code::Forbidden, detail));
     }
-    let busy = |_| Problem::new(Code::Busy, format!("more than {MAX_CALLS} calls at once: try again"));
-    let permit = Arc::clone(calls).try_acquire_owned().map_err(busy)?;
-    Ok((peer, permit))
+    callers.make_room()?;
+    Ok(peer)
 }
 
 /// Serves the metrics for ever.

@@ -84,13 +84,31 @@ pub enum SocketError {
     },
 }
 
+/// What stands at the socket's path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The socket.
+    Ours,
+    /// Nothing: somebody has removed it, or its directory.
+    Empty,
+    /// Something that somebody else has put there.
+    Foreign,
+}
+
 /// The bound admin socket. Removes its file when dropped.
 #[derive(Debug)]
 pub struct AdminSocket {
-    listener: UnixListener,
     path: PathBuf,
-    inode: u64,
-    _lock: File,
+    access: Access,
+    lock: File,
+    bound: Bound,
+}
+
+/// A listening socket, and which file it is.
+#[derive(Debug)]
+struct Bound {
+    listener: UnixListener,
+    file: (u64, u64),
 }
 
 impl AdminSocket {
@@ -100,31 +118,10 @@ impl AdminSocket {
     /// # Errors
     /// See [`SocketError`].
     pub fn bind(path: &Path, access: Access) -> Result<Self, SocketError> {
-        let failed = |source| SocketError::Failed { path: path.to_owned(), source };
-        let directory =
-            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        prepare_directory(directory, path, access)?;
-        // The lock makes check and replacement one act among front doors that start at the same time.
-        let lock =
-            OpenOptions::new().create(true).append(true).open(beside(path, ".lock")).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(SocketError::Taken { path: path.to_owned() }),
-            Err(fs::TryLockError::Error(e)) => return Err(failed(e)),
-        }
-        check_replaceable(path)?;
-        // Bound under another name and renamed into place: at its real path it never has another mode.
-        let temporary = beside(path, ".new");
-        match fs::remove_file(&temporary) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&temporary).map_err(failed)?;
-        fs::set_permissions(&temporary, Permissions::from_mode(access.socket_mode())).map_err(failed)?;
-        fs::rename(&temporary, path).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
-        Ok(Self { listener, path: path.to_owned(), inode, _lock: lock })
+        prepare_directory(path, access)?;
+        let lock = lock(path)?;
+        let bound = bind(path, access)?;
+        Ok(Self { path: path.to_owned(), access, lock, bound })
     }
 
     /// The listening socket, for the server.
@@ -132,21 +129,93 @@ impl AdminSocket {
     /// # Errors
     /// It can't be duplicated.
     pub fn listener(&self) -> io::Result<UnixListener> {
-        self.listener.try_clone()
+        self.bound.listener.try_clone()
     }
-}
 
-impl Drop for AdminSocket {
-    fn drop(&mut self) {
-        // Only if it is still ours.
-        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Looks who is at the path.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        match fs::symlink_metadata(&self.path) {
+            // As long as the socket is open, no other file can have its number.
+            Ok(metadata) if identity(&metadata) == self.bound.file => Place::Ours,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Place::Empty,
+            _ => Place::Foreign,
+        }
+    }
+
+    /// Makes the socket once more, after somebody has removed it. Callers that are connected stay so.
+    ///
+    /// # Errors
+    /// See [`SocketError`]; the old one is then still there, where nobody can find it.
+    pub fn renew(&mut self) -> Result<(), SocketError> {
+        prepare_directory(&self.path, self.access)?;
+        let ours = self.lock.metadata().is_ok_and(|ours| {
+            fs::symlink_metadata(beside(&self.path, ".lock"))
+                .is_ok_and(|there| identity(&there) == identity(&ours))
+        });
+        if !ours {
+            self.lock = lock(&self.path)?;
+        }
+        self.bound = bind(&self.path, self.access)?;
+        Ok(())
+    }
+
+    /// Removes its file, if it is still ours.
+    pub fn remove(&self) {
+        if self.place() == Place::Ours {
+            // The next one finds out that nobody listens there.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-fn prepare_directory(directory: &Path, path: &Path, access: Access) -> Result<(), SocketError> {
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// The lock makes check and replacement one act among front doors that start at the same time.
+fn lock(path: &Path) -> Result<File, SocketError> {
     let failed = |source| SocketError::Failed { path: path.to_owned(), source };
+    let lock = OpenOptions::new().create(true).append(true).open(beside(path, ".lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => Err(SocketError::Taken { path: path.to_owned() }),
+        Err(fs::TryLockError::Error(e)) => Err(failed(e)),
+    }
+}
+
+/// Bound under another name and renamed into place: at its real path it never has another mode.
+fn bind(path: &Path, access: Access) -> Result<Bound, SocketError> {
+    let failed = |source| SocketError::Failed { path: path.to_owned(), source };
+    check_replaceable(path)?;
+    let temporary = beside(path, ".new");
+    match fs::remove_file(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&temporary).map_err(failed)?;
+    fs::set_permissions(&temporary, Permissions::from_mode(access.socket_mode())).map_err(failed)?;
+    fs::rename(&temporary, path).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let file = identity(&fs::symlink_metadata(path).map_err(failed)?);
+    Ok(Bound { listener, file })
+}
+
+fn prepare_directory(path: &Path, access: Access) -> Result<(), SocketError> {
+    let failed = |source| SocketError::Failed { path: path.to_owned(), source };
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !directory.exists() {
         DirBuilder::new().recursive(true).mode(access.directory_mode()).create(directory).map_err(failed)?;
     }

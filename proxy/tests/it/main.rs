@@ -19,6 +19,7 @@ mod exchanges;
 mod forwarding;
 mod framing;
 mod harness;
+mod hostile;
 mod http;
 mod invariants;
 mod lifecycle;
