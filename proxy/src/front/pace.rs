@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::watchdog::OVERSLEPT;
+
 /// The client was slower than its minimum rate, over a whole window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooSlow;
@@ -35,8 +37,14 @@ impl Pace {
         window: Duration,
         moved: impl FnOnce() -> u64,
     ) -> Result<Instant, TooSlow> {
+        // It was to be looked at when the window is over. If it is far later, we were not running, and nobody knows
+        // how fast the client would have been.
+        let overslept = self.since.is_some_and(|since| self.waited + (now - since) >= window + OVERSLEPT);
         self.stop(now);
         self.since = Some(now);
+        if overslept {
+            (self.mark, self.waited) = (None, Duration::ZERO);
+        }
         let Some(mark) = self.mark else {
             self.mark = Some(moved());
             return Ok(now + window);
@@ -113,5 +121,13 @@ mod tests {
         }
         assert_eq!(pace.waits(at(start, 1000), 100, WINDOW, || 0), Ok(at(start, 1001)));
         assert_eq!(pace.waits(at(start, 1001), 100, WINDOW, || 0), Err(TooSlow));
+    }
+
+    #[test]
+    fn time_in_which_we_did_not_run_is_held_against_nobody() {
+        let (start, mut pace) = (Instant::now(), Pace::default());
+        pace.waits(start, 100, WINDOW, || 0).unwrap();
+        assert_eq!(pace.waits(at(start, 60), 100, WINDOW, || 5), Ok(at(start, 70)));
+        assert_eq!(pace.waits(at(start, 70), 100, WINDOW, || 900), Err(TooSlow));
     }
 }

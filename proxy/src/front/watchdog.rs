@@ -6,28 +6,73 @@
 use std::future::Future as _;
 use std::pin::Pin;
 use std::task::Context;
+use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A timer that fires this long after its deadline says something of us: we were stopped, suspended or starved.
+pub const OVERSLEPT: Duration = Duration::from_millis(250);
+
+/// What has come meanwhile is then looked at first: the next turn of the event loop sees it.
+const SECOND_LOOK: Duration = Duration::from_millis(100);
 
 /// A lazily armed timer.
 #[derive(Debug, Default)]
 pub struct Watchdog {
     sleep: Option<Pin<Box<Sleep>>>,
+    /// A deadline that we have overslept, and until when it is put off.
+    overslept: Option<(Instant, Instant)>,
 }
 
 impl Watchdog {
-    /// Whether the deadline has passed. If not, the task is woken when it has.
+    /// Whether the deadline has passed. If not, the task is woken when it has. A deadline that passed while we were not
+    /// running is put off once, or the other side would be blamed for our sleep.
     pub fn poll_expired(&mut self, cx: &mut Context<'_>, deadline: Instant) -> bool {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        if sleep.deadline() > deadline {
-            sleep.as_mut().reset(deadline);
+        let put_off = self.overslept.filter(|(overslept, _)| *overslept == deadline).map(|(_, until)| until);
+        let due = put_off.unwrap_or(deadline);
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if sleep.deadline() > due {
+            sleep.as_mut().reset(due);
         }
         while sleep.as_mut().poll(cx).is_ready() {
-            if Instant::now() >= deadline {
+            let now = Instant::now();
+            if now < due {
+                sleep.as_mut().reset(due);
+            } else if put_off.is_none() && now - deadline >= OVERSLEPT {
+                self.overslept = Some((deadline, now + SECOND_LOOK));
+                return self.poll_expired(cx, deadline);
+            } else {
                 return true;
             }
-            sleep.as_mut().reset(deadline);
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    use super::*;
+
+    async fn expired(watchdog: &mut Watchdog, deadline: Instant) -> bool {
+        poll_fn(|cx| Poll::Ready(watchdog.poll_expired(cx, deadline))).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_is_kept_and_one_that_was_overslept_is_put_off_once() {
+        let (mut watchdog, deadline) = (Watchdog::default(), Instant::now() + Duration::from_secs(1));
+        assert!(!expired(&mut watchdog, deadline).await);
+        tokio::time::advance(Duration::from_millis(1010)).await;
+        assert!(expired(&mut watchdog, deadline).await);
+
+        let deadline = Instant::now() + Duration::from_secs(1);
+        assert!(!expired(&mut watchdog, deadline).await);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(!expired(&mut watchdog, deadline).await, "it was our sleep");
+        assert!(!expired(&mut watchdog, deadline).await);
+        tokio::time::advance(SECOND_LOOK).await;
+        assert!(expired(&mut watchdog, deadline).await, "only once");
     }
 }

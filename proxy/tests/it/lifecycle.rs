@@ -215,3 +215,28 @@ async fn a_log_that_nobody_reads_holds_up_nothing() {
         drop(kept);
     }
 }
+
+#[tokio::test]
+async fn an_answer_that_came_while_we_were_stopped_is_no_timeout() {
+    let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);
+    let timeouts = "[services.app.timeouts]\nread = \"1s\"\nclient = \"1s\"";
+    let home = Home::new(blue.address, green.address).service(timeouts);
+    let proxy = home.start().await;
+    let mut waiting = Vec::new();
+    for ms in [100, 300, 500, 700, 900] {
+        let mut wire = Wire::connect(proxy.address).await;
+        wire.send(get(&format!("/slow?ms={ms}"))).await;
+        waiting.push(wire);
+    }
+    until("all are in flight", async || (proxy.backend("blue").await.requests_in_flight >= 4).then_some(()))
+        .await;
+    proxy.signal(Signal::STOP);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    proxy.signal(Signal::CONT);
+    for wire in &mut waiting {
+        assert_eq!(wire.response().await.status, 200);
+    }
+    // And one that is really late still is.
+    let mut late = Wire::connect(proxy.address).await;
+    assert_eq!(late.get("/slow?ms=5000").await.status, 504);
+}
