@@ -13,6 +13,7 @@ mod config_files;
 mod container_deploys;
 mod containers;
 mod deploys;
+mod full_disk;
 mod harness;
 mod rivals;
 mod rollback_time;
