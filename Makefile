@@ -1,7 +1,7 @@
 # The commands of this project. Cargo runs one at a time, whatever `make -j` says.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help build demo test stack bench lint
+.PHONY: help build demo test stack faults bench lint
 
 CARGO ?= cargo
 
@@ -38,6 +38,9 @@ test: ## run all tests
 # Apart from `test` until its time in CI is known: it compiles everything once more inside the engine.
 stack: ## build the shipped images and drive the compose files, if a Docker Engine answers
 	$(call with_engine,the shipped images and compose files,docker/ci/images && $(CARGO) test --locked --package uh-e2e stack:: -- --ignored --nocapture --test-threads=1)
+
+faults: build ## inject every fault under load, and print what clients and the operator saw: two minutes; as root, for mounts and networks of its own
+	@$(BIN_DIR)/faults $(ARGS)
 
 bench: PROFILE = release
 bench: build ## what everything costs, beside every other proxy that is installed: a quarter of an hour; see benches/README.md

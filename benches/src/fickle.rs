@@ -32,6 +32,9 @@ pub enum When {
     OnBurst,
 }
 
+/// What it answers, as the only active backend of whoever has started it.
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nX-Backend: blue\r\nContent-Length: 2\r\n\r\nok";
+
 /// How long a connection whose sending side is closed goes on throwing away what comes.
 const DISCARD_FOR: Duration = Duration::from_millis(200);
 
@@ -100,8 +103,7 @@ impl Connection {
                     if kept && self.when == When::OnArrival {
                         return self.die().await;
                     }
-                    if self.stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err()
-                    {
+                    if self.stream.write_all(ANSWER).await.is_err() {
                         return;
                     }
                     kept = true;

@@ -12,6 +12,8 @@ pub mod percentiles;
 pub mod watcher;
 pub mod websocket;
 
+pub mod faults;
+
 pub mod controller;
 pub mod fickle;
 pub mod front_door;

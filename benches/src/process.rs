@@ -59,6 +59,41 @@ impl Process {
         }
     }
 
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// When the child has ended.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.check_running()?;
+        kill_process(Pid::from_child(&self.child), signal)
+            .with_context(|| format!("can't signal {}", self.name))
+    }
+
+    /// Kills it (SIGKILL).
+    ///
+    /// # Errors
+    /// When it had ended before.
+    pub fn kill(mut self) -> Result<()> {
+        self.signal(Signal::KILL)?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Waits until it has ended, by itself or by somebody else.
+    ///
+    /// # Errors
+    /// When it is still there at the deadline.
+    pub async fn ended(&mut self, within: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "{} is still there after {} s", self.name, within.as_secs());
+            sleep(POLL).await;
+        }
+    }
+
     /// Waits for a line of output that starts with `prefix`, and returns what follows it.
     ///
     /// # Errors

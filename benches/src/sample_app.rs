@@ -19,7 +19,8 @@ pub struct SampleApp {
     pub name: &'static str,
     /// Where it listens.
     pub address: SocketAddr,
-    _process: Process,
+    /// The process that it is.
+    pub process: Process,
 }
 
 impl SampleApp {
@@ -52,6 +53,6 @@ impl SampleApp {
         let address = process.line_after("listening on ", READY_WITHIN).await?;
         let address =
             address.parse().with_context(|| format!("{name} says that it listens on {address:?}"))?;
-        Ok(Self { name, address, _process: process })
+        Ok(Self { name, address, process })
     }
 }

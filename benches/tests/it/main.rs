@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, helpers too may fail by panicking")]
 
 mod arrows;
+mod faults;
 mod files;
 mod slow_clients;
 mod workspace;

@@ -1,0 +1,115 @@
+//! The fault matrix: injects every fault of `uh_benches::faults` into a front door under load, and prints what clients and
+//! the operator saw. Fails if anything is not as it must be.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use rustix::process::geteuid;
+use tempfile::TempDir;
+use uh_benches::faults::{Outcome, Surroundings, all, table};
+use uh_benches::process::interrupted;
+use uh_benches::workdir;
+
+#[derive(Parser)]
+#[command(
+    about = "Injects faults into a front door under load, and prints what clients and the operator saw"
+)]
+struct Options {
+    /// Fewer rounds, and only the faults that are quick: less than a minute.
+    #[arg(long)]
+    short: bool,
+    /// Only faults whose names contain this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// For this program's own use: mounts and network are its own already.
+    #[arg(long, hide = true)]
+    isolated: bool,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if !options.isolated && geteuid().is_root() {
+        match in_own_namespaces() {
+            Ok(code) => return code,
+            // Then without: what needs them is skipped, and says so.
+            Err(error) => drop(writeln!(io::stderr(), "no namespaces of its own: {error:#}")),
+        }
+    }
+    let mut dir = None;
+    let result = prepare_and_run(&options, &mut dir);
+    workdir::finish(dir, &result, io::stderr())
+}
+
+/// Runs this program once more, where what it mounts and breaks in the network is nobody else's.
+fn in_own_namespaces() -> Result<ExitCode> {
+    let own: [OsString; 3] = ["--mount", "--net", "--"].map(Into::into);
+    let probe = Command::new("unshare").args(&own).arg("true").output()?;
+    if !probe.status.success() {
+        bail!("unshare: {}", String::from_utf8_lossy(&probe.stderr).trim());
+    }
+    let mut command = Command::new("unshare");
+    command.args(own).arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).arg("--isolated");
+    let status = command.status().context("can't start unshare")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
+    let dir = dir.insert(workdir::create()?);
+    if options.isolated {
+        let status =
+            Command::new("ip").args(["link", "set", "lo", "up"]).status().context("can't start ip")?;
+        if !status.success() {
+            bail!("the loopback device can't be brought up");
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            result = run(options, dir.path()) => result,
+            ended = interrupted() => ended,
+        }
+    })
+}
+
+async fn run(options: &Options, dir: &Path) -> Result<()> {
+    let mut out = io::stdout();
+    let mut bad = Vec::new();
+    let (mut injected, begun) = (0, Instant::now());
+    for (nth, fault) in all().into_iter().enumerate() {
+        if (options.short && !fault.in_short) || !fault.name.contains(&options.only) {
+            continue;
+        }
+        let dir = dir.join(nth.to_string());
+        fs::create_dir(&dir)?;
+        let around = Surroundings { dir: dir.clone(), isolated: options.isolated, thorough: !options.short };
+        let complaints = match (fault.run)(around).await {
+            Ok(Outcome::Skipped(why)) => {
+                writeln!(out, "{}: skipped, {why}\n", fault.name)?;
+                continue;
+            }
+            Ok(Outcome::Seen(seen)) => {
+                writeln!(out, "{}", table::entry(&fault, &seen))?;
+                fault.complaints(&seen)
+            }
+            Err(error) => vec![format!("{error:#}")],
+        };
+        injected += 1;
+        for complaint in complaints {
+            writeln!(out, "{}: NOT AS IT MUST BE: {complaint}\n", fault.name)?;
+            bad.push(format!("{} ({}): {complaint}", fault.name, dir.display()));
+        }
+    }
+    writeln!(
+        out,
+        "{injected} faults in {} s; the controller's kill -9 has a sweep of its own: \
+         `cargo test --package uh-controller --features fault-points sweep`",
+        begun.elapsed().as_secs()
+    )?;
+    if bad.is_empty() { Ok(()) } else { bail!("{}", bad.join("\n")) }
+}

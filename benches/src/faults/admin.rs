@@ -1,0 +1,112 @@
+//! The admin socket taken away, taken over and crowded. An operator must be able to switch all the same, or be told why not.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+
+use super::stage::{Setup, Stage, apps};
+use super::{Fault, Outcome, Surroundings};
+
+/// Those of this file.
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        name: "admin socket removed",
+        injected: "its file is deleted, then its whole directory",
+        may_fail: &[],
+        in_short: true,
+        run: |around| Box::pin(removed(around)),
+    },
+    Fault {
+        name: "admin socket taken over",
+        injected: "another program's socket is put in its place, and later removed",
+        may_fail: &[],
+        in_short: true,
+        run: |around| Box::pin(taken_over(around)),
+    },
+    Fault {
+        name: "admin socket crowded",
+        injected: "1,000 clients connect, ask nothing, and come back when they are shown out",
+        may_fail: &[],
+        in_short: true,
+        run: |around| Box::pin(crowded(around)),
+    },
+];
+
+async fn removed(around: Surroundings) -> Result<Outcome> {
+    let apps = apps(&around.dir).await?;
+    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let socket = stage.admin.socket().to_owned();
+    let directory = socket.parent().context("no directory")?.to_owned();
+    let mut slowest = Duration::ZERO;
+    for (whole_directory, to) in [(false, "green"), (true, "blue")] {
+        if whole_directory {
+            fs::remove_dir_all(&directory)?;
+        } else {
+            fs::remove_file(&socket)?;
+        }
+        let begun = Instant::now();
+        stage
+            .until("the operator gets through again", async |stage| {
+                let done = stage.command(&["status"]).await.ok()?;
+                done.status.success().then_some(())
+            })
+            .await?;
+        slowest = slowest.max(begun.elapsed());
+        stage.switch(to).await?;
+    }
+    let operator = stage.until_said("the admin socket was removed").await?;
+    stage.finish(operator, slowest, Vec::new()).await
+}
+
+async fn taken_over(around: Surroundings) -> Result<Outcome> {
+    let apps = apps(&around.dir).await?;
+    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let socket = stage.admin.socket().to_owned();
+    fs::remove_file(&socket)?;
+    let other = UnixListener::bind(&socket)?;
+    let operator = stage.until_said("put something else in the place of the admin socket").await?;
+    ensure!(socket.exists(), "the other program's socket was taken away");
+    fs::remove_file(&socket)?;
+    drop(other);
+    let begun = Instant::now();
+    stage
+        .until("the operator gets through again", async |stage| {
+            stage.switch_by_command("green").await.ok()?.status.success().then_some(())
+        })
+        .await?;
+    let recovery = begun.elapsed();
+    stage.finish(operator, recovery, Vec::new()).await
+}
+
+async fn crowded(around: Surroundings) -> Result<Outcome> {
+    let apps = apps(&around.dir).await?;
+    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let mut crowd = JoinSet::new();
+    for _ in 0..1000 {
+        let socket = stage.admin.socket().to_owned();
+        crowd.spawn(async move {
+            loop {
+                if let Ok(mut stream) = UnixStream::connect(&socket).await {
+                    let _ = stream.read(&mut [0]).await;
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+    }
+    stage.carry(100).await?;
+    let mut slowest = Duration::ZERO;
+    let mut operator = String::new();
+    for to in ["green", "blue"].into_iter().cycle().take(if around.thorough { 40 } else { 10 }) {
+        let begun = Instant::now();
+        let done = stage.switch_by_command(to).await?;
+        slowest = slowest.max(begun.elapsed());
+        ensure!(done.status.success(), "the operator does not get through: {}", done.output);
+        done.output.trim().clone_into(&mut operator);
+    }
+    crowd.shutdown().await;
+    stage.finish(operator, slowest, Vec::new()).await
+}

@@ -1,0 +1,234 @@
+//! Processes that are killed, stopped or started twice.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use super::stage::{SOON, Setup, Stage, apps, ask};
+use super::{Fault, Outcome, Surroundings};
+use crate::process::{run, sibling};
+use crate::sample_app::SampleApp;
+
+/// Those of this file.
+pub const FAULTS: &[Fault] = &[
+    Fault {
+        name: "front door killed",
+        injected: "kill -9 just after a switch was acknowledged, then started again",
+        may_fail: &[
+            "could not connect",
+            "closed before the response",
+            "closed within the head",
+            "closed within the body",
+        ],
+        in_short: true,
+        run: |around| Box::pin(front_killed(around)),
+    },
+    Fault {
+        name: "front door stopped",
+        injected: "SIGSTOP for 2 s, with answers under way and timeouts of 1 s, then SIGCONT",
+        may_fail: &[],
+        in_short: true,
+        run: |around| Box::pin(front_stopped(around)),
+    },
+    Fault {
+        name: "front door started twice",
+        injected: "a second one with the same socket and state file",
+        may_fail: &[],
+        in_short: true,
+        run: |around| Box::pin(front_twice(around)),
+    },
+    Fault {
+        name: "app killed",
+        injected: "kill -9 of the active app within two downloads, then started again",
+        may_fail: &["status 502", "closed within the body"],
+        in_short: true,
+        run: |around| Box::pin(app_killed(around)),
+    },
+    Fault {
+        name: "app stopped",
+        injected: "SIGSTOP of the active app for 2.5 s with a read timeout of 1 s, then SIGCONT",
+        may_fail: &["status 504"],
+        in_short: true,
+        run: |around| Box::pin(app_stopped(around)),
+    },
+];
+
+async fn front_killed(around: Surroundings) -> Result<Outcome> {
+    let apps = apps(&around.dir).await?;
+    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let rounds = if around.thorough { 10 } else { 2 };
+    let mut slowest = Duration::ZERO;
+    let mut operator = String::new();
+    for round in 0..rounds {
+        let to = if round % 2 == 0 { "green" } else { "blue" };
+        let switched = stage.switch(to).await?;
+        ensure!(switched.persisted, "the switch is not on disk");
+        stage.take_front()?.kill()?;
+        // Without a front door there is nobody to ask, and the command line says so.
+        let refused = stage.command(&["switch", "blue"]).await?;
+        ensure!(refused.status.code() == Some(4), "exit {:?} without a front door", refused.status.code());
+        let begun = Instant::now();
+        stage.start_front().await?;
+        stage.until_answered().await?;
+        slowest = slowest.max(begun.elapsed());
+        operator = stage.until_said(&format!("serving service=app active={to}")).await?;
+        stage.carry(20).await?;
+    }
+    stage.finish(operator, slowest, vec![format!("{rounds} kills, no acknowledged switch lost")]).await
+}
+
+async fn front_stopped(around: Surroundings) -> Result<Outcome> {
+    let apps = apps(&around.dir).await?;
+    let timeouts = "[services.app.timeouts]\nread = \"1s\"\nclient = \"1s\"\nwrite = \"1s\"\n".to_owned();
+    let mut stage = Stage::start(&around.dir, Setup { tables: timeouts, ..Setup::before(&apps) }).await?;
+    let address = stage.address;
+    // Answers that come while nobody can take them, before and after their deadline.
+    let answers: Vec<_> = [300, 600, 900]
+        .into_iter()
+        .cycle()
+        .take(30)
+        .map(|ms| tokio::spawn(async move { ask(address, &format!("/slow?ms={ms}")).await }))
+        .collect();
+    sleep(Duration::from_millis(200)).await;
+    stage.front()?.signal(Signal::STOP)?;
+    // The operator's tool must not hang for ever either; the front door does not answer while it is stopped.
+    let status = timeout(Duration::from_secs(1), stage.admin.status()).await;
+    ensure!(status.is_err(), "a stopped front door answers");
+    sleep(Duration::from_secs(1)).await;
+    stage.front()?.signal(Signal::CONT)?;
+    let recovery = stage.until_answered().await?;
+    let mut good = 0;
+    for answer in answers {
+        let status = timeout(SOON, answer).await.context("an answer that never comes")??;
+        ensure!(matches!(status, Ok(200)), "an answer that was there in time became {status:?}");
+        good += 1;
+    }
+    let switched = stage.switch("green").await?;
+    let operator = format!("switch: {} to {}, as ever", switched.from, switched.to);
+    stage.finish(operator, recovery, vec![format!("{good} answers that came meanwhile: all 200")]).await
+}
+
+async fn front_twice(around: Surroundings) -> Result<Outcome> {
+    let apps = apps(&around.dir).await?;
+    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let text = std::fs::read_to_string(stage.dir().join("uh-proxy.toml"))?;
+    // On another port, so that it is not the port that stops it; then with another socket too.
+    let text = text.replace(&stage.address.to_string(), "127.0.0.1:0");
+    let mut operator = Vec::new();
+    for (nth, text) in
+        [text.clone(), text.replace("run/admin.sock", "run2/admin.sock")].into_iter().enumerate()
+    {
+        let config = stage.dir().join(format!("second-{nth}.toml"));
+        std::fs::write(&config, text)?;
+        let mut command = Command::new(sibling("uh-proxy")?);
+        command.args(["run", "--config"]).arg(config);
+        let ended = run(command, SOON).await?;
+        ensure!(ended.status.code() == Some(1), "the second one: {}", ended.status);
+        operator.push(ended.output.trim().to_owned());
+    }
+    for (said, wanted) in operator.iter().zip(["uses the admin socket", "uses the state file"]) {
+        ensure!(said.contains(wanted), "the second one says: {said}");
+    }
+    stage.switch("green").await?;
+    let recovery = stage.until_answered().await?;
+    stage.finish(operator.remove(1), recovery, Vec::new()).await
+}
+
+async fn app_killed(around: Surroundings) -> Result<Outcome> {
+    let (blue, green) = apps(&around.dir).await?;
+    let port = blue.address.port().to_string();
+    let setup =
+        Setup { blue: blue.address.to_string(), green: green.address.to_string(), ..Setup::default() };
+    let mut stage = Stage::start(&around.dir, setup).await?;
+    let mut sized = Download::begin(&stage, "/bytes/50000000?rate=20000000").await?;
+    let mut chunked = Download::begin(&stage, "/bytes/50000000?rate=20000000&chunked=1").await?;
+    blue.process.kill()?;
+    ensure!(sized.is_cut().await? && chunked.is_cut().await?, "a download that broke off looks whole");
+    stage
+        .until("blue is known to be unhealthy", async |stage| {
+            (stage.backend("blue").await.ok()?.healthy == Some(false)).then_some(())
+        })
+        .await?;
+    let status = stage.command(&["status"]).await?.output;
+    let operator = status
+        .lines()
+        .find(|line| line.contains("unhealthy"))
+        .context("the status says nothing")?
+        .trim()
+        .to_owned();
+    let log = std::fs::read_to_string(stage.dir().join("access.jsonl"))?;
+    ensure!(log.contains("\"termination\":\"UC\""), "the access log says nothing of what broke off");
+    let begun = Instant::now();
+    let _blue = SampleApp::start_with(&[("PORT", &port)], "blue", "1.0.0", &around.dir).await?;
+    stage.until_answered().await?;
+    let recovery = begun.elapsed();
+    stage
+        .until("blue is healthy again", async |stage| {
+            (stage.backend("blue").await.ok()?.healthy == Some(true)).then_some(())
+        })
+        .await?;
+    stage.finish(operator, recovery, vec!["2 downloads cut, visibly".to_owned()]).await
+}
+
+/// A download, read by hand.
+struct Download {
+    stream: TcpStream,
+    bytes: Vec<u8>,
+}
+
+impl Download {
+    async fn begin(stage: &Stage, path: &str) -> Result<Self> {
+        let mut stream = TcpStream::connect(stage.address).await?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await?;
+        let mut bytes = Vec::new();
+        while bytes.len() < 500_000 {
+            ensure!(stream.read_buf(&mut bytes).await? > 0, "the download ended early");
+        }
+        Ok(Self { stream, bytes })
+    }
+
+    /// Reads the rest, and says whether a client can tell that it is not all.
+    async fn is_cut(&mut self) -> Result<bool> {
+        // A reset is an end too.
+        let _ = timeout(SOON, self.stream.read_to_end(&mut self.bytes)).await.context("it never ends")?;
+        let head = self.bytes.windows(4).position(|four| four == b"\r\n\r\n").context("no head")?;
+        let text = String::from_utf8_lossy(&self.bytes[..head]).to_ascii_lowercase();
+        let whole = match text.lines().find_map(|line| line.strip_prefix("content-length: ")) {
+            Some(length) => self.bytes.len() - head - 4 >= length.parse::<usize>()?,
+            None => self.bytes.ends_with(b"0\r\n\r\n"),
+        };
+        Ok(!whole)
+    }
+}
+
+async fn app_stopped(around: Surroundings) -> Result<Outcome> {
+    let mut apps = apps(&around.dir).await?;
+    let timeouts = "[services.app.timeouts]\nread = \"1s\"\n".to_owned();
+    let mut stage = Stage::start(&around.dir, Setup { tables: timeouts, ..Setup::before(&apps) }).await?;
+    apps.0.process.signal(Signal::STOP)?;
+    let begun = Instant::now();
+    let status = timeout(SOON, ask(stage.address, "/")).await??;
+    let waited = begun.elapsed();
+    ensure!(status == 504, "a client of an app that is stopped gets {status}");
+    stage
+        .until("blue is known to be unhealthy", async |stage| {
+            (stage.backend("blue").await.ok()?.healthy == Some(false)).then_some(())
+        })
+        .await?;
+    let status = stage.command(&["status"]).await?.output;
+    let operator = status
+        .lines()
+        .find(|line| line.contains("unhealthy"))
+        .context("the status says nothing")?
+        .trim()
+        .to_owned();
+    sleep(Duration::from_millis(2500).saturating_sub(begun.elapsed())).await;
+    apps.0.process.signal(Signal::CONT)?;
+    let recovery = stage.until_answered().await?;
+    stage.finish(operator, recovery, vec![format!("504 after {} ms", waited.as_millis())]).await
+}

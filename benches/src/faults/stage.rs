@@ -1,0 +1,360 @@
+//! Where a fault is played: a front door that can be killed and started again, two backends, and load.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::time::{sleep, timeout};
+use uh_protocol::client::Client;
+use uh_protocol::request::{SwitchRequest, Switched};
+use uh_protocol::status::{BackendStatus, Status};
+use uh_protocol::{BackendName, ServiceName};
+
+use super::{Outcome, Seen};
+use crate::controller::two_free_addresses;
+use crate::front_door::SERVICE;
+use crate::http::Connection;
+use crate::judgement::{Switch, Verdict};
+use crate::load::{Group, Load, Plan, Reuse};
+use crate::process::{Finished, Process, run, sibling};
+use crate::sample_app::SampleApp;
+
+/// For whatever ought to happen at once; a busy machine gets far more.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// A request without a whole answer after this hangs: every timeout on the way is far shorter.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// How often something that is waited for is looked at.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What a front door is started with.
+#[derive(Debug, Default)]
+pub struct Setup {
+    /// The active backend's endpoint.
+    pub blue: String,
+    /// The standby's.
+    pub green: String,
+    /// Lines for `[server]`.
+    pub server: String,
+    /// Tables after the service's.
+    pub tables: String,
+    /// A program, with arguments, that starts it.
+    pub wrapper: Vec<String>,
+}
+
+/// A front door under load.
+#[derive(Debug)]
+pub struct Stage {
+    /// Where clients connect, before and after a restart.
+    pub address: SocketAddr,
+    /// The admin client.
+    pub admin: Client,
+    /// Where the state file is.
+    pub state_dir: PathBuf,
+    dir: PathBuf,
+    program: PathBuf,
+    wrapper: Vec<String>,
+    front: Option<Process>,
+    starts: usize,
+    load: Option<Load>,
+    switches: Vec<Switch>,
+}
+
+impl Stage {
+    /// Starts a front door, waits until it has found both backends healthy, and puts load on.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub async fn start(dir: &Path, setup: Setup) -> Result<Self> {
+        let [address, _] = two_free_addresses()?;
+        let (run_dir, state_dir) = (dir.join("run"), dir.join("state"));
+        fs::create_dir_all(&state_dir)?;
+        fs::write(dir.join("uh-proxy.toml"), config(dir, address, &setup))?;
+        let probed = !setup.tables.contains("enabled = false");
+        let mut stage = Self {
+            address,
+            admin: Client::new(run_dir.join("admin.sock")),
+            state_dir,
+            dir: dir.to_owned(),
+            program: sibling("uh-proxy")?,
+            wrapper: setup.wrapper,
+            front: None,
+            starts: 0,
+            load: None,
+            switches: Vec::new(),
+        };
+        stage.start_front().await?;
+        stage
+            .until("both backends are healthy", async |stage| {
+                let status = stage.admin.status().await.ok()?;
+                let mut backends = status.services.iter().flat_map(|service| &service.backends);
+                backends.all(|backend| backend.healthy == Some(true) || !probed).then_some(())
+            })
+            .await?;
+        let group = |clients, rate, reuse| Group { path: "/".to_owned(), clients, rate, reuse };
+        let groups = vec![group(8, 200.0, Reuse::KeepAlive), group(4, 40.0, Reuse::Never)];
+        stage.load = Some(Load::start(Plan { target: address, groups, request_timeout: REQUEST_TIMEOUT })?);
+        stage.carry(40).await?;
+        Ok(stage)
+    }
+
+    /// Starts the front door, and waits until it answers on its admin socket.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn start_front(&mut self) -> Result<()> {
+        self.starts += 1;
+        let name = format!("uh-proxy-{}", self.starts);
+        let mut words: Vec<std::ffi::OsString> = self.wrapper.iter().map(Into::into).collect();
+        words.push(self.program.clone().into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(["run", "--config"]).arg(self.dir.join("uh-proxy.toml"));
+        let mut front = Process::spawn(&name, &mut command, &self.dir)?;
+        let deadline = Instant::now() + SOON;
+        while self.admin.status().await.is_err() {
+            front.check_running()?;
+            ensure!(Instant::now() < deadline, "uh-proxy does not answer after its start");
+            sleep(POLL).await;
+        }
+        self.front = Some(front);
+        Ok(())
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The front door.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn front(&mut self) -> Result<&mut Process> {
+        self.front.as_mut().context("the front door does not run")
+    }
+
+    /// Takes the front door away, to be killed.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn take_front(&mut self) -> Result<Process> {
+        self.front.take().context("the front door does not run")
+    }
+
+    /// Waits until the load has ended so many more requests.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn carry(&mut self, more: usize) -> Result<()> {
+        let target = self.so_far().0 + more;
+        self.until("the load is carried", async |stage| (stage.so_far().0 >= target).then_some(())).await
+    }
+
+    /// Requests of the load that are over, and how many of them failed.
+    #[must_use]
+    pub fn so_far(&self) -> (usize, usize) {
+        self.load.as_ref().map_or((0, 0), Load::so_far)
+    }
+
+    /// Switches, and remembers it for the judgement.
+    ///
+    /// # Errors
+    /// It is refused, or not acknowledged.
+    pub async fn switch(&mut self, to: &str) -> Result<Switched> {
+        let request = SwitchRequest { force: true, ..SwitchRequest::to(to.parse()?) };
+        let called_at = Instant::now();
+        let switched = self.admin.switch(&SERVICE.parse::<ServiceName>()?, &request).await?;
+        self.switches.push(Switch { to: to.parse()?, called_at, replied_at: Instant::now() });
+        Ok(switched)
+    }
+
+    /// The same, by the real command line.
+    ///
+    /// # Errors
+    /// It does not end; how it ends is the caller's to judge.
+    pub async fn switch_by_command(&mut self, to: &str) -> Result<Finished> {
+        let called_at = Instant::now();
+        let done = self.command(&["switch", to]).await?;
+        if done.status.success() {
+            self.switches.push(Switch { to: to.parse()?, called_at, replied_at: Instant::now() });
+        }
+        Ok(done)
+    }
+
+    /// The status of a backend.
+    ///
+    /// # Errors
+    /// The front door does not answer.
+    pub async fn backend(&self, name: &str) -> Result<BackendStatus> {
+        let found =
+            backends(&self.admin.status().await?).find(|backend| backend.name.as_str() == name).cloned();
+        found.with_context(|| format!("no backend {name}"))
+    }
+
+    /// Runs the real command line to its end.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub async fn command(&self, args: &[&str]) -> Result<Finished> {
+        let mut command = Command::new(&self.program);
+        command.args(args).env("UH_PROXY_ADMIN_SOCKET", self.admin.socket());
+        run(command, SOON).await
+    }
+
+    /// Waits until `done` gives something.
+    ///
+    /// # Errors
+    /// In vain.
+    pub async fn until<T>(
+        &mut self,
+        what: &str,
+        mut done: impl AsyncFnMut(&mut Self) -> Option<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Some(value) = done(self).await {
+                return Ok(value);
+            }
+            ensure!(Instant::now() < deadline, "waited in vain until {what}");
+            sleep(POLL).await;
+        }
+    }
+
+    /// Waits until a fresh client gets a good answer, and says how long that took.
+    ///
+    /// # Errors
+    /// It never does.
+    pub async fn until_answered(&mut self) -> Result<Duration> {
+        let begun = Instant::now();
+        self.until("a client is answered", async |stage| {
+            let answer = timeout(Duration::from_secs(3), ask(stage.address, "/")).await;
+            matches!(answer, Ok(Ok(200))).then_some(())
+        })
+        .await?;
+        Ok(begun.elapsed())
+    }
+
+    /// Waits until the front door has said something, and returns the line without its time.
+    ///
+    /// # Errors
+    /// It never does.
+    pub async fn until_said(&mut self, text: &str) -> Result<String> {
+        let what = format!("the log says {text:?}");
+        self.until(&what, async |stage| stage.said(text)).await
+    }
+
+    /// The last line in which the front door has said something, without its time.
+    #[must_use]
+    pub fn said(&self, text: &str) -> Option<String> {
+        let messages = self.messages();
+        let line = messages.lines().rfind(|line| line.contains(text))?;
+        Some(line.split_once("Z ").map_or(line, |(_, rest)| rest).trim().to_owned())
+    }
+
+    fn messages(&self) -> String {
+        let read = |start| fs::read(self.dir.join(format!("uh-proxy-{start}.log"))).unwrap_or_default();
+        (1..=self.starts).map(|start| String::from_utf8_lossy(&read(start)).into_owned()).collect()
+    }
+
+    /// A metric, by the beginning of its line.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn metric(&self, line: &str) -> Result<f64> {
+        let text = self.admin.metrics().await?;
+        let found =
+            text.lines().find_map(|found| found.strip_prefix(line)?.split(' ').next_back()?.parse().ok());
+        found.with_context(|| format!("no metric {line}"))
+    }
+
+    /// Ends the load, demands what must hold after every fault, and ends the front door.
+    ///
+    /// # Errors
+    /// Something that must hold does not.
+    pub async fn finish(
+        mut self,
+        operator: String,
+        recovery: Duration,
+        clients: Vec<String>,
+    ) -> Result<Outcome> {
+        // Some time in which nothing may go wrong any more.
+        self.carry(40).await?;
+        let load = self.load.take().context("no load")?;
+        let recording = load.stop().await?;
+        let verdict = Verdict::of(&recording, &"blue".parse()?, &self.switches);
+        let last: BackendName = self.switches.last().map_or("blue".parse()?, |switch| switch.to.clone());
+        let status = self.admin.status().await?;
+        let active = &status.services.first().context("no service")?.active;
+        ensure!(*active == last, "{active} is active, but the last acknowledged switch was to {last}");
+        self.until("nothing is in flight any more", async |stage| {
+            let status = stage.admin.status().await.ok()?;
+            backends(&status).all(|backend| backend.requests_in_flight + backend.tunnels == 0).then_some(())
+        })
+        .await?;
+        if let Some(line) = self.messages().lines().find(|line| line.contains("panicked")) {
+            bail!("the front door panicked: {line}");
+        }
+        self.take_front()?.stop(SOON).await?;
+        Ok(Outcome::Seen(Seen { verdict, clients, operator, recovery }))
+    }
+}
+
+fn backends(status: &Status) -> impl Iterator<Item = &BackendStatus> {
+    status.services.iter().flat_map(|service| &service.backends)
+}
+
+/// Asks on a connection of its own, and returns the status.
+///
+/// # Errors
+/// There is no whole answer.
+pub async fn ask(address: SocketAddr, path: &str) -> Result<u16> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n");
+    let mut connection = Connection::open(address).await?;
+    Ok(connection.exchange(request.as_bytes(), &mut Vec::new()).await?.status)
+}
+
+fn config(dir: &Path, address: SocketAddr, setup: &Setup) -> String {
+    let path = |name: &str| serde_json::Value::from(dir.join(name).display().to_string());
+    let access_log = if setup.server.contains("access_log") {
+        String::new()
+    } else {
+        format!("access_log = {{ path = {}, format = \"json\" }}", path("access.jsonl"))
+    };
+    let health = if setup.tables.contains(".health]") { "" } else { HEALTH };
+    format!(
+        "[server]\nlisten = [\"{address}\"]\nmetrics = \"127.0.0.1:0\"\nthreads = 2\nadmin_socket = {}\n\
+         state_file = {}\n{access_log}\n{}\n[services.{SERVICE}]\nactive = \"blue\"\n\
+         [services.{SERVICE}.backends.blue]\nendpoints = [\"{}\"]\n\
+         [services.{SERVICE}.backends.green]\nendpoints = [\"{}\"]\n{health}{}\n",
+        path("run/admin.sock"),
+        path("state/.deployment-state.json"),
+        setup.server,
+        setup.blue,
+        setup.green,
+        setup.tables,
+    )
+}
+
+/// Quick to find a backend healthy, and quick to find that it is not.
+const HEALTH: &str = "[services.app.health]\ninterval = \"100ms\"\ntimeout = \"500ms\"\nhealthy_after = 1\n";
+
+/// Two sample apps.
+///
+/// # Errors
+/// They don't start.
+pub async fn apps(dir: &Path) -> Result<(SampleApp, SampleApp)> {
+    Ok((SampleApp::start("blue", "1.0.0", dir).await?, SampleApp::start("green", "1.0.1", dir).await?))
+}
+
+impl Setup {
+    /// For these two.
+    #[must_use]
+    pub fn before((blue, green): &(SampleApp, SampleApp)) -> Self {
+        Self { blue: blue.address.to_string(), green: green.address.to_string(), ..Self::default() }
+    }
+}
