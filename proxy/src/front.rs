@@ -28,6 +28,7 @@ pub mod relay;
 pub mod reset;
 pub mod scratch;
 pub mod settings;
+pub mod unsent;
 pub mod upstream;
 pub mod watchdog;
 pub mod websocket;

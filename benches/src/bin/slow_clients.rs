@@ -1,7 +1,8 @@
 //! Slow clients, a thousand of each kind, and what a healthy one notices of them.
 //!
 //! Three kinds attack at once: heads, bodies and reading that trickle. All must be gone at their deadlines. Before and
-//! meanwhile, a healthy load asks at a steady rate. First, what an idle client connection costs.
+//! meanwhile, a healthy load asks at a steady rate, for an app of its own: what slow clients cost the app that they ask
+//! is between them and that app. First, what an idle client connection costs.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -40,14 +41,8 @@ const SLACK: Duration = Duration::from_secs(5);
 /// How long it may take until all slow clients have connected.
 const ALL_COME_WITHIN: Duration = Duration::from_secs(60);
 
-/// What a slow reader asks for: more than all buffers on the way hold.
-const DOWNLOAD: &str = "GET /bytes/4000000 HTTP/1.1\r\nHost: a\r\n\r\n";
-
 /// Connections of the healthy load.
 const HEALTHY_CLIENTS: usize = 8;
-
-/// Connections that open at the same time.
-const OPEN_AT_ONCE: usize = 200;
 
 /// Let slow clients come, and report what became of them and what a healthy one noticed.
 #[derive(Parser)]
@@ -58,6 +53,12 @@ struct Options {
     /// Milliseconds until a slow client is to be gone; a reader has twice as long.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(200..=600_000))]
     deadline_ms: u32,
+    /// How many slow clients come in a second, of all kinds together.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(3..=30_000))]
+    arrivals: u32,
+    /// What a slow reader asks for. To be slow it must be more than what its own kernel and the front door's take.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(300_000..=10_000_000))]
+    download_bytes: u32,
     /// Requests per second of the healthy load.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: u32,
@@ -76,7 +77,8 @@ struct Options {
 enum Kind {
     Head,
     Body,
-    Reader,
+    /// Asks for so many bytes.
+    Reader(u32),
 }
 
 fn main() -> ExitCode {
@@ -100,10 +102,12 @@ fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
 async fn run(options: &Options, dir: &Path) -> Result<()> {
     let blue = SampleApp::start("blue", "1.0.0", dir).await?;
     let green = SampleApp::start("green", "1.0.1", dir).await?;
+    let slow = SampleApp::start("slow", "1.0.0", dir).await?;
     let extra = format!(
         "[server.limits]\nheader_timeout = \"{0}ms\"\nconnections_per_address = 0\n\
-         [services.app.limits]\nrate_window = \"{0}ms\"\n",
-        options.deadline_ms
+         [services.slow]\nhosts = [\"slow\"]\nactive = \"slow\"\nlimits.rate_window = \"{0}ms\"\n\
+         backends.slow.endpoints = [\"{1}\"]\n",
+        options.deadline_ms, slow.address
     );
     let setup = Setup { dir, state_dir: dir, access_log: "off", backends: [&blue, &green], extra: &extra };
     let front_door = FrontDoor::start(&setup).await?;
@@ -116,7 +120,7 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     let quiet = load.stop().await?;
 
     let load = Load::start(plan(options, &front_door))?;
-    let attack = Attack::start(options.clients as usize, front_door.address)?;
+    let attack = Attack::start(options, front_door.address)?;
     let all_gone = until_gone(options, &front_door, &attack).await?;
     let attacked = attack.stop().await?;
     let meanwhile = load.stop().await?;
@@ -150,7 +154,9 @@ struct Attacked {
 }
 
 impl Attack {
-    fn start(clients: usize, target: SocketAddr) -> Result<Self> {
+    fn start(options: &Options, target: SocketAddr) -> Result<Self> {
+        let (clients, download) = (options.clients, options.download_bytes);
+        let pause = Duration::from_secs(3) / options.arrivals;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let (report, ended) = oneshot::channel();
@@ -158,7 +164,7 @@ impl Attack {
         let count = Arc::clone(&come);
         thread::Builder::new().name("attack".to_owned()).spawn(move || {
             // Nobody is left to tell if the receiver is gone.
-            let _ = report.send(runtime.block_on(attack(clients, target, &count, stopped)));
+            let _ = report.send(runtime.block_on(attack(clients, pause, download, target, &count, stopped)));
         })?;
         Ok(Self { come, stop, ended })
     }
@@ -169,20 +175,22 @@ impl Attack {
     }
 }
 
+/// `pause`: between three clients, one of each kind, and the next three.
 async fn attack(
-    clients: usize,
+    clients: u32,
+    pause: Duration,
+    download: u32,
     target: SocketAddr,
     come: &Arc<AtomicUsize>,
     stopped: oneshot::Receiver<()>,
 ) -> Result<Attacked> {
     let (mut heads, mut bodies, mut readers) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
-    for number in 0..clients {
+    let mut next = tokio::time::interval(pause);
+    for _ in 0..clients {
+        next.tick().await;
         heads.spawn(slow(Kind::Head, target, Arc::clone(come)));
         bodies.spawn(slow(Kind::Body, target, Arc::clone(come)));
-        readers.spawn(slow(Kind::Reader, target, Arc::clone(come)));
-        if number % (OPEN_AT_ONCE / 3) == 0 {
-            sleep(Duration::from_millis(20)).await;
-        }
+        readers.spawn(slow(Kind::Reader(download), target, Arc::clone(come)));
     }
     let _ = stopped.await;
     let mut attacked = Attacked::default();
@@ -197,22 +205,22 @@ async fn attack(
 /// One slow client, until it is thrown out.
 async fn slow(kind: Kind, target: SocketAddr, come: Arc<AtomicUsize>) -> Result<Duration> {
     let socket = TcpSocket::new_v4()?;
-    if let Kind::Reader = kind {
+    if let Kind::Reader(_) = kind {
         socket.set_recv_buffer_size(4096)?;
     }
     let mut stream = socket.connect(target).await?;
     let begun = Instant::now();
     let start = match kind {
-        Kind::Head => "GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ",
-        Kind::Body => "POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n",
-        Kind::Reader => DOWNLOAD,
+        Kind::Head => "GET / HTTP/1.1\r\nHost: slow\r\nX-Slow: ".to_owned(),
+        Kind::Body => "POST /upload HTTP/1.1\r\nHost: slow\r\nContent-Length: 1000000\r\n\r\n".to_owned(),
+        Kind::Reader(bytes) => format!("GET /bytes/{bytes} HTTP/1.1\r\nHost: slow\r\n\r\n"),
     };
     stream.write_all(start.as_bytes()).await?;
     come.fetch_add(1, Ordering::Relaxed);
     let mut some = [0; 16];
     loop {
         match kind {
-            Kind::Reader => {
+            Kind::Reader(_) => {
                 if !matches!(stream.read(&mut some).await, Ok(n) if n > 0) {
                     return Ok(begun.elapsed());
                 }

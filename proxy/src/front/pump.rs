@@ -41,6 +41,10 @@ pub enum PumpError {
     Write(io::Error),
 }
 
+/// How much may be moved before the others on this thread have their turn: two buffers, some 30 µs. A connection that
+/// has a lot to move at once would hold them all up, and a thousand of them for seconds.
+const TURN_BYTES: u64 = 128 << 10;
+
 /// What ends a chunk of ours.
 const CHUNK_END: &[u8] = b"\r\n";
 
@@ -190,11 +194,17 @@ impl Pump {
         from: &mut Stream,
         to: &mut Stream,
     ) -> Poll<Result<(), PumpError>> {
+        let turn_ends = self.sent + TURN_BYTES;
         loop {
             self.clear()?;
             ready!(self.poll_write(cx, to)).map_err(PumpError::Write)?;
             if self.is_at_its_end() {
                 return Poll::Ready(Ok(()));
+            }
+            if self.sent >= turn_ends {
+                self.waiting = Waiting::Source;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             if ready!(self.poll_read(cx, from)).map_err(PumpError::Read)? == 0 {
                 self.scanner.end_of_input().map_err(|_| PumpError::Truncated)?;
@@ -332,7 +342,7 @@ mod tests {
     use std::time::Duration;
 
     use pingora::protocols::l4::stream::Stream as Socket;
-    use tokio::io::AsyncReadExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -373,5 +383,27 @@ mod tests {
         let mut all = String::new();
         peer.read_to_string(&mut all).await.unwrap();
         assert_eq!(all, "POST / HTTP/1.1\r\n\r\nbody");
+    }
+    #[tokio::test]
+    async fn one_that_has_much_to_move_lets_the_others_have_their_turn() {
+        const BYTES: u64 = 4 << 20;
+        let ((near, mut source), (sink, mut reader)) = (pair().await, pair().await);
+        tokio::spawn(async move { source.write_all(&vec![b'x'; BYTES as usize]).await });
+        let read = tokio::spawn(async move { reader.read_to_end(&mut Vec::new()).await.unwrap() });
+        let mut from: Stream = Box::new(Socket::from(near));
+        let mut to: Stream = Box::new(Socket::from(sink));
+        let mut pump = Pump::new(Vec::new(), Framing::Length(BYTES), None);
+        let mut most = 0;
+        std::future::poll_fn(|cx| {
+            let before = pump.sent();
+            let polled = pump.poll(cx, &mut from, &mut to);
+            most = most.max(pump.sent() - before);
+            polled
+        })
+        .await
+        .unwrap();
+        drop(to);
+        assert_eq!(read.await.unwrap() as u64, BYTES);
+        assert!(most <= TURN_BYTES + crate::http1::buffer::BUFFER_BYTES as u64, "{most} in one turn");
     }
 }

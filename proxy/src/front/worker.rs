@@ -26,6 +26,7 @@ use super::attention::Bell;
 use super::connection::Connection;
 use super::pool::Graveyard;
 use super::settings::{Settings, SettingsCell};
+use super::unsent;
 use super::upstream::Connector;
 use crate::observe::access_log::{HAND_OVER_AFTER, LogLane};
 use crate::observe::meters::Meters;
@@ -145,7 +146,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// queues, and ends when its last connection has.
 ///
 /// # Errors
-/// A socket can't be duplicated, or the thread can't be started.
+/// A socket can't be duplicated or set, or the thread can't be started.
 pub fn spawn(
     worker: Arc<Worker>,
     listeners: &[Listener],
@@ -156,6 +157,7 @@ pub fn spawn(
     let mut ours = Vec::new();
     for Listener { socket: listener, holder } in listeners {
         let name = listener.local_addr()?.to_string();
+        unsent::limit(listener)?;
         if *holder == Holder::Us {
             ours.push(listener.try_clone()?);
         }

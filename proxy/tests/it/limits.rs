@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::harness::{Home, Proxy, SampleApp, Scripted, Then, soon, until};
 use crate::wire::{Wire, get};
@@ -182,6 +182,41 @@ async fn a_reader_that_keeps_its_minimum_rate_gets_all_of_it() {
         tokio::time::sleep(Duration::from_millis(40)).await;
     }
     assert!(received > BYTES, "{received} of {BYTES}: {:?}", home.access_log());
+}
+
+/// What the kernel holds of what was written to the client at `port` and has not arrived there, in bytes.
+fn queued_for(port: u16) -> u64 {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let remote = format!(":{port:04X}");
+    let line =
+        table.lines().find(|line| line.split_whitespace().nth(2).is_some_and(|to| to.ends_with(&remote)));
+    let queues = line.and_then(|line| line.split_whitespace().nth(4)).unwrap();
+    u64::from_str_radix(queues.split(':').next().unwrap(), 16).unwrap()
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_has_little_waiting_in_the_kernel() {
+    let app = Scripted::start(|_, mut stream| async move {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").await;
+        let piece = vec![b'x'; 1 << 16];
+        while stream.write_all(&piece).await.is_ok() {}
+        (stream, Then::Close)
+    })
+    .await;
+    let (_home, proxy) = before(&app, "", "").await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stuck = socket.connect(proxy.address).await.unwrap();
+    let port = stuck.local_addr().unwrap().port();
+    stuck.write_all(get("/").as_bytes()).await.unwrap();
+    let mut last = 0;
+    let queued = until("no more is written", async || {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let before = std::mem::replace(&mut last, queued_for(port));
+        (last > 0 && last == before).then_some(last)
+    })
+    .await;
+    assert!(queued < 256 << 10, "{queued} bytes");
 }
 
 #[tokio::test]
