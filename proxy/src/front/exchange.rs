@@ -71,7 +71,8 @@ async fn no_route(conn: &mut Connection, request: &RequestHead, record: &mut Rec
 fn pass_through(conn: &Connection, request: &RequestHead, service: &Service) -> Option<(Pass, Lease)> {
     let head = conn.scratch.as_ref()?.request_head();
     let is_read = request.method.is_read();
-    let pass = pass(service, head, is_read, request.path.of_head(head), &conn.address)?;
+    let client = request.client_address(head, &conn.address);
+    let pass = pass(service, head, is_read, request.path.of_head(head), client)?;
     Some((pass, pick(conn, request)?))
 }
 

@@ -56,10 +56,9 @@ impl Record {
         let head = scratch.request_head();
         let reported = backend.and_then(|backend| Some(backend.endpoints.first()?.reported_version()));
         let reported = reported.as_ref().and_then(|version| version.as_deref().map(String::as_str));
-        let client = std::str::from_utf8(request.client.of_head(head)).unwrap_or_default();
         conn.worker.log.write(&Line {
             time: SystemTime::now(),
-            client: if client.is_empty() { &conn.address } else { client },
+            client: request.client_address(head, &conn.address),
             method: request.method_text.of_head(head),
             target: request.target.of_head(head),
             protocol: request.version.as_str(),

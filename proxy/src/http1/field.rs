@@ -28,6 +28,12 @@ impl Span {
         }
     }
 
+    /// Where it ends.
+    #[must_use]
+    pub fn end(&self) -> usize {
+        self.end as usize
+    }
+
     /// The bytes.
     #[must_use]
     pub fn of_head<'a>(&self, head: &'a [u8]) -> &'a [u8] {

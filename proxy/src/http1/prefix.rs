@@ -1,7 +1,12 @@
 //! Takes a service's path prefix off a request that is about to go to its backend, and tells the backend so.
 
+use super::field::{Span, values, write_field};
+
+const FIELD: &[u8] = b"X-Forwarded-Prefix";
+
 /// Takes `prefix` off the target in a whole request head: `/app/show?q` becomes `/show?q`, and `/app` becomes `/`. The
-/// prefix is added as `X-Forwarded-Prefix`, so that the app can make links that lead back to it.
+/// prefix is told as `X-Forwarded-Prefix`, so that the app can make links that lead back to it; after the one that a
+/// trusted proxy before us has taken off, if there is one.
 ///
 /// Does nothing if the target does not start with the prefix: a head is never left half changed.
 pub fn strip(head: &mut Vec<u8>, prefix: &[u8]) {
@@ -15,9 +20,14 @@ pub fn strip(head: &mut Vec<u8>, prefix: &[u8]) {
     } else {
         head.splice(start..end, [b'/']);
     }
-    head.truncate(head.len() - 2);
-    for part in [b"X-Forwarded-Prefix: ", prefix, b"\r\n\r\n"] {
-        head.extend_from_slice(part);
+    let outer = values(head, FIELD).filter(|value| !value.is_empty()).last();
+    if let Some(outer) = outer.map(|value| Span::of(value, head)) {
+        let slash = usize::from(outer.of_head(head).ends_with(b"/"));
+        head.splice(outer.end() - slash..outer.end(), prefix.iter().copied());
+    } else {
+        head.truncate(head.len() - 2);
+        write_field(head, FIELD, prefix);
+        head.extend_from_slice(b"\r\n");
     }
 }
 
@@ -39,6 +49,17 @@ mod tests {
             let mut head = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes();
             strip(&mut head, b"/app");
             let expected = format!("GET {expected} HTTP/1.1\r\nHost: a\r\nX-Forwarded-Prefix: /app\r\n\r\n");
+            assert_eq!(String::from_utf8(head).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn the_prefix_follows_what_a_proxy_before_us_took_off() {
+        for (told, expected) in [("/outer", "/outer/app"), ("/outer/", "/outer/app"), ("/", "/app")] {
+            let rest = "\r\nVia: 1.1 edge\r\n\r\n";
+            let mut head = format!("GET /app/x HTTP/1.1\r\nx-forwarded-PREFIX: {told}{rest}").into_bytes();
+            strip(&mut head, b"/app");
+            let expected = format!("GET /x HTTP/1.1\r\nx-forwarded-PREFIX: {expected}{rest}");
             assert_eq!(String::from_utf8(head).unwrap(), expected);
         }
     }

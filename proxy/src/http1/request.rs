@@ -129,6 +129,17 @@ pub struct RequestHead {
     pub referer: Span,
 }
 
+impl RequestHead {
+    /// The client's address: what a trusted proxy has told, or else `peer`, who sent the request.
+    #[must_use]
+    pub fn client_address<'a>(&self, head: &'a [u8], peer: &'a str) -> &'a str {
+        match std::str::from_utf8(self.client.of_head(head)) {
+            Ok(told) if !told.is_empty() => told,
+            _ => peer,
+        }
+    }
+}
+
 /// Why a request is refused. The connection is closed after the answer: where the request ends is not certain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadRequest {
@@ -246,7 +257,8 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         is_last: !keep_alive,
         expects_continue: facts.expects_continue && version == Version::Http11 && has_body,
         upgrade,
-        client: client(request.headers, caller).map_or_else(Span::default, |client| Span::of(client, head)),
+        client: told_client(request.headers, caller)
+            .map_or_else(Span::default, |client| Span::of(client, head)),
         id: facts.id.map_or_else(RequestId::make, |id| RequestId::FromClient(Span::of(id, head))),
         user_agent: Span::of(facts.user_agent, head),
         referer: Span::of(facts.referer, head),
@@ -292,7 +304,7 @@ fn host<'a>(
 }
 
 /// The client's address, if it is not the caller's.
-fn client<'a>(fields: &[httparse::Header<'a>], caller: &Caller<'_>) -> Option<&'a [u8]> {
+fn told_client<'a>(fields: &[httparse::Header<'a>], caller: &Caller<'_>) -> Option<&'a [u8]> {
     if caller.is_trusted() { forwarded::client(fields, caller.headers) } else { None }
 }
 

@@ -138,6 +138,24 @@ async fn the_apps_server_field_is_passed_on_unless_told_otherwise() {
 }
 
 #[tokio::test]
+async fn other_header_settings_are_for_the_next_request_on_an_open_connection() {
+    let (home, proxy, recorder) = before("", ok).await;
+    let mut kept = Wire::connect(proxy.address).await;
+    let mut via = async || {
+        assert_eq!(kept.get("/").await.status, 200);
+        recorder.take()[0].head.split('|').any(|line| line.starts_with("Via: "))
+    };
+    assert!(!via().await);
+    home.write_config(&home.config().replacen(
+        "[services.app]",
+        "[server.headers]\nvia = true\n[services.app]",
+        1,
+    ));
+    assert_eq!(proxy.client.reload().await.unwrap().changed, ["server.headers"]);
+    assert!(via().await);
+}
+
+#[tokio::test]
 async fn names_that_apps_mistake_for_others_are_dropped_passed_or_refused() {
     let fields = "X_A: 1\r\nContent_Length: 5\r\n";
     for (policy, status, seen) in [("drop", 200, false), ("pass", 200, true), ("refuse", 400, false)] {

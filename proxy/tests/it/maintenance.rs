@@ -136,6 +136,32 @@ async fn operators_get_through_by_secret_or_address_and_see_what_a_switch_did() 
 }
 
 #[tokio::test]
+async fn an_operator_behind_a_trusted_proxy_is_known_by_the_address_that_it_tells() {
+    let blue = SampleApp::start("blue", "1").await;
+    let home = Home::new(blue.address, "127.0.0.1:9")
+        .server("trusted_proxies = [\"127.0.0.0/8\"]")
+        .service("[services.app.maintenance]\nbypass_addresses = [\"192.0.2.0/24\", \"127.0.0.0/8\"]");
+    let proxy = home.start().await;
+    begin(&proxy).await;
+    assert_eq!(ask(&proxy, "/", "X-Forwarded-For: 192.0.2.7").await.status, 200);
+    // Not by that of the proxy, which is everybody's.
+    assert_eq!(ask(&proxy, "/", "X-Forwarded-For: 203.0.113.9").await.status, 503);
+    assert_eq!(ask(&proxy, "/", "X-Forwarded-For: 192.0.2.7, 203.0.113.9").await.status, 503, "a claim");
+}
+
+#[tokio::test]
+async fn maintenance_outlasts_a_reload() {
+    let (home, proxy, _blue, _green) = pair().await;
+    begin(&proxy).await;
+    home.write_config(
+        &home.config().replace("active = \"blue\"", "active = \"blue\"\ndrain_timeout = \"7s\""),
+    );
+    assert_eq!(proxy.client.reload().await.unwrap().changed, ["services.app.drain_timeout"]);
+    assert_eq!(ask(&proxy, "/", "A: b").await.status, 503);
+    assert!(proxy.service().await.maintenance);
+}
+
+#[tokio::test]
 async fn maintenance_outlasts_the_process_and_its_own_page_is_shown() {
     let blue = SampleApp::start("blue", "1").await;
     let home = Home::new(blue.address, "127.0.0.1:9");
