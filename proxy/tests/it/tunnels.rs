@@ -82,6 +82,15 @@ async fn tunnels_stay_until_the_drains_deadline_and_are_then_told_to_go() {
 }
 
 #[tokio::test]
+async fn a_tunnel_is_no_body_and_may_carry_more_than_one() {
+    let (_home, proxy, _blue, _green) = fronted("", "[services.app.limits]\nbody_bytes = \"64B\"").await;
+    let mut wire = tunnels(&proxy, 1).await.remove(0);
+    for _ in 0..20 {
+        echo(&mut wire, "a text of more than sixty-four bytes, so that one alone is too large a body").await;
+    }
+}
+
+#[tokio::test]
 async fn each_service_says_what_a_drain_does_with_its_tunnels() {
     let (_home, proxy, _blue, _green) = fronted("", "tunnels_at_drain = \"keep\"").await;
     let mut kept = tunnels(&proxy, 2).await;
