@@ -36,8 +36,9 @@ mod engine;
 mod instance;
 pub mod process;
 
-use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
+use std::{fmt, io};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -271,6 +272,15 @@ pub enum RuntimeError {
         /// Why.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file of the runtime's own can't be read or written.
+    #[error("cannot use {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The runtime has no such thing.
     #[error("{0}")]

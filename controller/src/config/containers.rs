@@ -38,6 +38,16 @@ pub struct DockerSettings {
     pub memory_limit: Option<u64>,
     /// Thousandths of a processor; `None`: no limit.
     pub cpu_millis: Option<u32>,
+    /// More processes than this can't be made in it; `None`: no limit.
+    pub pids_limit: Option<u32>,
+    /// Whether its root file system can't be written to.
+    pub read_only: bool,
+    /// Directories in memory: `/tmp`, or `/tmp:size=64m`.
+    pub tmpfs: Vec<String>,
+    /// Capabilities that it does without: `ALL`.
+    pub cap_drop: Vec<String>,
+    /// The engine's `--security-opt`: `no-new-privileges:true`.
+    pub security_opt: Vec<String>,
     /// Whether it comes back after a reboot or a crash.
     pub restart: Restart,
     /// A log file that is larger is put aside, in bytes.
@@ -115,6 +125,11 @@ pub(super) fn docker(section: &mut Section) -> DockerSettings {
             .has("memory_limit")
             .then(|| section.size("memory_limit", u64::MAX, (MIN_MEMORY, i64::MAX as u64))),
         cpu_millis: section.has("cpu_millis").then(|| section.integer("cpu_millis", 1000, (10, 1_000_000))),
+        pids_limit: section.has("pids_limit").then(|| section.integer("pids_limit", 512, (1, 4_194_304))),
+        read_only: section.boolean("read_only", false),
+        tmpfs: tmpfs(section),
+        cap_drop: section.list::<String>("cap_drop").unwrap_or_default(),
+        security_opt: section.list::<String>("security_opt").unwrap_or_default(),
         restart: section.choice("restart", Restart::UnlessStopped, &restarts),
         log_size: section.size("log_size", 10 << 20, (1 << 10, 1 << 40)),
         log_files: section.integer("log_files", 3, (1, 100)),
@@ -137,6 +152,17 @@ fn volumes(section: &mut Section) -> Vec<String> {
         }
     }
     volumes
+}
+
+fn tmpfs(section: &mut Section) -> Vec<String> {
+    let directories = section.list::<String>("tmpfs").unwrap_or_default();
+    for (index, directory) in directories.iter().enumerate() {
+        if !directory.starts_with('/') {
+            let reason = format!("{directory:?} is not a directory: write /path or /path:size=64m");
+            section.mistake(&format!("tmpfs[{index}]"), reason);
+        }
+    }
+    directories
 }
 
 pub(super) fn compose(section: &mut Section) -> ComposeSettings {

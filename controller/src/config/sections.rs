@@ -60,7 +60,7 @@ pub enum RuntimeConfig {
     /// Plain local processes.
     Process(ProcessSettings),
     /// Containers, through the Engine API.
-    Docker(DockerSettings),
+    Docker(Box<DockerSettings>),
     /// The user's compose files, through the compose tool.
     Compose(ComposeSettings),
 }
@@ -242,7 +242,7 @@ pub(super) fn runtime(section: &mut Section) -> RuntimeConfig {
     let kinds = [("process", Kind::Process), ("docker", Kind::Docker), ("compose", Kind::Compose)];
     match section.choice("kind", Kind::Process, &kinds) {
         Kind::Process => RuntimeConfig::Process(process(&mut section.section("process"))),
-        Kind::Docker => RuntimeConfig::Docker(containers::docker(&mut section.section("docker"))),
+        Kind::Docker => RuntimeConfig::Docker(Box::new(containers::docker(&mut section.section("docker")))),
         Kind::Compose => RuntimeConfig::Compose(containers::compose(&mut section.section("compose"))),
     }
 }

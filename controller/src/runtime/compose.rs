@@ -242,7 +242,7 @@ impl Runtime for Compose {
             |source: BoxError| RuntimeError::Instance { action: "start", instance: instance.clone(), source };
         let mut spec: Spec = serde_json::from_value(frozen.spec.clone()).map_err(|e| failed(e.into()))?;
         let service = instance.as_str().split('.').next().unwrap_or_default();
-        spec.document.label(&self.engine.labels(instance, service, &frozen.backend, &frozen.version));
+        spec.document.label(&self.engine.labels(instance, service, &frozen.backend, &frozen.version)?);
         if spec.document.publishes() {
             self.engine.demand_free(&frozen.endpoints).await?;
         }

@@ -31,6 +31,7 @@ pub struct Docker {
     engine: Engine,
     settings: DockerSettings,
     build_timeout: Duration,
+    stop_timeout: Duration,
 }
 
 impl Docker {
@@ -41,11 +42,13 @@ impl Docker {
             engine: Engine::new(&config.deploy.state_dir, config.deploy.service.clone()),
             settings: settings.clone(),
             build_timeout: config.deploy.build_timeout,
+            stop_timeout: config.deploy.stop_timeout,
         }
     }
 
     fn spec(&self, image_id: &str, candidate: &Candidate) -> Result<Spec, RuntimeError> {
         Spec::new(&self.settings, image_id, candidate)
+            .map(|spec| spec.stopped_within(self.stop_timeout))
             .map_err(|reason| RuntimeError::Build { reason, log: Vec::new() })
     }
 
@@ -53,6 +56,7 @@ impl Docker {
     async fn create(&self, instance: &InstanceId, frozen: &Frozen, spec: &Spec) -> Result<(), EngineError> {
         let service = instance.as_str().split('.').next().unwrap_or_default();
         let labels = self.engine.labels(instance, service, &frozen.backend, &frozen.version);
+        let labels = labels.map_err(EngineError::Owner)?;
         let body = spec.request(labels);
         let options = CreateContainerOptionsBuilder::new().name(instance.as_str()).build();
         let made = self
@@ -81,6 +85,23 @@ impl Docker {
                 // It has joined already.
                 Err(error) if error.status() == Some(403) => {}
                 other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Demands that nobody answers to the instance's names on its network: the front door would ask both in turn.
+    async fn demand_names(&self, frozen: &Frozen, spec: &Spec) -> Result<(), RuntimeError> {
+        let Some(network) = spec.networks.first() else { return Ok(()) };
+        for endpoint in &frozen.endpoints {
+            let Some(name) = endpoint.host().filter(|name| spec.aliases.iter().any(|alias| alias == name))
+            else {
+                continue;
+            };
+            let holder = self.engine.holder(network, name).await.map_err(EngineError::unreachable)?;
+            if let Some(holder) = holder {
+                let by = format!("container {holder} on network {network}");
+                return Err(RuntimeError::PortTaken { endpoint: endpoint.to_string(), by });
             }
         }
         Ok(())
@@ -176,6 +197,7 @@ impl Runtime for Docker {
         if spec.publishes() {
             self.engine.demand_free(&frozen.endpoints).await?;
         }
+        self.demand_names(frozen, &spec).await?;
         if let Err(error) = self.create(instance, frozen, &spec).await {
             return Err(match error.status() {
                 Some(404) => wrong(

@@ -25,6 +25,15 @@ impl Endpoint {
             Self::Unix(_) => None,
         }
     }
+
+    /// The host, unless it is a Unix socket.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            Self::Tcp(host, _) => Some(host),
+            Self::Unix(_) => None,
+        }
+    }
 }
 
 impl FromStr for Endpoint {

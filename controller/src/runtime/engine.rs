@@ -6,9 +6,9 @@
 
 mod error;
 mod lines;
+mod owner;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
@@ -24,6 +24,7 @@ use uh_protocol::{BackendName, ServiceName};
 
 pub(super) use self::error::EngineError;
 pub(super) use self::lines::LineCutter;
+use self::owner::Owner;
 use super::{Ending, Endpoint, Frozen, InstanceId, Lines, LogQuery, RuntimeError, State};
 use crate::check::Check;
 use crate::ports;
@@ -48,22 +49,23 @@ pub(super) const SERVICE: &str = "uh-deploy.service";
 pub(super) const BACKEND: &str = "uh-deploy.backend";
 /// The label that names its version.
 pub(super) const VERSION: &str = "uh-deploy.version";
-/// The label that names the state directory of who started it.
+/// The label that names the state directory of who started it, for people.
 pub(super) const STATE_DIR: &str = "uh-deploy.state-dir";
+/// The label that names that directory's id, which is what counts.
+pub(super) const STATE_ID: &str = "uh-deploy.state-id";
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The Docker Engine, and whose containers are meant.
 pub(super) struct Engine {
     client: OnceCell<Docker>,
-    state_dir: String,
+    owner: Owner,
     service: Option<ServiceName>,
 }
 
 impl Engine {
     pub(super) fn new(state_dir: &std::path::Path, service: Option<ServiceName>) -> Self {
-        let state_dir: PathBuf = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
-        Self { client: OnceCell::new(), state_dir: state_dir.display().to_string(), service }
+        Self { client: OnceCell::new(), owner: Owner::new(state_dir), service }
     }
 
     /// The labels by which an instance is found again.
@@ -73,16 +75,17 @@ impl Engine {
         service: &str,
         backend: &BackendName,
         version: &str,
-    ) -> HashMap<String, String> {
-        [
+    ) -> Result<HashMap<String, String>, RuntimeError> {
+        Ok([
             (INSTANCE, instance.as_str()),
             (SERVICE, service),
             (BACKEND, backend.as_str()),
             (VERSION, version),
-            (STATE_DIR, &self.state_dir),
+            (STATE_DIR, &self.owner.directory()),
+            (STATE_ID, &self.owner.id_or_new()?),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into()
+        .into())
     }
 
     /// The client, at the engine's own API version.
@@ -145,8 +148,11 @@ impl Engine {
         }
     }
 
-    async fn list(&self, labels: &[(&str, &str)]) -> Result<Vec<ContainerSummary>, EngineError> {
-        let labels = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    /// The containers with this label that were started from this state directory.
+    async fn list(&self, name: &str, value: &str) -> Result<Vec<ContainerSummary>, EngineError> {
+        let Some(id) = self.owner.id().map_err(EngineError::Owner)? else { return Ok(Vec::new()) };
+        let labels = [(name, value), (STATE_ID, &id)];
+        let labels = labels.map(|(name, value)| format!("{name}={value}")).into();
         let filters = HashMap::from([("label".to_owned(), labels)]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         self.call(CALL, async |docker: Docker| docker.list_containers(Some(options.clone())).await).await
@@ -154,7 +160,7 @@ impl Engine {
 
     /// All instances of a backend that were started from this state directory, oldest first.
     pub(super) async fn instances(&self, backend: &BackendName) -> Result<Vec<InstanceId>, EngineError> {
-        let found = self.list(&[(BACKEND, backend.as_str()), (STATE_DIR, &self.state_dir)]).await?;
+        let found = self.list(BACKEND, backend.as_str()).await?;
         let instance = |container: ContainerSummary| {
             let labels = container.labels?;
             let service: ServiceName = labels.get(SERVICE)?.parse().ok()?;
@@ -169,7 +175,7 @@ impl Engine {
 
     /// The engine's id of an instance's container.
     pub(super) async fn container(&self, instance: &InstanceId) -> Result<Option<String>, EngineError> {
-        let found = self.list(&[(INSTANCE, instance.as_str()), (STATE_DIR, &self.state_dir)]).await?;
+        let found = self.list(INSTANCE, instance.as_str()).await?;
         Ok(found.into_iter().find_map(|container| container.id))
     }
 
@@ -214,6 +220,24 @@ impl Engine {
         let container = list.await.ok()?.into_iter().find(publishes)?;
         let name = container.names?.into_iter().next()?;
         Some(format!("container {}", name.trim_start_matches('/')))
+    }
+
+    /// The running container that answers to a name on a network, if there is one.
+    pub(super) async fn holder(&self, network: &str, name: &str) -> Result<Option<String>, EngineError> {
+        let filters = HashMap::from([("network".to_owned(), vec![network.to_owned()])]);
+        let options = ListContainersOptionsBuilder::new().filters(&filters).build();
+        let there = self
+            .call(CALL, async |docker: Docker| docker.list_containers(Some(options.clone())).await)
+            .await?;
+        for id in there.into_iter().filter_map(|container| container.id) {
+            let Some(found) = self.inspect(&id).await? else { continue };
+            let networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+            let aliases = networks.get(network).and_then(|joined| joined.aliases.clone()).unwrap_or_default();
+            if aliases.iter().any(|alias| alias == name) {
+                return Ok(found.name.map(|name| name.trim_start_matches('/').to_owned()));
+            }
+        }
+        Ok(None)
     }
 
     async fn inspect(&self, id: &str) -> Result<Option<ContainerInspectResponse>, EngineError> {
@@ -315,7 +339,7 @@ impl Engine {
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("state_dir", &self.state_dir).finish_non_exhaustive()
+        f.debug_struct("Engine").field("owner", &self.owner).finish_non_exhaustive()
     }
 }
 

@@ -335,6 +335,9 @@ async fn a_network_name_is_an_alias_and_needs_no_port_of_this_machine() {
                if ($s) { print $s \"GET / HTTP/1.0\\r\\n\\r\\n\"; print <$s>; exit 0 } select undef, undef, undef, 0.1 } exit 1";
     let answer = docker(&["run", "--rm", "--network", name, BASE, "perl", "-e", ask]);
     assert!(answer.ends_with("green 1.0.0"), "{answer}");
+    // Two by one name would be asked in turn, so a second one is not started.
+    let error = place.runtime.start(&place.instance("20261125t000002-bbbb"), &frozen).await.unwrap_err();
+    assert_eq!(error.to_string(), format!("green:3009 is taken by container {instance} on network {name}"));
     place.clean().await;
 }
 
@@ -353,6 +356,33 @@ impl Drop for Network {
     fn drop(&mut self) {
         docker(&["network", "rm", &self.0]);
     }
+}
+
+/// Two containers of the deploy tool have the same path for their state directories, and must not see each other's.
+#[tokio::test]
+async fn a_container_belongs_to_the_state_directory_that_started_it() {
+    if !engine_or_skip("docker runtime, state directories") {
+        return;
+    }
+    let place = Place::new(DOCKER);
+    let frozen = place.build("1.0.0").await;
+    let instance = place.instance("20261125t000001-aaaa");
+    place.start(&instance, &frozen).await;
+    let green = "green".parse().unwrap();
+    let id = place.path().join("state/id");
+    let own = fs::read(&id).unwrap();
+    for other in [None, Some("another\n")] {
+        match other {
+            Some(text) => fs::write(&id, text).unwrap(),
+            None => fs::remove_file(&id).unwrap(),
+        }
+        assert_eq!(place.runtime.find(&green).await.unwrap(), []);
+        assert_eq!(place.state(&instance).await, State::Absent);
+        place.runtime.remove(&instance).await.unwrap();
+    }
+    fs::write(&id, own).unwrap();
+    assert_eq!(place.runtime.find(&green).await.unwrap(), [instance]);
+    place.clean().await;
 }
 
 const COMPOSE: &str =

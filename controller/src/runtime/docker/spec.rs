@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bollard::models::{
     ContainerCreateBody, EndpointSettings, HostConfig, HostConfigLogConfig, NetworkingConfig, PortBinding,
@@ -80,6 +81,12 @@ impl Spec {
             memory: settings.memory_limit.and_then(|bytes| i64::try_from(bytes).ok()),
             // The same: no swap beyond it, so that the limit is one.
             memory_swap: settings.memory_limit.and_then(|bytes| i64::try_from(bytes).ok()),
+            pids_limit: settings.pids_limit.map(i64::from),
+            readonly_rootfs: settings.read_only.then_some(true),
+            tmpfs: (!settings.tmpfs.is_empty())
+                .then(|| settings.tmpfs.iter().map(|text| mount(text)).collect()),
+            cap_drop: (!settings.cap_drop.is_empty()).then(|| settings.cap_drop.clone()),
+            security_opt: (!settings.security_opt.is_empty()).then(|| settings.security_opt.clone()),
             nano_cpus: settings.cpu_millis.map(|millis| i64::from(millis) * 1_000_000),
             log_config: Some(HostConfigLogConfig {
                 typ: Some("json-file".to_owned()),
@@ -107,6 +114,12 @@ impl Spec {
             ..ContainerCreateBody::default()
         };
         Ok(Self { body, networks: settings.networks.clone(), aliases })
+    }
+
+    /// The same time for whoever else stops it: the engine, when the machine goes down.
+    pub(super) fn stopped_within(mut self, timeout: Duration) -> Self {
+        self.body.stop_timeout = i64::try_from(timeout.as_millis().div_ceil(1000)).ok();
+        self
     }
 
     /// The request that makes the container.
@@ -149,6 +162,12 @@ fn published_at(host: &str) -> Option<IpAddr> {
     host.trim_matches(['[', ']']).parse().ok()
 }
 
+/// A directory in memory, with its options: `/tmp:size=64m`.
+fn mount(text: &str) -> (String, String) {
+    let (directory, options) = text.split_once(':').unwrap_or((text, ""));
+    (directory.to_owned(), options.to_owned())
+}
+
 /// Replaces what stands for the candidate.
 pub(super) fn fill(text: &str, candidate: &Candidate) -> String {
     text.replace("{service}", candidate.service.as_str())
@@ -186,7 +205,7 @@ mod tests {
              [runtime]\nkind = \"docker\"\n[runtime.docker]\nimage = \"app:{{version}}\"\n{extra}"
         );
         match parse(&text, std::path::Path::new("/srv")).unwrap().runtime {
-            RuntimeConfig::Docker(settings) => settings,
+            RuntimeConfig::Docker(settings) => *settings,
             other => panic!("{other:?}"),
         }
     }
@@ -221,6 +240,19 @@ mod tests {
         ] {
             assert!(Spec::new(&settings(extra), "sha256:00", &candidate(&[endpoint])).is_err(), "{endpoint}");
         }
+    }
+
+    #[test]
+    fn what_a_container_may_not_do_is_in_the_request() {
+        let extra = "pids_limit = 100\nread_only = true\ntmpfs = [\"/tmp\", \"/run:size=1m,mode=755\"]\n\
+                     cap_drop = [\"ALL\"]\nsecurity_opt = [\"no-new-privileges:true\"]";
+        let spec = Spec::new(&settings(extra), "sha256:00", &candidate(&["127.0.0.1:3009"])).unwrap();
+        let host = spec.body.host_config.unwrap();
+        assert_eq!((host.pids_limit, host.readonly_rootfs), (Some(100), Some(true)));
+        assert_eq!(host.cap_drop.unwrap(), ["ALL"]);
+        assert_eq!(host.security_opt.unwrap(), ["no-new-privileges:true"]);
+        let tmpfs = host.tmpfs.unwrap();
+        assert_eq!((tmpfs["/tmp"].as_str(), tmpfs["/run"].as_str()), ("", "size=1m,mode=755"));
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub(in crate::runtime) enum EngineError {
     /// It took too long.
     #[error("the Docker Engine did not answer within {0:?}")]
     Slow(Duration),
+    /// It was not asked: whose containers are meant can't be told.
+    #[error(transparent)]
+    Owner(RuntimeError),
 }
 
 impl EngineError {
@@ -46,6 +49,7 @@ impl EngineError {
             Self::Unreachable(source) | Self::Refused(source) => {
                 RuntimeError::Unreachable { what, source: source.into() }
             }
+            Self::Owner(error) => error,
             Self::Slow(after) => {
                 RuntimeError::Unreachable { what, source: format!("no answer within {after:?}").into() }
             }
