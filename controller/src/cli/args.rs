@@ -67,6 +67,9 @@ pub(super) struct BlueGreenArgs {
     /// The version to deploy
     #[arg(long = "version", value_name = "VERSION", env = "npm_package_version")]
     pub(super) deploy_version: Option<String>,
+    /// Only if nothing was ever deployed: do nothing otherwise. Waits for the front door, which may still be starting
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(super) first: bool,
     /// Only say what would be done
     #[arg(long)]
     pub(super) dry_run: bool,

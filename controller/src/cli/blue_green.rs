@@ -1,6 +1,9 @@
 //! `uh-deploy blue-green`
 
+use std::time::{Duration, Instant};
+
 use uh_protocol::BackendName;
+use uh_protocol::client::ClientError;
 
 use super::args::{BlueGreenArgs, MonitorArgs};
 use super::exit::{Exit, Failed};
@@ -9,22 +12,36 @@ use super::{Done, monitor, operation};
 use crate::deploy::facts::{Facts, new_operation, who};
 use crate::deploy::machine::{Failure, Kind, Outcome};
 use crate::deploy::named;
-use crate::front::{Front, View};
+use crate::deploy::records::Records;
+use crate::front::{Front, FrontError, View};
 use crate::runtime::{Candidate, InstanceId};
 use crate::time::{iso_millis, span};
 
 /// A version is an environment variable, a label and a word in many messages.
 const MAX_VERSION_CHARS: usize = 128;
 
+/// How long a front door that is being started is waited for.
+const FRONT_WITHIN: Duration = Duration::from_secs(30);
+
+/// How often it is asked for.
+const FRONT_POLL: Duration = Duration::from_millis(100);
+
 pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done {
     let version = version(args)?;
     if args.dry_run {
         return dry_run(session, args, &version).await;
     }
+    if args.first && something_was_deployed(session)? {
+        return Ok(Exit::Done);
+    }
     let lock = session.lock(&format!("deploy of {version}"))?;
-    let front = session.front().await?;
+    let front = if args.first { front_soon(session).await? } else { session.front().await? };
     if let Some((_, Outcome::Attention)) = operation::recover_if_needed(session, &front).await? {
         return Ok(Exit::Attention);
+    }
+    // It may have been finished just now.
+    if args.first && something_was_deployed(session)? {
+        return Ok(Exit::Done);
     }
     let report = &session.report;
     report.step(1, 7, "Determining inactive environment");
@@ -42,9 +59,12 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
             report.say(&format!("   Time: {}", span(took)));
             report.say("   Downtime: 0s");
             let warm = span(session.config.deploy.warm);
-            report.say(&format!(
-                "   {old} is kept running for {warm}: `uh-deploy rollback` brings it back at once"
-            ));
+            // Nothing answers there, if this was the first deploy.
+            if from_version.is_some() {
+                report.say(&format!(
+                    "   {old} is kept running for {warm}: `uh-deploy rollback` brings it back at once"
+                ));
+            }
         }
         Outcome::Failed(Failure::Overtaken) => {
             let serves = operation::serving(&front).await;
@@ -91,6 +111,34 @@ fn version(args: &BlueGreenArgs) -> Result<String, Failed> {
         return Err(Failed::usage(message));
     }
     Ok(version)
+}
+
+/// Says so, too: whoever starts everything at once (`compose up`) does it more than once.
+fn something_was_deployed(session: &Session) -> Result<bool, Failed> {
+    let records = Records::new(&session.config.deploy.state_dir);
+    for backend in &session.config.backends {
+        let record = records.of(&backend.name);
+        let record = record.map_err(|e| Failed::new(Exit::Failed, format!("cannot read a record: {e}")))?;
+        if let Some(record) = record {
+            let deployed = named(&backend.name, Some(&record.frozen.version));
+            session.report.say(&format!("{deployed} was deployed already: nothing to do for --first"));
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A front door that is being started beside us.
+async fn front_soon(session: &Session) -> Result<Front, Failed> {
+    let deadline = Instant::now() + FRONT_WITHIN;
+    loop {
+        match Front::find(&session.config).await {
+            Err(FrontError::Call(ClientError::NoProxy { .. })) if Instant::now() < deadline => {
+                tokio::time::sleep(FRONT_POLL).await;
+            }
+            other => return Ok(other?),
+        }
+    }
 }
 
 /// The backend that is not active, according to the front door. Of several, not the one that a roll back would want.

@@ -46,3 +46,12 @@ fn the_commented_file_is_right_and_shows_every_default() {
         assert_eq!(commented.validate.min_disk, written_out.validate.min_disk);
     }
 }
+
+#[test]
+fn the_files_of_the_container_stack_are_right() {
+    for file in ["uh-deploy.toml", "two-apps/shop.toml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker").join(file);
+        let config = config::load(&path).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert!(matches!(config.runtime, config::RuntimeConfig::Docker(_)), "{file}");
+    }
+}

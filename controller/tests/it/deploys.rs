@@ -52,6 +52,19 @@ fn a_deploy_takes_the_guides_seven_steps_and_a_rollback_its_four() {
 }
 
 #[test]
+fn a_first_deploy_is_made_once() {
+    let stage = Stage::new();
+    let first = stage.expect(0, &["blue-green", "--first", "--version", "1.0.0"]);
+    first.says("✅ Deployment complete!");
+    assert!(!first.text.contains("is kept running"), "nothing was there before: {}", first.text);
+    stage
+        .expect(0, &["blue-green", "--first", "--version", "2.0.0"])
+        .says("blue (v1.0.0) was deployed already: nothing to do");
+    assert_eq!(stage.served(), "blue 1.0.0");
+    assert_eq!(stage.history().len(), 1);
+}
+
+#[test]
 fn a_rollback_to_a_stopped_version_starts_it_as_it_was() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
