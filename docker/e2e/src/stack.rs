@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 use uh_benches::process::{Finished, run};
 use uh_protocol::BackendName;
@@ -24,7 +24,10 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How often something is asked for that is waited for.
 const POLL: Duration = Duration::from_millis(100);
 
-/// A running project. It is taken down, volumes and all, when this is dropped.
+/// What of the shipped configurations of the deploy tool is not fit for several projects on one engine.
+const NETWORK: &str = "\"uh\"";
+
+/// A running project. It is taken down, with its volumes and the app's containers, when this is dropped.
 #[derive(Debug)]
 pub struct Stack {
     /// Where the front door is published.
@@ -36,57 +39,65 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Blue and the front door, with both of the shipped files: base and production. Nothing is built.
+    /// The front door, and 1.0.0 behind it as blue, with both of the shipped files: base and production. Nothing is
+    /// built.
     ///
     /// # Errors
     /// When no engine answers, or it does not come up.
     pub async fn up(name: &str) -> Result<Self> {
-        let files = ["docker-compose.yml", "docker-compose.prod.yml"];
-        let files = files.map(|file| repository::path("docker").join(file)).to_vec();
-        let stack = Self::new(name, files)?;
-        stack.compose(&["up", "--detach", "--no-build", "proxy", "blue"]).await?;
-        stack.wait_until_healthy("blue").await?;
+        let stack = Self::new(name, &["docker-compose.yml", "docker-compose.prod.yml"])?;
+        stack.compose(&["up", "--detach", "--no-build"]).await?;
+        stack.wait_for_the_first_deploy().await?;
         Ok(stack)
     }
 
-    /// Another set of compose files; nothing is started.
+    /// A set of shipped compose files; nothing is started.
     ///
     /// # Errors
-    /// When there is no free port.
-    pub fn new(name: &str, files: Vec<PathBuf>) -> Result<Self> {
+    /// When there is no free port, or a file can't be read or written.
+    pub fn new(name: &str, files: &[&str]) -> Result<Self> {
         let free = || -> Result<SocketAddr> { Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?) };
         let address = free()?;
-        let mut variables = BTreeMap::from([("UH_HTTP".to_owned(), address.to_string())]);
-        for port in ["UH_METRICS", "UH_BLUE", "UH_GREEN"] {
-            variables.insert(port.to_owned(), free()?.to_string());
-        }
         let project = format!("uh-e2e-{name}-{}", std::process::id());
+        let variables = [
+            ("UH_HTTP", address.to_string()),
+            ("UH_METRICS", free()?.to_string()),
+            ("UH_NETWORK", project.clone()),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value)).into();
+        let mut files: Vec<PathBuf> =
+            files.iter().map(|file| repository::path("docker").join(file)).collect();
         let dir = tempfile::tempdir()?;
-        Ok(Self { address, project, files, variables, dir })
+        let of_the_test = dir.path().join("test.yml");
+        std::fs::write(&of_the_test, overrides(dir.path()))?;
+        files.push(of_the_test);
+        let stack = Self { address, project, files, variables, dir };
+        stack.configure(&[])?;
+        Ok(stack)
+    }
+
+    /// Has the deploy tool use its shipped configurations from now on, with these texts replaced.
+    ///
+    /// # Errors
+    /// When one of the texts is not in the first of them, or a file can't be read or written.
+    pub fn configure(&self, replaced: &[(&str, &str)]) -> Result<()> {
+        let network = format!("{:?}", self.project);
+        for (file, shipped) in CONFIGURATIONS {
+            let mut text = std::fs::read_to_string(repository::path("docker").join(shipped))?;
+            ensure!(text.contains(NETWORK), "{shipped} is on another network than {NETWORK}");
+            text = text.replace(NETWORK, &network);
+            for (old, new) in replaced.iter().filter(|_| file == CONFIGURATIONS[0].0) {
+                ensure!(text.contains(old), "{old} is not in {shipped}");
+                text = text.replace(old, new);
+            }
+            std::fs::write(self.dir.path().join(file), text)?;
+        }
+        Ok(())
     }
 
     /// Sets a variable that the compose files read.
     pub fn set(&mut self, variable: &str, value: &str) {
         self.variables.insert(variable.to_owned(), value.to_owned());
-    }
-
-    /// Gives a backend more environment from now on, as an operator's own override file would.
-    ///
-    /// # Errors
-    /// When the file can't be written.
-    pub fn override_environment(&mut self, backend: &str, variable: &str, value: &str) -> Result<()> {
-        let path = self.dir.path().join(format!("{backend}-{variable}.yml"));
-        let text = format!("services:\n  {backend}:\n    environment:\n      {variable}: \"{value}\"\n");
-        std::fs::write(&path, text)?;
-        self.files.retain(|file| *file != path);
-        self.files.push(path);
-        Ok(())
-    }
-
-    /// Takes all overrides back.
-    pub fn forget_overrides(&mut self) {
-        let dir = self.dir.path().to_owned();
-        self.files.retain(|file| !file.starts_with(&dir));
     }
 
     /// A compose command that must succeed.
@@ -105,6 +116,23 @@ impl Stack {
         }
         command.args(arguments).envs(&self.variables);
         command
+    }
+
+    /// `uh-deploy …` in a container of its own, however it ends.
+    ///
+    /// # Errors
+    /// When it can't be run.
+    pub async fn uh_deploy(&self, arguments: &[&str]) -> Result<Finished> {
+        let run_it = ["run", "--rm", "-T", "controller"];
+        run(self.command(&[&run_it, arguments].concat()), COMMAND_WITHIN).await
+    }
+
+    /// The same, for a command that must succeed.
+    ///
+    /// # Errors
+    /// With its output, when it does not.
+    pub async fn deploy_tool(&self, arguments: &[&str]) -> Result<String> {
+        succeeded(arguments, self.uh_deploy(arguments).await?)
     }
 
     /// `uh-proxy …` in the front door's container, however it ends.
@@ -161,7 +189,39 @@ impl Stack {
         }
     }
 
-    /// A docker command on the container of a service, that must succeed.
+    /// Waits until what `up` started has deployed, or found that there is nothing to do.
+    ///
+    /// # Errors
+    /// When it fails, or takes too long.
+    pub async fn wait_for_the_first_deploy(&self) -> Result<()> {
+        let deadline = Instant::now() + READY_WITHIN;
+        while self.inspect("first-deploy", ".State.Running").await? == "true" {
+            ensure!(Instant::now() < deadline, "the first deploy is not done after {READY_WITHIN:?}");
+            tokio::time::sleep(POLL).await;
+        }
+        if self.inspect("first-deploy", ".State.ExitCode").await? != "0" {
+            bail!("the first deploy failed:\n{}", self.compose(&["logs", "--no-color"]).await?);
+        }
+        Ok(())
+    }
+
+    /// Waits until the front page comes; who it is from.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub async fn wait_for_an_answer(&self) -> Result<String> {
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            let answer = self.get("localhost").await;
+            if !answer.is_empty() {
+                return Ok(answer.trim().to_owned());
+            }
+            ensure!(Instant::now() < deadline, "nothing answers after {READY_WITHIN:?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// A docker command on the container of a compose service or of a backend of the app, that must succeed.
     ///
     /// # Errors
     /// With its output, when it does not.
@@ -189,16 +249,36 @@ impl Stack {
         run(curl, COMMAND_WITHIN).await.map(|finished| finished.output).unwrap_or_default()
     }
 
-    async fn container(&self, service: &str) -> Result<String> {
-        let mut command = Command::new("docker");
-        command.args(["ps", "--all", "--quiet"]);
-        for (label, value) in [("project", self.project.as_str()), ("service", service)] {
-            command.arg("--filter").arg(format!("label=com.docker.compose.{label}={value}"));
+    /// Of a compose service, or of the app's backend of that name.
+    async fn container(&self, name: &str) -> Result<String> {
+        let compose = ["com.docker.compose.project=", &self.project].concat();
+        let mut found = self.containers(&[&compose, &format!("com.docker.compose.service={name}")]).await?;
+        if found.is_empty() {
+            found = self.containers(&["uh-deploy.service=app", &format!("uh-deploy.backend={name}")]).await?;
         }
-        let found = succeeded(&["ps"], run(command, COMMAND_WITHIN).await?)?;
-        let first = found.lines().next().with_context(|| format!("{service} has no container"))?;
-        Ok(first.to_owned())
+        found.into_iter().next().with_context(|| format!("{name} has no container"))
     }
+
+    /// The containers on the project's network that have all of these labels, running or not.
+    async fn containers(&self, labels: &[&str]) -> Result<Vec<String>> {
+        let mut command = Command::new("docker");
+        command.args(["ps", "--all", "--quiet", "--filter", &format!("network={}", self.project)]);
+        command.args(labels.iter().map(|label| format!("--filter=label={label}")));
+        let found = succeeded(&["ps"], run(command, COMMAND_WITHIN).await?)?;
+        Ok(found.lines().map(str::to_owned).collect())
+    }
+}
+
+/// The deploy tool's configurations, as the test has them and as they are shipped.
+const CONFIGURATIONS: [(&str, &str); 2] =
+    [("uh-deploy.toml", "uh-deploy.toml"), ("shop.toml", "two-apps/shop.toml")];
+
+/// Mounts the test's configurations in place of the shipped ones.
+fn overrides(dir: &Path) -> String {
+    let mounts = CONFIGURATIONS
+        .map(|(file, _)| format!("      - {}:/etc/uh-deploy/{file}:ro\n", dir.join(file).display()))
+        .concat();
+    format!("services:\n  controller:\n    volumes: &mounts\n{mounts}  first-deploy:\n    volumes: *mounts\n")
 }
 
 /// The plugin of today, else docker-compose 1.29.
@@ -230,6 +310,12 @@ fn succeeded(arguments: &[&str], finished: Finished) -> Result<String> {
 impl Drop for Stack {
     fn drop(&mut self) {
         // Nothing more can be done if this fails; the project's name tells whose it was.
+        let script = format!(
+            "docker ps --all --quiet --filter network={} --filter label=uh-deploy.instance \
+             | xargs --no-run-if-empty docker rm --force",
+            self.project
+        );
+        let _ = Command::new("sh").arg("-c").arg(script).output();
         let _ = self.command(&["down", "--volumes", "--timeout", "0"]).output();
     }
 }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use uh_benches::judgement::{Switch, Verdict};
 use uh_benches::load::{Group, Load, Plan, Recording, Reuse};
-use uh_e2e::repository;
 use uh_e2e::stack::{Stack, is_healthy};
 
 /// A container's start and a few probes, on a busy machine.
@@ -28,10 +27,32 @@ fn load(stack: &Stack) -> Load {
     Load::start(Plan { target: stack.address, groups, request_timeout: SOON }).unwrap()
 }
 
-async fn switch(stack: &Stack, to: &str) -> Switch {
+/// What moves traffic: a command of the deploy tool, from its call to its end.
+async fn moves(stack: &Stack, to: &str, arguments: &[&str]) -> Switch {
     let called_at = Instant::now();
-    stack.must(&["switch", to, "--wait-drain", "30s"]).await.unwrap();
-    Switch { to: to.parse().unwrap(), called_at, replied_at: Instant::now() }
+    let said = stack.deploy_tool(arguments).await.unwrap();
+    let replied_at = Instant::now();
+    println!("{}: {:.1} s; {}", arguments.join(" "), (replied_at - called_at).as_secs_f64(), verdict(&said));
+    assert_eq!(stack.active().await.unwrap().as_str(), to, "{said}");
+    Switch { to: to.parse().unwrap(), called_at, replied_at }
+}
+
+async fn deploy(stack: &Stack, to: &str, version: &str) -> Switch {
+    moves(stack, to, &["blue-green", "--version", version]).await
+}
+
+/// The line that says how it ended.
+fn verdict(text: &str) -> &str {
+    text.lines().rfind(|line| line.starts_with(['✅', '❌'])).unwrap_or_default()
+}
+
+/// The image of a bad version is a good one's; what makes it bad is its environment.
+const IMAGE: &str = "uh-sample-app:{version}";
+const GOOD: &str = "NODE_ENV = \"production\"";
+
+fn bad(stack: &Stack, variable: &str, value: &str, more: &[(&str, &str)]) {
+    let bad = format!("{GOOD}, {variable} = {value:?}");
+    stack.configure(&[&[(IMAGE, "uh-sample-app:1.0.1"), (GOOD, &bad)], more].concat()).unwrap();
 }
 
 fn failures(recording: &Recording) -> Vec<String> {
@@ -50,9 +71,11 @@ fn longest_gap(recording: &Recording) -> Duration {
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
 async fn the_stack_comes_up_and_nothing_in_it_has_more_rights_than_it_needs() {
+    let stack = Stack::new("up", &["docker-compose.yml", "docker-compose.prod.yml"]).unwrap();
     let started = Instant::now();
-    let stack = Stack::up("up").await.unwrap();
-    println!("compose up to healthy: {:.1} s", started.elapsed().as_secs_f64());
+    stack.compose(&["up", "--detach", "--no-build"]).await.unwrap();
+    assert_eq!(stack.wait_for_an_answer().await.unwrap(), "blue 1.0.0");
+    println!("compose up to the first good answer: {:.1} s", started.elapsed().as_secs_f64());
     for service in ["proxy", "blue"] {
         for (field, expected) in [
             (".HostConfig.ReadonlyRootfs", "true"),
@@ -77,80 +100,108 @@ async fn the_stack_comes_up_and_nothing_in_it_has_more_rights_than_it_needs() {
     }
 }
 
-/// 1.0.0 on blue; 1.0.1 on green; a version that never gets healthy is refused; one that fails requests is rolled
-/// back. Only that one's own answers may be failures.
+/// 1.0.0 on blue; 1.0.1 on green; a version that never gets healthy changes nothing; back to 1.0.0; one that fails
+/// requests is found out and rolled back. Only that one's own answers may be failures.
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
 async fn versions_come_and_go_under_load_and_only_a_bad_one_fails_requests() {
-    let mut stack = Stack::up("deploys").await.unwrap();
+    let stack = Stack::up("deploys").await.unwrap();
     let good = load(&stack);
+    let mut switches = vec![deploy(&stack, "green", "1.0.1").await];
+    assert_eq!(stack.get("localhost").await.trim(), "green 1.0.1");
 
-    stack.set("GREEN_VERSION", "1.0.1");
-    stack.compose(&["up", "--detach", "--no-build", "--no-deps", "green"]).await.unwrap();
-    stack.wait_until_healthy("green").await.unwrap();
-    let mut switches = vec![switch(&stack, "green").await];
+    let within = [("[health]", "[health]\nwithin = \"5s\"")];
+    bad(&stack, "UNHEALTHY", "1", &within);
+    let refused = stack.uh_deploy(&["blue-green", "--version", "1.0.2"]).await.unwrap();
+    println!("a version that never gets healthy: {}", verdict(&refused.output));
+    assert_eq!(refused.status.code(), Some(1), "{}", refused.output);
+    assert!(
+        refused.output.contains("nothing has changed for users: green (v1.0.1) serves"),
+        "{}",
+        refused.output
+    );
 
-    stack.set("BLUE_VERSION", "1.0.1");
-    stack.override_environment("blue", "UNHEALTHY", "1").unwrap();
-    stack.compose(&["up", "--detach", "--no-build", "--no-deps", "blue"]).await.unwrap();
-    let deadline = Instant::now() + SOON;
-    while is_healthy(&stack.status().await.unwrap(), "blue") != Some(false) {
-        assert!(Instant::now() < deadline, "blue never gets unhealthy");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let refused = stack.uh_proxy(&["switch", "blue"]).await.unwrap();
-    println!("a version that never gets healthy: {}", refused.output.trim());
-    assert_eq!(refused.status.code(), Some(3), "{}", refused.output);
-
-    stack.forget_overrides();
-    stack.set("BLUE_VERSION", "1.0.0");
-    stack.compose(&["up", "--detach", "--no-build", "--no-deps", "blue"]).await.unwrap();
-    stack.wait_until_healthy("blue").await.unwrap();
-    switches.push(switch(&stack, "blue").await);
+    // Its place was blue's, which is gone: it is started again from what was frozen.
+    stack.configure(&[]).unwrap();
+    switches.push(moves(&stack, "blue", &["rollback"]).await);
+    switches.push(moves(&stack, "green", &["rollback"]).await);
     let recording = good.stop().await.unwrap();
     let verdict = Verdict::of(&recording, &"blue".parse().unwrap(), &switches);
-    println!("deploys and roll back: {} requests, {} failed", verdict.requests, verdict.failed());
+    println!("deploys and roll backs: {} requests, {} failed", verdict.requests, verdict.failed());
     assert_eq!(verdict.faults(), Vec::<String>::new());
 
-    stack.override_environment("green", "FAIL_PERCENT", "50").unwrap();
-    stack.compose(&["up", "--detach", "--no-build", "--no-deps", "green"]).await.unwrap();
-    stack.wait_until_healthy("green").await.unwrap();
-    let bad = load(&stack);
-    switch(&stack, "green").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let called_at = Instant::now();
-    stack.must(&["switch", "blue", "--wait-drain", "30s"]).await.unwrap();
+    bad(&stack, "FAIL_PERCENT", "50", &[("[health]", "[monitor]\ninterval = \"1s\"\n[health]")]);
+    let load = load(&stack);
+    let watched = ["blue-green", "--version", "1.0.3", "--watch", "30s", "--auto-rollback"];
+    let ended = stack.uh_deploy(&watched).await.unwrap();
     let replied_at = Instant::now();
+    println!("a version that turns bad: {}", verdict(&ended.output));
+    assert_eq!(ended.status.code(), Some(3), "{}", ended.output);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let recording = bad.stop().await.unwrap();
+    let recording = load.stop().await.unwrap();
     let failed = failures(&recording);
     println!("a version that fails half: {} requests, {} failed", recording.samples.len(), failed.len());
     assert!(!failed.is_empty() && failed.iter().all(|failure| failure == "status 500"), "{failed:?}");
     let late = recording.samples.iter().filter(|s| s.sent_at > replied_at && s.outcome.is_err()).count();
     assert_eq!(late, 0, "requests failed that were sent after the roll back");
-    println!("roll back, with docker exec and drain: {:?}", replied_at - called_at);
+    println!("{}", stack.deploy_tool(&["history"]).await.unwrap());
 }
 
+/// What `compose up` does when everything runs already, and what the tool's container says of the stack.
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
-async fn the_deploy_tool_reaches_the_front_door_from_a_container_of_its_own() {
-    let stack = Stack::up("controller").await.unwrap();
-    let said = stack.compose(&["run", "--rm", "-T", "controller", "health-check"]).await.unwrap();
+async fn another_up_leaves_what_serves_alone() {
+    let stack = Stack::up("again").await.unwrap();
+    deploy(&stack, "green", "1.0.1").await;
+    let container = stack.inspect("green", ".Id").await.unwrap();
+    stack.compose(&["up", "--detach", "--no-build"]).await.unwrap();
+    stack.wait_for_the_first_deploy().await.unwrap();
+    assert_eq!(stack.inspect("green", ".Id").await.unwrap(), container);
+    assert_eq!(stack.get("localhost").await.trim(), "green 1.0.1");
+    let said = stack.deploy_tool(&["health-check"]).await.unwrap();
+    assert!(said.contains("✓ Active: green (v1.0.1)") && said.contains("✓ Health: OK"), "{said}");
+    let said = stack.deploy_tool(&["validate"]).await.unwrap();
     println!("{}", said.trim());
-    assert!(said.contains("✓ Active: blue") && said.contains("✓ Health: OK"), "{said}");
+    let said = stack.deploy_tool(&["logs", "--tail", "5"]).await.unwrap();
+    assert!(said.contains("listening on"), "{said}");
+}
+
+/// Killed as the machine's own troubles would: the front door serves on, and the next command tidies up.
+#[tokio::test]
+#[ignore = "needs a Docker Engine"]
+async fn a_killed_deploy_tool_is_recovered_from_in_the_next_container() {
+    let stack = Stack::up("killed").await.unwrap();
+    let load = load(&stack);
+    bad(&stack, "UNHEALTHY", "1", &[]);
+    let deploy = stack.uh_deploy(&["blue-green", "--version", "1.0.2"]);
+    let kill = async {
+        let deadline = Instant::now() + SOON;
+        while stack.inspect("green", ".State.Running").await.is_err() {
+            assert!(Instant::now() < deadline, "the candidate is never started");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        stack.docker(&["kill"], "controller").await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(deploy, kill);
+    assert_eq!(ended.unwrap().status.code(), Some(137));
+    let said = stack.deploy_tool(&["recover"]).await.unwrap();
+    println!("{}", said.trim());
+    assert!(said.contains("Undone: the candidate is gone; blue (v1.0.0) serves"), "{said}");
+    assert_eq!(stack.inspect("green", ".State.Running").await.unwrap(), "false", "the candidate still runs");
+    let recording = load.stop().await.unwrap();
+    println!("a killed deploy: {} requests, {} failed", recording.samples.len(), failures(&recording).len());
+    assert_eq!(failures(&recording), Vec::<String>::new());
 }
 
 /// Two services on one front door: each host has its own app, and a switch of one leaves the other alone.
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
 async fn a_second_app_by_host_is_switched_on_its_own() {
-    let files = ["docker-compose.yml", "two-apps/docker-compose.yml"];
-    let files = files.map(|file| repository::path("docker").join(file)).to_vec();
-    let mut stack = Stack::new("two-apps", files).unwrap();
-    stack.set("SHOP_BLUE_VERSION", "1.0.1");
-    stack.set("SHOP_GREEN_VERSION", "1.0.1");
-    let services = ["proxy", "blue", "shop-blue", "shop-green"];
-    stack.compose(&[&["up", "--detach", "--no-build"], services.as_slice()].concat()).await.unwrap();
+    let stack = Stack::new("two-apps", &["docker-compose.yml", "two-apps/docker-compose.yml"]).unwrap();
+    stack.compose(&["up", "--detach", "--no-build"]).await.unwrap();
+    stack.wait_for_the_first_deploy().await.unwrap();
+    let shop = ["--config", "/etc/uh-deploy/shop.toml", "blue-green", "--version"];
+    stack.deploy_tool(&[&shop[..], &["1.0.1"]].concat()).await.unwrap();
     let answers = async |app: &str, shop: &str| {
         let deadline = Instant::now() + SOON;
         loop {
@@ -163,30 +214,27 @@ async fn a_second_app_by_host_is_switched_on_its_own() {
         }
     };
     answers("blue 1.0.0", "blue 1.0.1").await;
-    let deadline = Instant::now() + SOON;
-    while !stack.uh_proxy(&["switch", "green", "--service", "shop"]).await.unwrap().status.success() {
-        assert!(Instant::now() < deadline, "shop's green never gets healthy");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    answers("blue 1.0.0", "green 1.0.1").await;
+    stack.deploy_tool(&[&shop[..], &["1.0.0"]].concat()).await.unwrap();
+    answers("blue 1.0.0", "green 1.0.0").await;
+    // Each has its own previous version.
+    stack.deploy_tool(&["--config", "/etc/uh-deploy/shop.toml", "rollback"]).await.unwrap();
+    answers("blue 1.0.0", "blue 1.0.1").await;
 }
 
 /// `http.createServer` and no word on signals: the shim lets it finish.
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
 async fn a_node_app_behind_the_shim_is_stopped_without_a_cut_answer() {
-    let mut stack = Stack::up("node").await.unwrap();
-    stack.set("UH_APP_IMAGE", "uh-node-app");
-    stack.compose(&["up", "--detach", "--no-build", "--no-deps", "green"]).await.unwrap();
-    stack.wait_until_healthy("green").await.unwrap();
-    switch(&stack, "green").await;
+    let stack = Stack::up("node").await.unwrap();
+    stack.configure(&[(IMAGE, "uh-node-app:1.0.0")]).unwrap();
+    deploy(&stack, "green", "1.0.0").await;
     let groups = vec![group("/?ms=8000", 20, 20.0, Reuse::KeepAlive)];
     let load = Load::start(Plan { target: stack.address, groups, request_timeout: SOON }).unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     // Traffic is moved, and the app is stopped at once: what it still has in flight is its own to finish.
     stack.must(&["switch", "blue"]).await.unwrap();
-    stack.compose(&["stop", "green"]).await.unwrap();
-    let log = stack.compose(&["logs", "--no-color", "green"]).await.unwrap();
+    stack.docker(&["stop"], "green").await.unwrap();
+    let log = stack.docker(&["logs"], "green").await.unwrap();
     assert_eq!(stack.inspect("green", ".State.ExitCode").await.unwrap(), "0", "{log}");
     let recording = load.stop().await.unwrap();
     let failed = failures(&recording);
@@ -201,9 +249,7 @@ async fn a_node_app_behind_the_shim_is_stopped_without_a_cut_answer() {
 #[ignore = "needs a Docker Engine"]
 async fn a_restarted_front_door_serves_the_backend_that_was_active() {
     let stack = Stack::up("restart").await.unwrap();
-    stack.compose(&["up", "--detach", "--no-build", "green"]).await.unwrap();
-    stack.wait_until_healthy("green").await.unwrap();
-    switch(&stack, "green").await;
+    deploy(&stack, "green", "1.0.1").await;
     let load = load(&stack);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let started = Instant::now();
@@ -258,20 +304,19 @@ async fn a_stopped_front_door_answers_what_is_in_flight_and_ends_cleanly() {
 
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
-async fn a_killed_active_app_is_seen_and_one_switch_mends_it() {
+async fn a_killed_active_app_is_seen_and_a_roll_back_mends_it() {
     let stack = Stack::up("kill").await.unwrap();
-    stack.compose(&["up", "--detach", "--no-build", "green"]).await.unwrap();
-    stack.wait_until_healthy("green").await.unwrap();
+    deploy(&stack, "green", "1.0.1").await;
     let load = load(&stack);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let killed_at = Instant::now();
-    stack.docker(&["kill"], "blue").await.unwrap();
-    while is_healthy(&stack.status().await.unwrap(), "blue") != Some(false) {
-        assert!(killed_at.elapsed() < SOON, "nobody is told that blue is gone");
+    stack.docker(&["kill"], "green").await.unwrap();
+    while is_healthy(&stack.status().await.unwrap(), "green") != Some(false) {
+        assert!(killed_at.elapsed() < SOON, "nobody is told that green is gone");
     }
     println!("killed app: found unhealthy after {:?}", killed_at.elapsed());
     println!("{}", stack.must(&["status"]).await.unwrap().trim());
-    let mended = switch(&stack, "green").await;
+    let mended = moves(&stack, "blue", &["rollback"]).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let recording = load.stop().await.unwrap();
     let mut failed = failures(&recording);
