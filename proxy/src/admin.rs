@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod control;
+mod drain;
 mod maintenance;
 pub mod reload;
 pub mod server;

@@ -1,5 +1,7 @@
 //! The switchboard: the one place where routing changes, and the one from which requests pick.
 
+mod drain;
+mod refusal;
 mod reload;
 
 use std::sync::{Arc, OnceLock};
@@ -9,12 +11,14 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use uh_protocol::request::Remaining;
-use uh_protocol::{BackendName, ServiceName};
+use uh_protocol::BackendName;
+
+pub use drain::{Drain, Holding};
+pub use refusal::Refusal;
 
 use super::backend::{Address, Backend, Health};
 use super::lease::{Activation, LanePayload, Lease, Ledger};
-use super::snapshot::{ActivationInfo, Farewell, Maintenance, ServiceState, Snapshot};
+use super::snapshot::{ActivationInfo, Maintenance, ServiceState, Snapshot};
 use crate::config;
 use crate::observe::meters::Meters;
 
@@ -63,87 +67,6 @@ pub struct SwitchOutcome {
     pub health: Health,
 }
 
-/// Why a change was refused. Nothing has changed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// No such service.
-    #[error("there is no service {asked}; there are: {}", known.join(", "))]
-    UnknownService {
-        /// What was asked for.
-        asked: String,
-        /// What there is.
-        known: Vec<String>,
-    },
-    /// No such backend.
-    #[error("service {service} has no backend {asked}; it has: {}", known.join(", "))]
-    UnknownBackend {
-        /// The service.
-        service: String,
-        /// What was asked for.
-        asked: String,
-        /// What there is.
-        known: Vec<String>,
-    },
-    /// Another backend is active than expected.
-    #[error(
-        "expected {expected} to be active, but {active} is (generation {generation}); nothing has changed"
-    )]
-    NotActive {
-        /// Expected.
-        expected: BackendName,
-        /// True.
-        active: BackendName,
-        /// The generation now.
-        generation: u64,
-    },
-    /// Routing has changed since.
-    #[error(
-        "expected generation {expected}, but it is {generation} and {active} is active: routing has changed since; nothing has changed now"
-    )]
-    OtherGeneration {
-        /// Expected.
-        expected: u64,
-        /// True.
-        generation: u64,
-        /// The active backend.
-        active: BackendName,
-    },
-    /// It has not proven itself healthy.
-    #[error("{backend} is not known to be healthy; {active} stays active")]
-    Unhealthy {
-        /// The backend asked for.
-        backend: BackendName,
-        /// Who serves.
-        active: BackendName,
-        /// Unhealthy, or not probed often enough yet.
-        health: Health,
-    },
-    /// Traffic would move to endpoints that nobody has probed.
-    #[error(
-        "{backend} is active: registering other endpoints for it would move its traffic to what nobody has probed. Register them for a standby and switch to it; or, to do it all the same, use force"
-    )]
-    ActiveMoved {
-        /// The backend.
-        backend: BackendName,
-    },
-    /// Traffic would have nowhere to go.
-    #[error(
-        "{backend} is active for {service}, but the configuration has no such backend any more: switch to another one first; nothing has changed"
-    )]
-    ActiveRemoved {
-        /// The service.
-        service: ServiceName,
-        /// The backend.
-        backend: BackendName,
-    },
-    /// A drain is for a standby.
-    #[error("{backend} is active and gets new requests: switch to another backend first, then drain it")]
-    Active {
-        /// The backend.
-        backend: BackendName,
-    },
-}
-
 /// What is known of a service from an earlier run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Restored {
@@ -167,21 +90,6 @@ pub enum Entry<P: LanePayload> {
     Closed(Arc<config::Service>, Arc<Maintenance>),
     /// It takes part in the active backend.
     Open(Lease<ActivationInfo, P>),
-}
-
-/// What a backend holds now.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Holding {
-    /// Requests in flight.
-    pub requests: u64,
-    /// Tunnels in flight.
-    pub tunnels: u64,
-}
-
-impl From<Holding> for Remaining {
-    fn from(holding: Holding) -> Self {
-        Self { requests: holding.requests, tunnels: holding.tunnels }
-    }
 }
 
 type InfoLedger = Arc<Ledger<ActivationInfo>>;
@@ -440,7 +348,7 @@ impl<P: LanePayload> Switchboard<P> {
     /// What a backend holds now, in its current and all its past activations.
     pub fn holding(&self, service: &config::Service, name: &BackendName) -> Holding {
         let writer = self.writer.lock();
-        sum(&writer.of(service, name))
+        drain::sum(&writer.of(service, name))
     }
 }
 
@@ -452,59 +360,6 @@ impl Writer {
         };
         self.ledgers.iter().filter(belongs).cloned().collect()
     }
-}
-
-/// The exchanges that a standby holds from its past activations. No new ones can join.
-pub struct Drain {
-    ledgers: Vec<InfoLedger>,
-}
-
-impl Drain {
-    /// What is left.
-    #[must_use]
-    pub fn remaining(&self) -> Holding {
-        sum(&self.ledgers)
-    }
-
-    /// Whether nothing is left, exactly.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        self.ledgers.iter().all(|ledger| ledger.is_drained())
-    }
-
-    /// Waits until nothing is left.
-    pub async fn wait(&self) {
-        for ledger in &self.ledgers {
-            loop {
-                let notified = ledger.owner().drained.notified();
-                tokio::pin!(notified);
-                notified.as_mut().enable();
-                if ledger.is_drained() {
-                    break;
-                }
-                notified.await;
-            }
-        }
-    }
-
-    /// Asks the tunnels that are left to end, each at its turn. A farewell that has begun is not changed.
-    pub fn close_tunnels(&self, farewell: Farewell) {
-        self.ledgers.iter().for_each(|ledger| {
-            ledger.owner().farewell.get_or_init(|| farewell);
-        });
-    }
-
-    /// Asks the requests that are left to end now. The exchanges see it when they are woken.
-    pub fn cut(&self) {
-        self.ledgers.iter().for_each(|ledger| ledger.cut());
-    }
-}
-
-fn sum(ledgers: &[InfoLedger]) -> Holding {
-    ledgers.iter().fold(Holding::default(), |sum, ledger| Holding {
-        requests: sum.requests + ledger.requests(),
-        tunnels: sum.tunnels + ledger.tunnels(),
-    })
 }
 
 fn first_health(service: &config::Service) -> Health {

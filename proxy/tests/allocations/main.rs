@@ -25,7 +25,10 @@ const WARM_UP: u64 = 300;
 
 /// Requests that are counted. What happens by the clock (ten times a second a log buffer is handed over) vanishes
 /// among them.
-const COUNTED: u64 = 3000;
+const COUNTED: u64 = 1000;
+
+/// How often it is counted. What the clock adds on a slow machine only ever adds: the least is the request's own.
+const ROUNDS: usize = 3;
 
 /// How much more than recorded is too much.
 const GROWTH: f64 = 1.05;
@@ -78,12 +81,10 @@ fn a_request_allocates_no_more_than_recorded() {
     for case in cases() {
         let mut client = Caller::new(address, &case);
         client.call(WARM_UP);
-        let before = dhat::HeapStats::get();
-        client.call(COUNTED);
-        let after = dhat::HeapStats::get();
-        let each = |after: u64, before: u64| (after - before) as f64 / COUNTED as f64;
-        let blocks = each(after.total_blocks, before.total_blocks);
-        let bytes = each(after.total_bytes, before.total_bytes);
+        let (blocks, bytes) = (0..ROUNDS)
+            .map(|_| count(&mut client))
+            .min_by(|(one, _), (other, _)| one.total_cmp(other))
+            .unwrap();
         let line = format!(
             "{}: {blocks:.2} allocations, {bytes:.0} bytes a request; recorded: {:.2}",
             case.name, case.recorded
@@ -98,6 +99,15 @@ fn a_request_allocates_no_more_than_recorded() {
     }
     drop(profiler);
     assert!(faults.is_empty(), "more than recorded:\n{}", faults.join("\n"));
+}
+
+/// Allocations, and bytes, for each request.
+fn count(client: &mut Caller<'_>) -> (f64, f64) {
+    let before = dhat::HeapStats::get();
+    client.call(COUNTED);
+    let after = dhat::HeapStats::get();
+    let each = |after: u64, before: u64| (after - before) as f64 / COUNTED as f64;
+    (each(after.total_blocks, before.total_blocks), each(after.total_bytes, before.total_bytes))
 }
 
 /// A client that itself allocates nothing between its calls.

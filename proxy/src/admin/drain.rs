@@ -1,0 +1,121 @@
+//! A drain, as the admin side carries it out.
+
+use std::time::{Duration, Instant};
+
+use uh_protocol::request::{DrainRequest, Drained, MAX_DRAIN_TIMEOUT_MS};
+use uh_protocol::{BackendName, Code, Problem};
+
+use super::control::{Control, cut};
+use super::socket::Peer;
+use crate::config::TunnelsAtDrain;
+use crate::switching::board::Drain;
+use crate::switching::snapshot::Farewell;
+
+/// Drains that may be waited for at the same time: fewer than calls, so that they can't keep a switch out.
+const MAX_DRAINS: i64 = 64;
+
+/// How long exchanges that were cut may take to notice: they are woken at once.
+const CUT_GRACE: Duration = Duration::from_secs(2);
+
+/// How often a drain looks whether the tunnels are gone while requests are not.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+impl Control {
+    /// `POST /v1/services/{s}/backends/{b}/drain`
+    ///
+    /// # Errors
+    /// Refused for the active backend, or because it became active meanwhile.
+    pub async fn drain(
+        &self,
+        service: &str,
+        backend: &BackendName,
+        request: DrainRequest,
+        peer: Peer,
+    ) -> Result<Drained, Problem> {
+        let timeout = self.drain_timeout(service, request.timeout_ms)?;
+        let busy = || Problem::new(Code::Busy, format!("{MAX_DRAINS} drains are being waited for already"));
+        let _waiting = self.metrics.drain_waits(MAX_DRAINS).ok_or_else(busy)?;
+        let start = Instant::now();
+        let deadline = start + timeout;
+        let handle = || {
+            let drain = self.board.drain(service, backend);
+            drain.map_err(|refusal| self.refused("drain", service, backend, &refusal, peer))
+        };
+        // Taken anew until it says itself that nothing is left: the backend may have been active again for a while. If
+        // it is active now, the answer would be worthless, and whoever asked must not stop it.
+        let mut drain = handle()?;
+        let before = drain.remaining();
+        let meters = self.backend_meters(service, backend)?;
+        let cut_before = meters.cut_total();
+        let (policy, spread) = self.tunnel_policy(service);
+        if request.cut.unwrap_or(policy == TunnelsAtDrain::Close) && policy == TunnelsAtDrain::Close {
+            self.close_tunnels(&drain, spread);
+        }
+        while !drain.is_drained() && tokio::time::timeout_at(deadline.into(), drain.wait()).await.is_ok() {
+            drain = handle()?;
+        }
+        drain = handle()?;
+        if !drain.is_drained() && request.cut.unwrap_or(policy != TunnelsAtDrain::Keep) {
+            if request.cut == Some(true) {
+                drain.cut();
+            }
+            self.close_tunnels(&drain, spread);
+            self.await_tunnels(&drain, request.cut == Some(true), spread + CUT_GRACE).await;
+            drain = handle()?;
+        }
+        let was_cut = meters.cut_total() - cut_before;
+        let drained = drain.is_drained();
+        let remaining = drain.remaining();
+        let total = before.requests + before.tunnels;
+        let reply = Drained {
+            drained,
+            waited_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            finished: total.saturating_sub(was_cut + remaining.requests + remaining.tunnels),
+            cut: was_cut,
+            remaining: remaining.into(),
+        };
+        if let Ok(service) = service.parse() {
+            self.metrics.drained(&service, backend, start.elapsed());
+        }
+        tracing::info!(target: "audit", %peer, action = "drain", service = cut(service), %backend, drained,
+            waited_ms = reply.waited_ms, finished = reply.finished, cut = reply.cut,
+            remaining = reply.remaining.total(), result = "done");
+        Ok(reply)
+    }
+
+    /// Closes tunnels, one after the other.
+    fn close_tunnels(&self, drain: &Drain, spread: Duration) {
+        let over = Farewell::length(drain.remaining().tunnels, spread);
+        drain.close_tunnels(Farewell { from: tokio::time::Instant::now(), over });
+        self.bells.iter().for_each(|bell| bell.ring());
+    }
+
+    /// Waits until the tunnels are gone, and with `requests` those too; for as long as that may take.
+    async fn await_tunnels(&self, drain: &Drain, requests: bool, at_most: Duration) {
+        let deadline = Instant::now() + at_most;
+        while Instant::now() < deadline && (requests || drain.remaining().tunnels > 0) {
+            if tokio::time::timeout(LOOK_EVERY, drain.wait()).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// What a service's configuration says of tunnels at a drain.
+    fn tunnel_policy(&self, service: &str) -> (TunnelsAtDrain, Duration) {
+        let snapshot = self.board.snapshot();
+        let config = snapshot.service(service).map(|state| &state.config);
+        config.map_or((TunnelsAtDrain::Keep, Duration::ZERO), |config| {
+            (config.tunnels_at_drain, config.tunnel_close_spread)
+        })
+    }
+
+    fn drain_timeout(&self, service: &str, asked_ms: Option<u64>) -> Result<Duration, Problem> {
+        if let Some(ms) = asked_ms.filter(|ms| *ms > MAX_DRAIN_TIMEOUT_MS) {
+            let detail = format!("timeout_ms is {ms}; the most is {MAX_DRAIN_TIMEOUT_MS}");
+            return Err(Problem::with_status(Code::InvalidRequest, 422, detail));
+        }
+        let snapshot = self.board.snapshot();
+        let configured = snapshot.service(service).map_or(Duration::ZERO, |state| state.config.drain_timeout);
+        Ok(asked_ms.map_or(configured, Duration::from_millis))
+    }
+}

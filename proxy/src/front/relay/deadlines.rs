@@ -1,0 +1,144 @@
+//! When an exchange in which nothing moves has taken too long, or is to be cut.
+
+use std::task::Context;
+use std::time::Duration;
+
+use pingora::protocols::Stream;
+use pingora::protocols::l4::ext::get_tcp_info;
+use tokio::time::Instant;
+
+use super::{Failure, Leaving, Relay, Surroundings};
+use crate::config::{Limits, Timeouts};
+use crate::front::attention::Stage;
+use crate::front::pump::{Pump, Waiting};
+use crate::observe::termination::Termination;
+
+/// After a client has ended its side of a tunnel, how long the backend may be silent before the tunnel is closed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// When a tunnel is closed, how long the frame that is under way may take to end.
+const LAST_FRAME: Duration = Duration::from_millis(500);
+
+impl Relay {
+    /// Nothing moves: has it taken too long, or is the exchange to be cut?
+    pub(super) fn check(
+        &mut self,
+        cx: &mut Context<'_>,
+        around: &mut Surroundings<'_>,
+    ) -> Result<(), Failure> {
+        if self.tunnel {
+            self.check_farewell(cx, around)?;
+        } else if around.lease.is_cut() {
+            return Err(Failure::Cut(Termination::Drain));
+        } else if around.attention.stage() == Stage::Cutting {
+            return Err(Failure::Cut(Termination::Stop));
+        }
+        loop {
+            let service = &around.lease.owner().service;
+            let (limit, failure) = self.limit(&service.timeouts);
+            let paced = self.pace(&service.limits, around.client)?;
+            let deadline = self.last_move + limit;
+            if !around.watchdog.poll_expired(cx, paced.map_or(deadline, |paced| paced.min(deadline))) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline && !self.client_takes(around.client) {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// Begins to close a tunnel at its turn, and breaks off what can't be brought to an end.
+    fn check_farewell(&mut self, cx: &mut Context<'_>, around: &mut Surroundings<'_>) -> Result<(), Failure> {
+        if let Some(leaving) = self.leaving {
+            let late = around.watchdog.poll_expired(cx, leaving.until);
+            return if late { Err(Failure::Cut(leaving.why)) } else { Ok(()) };
+        }
+        let Some((turn, why)) = self.turn(around) else { return Ok(()) };
+        if around.watchdog.poll_expired(cx, turn) {
+            self.leaving = Some(Leaving { why, until: Instant::now() + LAST_FRAME });
+            self.down.end_at_boundary();
+        }
+        Ok(())
+    }
+
+    /// When the tunnel is to be closed, if that is decided, and why.
+    fn turn(&self, around: &Surroundings<'_>) -> Option<(Instant, Termination)> {
+        let info = around.lease.owner();
+        let of_drain = info.farewell.get().map(|farewell| (farewell.turn(self.share), Termination::Drain));
+        let of_stop = around.attention.timetable().map(|timetable| {
+            let turn = match around.attention.stage() {
+                Stage::Cutting => timetable.begun,
+                Stage::Running | Stage::Stopping => timetable.farewell(&info.service).turn(self.share),
+            };
+            (turn, Termination::Stop)
+        });
+        of_drain.into_iter().chain(of_stop).min_by_key(|(turn, _)| *turn)
+    }
+
+    /// Holds the client to its minimum rates. Returns when to look again. An exchange that never waits for its client
+    /// does not look at the clock here.
+    fn pace(&mut self, limits: &Limits, client: &Stream) -> Result<Option<Instant>, Failure> {
+        let sends = !self.up_done && !self.up_broken && self.up.waiting() == Waiting::Source;
+        let reads = !self.down.is_flushed();
+        let sends = sends && !self.tunnel && limits.min_body_rate > 0;
+        let reads = reads && !self.tunnel && limits.min_response_rate > 0;
+        if !sends && !reads && !self.up_pace.is_waiting() && !self.down_pace.is_waiting() {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        let slow = |_| Failure::Client(Termination::ClientTimeout);
+        let mut next = None;
+        if sends {
+            let waits = self.up_pace.waits(now, limits.min_body_rate, limits.rate_window, || self.up.sent());
+            next = Some(waits.map_err(slow)?);
+        } else {
+            self.up_pace.stop(now);
+        }
+        if reads {
+            let taken = || taken(client, &self.down);
+            let waits = self.down_pace.waits(now, limits.min_response_rate, limits.rate_window, taken);
+            let waits = waits.map_err(slow)?;
+            next = Some(next.map_or(waits, |next| next.min(waits)));
+        } else {
+            self.down_pace.stop(now);
+        }
+        Ok(next)
+    }
+
+    /// Whether a client that we can't write to goes on reading what lies in the socket's buffer, which may be more
+    /// than it reads in the time that it is given. Then it is given as much again.
+    fn client_takes(&mut self, client: &Stream) -> bool {
+        if self.tunnel || self.down.is_flushed() {
+            return false;
+        }
+        let taken = taken(client, &self.down);
+        let goes_on = taken > std::mem::replace(&mut self.taken, taken);
+        if goes_on {
+            self.last_move = Instant::now();
+        }
+        goes_on
+    }
+
+    /// Who is waited for, and for how long.
+    fn limit(&self, timeouts: &Timeouts) -> (Duration, Failure) {
+        let client = Failure::Client(Termination::ClientTimeout);
+        if self.tunnel && self.up_done {
+            (LAST_WORDS, client)
+        } else if self.tunnel {
+            (timeouts.tunnel_idle, client)
+        } else if !self.down.is_flushed() {
+            (timeouts.client, client)
+        } else if self.up_done || self.up_broken {
+            (timeouts.read, Failure::UpstreamTimeout)
+        } else if self.up.waiting() == Waiting::Sink {
+            (timeouts.write, Failure::UpstreamTimeout)
+        } else {
+            (timeouts.client, client)
+        }
+    }
+}
+
+/// What the client's side has acknowledged; where the system can't tell, what was written.
+fn taken(client: &Stream, down: &Pump) -> u64 {
+    get_tcp_info(client.id()).map_or_else(|_| down.sent(), |info| info.tcpi_bytes_acked)
+}

@@ -1,0 +1,74 @@
+//! What a backend still holds of its past activations, and how it comes to an end.
+
+use uh_protocol::request::Remaining;
+
+use super::InfoLedger;
+use crate::switching::snapshot::Farewell;
+
+/// What a backend holds now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Requests in flight.
+    pub requests: u64,
+    /// Tunnels in flight.
+    pub tunnels: u64,
+}
+
+impl From<Holding> for Remaining {
+    fn from(holding: Holding) -> Self {
+        Self { requests: holding.requests, tunnels: holding.tunnels }
+    }
+}
+
+/// The exchanges that a standby holds from its past activations. No new ones can join.
+pub struct Drain {
+    pub(super) ledgers: Vec<InfoLedger>,
+}
+
+impl Drain {
+    /// What is left.
+    #[must_use]
+    pub fn remaining(&self) -> Holding {
+        sum(&self.ledgers)
+    }
+
+    /// Whether nothing is left, exactly.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.ledgers.iter().all(|ledger| ledger.is_drained())
+    }
+
+    /// Waits until nothing is left.
+    pub async fn wait(&self) {
+        for ledger in &self.ledgers {
+            loop {
+                let notified = ledger.owner().drained.notified();
+                tokio::pin!(notified);
+                notified.as_mut().enable();
+                if ledger.is_drained() {
+                    break;
+                }
+                notified.await;
+            }
+        }
+    }
+
+    /// Asks the tunnels that are left to end, each at its turn. A farewell that has begun is not changed.
+    pub fn close_tunnels(&self, farewell: Farewell) {
+        self.ledgers.iter().for_each(|ledger| {
+            ledger.owner().farewell.get_or_init(|| farewell);
+        });
+    }
+
+    /// Asks the requests that are left to end now. The exchanges see it when they are woken.
+    pub fn cut(&self) {
+        self.ledgers.iter().for_each(|ledger| ledger.cut());
+    }
+}
+
+pub(super) fn sum(ledgers: &[InfoLedger]) -> Holding {
+    ledgers.iter().fold(Holding::default(), |sum, ledger| Holding {
+        requests: sum.requests + ledger.requests(),
+        tunnels: sum.tunnels + ledger.tunnels(),
+    })
+}
