@@ -53,6 +53,12 @@ impl FrontError {
         }
     }
 
+    /// Whether the front door did not answer at all, or broke off.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Call(error) if !matches!(error, ClientError::Problem(_)))
+    }
+
     /// Whether the backend was not healthy enough for the front door.
     #[must_use]
     pub fn is_unhealthy(&self) -> bool {

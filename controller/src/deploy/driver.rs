@@ -10,7 +10,7 @@ use super::machine::{Effect, Event, IllegalEvent, Kind, Outcome, Phase, step};
 use super::records::Records;
 use crate::config::Config;
 use crate::fault;
-use crate::front::Front;
+use crate::front::{Front, FrontError};
 use crate::report::Report;
 use crate::runtime::Runtime;
 
@@ -26,6 +26,8 @@ pub struct Driver<'a> {
     pub(super) facts: Facts,
     pub(super) kind: Kind,
     pub(super) tally: Tally,
+    /// Why the front door could not be asked what must be known to go on.
+    pub(super) unanswered: Option<FrontError>,
     began: Instant,
 }
 
@@ -51,6 +53,9 @@ pub enum DriverError {
     /// The journal can't be written: nothing may be done that it does not know of.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The front door does not answer, and only it knows whether the candidate may be stopped.
+    #[error(transparent)]
+    Unanswered(#[from] FrontError),
     /// A fault of ours.
     #[error("internal fault: {0}")]
     Illegal(#[from] IllegalEvent),
@@ -82,6 +87,7 @@ impl<'a> Driver<'a> {
             facts,
             kind: Kind::Deploy,
             tally: Tally::default(),
+            unanswered: None,
             began: Instant::now(),
         }
     }
@@ -89,7 +95,7 @@ impl<'a> Driver<'a> {
     /// Carries out a new operation.
     ///
     /// # Errors
-    /// The journal can't be written.
+    /// The journal can't be written, or the front door does not answer and what was begun can't be undone without it.
     pub async fn run(&mut self, kind: Kind) -> Result<Outcome, DriverError> {
         self.kind = kind;
         self.follow(Phase::Idle, Event::Begun(kind)).await
@@ -98,7 +104,7 @@ impl<'a> Driver<'a> {
     /// Carries an interrupted operation to an end: forward if traffic has moved, else back.
     ///
     /// # Errors
-    /// The journal can't be written.
+    /// The journal can't be written, or the front door does not answer.
     pub async fn recover(&mut self, story: &Story) -> Result<Outcome, DriverError> {
         if let Phase::Done(outcome) = story.phase {
             return Ok(outcome);
@@ -127,7 +133,10 @@ impl<'a> Driver<'a> {
             if let Phase::Done(outcome) = phase {
                 return Ok(outcome);
             }
-            event = self.perform(&effects).await.ok_or(DriverError::Stuck(phase))?;
+            event = match self.perform(&effects).await {
+                Some(event) => event,
+                None => return Err(self.unanswered.take().map_or(DriverError::Stuck(phase), Into::into)),
+            };
         }
     }
 

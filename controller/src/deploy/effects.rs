@@ -28,7 +28,7 @@ impl Driver<'_> {
             Effect::Commit => self.commit(),
             Effect::Drain => Some(self.drain().await),
             Effect::SwitchBack => Some(self.switch_back().await),
-            Effect::Undo(course) => Some(self.undo(course).await),
+            Effect::Undo(course) => self.undo(course).await,
             Effect::Record(outcome) => Some(self.record(outcome).await),
         }
     }

@@ -63,6 +63,20 @@ pub(crate) struct Stage {
     pub(crate) ports: [u16; 2],
 }
 
+fn start_front_door(dir: &Path) -> (Child, SocketAddr) {
+    let log = fs::File::options().create(true).append(true).open(dir.join("proxy.log")).unwrap();
+    let mut command = Command::new(program("uh-proxy"));
+    command.args(["run", "--config"]).arg(dir.join("uh-proxy.toml"));
+    let mut proxy = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    let client = Client::new(dir.join("run/admin.sock"));
+    let status = until("the front door answers", || {
+        let log = fs::read_to_string(dir.join("proxy.log")).unwrap();
+        assert!(proxy.try_wait().unwrap().is_none(), "{log}");
+        block(client.status()).ok()
+    });
+    (proxy, status.proxy.listen[0].parse().unwrap())
+}
+
 impl Stage {
     /// A front door whose active backend, green, has nothing behind it yet.
     pub(crate) fn new() -> Self {
@@ -82,23 +96,21 @@ impl Stage {
             ports[1],
         );
         fs::write(path("uh-proxy.toml"), config).unwrap();
-        let log = fs::File::create(path("proxy.log")).unwrap();
-        let mut command = Command::new(program("uh-proxy"));
-        command.args(["run", "--config"]).arg(path("uh-proxy.toml"));
-        let mut proxy = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let client = Client::new(path("run/admin.sock"));
-        let status = until("the front door answers", || {
-            assert!(
-                proxy.try_wait().unwrap().is_none(),
-                "{}",
-                fs::read_to_string(path("proxy.log")).unwrap()
-            );
-            block(client.status()).ok()
-        });
-        let address = status.proxy.listen[0].parse().unwrap();
+        let (proxy, address) = start_front_door(dir.path());
         let stage = Self { dir, proxy, address, ports };
         stage.configure("uh-deploy.toml", "");
         stage
+    }
+
+    /// Kills the front door.
+    pub(crate) fn kill_front_door(&mut self) {
+        self.proxy.kill().unwrap();
+        self.proxy.wait().unwrap();
+    }
+
+    /// Starts it again, on another port.
+    pub(crate) fn start_front_door(&mut self) {
+        (self.proxy, self.address) = start_front_door(self.dir.path());
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -13,6 +13,7 @@ mod config_files;
 mod container_deploys;
 mod containers;
 mod deploys;
+mod front_door_gone;
 mod full_disk;
 mod harness;
 mod rivals;

@@ -1,0 +1,65 @@
+//! Commands whose front door does not answer: nothing is begun, and nothing is guessed.
+
+use std::process::Stdio;
+
+use crate::harness::{Ran, Stage, until};
+
+#[test]
+fn without_a_front_door_nothing_is_begun() {
+    let mut stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.kill_front_door();
+    for command in [&["blue-green", "--version", "1.0.1"][..], &["rollback"], &["retire"], &["health-check"]]
+    {
+        stage.expect(1, command).says("no uh-proxy answers at ").says("nothing was changed. Start uh-proxy");
+    }
+    stage.expect(0, &["recover"]).says("Nothing to recover");
+    assert_eq!(stage.apps(), 1);
+    assert_eq!(stage.history().len(), 1);
+}
+
+/// Whether the candidate may be stopped is for the front door to say: it may have become active.
+#[test]
+fn a_deploy_that_loses_its_front_door_stops_and_is_recovered_from() {
+    let mut stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", "[health]\nsuccesses = 40");
+    let mut command = stage.command(&["blue-green", "--version", "1.0.1"]);
+    let deploy = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the candidate runs", || (stage.apps() == 2).then_some(()));
+    stage.kill_front_door();
+    let ran = Ran::of(deploy.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(6), "{}", ran.text);
+    ran.says("no uh-proxy answers at ").says("Traffic is where it was").says("run `uh-deploy recover`");
+    assert_eq!(stage.apps(), 2, "nothing is stopped on a guess");
+    stage.expect(6, &["recover"]).says("no uh-proxy answers at ").says("run recover again");
+    stage.start_front_door();
+    until("the front door serves", || (stage.served() == "blue 1.0.0").then_some(()));
+    stage.expect(0, &["recover"]).says("Undone: the candidate is gone; blue (v1.0.0) serves");
+    assert_eq!(stage.apps(), 1);
+    stage.deploy("1.0.2");
+    assert_eq!(stage.served(), "green 1.0.2");
+}
+
+#[test]
+fn a_deploy_whose_front_door_is_restarted_ends_by_itself() {
+    let mut stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", "[health]\nsuccesses = 40");
+    let mut command = stage.command(&["blue-green", "--version", "1.0.1"]);
+    let mut deploy = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the candidate runs", || (stage.apps() == 2).then_some(()));
+    stage.kill_front_door();
+    // Past the moment at which it is needed for the first time.
+    until("the deploy has failed", || {
+        let journal = std::fs::read_to_string(stage.path("deploy-state/journal.jsonl")).unwrap();
+        journal.contains("refused").then_some(())
+    });
+    assert!(deploy.try_wait().unwrap().is_none(), "it waits");
+    stage.start_front_door();
+    let ran = Ran::of(deploy.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(1), "{}", ran.text);
+    ran.says("nothing has changed for users: blue (v1.0.0) serves");
+    assert_eq!(stage.apps(), 1);
+    stage.expect(0, &["recover"]).says("Nothing to recover");
+}
