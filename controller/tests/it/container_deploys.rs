@@ -9,20 +9,28 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::containers::{APP, BASE, engine_or_skip, remove_images};
-use crate::harness::{Ran, Stage, until};
+use crate::harness::{Ran, Stage, get, until};
 
 /// A stage whose app is a container.
 struct Harbour {
     stage: Stage,
+    kind: Kind,
     /// The engine, if it is not the usual one.
     host: Option<String>,
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Docker,
+    Compose,
+}
+
 impl Harbour {
-    fn new(host: Option<String>) -> Self {
-        let harbour = Self { stage: Stage::new(), host };
+    fn new(kind: Kind, host: Option<String>) -> Self {
+        let harbour = Self { stage: Stage::new(), kind, host };
         fs::write(harbour.stage.path("app.pl"), APP).unwrap();
         harbour.dockerfile("CMD [\"perl\", \"/app.pl\"]");
+        harbour.compose_file("");
         harbour.configure("");
         harbour
     }
@@ -32,17 +40,34 @@ impl Harbour {
         fs::write(self.stage.path("Dockerfile"), text).unwrap();
     }
 
-    /// What the images made here are called, but for their tags.
-    fn image(&self) -> String {
+    /// Blue and green as an operator writes them, with a line more of environment.
+    fn compose_file(&self, extra: &str) {
+        let mut text = "version: '3.8'\nservices:\n".to_owned();
+        for (backend, port) in ["blue", "green"].into_iter().zip(self.stage.ports) {
+            text += &format!(
+                "  {backend}:\n    build: .\n    ports: ['127.0.0.1:{port}:3000']\n    environment:\n      \
+                 PORT: '3000'\n      DEPLOYMENT_ENV: {backend}\n      APP_VERSION: ${{APP_VERSION}}\n{extra}"
+            );
+        }
+        fs::write(self.stage.path("docker-compose.yml"), text).unwrap();
+    }
+
+    /// What is made here is called after this: images, or the compose project.
+    fn name(&self) -> String {
         format!("uh-test-{}", self.stage.ports[0])
     }
 
     fn configure(&self, extra: &str) {
-        let image = format!("{}:{{version}}", self.image());
-        let base = format!(
-            "[runtime]\nkind = \"docker\"\n[runtime.docker]\ncontext = \".\"\nimage = {image:?}\n\
-             [health]\nwithin = \"60s\"\n{extra}"
-        );
+        let name = self.name();
+        let runtime = match self.kind {
+            Kind::Docker => {
+                format!(
+                    "kind = \"docker\"\n[runtime.docker]\ncontext = \".\"\nimage = \"{name}:{{version}}\""
+                )
+            }
+            Kind::Compose => format!("kind = \"compose\"\n[runtime.compose]\nproject = {name:?}"),
+        };
+        let base = format!("[runtime]\n{runtime}\n[health]\nwithin = \"60s\"\n{extra}");
         self.stage.configure("uh-deploy.toml", &base);
         // The base is for processes; the container runtime would call that a mistake.
         let path = self.stage.path("uh-deploy.toml");
@@ -89,7 +114,12 @@ impl Drop for Harbour {
         for id in self.docker(&["ps", "-aq", "--filter", &label]).lines() {
             self.docker(&["rm", "-f", id]);
         }
-        remove_images(&self.image(), |args| self.docker(args));
+        let name = self.name();
+        for repository in [name.clone(), format!("uh-deploy/{name}-blue"), format!("uh-deploy/{name}-green")]
+        {
+            remove_images(&repository, |args| self.docker(args));
+        }
+        self.docker(&["network", "rm", &format!("{name}_default")]);
     }
 }
 
@@ -98,7 +128,37 @@ fn containers_are_deployed_and_rolled_back_under_load() {
     if !engine_or_skip("deploys of containers") {
         return;
     }
-    let harbour = Harbour::new(None);
+    deployed_and_rolled_back_under_load(&Harbour::new(Kind::Docker, None));
+}
+
+#[test]
+fn the_users_compose_files_are_deployed_and_rolled_back_under_load() {
+    if !engine_or_skip("deploys by compose files") {
+        return;
+    }
+    let harbour = Harbour::new(Kind::Compose, None);
+    let before = fs::read(harbour.stage.path("docker-compose.yml")).unwrap();
+    deployed_and_rolled_back_under_load(&harbour);
+    assert_eq!(
+        fs::read(harbour.stage.path("docker-compose.yml")).unwrap(),
+        before,
+        "the files are the user's"
+    );
+
+    let load = harbour.stage.load();
+    harbour.compose_file("      FAIL: no database\n");
+    harbour
+        .expect(1, &["blue-green", "--version", "1.0.2"])
+        .says("exit code 7")
+        .says("cannot start: no database")
+        .says("nothing has changed for users: green (v1.0.1) serves");
+    // Blue's place was the bad version's; what was frozen of 1.0.0 knows nothing of the file as it is now.
+    harbour.expect(0, &["rollback"]).says("it is started again as it was");
+    assert_eq!(harbour.stage.served(), "blue 1.0.0");
+    load.must_be_unharmed();
+}
+
+fn deployed_and_rolled_back_under_load(harbour: &Harbour) {
     harbour.deploy("1.0.0");
     let load = harbour.stage.load();
     harbour.deploy("1.0.1");
@@ -107,7 +167,7 @@ fn containers_are_deployed_and_rolled_back_under_load() {
     harbour.expect(0, &["rollback"]);
     assert_eq!(harbour.stage.served(), "blue 1.0.0");
     // Gone, and brought back from what was frozen: the very image, although its tag has moved.
-    let green = harbour.running().into_iter().find(|name| name.contains(".green.")).unwrap();
+    let green = harbour.running().into_iter().find(|name| name.contains("green")).unwrap();
     harbour.docker(&["rm", "-f", &green]);
     harbour.expect(0, &["rollback", "--to", "green"]);
     assert_eq!(harbour.stage.served(), "green 1.0.1");
@@ -120,7 +180,7 @@ fn bad_containers_change_nothing_and_are_told_apart() {
     if !engine_or_skip("deploys of bad containers") {
         return;
     }
-    let harbour = Harbour::new(None);
+    let harbour = Harbour::new(Kind::Docker, None);
     harbour.deploy("1.0.0");
     let load = harbour.stage.load();
     let limits = "[runtime.docker]\nmemory_limit = \"24MiB\"\nenv = { EAT = \"1\" }\n";
@@ -146,20 +206,24 @@ fn bad_containers_change_nothing_and_are_told_apart() {
     load.must_be_unharmed();
 }
 
-/// An engine of the test's own, so that it can be restarted. It keeps its containers alive meanwhile (`live-restore`).
+/// An engine of the test's own, so that it can be restarted.
 struct OwnEngine {
     dir: TempDir,
+    /// Whether it keeps its containers alive meanwhile.
+    live_restore: bool,
     daemon: Option<Child>,
     bridge: String,
 }
 
 impl OwnEngine {
-    fn new() -> Self {
+    fn new(live_restore: bool) -> Self {
         let dir = tempfile::Builder::new().prefix("uh-engine-").tempdir().unwrap();
         // A bridge of its own: an engine that has none would take the usual engine's away.
-        let mut engine = Self { dir, daemon: None, bridge: format!("uh-{}", std::process::id()) };
+        let bridge = format!("uh-{}-{}", u8::from(live_restore), std::process::id());
+        let mut engine = Self { dir, live_restore, daemon: None, bridge };
         ip(&["link", "add", &engine.bridge, "type", "bridge"]);
-        ip(&["address", "add", "10.213.77.1/24", "dev", &engine.bridge]);
+        let address = format!("10.213.{}.1/24", 77 + u8::from(live_restore));
+        ip(&["address", "add", &address, "dev", &engine.bridge]);
         ip(&["link", "set", &engine.bridge, "up"]);
         engine.start();
         let moved = Command::new("sh")
@@ -186,7 +250,7 @@ impl OwnEngine {
             "--bridge",
             &self.bridge,
             "--iptables=false",
-            "--live-restore",
+            &format!("--live-restore={}", self.live_restore),
             "--host",
             &self.host(),
         ]);
@@ -262,15 +326,63 @@ fn unmount_below(dir: &Path) {
     }
 }
 
-#[test]
-fn an_engine_that_is_restarted_during_a_deploy_is_waited_for() {
+fn own_engine_or_skip(name: &str) -> bool {
     let may = rustix::process::geteuid().is_root()
         && Command::new("dockerd").arg("--version").output().is_ok_and(|output| output.status.success());
-    if !may || !engine_or_skip("an engine restarted during a deploy") {
+    may && engine_or_skip(name)
+}
+
+/// Without `live-restore` the app ends with its engine, and the deploy can't help that. It must say how it ended, and
+/// the engine brings back what serves.
+#[test]
+fn an_engine_that_takes_its_containers_along_leaves_one_truth() {
+    if !own_engine_or_skip("an engine restarted with its containers during a deploy") {
         return;
     }
-    let mut engine = OwnEngine::new();
-    let harbour = Harbour::new(Some(engine.host()));
+    let mut engine = OwnEngine::new(false);
+    let harbour = Harbour::new(Kind::Docker, Some(engine.host()));
+    let host = "[runtime.docker]\nnetworks = [\"host\"]\n";
+    harbour.configure(host);
+    harbour.deploy("1.0.0");
+    harbour.configure(&format!("{host}[health]\nsuccesses = 200\n"));
+    let load = harbour.stage.load();
+    let mut command = harbour.command(&["blue-green", "--version", "1.0.1"]);
+    let deploy = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the candidate runs", || (harbour.running().len() == 2).then_some(()));
+    let stopped_at = std::time::Instant::now();
+    engine.stop();
+    engine.start();
+    until("the app is back", || {
+        get(harbour.stage.address, "/").is_ok_and(|text| text.trim() == "blue 1.0.0").then_some(())
+    });
+    let down = stopped_at.elapsed();
+    let ran = Ran::of(deploy.wait_with_output().unwrap());
+    let serves = harbour.stage.served();
+    let (requests, failures) = load.end();
+    println!("the engine was restarted: exit {:?}, {serves} serves", ran.code);
+    println!("down for {down:?}, {} of {requests} requests failed, {:?}", failures.len(), failures.first());
+    println!("{}", ran.text);
+    match ran.code {
+        Some(0) => assert_eq!(serves, "green 1.0.1"),
+        Some(1) => {
+            ran.says("nothing has changed for users: blue (v1.0.0) serves");
+            assert_eq!(serves, "blue 1.0.0");
+            assert_eq!(harbour.running().len(), 1, "the candidate is gone");
+        }
+        other => panic!("{other:?}: {}", ran.text),
+    }
+    harbour.expect(0, &["recover"]).says("Nothing to recover");
+    harbour.configure(host);
+    harbour.deploy("1.0.2");
+}
+
+#[test]
+fn an_engine_that_is_restarted_during_a_deploy_is_waited_for() {
+    if !own_engine_or_skip("an engine restarted during a deploy") {
+        return;
+    }
+    let mut engine = OwnEngine::new(true);
+    let harbour = Harbour::new(Kind::Docker, Some(engine.host()));
     let host = "[runtime.docker]\nnetworks = [\"host\"]\n";
     harbour.configure(host);
     harbour.deploy("1.0.0");
