@@ -13,6 +13,7 @@ mod status;
 mod switch;
 mod target;
 
+use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
@@ -41,14 +42,18 @@ pub fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(failed) => {
             // If nobody reads what we say, there is nothing more to do about it.
-            let _ = writeln!(io::stderr(), "uh-proxy: {}", failed.message());
+            let _ = writeln!(io::stderr(), "uh-proxy: {}", Shown(failed.message()));
             failed.exit().into()
         }
     }
 }
 
 /// Prints a line to standard output.
-fn say(line: impl std::fmt::Display) -> Result<(), Failed> {
+fn say(line: impl Display) -> Result<(), Failed> {
+    print(Shown(line))
+}
+
+fn print(line: impl Display) -> Result<(), Failed> {
     match writeln!(io::stdout(), "{line}") {
         // A reader that has had enough is no failure.
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failed::from(anyhow::Error::from(e))),
@@ -58,5 +63,15 @@ fn say(line: impl std::fmt::Display) -> Result<(), Failed> {
 
 /// Prints a value as JSON.
 fn say_json(value: &impl serde::Serialize) -> Result<(), Failed> {
-    say(serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?)
+    print(serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?)
+}
+
+/// Text for a terminal: what others have said in it (apps, other operators) must not move its cursor.
+struct Shown<T>(T);
+
+impl<T: Display> Display for Shown<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let show = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
+        self.0.to_string().chars().try_for_each(|c| f.write_char(show(c)))
+    }
 }

@@ -19,6 +19,9 @@ use crate::switching::{Address, Endpoint};
 /// A health body is small. Of a larger one, only the head of the message is of interest.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
+/// The most that is kept of a name or version that an app reports: far more than any real one has.
+const SAID_BYTES: usize = 128;
+
 /// How much of a failed probe's body is shown.
 const SHOWN_BODY_BYTES: usize = 300;
 
@@ -108,7 +111,7 @@ fn judge(
     } else if !status.is_success() {
         Some(format!("status {status}, body: {}", head_of(body)))
     } else if check.expect_identity && reported.deployment.as_deref() != Some(backend) {
-        let who = reported.deployment.as_deref().unwrap_or("nobody in particular");
+        let who = reported.deployment.clone().map_or("nobody in particular".to_owned(), said);
         Some(format!("expected {backend} to answer, but it was {who}; body: {}", head_of(body)))
     } else {
         None
@@ -119,9 +122,19 @@ fn judge(
         status: Some(status.as_u16()),
         took_ms: 0,
         error,
-        deployment: reported.deployment,
-        version: reported.version,
+        deployment: reported.deployment.map(said),
+        version: reported.version.map(said),
     }
+}
+
+/// What an app says of itself, fit for logs and terminals.
+fn said(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(SAID_BYTES));
+    printable(&text)
+}
+
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn failed(error: String) -> ProbeStatus {
@@ -137,8 +150,7 @@ fn failed(error: String) -> ProbeStatus {
 }
 
 fn head_of(body: &[u8]) -> String {
-    let head = String::from_utf8_lossy(&body[..body.len().min(SHOWN_BODY_BYTES)]);
-    let shown: String = head.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let shown = printable(&String::from_utf8_lossy(&body[..body.len().min(SHOWN_BODY_BYTES)]));
     if shown.is_empty() { "(empty)".to_owned() } else { shown }
 }
 
@@ -179,6 +191,16 @@ mod tests {
         let found = judge(StatusCode::OK, None, green, "blue", &check(true));
         assert!(!found.ok && found.error.unwrap().contains("green"));
         assert!(!judge(StatusCode::OK, None, b"ok", "blue", &check(true)).ok);
+    }
+
+    #[test]
+    fn what_an_app_says_of_itself_can_be_shown() {
+        let body = format!(r#"{{"deployment":"\u001b[2J","version":"1\r\n{}"}}"#, "é".repeat(5000));
+        let found = judge(StatusCode::OK, None, body.as_bytes(), "blue", &check(true));
+        let version = found.version.unwrap();
+        assert!(version.starts_with("1  é") && version.len() <= SAID_BYTES, "{version}");
+        assert_eq!(found.deployment.as_deref(), Some(" [2J"));
+        assert!(found.error.unwrap().starts_with("expected blue to answer, but it was  [2J;"));
     }
 
     #[test]
