@@ -53,6 +53,8 @@ impl Forwarder {
             starting()
         } else if request.method() == Method::CONNECT {
             refusal(StatusCode::METHOD_NOT_ALLOWED, "this is not a proxy to other hosts")
+        } else if let Some(fault) = head::fault(&request) {
+            refusal(StatusCode::BAD_REQUEST, fault)
         } else {
             self.forward(request, peer).await.unwrap_or_else(|trouble| {
                 self.meters.count_broken();

@@ -4,9 +4,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::header::{
-    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::request::Parts;
 use hyper::http::uri::{PathAndQuery, Uri};
@@ -34,6 +35,25 @@ pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
 /// Whether a client waits for permission to send its body.
 pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
     headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Why a request can't be passed on: it is not certain which host is meant (RFC 9112, 3.2), or its `Connection` would take away
+/// a field that the message hangs on, such as the client's address from the proxy before us.
+pub(super) fn fault(request: &Request<Incoming>) -> Option<&'static str> {
+    let headers = request.headers();
+    let hosts = headers.get_all(HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && request.version() != Version::HTTP_10) {
+        return Some("the request must have one Host field");
+    }
+    let must_stay = |name: HeaderName| {
+        name == HOST
+            || name == CONTENT_LENGTH
+            || name == "forwarded"
+            || name.as_str().starts_with("x-forwarded-")
+    };
+    named_by_connection(headers)
+        .any(must_stay)
+        .then_some("the Connection field names a field that it must not")
 }
 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
@@ -87,15 +107,15 @@ pub(super) fn for_client(headers: &mut HeaderMap) {
 }
 
 fn strip(headers: &mut HeaderMap) {
-    if let Some(named) = headers.get(CONNECTION) {
-        // `close` and `keep-alive`, or what they name, which is rare.
-        if !named.as_bytes().eq_ignore_ascii_case(b"keep-alive")
-            && !named.as_bytes().eq_ignore_ascii_case(b"close")
-        {
-            strip_named(headers);
-        }
-        headers.remove(CONNECTION);
+    let is_plain = |value: &HeaderValue| {
+        value.as_bytes().eq_ignore_ascii_case(b"keep-alive")
+            || value.as_bytes().eq_ignore_ascii_case(b"close")
+    };
+    // `close` and `keep-alive`, or what they name, which is rare. There may be several.
+    if !headers.get_all(CONNECTION).iter().all(is_plain) {
+        strip_named(headers);
     }
+    headers.remove(CONNECTION);
     for name in &HOP_BY_HOP[1..] {
         headers.remove(name);
     }
@@ -103,12 +123,17 @@ fn strip(headers: &mut HeaderMap) {
 }
 
 fn strip_named(headers: &mut HeaderMap) {
-    let values = headers.get_all(CONNECTION).into_iter().filter_map(|value| value.to_str().ok());
-    let named: Vec<HeaderName> =
-        values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
+    let named: Vec<HeaderName> = named_by_connection(headers).collect();
     for name in named {
         headers.remove(name);
     }
+}
+
+/// By bytes: what can't be a name must not save the others.
+fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    let values = headers.get_all(CONNECTION).into_iter().map(HeaderValue::as_bytes);
+    let names = values.flat_map(|value| value.split(|&byte| byte == b','));
+    names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
 }
 
 /// How long the app says it keeps an idle connection: `Keep-Alive: timeout=5`.

@@ -5,6 +5,7 @@
 mod client;
 mod drains;
 mod endings;
+mod fuzz;
 mod http;
 mod node;
 mod orphans;

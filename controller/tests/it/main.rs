@@ -15,6 +15,7 @@ mod containers;
 mod deploys;
 mod front_door_gone;
 mod full_disk;
+mod fuzz;
 mod harness;
 mod rivals;
 mod rollback_time;

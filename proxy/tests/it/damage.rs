@@ -8,7 +8,7 @@ use uh_proxy::state::file::StateFile;
 use uh_proxy::state::store::Store;
 
 /// A state with everything in it that a state can have.
-const WHOLE: &str = r#"{
+pub(crate) const WHOLE: &str = r#"{
   "active": "green", "previous": "blue", "lastSwitch": "2026-11-23T17:18:13Z", "version": "1.0.1", "healthy": true,
   "schema": 1, "generation": 17,
   "services": {

@@ -18,6 +18,7 @@ mod endpoints;
 mod exchanges;
 mod forwarding;
 mod framing;
+mod fuzz;
 mod harness;
 mod hostile;
 mod http;

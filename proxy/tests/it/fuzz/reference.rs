@@ -1,0 +1,247 @@
+//! Requests read strictly by RFC 9112, and by nothing that the programs under test use. What is not plainly allowed is bad.
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) is_1_1: bool,
+    /// Names in lower case, values without the blanks around them.
+    pub(crate) fields: Vec<(String, String)>,
+    pub(crate) chunked: bool,
+    /// Without the framing.
+    pub(crate) body: Vec<u8>,
+    pub(crate) trailers: Vec<(String, String)>,
+}
+
+/// What there is at the front of some bytes.
+pub(crate) enum Read {
+    /// A request, and where it ends.
+    Whole(Message, usize),
+    /// The start of one, as far as can be told.
+    More,
+    Bad(&'static str),
+}
+
+/// Reads one request.
+pub(crate) fn read(bytes: &[u8]) -> Read {
+    match (Reader { bytes, at: 0 }).message() {
+        Ok((message, end)) => Read::Whole(message, end),
+        Err(None) => Read::More,
+        Err(Some(why)) => Read::Bad(why),
+    }
+}
+
+/// All requests up to the first one that is bad or not whole.
+pub(crate) fn read_all(mut bytes: &[u8]) -> (Vec<Message>, bool) {
+    let mut all = Vec::new();
+    while !bytes.is_empty() {
+        let Read::Whole(message, end) = read(bytes) else { return (all, false) };
+        all.push(message);
+        bytes = &bytes[end..];
+    }
+    (all, true)
+}
+
+impl Message {
+    pub(crate) fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.fields.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The host and path that are meant (RFC 9112 §3.2.2).
+    pub(crate) fn meant(&self) -> (String, String) {
+        let field = self.values("host").next().unwrap_or_default().to_owned();
+        let Some(rest) =
+            self.target.get(..7).filter(|s| s.eq_ignore_ascii_case("http://")).map(|_| &self.target[7..])
+        else {
+            return (field, self.target.clone());
+        };
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let path = match &rest[end..] {
+            "" if self.method == "OPTIONS" => "*".to_owned(),
+            path if path.starts_with('/') => path.to_owned(),
+            query => format!("/{query}"),
+        };
+        (rest[..end].to_owned(), path)
+    }
+
+    /// The fields that one hop has to pass on as they are.
+    pub(crate) fn end_to_end(&self) -> Vec<(String, String)> {
+        const OF_ONE_HOP: &[&str] = &[
+            "connection",
+            "keep-alive",
+            "te",
+            "proxy-connection",
+            "upgrade",
+            "proxy",
+            "forwarded",
+            "host",
+            "content-length",
+            "transfer-encoding",
+            "expect",
+            "x-request-id",
+            "traceparent",
+            "tracestate",
+            "x-real-ip",
+            "x-request-start",
+            "via",
+        ];
+        let named: Vec<String> = self
+            .values("connection")
+            .flat_map(|value| {
+                value.split(',').map(|name| name.trim_matches([' ', '\t']).to_ascii_lowercase())
+            })
+            .collect();
+        let passes = |name: &str| {
+            !OF_ONE_HOP.contains(&name)
+                && !name.starts_with("x-forwarded-")
+                && !named.iter().any(|other| other == name)
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        };
+        self.fields.iter().filter(|(name, _)| passes(name)).cloned().collect()
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+/// `None`: more bytes are needed.
+type Found<T> = Result<T, Option<&'static str>>;
+
+impl Reader<'_> {
+    fn message(mut self) -> Found<(Message, usize)> {
+        let mut blank = 0;
+        let line = loop {
+            let line = self.line()?;
+            if !line.is_empty() {
+                break line;
+            }
+            blank += 1;
+            if blank > 4 {
+                return Err(Some("too many empty lines"));
+            }
+        };
+        let parts: Vec<&str> = line.split(' ').collect();
+        let &[method, target, version] = parts.as_slice() else { return Err(Some("the request line")) };
+        if method.is_empty() || !method.bytes().all(is_token) {
+            return Err(Some("the method"));
+        }
+        let is_1_1 = match version {
+            "HTTP/1.1" => true,
+            "HTTP/1.0" => false,
+            _ => return Err(Some("the version")),
+        };
+        let absolute = target.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
+        let form = target.starts_with('/') || absolute || (target == "*" && method == "OPTIONS");
+        if !form || target.bytes().any(|byte| byte <= b' ' || byte == 0x7f || byte == b'#') {
+            return Err(Some("the target"));
+        }
+        let fields = self.fields()?;
+        let (method, target) = (method.to_owned(), target.to_owned());
+        let mut message = Message {
+            method,
+            target,
+            is_1_1,
+            fields,
+            chunked: false,
+            body: Vec::new(),
+            trailers: Vec::new(),
+        };
+        let hosts = message.values("host").count();
+        if hosts > 1 || (is_1_1 && hosts == 0) {
+            return Err(Some("the Host field"));
+        }
+        let lengths: Vec<&str> = message.values("content-length").collect();
+        let codings: Vec<&str> = message.values("transfer-encoding").collect();
+        match (lengths.as_slice(), codings.as_slice()) {
+            ([], []) => {}
+            ([length], []) => {
+                let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
+                let length = length.parse::<u64>().ok().filter(|_| digits).ok_or(Some("the length"))?;
+                message.body = self.take(usize::try_from(length).map_err(|_| Some("the length"))?)?.to_vec();
+            }
+            ([], [coding]) if coding.eq_ignore_ascii_case("chunked") && is_1_1 => {
+                message.chunked = true;
+                self.chunks(&mut message)?;
+            }
+            _ => return Err(Some("the framing")),
+        }
+        Ok((message, self.at))
+    }
+
+    /// A line without its end, which must be CR LF.
+    fn line(&mut self) -> Found<String> {
+        let rest = &self.bytes[self.at..];
+        let Some(end) = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n' | 0)) else {
+            return Err(None);
+        };
+        match rest[end..] {
+            [b'\r', b'\n', ..] => {}
+            [b'\r'] => return Err(None),
+            _ => return Err(Some("a bare CR, LF or NUL")),
+        }
+        self.at += end + 2;
+        String::from_utf8(rest[..end].to_vec()).or_else(|_| {
+            // Values may have any bytes; one character for each keeps them apart.
+            Ok(rest[..end].iter().map(|&byte| char::from(byte)).collect())
+        })
+    }
+
+    fn fields(&mut self) -> Found<Vec<(String, String)>> {
+        let mut fields = Vec::new();
+        loop {
+            let line = self.line()?;
+            if line.is_empty() {
+                return Ok(fields);
+            }
+            let (name, value) = line.split_once(':').ok_or(Some("a field without a colon"))?;
+            if name.is_empty() || !name.bytes().all(is_token) {
+                return Err(Some("a field's name"));
+            }
+            if value.bytes().any(|byte| (byte < b' ' && byte != b'\t') || byte == 0x7f) {
+                return Err(Some("a field's value"));
+            }
+            fields.push((name.to_ascii_lowercase(), value.trim_matches([' ', '\t']).to_owned()));
+        }
+    }
+
+    fn take(&mut self, length: usize) -> Found<&[u8]> {
+        let end = self.at.checked_add(length).filter(|&end| end <= self.bytes.len()).ok_or(None)?;
+        let taken = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn chunks(&mut self, message: &mut Message) -> Found<()> {
+        loop {
+            let line = self.line()?;
+            let (size, extension) = line.split_once(';').unwrap_or((&line, ""));
+            // The grammar has blanks here only before an extension. Old servers pad their sizes with them; no reader takes that
+            // for another size.
+            let size = size.trim_end_matches([' ', '\t']);
+            let digits =
+                !size.is_empty() && size.len() <= 16 && size.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if !digits || extension.bytes().any(|byte| (byte < b' ' && byte != b'\t') || byte == 0x7f) {
+                return Err(Some("a chunk's size"));
+            }
+            let size = usize::from_str_radix(size, 16).map_err(|_| Some("a chunk's size"))?;
+            if size == 0 {
+                message.trailers = self.fields()?;
+                return Ok(());
+            }
+            let data = self.take(size)?.to_vec();
+            message.body.extend(data);
+            match self.take(2) {
+                Ok(b"\r\n") => {}
+                Ok(_) => return Err(Some("a chunk's end")),
+                Err(why) => return Err(why),
+            }
+        }
+    }
+}
+
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}

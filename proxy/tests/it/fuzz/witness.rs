@@ -1,0 +1,149 @@
+//! A backend that reads by the reference, writes down what it gets, and the comparison with what was sent.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::reference::{Message, Read, read, read_all};
+
+/// How long anything may take that ought to happen at once.
+const SOON: Duration = Duration::from_secs(20);
+
+/// What the backend got since it was last asked.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Seen {
+    pub(crate) messages: Vec<Message>,
+    /// What it could not read.
+    pub(crate) bad: Vec<String>,
+}
+
+pub(crate) struct Witness {
+    pub(crate) address: SocketAddr,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Witness {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::<Mutex<Seen>>::default();
+        let into = Arc::clone(&seen);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let into = Arc::clone(&into);
+                std::thread::spawn(move || serve(stream, &into));
+            }
+        });
+        Self { address, seen }
+    }
+
+    /// Sends bytes to the program under test, waits until it has closed, and tells what has come through. `patience`: how long
+    /// it may be silent until the end is sent; none: at once.
+    pub(crate) fn send(
+        &self,
+        target: SocketAddr,
+        bytes: &[u8],
+        patience: Option<Duration>,
+    ) -> Result<Seen, String> {
+        let mut stream = TcpStream::connect(target).map_err(|e| format!("no connection: {e}"))?;
+        // It may close before it has read all.
+        let _ = stream.write_all(bytes);
+        let mut answers = Vec::new();
+        if let Some(patience) = patience {
+            stream.set_read_timeout(Some(patience)).unwrap();
+            let _ = stream.read_to_end(&mut answers);
+        }
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let _ = stream.shutdown(Shutdown::Write);
+        match stream.read_to_end(&mut answers) {
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                return Err("it neither answers nor closes".to_owned());
+            }
+            _ => {}
+        }
+        if !answers.is_empty() && !answers.starts_with(b"HTTP/1.") {
+            return Err(format!("an answer that is none: {:?}", String::from_utf8_lossy(&answers)));
+        }
+        Ok(std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn serve(mut stream: TcpStream, seen: &Mutex<Seen>) {
+    let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        loop {
+            match read(&bytes) {
+                Read::Whole(message, end) => {
+                    let body: &[u8] = if message.method == "HEAD" { b"" } else { b"ok" };
+                    seen.lock().unwrap_or_else(PoisonError::into_inner).messages.push(message);
+                    bytes.drain(..end);
+                    let answer = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", body].concat();
+                    if stream.write_all(&answer).is_err() {
+                        return;
+                    }
+                }
+                Read::More => break,
+                Read::Bad(why) => {
+                    let bad = format!("{why}: {:?}", String::from_utf8_lossy(&bytes));
+                    seen.lock().unwrap_or_else(PoisonError::into_inner).bad.push(bad);
+                    return;
+                }
+            }
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        match stream.read(&mut part) {
+            Ok(0) | Err(_) => return,
+            Ok(length) => bytes.extend_from_slice(&part[..length]),
+        }
+    }
+}
+
+/// How much is demanded of what was not sent by the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "each program that shares this file has a demand of its own")]
+pub(crate) enum Demand {
+    /// None of it comes through, nothing after what was refused does, and fields keep their order.
+    Strict,
+    /// What comes through of it is a request by the rules all the same.
+    WellFormed,
+}
+
+/// What came through must be what was meant, in order.
+pub(crate) fn compare(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), String> {
+    if let Some(bad) = seen.bad.first() {
+        return Err(format!("the backend can't read what came through: {bad}"));
+    }
+    let (meant, is_whole) = read_all(sent);
+    let mut meant = meant.iter();
+    for came in &seen.messages {
+        let found = match demand {
+            Demand::Strict => meant.next().is_some_and(|meant| is_same(meant, came, demand)),
+            Demand::WellFormed => meant.any(|meant| is_same(meant, came, demand)) || !is_whole,
+        };
+        if !found {
+            return Err(format!("came: {came:?}\nmeant: {:?}", read_all(sent).0));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a message is what was meant. The order of fields matters among those of one name (RFC 9110 §5.3).
+pub(crate) fn is_same(meant: &Message, came: &Message, demand: Demand) -> bool {
+    let (host, path) = meant.meant();
+    let fields = |message: &Message| {
+        let mut fields = message.end_to_end();
+        if demand == Demand::WellFormed {
+            fields.sort_by(|(one, _), (other, _)| one.cmp(other));
+        }
+        fields
+    };
+    meant.method == came.method
+        && came.target == path
+        && came.values("host").next().unwrap_or_default() == host
+        && came.body == meant.body
+        && came.trailers == meant.trailers
+        && fields(came) == fields(meant)
+}
