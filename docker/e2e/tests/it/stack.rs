@@ -32,7 +32,7 @@ async fn moves(stack: &Stack, to: &str, arguments: &[&str]) -> Switch {
     let called_at = Instant::now();
     let said = stack.deploy_tool(arguments).await.unwrap();
     let replied_at = Instant::now();
-    println!("{}: {:.1} s; {}", arguments.join(" "), (replied_at - called_at).as_secs_f64(), verdict(&said));
+    println!("{}: {:.1} s; {}", arguments.join(" "), (replied_at - called_at).as_secs_f64(), ending(&said));
     assert_eq!(stack.active().await.unwrap().as_str(), to, "{said}");
     Switch { to: to.parse().unwrap(), called_at, replied_at }
 }
@@ -42,7 +42,7 @@ async fn deploy(stack: &Stack, to: &str, version: &str) -> Switch {
 }
 
 /// The line that says how it ended.
-fn verdict(text: &str) -> &str {
+fn ending(text: &str) -> &str {
     text.lines().rfind(|line| line.starts_with(['✅', '❌'])).unwrap_or_default()
 }
 
@@ -113,7 +113,7 @@ async fn versions_come_and_go_under_load_and_only_a_bad_one_fails_requests() {
     let within = [("[health]", "[health]\nwithin = \"5s\"")];
     bad(&stack, "UNHEALTHY", "1", &within);
     let refused = stack.uh_deploy(&["blue-green", "--version", "1.0.2"]).await.unwrap();
-    println!("a version that never gets healthy: {}", verdict(&refused.output));
+    println!("a version that never gets healthy: {}", ending(&refused.output));
     assert_eq!(refused.status.code(), Some(1), "{}", refused.output);
     assert!(
         refused.output.contains("nothing has changed for users: green (v1.0.1) serves"),
@@ -135,7 +135,7 @@ async fn versions_come_and_go_under_load_and_only_a_bad_one_fails_requests() {
     let watched = ["blue-green", "--version", "1.0.3", "--watch", "30s", "--auto-rollback"];
     let ended = stack.uh_deploy(&watched).await.unwrap();
     let replied_at = Instant::now();
-    println!("a version that turns bad: {}", verdict(&ended.output));
+    println!("a version that turns bad: {}", ending(&ended.output));
     assert_eq!(ended.status.code(), Some(3), "{}", ended.output);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let recording = load.stop().await.unwrap();
