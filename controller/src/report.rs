@@ -107,7 +107,8 @@ impl Report {
     /// What a tool prints: on a terminal the last line beside the bar, in a pipe every line.
     pub fn output(&self, text: &str) {
         if self.terminal {
-            self.progress(ProgressBar::new_spinner, |bar| bar.set_message(shorten(&self.clean(text))));
+            let start = || ProgressBar::new_spinner().with_style(spinner_style());
+            self.progress(start, |bar| bar.set_message(shorten(&self.clean(text))));
         } else {
             self.line(text);
         }
@@ -177,8 +178,14 @@ impl Report {
     }
 }
 
+/// Within its step, and cut where the line ends.
+fn spinner_style() -> ProgressStyle {
+    ProgressStyle::with_template("      {spinner} {wide_msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
 fn bar_style() -> ProgressStyle {
-    ProgressStyle::with_template("      {bar:30} {pos}/{len} {wide_msg}")
+    ProgressStyle::with_template("      {bar:20} {pos}/{len} {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 

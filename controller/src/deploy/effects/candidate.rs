@@ -200,10 +200,15 @@ impl Driver<'_> {
             endpoints: &facts.endpoints,
             expected: Expected { backend: &facts.to, version: facts.version.as_deref() },
         };
+        let start = Instant::now();
         let proven = candidate.prove(&self.config.gate, self.report).await;
         self.report.end_progress();
         match proven {
-            Ok(()) => Event::Proven,
+            Ok(()) => {
+                let (successes, took) = (self.config.gate.successes, time::span(start.elapsed()));
+                self.report.line(&format!("Healthy ✓ ({successes} in a row, after {took})"));
+                Event::Proven
+            }
             Err(diagnosis) => self.turned_away(&diagnosis),
         }
     }
