@@ -1,7 +1,7 @@
 # The commands of this project. Cargo runs one at a time, whatever `make -j` says.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help build demo test stack faults bench lint
+.PHONY: help build demo test stack faults soak bench lint
 
 CARGO ?= cargo
 
@@ -41,6 +41,9 @@ stack: ## build the shipped images and drive the compose files, if a Docker Engi
 
 faults: build ## inject every fault under load, and print what clients and the operator saw: two minutes; as root, for mounts and networks of its own
 	@$(BIN_DIR)/faults $(ARGS)
+
+soak: build ## an hour (UH_SOAK_MINUTES) of load, switches, drains, reloads and tunnels: does anything grow, are the books balanced
+	@$(BIN_DIR)/soak $(ARGS)
 
 bench: PROFILE = release
 bench: build ## what everything costs, beside every other proxy that is installed: a quarter of an hour; see benches/README.md

@@ -13,6 +13,7 @@ pub mod watcher;
 pub mod websocket;
 
 pub mod faults;
+pub mod series;
 
 pub mod controller;
 pub mod fickle;

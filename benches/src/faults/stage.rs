@@ -18,7 +18,7 @@ use crate::controller::two_free_addresses;
 use crate::front_door::SERVICE;
 use crate::http::Connection;
 use crate::judgement::{Switch, Verdict};
-use crate::load::{Group, Load, Plan, Reuse};
+use crate::load::{Group, Load, Plan, Recording, Reuse};
 use crate::process::{Finished, Process, run, sibling};
 use crate::sample_app::SampleApp;
 
@@ -27,6 +27,9 @@ pub const SOON: Duration = Duration::from_secs(20);
 
 /// A request without a whole answer after this hangs: every timeout on the way is far shorter.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// Requests per second: enough that each fault meets some, and little for a machine with other things to do.
+pub const RATE: f64 = 240.0;
 
 /// How often something that is waited for is looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -44,6 +47,8 @@ pub struct Setup {
     pub tables: String,
     /// A program, with arguments, that starts it.
     pub wrapper: Vec<String>,
+    /// Requests per second of the load, a sixth of them on connections of their own; left out: [`RATE`].
+    pub rate: Option<f64>,
 }
 
 /// A front door under load.
@@ -96,7 +101,8 @@ impl Stage {
             })
             .await?;
         let group = |clients, rate, reuse| Group { path: "/".to_owned(), clients, rate, reuse };
-        let groups = vec![group(8, 200.0, Reuse::KeepAlive), group(4, 40.0, Reuse::Never)];
+        let rate = setup.rate.unwrap_or(RATE);
+        let groups = vec![group(8, rate / 6.0 * 5.0, Reuse::KeepAlive), group(4, rate / 6.0, Reuse::Never)];
         stage.load = Some(Load::start(Plan { target: address, groups, request_timeout: REQUEST_TIMEOUT })?);
         stage.carry(40).await?;
         Ok(stage)
@@ -272,6 +278,24 @@ impl Stage {
         found.with_context(|| format!("no metric {line}"))
     }
 
+    /// The sum of all metrics whose lines begin so.
+    ///
+    /// # Errors
+    /// The front door does not answer.
+    pub async fn sum(&self, beginning: &str) -> Result<f64> {
+        let text = self.admin.metrics().await?;
+        let found = text.lines().filter(|line| line.starts_with(beginning));
+        Ok(found.filter_map(|line| line.split(' ').next_back()?.parse::<f64>().ok()).sum())
+    }
+
+    /// Ends the load.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub async fn end_load(&mut self) -> Result<Recording> {
+        self.load.take().context("no load")?.stop().await
+    }
+
     /// Ends the load, demands what must hold after every fault, and ends the front door.
     ///
     /// # Errors
@@ -284,8 +308,16 @@ impl Stage {
     ) -> Result<Outcome> {
         // Some time in which nothing may go wrong any more.
         self.carry(40).await?;
-        let load = self.load.take().context("no load")?;
-        let recording = load.stop().await?;
+        let recording = self.end_load().await?;
+        let verdict = self.end(recording).await?;
+        Ok(Outcome::Seen(Seen { verdict, clients, operator, recovery }))
+    }
+
+    /// Demands what must hold when the load is over, and ends the front door.
+    ///
+    /// # Errors
+    /// Something that must hold does not.
+    pub async fn end(mut self, recording: Recording) -> Result<Verdict> {
         let verdict = Verdict::of(&recording, &"blue".parse()?, &self.switches);
         let last: BackendName = self.switches.last().map_or("blue".parse()?, |switch| switch.to.clone());
         let status = self.admin.status().await?;
@@ -300,7 +332,7 @@ impl Stage {
             bail!("the front door panicked: {line}");
         }
         self.take_front()?.stop(SOON).await?;
-        Ok(Outcome::Seen(Seen { verdict, clients, operator, recovery }))
+        Ok(verdict)
     }
 }
 

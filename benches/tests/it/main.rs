@@ -6,4 +6,5 @@ mod arrows;
 mod faults;
 mod files;
 mod slow_clients;
+mod soak;
 mod workspace;
