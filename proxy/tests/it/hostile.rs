@@ -5,10 +5,11 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::harness::{Home, SampleApp, cli, pair, soon, until};
+use crate::harness::{Home, SampleApp, app, cli, pair, soon, until};
+use crate::wire::Wire;
 
 /// Starts it, and expects it to refuse with this message.
 async fn refused(home: &Home, wanted: &str) {
@@ -103,4 +104,130 @@ async fn an_access_log_that_is_a_pipe_without_a_reader_is_an_error_at_once() {
     let home = Home::new(blue.address, "127.0.0.1:9");
     assert!(std::process::Command::new("mkfifo").arg(home.path("access.log")).status().unwrap().success());
     refused(&home, "a pipe that nobody reads").await;
+}
+
+#[tokio::test]
+async fn nothing_a_client_sends_breaks_a_line_of_a_log_or_becomes_a_label() {
+    let blue = SampleApp::start("blue", "1").await;
+    for format in ["json", "combined", "timed_combined"] {
+        let home = Home::new(blue.address, "127.0.0.1:9");
+        let log = home.path("access.log");
+        let home = home.server(&format!("access_log = {{ path = {log:?}, format = \"{format}\" }}"));
+        let proxy = home.start().await;
+        let mut sent = 0;
+        for evil in [
+            "evil\" 200 0 \"-\" \"x",
+            "evil\\\"",
+            "evil%0d%0aGET / HTTP/1.1",
+            "evil\u{1b}[2J",
+            "evil\r\nX-Evil: 1",
+            "evil\nX-Evil: 1",
+            "evil\u{9b}31m\u{e9}\u{202e}",
+            "evil\"},{\"status\":200",
+        ] {
+            for request in [
+                format!("GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: {evil}\r\nReferer: {evil}\r\n\r\n"),
+                format!("GET /{evil} HTTP/1.1\r\nHost: a\r\nX-Request-Id: {evil}\r\n\r\n"),
+                format!("{evil} / HTTP/1.1\r\nHost: a\r\n\r\n"),
+                format!("GET / HTTP/1.1\r\nHost: {evil}\r\n\r\n"),
+            ] {
+                let mut wire = Wire::connect(proxy.address).await;
+                wire.send(request).await;
+                let response = wire.response().await;
+                assert!(response.header("x-evil").is_none(), "{}", response.head);
+                sent += 1;
+            }
+        }
+        let mut huge = Wire::connect(proxy.address).await;
+        let _ = huge
+            .stream
+            .write_all(format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(1 << 20)).as_bytes())
+            .await;
+        sent += 1;
+        assert_eq!(huge.read(false).await.map_or(431, |response| response.status), 431);
+        let text = until("all is logged", async || {
+            let text = fs::read(&log).ok()?;
+            (text.iter().filter(|&&byte| byte == b'\n').count() >= sent).then_some(text)
+        })
+        .await;
+        assert_eq!(text.iter().filter(|&&byte| byte == b'\n').count(), sent, "a line was broken in two");
+        assert!(
+            !text.iter().any(|&byte| (byte < b' ' && byte != b'\n') || byte == 0x7f),
+            "a control character"
+        );
+        if format == "json" {
+            assert_eq!(home.access_log().len(), sent);
+        }
+        let metrics = proxy.client.metrics().await.unwrap();
+        assert!(!metrics.contains("evil"), "{metrics}");
+        assert!(!home.messages().contains('\u{1b}'), "{}", home.messages());
+    }
+}
+
+#[tokio::test]
+async fn no_answer_of_ours_leads_to_a_host_that_a_client_names() {
+    let (_home, proxy, _blue, _green) = pair().await;
+    let maintenance =
+        uh_protocol::request::MaintenanceRequest { on: true, message: None, retry_after_s: None };
+    for in_maintenance in [false, true] {
+        if in_maintenance {
+            proxy.client.maintenance(&app(), &maintenance).await.unwrap();
+        }
+        for request in [
+            "GET /bytes/x HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+            "GET http://evil.example/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET //evil.example/%2f.. HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /\\evil.example HTTP/1.1\r\nHost: evil.example\r\nAccept: text/html\r\n\r\n",
+            "CONNECT evil.example:80 HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: evil.example<script>\r\n\r\n",
+        ] {
+            let mut wire = Wire::connect(proxy.address).await;
+            wire.send(request).await;
+            let response = wire.response().await;
+            assert!(
+                response.header("location").is_none() && !(300..400).contains(&response.status),
+                "{request}"
+            );
+            assert!(!response.text().contains("evil.example"), "{}", response.text());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_secret_is_in_the_configuration_alone() {
+    let blue = SampleApp::start("blue", "1").await;
+    let home = Home::new(blue.address, "127.0.0.1:9")
+        .service("[services.app.maintenance]\nbypass_header = \"X-Look: a-long-secret\"");
+    let proxy = home.start().await;
+    cli(&home.socket(), &["maintenance", "on"]).await;
+    let mut wire = Wire::connect(proxy.address).await;
+    for secret in ["a-long-secret", "a-long-secres"] {
+        wire.send(format!("GET / HTTP/1.1\r\nHost: a\r\nX-Look: {secret}\r\n\r\n")).await;
+        wire.response().await;
+    }
+    until("both are logged", async || (home.access_log().len() == 2).then_some(())).await;
+    fs::write(
+        home.path("uh-proxy.toml"),
+        home.config().replace("X-Look: a-long-secret", "X-Look a-long-secret"),
+    )
+    .unwrap();
+    let (_, out, err) = cli(&home.socket(), &["reload"]).await;
+    let status = cli(&home.socket(), &["status", "--json"]).await.1;
+    let log = fs::read_to_string(home.path("access.log")).unwrap();
+    for text in [out, err, status, log, home.messages(), proxy.client.metrics().await.unwrap()] {
+        assert!(!text.contains("a-long-secre"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn what_others_have_said_does_not_move_the_cursor_of_whoever_reads_it() {
+    let (home, proxy, _blue, _green) = pair().await;
+    let message = Some("\u{1b}[2Jall is well\r\n\u{9b}1A".to_owned());
+    let order = uh_protocol::request::MaintenanceRequest { on: true, message, retry_after_s: None };
+    // Refused or shown without harm.
+    let _ = proxy.client.maintenance(&app(), &order).await;
+    let (_, out, err) = cli(&home.socket(), &["status"]).await;
+    for text in [out, err, home.messages()] {
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+    }
 }
