@@ -12,10 +12,9 @@ PROFILE ?= dev
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 BIN_DIR = $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
-# $(call with_engine,NAME,COMMAND): runs a suite that needs a Docker Engine and the base images, or says that it did not.
-define with_engine
-@if docker/ci/engine status; then docker/ci/base-images && $(2); else echo "skipped: $(1), no Docker Engine answers"; fi
-endef
+# The crash tests need fault points in uh-proxy and uh-deploy, and many tests need the programs: `cargo test` builds those
+# of every package with integration tests before it runs the first one. The same for all, so that it is built once.
+TEST = $(CARGO) test --workspace --locked --features uh-proxy/fault-points,uh-controller/fault-points
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,17 +26,17 @@ build: ## build all programs
 demo: build ## deploy good and bad versions of a live app under load, and roll back; about fifteen seconds once built
 	@$(BIN_DIR)/demo
 
-# The crash tests need fault points in uh-proxy and uh-deploy, and many tests need the programs: `cargo test` builds those of every
-# package with integration tests before it runs the first one. Tests that need a Docker Engine
-# run if one answers, and say so in a line if none does; those that need the shipped images are in `stack`.
+# Tests that need a Docker Engine run if one answers, and say so in a line if none does; those that need the shipped
+# images are in `stack`.
 test: ## run all tests
 	@.ci/needs test
 	@if docker/ci/engine status; then docker/ci/base-images debian:bookworm-slim; fi
-	$(CARGO) test --workspace --locked --features uh-proxy/fault-points,uh-controller/fault-points
+	$(TEST)
 
-# Apart from `test` until its time in CI is known: it compiles everything once more inside the engine.
 stack: ## build the shipped images and drive the compose files, if a Docker Engine answers
-	$(call with_engine,the shipped images and compose files,docker/ci/images && $(CARGO) test --locked --package uh-e2e stack:: -- --ignored --nocapture --test-threads=1)
+	@if docker/ci/engine status; then \
+		docker/ci/base-images && docker/ci/images && $(TEST) --test it stack:: -- --ignored --nocapture --test-threads=1; \
+	else echo "skipped: the shipped images and compose files, no Docker Engine answers"; fi
 
 faults: build ## inject every fault under load, and print what clients and the operator saw: two minutes; as root, for mounts and networks of its own
 	@$(BIN_DIR)/faults $(ARGS)
