@@ -31,7 +31,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
     if args.dry_run {
         return dry_run(session, args, &version).await;
     }
-    if args.first && something_was_deployed(session)? {
+    if args.first && something_was_deployed(session).await? {
         return Ok(Exit::Done);
     }
     let lock = session.lock(&format!("deploy of {version}"))?;
@@ -40,7 +40,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         return Ok(Exit::Attention);
     }
     // It may have been finished just now.
-    if args.first && something_was_deployed(session)? {
+    if args.first && something_was_deployed(session).await? {
         return Ok(Exit::Done);
     }
     let report = &session.report;
@@ -114,18 +114,31 @@ fn version(args: &BlueGreenArgs) -> Result<String, Failed> {
 }
 
 /// Says so, too: whoever starts everything at once (`compose up`) does it more than once.
-fn something_was_deployed(session: &Session) -> Result<bool, Failed> {
+///
+/// # Errors
+/// It was, and nothing of it runs: which version is wanted now is not for us to guess.
+async fn something_was_deployed(session: &Session) -> Result<bool, Failed> {
     let records = Records::new(&session.config.deploy.state_dir);
+    let mut gone = Vec::new();
     for backend in &session.config.backends {
         let record = records.of(&backend.name);
         let record = record.map_err(|e| Failed::new(Exit::Failed, format!("cannot read a record: {e}")))?;
-        if let Some(record) = record {
-            let deployed = named(&backend.name, Some(&record.frozen.version));
+        let Some(record) = record else { continue };
+        let deployed = named(&backend.name, Some(&record.frozen.version));
+        if session.runtime.state(&record.instance).await?.is_running() {
             session.report.say(&format!("{deployed} was deployed already: nothing to do for --first"));
             return Ok(true);
         }
+        gone.push(deployed);
     }
-    Ok(false)
+    if gone.is_empty() {
+        return Ok(false);
+    }
+    let gone = gone.join(", ");
+    let message = format!(
+        "{gone}: deployed once, and not running: this is no first deploy. Leave out --first, and say which version; nothing was changed"
+    );
+    Err(Failed::new(Exit::Failed, message))
 }
 
 /// A front door that is being started beside us.

@@ -62,6 +62,15 @@ fn a_first_deploy_is_made_once() {
         .says("blue (v1.0.0) was deployed already: nothing to do");
     assert_eq!(stage.served(), "blue 1.0.0");
     assert_eq!(stage.history().len(), 1);
+    for (_, pid) in stage.app_pids() {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    until("nothing runs", || (stage.apps() == 0).then_some(()));
+    stage
+        .expect(1, &["blue-green", "--first", "--version", "2.0.0"])
+        .says("blue (v1.0.0): deployed once, and not running");
+    stage.deploy("2.0.0");
 }
 
 #[test]
