@@ -281,6 +281,8 @@ impl Relay {
             Poll::Pending => Ok(()),
             Poll::Ready(Ok(())) if self.tunnel => {
                 self.up_done = true;
+                // From now on the backend has its time for last words, however long the tunnel was quiet before.
+                self.last_move = Instant::now();
                 Ok(())
             }
             Poll::Ready(Ok(())) => {

@@ -20,16 +20,15 @@ const SECOND_LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub struct Watchdog {
     sleep: Option<Pin<Box<Sleep>>>,
-    /// A deadline that we have overslept, and until when it is put off.
-    overslept: Option<(Instant, Instant)>,
+    /// When we last overslept: deadlines before this are put off to it, all of them and once.
+    put_off: Option<Instant>,
 }
 
 impl Watchdog {
     /// Whether the deadline has passed. If not, the task is woken when it has. A deadline that passed while we were not
     /// running is put off once, or the other side would be blamed for our sleep.
     pub fn poll_expired(&mut self, cx: &mut Context<'_>, deadline: Instant) -> bool {
-        let put_off = self.overslept.filter(|(overslept, _)| *overslept == deadline).map(|(_, until)| until);
-        let due = put_off.unwrap_or(deadline);
+        let due = self.put_off.map_or(deadline, |put_off| put_off.max(deadline));
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
         if sleep.deadline() > due {
             sleep.as_mut().reset(due);
@@ -38,8 +37,8 @@ impl Watchdog {
             let now = Instant::now();
             if now < due {
                 sleep.as_mut().reset(due);
-            } else if put_off.is_none() && now - deadline >= OVERSLEPT {
-                self.overslept = Some((deadline, now + SECOND_LOOK));
+            } else if due == deadline && now - deadline >= OVERSLEPT {
+                self.put_off = Some(now + SECOND_LOOK);
                 return self.poll_expired(cx, deadline);
             } else {
                 return true;
@@ -74,5 +73,18 @@ mod tests {
         assert!(!expired(&mut watchdog, deadline).await);
         tokio::time::advance(SECOND_LOOK).await;
         assert!(expired(&mut watchdog, deadline).await, "only once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_deadlines_that_were_overslept_each_is_put_off_once() {
+        let mut watchdog = Watchdog::default();
+        let deadlines = [1, 2].map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        for expected in [false, true] {
+            for deadline in deadlines {
+                assert_eq!(expired(&mut watchdog, deadline).await, expected);
+            }
+            tokio::time::advance(SECOND_LOOK).await;
+        }
     }
 }
