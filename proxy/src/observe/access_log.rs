@@ -5,8 +5,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -88,7 +88,35 @@ impl LogLane {
 }
 
 /// Where lines go.
-pub type Sink = Box<dyn Write + Send>;
+pub struct Sink {
+    out: Box<dyn Write + Send>,
+    /// The file, if it is one.
+    path: Option<PathBuf>,
+    /// The last thing in it is half a line, which a full disk leaves behind; it is ended before anything else is written,
+    /// so that it spoils no other one.
+    torn: bool,
+}
+
+impl Sink {
+    fn to(out: impl Write + Send + 'static) -> Self {
+        Self { out: Box::new(out), path: None, torn: false }
+    }
+
+    /// Looks how the file ends: this may be the one that somebody before us has left torn.
+    fn look(&mut self) {
+        self.torn = self.path.as_deref().is_some_and(|path| ends_in_half_a_line(path).unwrap_or(false));
+    }
+}
+
+fn ends_in_half_a_line(path: &Path) -> io::Result<bool> {
+    let file = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    let mut last = [b'\n'];
+    if metadata.is_file() && metadata.len() > 0 {
+        file.read_exact_at(&mut last, metadata.len() - 1)?;
+    }
+    Ok(last != [b'\n'])
+}
 
 /// The format in force. Read for each line, written by a reload.
 #[derive(Debug)]
@@ -161,9 +189,9 @@ pub fn start(config: &AccessLog, workers: usize, meters: &Arc<Meters>) -> io::Re
 /// The file can't be opened.
 pub fn open(config: &AccessLog) -> io::Result<Sink> {
     Ok(match (&config.path, config.format) {
-        (_, AccessLogFormat::Off) => Box::new(io::sink()),
-        (Some(path), _) => Box::new(open_file(path)?),
-        (None, _) => Box::new(io::stdout()),
+        (_, AccessLogFormat::Off) => Sink::to(io::sink()),
+        (Some(path), _) => Sink { path: Some(path.clone()), ..Sink::to(open_file(path)?) },
+        (None, _) => Sink::to(io::stdout()),
     })
 }
 
@@ -186,14 +214,13 @@ fn open_file(path: &Path) -> io::Result<File> {
 
 fn write_all(next: &Mutex<Option<Sink>>, batches: &Receiver<Batch>, meters: &Meters) {
     let mut failing = false;
-    let mut torn = false;
-    let mut sink: Sink = Box::new(io::sink());
+    let mut sink = Sink::to(io::sink());
     for batch in batches {
         if let Some(other) = next.lock().take() {
             sink = other;
-            torn = false;
+            sink.look();
         }
-        let (lost, error) = write_batch(&mut sink, &batch, &mut torn);
+        let (lost, error) = write_batch(&mut sink, &batch);
         meters.worker(0).log_lines_lost.fetch_add(lost, Ordering::Relaxed);
         match error {
             None => failing = false,
@@ -207,19 +234,18 @@ fn write_all(next: &Mutex<Option<Sink>>, batches: &Receiver<Batch>, meters: &Met
     }
 }
 
-/// Writes a batch, and says how many of its lines are lost, and why. `torn`: the last thing written was half a line, which a
-/// full disk leaves behind; it is ended before anything else, so that it spoils no other one.
-fn write_batch(sink: &mut Sink, batch: &Batch, torn: &mut bool) -> (u64, Option<io::Error>) {
-    if *torn {
-        match sink.write_all(b"\n") {
-            Ok(()) => *torn = false,
+/// Writes a batch, and says how many of its lines are lost, and why.
+fn write_batch(sink: &mut Sink, batch: &Batch) -> (u64, Option<io::Error>) {
+    if sink.torn {
+        match sink.out.write_all(b"\n") {
+            Ok(()) => sink.torn = false,
             Err(error) => return (batch.lines, Some(error)),
         }
     }
     let mut written = 0;
     let error = loop {
-        match sink.write(&batch.bytes[written..]) {
-            _ if written == batch.bytes.len() => break sink.flush().err(),
+        match sink.out.write(&batch.bytes[written..]) {
+            _ if written == batch.bytes.len() => break sink.out.flush().err(),
             Ok(0) => break Some(io::ErrorKind::WriteZero.into()),
             Ok(some) => written += some,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -227,7 +253,7 @@ fn write_batch(sink: &mut Sink, batch: &Batch, torn: &mut bool) -> (u64, Option<
         }
     };
     let done = &batch.bytes[..written];
-    *torn = done.last().is_some_and(|&last| last != b'\n');
+    sink.torn = done.last().is_some_and(|&last| last != b'\n');
     let whole = done.iter().filter(|&&byte| byte == b'\n').count() as u64;
     (batch.lines.saturating_sub(whole), error)
 }
@@ -258,15 +284,29 @@ mod tests {
     #[test]
     fn half_a_line_that_a_full_disk_leaves_spoils_no_other_one() {
         let disk = Arc::new(Mutex::new((Vec::new(), 12)));
-        let mut sink: Sink = Box::new(Disk(Arc::clone(&disk)));
+        let mut sink = Sink::to(Disk(Arc::clone(&disk)));
         let batch = |text: &str| Batch { bytes: text.into(), lines: text.matches('\n').count() as u64 };
-        let mut torn = false;
-        assert_eq!(write_batch(&mut sink, &batch("one\ntwo\n"), &mut torn).0, 0);
-        let (lost, error) = write_batch(&mut sink, &batch("three\nfour\n"), &mut torn);
+        assert_eq!(write_batch(&mut sink, &batch("one\ntwo\n")).0, 0);
+        let (lost, error) = write_batch(&mut sink, &batch("three\nfour\n"));
         assert_eq!((lost, error.unwrap().kind()), (2, io::ErrorKind::StorageFull));
-        assert_eq!(write_batch(&mut sink, &batch("five\n"), &mut torn).0, 1);
+        assert_eq!(write_batch(&mut sink, &batch("five\n")).0, 1);
         disk.lock().1 = 1000;
-        assert_eq!(write_batch(&mut sink, &batch("six\n"), &mut torn).0, 0);
+        assert_eq!(write_batch(&mut sink, &batch("six\n")).0, 0);
         assert_eq!(disk.lock().0, b"one\ntwo\nthre\nsix\n");
+    }
+
+    #[test]
+    fn half_a_line_in_a_file_that_is_opened_is_ended_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("access.log");
+        for (before, after) in [("one\ntw", "one\ntw\nnew\n"), ("one\n", "one\nnew\n"), ("", "new\n")] {
+            std::fs::write(&path, before).unwrap();
+            let config = AccessLog { path: Some(path.clone()), format: AccessLogFormat::Json };
+            let mut sink = open(&config).unwrap();
+            sink.look();
+            let batch = Batch { bytes: b"new\n".to_vec(), lines: 1 };
+            assert!(matches!(write_batch(&mut sink, &batch), (0, None)));
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), after);
+        }
     }
 }
