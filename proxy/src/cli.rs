@@ -63,7 +63,11 @@ fn print(line: impl Display) -> Result<(), Failed> {
 
 /// Prints a value as JSON.
 fn say_json(value: &impl serde::Serialize) -> Result<(), Failed> {
-    print(serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?)
+    let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
+    // JSON leaves some control characters as they are; a terminal need not. They are only ever within strings.
+    let escape =
+        |c: char| if c.is_control() && c != '\n' { format!("\\u{:04x}", c as u32) } else { c.to_string() };
+    print(text.chars().map(escape).collect::<String>())
 }
 
 /// Text for a terminal: what others have said in it (apps, other operators) must not move its cursor.

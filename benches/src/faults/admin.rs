@@ -44,7 +44,8 @@ async fn removed(around: Surroundings) -> Result<Outcome> {
     let mut slowest = Duration::ZERO;
     for (whole_directory, to) in [(false, "green"), (true, "blue")] {
         if whole_directory {
-            fs::remove_dir_all(&directory)?;
+            // Not emptied first: the front door may be writing into it right now.
+            fs::rename(&directory, directory.with_extension("gone"))?;
         } else {
             fs::remove_file(&socket)?;
         }

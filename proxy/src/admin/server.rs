@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hyper::Request;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rustix::process::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use uh_protocol::{Code, Problem};
 
@@ -43,6 +43,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Refusals at the same time. Callers beyond that, who have no right to call, are not even told.
 const MAX_REFUSALS: usize = 16;
+
+/// How long a caller may take to read its answer, beyond what the call itself takes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often the socket's file is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -104,6 +107,9 @@ impl SocketWatch {
     /// Looks at the socket's file, and whether it had to be made anew.
     fn has_renewed(&mut self) -> bool {
         let mut socket = self.socket.lock();
+        if socket.is_removed() {
+            return false;
+        }
         let place = socket.place();
         let news = std::mem::replace(&mut self.before, place) != place;
         let path = socket.path().display().to_string();
@@ -219,22 +225,38 @@ async fn accepted<S, A>(result: io::Result<(S, A)>) -> Option<S> {
     }
 }
 
-/// One call a connection: callers are few, and an idle connection is one thing less to reason about.
+/// One call a connection: callers are few, and an idle connection is one thing less to reason about. A caller who does
+/// not read its answer is left.
 async fn serve<S, F>(stream: impl AsyncRead + AsyncWrite + Unpin, service: F)
 where
-    F: hyper::service::HttpService<Incoming, ResBody = S, Error = Infallible>,
+    F: Service<Request<Incoming>, Response = Response<S>, Error = Infallible>,
     S: hyper::body::Body<Error = Infallible> + 'static,
     S::Data: Send,
 {
-    let result = hyper::server::conn::http1::Builder::new()
+    let answered = &Notify::new();
+    let service = service_fn(|request| {
+        let answer = service.call(request);
+        async move {
+            let answer = answer.await;
+            answered.notify_one();
+            answer
+        }
+    });
+    let call = hyper::server::conn::http1::Builder::new()
         .keep_alive(false)
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = result {
-        tracing::debug!(%error, "an admin connection broke off");
+        .serve_connection(TokioIo::new(stream), service);
+    let too_long = async {
+        answered.notified().await;
+        tokio::time::sleep(ANSWER_TIMEOUT).await;
+    };
+    tokio::select! {
+        result = call => if let Err(error) = result {
+            tracing::debug!(%error, "an admin connection broke off");
+        },
+        () = too_long => tracing::debug!("a caller does not read its answer"),
     }
 }
 
@@ -245,4 +267,23 @@ fn peer_of(stream: &UnixStream) -> io::Result<Peer> {
 
 fn may_call(peer: Peer, users: &[u32]) -> bool {
     peer.uid == 0 || peer.uid == geteuid().as_raw() || users.contains(&peer.uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+    use hyper::body::Bytes;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_does_not_read_its_answer_is_left() {
+        let (mut caller, stream) = tokio::io::duplex(1024);
+        let answer = service_fn(|_| async {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![b'x'; 1 << 20]))))
+        });
+        let serving = tokio::spawn(serve(stream, answer));
+        tokio::io::AsyncWriteExt::write_all(&mut caller, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        tokio::time::timeout(ANSWER_TIMEOUT * 2, serving).await.expect("it is left").unwrap();
+    }
 }

@@ -102,6 +102,7 @@ pub struct AdminSocket {
     access: Access,
     lock: File,
     bound: Bound,
+    removed: bool,
 }
 
 /// A listening socket, and which file it is.
@@ -121,7 +122,7 @@ impl AdminSocket {
         prepare_directory(path, access)?;
         let lock = lock(path)?;
         let bound = bind(path, access)?;
-        Ok(Self { path: path.to_owned(), access, lock, bound })
+        Ok(Self { path: path.to_owned(), access, lock, bound, removed: false })
     }
 
     /// The listening socket, for the server.
@@ -144,8 +145,10 @@ impl AdminSocket {
         match fs::symlink_metadata(&self.path) {
             // As long as the socket is open, no other file can have its number.
             Ok(metadata) if identity(&metadata) == self.bound.file => Place::Ours,
+            Ok(_) => Place::Foreign,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Place::Empty,
-            _ => Place::Foreign,
+            // Nobody can tell: then it is left alone.
+            Err(_) => Place::Ours,
         }
     }
 
@@ -166,12 +169,19 @@ impl AdminSocket {
         Ok(())
     }
 
-    /// Removes its file, if it is still ours.
-    pub fn remove(&self) {
+    /// Removes its file, if it is still ours, for good.
+    pub fn remove(&mut self) {
         if self.place() == Place::Ours {
             // The next one finds out that nobody listens there.
             let _ = fs::remove_file(&self.path);
         }
+        self.removed = true;
+    }
+
+    /// Whether we have removed it ourselves.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.removed
     }
 }
 

@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -54,7 +56,8 @@ async fn an_admin_socket_that_is_removed_is_made_anew_with_its_mode() {
     until("the socket is there again", async || home.socket().exists().then_some(())).await;
     assert_eq!(fs::metadata(home.socket()).unwrap().permissions().mode() & 0o7777, 0o600);
     assert_eq!(cli(&home.socket(), &["switch", "green"]).await.0, 0);
-    fs::remove_dir_all(home.path("run")).unwrap();
+    // The front door may be writing into it right now.
+    fs::rename(home.path("run"), home.path("gone")).unwrap();
     until("the directory is there again", async || home.socket().exists().then_some(())).await;
     assert_eq!(fs::metadata(home.path("run")).unwrap().permissions().mode() & 0o7777, 0o700);
     assert_eq!(cli(&home.socket(), &["switch", "blue"]).await.0, 0);
@@ -80,18 +83,20 @@ async fn an_admin_socket_that_somebody_else_has_replaced_is_told_of_and_left_alo
 async fn an_operator_gets_through_a_crowd_that_asks_nothing() {
     let (home, _proxy, _blue, _green) = pair().await;
     let mut crowd = tokio::task::JoinSet::new();
+    let come = Arc::new(AtomicUsize::new(0));
     for _ in 0..600 {
-        let socket = home.socket();
+        let (socket, come) = (home.socket(), Arc::clone(&come));
         crowd.spawn(async move {
             loop {
                 if let Ok(mut stream) = UnixStream::connect(&socket).await {
+                    come.fetch_add(1, Ordering::Relaxed);
                     let _ = stream.read(&mut [0]).await;
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         });
     }
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    until("all places are taken", async || (come.load(Ordering::Relaxed) > 300).then_some(())).await;
     for to in ["green", "blue", "green", "blue"] {
         let (code, _, message) = cli(&home.socket(), &["switch", to]).await;
         assert_eq!(code, 0, "{message}");
@@ -221,13 +226,24 @@ async fn a_secret_is_in_the_configuration_alone() {
 
 #[tokio::test]
 async fn what_others_have_said_does_not_move_the_cursor_of_whoever_reads_it() {
-    let (home, proxy, _blue, _green) = pair().await;
-    let message = Some("\u{1b}[2Jall is well\r\n\u{9b}1A".to_owned());
+    let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);
+    let home = Home::new(blue.address, green.address);
+    let mut proxy = home.start().await;
+    let message = Some("all is well".to_owned());
     let order = uh_protocol::request::MaintenanceRequest { on: true, message, retry_after_s: None };
-    // Refused or shown without harm.
-    let _ = proxy.client.maintenance(&app(), &order).await;
-    let (_, out, err) = cli(&home.socket(), &["status"]).await;
-    for text in [out, err, home.messages()] {
-        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+    proxy.client.maintenance(&app(), &order).await.unwrap();
+    proxy.kill();
+    // A call with such a message is refused; a file that somebody else has written is not.
+    let mut state: serde_json::Value = serde_json::from_slice(&fs::read(home.state_file()).unwrap()).unwrap();
+    state.as_object_mut().unwrap().remove("checksum");
+    state["services"]["app"]["maintenance"]["message"] = "\u{1b}[2Jall is well\u{9b}1A\u{7f}".into();
+    fs::write(home.state_file(), state.to_string()).unwrap();
+    let _proxy = home.start().await;
+    for args in [&["status"][..], &["status", "--json"]] {
+        let (code, out, err) = cli(&home.socket(), args).await;
+        assert!(code == 0 && out.contains("all is well"), "{out}{err}");
+        for text in [out, err, home.messages()] {
+            assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        }
     }
 }
