@@ -146,14 +146,10 @@ impl StateFile {
             state: &'a StateFile,
             checksum: String,
         }
-        let mut text = serde_json::to_vec_pretty(&Sealed { state: self, checksum: self.checksum()? })?;
+        let checksum = checksum(&serde_json::to_value(self)?)?;
+        let mut text = serde_json::to_vec_pretty(&Sealed { state: self, checksum })?;
         text.push(b'\n');
         Ok(text)
-    }
-
-    /// Of what it says, not of how that is laid out.
-    fn checksum(&self) -> Result<String, serde_json::Error> {
-        Ok(format!("{:08x}", crc32fast::hash(&serde_json::to_vec(self)?)))
     }
 
     /// Reads a state file. One without a checksum is taken as it is: an operator may have to write one by hand.
@@ -180,11 +176,13 @@ impl StateFile {
             // Written by the guide's script: one service, whose name is not known here.
             None => return Self::parse_guide(text),
         }
-        let state: Self = serde_json::from_slice(text)?;
-        match (outline.checksum, state.checksum()?) {
-            (Some(found), right) if found != right => Err(StateError::Checksum { found, right }),
-            _ => Ok(state),
+        if let Some(found) = outline.checksum {
+            let right = checksum(&serde_json::from_slice(text)?)?;
+            if found != right {
+                return Err(StateError::Checksum { found, right });
+            }
         }
+        Ok(serde_json::from_slice(text)?)
     }
 
     fn parse_guide(text: &[u8]) -> Result<Self, StateError> {
@@ -249,6 +247,17 @@ impl StateFile {
 }
 
 /// The backends that are not as the configuration has them.
+/// Of everything that a state file says but the checksum itself, also what only another version understands. Layout and
+/// order of the fields don't matter.
+fn checksum(file: &serde_json::Value) -> Result<String, serde_json::Error> {
+    // `Value` keeps its fields in alphabetical order.
+    let mut file = file.clone();
+    if let Some(fields) = file.as_object_mut() {
+        fields.remove("checksum");
+    }
+    Ok(format!("{:08x}", crc32fast::hash(&serde_json::to_vec(&file)?)))
+}
+
 fn registered(
     service: &config::Service,
     backends: &[std::sync::Arc<Backend>],

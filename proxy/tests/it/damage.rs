@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use uh_proxy::state::file::StateFile;
+use uh_proxy::state::file::{StateError, StateFile};
 use uh_proxy::state::store::Store;
 
 /// A state with everything in it that a state can have.
@@ -87,6 +87,28 @@ fn a_state_file_made_by_hand_needs_no_checksum() {
     state.active = "blue".parse().unwrap();
     let read = StateFile::parse(without.as_bytes()).unwrap();
     assert_eq!(read.active, state.active);
+}
+
+#[test]
+fn a_field_that_only_another_version_knows_is_no_damage() {
+    let (state, text) = whole();
+    let mut newer: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    newer["later"] = "field".into();
+    let Err(StateError::Checksum { right, .. }) = StateFile::parse(&serde_json::to_vec(&newer).unwrap())
+    else {
+        panic!("a field that the checksum does not cover");
+    };
+    newer["checksum"] = right.into();
+    assert_eq!(StateFile::parse(&serde_json::to_vec(&newer).unwrap()).unwrap(), state);
+}
+
+#[test]
+fn the_file_in_the_readme_is_one_that_we_write() {
+    let readme = include_str!("../../../README.md");
+    let (_, rest) = readme.split_once("## State file\n\n```json\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let state = StateFile::parse(example.as_bytes()).unwrap();
+    assert_eq!(String::from_utf8(state.text().unwrap()).unwrap(), example);
 }
 
 #[test]
