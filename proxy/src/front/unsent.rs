@@ -17,10 +17,10 @@ nix::setsockopt_impl!(NotSentLowWater, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWA
 /// Two buffers of a relay: one is sent while the other is filled.
 const MOST_UNSENT: u32 = 128 << 10;
 
-/// Limits the connections that this listening socket will accept.
-///
-/// # Errors
-/// The kernel knows no such limit: Linux does since 3.12.
-pub fn limit(listener: &impl AsFd) -> std::io::Result<()> {
-    Ok(setsockopt(listener, NotSentLowWater, &MOST_UNSENT)?)
+/// Limits the connections that this listening socket will accept. Linux can since 3.12; what only looks like Linux may not,
+/// and then all works as well, but for that.
+pub fn limit(listener: &impl AsFd) {
+    if let Err(error) = setsockopt(listener, NotSentLowWater, &MOST_UNSENT) {
+        tracing::warn!(%error, "the system can't limit what waits unsent for slow clients (TCP_NOTSENT_LOWAT)");
+    }
 }

@@ -146,7 +146,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// queues, and ends when its last connection has.
 ///
 /// # Errors
-/// A socket can't be duplicated or set, or the thread can't be started.
+/// A socket can't be duplicated, or the thread can't be started.
 pub fn spawn(
     worker: Arc<Worker>,
     listeners: &[Listener],
@@ -157,7 +157,7 @@ pub fn spawn(
     let mut ours = Vec::new();
     for Listener { socket: listener, holder } in listeners {
         let name = listener.local_addr()?.to_string();
-        unsent::limit(listener)?;
+        unsent::limit(listener);
         if *holder == Holder::Us {
             ours.push(listener.try_clone()?);
         }
