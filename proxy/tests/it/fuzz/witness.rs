@@ -130,6 +130,16 @@ pub(crate) fn compare(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), St
     Ok(())
 }
 
+/// Everything that was sent, by the rules, must come through.
+pub(crate) fn all_came(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), String> {
+    compare(sent, seen, demand)?;
+    let (meant, _) = read_all(sent);
+    if seen.messages.len() != meant.len() {
+        return Err(format!("came: {:?}\nmeant: {meant:?}", seen.messages));
+    }
+    Ok(())
+}
+
 /// Whether a message is what was meant. The order of fields matters among those of one name (RFC 9110 §5.3).
 pub(crate) fn is_same(meant: &Message, came: &Message, demand: Demand) -> bool {
     let (host, path) = meant.meant();
