@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
@@ -183,6 +183,16 @@ pub async fn run(command: Command, within: Duration) -> Result<Finished> {
         .with_context(|| format!("can't start {program}"))?;
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     Ok(Finished { status: output.status, output: text.concat() })
+}
+
+/// Raises the limit of file descriptors, of this process and of what it starts, to the most that it may have: returned.
+///
+/// # Errors
+/// The system refuses.
+pub fn raise_descriptors() -> Result<u64> {
+    let hard = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
+    Ok(hard.unwrap_or(u64::MAX))
 }
 
 /// The path of another program of this workspace: it lies beside the running one, or above it if that is a test.

@@ -207,11 +207,19 @@ async fn a_second_sigterm_ends_the_wait() {
 #[tokio::test]
 async fn the_app_hears_of_it_only_when_all_is_drained() {
     let (mut shim, address, side) = serving(&[]).await;
+    let begun = Instant::now();
     let exchange = tokio::spawn(slow(address, 1_000));
     in_flight_is(side, 1).await;
     shim.signal(Signal::TERM);
+    loop {
+        let heard = shim.output.all().contains(&"got TERM".to_owned());
+        if begun.elapsed() > Duration::from_millis(900) {
+            break;
+        }
+        assert!(!heard);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     exchange.await.unwrap();
-    assert!(!shim.output.all().contains(&"got TERM".to_owned()));
     assert_eq!(shim.code().await, Some(0));
     assert!(shim.output.to_end().await.contains(&"got TERM".to_owned()));
 }

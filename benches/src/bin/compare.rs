@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 use uh_benches::compare::backend::Backends;
 use uh_benches::compare::proxies::{ALL, DESCRIPTORS, Proxy};
 use uh_benches::compare::report::Report;
 use uh_benches::compare::rows::{self, Effort, LOAD_CORE, Samples, Setting};
 use uh_benches::compare::switches;
+use uh_benches::process::raise_descriptors;
 use uh_benches::workdir;
 
 /// Services of the largest setting; each has two backends.
@@ -91,13 +91,11 @@ fn main() -> ExitCode {
 }
 
 fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
-    let hard = getrlimit(Resource::Nofile).maximum;
+    let most = raise_descriptors()?;
     ensure!(
-        hard.is_none_or(|hard| hard >= DESCRIPTORS),
-        "at most {} files may be open; the largest rows need {DESCRIPTORS} (ulimit -n)",
-        hard.unwrap_or_default()
+        most >= DESCRIPTORS,
+        "at most {most} files may be open; the largest rows need {DESCRIPTORS} (ulimit -n)"
     );
-    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(TIMER_SLACK_NS))?;
     // The core of the load is chosen before this thread is kept on it.
     let core = *LOAD_CORE;

@@ -4,16 +4,17 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use clap::Parser;
 use rustix::process::geteuid;
 use tempfile::TempDir;
 use uh_benches::faults::{Outcome, Surroundings, all, table};
-use uh_benches::process::interrupted;
+use uh_benches::process::{interrupted, raise_descriptors};
 use uh_benches::workdir;
 
 #[derive(Parser)]
@@ -35,32 +36,37 @@ struct Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     if !options.isolated && geteuid().is_root() {
-        match in_own_namespaces() {
-            Ok(code) => return code,
-            // Then without: what needs them is skipped, and says so.
-            Err(error) => drop(writeln!(io::stderr(), "no namespaces of its own: {error:#}")),
-        }
+        // Then without: what needs them is skipped, and says so.
+        let error = in_own_namespaces();
+        drop(writeln!(io::stderr(), "no namespaces of its own: {error:#}"));
     }
     let mut dir = None;
     let result = prepare_and_run(&options, &mut dir);
     workdir::finish(dir, &result, io::stderr())
 }
 
-/// Runs this program once more, where what it mounts and breaks in the network is nobody else's.
-fn in_own_namespaces() -> Result<ExitCode> {
+/// Becomes this program once more, where what it mounts and breaks in the network is nobody else's. Returns only if that
+/// can't be.
+fn in_own_namespaces() -> Error {
     let own: [OsString; 3] = ["--mount", "--net", "--"].map(Into::into);
-    let probe = Command::new("unshare").args(&own).arg("true").output()?;
-    if !probe.status.success() {
-        bail!("unshare: {}", String::from_utf8_lossy(&probe.stderr).trim());
+    let probe = Command::new("unshare").args(&own).args(["ip", "link", "set", "lo", "up"]).output();
+    match probe {
+        Ok(probe) if probe.status.success() => {}
+        Ok(probe) => return anyhow!("unshare: {}", String::from_utf8_lossy(&probe.stderr).trim()),
+        Err(error) => return Error::from(error).context("can't start unshare"),
     }
     let mut command = Command::new("unshare");
-    command.args(own).arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).arg("--isolated");
-    let status = command.status().context("can't start unshare")?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return error.into(),
+    };
+    command.args(own).arg(program).args(std::env::args_os().skip(1)).arg("--isolated");
+    Error::from(command.exec()).context("can't start unshare")
 }
 
 fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
     let dir = dir.insert(workdir::create()?);
+    raise_descriptors()?;
     if options.isolated {
         let status =
             Command::new("ip").args(["link", "set", "lo", "up"]).status().context("can't start ip")?;

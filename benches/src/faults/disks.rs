@@ -235,11 +235,11 @@ async fn journal_full(around: Surroundings) -> Result<Outcome> {
     );
     let mut operator = String::new();
     let mut rounds = 0;
-    // Room for one line less each time, so that the disk is full at another line, and within one.
-    for room in (0..3000).step_by(if around.thorough { 150 } else { 900 }) {
+    // Another page of room each time, so that another file is the one that finds the disk full.
+    for pages in 0..if around.thorough { 12 } else { 4 } {
         disk.fill()?;
         let filler = fs::OpenOptions::new().write(true).open(disk.path.join("filler"))?;
-        filler.set_len(filler.metadata()?.len().saturating_sub(room / 4096 * 4096))?;
+        filler.set_len(filler.metadata()?.len().saturating_sub(pages * 4096))?;
         let full = run(deploy(&["blue-green", "--version", "2"])?, SOON).await?;
         ensure!(full.status.code() != Some(0), "a deploy on a full disk succeeds");
         if full.output.contains("No space left") {

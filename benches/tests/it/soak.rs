@@ -4,6 +4,7 @@ use std::process::Command;
 
 #[test]
 fn after_switches_drains_reloads_and_tunnels_the_books_are_balanced() {
+    let _alone = crate::alone();
     let dir = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_soak"))
         .args(["--minutes", "0.15", "--rate", "100", "--pause-ms", "500", "--out"])

@@ -4,6 +4,8 @@
 //! replaced by a default. Used by every program with a configuration file; the values themselves are the programs' own.
 
 #[cfg(feature = "toml")]
+mod file;
+#[cfg(feature = "toml")]
 mod mistakes;
 #[cfg(feature = "toml")]
 mod section;
@@ -15,6 +17,3 @@ pub use file::{parse, read};
 pub use mistakes::{ConfigError, Mistake, Mistakes};
 #[cfg(feature = "toml")]
 pub use section::Section;
-
-#[cfg(feature = "toml")]
-mod file;

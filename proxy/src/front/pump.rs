@@ -384,6 +384,7 @@ mod tests {
         peer.read_to_string(&mut all).await.unwrap();
         assert_eq!(all, "POST / HTTP/1.1\r\n\r\nbody");
     }
+
     #[tokio::test]
     async fn one_that_has_much_to_move_lets_the_others_have_their_turn() {
         const BYTES: u64 = 4 << 20;

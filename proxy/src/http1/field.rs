@@ -272,8 +272,8 @@ pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
-/// The values of all fields with this name, in a head that need not be complete, nor well-formed. Slow; for the
-/// heads of requests that no backend gets.
+/// The values of all fields with this name, in a head that need not be complete, nor well-formed. Goes through
+/// all of it, which is for what few requests need.
 pub fn values<'a>(head: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     head.split(|&b| b == b'\n').skip(1).filter_map(move |line| {
         let colon = memchr::memchr(b':', line)?;

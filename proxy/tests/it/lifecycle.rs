@@ -1,11 +1,14 @@
 //! Starting and stopping.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Semaphore;
 
-use crate::harness::{Home, SampleApp, cli, pair, soon, until};
+use crate::harness::{Home, SampleApp, Scripted, Then, cli, pair, soon, until};
 use crate::wire::{Wire, get};
 
 #[tokio::test]
@@ -218,25 +221,37 @@ async fn a_log_that_nobody_reads_holds_up_nothing() {
 
 #[tokio::test]
 async fn an_answer_that_came_while_we_were_stopped_is_no_timeout() {
-    let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);
-    let timeouts = "[services.app.timeouts]\nread = \"1s\"\nclient = \"1s\"";
-    let home = Home::new(blue.address, green.address).service(timeouts);
+    // It answers once we are stopped.
+    let answers = Arc::new(Semaphore::new(0));
+    let told = Arc::clone(&answers);
+    let app = Scripted::start(move |_, mut stream| {
+        let told = Arc::clone(&told);
+        async move {
+            told.acquire().await.unwrap().forget();
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            (stream, Then::KeepAlive)
+        }
+    })
+    .await;
+    let timeouts = "[services.app.timeouts]\nread = \"5s\"\nclient = \"5s\"\n\
+                    [services.app.health]\nenabled = false";
+    let home = Home::new(app.address, "127.0.0.1:9").service(timeouts);
     let proxy = home.start().await;
     let mut waiting = Vec::new();
-    for ms in [100, 300, 500, 700, 900] {
+    for _ in 0..5 {
         let mut wire = Wire::connect(proxy.address).await;
-        wire.send(get(&format!("/slow?ms={ms}"))).await;
+        wire.send(get("/")).await;
         waiting.push(wire);
     }
-    until("all are in flight", async || (proxy.backend("blue").await.requests_in_flight >= 4).then_some(()))
-        .await;
+    until("all are with the app", async || (app.seen() == 5).then_some(())).await;
     proxy.signal(Signal::STOP);
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    answers.add_permits(5);
+    tokio::time::sleep(Duration::from_secs(6)).await;
     proxy.signal(Signal::CONT);
     for wire in &mut waiting {
         assert_eq!(wire.response().await.status, 200);
     }
     // And one that is really late still is.
     let mut late = Wire::connect(proxy.address).await;
-    assert_eq!(late.get("/slow?ms=5000").await.status, 504);
+    assert_eq!(late.get("/").await.status, 504);
 }
