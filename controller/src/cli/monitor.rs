@@ -8,7 +8,7 @@ use uh_protocol::BackendName;
 use super::args::MonitorArgs;
 use super::exit::{Exit, Failed};
 use super::session::Session;
-use super::{Done, rollback};
+use super::{Done, operation, rollback};
 use crate::counters::{Condition, Counters, Judge, Verdict};
 use crate::deploy::machine::Outcome;
 use crate::deploy::named;
@@ -76,11 +76,7 @@ fn moved_on(session: &Session, watched: &BackendName, view: &View) -> Exit {
 
 async fn auto_rollback(session: &Session, front: &Front, watched: &BackendName, reason: &str) -> Done {
     session.report.say(&format!("Rolling back by itself, because of {watched}: {reason}"));
-    let lock = session.lock(&format!("automatic rollback from {watched}"));
-    let outcome = match lock {
-        Ok(_lock) => rollback::roll_back(session, front, None, Some(watched), Some("monitor")).await,
-        Err(failed) => Err(failed),
-    };
+    let outcome = roll_back_from(session, front, watched).await;
     match outcome {
         Ok(Outcome::RolledBack) => Ok(Exit::RolledBack),
         Ok(_) => Err(Failed::new(
@@ -94,6 +90,15 @@ async fn auto_rollback(session: &Session, front: &Front, watched: &BackendName, 
             Err(Failed::new(Exit::Attention, message))
         }
     }
+}
+
+/// What was interrupted before comes first; who is active after that is looked at anew.
+async fn roll_back_from(session: &Session, front: &Front, watched: &BackendName) -> Result<Outcome, Failed> {
+    let _lock = session.lock(&format!("automatic rollback from {watched}"))?;
+    if let Some((_, Outcome::Attention)) = operation::recover_if_needed(session, front).await? {
+        return Ok(Outcome::Attention);
+    }
+    rollback::roll_back(session, front, None, Some(watched), Some("monitor")).await
 }
 
 enum Ended {

@@ -11,14 +11,24 @@ use crate::deploy::journal::{self, Journal, JournalError, Story};
 use crate::deploy::machine::{Kind, Outcome};
 use crate::front::{Front, View};
 
-/// Carries an operation to its end. The lock is held. Also says how long it took.
+/// Carries an operation to its end. The lock is held, and what was interrupted before is recovered. Also says how long
+/// it took.
 pub(super) async fn carry_out(
     session: &Session,
     front: &Front,
     kind: Kind,
     facts: Facts,
 ) -> Result<(Outcome, std::time::Duration), Failed> {
-    let (journal, _) = Journal::open(&session.config.deploy.state_dir).map_err(|e| journal_failed(&e))?;
+    let (journal, story) = Journal::open(&session.config.deploy.state_dir).map_err(|e| journal_failed(&e))?;
+    if let Some(story) = story.filter(Story::is_unfinished) {
+        // A second beginning would make the first one's end unreadable.
+        let message = format!(
+            "{} was interrupted while {}, and is not at its end; nothing was changed. Run `uh-deploy recover`",
+            story.facts.operation,
+            doing(story.phase)
+        );
+        return Err(Failed::new(Exit::Attention, message));
+    }
     let operation = facts.operation.clone();
     let mut driver = Driver::new(&session.config, &*session.runtime, front, &session.report, journal, facts);
     let name = tokio::select! {

@@ -17,6 +17,7 @@ mod front_door_gone;
 mod full_disk;
 mod fuzz;
 mod harness;
+mod interruptions;
 mod rivals;
 mod rollback_time;
 #[cfg(feature = "fault-points")]
