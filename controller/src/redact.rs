@@ -1,6 +1,7 @@
 //! Keeps secrets out of whatever is printed, sent or written down.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use crate::config::{Config, RuntimeConfig};
 use crate::env_file;
@@ -22,12 +23,14 @@ impl Redactor {
     /// The secrets of a configuration. What can't be read now is none of ours to leak.
     #[must_use]
     pub fn of(config: &Config) -> Self {
-        let mut values = Vec::new();
-        if let RuntimeConfig::Process(process) = &config.runtime {
-            let file = process.env_file.as_deref().and_then(|path| env_file::read(path).ok());
-            values.extend(file.into_iter().flat_map(std::collections::BTreeMap::into_values));
-            values.extend(process.env_from.iter().filter_map(|name| std::env::var(name).ok()));
-        }
+        let (file, handed_on) = match &config.runtime {
+            RuntimeConfig::Process(process) => (&process.env_file, process.env_from.as_slice()),
+            RuntimeConfig::Docker(docker) => (&docker.env_file, docker.env_from.as_slice()),
+            RuntimeConfig::Compose(compose) => (&compose.env_file, &[][..]),
+        };
+        let file = file.as_deref().and_then(|path| env_file::read(path).ok());
+        let mut values: Vec<String> = file.into_iter().flat_map(BTreeMap::into_values).collect();
+        values.extend(handed_on.iter().filter_map(|name| std::env::var(name).ok()));
         let named = [&config.notice.webhook_env, &config.validate.database_url_env];
         values.extend(named.into_iter().flatten().filter_map(|name| std::env::var(name).ok()));
         Self::with(values)
@@ -85,5 +88,26 @@ mod tests {
         assert_eq!(redactor.clean("url postgres://me:hunter22@db/x, 1 s3cr3t"), "url ***, 1 ***");
         assert_eq!(redactor.clean("the password hunter22 was refused"), "the password *** was refused");
         assert!(matches!(redactor.clean("nothing"), Cow::Borrowed(_)));
+    }
+
+    /// Of each runtime: a file with a secret, and a variable that every process has.
+    #[test]
+    fn the_secrets_of_every_runtime_are_known() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("app.env"), "API_KEY=tr0ub4dor\nURL=postgres://me:hunter22@db/x\n")
+            .unwrap();
+        let backends = "[backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n[backends.green]\nendpoints = [\"127.0.0.1:2\"]\n";
+        let path = std::env::var("PATH").unwrap();
+        for (runtime, has_variables) in [
+            ("kind = \"process\"\n[runtime.process]\ncommand = [\"app\"]\nenv_from = [\"PATH\"]", true),
+            ("kind = \"docker\"\n[runtime.docker]\nimage = \"app:1\"\nenv_from = [\"PATH\"]", true),
+            ("kind = \"compose\"\n[runtime.compose]\nfiles = [\"compose.yml\"]", false),
+        ] {
+            let text = format!("{backends}[runtime]\n{runtime}\nenv_file = \"app.env\"\n");
+            let redactor = Redactor::of(&crate::config::parse(&text, dir.path()).unwrap());
+            let said = "key tr0ub4dor, refused hunter22";
+            assert_eq!(redactor.clean(said), "key ***, refused ***", "{runtime}");
+            assert_eq!(redactor.clean(&path) == "***", has_variables, "{runtime}");
+        }
     }
 }
