@@ -5,6 +5,7 @@ mod blue_green;
 mod exit;
 mod health_check;
 mod history;
+mod interrupts;
 mod logs;
 mod maintenance;
 mod monitor;
@@ -23,6 +24,7 @@ use clap::Parser as _;
 
 use args::{Args, Command};
 use exit::{Exit, Failed};
+use interrupts::Handlers;
 use session::Session;
 
 /// How a command ended.
@@ -49,19 +51,33 @@ fn carry_out(args: Args) -> Done {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start")?;
     let done = runtime.block_on(async {
-        match &args.command {
-            Command::Validate => validate::validate(&session).await,
-            Command::BlueGreen(args) => blue_green::blue_green(&session, args).await,
-            Command::Monitor(args) => monitor::monitor(&session, args).await,
-            Command::Rollback(args) => rollback::rollback(&session, args).await,
-            Command::HealthCheck => health_check::health_check(&session).await,
-            Command::Logs(args) => logs::logs(&session, args).await,
-            Command::History(args) => history::history(&session, args),
-            Command::Recover => recover::recover(&session).await,
-            Command::Retire(args) => retire::retire(&session, args).await,
-            Command::Maintenance(args) => maintenance::maintenance(&session, args).await,
-            Command::Keep { .. } => Ok(Exit::Usage),
+        let mut handlers = Handlers::install().context("cannot start")?;
+        tokio::select! {
+            done = command(&session, &args.command) => done,
+            interrupt = handlers.not_taken(&session.interrupts) => {
+                session.report.end_progress();
+                let message = format!("ended by {}", interrupt.name);
+                Err(Failed::new(Exit::Interrupted(interrupt.exit_code()), message))
+            }
         }
     });
+    // Whatever still runs beside is not waited for.
+    runtime.shutdown_background();
     done.map_err(|failed| failed.cleaned(&session.report))
+}
+
+async fn command(session: &Session, command: &Command) -> Done {
+    match command {
+        Command::Validate => validate::validate(session).await,
+        Command::BlueGreen(args) => blue_green::blue_green(session, args).await,
+        Command::Monitor(args) => monitor::monitor(session, args).await,
+        Command::Rollback(args) => rollback::rollback(session, args).await,
+        Command::HealthCheck => health_check::health_check(session).await,
+        Command::Logs(args) => logs::logs(session, args).await,
+        Command::History(args) => history::history(session, args),
+        Command::Recover => recover::recover(session).await,
+        Command::Retire(args) => retire::retire(session, args).await,
+        Command::Maintenance(args) => maintenance::maintenance(session, args).await,
+        Command::Keep { .. } => Ok(Exit::Usage),
+    }
 }

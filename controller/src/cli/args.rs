@@ -10,7 +10,7 @@ use uh_protocol::BackendName;
 use uh_settings::units::parse_duration;
 
 /// Exit codes, as shown by `--help`.
-const EXIT_CODES: &str = "Exit codes: 0 done · 1 failed, nothing changed · 2 usage · 3 rolled back · 4 locked · 5 superseded · 6 needs attention · 7 monitor breach";
+const EXIT_CODES: &str = "Exit codes: 0 done · 1 failed, nothing changed · 2 usage · 3 rolled back · 4 locked · 5 superseded · 6 needs attention · 7 monitor breach · 128+n ended by signal n";
 
 /// Deploys a version beside the one that serves, proves it, switches, and can be killed anywhere.
 #[derive(Debug, Parser)]

@@ -20,6 +20,8 @@ pub(super) enum Exit {
     Superseded,
     Attention,
     Breach,
+    /// By a signal: 128 and its number.
+    Interrupted(u8),
 }
 
 impl From<Exit> for ExitCode {
@@ -33,6 +35,7 @@ impl From<Exit> for ExitCode {
             Exit::Superseded => 5,
             Exit::Attention => 6,
             Exit::Breach => 7,
+            Exit::Interrupted(code) => code,
         })
     }
 }

@@ -1,6 +1,5 @@
 //! What deploys and roll backs have in common: the journal, what was interrupted before, and being interrupted.
 
-use tokio::signal::unix::{SignalKind, signal};
 use uh_protocol::BackendName;
 
 use super::exit::{Exit, Failed};
@@ -35,7 +34,7 @@ pub(super) async fn carry_out(
         ended = driver.run(kind) => {
             return ended.map(|outcome| (outcome, driver.took())).map_err(|e| stopped(&e));
         }
-        name = interrupted() => name,
+        interrupt = session.interrupts.take() => interrupt.name,
     };
     let took = driver.took();
     drop(driver);
@@ -132,21 +131,4 @@ fn stopped(error: &DriverError) -> Failed {
             crate::chain(error)
         ),
     )
-}
-
-/// Waits for somebody to ask us to end; says how.
-async fn interrupted() -> &'static str {
-    tokio::select! {
-        () = received(SignalKind::interrupt()) => "SIGINT",
-        () = received(SignalKind::terminate()) => "SIGTERM",
-        () = received(SignalKind::hangup()) => "SIGHUP",
-    }
-}
-
-async fn received(kind: SignalKind) {
-    match signal(kind) {
-        Ok(mut signal) => drop(signal.recv().await),
-        // Then the signal ends us as it would anyone, and the journal remembers.
-        Err(_) => std::future::pending().await,
-    }
 }

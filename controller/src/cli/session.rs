@@ -4,6 +4,7 @@ use anyhow::Context as _;
 
 use super::args::Args;
 use super::exit::Failed;
+use super::interrupts::Interrupts;
 use crate::config::{self, Config};
 use crate::deploy::facts::who;
 use crate::deploy::history::{History, Line};
@@ -19,6 +20,7 @@ pub(super) struct Session {
     pub(super) config: Config,
     pub(super) report: Report,
     pub(super) runtime: Box<dyn Runtime>,
+    pub(super) interrupts: Interrupts,
 }
 
 impl Session {
@@ -29,7 +31,7 @@ impl Session {
         let form = if args.json { Form::Json } else { Form::Text };
         let report = Report::new(form, Redactor::of(&config));
         let runtime = runtime::for_config(&config);
-        Ok(Self { config, report, runtime })
+        Ok(Self { config, report, runtime, interrupts: Interrupts::default() })
     }
 
     /// Makes this command the only one that changes anything.

@@ -4,7 +4,7 @@ use std::process::{Child, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Stage, until};
+use crate::harness::{Ran, Stage, until};
 
 fn start(stage: &Stage, args: &[&str]) -> Child {
     stage.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -37,4 +37,68 @@ fn an_automatic_rollback_first_recovers_what_was_interrupted() {
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 1));
     stage.expect(0, &["recover"]).says("Nothing to recover");
     stage.deploy("1.0.3");
+}
+
+/// Sends a signal, and demands the exit code, soon.
+#[track_caller]
+fn end(mut child: Child, signal: Signal, code: i32) -> Ran {
+    kill_process(Pid::from_child(&child), signal).unwrap();
+    until("it has ended", || child.try_wait().unwrap());
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(code), "{}", ran.text);
+    ran
+}
+
+#[test]
+fn a_second_signal_ends_the_undoing_at_once_and_recover_goes_on() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let deaf = "[runtime.process]\ncommand = [\"sh\", \"-c\", \"trap '' TERM; while :; do sleep 0.1; done\"]";
+    stage.configure(
+        "uh-deploy.toml",
+        &format!("{deaf}\n[deploy]\nstop_timeout = \"10m\"\n[health]\nwithin = \"10m\""),
+    );
+    let deploy = start(&stage, &["blue-green", "--version", "1.0.1"]);
+    until("the candidate runs", || (stage.apps() == 2).then_some(()));
+    kill_process(Pid::from_child(&deploy), Signal::INT).unwrap();
+    let journal = stage.path("deploy-state/journal.jsonl");
+    until("it is undone", || {
+        std::fs::read_to_string(&journal).unwrap().contains("interrupted").then_some(())
+    });
+    end(deploy, Signal::TERM, 143).says("once more SIGINT ends at once").says("ended by SIGTERM");
+    assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 2));
+    stage.configure("uh-deploy.toml", "[deploy]\nstop_timeout = \"100ms\"");
+    stage.expect(0, &["recover"]).says("Undone: the candidate is gone; blue (v1.0.0) serves");
+    assert_eq!(stage.apps(), 1);
+}
+
+#[test]
+fn a_signal_ends_the_watching_after_a_deploy() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let state = stage.path("deploy-state/history.jsonl");
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let before = std::fs::read_to_string(&state).unwrap().lines().count();
+        let deploy = start(&stage, &["blue-green", "--version", "1.0.1", "--watch", "10m"]);
+        until("the deploy is done", || {
+            (std::fs::read_to_string(&state).unwrap().lines().count() > before).then_some(())
+        });
+        // The lock is free as soon as it watches.
+        until("it watches", || (stage.run(&["recover"]).code == Some(0)).then_some(()));
+        end(deploy, signal, code).says("Deployment complete");
+        stage.expect(0, &["recover"]).says("Nothing to recover");
+    }
+    assert_eq!(stage.served(), "green 1.0.1");
+}
+
+#[test]
+fn a_signal_ends_a_log_that_is_followed() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut logs = start(&stage, &["logs", "--follow"]);
+        let mut first = [0];
+        std::io::Read::read_exact(logs.stdout.as_mut().unwrap(), &mut first).unwrap();
+        end(logs, signal, code);
+    }
 }
