@@ -126,7 +126,8 @@ impl<'a> Driver<'a> {
         loop {
             let begins = matches!(event, Event::Begun(_));
             let (next, effects) = step(phase, event)?;
-            let note = matches!(event, Event::Failed(_)).then(|| self.tally.reason.clone()).flatten();
+            let note =
+                matches!(event, Event::Failed(_) | Event::Died).then(|| self.tally.reason.clone()).flatten();
             let facts = begins.then_some(&self.facts);
             self.journal.write(&self.facts.operation, event, facts, note)?;
             phase = next;

@@ -27,7 +27,7 @@ impl Driver<'_> {
             Effect::Switch => Some(self.switch().await),
             Effect::Commit => self.commit(),
             Effect::Drain => Some(self.drain().await),
-            Effect::SwitchBack => Some(self.switch_back().await),
+            Effect::SwitchBack => self.switch_back().await,
             Effect::Undo(course) => self.undo(course).await,
             Effect::Record(outcome) => Some(self.record(outcome).await),
         }

@@ -63,3 +63,55 @@ fn a_deploy_whose_front_door_is_restarted_ends_by_itself() {
     assert_eq!(stage.apps(), 1);
     stage.expect(0, &["recover"]).says("Nothing to recover");
 }
+
+/// A deploy whose candidate dies after the switch, while the front door is gone.
+fn dies_without_a_front_door(stage: &mut Stage) -> std::process::Child {
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", "[deploy]\nsettle = \"60s\"");
+    let mut command = stage.command(&["blue-green", "--version", "1.0.1"]);
+    let deploy = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let journal = stage.path("deploy-state/journal.jsonl");
+    let times = |event: &str| {
+        let text = std::fs::read_to_string(&journal).unwrap();
+        text.matches(&format!("\"event\":\"{event}\"")).count()
+    };
+    until("traffic has moved again", || (times("switched") == 2).then_some(()));
+    let (_, candidate) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    stage.kill_front_door();
+    let pid = rustix::process::Pid::from_raw(candidate).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    until("it has died", || (times("died") == 1).then_some(()));
+    deploy
+}
+
+#[test]
+fn moving_back_waits_for_a_front_door_that_is_restarted() {
+    let mut stage = Stage::new();
+    let mut deploy = dies_without_a_front_door(&mut stage);
+    // Longer than a refused connection takes.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(deploy.try_wait().unwrap().is_none(), "it waits");
+    stage.start_front_door();
+    let ran = Ran::of(deploy.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(3), "{}", ran.text);
+    ran.says("Rolled back: green (v1.0.1) died after the switch; blue (v1.0.0) serves again");
+    assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 1));
+}
+
+#[test]
+fn moving_back_without_a_front_door_is_left_for_recover() {
+    let mut stage = Stage::new();
+    let deploy = dies_without_a_front_door(&mut stage);
+    let ran = Ran::of(deploy.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(6), "{}", ran.text);
+    ran.says("no uh-proxy answers at ").says("run `uh-deploy recover`");
+    stage.start_front_door();
+    assert_eq!(stage.active(), "green");
+    stage.expect(0, &["recover"]).says("Undone: traffic is back; blue (v1.0.0) serves");
+    assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 1));
+    let last = stage.history().pop().unwrap();
+    assert_eq!(last["outcome"], "returned");
+    let reason = last["reason"].as_str().unwrap();
+    assert!(reason.contains("died after traffic was moved to it"), "{reason}");
+    stage.expect(0, &["recover"]).says("Nothing to recover");
+}

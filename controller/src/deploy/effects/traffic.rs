@@ -186,32 +186,52 @@ impl Driver<'_> {
         }
     }
 
-    pub(super) async fn switch_back(&mut self) -> Event {
-        let facts = self.facts.clone();
-        self.report.say(&format!("Moving traffic back to {}...", facts.from));
-        let view = match self.front.view().await {
-            Ok(view) => view,
-            Err(e) => return self.refused(&e),
-        };
-        if view.is_active(&facts.from) {
-            return Event::Returned;
-        }
-        let request = SwitchRequest {
-            to: facts.from.clone(),
-            expect_active: Some(facts.to.clone()),
-            expect_generation: Some(view.generation),
-            force: false,
-        };
-        match self.front.switch(&request).await {
-            Ok(_) => {
+    /// `None`: the front door does not answer, and nobody else knows who serves. The journal is left as it is, for
+    /// `recover` to go on from.
+    pub(super) async fn switch_back(&mut self) -> Option<Event> {
+        let from = self.facts.from.clone();
+        self.report.say(&format!("Moving traffic back to {from}..."));
+        match self.try_to_switch_back().await {
+            Ok(()) => {
                 self.report.line("Traffic switched ✓");
-                Event::Returned
+                Some(Event::Returned)
+            }
+            Err(error) if error.is_unanswered() => {
+                self.unanswered = Some(error);
+                None
             }
             // The reason why it had to go back is the one to keep.
             Err(e) => {
-                self.report.say(&format!("❌ {} can't take over again: {}", facts.from, chain(&e)));
-                Event::Failed(Failure::Refused)
+                self.report.say(&format!("❌ {from} can't take over again: {}", chain(&e)));
+                Some(Event::Failed(Failure::Refused))
             }
+        }
+    }
+
+    /// The front door may be restarting: it is waited for, and then for its first look at the old backend.
+    async fn try_to_switch_back(&mut self) -> Result<(), FrontError> {
+        let facts = self.facts.clone();
+        let deadline = Instant::now() + self.config.deploy.ready_timeout;
+        loop {
+            let view = self.view_soon().await?;
+            if view.is_active(&facts.from) {
+                return Ok(());
+            }
+            let request = SwitchRequest {
+                to: facts.from.clone(),
+                expect_active: Some(facts.to.clone()),
+                expect_generation: Some(view.generation),
+                force: false,
+            };
+            let unknown = view.backend(&facts.from).is_some_and(|backend| backend.healthy.is_none());
+            match self.front.switch(&request).await {
+                Ok(_) => return Ok(()),
+                // It may have been carried out all the same: look again.
+                Err(e) if e.is_unanswered() && Instant::now() < deadline => {}
+                Err(e) if e.is_unhealthy() && unknown && Instant::now() < deadline => {}
+                Err(e) => return Err(e),
+            }
+            tokio::time::sleep(READY_POLL).await;
         }
     }
 }

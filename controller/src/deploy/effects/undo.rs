@@ -66,7 +66,7 @@ impl Driver<'_> {
     }
 
     /// A front door that is being restarted is waited for.
-    async fn view_soon(&self) -> Result<View, FrontError> {
+    pub(super) async fn view_soon(&self) -> Result<View, FrontError> {
         let deadline = Instant::now() + FRONT_WITHIN;
         loop {
             match self.front.view().await {
