@@ -173,10 +173,15 @@ pub(super) fn compose(section: &mut Section) -> ComposeSettings {
     } else if files.is_empty() {
         section.mistake("files", "empty: at least one compose file");
     }
+    let service = section.text("service").unwrap_or_else(|| "{backend}".to_owned());
+    if !service.contains("{backend}") {
+        let reason = format!("{service:?} would be one container for all backends: name {{backend}} in it");
+        section.mistake("service", reason);
+    }
     ComposeSettings {
         files,
         project: section.text("project"),
-        service: section.text("service").unwrap_or_else(|| "{backend}".to_owned()),
+        service,
         profiles: section.list::<String>("profiles").unwrap_or_default(),
         env: section.texts("env"),
         env_file: section.optional_path("env_file"),

@@ -72,6 +72,17 @@ fn two_backends_can_not_share_an_endpoint() {
     assert!(message.contains("backends.green.endpoints: 127.0.0.1:3008 is blue's already"), "{message}");
 }
 
+#[test]
+fn a_compose_service_is_one_backends_alone() {
+    let compose = |service: &str| {
+        let backends = SMALLEST.split("[runtime.process]").next().unwrap();
+        read(&format!("{backends}[runtime]\nkind = \"compose\"\n[runtime.compose]\nservice = {service:?}\n"))
+    };
+    assert!(compose("web-{backend}").is_ok());
+    let message = compose("web").unwrap_err();
+    assert!(message.contains("runtime.compose.service: \"web\" would be one container for all"), "{message}");
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_panics_the_parser(text in "(\\[[a-z.]{0,12}\\]\n|[a-z_]{1,10} = ([0-9\"\\[\\]{}a-z%]{0,9})\n){0,8}") {

@@ -242,7 +242,9 @@ impl Runtime for Compose {
             |source: BoxError| RuntimeError::Instance { action: "start", instance: instance.clone(), source };
         let mut spec: Spec = serde_json::from_value(frozen.spec.clone()).map_err(|e| failed(e.into()))?;
         let service = instance.as_str().split('.').next().unwrap_or_default();
-        spec.document.label(&self.engine.labels(instance, service, &frozen.backend, &frozen.version)?);
+        let labels = self.engine.labels(instance, service, &frozen.backend, &frozen.version)?;
+        spec.document.label(&labels);
+        self.engine.demand_own(instance, place_of(&spec), &labels).await?;
         if spec.document.publishes() {
             self.engine.demand_free(&frozen.endpoints).await?;
         }
@@ -291,6 +293,12 @@ impl Runtime for Compose {
 
 fn build_failed(failed: CommandFailed) -> RuntimeError {
     RuntimeError::Build { reason: failed.reason, log: failed.log }
+}
+
+/// The tool's own labels of what it would replace: the containers of a project's service, but for those of `run`.
+fn place_of(spec: &Spec) -> Vec<String> {
+    let label = |name: &str, value: &str| format!("com.docker.compose.{name}={value}");
+    vec![label("project", &spec.project), label("service", &spec.service), label("oneoff", "False")]
 }
 
 /// A document for one call of the tool; gone with the value.

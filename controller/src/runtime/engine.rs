@@ -179,6 +179,33 @@ impl Engine {
         Ok(found.into_iter().find_map(|container| container.id))
     }
 
+    /// Demands that every container with these labels is a copy of the backend that `own` labels, and was started from
+    /// this state directory. What serves, or is somebody else's, is not for a start to replace.
+    pub(super) async fn demand_own(
+        &self,
+        instance: &InstanceId,
+        labels: Vec<String>,
+        own: &HashMap<String, String>,
+    ) -> Result<(), RuntimeError> {
+        let filters = HashMap::from([("label".to_owned(), labels)]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let found =
+            self.call(CALL, async |docker: Docker| docker.list_containers(Some(options.clone())).await).await;
+        let stranger = found.map_err(|error| error.about("start", instance))?.into_iter().find(|container| {
+            let labels = container.labels.as_ref();
+            let same = |name| labels.and_then(|labels| labels.get(name)) == own.get(name);
+            ![STATE_ID, SERVICE, BACKEND].into_iter().all(same)
+        });
+        let Some(stranger) = stranger else { return Ok(()) };
+        let name = stranger.names.into_iter().flatten().next().or(stranger.id).unwrap_or_default();
+        let name = name.trim_start_matches('/');
+        let source = format!(
+            "container {name} is in its place and would be replaced, but was not started as this backend from this \
+             state directory; if nobody needs it: docker rm --force {name}"
+        );
+        Err(RuntimeError::Instance { action: "start", instance: instance.clone(), source: source.into() })
+    }
+
     /// Demands that nobody has the ports of an instance that is about to be.
     pub(super) async fn demand_free(&self, endpoints: &[Endpoint]) -> Result<(), RuntimeError> {
         for endpoint in endpoints {

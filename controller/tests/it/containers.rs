@@ -51,6 +51,19 @@ pub(crate) fn engine_or_skip(name: &str) -> bool {
     there
 }
 
+/// The compose tool that answers.
+fn compose_tool() -> Option<Command> {
+    [&["docker", "compose"][..], &["docker-compose"]].into_iter().find_map(|words| {
+        let command = || {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]);
+            command
+        };
+        let answers = command().arg("version").output().is_ok_and(|output| output.status.success());
+        answers.then(command)
+    })
+}
+
 /// An app's directory, a configuration, and the runtime that it asks for.
 struct Place {
     directory: TempDir,
@@ -88,6 +101,11 @@ impl Place {
 
     fn path(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// The compose project, which the tool names after the directory.
+    fn project(&self) -> String {
+        self.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.').to_lowercase()
     }
 
     fn candidate(&self, version: &str) -> Candidate {
@@ -171,16 +189,17 @@ impl Place {
 /// A test that fails leaves nothing behind either.
 impl Drop for Place {
     fn drop(&mut self) {
-        for instance in self.started.borrow().iter() {
-            let label = format!("label=uh-deploy.instance={instance}");
+        let project = self.project();
+        let mut labels = vec![format!("label=com.docker.compose.project={project}")];
+        let started = self.started.borrow();
+        labels.extend(started.iter().map(|instance| format!("label=uh-deploy.instance={instance}")));
+        for label in labels {
             let listed = Command::new("docker").args(["ps", "-aq", "--filter", &label]).output().unwrap();
             for id in String::from_utf8_lossy(&listed.stdout).lines() {
                 let _ = Command::new("docker").args(["rm", "-f", id]).output();
             }
         }
-        // The compose tool makes a network for each project, named after the directory.
-        let project = self.path().file_name().unwrap().to_str().unwrap();
-        let project = project.trim_start_matches('.').to_lowercase();
+        // The compose tool makes a network for each project.
         docker(&["network", "rm", &format!("{project}_default")]);
         for repository in [format!("uh-test-{}", self.service), format!("uh-deploy/{project}-green")] {
             remove_images(&repository, docker);
@@ -410,6 +429,45 @@ async fn a_compose_instance_lives_its_life() {
     assert_eq!(fs::read(place.path().join("docker-compose.yml")).unwrap(), before);
     let left: Vec<_> = fs::read_dir(place.path().join("state/compose")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// The operator's own `up`, and a place that is another backend's by now: neither is replaced.
+#[tokio::test]
+async fn a_compose_container_that_is_not_ours_is_left_alone() {
+    if !engine_or_skip("compose runtime, containers of others") {
+        return;
+    }
+    let place = Place::new(COMPOSE);
+    compose_files(&place, "build: .");
+    // Without a port: nothing else would be in its way.
+    let path = place.path().join("docker-compose.yml");
+    let text = fs::read_to_string(&path).unwrap();
+    let text = text.lines().filter(|line| !line.contains("ports:")).collect::<Vec<_>>().join("\n");
+    fs::write(&path, text).unwrap();
+    let frozen = place.build("1.0.0").await;
+    let instance = place.instance("20261125t000001-aaaa");
+
+    let mut up = compose_tool().unwrap();
+    up.args(["up", "-d", "--no-deps", "green"]).current_dir(place.path());
+    up.envs([("APP_VERSION", "1.0.0"), ("GREETING", "")]);
+    let up = up.output().unwrap();
+    assert!(up.status.success(), "{up:?}");
+    let label = format!("label=com.docker.compose.project={}", place.project());
+    let theirs = docker(&["ps", "-q", "--filter", &label]);
+    assert_eq!(theirs.lines().count(), 1, "{theirs}");
+    let error = place.runtime.start(&instance, &frozen).await.unwrap_err();
+    let said = uh_controller::chain(&error);
+    assert!(said.contains("is in its place and would be replaced"), "{said}");
+    assert_eq!(docker(&["ps", "-q", "--filter", &label]), theirs, "it runs on");
+    docker(&["rm", "-f", theirs.trim()]);
+
+    place.start(&instance, &frozen).await;
+    let blue = Frozen { backend: "blue".parse().unwrap(), ..frozen.clone() };
+    let as_blue = InstanceId::new(&place.service.parse().unwrap(), &blue.backend, "20261125t000002-bbbb");
+    let error = place.runtime.start(&as_blue, &blue).await.unwrap_err();
+    assert!(uh_controller::chain(&error).contains("would be replaced"), "{error:?}");
+    assert!(place.state(&instance).await.is_running());
+    place.clean().await;
 }
 
 #[tokio::test]
