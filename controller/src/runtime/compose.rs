@@ -13,17 +13,19 @@ mod tool;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bollard::Docker as Client;
 use bollard::query_parameters::TagImageOptionsBuilder;
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use uh_protocol::BackendName;
 
 use self::document::Document;
 use self::tool::Tool;
 use super::engine::{BoxError, Engine, EngineError};
+use super::process::proc::Known;
 use super::{Candidate, Frozen, InstanceId, Lines, LogQuery, Plan, Runtime, RuntimeError, State};
 use crate::check::Check;
 use crate::command::CommandFailed;
@@ -35,6 +37,12 @@ const RESOLVE_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long it may take to make and start one container of an image that is here.
 const START_WITHIN: Duration = Duration::from_secs(120);
+
+/// How long a tool that was killed may take to be gone: nothing but the kernel is waited for.
+const TOOL_ENDS_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often it is looked for.
+const TOOL_POLL: Duration = Duration::from_millis(20);
 
 /// The repository of our tags: they keep a pinned image from being moved or pruned.
 const PINNED: &str = "uh-deploy";
@@ -166,6 +174,31 @@ impl Compose {
         self.documents.join(format!("{instance}.json"))
     }
 
+    /// Ends what a killed controller has left of its call of the tool for an instance: it would start it later on.
+    async fn end_tool(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
+        let failed = |source: BoxError| RuntimeError::Instance {
+            action: "end the compose tool that starts",
+            instance: instance.clone(),
+            source,
+        };
+        let document = self.document(instance);
+        let deadline = Instant::now() + TOOL_ENDS_WITHIN;
+        loop {
+            let left = Known::with_argument(document.as_os_str());
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let pids: Vec<String> = left.iter().map(|process| process.pid.to_string()).collect();
+                return Err(failed(format!("process {} does not end", pids.join(", ")).into()));
+            }
+            for process in left {
+                process.signal(Signal::KILL).map_err(|e| failed(e.into()))?;
+            }
+            tokio::time::sleep(TOOL_POLL).await;
+        }
+    }
+
     fn forget(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
         files::remove(&self.document(instance)).map_err(|e| RuntimeError::Instance {
             action: "remove the compose document of",
@@ -273,10 +306,12 @@ impl Runtime for Compose {
     }
 
     async fn stop(&self, instance: &InstanceId, timeout: Duration) -> Result<State, RuntimeError> {
+        self.end_tool(instance).await?;
         self.engine.stop(instance, timeout).await
     }
 
     async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
+        self.end_tool(instance).await?;
         self.engine.remove(instance).await?;
         self.forget(instance)
     }

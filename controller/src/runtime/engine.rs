@@ -282,10 +282,16 @@ impl Engine {
         Ok(self.inspect(&id).await.map_err(about)?.map_or(State::Absent, |found| state_of(&found)))
     }
 
-    /// Ends an instance as its image wants it (SIGTERM unless it says otherwise), and kills it at the timeout.
+    /// Ends an instance as its image wants it (SIGTERM unless it says otherwise), and kills it at the timeout. One that
+    /// was never started is removed: a start of it may still be under way in the engine, asked for by somebody who did
+    /// not live to see it, and finds nothing to start then.
     pub(super) async fn stop(&self, instance: &InstanceId, timeout: Duration) -> Result<State, RuntimeError> {
         let about = |error: EngineError| error.about("stop", instance);
         let Some(id) = self.container(instance).await.map_err(about)? else { return Ok(State::Absent) };
+        if self.inspect(&id).await.map_err(about)?.is_some_and(|found| state_of(&found) == State::Absent) {
+            self.remove(instance).await?;
+            return Ok(State::Absent);
+        }
         // The engine counts in seconds; 0 kills at once.
         let seconds = i32::try_from(timeout.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::new().t(seconds).build();

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -194,9 +194,8 @@ impl Drop for Place {
         let started = self.started.borrow();
         labels.extend(started.iter().map(|instance| format!("label=uh-deploy.instance={instance}")));
         for label in labels {
-            let listed = Command::new("docker").args(["ps", "-aq", "--filter", &label]).output().unwrap();
-            for id in String::from_utf8_lossy(&listed.stdout).lines() {
-                let _ = Command::new("docker").args(["rm", "-f", id]).output();
+            for id in docker(&["ps", "-aq", "--filter", &label]).lines() {
+                docker(&["rm", "-f", id]);
             }
         }
         // The compose tool makes a network for each project.
@@ -207,9 +206,10 @@ impl Drop for Place {
     }
 }
 
+/// What a docker command prints; nothing if it fails, or there is none.
 fn docker(args: &[&str]) -> String {
-    let output = Command::new("docker").args(args).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    let output = Command::new("docker").args(args).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
 /// Removes the images of one name, whatever their tags. `docker` runs a docker command and returns what it prints.
@@ -402,6 +402,48 @@ async fn a_container_belongs_to_the_state_directory_that_started_it() {
     fs::write(&id, own).unwrap();
     assert_eq!(place.runtime.find(&green).await.unwrap(), [instance]);
     place.clean().await;
+}
+
+/// A controller that was killed while it started a container: the engine carries that start on.
+#[tokio::test]
+async fn a_start_that_comes_after_the_stop_starts_nothing() {
+    if !engine_or_skip("docker runtime, late start") {
+        return;
+    }
+    let place = Place::new(DOCKER);
+    let instance = place.instance("20261125t000001-aaaa");
+    fs::create_dir_all(place.path().join("state")).unwrap();
+    fs::write(place.path().join("state/id"), format!("{}\n", place.service)).unwrap();
+    let labels = [format!("uh-deploy.instance={instance}"), format!("uh-deploy.state-id={}", place.service)];
+    let name = instance.as_str();
+    let [one, two] = labels.each_ref().map(String::as_str);
+    let create = ["create", "--name", name, "--label", one, "--label", two, BASE, "sleep", "60"];
+    assert!(!docker(&create).is_empty());
+    assert_eq!(place.runtime.stop(&instance, Duration::from_secs(5)).await.unwrap(), State::Absent);
+    assert_eq!(docker(&["start", name]), "", "it was started after it was stopped");
+    assert_eq!(place.state(&instance).await, State::Absent);
+}
+
+/// The compose tool is a process of its own, and outlives a controller that is killed.
+#[tokio::test]
+async fn a_compose_tool_that_was_left_behind_is_ended_by_a_stop() {
+    let place = Place::new(COMPOSE);
+    let instance = place.instance("20261125t000001-aaaa");
+    let document = place.path().join(format!("state/compose/{instance}.json"));
+    let mut tool = Command::new("sh");
+    tool.args(["-c", "read line; exit 0", "tool", "-f"]).arg(&document).stdin(Stdio::piped());
+    let mut tool = tool.spawn().unwrap();
+    let stopped = place.runtime.stop(&instance, Duration::from_secs(5)).await;
+    // It runs no more; the kernel may not be done with it yet.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut ended = tool.try_wait().unwrap();
+    while ended.is_none() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        ended = tool.try_wait().unwrap();
+    }
+    let _ = tool.kill();
+    assert_eq!(stopped.unwrap(), State::Absent);
+    assert!(ended.is_some(), "the tool still runs");
 }
 
 const COMPOSE: &str =

@@ -1,8 +1,10 @@
 //! Processes as `/proc` has them. A process id alone is nobody in particular: ids are given out again, and a machine
 //! starts over. Id, start time and boot together are one process.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
@@ -23,6 +25,18 @@ impl Known {
     #[must_use]
     pub fn now(pid: i32) -> Option<Self> {
         Some(Self { pid, started: Stat::read(pid)?.started, boot: boot()? })
+    }
+
+    /// The processes that were started with this argument.
+    #[must_use]
+    pub fn with_argument(argument: &OsStr) -> Vec<Self> {
+        let with_it = |entry: fs::DirEntry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let line = fs::read(entry.path().join("cmdline")).ok()?;
+            line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes()).then(|| Self::now(pid))?
+        };
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        processes.filter_map(with_it).filter(Self::is_alive).collect()
     }
 
     /// Whether it lives. One that has ended and was not waited for does not.
