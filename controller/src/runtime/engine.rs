@@ -314,7 +314,12 @@ impl Engine {
 
     /// Removes an instance's container and its anonymous volumes; kills it first if it runs.
     pub(super) async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
+        self.remove_within(instance, CALL).await
+    }
+
+    async fn remove_within(&self, instance: &InstanceId, limit: Duration) -> Result<(), RuntimeError> {
         let about = |error: EngineError| error.about("remove", instance);
+        let deadline = Instant::now() + limit;
         while let Some(id) = self.container(instance).await.map_err(about)? {
             let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
             let removed = self
@@ -322,7 +327,9 @@ impl Engine {
                 .await;
             match removed {
                 // 409: somebody else is removing it already.
-                Err(error) if !matches!(error.status(), Some(404 | 409)) => return Err(about(error)),
+                Err(error) if !matches!(error.status(), Some(404 | 409)) || Instant::now() >= deadline => {
+                    return Err(about(error));
+                }
                 Err(_) => tokio::time::sleep(RETRY).await,
                 Ok(()) => {}
             }
@@ -398,7 +405,50 @@ fn ending_of(state: &ContainerState) -> Ending {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::TcpListener;
+
     use super::*;
+
+    /// An engine that has one container, and always says that somebody else is removing it.
+    fn engine_that_never_ends_a_removal() -> Docker {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("tcp://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                let delete = lines.next().is_some_and(|line| line.starts_with("DELETE"));
+                lines.find(String::is_empty);
+                let (status, body) = match delete {
+                    true => {
+                        ("409 Conflict", r#"{"message":"removal of container a is already in progress"}"#)
+                    }
+                    false => ("200 OK", r#"[{"Id":"a"}]"#),
+                };
+                let head =
+                    format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close");
+                let _ = write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            }
+        });
+        Docker::connect_with_http(&address, 10, bollard::API_DEFAULT_VERSION).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_removal_that_never_ends_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine {
+            client: OnceCell::new_with(Some(engine_that_never_ends_a_removal())),
+            owner: Owner::new(dir.path()),
+            service: None,
+        };
+        engine.owner.id_or_new().unwrap();
+        let instance =
+            InstanceId::new(&"app".parse().unwrap(), &"green".parse().unwrap(), "20261125t000001-aaaa");
+        let removal = engine.remove_within(&instance, Duration::from_millis(500));
+        let removed = tokio::time::timeout(Duration::from_secs(20), removal).await.unwrap();
+        let said = crate::chain(&removed.unwrap_err());
+        assert!(said.contains("cannot remove app.green") && said.contains("already in progress"), "{said}");
+    }
 
     #[test]
     fn a_container_that_waits_for_its_next_start_has_ended() {
