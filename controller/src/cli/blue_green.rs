@@ -44,8 +44,11 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         return Ok(Exit::Done);
     }
     let report = &session.report;
-    report.step(1, 7, "Determining inactive environment");
     let view = front.view().await?;
+    if args.first {
+        demand_nothing_served(&view)?;
+    }
+    report.step(1, 7, "Determining inactive environment");
     let facts = facts(session, &front, &view, &version, args.skip_health)?;
     report.line(&format!("Active: {} → Building: {}", facts.from, facts.to));
     report.fact("Version", &version);
@@ -137,6 +140,21 @@ async fn something_was_deployed(session: &Session) -> Result<bool, Failed> {
     let gone = gone.join(", ");
     let message = format!(
         "{gone}: deployed once, and not running: this is no first deploy. Leave out --first, and say which version; nothing was changed"
+    );
+    Err(Failed::new(Exit::Failed, message))
+}
+
+/// Our records may be lost, and the front door's not: what it serves, or once served, is not for a first deploy to replace.
+fn demand_nothing_served(view: &View) -> Result<(), Failed> {
+    let (service, active) = (&view.service, &view.service.active);
+    let healthy = view.backend(active).and_then(|backend| backend.healthy) == Some(true);
+    if service.last_switch.is_none() && service.previous.is_none() && !healthy {
+        return Ok(());
+    }
+    let serves = named(active, view.version(active).as_deref());
+    let message = format!(
+        "nothing is recorded here, but the front door knows of former deploys: {serves} is active; this is no first \
+         deploy. Leave out --first, and say which version; nothing was changed"
     );
     Err(Failed::new(Exit::Failed, message))
 }

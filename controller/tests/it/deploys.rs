@@ -74,6 +74,22 @@ fn a_first_deploy_is_made_once() {
 }
 
 #[test]
+fn a_first_deploy_is_refused_where_the_front_door_knows_of_others() {
+    let stage = Stage::new();
+    stage.deploy("1.0.1");
+    let state = stage.path("deploy-state");
+    fs::rename(&state, stage.path("lost")).unwrap();
+    stage
+        .expect(1, &["blue-green", "--first", "--version", "1.0.0"])
+        .says("blue (v1.0.1) is active; this is no first deploy")
+        .says("nothing was changed");
+    assert_eq!(stage.served(), "blue 1.0.1");
+    // So that what runs is found, and ended, when the stage is gone.
+    fs::remove_dir_all(&state).unwrap();
+    fs::rename(stage.path("lost"), &state).unwrap();
+}
+
+#[test]
 fn a_rollback_to_a_stopped_version_starts_it_as_it_was() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
