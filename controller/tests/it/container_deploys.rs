@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::containers::{APP, BASE, engine_or_skip, remove_images};
+use crate::containers::{APP, BASE, compose_or_skip, engine_or_skip, remove_images, skip};
 use crate::harness::{Ran, Stage, get, until};
 
 /// A stage whose app is a container.
@@ -133,7 +133,7 @@ fn containers_are_deployed_and_rolled_back_under_load() {
 
 #[test]
 fn the_users_compose_files_are_deployed_and_rolled_back_under_load() {
-    if !engine_or_skip("deploys by compose files") {
+    if !compose_or_skip("deploys by compose files") {
         return;
     }
     let harbour = Harbour::new(Kind::Compose, None);
@@ -327,9 +327,19 @@ fn unmount_below(dir: &Path) {
 }
 
 fn own_engine_or_skip(name: &str) -> bool {
-    let may = rustix::process::geteuid().is_root()
-        && Command::new("dockerd").arg("--version").output().is_ok_and(|output| output.status.success());
-    may && engine_or_skip(name)
+    let works = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+    if !rustix::process::geteuid().is_root() {
+        return skip(name, "an engine of its own needs root");
+    }
+    if !works(Command::new("dockerd").arg("--version")) {
+        return skip(name, "there is no dockerd for an engine of its own");
+    }
+    // Root in a container may have neither. In a network namespace that is gone at once, the bridge is as well.
+    let bridge = ["--mount", "--net", "ip", "link", "add", "uh-probe", "type", "bridge"];
+    if !works(Command::new("unshare").args(bridge)) {
+        return skip(name, "root may not make mounts and bridges here");
+    }
+    engine_or_skip(name)
 }
 
 /// Without `live-restore` the app ends with its engine, and the deploy can't help that. It must say how it ended, and

@@ -42,13 +42,26 @@ fn engine_answers() -> bool {
     asked.is_ok_and(|output| output.status.success())
 }
 
-/// Whether the test can run here.
+/// Whether the test can run here: an engine answers, and has the base image.
 pub(crate) fn engine_or_skip(name: &str) -> bool {
-    let there = engine_answers();
-    if !there {
-        println!("skipped: {name}, no Docker Engine answers");
+    if !engine_answers() {
+        return skip(name, "no Docker Engine answers");
     }
-    there
+    let image = Command::new("docker").args(["image", "inspect", BASE]).output();
+    image.is_ok_and(|output| output.status.success())
+        || skip(name, &format!("the engine has no image {BASE}"))
+}
+
+/// The same for one that needs the compose tool, too.
+pub(crate) fn compose_or_skip(name: &str) -> bool {
+    engine_or_skip(name) && (compose_tool().is_some() || skip(name, "there is no compose tool"))
+}
+
+/// Says so, and is false; where an engine must be (`UH_NEED_ENGINE`, as in CI), it is a failure.
+pub(crate) fn skip(name: &str, reason: &str) -> bool {
+    assert!(std::env::var_os("UH_NEED_ENGINE").is_none(), "{name}: {reason}");
+    println!("skipped: {name}, {reason}");
+    false
 }
 
 /// The compose tool that answers.
@@ -461,7 +474,7 @@ fn compose_files(place: &Place, service: &str) {
 
 #[tokio::test]
 async fn a_compose_instance_lives_its_life() {
-    if !engine_or_skip("compose runtime") {
+    if !compose_or_skip("compose runtime") {
         return;
     }
     let place = Place::new(COMPOSE);
@@ -476,7 +489,7 @@ async fn a_compose_instance_lives_its_life() {
 /// The operator's own `up`, and a place that is another backend's by now: neither is replaced.
 #[tokio::test]
 async fn a_compose_container_that_is_not_ours_is_left_alone() {
-    if !engine_or_skip("compose runtime, containers of others") {
+    if !compose_or_skip("compose runtime, containers of others") {
         return;
     }
     let place = Place::new(COMPOSE);
@@ -514,7 +527,7 @@ async fn a_compose_container_that_is_not_ours_is_left_alone() {
 
 #[tokio::test]
 async fn compose_mistakes_are_told_before_anything_is_built() {
-    if !engine_or_skip("compose runtime, mistakes") {
+    if !compose_or_skip("compose runtime, mistakes") {
         return;
     }
     let place = Place::new(COMPOSE);
