@@ -28,6 +28,33 @@ pub struct View {
     pub status: Status,
 }
 
+/// What nobody else may change between an operation's first look and its switch. The generation counts the changes of
+/// all services; this is what it stands for in one of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    active: BackendName,
+    last_switch: Option<String>,
+    endpoints: Vec<String>,
+    version: Option<String>,
+}
+
+impl Standing {
+    /// The same, but for what is registered as the candidate.
+    #[must_use]
+    pub fn with_registered(self, endpoints: &[Endpoint], version: Option<&str>) -> Self {
+        Self { endpoints: texts(endpoints), version: version.map(str::to_owned), ..self }
+    }
+
+    /// Whether it is still so. Where no version is registered, the front door tells what the app there reports: that may
+    /// be our candidate's by now, or nobody's.
+    #[must_use]
+    pub fn holds(&self, now: Self, our_version: Option<&str>) -> bool {
+        let ours = now.version.is_none() || now.version.as_deref() == our_version;
+        let version = if ours { self.version.clone() } else { now.version.clone() };
+        *self == Self { version, ..now }
+    }
+}
+
 /// Why the front door could not be asked, or said no.
 #[derive(Debug, thiserror::Error)]
 pub enum FrontError {
@@ -77,6 +104,19 @@ impl View {
     #[must_use]
     pub fn is_active(&self, name: &BackendName) -> bool {
         self.service.active == *name
+    }
+
+    /// What an operation that would switch to this backend relies on.
+    #[must_use]
+    pub fn standing(&self, to: &BackendName) -> Standing {
+        let backend = self.backend(to);
+        let endpoints = backend.iter().flat_map(|backend| &backend.endpoints);
+        Standing {
+            active: self.service.active.clone(),
+            last_switch: self.service.last_switch.clone(),
+            endpoints: endpoints.map(|endpoint| endpoint.address.clone()).collect(),
+            version: backend.and_then(|backend| backend.version.clone()),
+        }
     }
 
     /// Whether the front door has exactly these endpoints for a backend.
@@ -148,7 +188,7 @@ impl Front {
         version: Option<&str>,
         generation: u64,
     ) -> Result<u64, FrontError> {
-        let before = self.view().await?;
+        let before = self.view().await?.standing(backend);
         let request = BackendRequest {
             endpoints: texts(endpoints),
             version: version.map(str::to_owned),
@@ -157,8 +197,9 @@ impl Front {
         };
         self.client.set_backend(&self.service, backend, &request).await?;
         let after = self.view().await?;
-        // Ours is one change at most. More of them, or another active backend, are somebody else's.
-        if after.generation > generation + 1 || after.service.active != before.service.active {
+        let known = after.backend(backend).and_then(|backend| backend.version.clone());
+        let ours = version.or(known.as_deref());
+        if !before.with_registered(endpoints, version).holds(after.standing(backend), ours) {
             return Err(FrontError::Overtaken(format!(
                 "the routing has changed since: {} is active (generation {})",
                 after.service.active, after.generation
@@ -186,5 +227,32 @@ impl Front {
     ) -> Result<Drained, FrontError> {
         let timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         Ok(self.client.drain(&self.service, backend, &DrainRequest { timeout_ms, cut: None }).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_our_own_candidate_reports_is_no_change_and_all_else_is() {
+        let standing = |active: &str, last_switch: &str, port: u16, version: Option<&str>| Standing {
+            active: active.parse().unwrap(),
+            last_switch: Some(last_switch.to_owned()),
+            endpoints: vec![format!("127.0.0.1:{port}")],
+            version: version.map(str::to_owned),
+        };
+        let before = standing("blue", "10:00", 3009, Some("1"));
+        for version in [Some("1"), Some("2"), None] {
+            assert!(before.holds(standing("blue", "10:00", 3009, version), Some("2")), "{version:?}");
+        }
+        for changed in [
+            standing("green", "10:00", 3009, Some("1")),
+            standing("blue", "10:01", 3009, Some("1")),
+            standing("blue", "10:00", 3010, Some("1")),
+            standing("blue", "10:00", 3009, Some("3")),
+        ] {
+            assert!(!before.holds(changed.clone(), Some("2")), "{changed:?}");
+        }
     }
 }

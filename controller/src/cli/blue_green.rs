@@ -54,7 +54,8 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
     report.fact("Version", &version);
     let (from, from_version) = (facts.from.clone(), facts.from_version.clone());
     let (to, instance) = (facts.to.clone(), facts.instance.clone());
-    let (outcome, took) = operation::carry_out(session, &front, Kind::Deploy, facts).await?;
+    let standing = view.standing(&to);
+    let (outcome, took) = operation::carry_out(session, &front, Kind::Deploy, facts, standing).await?;
     let old = named(&from, from_version.as_deref());
     match outcome {
         Outcome::Deployed => {

@@ -8,7 +8,7 @@ use crate::deploy::driver::{Driver, DriverError, doing};
 use crate::deploy::facts::Facts;
 use crate::deploy::journal::{self, Journal, JournalError, Story};
 use crate::deploy::machine::{Kind, Outcome};
-use crate::front::{Front, View};
+use crate::front::{Front, Standing, View};
 
 /// Carries an operation to its end. The lock is held, and what was interrupted before is recovered. Also says how long
 /// it took.
@@ -17,6 +17,7 @@ pub(super) async fn carry_out(
     front: &Front,
     kind: Kind,
     facts: Facts,
+    standing: Standing,
 ) -> Result<(Outcome, std::time::Duration), Failed> {
     let (journal, story) = Journal::open(&session.config.deploy.state_dir).map_err(|e| journal_failed(&e))?;
     if let Some(story) = story.filter(Story::is_unfinished) {
@@ -31,7 +32,7 @@ pub(super) async fn carry_out(
     let operation = facts.operation.clone();
     let mut driver = Driver::new(&session.config, &*session.runtime, front, &session.report, journal, facts);
     let name = tokio::select! {
-        ended = driver.run(kind) => {
+        ended = driver.run(kind, standing) => {
             return ended.map(|outcome| (outcome, driver.took())).map_err(|e| stopped(&e));
         }
         interrupt = session.interrupts.take() => interrupt.name,

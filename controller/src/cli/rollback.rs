@@ -69,7 +69,8 @@ pub(super) async fn roll_back(
         why: why.map(str::to_owned),
         began_at: iso_millis(jiff::Timestamp::now()),
     };
-    let (outcome, took) = operation::carry_out(session, front, Kind::Rollback, facts).await?;
+    let standing = view.standing(&facts.to);
+    let (outcome, took) = operation::carry_out(session, front, Kind::Rollback, facts, standing).await?;
     match outcome {
         Outcome::RolledBack => report.say(&format!("\n✅ Rollback complete in {}!", span(took))),
         Outcome::Failed(Failure::Overtaken) => {

@@ -10,7 +10,7 @@ use super::machine::{Effect, Event, IllegalEvent, Kind, Outcome, Phase, step};
 use super::records::Records;
 use crate::config::Config;
 use crate::fault;
-use crate::front::{Front, FrontError};
+use crate::front::{Front, FrontError, Standing};
 use crate::report::Report;
 use crate::runtime::Runtime;
 
@@ -26,6 +26,8 @@ pub struct Driver<'a> {
     pub(super) facts: Facts,
     pub(super) kind: Kind,
     pub(super) tally: Tally,
+    /// The service as it must stay until the switch. A recovery never switches to a candidate, and needs none.
+    pub(super) standing: Option<Standing>,
     /// Why the front door could not be asked what must be known to go on.
     pub(super) unanswered: Option<FrontError>,
     began: Instant,
@@ -87,17 +89,19 @@ impl<'a> Driver<'a> {
             facts,
             kind: Kind::Deploy,
             tally: Tally::default(),
+            standing: None,
             unanswered: None,
             began: Instant::now(),
         }
     }
 
-    /// Carries out a new operation.
+    /// Carries out a new operation. `standing`: as it was when the facts were read.
     ///
     /// # Errors
     /// The journal can't be written, or the front door does not answer and what was begun can't be undone without it.
-    pub async fn run(&mut self, kind: Kind) -> Result<Outcome, DriverError> {
+    pub async fn run(&mut self, kind: Kind, standing: Standing) -> Result<Outcome, DriverError> {
         self.kind = kind;
+        self.standing = Some(standing);
         self.follow(Phase::Idle, Event::Begun(kind)).await
     }
 

@@ -214,14 +214,7 @@ impl Stage {
 
     /// The apps' process ids, with their instances' names.
     pub(crate) fn app_pids(&self) -> Vec<(String, i32)> {
-        let Ok(entries) = fs::read_dir(self.path("deploy-state/instances")) else { return Vec::new() };
-        let pid = |path: PathBuf| {
-            let saved: Value = serde_json::from_slice(&fs::read(path.join("state.json")).ok()?).ok()?;
-            let known: uh_controller::runtime::process::proc::Known =
-                serde_json::from_value(saved["app"].clone()).ok()?;
-            known.is_alive().then(|| (path.file_name().unwrap().to_string_lossy().into_owned(), known.pid))
-        };
-        entries.flatten().filter_map(|entry| pid(entry.path())).collect()
+        pids_in(&self.path("deploy-state"))
     }
 
     pub(crate) fn history(&self) -> Vec<Value> {
@@ -240,9 +233,22 @@ impl Stage {
     }
 }
 
+/// Of one state directory.
+fn pids_in(state_dir: &Path) -> Vec<(String, i32)> {
+    let Ok(entries) = fs::read_dir(state_dir.join("instances")) else { return Vec::new() };
+    let pid = |path: PathBuf| {
+        let saved: Value = serde_json::from_slice(&fs::read(path.join("state.json")).ok()?).ok()?;
+        let known: uh_controller::runtime::process::proc::Known =
+            serde_json::from_value(saved["app"].clone()).ok()?;
+        known.is_alive().then(|| (path.file_name().unwrap().to_string_lossy().into_owned(), known.pid))
+    };
+    entries.flatten().filter_map(|entry| pid(entry.path())).collect()
+}
+
 impl Drop for Stage {
     fn drop(&mut self) {
-        for (_, pid) in self.app_pids() {
+        let directories = fs::read_dir(self.dir.path()).into_iter().flatten().flatten();
+        for (_, pid) in directories.flat_map(|entry| pids_in(&entry.path())) {
             let pid = rustix::process::Pid::from_raw(pid).unwrap();
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }

@@ -45,3 +45,47 @@ fn a_slow_old_deploy_never_overrides_a_newer_one() {
     assert!(std::net::TcpStream::connect(slow_port).is_err(), "the slow one's candidate is gone");
     load.must_be_unharmed();
 }
+
+/// The front door's generation counts the changes of all its services.
+#[test]
+fn deploys_of_two_services_do_not_supersede_each_other() {
+    let mut stage = Stage::new();
+    let shop_ports = [free_port(), free_port()];
+    let shop = format!(
+        "[services.shop]\npath_prefix = \"/shop\"\nactive = \"green\"\n\
+         [services.shop.backends.blue]\nendpoints = [\"127.0.0.1:{}\"]\n\
+         [services.shop.backends.green]\nendpoints = [\"127.0.0.1:{}\"]\n\
+         [services.shop.health]\ninterval = \"50ms\"\nhealthy_after = 1\n",
+        shop_ports[0], shop_ports[1]
+    );
+    let front_door = stage.path("uh-proxy.toml");
+    let both = std::fs::read_to_string(&front_door).unwrap() + &shop;
+    std::fs::write(&front_door, both).unwrap();
+    stage.kill_front_door();
+    stage.start_front_door();
+    stage.configure_with("shop.toml", "[deploy]\nservice = \"shop\"", "shop-state", shop_ports);
+    let start = |file: &str, args: &[&str]| {
+        let mut command = stage.command_with(file, args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let well = |child: std::process::Child| {
+        let ran = Ran::of(child.wait_with_output().unwrap());
+        assert_eq!(ran.code, Some(0), "{}", ran.text);
+    };
+    // All of one happens while the other's candidate is being proven.
+    let slow = "[deploy]\nservice = \"app\"\n[runtime.process]\nenv = { START_DELAY_MS = \"1500\" }";
+    stage.configure("uh-deploy.toml", slow);
+    let app = start("uh-deploy.toml", &["blue-green", "--version", "1.0.0"]);
+    until("the slow one has begun", || stage.path("deploy-state/instances").read_dir().ok()?.next()?.ok());
+    well(start("shop.toml", &["blue-green", "--version", "7.0.0"]));
+    well(app);
+    // Both at the same time.
+    stage.configure("uh-deploy.toml", "[deploy]\nservice = \"app\"");
+    for args in [&["blue-green", "--version", "7.0.1"][..], &["rollback"], &["rollback"]] {
+        let children = ["uh-deploy.toml", "shop.toml"].map(|file| start(file, args));
+        children.into_iter().for_each(well);
+    }
+    let active: Vec<String> =
+        stage.status().services.iter().map(|service| service.active.to_string()).collect();
+    assert_eq!(active, ["green", "green"]);
+}

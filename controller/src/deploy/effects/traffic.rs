@@ -22,20 +22,49 @@ const TRY_ANYWAY_AFTER: Duration = Duration::from_secs(1);
 /// How often the candidate is looked at after the switch.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 
+/// How often a change is tried again because other services of the front door have changed: they share its generation.
+const ELSEWHERE_ROUNDS: u32 = 20;
+
 impl Driver<'_> {
     pub(super) async fn register(&mut self) -> Option<Event> {
-        let facts = self.facts.clone();
-        let registered = self
-            .front
-            .register(&facts.to, &facts.endpoints, facts.version.as_deref(), facts.generation)
-            .await;
-        match registered {
+        match self.try_to_register().await {
             Ok(generation) => {
                 self.tally.generation = Some(generation);
+                let (endpoints, version) = (&self.facts.endpoints, self.facts.version.as_deref());
+                self.standing =
+                    self.standing.take().map(|standing| standing.with_registered(endpoints, version));
                 None
             }
             Err(e) => Some(self.refused(&e)),
         }
+    }
+
+    async fn try_to_register(&self) -> Result<u64, FrontError> {
+        let facts = &self.facts;
+        let mut generation = facts.generation;
+        let mut rounds = 0;
+        loop {
+            let version = facts.version.as_deref();
+            match self.front.register(&facts.to, &facts.endpoints, version, generation).await {
+                Err(e) if e.is_overtaken() && rounds < ELSEWHERE_ROUNDS => {
+                    generation = self.moved_elsewhere(e).await?;
+                }
+                other => return other,
+            }
+            rounds += 1;
+        }
+    }
+
+    /// The generation that it is now, if only other services have changed.
+    ///
+    /// # Errors
+    /// This one has, or nobody answers.
+    async fn moved_elsewhere(&self, overtaken: FrontError) -> Result<u64, FrontError> {
+        let view = self.front.view().await?;
+        let now = view.standing(&self.facts.to);
+        let version = self.facts.version.as_deref();
+        let same = self.standing.as_ref().is_some_and(|standing| standing.holds(now, version));
+        if same { Ok(view.generation) } else { Err(overtaken) }
     }
 
     pub(super) async fn switch(&mut self) -> Event {
@@ -59,7 +88,7 @@ impl Driver<'_> {
             expect_generation: Some(self.tally.generation.unwrap_or(facts.generation)),
             force: facts.skip_health,
         };
-        let switched = match self.switch_when_ready(&request).await {
+        let switched = match self.switch_when_ready(request).await {
             Ok(switched) => switched,
             Err(event) => return event,
         };
@@ -79,17 +108,24 @@ impl Driver<'_> {
     /// Switches as soon as the front door has found the candidate healthy too.
     async fn switch_when_ready(
         &mut self,
-        request: &SwitchRequest,
+        mut request: SwitchRequest,
     ) -> Result<uh_protocol::request::Switched, Event> {
         let start = Instant::now();
         let deadline = start + self.config.deploy.ready_timeout;
+        let mut rounds = 0;
         let mut try_at = start + if request.force { Duration::ZERO } else { TRY_ANYWAY_AFTER };
         loop {
             let view = self.front.view().await.map_err(|e| self.refused(&e))?;
             let healthy = view.backend(&request.to).is_some_and(|backend| backend.healthy == Some(true));
             if healthy || Instant::now() >= try_at {
-                match self.front.switch(request).await {
+                match self.front.switch(&request).await {
                     Ok(switched) => return Ok(switched),
+                    Err(e) if e.is_overtaken() && rounds < ELSEWHERE_ROUNDS => {
+                        rounds += 1;
+                        let generation = self.moved_elsewhere(e).await.map_err(|e| self.refused(&e))?;
+                        request.expect_generation = Some(generation);
+                        continue;
+                    }
                     Err(e) if e.is_unhealthy() && Instant::now() < deadline => {}
                     Err(e) => return Err(self.refused(&e)),
                 }
