@@ -85,12 +85,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
                 "\n❌ Rolled back: {to} (v{version}) died after the switch; {old} serves again"
             ));
         }
-        Outcome::RolledBack | Outcome::Attention => {
-            let serves = operation::serving(&front).await;
-            report.say(&format!(
-                "\n❌ This needs somebody to look: {serves}. See `uh-deploy history` and `uh-proxy status`"
-            ));
-        }
+        Outcome::RolledBack | Outcome::Attention => operation::say_attention(session, &front).await,
     }
     match (outcome, args.watch) {
         (Outcome::Deployed, Some(duration)) => {

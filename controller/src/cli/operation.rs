@@ -33,7 +33,10 @@ pub(super) async fn carry_out(
     let mut driver = Driver::new(&session.config, &*session.runtime, front, &session.report, journal, facts);
     let name = tokio::select! {
         ended = driver.run(kind, standing) => {
-            return ended.map(|outcome| (outcome, driver.took())).map_err(|e| stopped(&e));
+            return match ended {
+                Ok(outcome) => Ok((outcome, driver.took())),
+                Err(e) => Err(stopped(&e, front).await),
+            };
         }
         interrupt = session.interrupts.take() => interrupt.name,
     };
@@ -67,7 +70,10 @@ pub(super) async fn recover_if_needed(
     ));
     let report = &session.report;
     let mut driver = Driver::new(&session.config, &*session.runtime, front, report, journal, facts.clone());
-    let outcome = driver.recover(&story).await.map_err(|e| stopped(&e))?;
+    let outcome = match driver.recover(&story).await {
+        Ok(outcome) => outcome,
+        Err(e) => return Err(stopped(&e, front).await),
+    };
     let serves = serving(front).await;
     report.say(&match outcome {
         Outcome::Deployed => format!("Finished it: {serves}"),
@@ -94,6 +100,14 @@ pub(super) async fn serving(front: &Front) -> String {
         }
         Err(_) => "who serves can't be told, for the front door does not answer".to_owned(),
     }
+}
+
+/// Says that an operation came to an end that needs somebody to look.
+pub(super) async fn say_attention(session: &Session, front: &Front) {
+    let serves = serving(front).await;
+    session.report.say(&format!(
+        "\n❌ This needs somebody to look: {serves}. See `uh-deploy history` and `uh-proxy status`"
+    ));
 }
 
 /// The service's backends must be known on both sides.
@@ -124,12 +138,15 @@ fn journal_failed(error: &JournalError) -> Failed {
     Failed::new(Exit::Attention, crate::chain(error))
 }
 
-fn stopped(error: &DriverError) -> Failed {
-    Failed::new(
-        Exit::Attention,
-        format!(
-            "{}; stopped here. Traffic is where it was; when that is mended, run `uh-deploy recover`",
-            crate::chain(error)
-        ),
-    )
+async fn stopped(error: &DriverError, front: &Front) -> Failed {
+    let serves = match error {
+        // A switch that was sent may be carried out yet.
+        DriverError::Unanswered(_) => "whether traffic has moved can't be told".to_owned(),
+        _ => serving(front).await,
+    };
+    let message = format!(
+        "{}; stopped here: {serves}. When that is mended, run `uh-deploy recover`",
+        crate::chain(error)
+    );
+    Failed::new(Exit::Attention, message)
 }

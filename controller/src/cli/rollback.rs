@@ -76,8 +76,11 @@ pub(super) async fn roll_back(
         Outcome::Failed(Failure::Overtaken) => {
             report.say(&format!("\n❌ Superseded; {}", operation::serving(front).await));
         }
-        _ => report
+        Outcome::Failed(_) => report
             .say(&format!("\n❌ Rollback failed; nothing has changed: {}", operation::serving(front).await)),
+        Outcome::Deployed | Outcome::Returned | Outcome::Attention => {
+            operation::say_attention(session, front).await;
+        }
     }
     Ok(outcome)
 }

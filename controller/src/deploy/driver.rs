@@ -49,7 +49,7 @@ pub(super) struct Tally {
     pub(super) reason: Option<String>,
 }
 
-/// Why an operation could not be carried on. Traffic is where it was; the journal says what may be left.
+/// Why an operation could not be carried on. The journal says what may be left; who serves, only the front door.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
     /// The journal can't be written: nothing may be done that it does not know of.

@@ -30,7 +30,9 @@ fn a_deploy_that_loses_its_front_door_stops_and_is_recovered_from() {
     stage.kill_front_door();
     let ran = Ran::of(deploy.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(6), "{}", ran.text);
-    ran.says("no uh-proxy answers at ").says("Traffic is where it was").says("run `uh-deploy recover`");
+    ran.says("no uh-proxy answers at ")
+        .says("whether traffic has moved can't be told")
+        .says("run `uh-deploy recover`");
     assert_eq!(stage.apps(), 2, "nothing is stopped on a guess");
     stage.expect(6, &["recover"]).says("no uh-proxy answers at ").says("run recover again");
     stage.start_front_door();
@@ -104,7 +106,9 @@ fn moving_back_without_a_front_door_is_left_for_recover() {
     let deploy = dies_without_a_front_door(&mut stage);
     let ran = Ran::of(deploy.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(6), "{}", ran.text);
-    ran.says("no uh-proxy answers at ").says("run `uh-deploy recover`");
+    ran.says("no uh-proxy answers at ")
+        .says("whether traffic has moved can't be told")
+        .says("run `uh-deploy recover`");
     stage.start_front_door();
     assert_eq!(stage.active(), "green");
     stage.expect(0, &["recover"]).says("Undone: traffic is back; blue (v1.0.0) serves");

@@ -23,6 +23,9 @@ fn a_disk_that_is_full_at_any_line_leaves_a_journal_that_can_be_read() {
         let version = format!("1.1.{half_kib}");
         let ran = with_little_room(&stage, half_kib, &["blue-green", "--version", &version]);
         failed += usize::from(ran.code != Some(0));
+        if ran.text.contains("stopped here") {
+            ran.says(&format!("stopped here: {} (v", stage.active()));
+        }
         let recovered = stage.run(&["recover"]);
         assert_eq!(recovered.code, Some(0), "{half_kib}: {}\nthen: {}", ran.text, recovered.text);
     }

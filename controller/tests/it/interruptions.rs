@@ -102,3 +102,22 @@ fn a_signal_ends_a_log_that_is_followed() {
         end(logs, signal, code);
     }
 }
+
+#[test]
+fn a_rollback_that_can_not_be_undone_does_not_say_that_nothing_has_changed() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    stage.expect(0, &["retire", "--now"]);
+    stage.configure("uh-deploy.toml", "[health]\npath = \"/status/500\"\nwithin = \"2s\"");
+    let rollback = start(&stage, &["rollback"]);
+    let record = stage.path("deploy-state/records/candidate.record.json");
+    until("the target is started again", || stage.answers("blue"));
+    // No file any more, and so not to be removed as one.
+    std::fs::remove_file(&record).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    let ran = Ran::of(rollback.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(6), "{}", ran.text);
+    ran.says("This needs somebody to look: green (v1.0.1) serves");
+    assert!(!ran.text.contains("nothing has changed"), "{}", ran.text);
+}
