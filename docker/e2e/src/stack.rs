@@ -27,6 +27,10 @@ const POLL: Duration = Duration::from_millis(100);
 /// What of the shipped configurations of the deploy tool is not fit for several projects on one engine.
 const NETWORK: &str = "\"uh\"";
 
+/// The images that docker/ci/images makes of the apps, in place of those that the shipped files name.
+const IMAGES: [(&str, &str); 2] =
+    [("uh-sample-app:", "uh-e2e-sample-app:"), ("uh-node-app:", "uh-e2e-node-app:")];
+
 /// A running project. It is taken down, with its volumes and the app's containers, when this is dropped.
 #[derive(Debug)]
 pub struct Stack {
@@ -63,6 +67,7 @@ impl Stack {
             ("UH_HTTP", address.to_string()),
             ("UH_METRICS", free()?.to_string()),
             ("UH_NETWORK", project.clone()),
+            ("UH_VERSION", "e2e".to_owned()),
         ];
         let variables = variables.map(|(name, value)| (name.to_owned(), value)).into();
         let mut files: Vec<PathBuf> =
@@ -89,6 +94,9 @@ impl Stack {
             for (old, new) in replaced.iter().filter(|_| file == CONFIGURATIONS[0].0) {
                 ensure!(text.contains(old), "{old} is not in {shipped}");
                 text = text.replace(old, new);
+            }
+            for (shipped, ours) in IMAGES {
+                text = text.replace(shipped, ours);
             }
             std::fs::write(self.dir.path().join(file), text)?;
         }
@@ -273,12 +281,16 @@ impl Stack {
 const CONFIGURATIONS: [(&str, &str); 2] =
     [("uh-deploy.toml", "uh-deploy.toml"), ("shop.toml", "two-apps/shop.toml")];
 
-/// Mounts the test's configurations in place of the shipped ones.
+/// Mounts the test's configurations in place of the shipped ones, and has the app's image be the test's.
 fn overrides(dir: &Path) -> String {
     let mounts = CONFIGURATIONS
         .map(|(file, _)| format!("      - {}:/etc/uh-deploy/{file}:ro\n", dir.join(file).display()))
         .concat();
-    format!("services:\n  controller:\n    volumes: &mounts\n{mounts}  first-deploy:\n    volumes: *mounts\n")
+    format!(
+        "services:\n  app:\n    image: {}${{APP_VERSION:-1.0.0}}\n  controller:\n    volumes: &mounts\n{mounts}  first-deploy:\n    \
+         volumes: *mounts\n",
+        IMAGES[0].1
+    )
 }
 
 /// The plugin of today, else docker-compose 1.29.
