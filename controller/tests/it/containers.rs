@@ -213,8 +213,11 @@ impl Drop for Place {
         }
         // The compose tool makes a network for each project.
         docker(&["network", "rm", &format!("{project}_default")]);
-        for repository in [format!("uh-test-{}", self.service), format!("uh-deploy/{project}-green")] {
-            remove_images(&repository, docker);
+        // As the docker runtime, the compose runtime, and the compose tools of 1.29 and of today name them.
+        let ours = [format!("uh-test-{}", self.service), format!("uh-deploy/{project}-green")];
+        let theirs = ["_", "-"].map(|joined| format!("{project}{joined}green"));
+        for repository in ours.iter().chain(&theirs) {
+            remove_images(repository, docker);
         }
     }
 }
