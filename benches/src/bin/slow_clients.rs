@@ -51,13 +51,14 @@ struct Options {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     clients: u32,
     /// Milliseconds until a slow client is to be gone; a reader has twice as long.
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(200..=600_000))]
+    #[arg(long, default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(200..=600_000))]
     deadline_ms: u32,
     /// How many slow clients come in a second, of all kinds together.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(3..=30_000))]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(3..=30_000))]
     arrivals: u32,
-    /// What a slow reader asks for. To be slow it must be more than what its own kernel and the front door's take.
-    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(300_000..=10_000_000))]
+    /// What a slow reader asks for. To be slow it must be more than what its own kernel and the front door's take; what is
+    /// more than that, its app copies into its own kernel, which costs others on a machine with few cores.
+    #[arg(long, default_value_t = 400_000, value_parser = clap::value_parser!(u32).range(300_000..=10_000_000))]
     download_bytes: u32,
     /// Requests per second of the healthy load.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]

@@ -55,7 +55,8 @@ impl Report {
 
     fn terms(&self) -> String {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC");
-        let mut text = format!("`compare {}`, {now}, commit {}. ", self.arguments, commit());
+        let command = format!("compare {}", self.arguments);
+        let mut text = format!("`{}`, {now}, commit {}. ", command.trim_end(), commit());
         let _ = writeln!(text, "{} Load average before the run: {}.\n", machine(), self.load_average);
         for proxy in ALL.iter().filter(|proxy| **proxy != Proxy::NginxByLine) {
             let version = proxy.version().filter(|_| self.proxies.contains(proxy));
