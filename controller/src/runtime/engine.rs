@@ -7,6 +7,7 @@
 mod error;
 mod lines;
 mod owner;
+mod places;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -25,9 +26,8 @@ use uh_protocol::{BackendName, ServiceName};
 pub(super) use self::error::EngineError;
 pub(super) use self::lines::LineCutter;
 use self::owner::Owner;
-use super::{Ending, Endpoint, Frozen, InstanceId, Lines, LogQuery, RuntimeError, State};
+use super::{Ending, InstanceId, Lines, LogQuery, RuntimeError, State};
 use crate::check::Check;
-use crate::ports;
 
 /// How long an engine that does not answer is waited for: a restart of dockerd takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -148,14 +148,23 @@ impl Engine {
         }
     }
 
+    /// The containers that fit these filters; with `all` also those that don't run.
+    async fn containers(
+        &self,
+        filter: &str,
+        values: Vec<String>,
+        all: bool,
+    ) -> Result<Vec<ContainerSummary>, EngineError> {
+        let filters = HashMap::from([(filter.to_owned(), values)]);
+        let options = ListContainersOptionsBuilder::new().all(all).filters(&filters).build();
+        self.call(CALL, async |docker: Docker| docker.list_containers(Some(options.clone())).await).await
+    }
+
     /// The containers with this label that were started from this state directory.
     async fn list(&self, name: &str, value: &str) -> Result<Vec<ContainerSummary>, EngineError> {
         let Some(id) = self.owner.id().map_err(EngineError::Owner)? else { return Ok(Vec::new()) };
         let labels = [(name, value), (STATE_ID, &id)];
-        let labels = labels.map(|(name, value)| format!("{name}={value}")).into();
-        let filters = HashMap::from([("label".to_owned(), labels)]);
-        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        self.call(CALL, async |docker: Docker| docker.list_containers(Some(options.clone())).await).await
+        self.containers("label", labels.map(|(name, value)| format!("{name}={value}")).into(), true).await
     }
 
     /// All instances of a backend that were started from this state directory, oldest first.
@@ -177,94 +186,6 @@ impl Engine {
     pub(super) async fn container(&self, instance: &InstanceId) -> Result<Option<String>, EngineError> {
         let found = self.list(INSTANCE, instance.as_str()).await?;
         Ok(found.into_iter().find_map(|container| container.id))
-    }
-
-    /// Demands that every container with these labels is a copy of the backend that `own` labels, and was started from
-    /// this state directory. What serves, or is somebody else's, is not for a start to replace.
-    pub(super) async fn demand_own(
-        &self,
-        instance: &InstanceId,
-        labels: Vec<String>,
-        own: &HashMap<String, String>,
-    ) -> Result<(), RuntimeError> {
-        let filters = HashMap::from([("label".to_owned(), labels)]);
-        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        let found =
-            self.call(CALL, async |docker: Docker| docker.list_containers(Some(options.clone())).await).await;
-        let stranger = found.map_err(|error| error.about("start", instance))?.into_iter().find(|container| {
-            let labels = container.labels.as_ref();
-            let same = |name| labels.and_then(|labels| labels.get(name)) == own.get(name);
-            ![STATE_ID, SERVICE, BACKEND].into_iter().all(same)
-        });
-        let Some(stranger) = stranger else { return Ok(()) };
-        let name = stranger.names.into_iter().flatten().next().or(stranger.id).unwrap_or_default();
-        let name = name.trim_start_matches('/');
-        let source = format!(
-            "container {name} is in its place and would be replaced, but was not started as this backend from this \
-             state directory; if nobody needs it: docker rm --force {name}"
-        );
-        Err(RuntimeError::Instance { action: "start", instance: instance.clone(), source: source.into() })
-    }
-
-    /// Demands that nobody has the ports of an instance that is about to be.
-    pub(super) async fn demand_free(&self, endpoints: &[Endpoint]) -> Result<(), RuntimeError> {
-        for endpoint in endpoints {
-            if let Some(by) = ports::taken_by(endpoint) {
-                return Err(self.port_taken(endpoint, by).await);
-            }
-        }
-        Ok(())
-    }
-
-    /// After a start that failed with these words: leaves nothing of the instance, and says so if it was for a port.
-    pub(super) async fn undo_start(
-        &self,
-        instance: &InstanceId,
-        frozen: &Frozen,
-        said: &str,
-    ) -> Option<RuntimeError> {
-        let _removed = self.remove(instance).await;
-        let taken = said.contains("port is already allocated") || said.contains("address already in use");
-        let endpoint = frozen.endpoints.iter().find(|endpoint| taken && endpoint.port().is_some())?;
-        Some(self.port_taken(endpoint, "something that can't be told from here".to_owned()).await)
-    }
-
-    async fn port_taken(&self, endpoint: &Endpoint, by: String) -> RuntimeError {
-        let publisher = match endpoint.port() {
-            Some(port) => self.publisher(port).await,
-            None => None,
-        };
-        RuntimeError::PortTaken { endpoint: endpoint.to_string(), by: publisher.unwrap_or(by) }
-    }
-
-    /// The container that publishes a port of this machine.
-    async fn publisher(&self, port: u16) -> Option<String> {
-        let options = ListContainersOptionsBuilder::new().build();
-        let list = self.ask(CALL, async |docker: Docker| docker.list_containers(Some(options)).await);
-        let publishes = |container: &ContainerSummary| {
-            container.ports.iter().flatten().any(|published| published.public_port == Some(port))
-        };
-        let container = list.await.ok()?.into_iter().find(publishes)?;
-        let name = container.names?.into_iter().next()?;
-        Some(format!("container {}", name.trim_start_matches('/')))
-    }
-
-    /// The running container that answers to a name on a network, if there is one.
-    pub(super) async fn holder(&self, network: &str, name: &str) -> Result<Option<String>, EngineError> {
-        let filters = HashMap::from([("network".to_owned(), vec![network.to_owned()])]);
-        let options = ListContainersOptionsBuilder::new().filters(&filters).build();
-        let there = self
-            .call(CALL, async |docker: Docker| docker.list_containers(Some(options.clone())).await)
-            .await?;
-        for id in there.into_iter().filter_map(|container| container.id) {
-            let Some(found) = self.inspect(&id).await? else { continue };
-            let networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
-            let aliases = networks.get(network).and_then(|joined| joined.aliases.clone()).unwrap_or_default();
-            if aliases.iter().any(|alias| alias == name) {
-                return Ok(found.name.map(|name| name.trim_start_matches('/').to_owned()));
-            }
-        }
-        Ok(None)
     }
 
     async fn inspect(&self, id: &str) -> Result<Option<ContainerInspectResponse>, EngineError> {

@@ -1,0 +1,102 @@
+//! Who has the place of an instance that is about to be: its port, its name, or what the compose tool would replace.
+
+use std::collections::HashMap;
+
+use bollard::Docker;
+use bollard::models::ContainerSummary;
+use bollard::query_parameters::ListContainersOptionsBuilder;
+
+use super::{BACKEND, CALL, Engine, EngineError, SERVICE, STATE_ID};
+use crate::ports;
+use crate::runtime::{Endpoint, Frozen, InstanceId, RuntimeError};
+
+impl Engine {
+    /// Demands that every container with these labels is a copy of the backend that `own` labels, and was started from
+    /// this state directory. What serves, or is somebody else's, is not for a start to replace.
+    pub(in crate::runtime) async fn demand_own(
+        &self,
+        instance: &InstanceId,
+        labels: Vec<String>,
+        own: &HashMap<String, String>,
+    ) -> Result<(), RuntimeError> {
+        let found = self.containers("label", labels, true).await;
+        let stranger = found.map_err(|error| error.about("start", instance))?.into_iter().find(|container| {
+            let labels = container.labels.as_ref();
+            let same = |name| labels.and_then(|labels| labels.get(name)) == own.get(name);
+            ![STATE_ID, SERVICE, BACKEND].into_iter().all(same)
+        });
+        let Some(stranger) = stranger else { return Ok(()) };
+        let name = name_of(stranger).unwrap_or_default();
+        let source = format!(
+            "container {name} is in its place and would be replaced, but was not started as this backend from this \
+             state directory; if nobody needs it: docker rm --force {name}"
+        );
+        Err(RuntimeError::Instance { action: "start", instance: instance.clone(), source: source.into() })
+    }
+
+    /// Demands that nobody has the ports of an instance that is about to be.
+    pub(in crate::runtime) async fn demand_free(&self, endpoints: &[Endpoint]) -> Result<(), RuntimeError> {
+        for endpoint in endpoints {
+            if let Some(by) = ports::taken_by(endpoint) {
+                return Err(self.port_taken(endpoint, by).await);
+            }
+        }
+        Ok(())
+    }
+
+    /// After a start that failed with these words: leaves nothing of the instance, and says so if it was for a port.
+    pub(in crate::runtime) async fn undo_start(
+        &self,
+        instance: &InstanceId,
+        frozen: &Frozen,
+        said: &str,
+    ) -> Option<RuntimeError> {
+        let _removed = self.remove(instance).await;
+        let taken = said.contains("port is already allocated") || said.contains("address already in use");
+        let endpoint = frozen.endpoints.iter().find(|endpoint| taken && endpoint.port().is_some())?;
+        Some(self.port_taken(endpoint, "something that can't be told from here".to_owned()).await)
+    }
+
+    async fn port_taken(&self, endpoint: &Endpoint, by: String) -> RuntimeError {
+        let publisher = match endpoint.port() {
+            Some(port) => self.publisher(port).await,
+            None => None,
+        };
+        RuntimeError::PortTaken { endpoint: endpoint.to_string(), by: publisher.unwrap_or(by) }
+    }
+
+    /// The container that publishes a port of this machine.
+    async fn publisher(&self, port: u16) -> Option<String> {
+        let options = ListContainersOptionsBuilder::new().build();
+        let list = self.ask(CALL, async |docker: Docker| docker.list_containers(Some(options)).await);
+        let publishes = |container: &ContainerSummary| {
+            container.ports.iter().flatten().any(|published| published.public_port == Some(port))
+        };
+        let container = list.await.ok()?.into_iter().find(publishes)?;
+        Some(format!("container {}", name_of(container)?))
+    }
+
+    /// The running container that answers to a name on a network, if there is one.
+    pub(in crate::runtime) async fn holder(
+        &self,
+        network: &str,
+        name: &str,
+    ) -> Result<Option<String>, EngineError> {
+        let there = self.containers("network", vec![network.to_owned()], false).await?;
+        for id in there.into_iter().filter_map(|container| container.id) {
+            let Some(found) = self.inspect(&id).await? else { continue };
+            let networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+            let aliases = networks.get(network).and_then(|joined| joined.aliases.clone()).unwrap_or_default();
+            if aliases.iter().any(|alias| alias == name) {
+                return Ok(found.name.map(|name| name.trim_start_matches('/').to_owned()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A container's name, or else its id.
+fn name_of(container: ContainerSummary) -> Option<String> {
+    let name = container.names.into_iter().flatten().next().or(container.id)?;
+    Some(name.trim_start_matches('/').to_owned())
+}
