@@ -25,6 +25,10 @@ use anyhow::Result;
 
 use crate::judgement::Verdict;
 
+/// What clients see of a front door that is gone for a moment.
+pub const BROKEN: &[&str] =
+    &["could not connect", "closed before the response", "closed within the head", "closed within the body"];
+
 /// What a fault may count on.
 #[derive(Debug, Clone)]
 pub struct Surroundings {

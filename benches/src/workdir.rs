@@ -7,8 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::{Error, Result};
 use tempfile::TempDir;
+use tokio::task::LocalSet;
 
-use crate::process::Interrupted;
+use crate::process::{Interrupted, interrupted};
 
 /// How many lines of each log are shown when a run fails.
 const TAIL_LINES: usize = 12;
@@ -19,6 +20,26 @@ const TAIL_LINES: usize = 12;
 /// When the system refuses.
 pub fn create() -> Result<TempDir> {
     Ok(tempfile::Builder::new().prefix("uh-").tempdir()?)
+}
+
+/// Runs a program in a directory of its own, on this thread, until it is over or somebody ends it; tasks may be local to
+/// the thread. See [`finish`] for its end.
+#[must_use]
+pub fn run(program: impl AsyncFnOnce(&Path) -> Result<()>) -> ExitCode {
+    let mut kept = None;
+    let result = in_directory(&mut kept, program);
+    finish(kept, &result, io::stderr())
+}
+
+fn in_directory(kept: &mut Option<TempDir>, program: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<()> {
+    let dir = kept.insert(create()?);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, async {
+        tokio::select! {
+            result = program(dir.path()) => result,
+            ended = interrupted() => ended,
+        }
+    })
 }
 
 /// Ends a run. After a bad one, says why, shows the end of each log, and keeps the directory.

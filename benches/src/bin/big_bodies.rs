@@ -12,7 +12,6 @@ use clap::Parser;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use uh_benches::front_door::{FrontDoor, Setup};
-use uh_benches::process::interrupted;
 use uh_benches::sample_app::SampleApp;
 use uh_benches::workdir;
 
@@ -39,20 +38,9 @@ struct Options {
     max_megabytes: u64,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let options = Options::parse();
-    let (dir, result) = match workdir::create() {
-        Ok(dir) => {
-            let result = tokio::select! {
-                result = run(&options, dir.path()) => result,
-                result = interrupted() => result,
-            };
-            (Some(dir), result)
-        }
-        Err(error) => (None, Err(error)),
-    };
-    workdir::finish(dir, &result, io::stderr())
+    workdir::run(async |dir| run(&options, dir).await)
 }
 
 async fn run(options: &Options, dir: &Path) -> Result<()> {

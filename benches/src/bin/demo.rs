@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -18,7 +17,7 @@ use uh_benches::http::Failure;
 use uh_benches::judgement::{Switch, Verdict};
 use uh_benches::load::{Group, Load, Plan, Recording, Reuse};
 use uh_benches::percentiles::{Times, grouped, milliseconds};
-use uh_benches::process::{self, interrupted};
+use uh_benches::process::{self};
 use uh_benches::websocket::WebSocket;
 use uh_benches::workdir;
 
@@ -47,20 +46,7 @@ const FAILED: i32 = 1;
 const ROLLED_BACK: i32 = 3;
 
 fn main() -> ExitCode {
-    let mut dir = None;
-    let result = prepare_and_run(&mut dir);
-    workdir::finish(dir, &result, io::stderr())
-}
-
-fn prepare_and_run(dir: &mut Option<TempDir>) -> Result<()> {
-    let dir = dir.insert(workdir::create()?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        tokio::select! {
-            result = run(dir.path()) => result,
-            ended = interrupted() => ended,
-        }
-    })
+    workdir::run(run)
 }
 
 async fn run(dir: &Path) -> Result<()> {

@@ -9,12 +9,11 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use anyhow::{Context as _, Error, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use clap::Parser;
 use rustix::process::geteuid;
-use tempfile::TempDir;
 use uh_benches::faults::{Outcome, Surroundings, all, table};
-use uh_benches::process::{interrupted, raise_descriptors};
+use uh_benches::process::raise_descriptors;
 use uh_benches::workdir;
 
 #[derive(Parser)]
@@ -40,9 +39,19 @@ fn main() -> ExitCode {
         let error = in_own_namespaces();
         drop(writeln!(io::stderr(), "no namespaces of its own: {error:#}"));
     }
-    let mut dir = None;
-    let result = prepare_and_run(&options, &mut dir);
-    workdir::finish(dir, &result, io::stderr())
+    workdir::run(async |dir| {
+        raise_descriptors()?;
+        if options.isolated {
+            raise_loopback()?;
+        }
+        run(&options, dir).await
+    })
+}
+
+fn raise_loopback() -> Result<()> {
+    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("can't start ip")?;
+    ensure!(status.success(), "the loopback device can't be brought up");
+    Ok(())
 }
 
 /// Becomes this program once more, where what it mounts and breaks in the network is nobody else's. Returns only if that
@@ -62,25 +71,6 @@ fn in_own_namespaces() -> Error {
     };
     command.args(own).arg(program).args(std::env::args_os().skip(1)).arg("--isolated");
     Error::from(command.exec()).context("can't start unshare")
-}
-
-fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
-    let dir = dir.insert(workdir::create()?);
-    raise_descriptors()?;
-    if options.isolated {
-        let status =
-            Command::new("ip").args(["link", "set", "lo", "up"]).status().context("can't start ip")?;
-        if !status.success() {
-            bail!("the loopback device can't be brought up");
-        }
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        tokio::select! {
-            result = run(options, dir.path()) => result,
-            ended = interrupted() => ended,
-        }
-    })
 }
 
 async fn run(options: &Options, dir: &Path) -> Result<()> {

@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
@@ -25,7 +24,6 @@ use tokio::time::{sleep, timeout};
 use uh_benches::front_door::{FrontDoor, Setup};
 use uh_benches::load::{Group, Load, Plan, Recording, Reuse};
 use uh_benches::percentiles::{Times, milliseconds};
-use uh_benches::process::interrupted;
 use uh_benches::sample_app::SampleApp;
 use uh_benches::workdir;
 
@@ -84,20 +82,7 @@ enum Kind {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let mut dir = None;
-    let result = prepare_and_run(&options, &mut dir);
-    workdir::finish(dir, &result, io::stderr())
-}
-
-fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
-    let dir = dir.insert(workdir::create()?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        tokio::select! {
-            result = run(options, dir.path()) => result,
-            ended = interrupted() => ended,
-        }
-    })
+    workdir::run(async |dir| run(&options, dir).await)
 }
 
 async fn run(options: &Options, dir: &Path) -> Result<()> {

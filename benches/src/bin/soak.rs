@@ -14,14 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use rustix::process::Signal;
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::task::LocalSet;
 use tokio::time::sleep;
 use uh_benches::faults::stage::{SOON, Setup, Stage, apps};
 use uh_benches::percentiles::grouped;
-use uh_benches::process::interrupted;
 use uh_benches::series::Series;
 use uh_benches::websocket::WebSocket;
 use uh_benches::workdir;
@@ -59,20 +56,7 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let mut dir = None;
-    let result = prepare_and_run(&options, &mut dir);
-    workdir::finish(dir, &result, io::stderr())
-}
-
-fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
-    let dir = dir.insert(workdir::create()?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, async {
-        tokio::select! {
-            result = run(options, dir.path()) => result,
-            ended = interrupted() => ended,
-        }
-    })
+    workdir::run(async |dir| run(&options, dir).await)
 }
 
 /// What was sampled.

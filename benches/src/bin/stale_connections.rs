@@ -20,7 +20,7 @@ use tokio::sync::Barrier;
 use tokio::time::sleep;
 use uh_benches::fickle::{self, Book, Death, When};
 use uh_benches::http::{Connection, Idle};
-use uh_benches::process::{Process, interrupted, sibling};
+use uh_benches::process::{Process, sibling};
 use uh_benches::workdir;
 use uh_protocol::client::Client;
 
@@ -49,20 +49,7 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let mut dir = None;
-    let result = prepare_and_run(&options, &mut dir);
-    workdir::finish(dir, &result, io::stderr())
-}
-
-fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
-    let dir = dir.insert(workdir::create()?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        tokio::select! {
-            result = run(options, dir.path()) => result,
-            ended = interrupted() => ended,
-        }
-    })
+    workdir::run(async |dir| run(&options, dir).await)
 }
 
 async fn run(options: &Options, dir: &Path) -> Result<()> {

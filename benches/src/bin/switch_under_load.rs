@@ -10,14 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
-use tempfile::TempDir;
 use tokio::time::{MissedTickBehavior, interval};
 use uh_benches::front_door::{FrontDoor, Setup};
 use uh_benches::judgement::{Switch, Verdict};
 use uh_benches::load::{Group, Load, Plan, Reuse};
 use uh_benches::mounts::file_system_of;
 use uh_benches::percentiles::{Spread, Times, grouped};
-use uh_benches::process::interrupted;
 use uh_benches::sample_app::SampleApp;
 use uh_benches::watcher::Watcher;
 use uh_benches::workdir;
@@ -85,26 +83,20 @@ impl AccessLog {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let mut dir = None;
-    let result = prepare_and_run(&options, &mut dir);
-    workdir::finish(dir, &result, io::stderr())
+    match check(&options) {
+        Ok(()) => workdir::run(async |dir| run(&options, dir).await),
+        Err(error) => workdir::finish(None, &Err(error), io::stderr()),
+    }
 }
 
-fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
+fn check(options: &Options) -> Result<()> {
     let requests = u64::from(options.rate + options.new_connections)
         * (u64::from(options.switches) * u64::from(options.interval_ms)).div_ceil(1000);
     ensure!(
         requests <= MAX_REQUESTS,
         "{requests} requests are more than {MAX_REQUESTS}: use fewer or closer switches"
     );
-    let dir = dir.insert(workdir::create()?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        tokio::select! {
-            result = run(options, dir.path()) => result,
-            ended = interrupted() => ended,
-        }
-    })
+    Ok(())
 }
 
 async fn run(options: &Options, dir: &Path) -> Result<()> {

@@ -52,18 +52,7 @@ async fn hangs(around: Surroundings) -> Result<Outcome> {
     let status = timeout(SOON, ask(stage.address, "/")).await??;
     let waited = begun.elapsed();
     ensure!(status == 504, "a client of an app that hangs gets {status}");
-    stage
-        .until("blue is known to be unhealthy", async |stage| {
-            (stage.backend("blue").await.ok()?.healthy == Some(false)).then_some(())
-        })
-        .await?;
-    let status = stage.command(&["status"]).await?.output;
-    let operator = status
-        .lines()
-        .find(|line| line.contains("unhealthy"))
-        .context("the status says nothing")?
-        .trim()
-        .to_owned();
+    let operator = stage.until_unhealthy("blue").await?;
     stage.switch("green").await?;
     let recovery = stage.until_answered().await?;
     stage.finish(operator, recovery, vec![format!("504 after {} ms", waited.as_millis())]).await

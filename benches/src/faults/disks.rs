@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::stage::{SOON, Setup, Stage, apps, ask};
-use super::{Fault, Outcome, Surroundings};
+use super::{BROKEN, Fault, Outcome, Surroundings};
 use crate::process::{run, sibling};
 
 /// Those of this file.
@@ -16,12 +16,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "disk full under the state file",
         injected: "a switch with no room left; then room is made, and the front door is killed",
-        may_fail: &[
-            "could not connect",
-            "closed before the response",
-            "closed within the head",
-            "closed within the body",
-        ],
+        may_fail: BROKEN,
         in_short: true,
         run: |around| Box::pin(state_full(around)),
     },
@@ -49,12 +44,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "state file damaged",
         injected: "cut short or one byte changed, and started with it; the sweep over every byte is `cargo test --package uh-proxy damage`",
-        may_fail: &[
-            "could not connect",
-            "closed before the response",
-            "closed within the head",
-            "closed within the body",
-        ],
+        may_fail: BROKEN,
         in_short: true,
         run: |around| Box::pin(state_damaged(around)),
     },

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::stage::{SOON, Setup, Stage, apps, ask};
-use super::{Fault, Outcome, Surroundings};
+use super::{BROKEN, Fault, Outcome, Surroundings};
 use crate::process::{run, sibling};
 use crate::sample_app::SampleApp;
 
@@ -19,12 +19,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "front door killed",
         injected: "kill -9 just after a switch was acknowledged, then started again",
-        may_fail: &[
-            "could not connect",
-            "closed before the response",
-            "closed within the head",
-            "closed within the body",
-        ],
+        may_fail: BROKEN,
         in_short: true,
         run: |around| Box::pin(front_killed(around)),
     },
@@ -149,18 +144,7 @@ async fn app_killed(around: Surroundings) -> Result<Outcome> {
     let mut chunked = Download::begin(&stage, "/bytes/50000000?rate=20000000&chunked=1").await?;
     blue.process.kill()?;
     ensure!(sized.is_cut().await? && chunked.is_cut().await?, "a download that broke off looks whole");
-    stage
-        .until("blue is known to be unhealthy", async |stage| {
-            (stage.backend("blue").await.ok()?.healthy == Some(false)).then_some(())
-        })
-        .await?;
-    let status = stage.command(&["status"]).await?.output;
-    let operator = status
-        .lines()
-        .find(|line| line.contains("unhealthy"))
-        .context("the status says nothing")?
-        .trim()
-        .to_owned();
+    let operator = stage.until_unhealthy("blue").await?;
     let log = std::fs::read_to_string(stage.dir().join("access.jsonl"))?;
     ensure!(log.contains("\"termination\":\"UC\""), "the access log says nothing of what broke off");
     let begun = Instant::now();
@@ -215,18 +199,7 @@ async fn app_stopped(around: Surroundings) -> Result<Outcome> {
     let status = timeout(SOON, ask(stage.address, "/")).await??;
     let waited = begun.elapsed();
     ensure!(status == 504, "a client of an app that is stopped gets {status}");
-    stage
-        .until("blue is known to be unhealthy", async |stage| {
-            (stage.backend("blue").await.ok()?.healthy == Some(false)).then_some(())
-        })
-        .await?;
-    let status = stage.command(&["status"]).await?.output;
-    let operator = status
-        .lines()
-        .find(|line| line.contains("unhealthy"))
-        .context("the status says nothing")?
-        .trim()
-        .to_owned();
+    let operator = stage.until_unhealthy("blue").await?;
     sleep(Duration::from_millis(2500).saturating_sub(begun.elapsed())).await;
     apps.0.process.signal(Signal::CONT)?;
     let recovery = stage.until_answered().await?;

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use super::stage::{SOON, Setup, Stage, apps};
-use super::{Fault, Outcome, Surroundings};
+use super::{BROKEN, Fault, Outcome, Surroundings};
 
 /// Those of this file.
 pub const FAULTS: &[Fault] = &[
@@ -31,12 +31,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "out of memory",
         injected: "the memory limit is set below what is needed, so that the kernel kills it; then started again",
-        may_fail: &[
-            "could not connect",
-            "closed before the response",
-            "closed within the head",
-            "closed within the body",
-        ],
+        may_fail: BROKEN,
         in_short: false,
         run: |around| Box::pin(memory_out(around)),
     },

@@ -245,6 +245,21 @@ impl Stage {
         Ok(begun.elapsed())
     }
 
+    /// Waits until an active app is known to be unhealthy, and returns what `status` says of it.
+    ///
+    /// # Errors
+    /// It never is, or nothing is said.
+    pub async fn until_unhealthy(&mut self, backend: &str) -> Result<String> {
+        let what = format!("{backend} is known to be unhealthy");
+        self.until(&what, async |stage| {
+            (stage.backend(backend).await.ok()?.healthy == Some(false)).then_some(())
+        })
+        .await?;
+        let status = self.command(&["status"]).await?.output;
+        let line = status.lines().find(|line| line.contains("unhealthy"));
+        Ok(line.context("the status says nothing")?.trim().to_owned())
+    }
+
     /// Waits until the front door has said something, and returns the line without its time.
     ///
     /// # Errors

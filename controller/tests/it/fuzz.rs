@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::harness::Stage;
-use mutate::{fuzz, near};
+use mutate::{fuzz, near, with_all_keys};
 use uh_controller::config;
 use uh_controller::deploy::journal::{self, Journal};
 
@@ -50,12 +50,7 @@ const WORDS: &[&str] = &[
 #[test]
 fn no_configuration_panics() {
     let shipped = include_str!("../../../config/uh-deploy.toml");
-    let all_keys: String = shipped
-        .lines()
-        .map(|line| {
-            line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line).to_owned() + "\n"
-        })
-        .collect();
+    let all_keys = with_all_keys(shipped);
     fuzz(3000, near(vec![shipped.to_owned(), all_keys], WORDS), &[], |bytes| {
         let Ok(config) = config::parse(&String::from_utf8_lossy(bytes), Path::new("/nowhere")) else {
             return Ok(());

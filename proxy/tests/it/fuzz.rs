@@ -17,7 +17,7 @@ use uh_proxy::config;
 use uh_proxy::state::file::StateFile;
 
 use crate::harness::{Home, Proxy, SampleApp};
-use mutate::{fuzz, near};
+use mutate::{fuzz, near, with_all_keys};
 use witness::{Demand, Witness, all_came, compare};
 
 fn owned(seeds: &[&str]) -> Vec<String> {
@@ -283,13 +283,7 @@ const CONFIG_WORDS: &[&str] = &[
 #[test]
 fn no_configuration_panics_and_what_is_accepted_can_be_meant() {
     let shipped = include_str!("../../../config/uh-proxy.toml");
-    // As shipped, most keys are commented out: once more with all of them.
-    let all_keys: String = shipped
-        .lines()
-        .map(|line| {
-            line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line).to_owned() + "\n"
-        })
-        .collect();
+    let all_keys = with_all_keys(shipped);
     let seeds = vec![Home::new("127.0.0.1:1", "127.0.0.1:2").config(), shipped.to_owned(), all_keys];
     fuzz(3000, near(seeds, CONFIG_WORDS), &[], |bytes| {
         let Ok(config) = config::parse(&String::from_utf8_lossy(bytes)) else { return Ok(()) };
