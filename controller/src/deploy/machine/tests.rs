@@ -1,0 +1,116 @@
+//! The state machine: every way through it ends well.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn failures() -> Vec<Failure> {
+    use Failure::*;
+    vec![Declined, Build, Start, Unhealthy, Refused, Overtaken, Interrupted, Died]
+}
+
+fn all_events() -> Vec<Event> {
+    use Event::*;
+    let mut events = vec![Begun(Kind::Deploy), Begun(Kind::Rollback), Built, Alive, Gone, Started, Proven];
+    events.extend([Switched, Drained, Died, Returned, Undone, Serves, Recorded, Interrupted]);
+    events.extend(failures().into_iter().map(Failed));
+    events
+}
+
+/// Every phase that any row of events leads to.
+fn reachable() -> Vec<Phase> {
+    let mut found = vec![Phase::Idle];
+    let mut at = 0;
+    while at < found.len() {
+        for event in all_events() {
+            if let Ok((next, _)) = step(found[at], event)
+                && !found.contains(&next)
+            {
+                found.push(next);
+            }
+        }
+        at += 1;
+    }
+    found
+}
+
+#[test]
+fn every_phase_but_the_last_can_go_on_and_has_something_to_do() {
+    for phase in reachable() {
+        let next = all_events().into_iter().any(|event| step(phase, event).is_ok());
+        assert_eq!(next, !matches!(phase, Phase::Done(_)), "{phase:?}");
+        if !matches!(phase, Phase::Idle | Phase::Done(_)) {
+            assert!(!effects(phase).is_empty(), "{phase:?}");
+            step(phase, Event::Interrupted).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_deploy_that_goes_well_takes_these_steps() {
+    use Event::*;
+    let mut phase = Phase::Idle;
+    let mut done = Vec::new();
+    for event in [Begun(Kind::Deploy), Built, Started, Proven, Switched, Drained, Recorded] {
+        let (next, effects) = step(phase, event).unwrap();
+        phase = next;
+        done.extend(effects.iter().map(|effect| effect.name()));
+    }
+    assert_eq!(phase, Phase::Done(Outcome::Deployed));
+    let all = ["build", "clear", "start", "prove", "register", "switch", "commit", "drain", "record"];
+    assert_eq!(done, all);
+}
+
+proptest! {
+    /// Traffic is moved only to what was proven or found alive, a failure before the switch never ends as a
+    /// deploy unless the candidate turned out to serve, and nothing is done twice in a row for nothing.
+    #[test]
+    fn no_row_of_events_leads_past_the_gate(
+        events in prop::collection::vec(prop::sample::select(all_events()), 0..40)
+    ) {
+        let mut phase = Phase::Idle;
+        let (mut proven, mut served) = (false, false);
+        for event in events {
+            let Ok((next, effects)) = step(phase, event) else { continue };
+            proven |= matches!(event, Event::Proven | Event::Alive);
+            served |= matches!(event, Event::Switched | Event::Serves);
+            if effects.contains(&Effect::Switch) {
+                prop_assert!(proven, "switched from {phase:?} by {event:?}");
+            }
+            if effects.contains(&Effect::Commit) {
+                prop_assert!(served, "committed from {phase:?} by {event:?}");
+            }
+            if let Phase::Done(Outcome::Deployed | Outcome::RolledBack) = next {
+                prop_assert!(served);
+            }
+            phase = next;
+        }
+    }
+
+    /// Whatever has happened, an interruption leads to an end by effects that go well.
+    #[test]
+    fn an_interruption_anywhere_comes_to_an_end(
+        events in prop::collection::vec(prop::sample::select(all_events()), 1..20)
+    ) {
+        let mut phase = Phase::Idle;
+        for event in events {
+            phase = step(phase, event).map_or(phase, |(next, _)| next);
+        }
+        if matches!(phase, Phase::Idle | Phase::Done(_)) {
+            return Ok(());
+        }
+        let mut at = step(phase, Event::Interrupted).unwrap();
+        for _ in 0..6 {
+            let event = match at.1.last() {
+                None => break,
+                Some(Effect::Drain) => Event::Drained,
+                Some(Effect::SwitchBack) => Event::Returned,
+                Some(Effect::Undo(_)) => Event::Undone,
+                Some(Effect::Record(_)) => Event::Recorded,
+                other => panic!("{other:?} after an interruption"),
+            };
+            at = step(at.0, event).unwrap();
+        }
+        prop_assert!(matches!(at.0, Phase::Done(_)), "{:?}", at.0);
+    }
+}

@@ -1,0 +1,176 @@
+//! Request heads: what is understood, what is written for the backend, and what is refused.
+
+use super::*;
+use crate::config::Headers;
+
+fn caller<'a>(text: &'a str, headers: &'a Headers) -> Caller<'a> {
+    Caller { address: text.parse().ok(), text, request_start: None, headers }
+}
+
+fn upstream(head: &str) -> Result<(RequestHead, String), BadRequest> {
+    upstream_with(head, &Headers::default())
+}
+
+fn upstream_with(head: &str, headers: &Headers) -> Result<(RequestHead, String), BadRequest> {
+    let mut out = Vec::new();
+    let request = translate(head.as_bytes(), &caller("192.0.2.7", headers), &mut out)?;
+    Ok((request, String::from_utf8(out).unwrap()))
+}
+
+#[test]
+fn what_the_backend_gets() {
+    let head = "POST /a?b=%zz HTTP/1.1\r\nHost: app.example\r\nUser-Agent: x\r\nX-MiXed: Kept \r\n\
+                X-Forwarded-For: 6.6.6.6\r\nforwarded: for=6.6.6.6\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n\
+                Keep-Alive: 5\r\nTE: trailers\r\nX-Request-Id: abc-1\r\nContent-Length: 3\r\n\r\n";
+    let (request, out) = upstream(head).unwrap();
+    assert_eq!(
+        out,
+        "POST /a?b=%zz HTTP/1.1\r\nHost: app.example\r\nUser-Agent: x\r\nX-MiXed: Kept\r\nContent-Length: 3\r\n\
+         X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: app.example\r\n\
+         X-Forwarded-Port: 80\r\nX-Request-Id: abc-1\r\n\r\n"
+    );
+    assert!(request.keep_alive);
+    assert_eq!(request.framing, Framing::Length(3));
+    assert_eq!(request.path.of_head(head.as_bytes()), b"/a?b=%zz");
+}
+
+#[test]
+fn an_absolute_target_names_the_host() {
+    let (request, out) = upstream("GET http://a.example:8080/x?q HTTP/1.1\r\nHost: evil\r\n\r\n").unwrap();
+    assert!(out.starts_with("GET /x?q HTTP/1.1\r\nHost: a.example:8080\r\n"), "{out}");
+    assert!(!out.contains("evil"), "{out}");
+    assert!(request.keep_alive);
+    let (_, out) = upstream("GET http://a.example HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(out.starts_with("GET / HTTP/1.1\r\n"), "{out}");
+    let (_, out) = upstream("OPTIONS http://a.example HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(out.starts_with("OPTIONS * HTTP/1.1\r\n"), "{out}");
+}
+
+#[test]
+fn a_name_that_an_app_may_mistake_for_another_is_dropped_passed_or_refused() {
+    let head = "GET / HTTP/1.1\r\nHost: a\r\nX_A: 1\r\nX.B: 2\r\nContent_Length: 3\r\nX_Forwarded_For: 6.6.6.6\r\n\r\n";
+    let with = |underscores| upstream_with(head, &Headers { underscores, ..Headers::default() });
+    let (request, out) = with(Underscores::Drop).unwrap();
+    assert_eq!(request.framing, Framing::None);
+    for name in ["X_A", "X.B", "Content_Length", "X_Forwarded_For"] {
+        assert!(!out.contains(name), "{out}");
+    }
+    let (_, out) = with(Underscores::Pass).unwrap();
+    assert!(out.contains("X_A: 1\r\nX.B: 2\r\n"), "{out}");
+    assert!(!out.contains("Content_Length") && !out.contains("X_Forwarded_For"), "{out}");
+    assert_eq!(with(Underscores::Refuse).unwrap_err().status(), 400);
+    let plain = "GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\r\n\r\n";
+    let refusing = Headers { underscores: Underscores::Refuse, ..Headers::default() };
+    assert!(upstream_with(plain, &refusing).is_ok());
+}
+
+#[test]
+fn a_trace_is_passed_on_if_it_is_valid() {
+    let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let head = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\ntracestate: s=1\r\n{fields}\r\n");
+    let (_, out) = upstream(&head(&format!("traceparent: {good}\r\n"))).unwrap();
+    assert!(out.contains(good) && out.contains("tracestate: s=1"), "{out}");
+    for bad in [String::new(), "traceparent: x\r\n".into(), format!("traceparent: {good}\r\n").repeat(2)] {
+        let (_, out) = upstream(&head(&bad)).unwrap();
+        assert!(!out.contains("trace"), "{bad:?} gave {out}");
+        let making = Headers { traceparent: Traceparent::Make, ..Headers::default() };
+        let (request, out) = upstream_with(&head(&bad), &making).unwrap();
+        let made = String::from_utf8(request.id.text(&[]).to_vec()).unwrap();
+        assert!(out.contains(&format!("traceparent: 00-{made}-")) && !out.contains("tracestate"), "{out}");
+    }
+}
+
+#[test]
+fn a_trusted_proxy_tells_the_client() {
+    let headers = Headers { trusted_proxies: vec!["192.0.2.7".parse().unwrap()], ..Headers::default() };
+    let head = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6, 203.0.113.9\r\n\r\n";
+    let (request, out) = upstream_with(head, &headers).unwrap();
+    assert_eq!(request.client.of_head(head.as_bytes()), b"203.0.113.9");
+    assert!(out.contains("X-Forwarded-For: 6.6.6.6, 203.0.113.9, 192.0.2.7\r\n"), "{out}");
+    let (request, out) = upstream(head).unwrap();
+    assert_eq!(request.client.of_head(head.as_bytes()), b"");
+    assert!(out.contains("X-Forwarded-For: 192.0.2.7\r\n"), "{out}");
+}
+
+#[test]
+fn via_names_the_version_that_came() {
+    let headers = Headers { via: true, ..Headers::default() };
+    let (_, out) = upstream_with("GET / HTTP/1.0\r\nVia: 1.1 edge\r\n\r\n", &headers).unwrap();
+    assert!(out.contains("Via: 1.1 edge\r\n") && out.contains("Via: 1.0 uh-proxy\r\n"), "{out}");
+}
+
+#[test]
+fn what_is_ambiguous_or_not_allowed_is_refused() {
+    for (head, status) in [
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+        ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\n folded: b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            400,
+        ),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", 501),
+        ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: content-length\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: x-forwarded-for\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n", 417),
+        ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+        ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET http://u@a/x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET http://a?x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost:\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a:b\r\n\r\n", 400),
+    ] {
+        assert_eq!(upstream(head).map(|_| ()).unwrap_err().status(), status, "{head:?}");
+    }
+}
+
+#[test]
+fn only_a_websocket_is_an_upgrade() {
+    let head = |upgrade: &str, extra: &str| {
+        format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n{extra}\r\n")
+    };
+    let (request, out) = upstream(&head("WebSocket", "")).unwrap();
+    assert!(request.upgrade && out.contains("Connection: upgrade\r\nUpgrade: websocket\r\n"), "{out}");
+    for (upgrade, extra) in [("h2c", ""), ("websocket", "Content-Length: 1\r\n")] {
+        let (request, out) = upstream(&head(upgrade, extra)).unwrap();
+        assert!(!request.upgrade && !out.to_lowercase().contains("upgrade"), "{out}");
+    }
+}
+
+#[test]
+fn request_ids_are_made_or_checked() {
+    for bad in ["", "a b", "ä", &"x".repeat(129), "a\"b"] {
+        let (request, _) =
+            upstream(&format!("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: {bad}\r\n\r\n")).unwrap();
+        assert!(matches!(request.id, RequestId::Made(_)), "{bad:?} was kept");
+    }
+    assert_ne!(RequestId::make(), RequestId::make());
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_panic_the_parser(head in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+        let headers = Headers::default();
+        let _ = translate(&head, &caller("", &headers), &mut Vec::new());
+    }
+}
