@@ -1,6 +1,8 @@
 //! The admin socket taken away, taken over and crowded. An operator must be able to switch all the same, or be told why not.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -42,7 +44,9 @@ async fn removed(around: Surroundings) -> Result<Outcome> {
     let socket = stage.admin.socket().to_owned();
     let directory = socket.parent().context("no directory")?.to_owned();
     let mut slowest = Duration::ZERO;
+    let mut operator = String::new();
     for (whole_directory, to) in [(false, "green"), (true, "blue")] {
+        stage.listen_anew();
         if whole_directory {
             // Not emptied first: the front door may be writing into it right now.
             fs::rename(&directory, directory.with_extension("gone"))?;
@@ -57,9 +61,9 @@ async fn removed(around: Surroundings) -> Result<Outcome> {
             })
             .await?;
         slowest = slowest.max(begun.elapsed());
+        operator = stage.until_said("the admin socket was removed").await?;
         stage.switch(to).await?;
     }
-    let operator = stage.until_said("the admin socket was removed").await?;
     stage.finish(operator, slowest, Vec::new()).await
 }
 
@@ -87,12 +91,15 @@ async fn crowded(around: Surroundings) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
     let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
     let mut crowd = JoinSet::new();
+    let shown_out = Arc::new(AtomicUsize::new(0));
     for _ in 0..1000 {
         let socket = stage.admin.socket().to_owned();
+        let shown_out = Arc::clone(&shown_out);
         crowd.spawn(async move {
             loop {
                 if let Ok(mut stream) = UnixStream::connect(&socket).await {
                     let _ = stream.read(&mut [0]).await;
+                    shown_out.fetch_add(1, Ordering::Relaxed);
                 }
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
@@ -109,5 +116,7 @@ async fn crowded(around: Surroundings) -> Result<Outcome> {
         done.output.trim().clone_into(&mut operator);
     }
     crowd.shutdown().await;
-    stage.finish(operator, slowest, Vec::new()).await
+    let shown_out = shown_out.load(Ordering::Relaxed);
+    ensure!(shown_out > 0, "nobody of the crowd was shown out");
+    stage.finish(operator, slowest, vec![format!("{shown_out} times one of the crowd was shown out")]).await
 }

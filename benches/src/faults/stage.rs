@@ -65,6 +65,8 @@ pub struct Stage {
     wrapper: Vec<String>,
     front: Option<Process>,
     starts: usize,
+    /// How many lines the front door had said before the moment that counts.
+    heard: usize,
     load: Option<Load>,
     switches: Vec<Switch>,
 }
@@ -89,6 +91,7 @@ impl Stage {
             wrapper: setup.wrapper,
             front: None,
             starts: 0,
+            heard: 0,
             load: None,
             switches: Vec::new(),
         };
@@ -113,6 +116,7 @@ impl Stage {
     /// # Errors
     /// When it does not.
     pub async fn start_front(&mut self) -> Result<()> {
+        self.listen_anew();
         self.starts += 1;
         let name = format!("uh-proxy-{}", self.starts);
         let mut words: Vec<std::ffi::OsString> = self.wrapper.iter().map(Into::into).collect();
@@ -260,7 +264,13 @@ impl Stage {
         Ok(line.context("the status says nothing")?.trim().to_owned())
     }
 
-    /// Waits until the front door has said something, and returns the line without its time.
+    /// What the front door has said so far is no longer heard: only what it says next can be an answer to what is done next.
+    /// Each start of it does the same.
+    pub fn listen_anew(&mut self) {
+        self.heard = self.messages().lines().count();
+    }
+
+    /// Waits until the front door says something, and returns the line without its time.
     ///
     /// # Errors
     /// It never does.
@@ -270,13 +280,13 @@ impl Stage {
     }
 
     /// The last line in which the front door has said something, without its time.
-    #[must_use]
-    pub fn said(&self, text: &str) -> Option<String> {
+    fn said(&self, text: &str) -> Option<String> {
         let messages = self.messages();
-        let line = messages.lines().rfind(|line| line.contains(text))?;
+        let line = messages.lines().skip(self.heard).filter(|line| line.contains(text)).last()?;
         Some(line.split_once("Z ").map_or(line, |(_, rest)| rest).trim().to_owned())
     }
 
+    /// All of it, of every start.
     fn messages(&self) -> String {
         let read = |start| fs::read(self.dir.join(format!("uh-proxy-{start}.log"))).unwrap_or_default();
         (1..=self.starts).map(|start| String::from_utf8_lossy(&read(start)).into_owned()).collect()
