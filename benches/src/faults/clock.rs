@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use jiff::Timestamp;
 
 use super::stage::{Setup, Stage, apps};
 use super::{Fault, Outcome, Surroundings};
@@ -42,10 +43,10 @@ async fn set(around: Surroundings) -> Result<Outcome> {
         Stage::start(&around.dir, Setup { wrapper: wrapper.to_vec(), ..Setup::before(&apps) }).await?;
     let mut operator = Vec::new();
     let mut slowest = Duration::ZERO;
-    for (shift, to) in [("-3600", "green"), ("+3600", "blue")] {
+    for (shift_s, to) in [(-3600, "green"), (3600, "blue")] {
         // Replaced as a whole: half of it would be another time.
         let new = around.dir.join("clock.new");
-        fs::write(&new, shift)?;
+        fs::write(&new, format!("{shift_s:+}"))?;
         fs::rename(&new, &offset)?;
         let probed = stage.backend(to).await?.last_probe.map(|probe| probe.at);
         let begun = Instant::now();
@@ -58,7 +59,13 @@ async fn set(around: Surroundings) -> Result<Outcome> {
         slowest = slowest.max(begun.elapsed());
         let switched = stage.switch(to).await?;
         ensure!(switched.persisted, "the switch is not on disk");
-        operator.push(format!("switch to {to} at {}", switched.switched_at.unwrap_or_default()));
+        let at = switched.switched_at.context("a switch without a time")?;
+        let ahead_s = at.parse::<Timestamp>()?.as_second() - Timestamp::now().as_second();
+        ensure!(
+            (ahead_s - shift_s).abs() < 60,
+            "the clock is not set: {ahead_s} s ahead instead of {shift_s}"
+        );
+        operator.push(format!("switch to {to} at {at}"));
         let other = if to == "green" { "blue" } else { "green" };
         let begun = Instant::now();
         let drained = stage.command(&["drain", other, "--timeout", "5s"]).await?;

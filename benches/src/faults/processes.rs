@@ -1,5 +1,6 @@
 //! Processes that are killed, stopped or started twice.
 
+use std::fs::{self, DirEntry};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -91,6 +92,7 @@ async fn front_stopped(around: Surroundings) -> Result<Outcome> {
         .collect();
     sleep(Duration::from_millis(200)).await;
     stage.front()?.signal(Signal::STOP)?;
+    until_stopped(&mut stage).await?;
     // The operator's tool must not hang for ever either; the front door does not answer while it is stopped.
     let status = timeout(Duration::from_secs(1), stage.admin.status()).await;
     ensure!(status.is_err(), "a stopped front door answers");
@@ -108,10 +110,23 @@ async fn front_stopped(around: Surroundings) -> Result<Outcome> {
     stage.finish(operator, recovery, vec![format!("{good} answers that came meanwhile: all 200")]).await
 }
 
+/// A signal reaches each thread of a process when that is next looked at; this waits for the last one.
+async fn until_stopped(stage: &mut Stage) -> Result<()> {
+    let tasks = format!("/proc/{}/task", stage.front()?.id());
+    let is_stopped = |thread: DirEntry| {
+        fs::read_to_string(thread.path().join("status")).is_ok_and(|status| status.contains("State:\tT"))
+    };
+    stage
+        .until("each of its threads is stopped", async |_| {
+            fs::read_dir(&tasks).ok()?.flatten().all(is_stopped).then_some(())
+        })
+        .await
+}
+
 async fn front_twice(around: Surroundings) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
     let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
-    let text = std::fs::read_to_string(stage.dir().join("uh-proxy.toml"))?;
+    let text = fs::read_to_string(stage.dir().join("uh-proxy.toml"))?;
     // On another port, so that it is not the port that stops it; then with another socket too.
     let text = text.replace(&stage.address.to_string(), "127.0.0.1:0");
     let mut operator = Vec::new();
@@ -119,7 +134,7 @@ async fn front_twice(around: Surroundings) -> Result<Outcome> {
         [text.clone(), text.replace("run/admin.sock", "run2/admin.sock")].into_iter().enumerate()
     {
         let config = stage.dir().join(format!("second-{nth}.toml"));
-        std::fs::write(&config, text)?;
+        fs::write(&config, text)?;
         let mut command = Command::new(sibling("uh-proxy")?);
         command.args(["run", "--config"]).arg(config);
         let ended = run(command, SOON).await?;
@@ -145,7 +160,7 @@ async fn app_killed(around: Surroundings) -> Result<Outcome> {
     blue.process.kill()?;
     ensure!(sized.is_cut().await? && chunked.is_cut().await?, "a download that broke off looks whole");
     let operator = stage.until_unhealthy("blue").await?;
-    let log = std::fs::read_to_string(stage.dir().join("access.jsonl"))?;
+    let log = fs::read_to_string(stage.dir().join("access.jsonl"))?;
     ensure!(log.contains("\"termination\":\"UC\""), "the access log says nothing of what broke off");
     let begun = Instant::now();
     let _blue = SampleApp::start_with(&[("PORT", &port)], "blue", "1.0.0", &around.dir).await?;
