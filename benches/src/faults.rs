@@ -9,6 +9,7 @@ pub mod admin;
 pub mod apps;
 pub mod clock;
 pub mod disks;
+pub mod late;
 pub mod network;
 pub mod processes;
 pub mod resources;

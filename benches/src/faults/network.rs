@@ -2,22 +2,30 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use super::stage::{SOON, Setup, Stage, apps};
+use super::late::Late;
+use super::stage::{SOON, Setup, Stage, apps, ask};
 use super::{Fault, Outcome, Surroundings};
 use crate::process::run;
 
 /// Those of this file.
 pub const FAULTS: &[Fault] = &[
     Fault {
-        name: "packets lost and late",
-        injected: "1 % of all packets lost and 10 ms late, or the nearest to it that the kernel has; three switches meanwhile",
+        name: "packets lost",
+        injected: "1 % of all packets, by a firewall rule; three switches meanwhile",
         may_fail: &[],
         in_short: true,
-        run: |around| Box::pin(loss(around)),
+        run: |around| Box::pin(lost(around)),
+    },
+    Fault {
+        name: "bytes late",
+        injected: "each way 20 ms between the front door and its apps, health checks too, by a relay; three switches meanwhile",
+        may_fail: &[],
+        in_short: true,
+        run: |around| Box::pin(late(around)),
     },
     Fault {
         name: "names not looked up",
@@ -29,64 +37,84 @@ pub const FAULTS: &[Fault] = &[
 ];
 
 async fn succeeds(words: &[&str]) -> bool {
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]);
-    run(command, SOON).await.is_ok_and(|done| done.status.success())
+    output_of(words).await.is_ok()
 }
 
-async fn loss(around: Surroundings) -> Result<Outcome> {
+async fn output_of(words: &[&str]) -> Result<String> {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    let done = run(command, SOON).await?;
+    ensure!(done.status.success(), "{}: {}", words[0], done.output);
+    Ok(done.output)
+}
+
+/// A firewall rule that drops packets, and counts them.
+const LOSSY: &[&str] = &[
+    "iptables",
+    "-A",
+    "INPUT",
+    "-m",
+    "statistic",
+    "--mode",
+    "random",
+    "--probability",
+    "0.01",
+    "-j",
+    "DROP",
+];
+
+async fn lost(around: Surroundings) -> Result<Outcome> {
     if !around.isolated {
         return Ok(Outcome::Skipped("no right to make a network namespace".to_owned()));
     }
     let apps = apps(&around.dir).await?;
     let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
-    let netem = ["tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "10ms", "5ms", "loss", "1%"];
-    // Where the kernel has no netem: the same loss by a firewall rule, and delay by a queue before a slow line.
-    let lossy = [
-        "iptables",
-        "-A",
-        "INPUT",
-        "-m",
-        "statistic",
-        "--mode",
-        "random",
-        "--probability",
-        "0.01",
-        "-j",
-        "DROP",
-    ];
-    let slow = [
-        "tc", "qdisc", "add", "dev", "lo", "root", "tbf", "rate", "20mbit", "burst", "16kb", "latency",
-        "100ms",
-    ];
-    let (what, undo): (&str, &[&[&str]]) = if succeeds(&netem).await {
-        ("netem: 10 ± 5 ms, 1 % lost", &[&["tc", "qdisc", "del", "dev", "lo", "root"]])
-    } else if succeeds(&lossy).await {
-        if succeeds(&slow).await {
-            (
-                "no netem in this kernel: 1 % lost by iptables, 20 Mbit/s by tbf",
-                &[&["iptables", "-F", "INPUT"], &["tc", "qdisc", "del", "dev", "lo", "root"]],
-            )
-        } else {
-            ("no netem in this kernel: 1 % lost by iptables", &[&["iptables", "-F", "INPUT"]])
-        }
-    } else {
-        return Ok(Outcome::Skipped("neither netem nor a lossy firewall rule can be had".to_owned()));
-    };
-    for to in ["green", "blue", "green"] {
-        stage.carry(if around.thorough { 1000 } else { 200 }).await?;
-        stage.switch(to).await?;
+    if let Err(error) = output_of(LOSSY).await {
+        return Ok(Outcome::Skipped(format!("no lossy firewall rule can be had here: {error:#}")));
     }
-    for command in undo {
-        ensure!(succeeds(command).await, "can't undo: {command:?}");
-    }
+    let operator = switch_three_times(&mut stage, around.thorough).await?;
+    // The counters stand first in the line of the only rule.
+    let counted = output_of(&["iptables", "-L", "INPUT", "-v", "-n", "-x"]).await?;
+    let rule = counted.lines().find(|line| line.contains("DROP")).context("the firewall rule is gone")?;
+    let dropped: u64 = rule.split_whitespace().next().context("no counter")?.parse()?;
+    ensure!(dropped > 0, "no packet was lost: {rule}");
+    ensure!(succeeds(&["iptables", "-F", "INPUT"]).await, "can't undo the firewall rule");
     let begun = Instant::now();
     stage.until_answered().await?;
     stage.carry(20).await?;
+    stage.finish(operator, begun.elapsed(), vec![format!("{dropped} packets lost")]).await
+}
+
+/// How late bytes are, each way.
+const LATE: Duration = Duration::from_millis(20);
+
+async fn late(around: Surroundings) -> Result<Outcome> {
+    let apps = apps(&around.dir).await?;
+    let (blue, green) = (Late::before(apps.0.address).await?, Late::before(apps.1.address).await?);
+    let setup =
+        Setup { blue: blue.address.to_string(), green: green.address.to_string(), ..Setup::default() };
+    let mut stage = Stage::start(&around.dir, setup).await?;
+    let hold = |by| [&blue, &green].map(|relay| relay.hold(by));
+    hold(LATE);
+    let begun = Instant::now();
+    ensure!(ask(stage.address, "/").await? == 200, "not answered");
+    let waited = begun.elapsed();
+    ensure!(waited >= 2 * LATE, "nothing is late: a client is answered after {waited:?}");
+    let operator = switch_three_times(&mut stage, around.thorough).await?;
+    hold(Duration::ZERO);
+    let recovery = stage.until_answered().await?;
+    stage.finish(operator, recovery, vec![format!("200 after {} ms", waited.as_millis())]).await
+}
+
+/// Switches under load, which must be felt as ever. Returns what `status` says in the end.
+async fn switch_three_times(stage: &mut Stage, thorough: bool) -> Result<String> {
+    for to in ["green", "blue", "green"] {
+        stage.carry(if thorough { 1000 } else { 200 }).await?;
+        stage.switch(to).await?;
+    }
     let status = stage.command(&["status"]).await?.output;
-    let operator =
-        status.lines().find(|line| line.contains("green is active")).unwrap_or_default().to_owned();
-    stage.finish(operator, begun.elapsed(), vec![what.to_owned(), "3 switches".to_owned()]).await
+    let line = status.lines().find(|line| line.contains("green is active"));
+    Ok(line.with_context(|| format!("the status says: {status}"))?.to_owned())
 }
 
 async fn no_names(around: Surroundings) -> Result<Outcome> {
