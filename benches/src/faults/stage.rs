@@ -249,7 +249,7 @@ impl Stage {
         Ok(begun.elapsed())
     }
 
-    /// Waits until an active app is known to be unhealthy, and returns what `status` says of it.
+    /// Waits until an active app is known to be unhealthy, as `status` says, and returns the line of the log that says why.
     ///
     /// # Errors
     /// It never is, or nothing is said.
@@ -260,8 +260,13 @@ impl Stage {
         })
         .await?;
         let status = self.command(&["status"]).await?.output;
-        let line = status.lines().find(|line| line.contains("unhealthy"));
-        Ok(line.context("the status says nothing")?.trim().to_owned())
+        ensure!(status.lines().any(|line| line.contains("unhealthy")), "the status says: {status}");
+        let line = self.until_said("endpoint is Unhealthy").await?;
+        ensure!(
+            line.contains(&format!("backend={backend}")) && line.contains("error="),
+            "it is said: {line}"
+        );
+        Ok(line)
     }
 
     /// What the front door has said so far is no longer heard: only what it says next can be an answer to what is done next.
