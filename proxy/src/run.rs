@@ -299,7 +299,7 @@ fn start_workers(
             log,
             all_gone: Notify::new(),
         };
-        worker::spawn(Arc::new(worker), listeners, stopped.clone())
+        worker::spawn(Arc::new(worker), listeners, stopped)
     };
     let own = control.bells.iter().zip(&control.reloading.settings);
     let workers = lanes.into_iter().zip(own).enumerate();

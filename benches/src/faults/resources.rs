@@ -55,7 +55,7 @@ async fn descriptors(around: Surroundings) -> Result<Outcome> {
         ensure!(Instant::now() < deadline, "the descriptors are not used up");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let operator = stage.until_said("Accept() failed").await?;
+    let operator = stage.until_said("cannot accept connections").await?;
     ensure!(operator.contains("Too many open files"), "the log says: {operator}");
     tokio::time::sleep(Duration::from_millis(500)).await;
     drop(crowd);

@@ -94,7 +94,7 @@ impl Admission {
     ///
     /// # Errors
     /// There is none; it was counted.
-    pub fn admit(self: &Arc<Self>, limits: &ServerLimits, address: Option<IpAddr>) -> Result<Place, Refused> {
+    pub fn admit(self: &Arc<Self>, limits: &ServerLimits, address: IpAddr) -> Result<Place, Refused> {
         let result = self.try_admit(limits, address);
         if let Err(reason) = result {
             self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
@@ -102,14 +102,14 @@ impl Admission {
         result
     }
 
-    fn try_admit(self: &Arc<Self>, limits: &ServerLimits, address: Option<IpAddr>) -> Result<Place, Refused> {
+    fn try_admit(self: &Arc<Self>, limits: &ServerLimits, address: IpAddr) -> Result<Place, Refused> {
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.most(limits) {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err(Refused::Full);
         }
         // From here on dropping it gives the place back.
         let mut place = Place { admission: Arc::clone(self), source: None };
-        let (Some(most), Some(address)) = (limits.connections_per_address, address) else { return Ok(place) };
+        let Some(most) = limits.connections_per_address else { return Ok(place) };
         let source = Source::from(address);
         let mut by_source = self.by_source.lock();
         let count = by_source.entry(source).or_insert(0);
@@ -171,8 +171,8 @@ mod tests {
         ServerLimits { connections, connections_per_address: per_address, ..limits }
     }
 
-    fn address(text: &str) -> Option<IpAddr> {
-        Some(text.parse().unwrap())
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
     }
 
     #[test]
@@ -207,19 +207,18 @@ mod tests {
         assert_eq!(Admission::new(3, 2).most(&limits(None, None)), 1);
         let admission = Arc::new(Admission::new(1024, 2));
         let limits = limits(Some(1), None);
-        let place = admission.admit(&limits, None).unwrap();
-        assert_eq!(admission.admit(&limits, None).unwrap_err(), Refused::Full);
+        let place = admission.admit(&limits, address("192.0.2.1")).unwrap();
+        assert_eq!(admission.admit(&limits, address("192.0.2.1")).unwrap_err(), Refused::Full);
         drop(place);
-        assert!(admission.admit(&limits, None).is_ok());
+        assert!(admission.admit(&limits, address("192.0.2.1")).is_ok());
     }
 
     #[test]
     fn nothing_is_remembered_of_an_address_without_a_connection() {
         let admission = Arc::new(Admission::new(20_000, 2));
         let limits = limits(None, Some(5));
-        let places: Vec<Place> = (0..100u32)
-            .map(|n| admission.admit(&limits, Some(IpAddr::from(n.to_be_bytes()))).unwrap())
-            .collect();
+        let places: Vec<Place> =
+            (0..100u32).map(|n| admission.admit(&limits, IpAddr::from(n.to_be_bytes())).unwrap()).collect();
         assert_eq!(admission.by_source.lock().len(), 100);
         drop(places);
         assert!(admission.by_source.lock().is_empty());

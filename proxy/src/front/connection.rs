@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -66,7 +66,7 @@ pub struct Connection {
     /// In force for the request that is carried out, or was last.
     pub(super) settings: Arc<Settings>,
     /// Who has connected: the client, or a proxy before us.
-    ip: Option<IpAddr>,
+    ip: IpAddr,
     /// The same as text.
     pub(super) address: Box<str>,
     /// Its place among the open connections, or why it has none.
@@ -90,24 +90,20 @@ enum HeadRead {
 impl Connection {
     /// Takes over an accepted connection.
     #[must_use]
-    pub fn new(worker: Arc<Worker>, client: Stream) -> Self {
+    pub fn new(worker: Arc<Worker>, client: Stream, address: SocketAddr) -> Self {
         let meters = worker.meters.worker(worker.index);
         meters.client_open.fetch_add(1, Ordering::Relaxed);
         meters.accepted.fetch_add(1, Ordering::Relaxed);
-        let digest = client.get_socket_digest();
-        let address =
-            digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet());
-        let ip = address.map(|address| address.ip().to_canonical());
+        let ip = address.ip().to_canonical();
         let settings = worker.settings();
         let place = worker.admission.admit(&settings.limits, ip);
-        let address = ip.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
         let attention = Attention::new(Arc::clone(&worker.bell));
         Self {
             settings,
             worker,
             client,
             ip,
-            address: address.into_boxed_str(),
+            address: ip.to_string().into_boxed_str(),
             place,
             input: None,
             scratch: None,

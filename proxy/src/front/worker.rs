@@ -3,22 +3,15 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use parking_lot::Mutex;
-use pingora::apps::ServerApp;
-use pingora::listeners::ListenerConfig;
-use pingora::protocols::l4::stream::L4BufferSettings;
-use pingora::protocols::{GetSocketDigest as _, SocketDigest, Stream, l4};
-use pingora::server::{Fds, ShutdownWatch};
-use pingora::services::Service as _;
-use pingora::services::listening::Service;
-use tokio::sync::Notify;
+use pingora::protocols::l4;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
 
 use super::Board;
 use super::admission::Admission;
@@ -37,9 +30,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Connections that the kernel completes before a worker accepts them.
 const BACKLOG: i32 = 4096;
 
-/// When no more connections are accepted, how long the tasks of the last ones may take to be seen for the first time:
-/// before that, nobody counts them.
-const SETTLE: Duration = Duration::from_millis(20);
+/// How long nothing is accepted after that has failed, as when the process or the machine has no more descriptors: to
+/// try again at once would only take CPU time from those whose end would give some back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A listening socket, and whose it is.
 #[derive(Debug)]
@@ -112,18 +105,6 @@ impl Worker {
     }
 }
 
-/// Pingora's side of a worker.
-struct FrontApp(Arc<Worker>);
-
-#[async_trait]
-impl ServerApp for FrontApp {
-    async fn process_new(self: &Arc<Self>, stream: Stream, _shutdown: &ShutdownWatch) -> Option<Stream> {
-        // On a task of its own: pingora's, which ends here, is four times as large as what a connection that waits needs.
-        tokio::spawn(Connection::new(Arc::clone(&self.0), stream).serve());
-        None
-    }
-}
-
 /// Binds a listening socket, ready for workers.
 ///
 /// # Errors
@@ -142,7 +123,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Starts a worker's thread. It accepts from the listeners until `shutdown` turns true, takes in who is still in their
+/// Starts a worker's thread. It accepts from the listeners until `stopped` turns true, takes in who is still in their
 /// queues, and ends when its last connection has.
 ///
 /// # Errors
@@ -150,28 +131,24 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub fn spawn(
     worker: Arc<Worker>,
     listeners: &[Listener],
-    shutdown: ShutdownWatch,
+    stopped: &watch::Receiver<bool>,
 ) -> io::Result<JoinHandle<()>> {
-    let mut service = Service::new(format!("front-{}", worker.index), FrontApp(Arc::clone(&worker)));
-    let mut fds = Fds::new();
-    let mut ours = Vec::new();
-    for Listener { socket: listener, holder } in listeners {
-        let name = listener.local_addr()?.to_string();
-        unsent::limit(listener);
-        if *holder == Holder::Us {
-            ours.push(listener.try_clone()?);
-        }
-        // Our connections read into buffers of their own: a second one below them would only cost memory.
-        service.add_listener(ListenerConfig::tcp(name.clone()).l4_buffer(L4BufferSettings::unbuffered()));
-        fds.add(name, listener.try_clone()?.into_raw_fd());
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let guard = runtime.enter();
+    let mut accepting = Vec::new();
+    for Listener { socket, holder } in listeners {
+        prepare(socket)?;
+        let socket = tokio::net::TcpListener::from_std(socket.try_clone()?)?;
+        accepting.push(runtime.spawn(accept(Arc::clone(&worker), socket, *holder, stopped.clone())));
+    }
+    drop(guard);
     std::thread::Builder::new().name(format!("worker-{}", worker.index)).spawn(move || {
         runtime.block_on(async move {
             let housekeeping = tokio::spawn(keep_house(Arc::clone(&worker)));
-            service.start_service(Some(Arc::new(Mutex::new(fds))), shutdown, 1).await;
-            take_in(&worker, ours);
-            tokio::time::sleep(SETTLE).await;
+            for listener in accepting {
+                // One that has panicked has said so.
+                let _ = listener.await;
+            }
             worker.until_empty().await;
             housekeeping.abort();
             worker.log.flush();
@@ -179,39 +156,70 @@ pub fn spawn(
     })
 }
 
-/// Accepts who is still in the queues, and closes the listening sockets: who was let in is served, not reset. A
-/// handshake that completes between the last look and the close is lost, if the socket is held by nobody else.
-fn take_in(worker: &Arc<Worker>, listeners: Vec<TcpListener>) {
-    for listener in listeners {
-        // The queue holds no more than this; whoever comes while it is emptied must not keep us for ever.
-        for _ in 0..=BACKLOG {
-            let (stream, address) = match listener.accept() {
-                Ok(accepted) => accepted,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    tracing::debug!(%error, "cannot take in a connection while stopping");
-                    continue;
+/// Sets what connections are to have on the socket that they will be accepted from: they inherit it.
+fn prepare(listener: &TcpListener) -> io::Result<()> {
+    unsent::limit(listener);
+    // An answer that is written in two parts must not wait for the first to be acknowledged.
+    SockRef::from(listener).set_tcp_nodelay(true)
+}
+
+/// Accepts connections until `stopped` turns true, and then who is still in the queue.
+async fn accept(
+    worker: Arc<Worker>,
+    listener: tokio::net::TcpListener,
+    holder: Holder,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut failing = false;
+    let stopped = stopped.wait_for(|stopped| *stopped);
+    tokio::pin!(stopped);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = &mut stopped => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, address)) => {
+                failing = false;
+                take_in(&worker, stream, address);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::error!(%error, "cannot accept connections: those that are there go on, new ones wait");
                 }
-            };
-            match prepare(stream, address) {
-                Ok(stream) => {
-                    tokio::spawn(Connection::new(Arc::clone(worker), stream).serve());
-                }
-                Err(error) => tracing::debug!(%error, "cannot take in a connection while stopping"),
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+    if holder == Holder::Us
+        && let Ok(listener) = listener.into_std()
+    {
+        empty(&worker, &listener);
+    }
 }
 
-/// Makes of an accepted socket what pingora's listener would make of it.
-fn prepare(stream: std::net::TcpStream, address: SocketAddr) -> io::Result<Stream> {
-    stream.set_nonblocking(true)?;
-    stream.set_nodelay(true)?;
-    let mut stream = l4::stream::Stream::from(tokio::net::TcpStream::from_std(stream)?);
-    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-    let _ = digest.peer_addr.set(Some(address.into()));
-    stream.set_socket_digest(digest);
-    Ok(Box::new(stream))
+/// Serves a new connection.
+fn take_in(worker: &Arc<Worker>, stream: TcpStream, address: SocketAddr) {
+    let stream = Box::new(l4::stream::Stream::from(stream));
+    tokio::spawn(Connection::new(Arc::clone(worker), stream, address).serve());
+}
+
+/// Accepts who is still in the queue of a listening socket that is about to be closed: who was let in is served, not
+/// reset. A handshake that completes between the last look and the close is lost, if the socket is held by nobody else.
+fn empty(worker: &Arc<Worker>, listener: &TcpListener) {
+    // The queue holds no more than this; whoever comes while it is emptied must not keep us for ever.
+    for _ in 0..=BACKLOG {
+        let accepted = listener.accept().and_then(|(stream, address)| {
+            stream.set_nonblocking(true)?;
+            Ok((TcpStream::from_std(stream)?, address))
+        });
+        match accepted {
+            Ok((stream, address)) => take_in(worker, stream, address),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => tracing::debug!(%error, "cannot take in a connection while stopping"),
+        }
+    }
 }
 
 /// Hands log lines over in time, and clears idle upstream connections away.
@@ -227,5 +235,20 @@ async fn keep_house(worker: Arc<Worker>) {
             swept = Instant::now();
             worker.sweep();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_inherit_what_saves_a_system_call_for_each() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        prepare(&listener).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        assert!(accepted.nodelay().unwrap(), "small writes would wait for acknowledgements");
     }
 }

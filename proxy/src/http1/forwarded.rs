@@ -13,8 +13,8 @@ use crate::config::Headers;
 /// Who called us, and what is believed of him.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller<'a> {
-    /// His address; `None` if the connection has none.
-    pub address: Option<IpAddr>,
+    /// His address.
+    pub address: IpAddr,
     /// The same as text.
     pub text: &'a str,
     /// When the request came, in milliseconds since 1970, for `X-Request-Start`; `None`: the app is not told.
@@ -27,7 +27,7 @@ impl Caller<'_> {
     /// Whether he is a proxy whose word is believed.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
-        self.address.is_some_and(|address| self.headers.trusts(address))
+        self.headers.trusts(self.address)
     }
 }
 
@@ -97,14 +97,14 @@ fn write_forwarded(believed: &[Header<'_>], caller: &Caller<'_>, host: &[u8], ou
     out.extend_from_slice(b"Forwarded: ");
     write_list(believed, Known::Forwarded, out);
     out.extend_from_slice(b"for=");
-    match caller.address.map(|address| address.to_canonical()) {
+    match caller.address.to_canonical() {
         // §6: an IPv6 address is in brackets, and so quoted.
-        Some(IpAddr::V6(_)) => {
+        IpAddr::V6(_) => {
             out.extend_from_slice(b"\"[");
             out.extend_from_slice(caller.text.as_bytes());
             out.extend_from_slice(b"]\"");
         }
-        _ => out.extend_from_slice(caller.text.as_bytes()),
+        IpAddr::V4(_) => out.extend_from_slice(caller.text.as_bytes()),
     }
     if !host.is_empty() {
         // Quoted for the colon; a host has nothing in it that would have to be escaped.
@@ -169,7 +169,7 @@ mod tests {
 
     fn told(fields: &[Header<'_>], headers: &Headers, from: &str, host: &str) -> String {
         let caller = Caller {
-            address: from.parse().ok(),
+            address: from.parse().unwrap(),
             text: from,
             request_start: headers.request_start.then_some(1_700_000_000_123),
             headers,

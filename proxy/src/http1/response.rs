@@ -262,7 +262,12 @@ mod tests {
 
     fn understood(request_head: &str) -> RequestHead {
         let headers = Headers::default();
-        let caller = Caller { address: None, text: "", request_start: None, headers: &headers };
+        let caller = Caller {
+            address: [192, 0, 2, 1].into(),
+            text: "192.0.2.1",
+            request_start: None,
+            headers: &headers,
+        };
         request::translate(request_head.as_bytes(), &caller, &mut Vec::new()).unwrap()
     }
 
