@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
-//! buffer. In reading order: [`worker`], [`admission`], [`connection`], [`exchange`], [`relay`], [`pump`], [`pace`],
-//! [`pool`], [`budget`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`attention`], [`watchdog`], [`settings`],
-//! [`websocket`].
+//! buffer. In reading order: [`worker`], [`admission`], [`connection`], [`exchange`], [`relay`], [`pump`], [`splice`],
+//! [`pace`], [`pool`], [`budget`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`attention`], [`watchdog`],
+//! [`settings`], [`websocket`].
 
 pub mod admission;
 pub mod answer;
@@ -17,6 +17,7 @@ pub mod attention;
 pub mod budget;
 pub mod bypass;
 pub mod connection;
+pub mod descriptor;
 pub mod exchange;
 pub mod pace;
 pub mod pool;
@@ -28,6 +29,7 @@ pub mod relay;
 pub mod reset;
 pub mod scratch;
 pub mod settings;
+pub mod splice;
 pub mod unsent;
 pub mod upstream;
 pub mod watchdog;

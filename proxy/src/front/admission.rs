@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use super::splice;
 use crate::config::ServerLimits;
 
 /// Of the file descriptors, what is kept for everything but exchanges: an eighth, within these bounds. The admin API
@@ -17,8 +18,9 @@ use crate::config::ServerLimits;
 const RESERVE: (u64, u64) = (64, 1024);
 
 /// What each worker thread needs for itself: its event queue and listening sockets, and the connections that it may
-/// accept before one of them has its turn to be turned away (tokio lets a task go on for 128 of them).
-const RESERVE_PER_WORKER: u64 = 8 + 128;
+/// accept before one of them has its turn to be turned away (tokio lets a task go on for 128 of them), and the large
+/// bodies that it splices.
+const RESERVE_PER_WORKER: u64 = 8 + 128 + (splice::MOST * splice::DESCRIPTORS) as u64;
 
 /// Counts client connections.
 #[derive(Debug)]
@@ -200,8 +202,8 @@ mod tests {
 
     #[test]
     fn the_places_are_bounded_by_the_descriptors_whatever_is_asked_for() {
-        assert_eq!(Admission::new(20_000, 2).most(&limits(None, None)), (20_000 - 1024 - 272) / 2);
-        assert_eq!(Admission::new(1024, 2).most(&limits(Some(10_000), None)), (1024 - 128 - 272) / 2);
+        assert_eq!(Admission::new(20_000, 2).most(&limits(None, None)), (20_000 - 1024 - 528) / 2);
+        assert_eq!(Admission::new(2048, 2).most(&limits(Some(10_000), None)), (2048 - 256 - 528) / 2);
         assert_eq!(Admission::new(1024, 2).most(&limits(Some(10), None)), 10);
         assert_eq!(Admission::new(1024, 64).most(&limits(None, None)), 1024 / 4);
         assert_eq!(Admission::new(3, 2).most(&limits(None, None)), 1);

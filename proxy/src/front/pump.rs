@@ -2,7 +2,7 @@
 //!
 //! Reads only when everything read before is written, so a slow reader slows the sender down (back-pressure). Holds a
 //! buffer only while there are bytes in it. Two pumps over the same two streams, polled by one task, are a full-duplex
-//! relay without locks or channels.
+//! relay without locks or channels. Of large bodies only the beginning goes through our memory: see [`splice`].
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
+use super::splice::{self, Splice};
 use super::websocket::Frames;
 use crate::http1::body::{BodyScanner, Framing, Step};
 use crate::http1::buffer::Buffer;
@@ -65,6 +66,10 @@ pub struct Pump {
     most: u64,
     coding: Coding,
     buffer: Option<Buffer>,
+    /// The rest of a large body goes this way.
+    splice: Option<Box<Splice>>,
+    /// Whether there was a reason to look for such a way. It is looked for once.
+    splice_sought: bool,
     /// How many bytes at the front of the buffer are cleared for writing.
     cleared: usize,
     /// What is written after the cleared bytes.
@@ -89,6 +94,8 @@ impl Pump {
             most: u64::MAX,
             coding: Coding::AsItIs,
             buffer,
+            splice: None,
+            splice_sought: false,
             cleared: 0,
             tail: b"",
             sent: 0,
@@ -129,6 +136,10 @@ impl Pump {
     /// Whether the head and everything cleared so far has been written.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
+        self.memory_is_flushed() && self.splice.as_ref().is_none_or(|splice| splice.is_flushed())
+    }
+
+    fn memory_is_flushed(&self) -> bool {
         self.head_sent == self.head.len() && self.cleared == 0 && self.tail.is_empty()
     }
 
@@ -143,6 +154,7 @@ impl Pump {
         self.most = u64::MAX;
         self.coding = coding;
         self.buffer = buffer;
+        self.splice_sought = false;
         self.cleared = 0;
     }
 
@@ -199,6 +211,7 @@ impl Pump {
             self.clear()?;
             ready!(self.poll_write(cx, to)).map_err(PumpError::Write)?;
             if self.is_at_its_end() {
+                self.splice = None;
                 return Poll::Ready(Ok(()));
             }
             if self.sent >= turn_ends {
@@ -206,6 +219,7 @@ impl Pump {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
+            self.seek_splice(from, to);
             if ready!(self.poll_read(cx, from)).map_err(PumpError::Read)? == 0 {
                 self.scanner.end_of_input().map_err(|_| PumpError::Truncated)?;
                 if self.coding == Coding::Chunk {
@@ -265,7 +279,7 @@ impl Pump {
 
     /// Writes the head and what is cleared; together in one system call where both are there.
     fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
-        while !self.is_flushed() {
+        while !self.memory_is_flushed() {
             let head = &self.head[self.head_sent..];
             let body = self.buffer.as_ref().map_or(&[][..], |buffer| &buffer.filled()[..self.cleared]);
             let result = match (head, body, self.tail) {
@@ -285,7 +299,35 @@ impl Pump {
             }
             self.wrote(written);
         }
+        self.poll_drain(cx)
+    }
+
+    /// Writes what is on its way past our memory.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(splice) = &mut self.splice else { return Poll::Ready(Ok(())) };
+        while !splice.is_flushed() {
+            let Poll::Ready(result) = splice.poll_drain(cx) else {
+                self.waiting = Waiting::Sink;
+                return Poll::Pending;
+            };
+            let written = result? as u64;
+            self.sent += written;
+            self.body_sent += written;
+        }
         Poll::Ready(Ok(()))
+    }
+
+    /// Takes the way past our memory if it is worth it. Never with the first bytes of a body: as long as none is sent,
+    /// all must be there for another attempt.
+    fn seek_splice(&mut self, from: &Stream, to: &Stream) {
+        let left = self.scanner.announced();
+        if left < splice::WORTHWHILE || self.body_sent == 0 || self.buffer.is_some() || self.splice_sought {
+            return;
+        }
+        self.splice_sought = true;
+        if self.coding == Coding::AsItIs && self.scanner.content().saturating_add(left) <= self.most {
+            self.splice = Splice::open(from, to);
+        }
     }
 
     fn wrote(&mut self, written: usize) {
@@ -303,7 +345,13 @@ impl Pump {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<usize>> {
-        let result = poll_fill(cx, from, &mut self.buffer);
+        let result = match &mut self.splice {
+            Some(splice) => splice.poll_fill(cx, self.scanner.announced()).map_ok(|taken| {
+                self.scanner.skip(taken as u64);
+                taken
+            }),
+            None => poll_fill(cx, from, &mut self.buffer),
+        };
         if result.is_pending() {
             self.waiting = Waiting::Source;
         }

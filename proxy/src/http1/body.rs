@@ -121,6 +121,22 @@ impl BodyScanner {
         self.content
     }
 
+    /// How many bytes are all content, whatever they are: those that a length has announced.
+    #[must_use]
+    pub fn announced(&self) -> u64 {
+        if let State::Length(left) = self.state { left } else { 0 }
+    }
+
+    /// So many of the [`BodyScanner::announced`] bytes went by unseen.
+    pub fn skip(&mut self, bytes: u64) {
+        let left = self.announced();
+        let bytes = bytes.min(left);
+        self.content += bytes;
+        if left > 0 {
+            self.state = if left == bytes { State::Done } else { State::Length(left - bytes) };
+        }
+    }
+
     /// Whether the body is complete.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -165,8 +181,7 @@ impl BodyScanner {
             }
             State::Length(left) => {
                 let n = clamp(left, input.len());
-                self.content += n as u64;
-                self.state = if left == n as u64 { State::Done } else { State::Length(left - n as u64) };
+                self.skip(n as u64);
                 Ok(Step::Data(n))
             }
             State::Data(left) => {

@@ -66,5 +66,123 @@ async fn one_that_has_much_to_move_lets_the_others_have_their_turn() {
     .unwrap();
     drop(to);
     assert_eq!(read.await.unwrap() as u64, BYTES);
-    assert!(most <= TURN_BYTES + crate::http1::buffer::BUFFER_BYTES as u64, "{most} in one turn");
+    let at_once = crate::http1::buffer::BUFFER_BYTES.max(splice::PIPE_BYTES) as u64;
+    assert!(most <= TURN_BYTES + at_once, "{most} in one turn");
+}
+
+/// Bytes of which each part differs from all others.
+fn patterned(length: usize) -> Vec<u8> {
+    (0..length / 8).flat_map(|number| (number as u64).to_be_bytes()).collect()
+}
+
+/// Polls until the pump goes past our memory; it must not be at its end before.
+async fn until_spliced(pump: &mut Pump, from: &mut Stream, to: &mut Stream) {
+    std::future::poll_fn(|cx| match pump.poll(cx, from, to) {
+        _ if pump.splice.is_some() => Poll::Ready(()),
+        Poll::Pending => Poll::Pending,
+        Poll::Ready(end) => panic!("ended before it was spliced: {end:?}"),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_large_body_goes_past_our_memory_and_comes_whole_and_in_order_also_to_a_slow_reader() {
+    let body = patterned(8 << 20);
+    let sent = body.clone();
+    let ((near, mut source), (sink, mut reader)) = (pair().await, pair().await);
+    let (mut from, mut to): (Stream, Stream) = (Box::new(Socket::from(near)), Box::new(Socket::from(sink)));
+    let sender = tokio::spawn(async move {
+        source.write_all(&sent).await.unwrap();
+        source.write_all(b"HTTP/1.1 next").await.unwrap();
+        source
+    });
+    let mut pump = Pump::new(b"head".to_vec(), Framing::Length(body.len() as u64), None);
+    until_spliced(&mut pump, &mut from, &mut to).await;
+    let read = tokio::spawn(async move {
+        let mut all = Vec::new();
+        while all.len() < (8 << 20) + 4 {
+            let mut part = vec![0; 50_000];
+            let length = reader.read(&mut part).await.unwrap();
+            all.extend_from_slice(&part[..length]);
+            tokio::task::yield_now().await;
+        }
+        all
+    });
+    pump_once(&mut pump, &mut from, &mut to).await.unwrap();
+    let all = read.await.unwrap();
+    assert!(all[..4] == *b"head" && all[4..] == body);
+    assert_eq!((pump.body_sent(), pump.body_complete()), (body.len() as u64, true));
+    assert!(pump.splice.is_none(), "its descriptors would keep both connections open");
+    let _open = sender.await.unwrap();
+    let mut next = None;
+    let more = std::future::poll_fn(|cx| poll_fill(cx, &mut from, &mut next)).await.unwrap();
+    assert_eq!((more, next.unwrap().filled()), (13, &b"HTTP/1.1 next"[..]), "what follows was not touched");
+}
+
+#[tokio::test]
+async fn a_large_body_that_breaks_off_is_no_whole_one() {
+    let ((near, mut source), (sink, mut reader)) = (pair().await, pair().await);
+    let (mut from, mut to): (Stream, Stream) = (Box::new(Socket::from(near)), Box::new(Socket::from(sink)));
+    tokio::spawn(async move { source.write_all(&patterned(1 << 20)).await });
+    let read = tokio::spawn(async move { reader.read_to_end(&mut Vec::new()).await.unwrap() });
+    let mut pump = Pump::new(Vec::new(), Framing::Length(2 << 20), None);
+    let end = pump_once(&mut pump, &mut from, &mut to).await;
+    assert!(matches!(end, Err(PumpError::Truncated)), "{end:?}");
+    assert!(!pump.body_complete() && pump.is_flushed());
+    drop((pump, to));
+    assert_eq!(read.await.unwrap(), 1 << 20, "what came was passed on");
+}
+
+/// Or nothing could be sent again.
+#[tokio::test]
+async fn the_first_bytes_of_a_large_body_are_kept_until_one_is_sent() {
+    let body = patterned(1 << 20);
+    let sent = body.clone();
+    let ((near, mut source), (dead, peer)) = (pair().await, pair().await);
+    socket2::SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(peer);
+    dead.readable().await.unwrap();
+    tokio::spawn(async move { source.write_all(&sent).await });
+    near.readable().await.unwrap();
+    let (mut from, mut to): (Stream, Stream) = (Box::new(Socket::from(near)), Box::new(Socket::from(dead)));
+    let mut pump = Pump::new(Vec::new(), Framing::Length(body.len() as u64), None);
+    let failed = pump_once(&mut pump, &mut from, &mut to).await;
+    assert!(matches!(failed, Err(PumpError::Write(_))), "{failed:?}");
+    assert_eq!(pump.body_sent(), 0);
+
+    let (alive, mut peer) = pair().await;
+    let mut to: Stream = Box::new(Socket::from(alive));
+    pump.rewind();
+    let read = tokio::spawn(async move {
+        let mut all = Vec::new();
+        peer.read_to_end(&mut all).await.unwrap();
+        all
+    });
+    pump_once(&mut pump, &mut from, &mut to).await.unwrap();
+    drop((pump, to));
+    assert!(read.await.unwrap() == body);
+}
+
+#[tokio::test]
+async fn what_may_not_come_whole_is_not_spliced() {
+    let ((near, mut source), (sink, mut reader)) = (pair().await, pair().await);
+    let (mut from, mut to): (Stream, Stream) = (Box::new(Socket::from(near)), Box::new(Socket::from(sink)));
+    tokio::spawn(async move { source.write_all(&patterned(2 << 20)).await });
+    let read = tokio::spawn(async move { reader.read_to_end(&mut Vec::new()).await.unwrap() });
+    let mut pump = Pump::new(Vec::new(), Framing::Length(2 << 20), None);
+    pump.limit_body(Some(1 << 20));
+    let end = pump_once(&mut pump, &mut from, &mut to).await;
+    assert!(matches!(end, Err(PumpError::TooLarge)), "{end:?}");
+    drop((pump, to));
+    assert!(read.await.unwrap() <= 1 << 20);
+}
+
+#[tokio::test]
+async fn only_so_many_bodies_are_spliced_at_a_time() {
+    let ((one, _far), (other, _end)) = (pair().await, pair().await);
+    let (one, other): (Stream, Stream) = (Box::new(Socket::from(one)), Box::new(Socket::from(other)));
+    let mut all: Vec<_> = (0..splice::MOST).map(|_| Splice::open(&one, &other).unwrap()).collect();
+    assert!(Splice::open(&one, &other).is_none());
+    all.pop();
+    assert!(Splice::open(&one, &other).is_some());
 }

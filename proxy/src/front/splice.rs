@@ -1,0 +1,137 @@
+//! A way past our own memory for large bodies: the kernel hands what one socket has received to another one, by way of
+//! a pipe, without copying it to us and back (`splice(2)`).
+//!
+//! Preparing it takes some system calls and descriptors, so it is for bodies of which much is still to come, and for a
+//! limited number at a time. Where it can't be had, bodies are moved through buffers as all others are.
+
+use std::cell::Cell;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::task::{Context, Poll, ready};
+
+use pingora::protocols::Stream;
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::descriptor;
+
+/// How much must still be to come for it to be worth the preparation.
+pub const WORTHWHILE: u64 = 256 << 10;
+
+/// What a pipe holds at most.
+pub const PIPE_BYTES: usize = 256 << 10;
+
+/// The most bodies that a worker moves in this way at a time. Each takes [`DESCRIPTORS`].
+pub const MOST: usize = 32;
+
+/// A copy of each socket's descriptor, and two ends of a pipe.
+pub const DESCRIPTORS: usize = 4;
+
+thread_local! {
+    static UNDER_WAY: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Two sockets with a pipe between them.
+#[derive(Debug)]
+pub struct Splice {
+    from: TcpStream,
+    to: TcpStream,
+    into_pipe: OwnedFd,
+    out_of_pipe: OwnedFd,
+    /// Bytes in the pipe.
+    held: usize,
+    _place: Place,
+}
+
+impl Splice {
+    /// A way from one stream to the other; none if there are enough of them already, or no descriptors left.
+    pub fn open(from: &Stream, to: &Stream) -> Option<Box<Self>> {
+        let place = Place::take()?;
+        let open = || -> io::Result<_> {
+            let (out_of_pipe, into_pipe) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+            // One that stays small, as beyond what a user may have in pipes, serves as well but for its speed.
+            let _ = fcntl_setpipe_size(&into_pipe, PIPE_BYTES);
+            Ok(Box::new(Self {
+                from: socket(from)?,
+                to: socket(to)?,
+                into_pipe,
+                out_of_pipe,
+                held: 0,
+                _place: place,
+            }))
+        };
+        open().inspect_err(|error| tracing::debug!(%error, "a large body is not spliced")).ok()
+    }
+
+    /// Whether everything that was taken from one socket has been given to the other.
+    pub fn is_flushed(&self) -> bool {
+        self.held == 0
+    }
+
+    /// Takes up to `most` bytes from the sender into the empty pipe. Ready with 0 when the sender has closed.
+    ///
+    /// # Errors
+    /// Reading failed.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, most: u64) -> Poll<io::Result<usize>> {
+        let most = usize::try_from(most).map_or(PIPE_BYTES, |most| most.min(PIPE_BYTES));
+        let taken = loop {
+            ready!(self.from.poll_read_ready(cx))?;
+            let take = || move_bytes(&self.from, &self.into_pipe, most);
+            match self.from.try_io(Interest::READABLE, take) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => break result?,
+            }
+        };
+        self.held += taken;
+        Poll::Ready(Ok(taken))
+    }
+
+    /// Gives the receiver what is in the pipe, or part of it.
+    ///
+    /// # Errors
+    /// Writing failed.
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let given = loop {
+            ready!(self.to.poll_write_ready(cx))?;
+            let give = || move_bytes(&self.out_of_pipe, &self.to, self.held);
+            match self.to.try_io(Interest::WRITABLE, give) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => break result?,
+            }
+        };
+        self.held -= given.min(self.held);
+        Poll::Ready(Ok(given))
+    }
+}
+
+/// A socket of our own for what a stream reads and writes. Nothing but readiness is asked of it, so that it may as well
+/// be a Unix socket.
+fn socket(stream: &Stream) -> io::Result<TcpStream> {
+    TcpStream::from_std(std::net::TcpStream::from(descriptor::copy(stream.id())?))
+}
+
+fn move_bytes(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {
+    let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+    Ok(splice(from, None, to, None, most, flags)?)
+}
+
+/// One of the bodies that may be moved in this way at a time.
+#[derive(Debug)]
+struct Place;
+
+impl Place {
+    fn take() -> Option<Self> {
+        let taken = UNDER_WAY.get();
+        (taken < MOST).then(|| {
+            UNDER_WAY.set(taken + 1);
+            Self
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        UNDER_WAY.set(UNDER_WAY.get().saturating_sub(1));
+    }
+}
