@@ -5,6 +5,9 @@
 //! written too; what is told to people are the exchanges and the tunnels. This module never ends any work itself:
 //! what is still there at the deadline is cut by the process leaving.
 
+mod sync;
+mod tally;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,11 +15,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use tally::{Held, Tally};
+
 /// Knows whether the app is leaving and how much it still has to finish.
 #[derive(Debug)]
 pub struct Drain {
-    /// The deadline, once the drain has started. Its receivers are the work.
+    /// The deadline, once the drain has started.
     deadline: watch::Sender<Option<Instant>>,
+    work: Arc<Tally>,
     exchanges: AtomicUsize,
     tunnels: AtomicUsize,
 }
@@ -25,6 +31,7 @@ pub struct Drain {
 #[derive(Debug)]
 pub struct Work {
     deadline: watch::Receiver<Option<Instant>>,
+    _held: Held,
 }
 
 /// One exchange in flight; dropping it says that it is over.
@@ -60,6 +67,7 @@ impl Default for Drain {
     fn default() -> Self {
         Self {
             deadline: watch::Sender::new(None),
+            work: Arc::default(),
             exchanges: AtomicUsize::new(0),
             tunnels: AtomicUsize::new(0),
         }
@@ -69,7 +77,7 @@ impl Default for Drain {
 impl Drain {
     /// Counts one more connection.
     pub fn begin_work(&self) -> Work {
-        Work { deadline: self.deadline.subscribe() }
+        Work { deadline: self.deadline.subscribe(), _held: Tally::begin(&self.work) }
     }
 
     /// Counts one more exchange.
@@ -111,18 +119,18 @@ impl Drain {
 
     /// How many connections and tunnels are open, idle ones too.
     pub fn connections(&self) -> usize {
-        self.deadline.receiver_count()
+        self.work.left()
     }
 
     /// Waits until no work is left or the deadline has come. Before the drain has started there is no deadline.
     pub async fn finish(&self) -> Outcome {
         let deadline = *self.deadline.borrow();
-        let closed = self.deadline.closed();
+        let over = self.work.over();
         let Some(deadline) = deadline else {
-            closed.await;
+            over.await;
             return Outcome::Clean;
         };
-        match tokio::time::timeout_at(deadline, closed).await {
+        match tokio::time::timeout_at(deadline, over).await {
             Ok(()) => Outcome::Clean,
             // Connections without an exchange have nothing to lose.
             Err(_) => Outcome::of(self.in_flight()),
