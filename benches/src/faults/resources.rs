@@ -1,11 +1,12 @@
 //! File descriptors and memory run out.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
@@ -128,6 +129,11 @@ async fn memory_scarce(around: Surroundings) -> Result<Outcome> {
         stream.write_all(&[b'x'; 16 << 10]).await?;
         slow.push(stream);
     }
+    stage
+        .until("all uploads are under way", async |stage| {
+            (stage.backend("blue").await.ok()?.requests_in_flight >= 1000).then_some(())
+        })
+        .await?;
     stage.carry(200).await?;
     let status = fs::read_to_string(format!("/proc/{}/status", stage.front()?.id()))?;
     let peak =
@@ -165,6 +171,7 @@ async fn memory_out(around: Surroundings) -> Result<Outcome> {
         }
     }
     let status = front.ended(SOON).await?;
+    ensure!(status.signal() == Some(Signal::KILL.as_raw()), "it was not killed: {status}");
     drop(crowd);
     cage.limit(64 << 20)?;
     let begun = Instant::now();
