@@ -6,80 +6,19 @@ mod mutate;
 mod reference;
 #[path = "../../../proxy/tests/it/fuzz/witness.rs"]
 mod witness;
+#[path = "fuzz/words.rs"]
+mod words;
 
 use std::time::Duration;
 
 use crate::shim::{Shim, TALKER};
 use mutate::{fuzz, near};
-use reference::read_all;
-use witness::{Demand, Witness, all_came, compare, is_same};
+use reference::{Demand, is_same, read_all};
+use witness::{Witness, all_came, compare};
+use words::{KNOWN, REQUESTS, WORDS};
 
 /// How long the shim may be silent before a client that has not sent all leaves.
 const PATIENCE: Duration = Duration::from_millis(30);
-
-const REQUESTS: &[&str] = &[
-    "GET /a?b=c HTTP/1.1\r\nHost: app.test\r\nCookie: a=b; c=d\r\n\r\n",
-    "GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\nX-Two: 2\r\n\r\n",
-    "POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET /after HTTP/1.1\r\nHost: a\r\n\r\n",
-    "POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\n\r\n",
-    "HEAD /h HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, x-hop\r\nX-Hop: 1\r\nX-Stay: 2\r\n\r\n",
-    "POST /e HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi",
-    "DELETE /d HTTP/1.1\r\nhost: a\r\nX-Blank: \t a \t \r\nX-Forwarded-For: 6.6.6.6\r\n\r\n",
-];
-
-const WORDS: &[&str] = &[
-    "\r\n",
-    "\n",
-    "\r",
-    "\0",
-    " ",
-    "\t",
-    ":",
-    ",",
-    ";",
-    "#",
-    "?",
-    "/",
-    "//",
-    "%00",
-    "0",
-    "5",
-    "-1",
-    "+5",
-    "0x5",
-    "18446744073709551616",
-    "ffffffffffffffff",
-    "0\r\n\r\n",
-    "\r\n\r\n",
-    "Content-Length: 5\r\n",
-    "Content-Length: 0\r\n",
-    "Transfer-Encoding: chunked\r\n",
-    "Transfer-Encoding: gzip, chunked\r\n",
-    "Host: evil\r\n",
-    "Connection: close\r\n",
-    "Connection: content-length\r\n",
-    "Connection: transfer-encoding\r\n",
-    "Connection: host\r\n",
-    " folded\r\n",
-    "HTTP/1.0",
-    "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
-    "\u{e9}",
-    "\u{7f}",
-    "chunked",
-    "identity",
-    "X: y\r\n",
-];
-
-/// Found by this test, or by what others have found in other programs.
-const KNOWN: &[&str] = &[
-    "DELETE /d HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n",
-    "GET / HTTP/1.1\r\nHost: a\r\nConnection: \u{80}, x-hop\r\nX-Hop: 1\r\n\r\n",
-    "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-    "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: a\r\nConnection: content-length\r\nContent-Length: 5\r\n\r\nhello",
-    "POST / HTTP/1.1\r\nHost: a\r\nConnection: transfer-encoding\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\nHost: a\r\n\r\n",
-];
 
 /// What the front door would refuse, hyper may take; but whatever the app gets is by the rules, and what came by the rules is
 /// what the app gets.

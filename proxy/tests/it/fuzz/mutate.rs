@@ -73,14 +73,6 @@ pub(crate) fn near(seeds: Vec<String>, words: &'static [&'static str]) -> impl S
     prop_oneof![30 => nearly, 1 => vec(any::<u8>(), 0..300)]
 }
 
-/// A shipped configuration with its keys that are commented out.
-#[allow(dead_code, reason = "not every program that shares this file reads a configuration")]
-pub(crate) fn with_all_keys(shipped: &str) -> String {
-    let shown =
-        |line: &str| line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line).to_owned();
-    shipped.lines().map(|line| shown(line) + "\n").collect()
-}
-
 /// Runs a check on so many of them, or on `UH_FUZZ_CASES`. The first failure is made as small as it gets; it belongs
 /// among the known cases then.
 pub(crate) fn fuzz(

@@ -102,6 +102,34 @@ impl Message {
     }
 }
 
+/// How much is demanded of what was not sent by the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "each program that shares this file has a demand of its own")]
+pub(crate) enum Demand {
+    /// None of it comes through, nothing after what was refused does, and fields keep their order.
+    Strict,
+    /// What comes through of it is a request by the rules all the same.
+    WellFormed,
+}
+
+/// Whether a message is what was meant. The order of fields matters among those of one name (RFC 9110 §5.3).
+pub(crate) fn is_same(meant: &Message, came: &Message, demand: Demand) -> bool {
+    let (host, path) = meant.meant();
+    let fields = |message: &Message| {
+        let mut fields = message.end_to_end();
+        if demand == Demand::WellFormed {
+            fields.sort_by(|(one, _), (other, _)| one.cmp(other));
+        }
+        fields
+    };
+    meant.method == came.method
+        && came.target == path
+        && came.values("host").next().unwrap_or_default() == host
+        && came.body == meant.body
+        && came.trailers == meant.trailers
+        && fields(came) == fields(meant)
+}
+
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,

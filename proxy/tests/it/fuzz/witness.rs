@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::reference::{Message, Read, read, read_all};
+use super::reference::{Demand, Message, Read, is_same, read, read_all};
 
 /// How long anything may take that ought to happen at once.
 const SOON: Duration = Duration::from_secs(20);
@@ -101,16 +101,6 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Seen>) {
     }
 }
 
-/// How much is demanded of what was not sent by the rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "each program that shares this file has a demand of its own")]
-pub(crate) enum Demand {
-    /// None of it comes through, nothing after what was refused does, and fields keep their order.
-    Strict,
-    /// What comes through of it is a request by the rules all the same.
-    WellFormed,
-}
-
 /// What came through must be what was meant, in order.
 pub(crate) fn compare(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), String> {
     if let Some(bad) = seen.bad.first() {
@@ -138,22 +128,4 @@ pub(crate) fn all_came(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), S
         return Err(format!("came: {:?}\nmeant: {meant:?}", seen.messages));
     }
     Ok(())
-}
-
-/// Whether a message is what was meant. The order of fields matters among those of one name (RFC 9110 §5.3).
-pub(crate) fn is_same(meant: &Message, came: &Message, demand: Demand) -> bool {
-    let (host, path) = meant.meant();
-    let fields = |message: &Message| {
-        let mut fields = message.end_to_end();
-        if demand == Demand::WellFormed {
-            fields.sort_by(|(one, _), (other, _)| one.cmp(other));
-        }
-        fields
-    };
-    meant.method == came.method
-        && came.target == path
-        && came.values("host").next().unwrap_or_default() == host
-        && came.body == meant.body
-        && came.trailers == meant.trailers
-        && fields(came) == fields(meant)
 }

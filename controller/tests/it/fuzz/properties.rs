@@ -1,0 +1,43 @@
+//! What holds for every file that `uh-deploy` reads, whatever its bytes are.
+
+use std::fs;
+use std::path::Path;
+
+use uh_controller::config;
+use uh_controller::deploy::journal::{self, Journal};
+
+/// What is accepted can be meant.
+pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
+    let Ok(config) = config::parse(&String::from_utf8_lossy(bytes), Path::new("/nowhere")) else {
+        return Ok(());
+    };
+    if config.backends.iter().any(|backend| backend.endpoints.is_empty()) {
+        return Err(format!("accepted: {config:?}"));
+    }
+    Ok(())
+}
+
+/// A journal is read or told as damaged; looking changes nothing; and opening takes away at most a last line that can't be
+/// read, and then tells the same story.
+pub(crate) fn of_journal(bytes: &[u8], directory: &Path) -> Result<(), String> {
+    let path = directory.join("journal.jsonl");
+    fs::write(&path, bytes).map_err(|e| e.to_string())?;
+    let read = || fs::read(&path).map_err(|e| e.to_string());
+    let looked = journal::look(directory).map(|story| format!("{story:?}")).map_err(|e| e.to_string());
+    if read()? != bytes {
+        return Err("looking has changed it".to_owned());
+    }
+    for _ in 0..2 {
+        let opened =
+            Journal::open(directory).map(|(_, story)| format!("{story:?}")).map_err(|e| e.to_string());
+        if opened != looked {
+            return Err(format!("looked: {looked:?}\nopened: {opened:?}"));
+        }
+    }
+    let left = read()?;
+    let lost = bytes.strip_prefix(left.as_slice()).ok_or("more than its end has changed")?;
+    if lost.iter().filter(|&&byte| byte == b'\n').count() > 1 {
+        return Err(format!("lost: {:?}", String::from_utf8_lossy(lost)));
+    }
+    Ok(())
+}

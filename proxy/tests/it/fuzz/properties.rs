@@ -1,0 +1,71 @@
+//! What holds for every configuration, every state file and every answer of the admin socket, whatever their bytes are.
+
+use uh_proxy::config::{self, Config};
+use uh_proxy::state::file::{StateError, StateFile};
+
+/// No configuration panics, and what is accepted can be meant.
+pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
+    let config = match config::parse(&String::from_utf8_lossy(bytes)) {
+        Ok(config) => config,
+        Err(error) => {
+            return if error.to_string().is_empty() { Err("it says nothing".to_owned()) } else { Ok(()) };
+        }
+    };
+    for service in &config.services {
+        let names: Vec<_> = service.backends.iter().map(|backend| &backend.name).collect();
+        let well = names.contains(&&service.active)
+            && service.backends.iter().all(|backend| !backend.endpoints.is_empty())
+            && (1..names.len()).all(|at| !names[at..].contains(&names[at - 1]));
+        if !well {
+            return Err(format!("accepted: {service:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// No state file panics, what is read can be written, and what is written is read as the same.
+pub(crate) fn of_state(bytes: &[u8], config: &Config) -> Result<(), String> {
+    let mut state = match StateFile::parse(bytes) {
+        Ok(state) => state,
+        // What lies behind the checksum must hold as well: the right one is a matter of writing it down.
+        Err(StateError::Checksum { found, right }) => {
+            let text = String::from_utf8_lossy(bytes);
+            if found.is_empty() || text.matches(found.as_str()).count() != 1 {
+                return Ok(());
+            }
+            let Ok(state) = StateFile::parse(text.replace(&found, &right).as_bytes()) else { return Ok(()) };
+            state
+        }
+        Err(_) => return Ok(()),
+    };
+    for service in &config.services {
+        let _ = state.restored(service, true);
+    }
+    // One of the old scripts is written as one of ours.
+    state.schema = 1;
+    let text = state.text().map_err(|e| e.to_string())?;
+    match StateFile::parse(&text) {
+        Ok(again) if again == state => Ok(()),
+        other => Err(format!("{state:?} became {other:?}")),
+    }
+}
+
+/// The admin socket answers with a status that it knows, and nothing that a terminal obeys.
+pub(crate) fn of_answer(reply: &[u8]) -> Result<(), String> {
+    let text = String::from_utf8_lossy(reply);
+    let text = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&text);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return if reply.is_empty() { Ok(()) } else { Err(format!("half a reply: {text}")) };
+    };
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    if !["200", "400", "403", "404", "405", "409", "413", "414", "417", "422", "431", "503", "505"]
+        .contains(&status)
+    {
+        return Err(format!("status {status}: {text}"));
+    }
+    // JSON, or the text of the metrics.
+    if body.chars().any(|c| c < ' ' && c != '\n') {
+        return Err(format!("a control character in {body:?}"));
+    }
+    Ok(())
+}
