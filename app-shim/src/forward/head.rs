@@ -64,7 +64,12 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 /// Makes a client's request one for the app.
 pub(super) fn for_app(parts: &mut Parts, peer: SocketAddr, app: &AppAddress, websocket: bool) {
     let trailers = has_token(&parts.headers, &TE, "trailers");
+    let chunked = parts.headers.contains_key(TRANSFER_ENCODING);
     strip(&mut parts.headers);
+    if chunked {
+        // Else hyper would leave out the body of a GET, which hardly ever has one.
+        parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     parts.headers.remove(TE);
     if trailers {
         parts.headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -198,8 +203,13 @@ mod tests {
                 ("x-forwarded-for", "203.0.113.9"),
             ],
         );
-        let expected =
-            map(&[("host", "a"), ("x-two", "2"), ("te", "trailers"), ("x-forwarded-for", "203.0.113.9")]);
+        let expected = map(&[
+            ("host", "a"),
+            ("x-two", "2"),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers"),
+            ("x-forwarded-for", "203.0.113.9"),
+        ]);
         assert_eq!(parts.headers, expected);
     }
 

@@ -53,6 +53,19 @@ async fn both_bodies_stream_at_once() {
     assert!(wire.answer().await.ends_with("green 1.2.3\n"), "the connection goes on");
 }
 
+/// A GET hardly ever has a body; one that has it needs it.
+#[tokio::test]
+async fn the_body_of_a_get_arrives_in_chunks_too() {
+    let (_shim, address, app) = scripted(&[]).await;
+    let mut client = Wire::open(address).await;
+    client.send("GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n").await;
+    let mut app = Wire::accept(&app).await;
+    assert!(app.head().await.contains("transfer-encoding: chunked\r\n"));
+    assert_eq!(app.until("0\r\n\r\n").await, "3\r\nabc\r\n0\r\n\r\n");
+    app.send(response("ok")).await;
+    assert!(client.answer().await.ends_with("ok"));
+}
+
 #[tokio::test]
 async fn a_large_body_arrives_whole() {
     let (_shim, address) = Shim::serving(&[]).await;
