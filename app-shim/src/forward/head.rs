@@ -4,14 +4,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use hyper::body::Incoming;
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::request::Parts;
 use hyper::http::uri::{PathAndQuery, Uri};
-use hyper::{Request, Version};
+use hyper::{Method, Request, Version};
 
 use super::body::RequestBody;
 use crate::settings::AppAddress;
@@ -37,10 +36,20 @@ pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
     headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Why a request can't be passed on: it is not certain which host is meant (RFC 9112, 3.2), or its `Connection` would take away
-/// a field that the message hangs on, such as the client's address from the proxy before us.
-pub(super) fn fault(request: &Request<Incoming>) -> Option<&'static str> {
+/// Why a request can't be passed on: it is not certain which host is meant (RFC 9112, 3.2), the app would take a body that is
+/// still coded for one that is not, or its `Connection` would take away a field that the message hangs on, such as the client's
+/// address from the proxy before us.
+pub(super) fn fault<B>(request: &Request<B>) -> Option<&'static str> {
     let headers = request.headers();
+    if !is_target(request.method(), request.uri()) {
+        return Some("the request target is malformed");
+    }
+    // hyper has taken off `chunked`, and would take off what stands before it with it.
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next().map(HeaderValue::as_bytes);
+    if codings.next().is_some() || coding.is_some_and(|coding| !coding.eq_ignore_ascii_case(b"chunked")) {
+        return Some("only the chunked transfer coding is supported");
+    }
     let hosts = headers.get_all(HOST).iter().count();
     if hosts > 1 || (hosts == 0 && request.version() != Version::HTTP_10) {
         return Some("the request must have one Host field");
@@ -54,6 +63,15 @@ pub(super) fn fault(request: &Request<Incoming>) -> Option<&'static str> {
     named_by_connection(headers)
         .any(must_stay)
         .then_some("the Connection field names a field that it must not")
+}
+
+/// What hyper takes for a target need not be one (RFC 9112, 3.2): `b` would be a request for `/` of the host b.
+fn is_target(method: &Method, uri: &Uri) -> bool {
+    match (uri.scheme_str(), uri.authority()) {
+        (None, None) => uri.path() != "*" || method == Method::OPTIONS,
+        (Some("http"), Some(authority)) => !authority.as_str().contains('@'),
+        _ => false,
+    }
 }
 
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
@@ -211,6 +229,30 @@ mod tests {
             ("x-forwarded-for", "203.0.113.9"),
         ]);
         assert_eq!(parts.headers, expected);
+    }
+
+    #[test]
+    fn what_the_app_would_take_for_something_else_is_a_fault() {
+        let fault_of = |method: Method, target: &str, coding: Option<&str>| {
+            let mut request = Request::builder().method(method).uri(target).header(HOST, "a");
+            for coding in coding.into_iter().flat_map(|coding| coding.split('|')) {
+                request = request.header(TRANSFER_ENCODING, coding);
+            }
+            fault(&request.body(()).unwrap())
+        };
+        for target in ["b", "b:80", "*", "ftp://b/", "https://b/", "http://u@b/"] {
+            assert_eq!(
+                fault_of(Method::GET, target, None),
+                Some("the request target is malformed"),
+                "{target}"
+            );
+        }
+        for coding in ["gzip, chunked", "gzip|chunked", "chunked|chunked"] {
+            assert!(fault_of(Method::POST, "/", Some(coding)).is_some(), "{coding}");
+        }
+        for (method, target) in [(Method::GET, "/b"), (Method::GET, "http://b/"), (Method::OPTIONS, "*")] {
+            assert_eq!(fault_of(method, target, Some("Chunked")), None, "{target}");
+        }
     }
 
     #[test]
