@@ -201,12 +201,12 @@ impl Relay {
                 }
                 let _flushed = self.poll_down(cx, around)?;
                 match poll_fill(cx, around.upstream, spare) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed(spare))),
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed(spare, interim))),
                     Poll::Ready(Ok(_)) => self.last_move = Instant::now(),
                     Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::FileTooLarge => {
                         return Poll::Ready(Err(Failure::UpstreamProtocol("the response head is too large")));
                     }
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(closed(spare))),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(closed(spare, interim))),
                     Poll::Pending => {
                         self.check(cx, around)?;
                         return Poll::Pending;
@@ -361,6 +361,7 @@ impl Relay {
     }
 }
 
-fn closed(spare: &Option<Buffer>) -> Failure {
-    Failure::UpstreamClosed { begun: spare.is_some() }
+/// The backend has closed. After an interim response it has the request.
+fn closed(spare: &Option<Buffer>, interim: u32) -> Failure {
+    Failure::UpstreamClosed { begun: spare.is_some() || interim > 0 }
 }

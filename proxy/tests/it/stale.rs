@@ -19,6 +19,8 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 enum Death {
     /// Having read the request, it closes: the front door reads the end.
     End,
+    /// Having read the request, it sends an interim response, and closes.
+    Interim,
     /// With the request unread, it resets: the front door's read fails.
     Reset,
 }
@@ -44,9 +46,12 @@ async fn dies_at_the_second(death: Death) -> (std::net::SocketAddr, Arc<AtomicUs
                     return;
                 }
                 match death {
-                    Death::End => {
+                    Death::End | Death::Interim => {
                         read_head(&mut stream).await;
                         count.fetch_add(1, Ordering::SeqCst);
+                        if death == Death::Interim {
+                            let _ = stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n").await;
+                        }
                     }
                     Death::Reset => reset(&stream),
                 }
@@ -92,6 +97,19 @@ async fn a_get_survives_a_connection_that_ends_or_is_reset_as_it_is_used_and_a_p
         let reads = usize::from(death == Death::End);
         assert_eq!(read.load(Ordering::SeqCst) - before, reads, "{death:?}");
     }
+}
+
+/// After an interim response the backend has the request, whatever becomes of its connection.
+#[tokio::test]
+async fn a_get_is_not_repeated_once_an_interim_response_has_come() {
+    let (address, read) = dies_at_the_second(Death::Interim).await;
+    let (_home, proxy) = before(address).await;
+    let mut wire = Wire::connect(proxy.address).await;
+    assert_eq!(wire.get("/").await.status, 200);
+    assert_eq!(wire.get("/").await.status, 103);
+    assert_eq!(wire.response().await.status, 502);
+    assert_eq!(read.load(Ordering::SeqCst), 1);
+    assert_eq!(retries(&proxy).await, 0);
 }
 
 /// Many requests come at the same moment, and with the first one the backend resets all other kept connections: the
