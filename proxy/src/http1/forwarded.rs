@@ -83,13 +83,19 @@ pub fn write(fields: &[Header<'_>], caller: &Caller<'_>, host: &[u8], out: &mut 
         .or(field::split_port(host_before).1.filter(|port| is_port(port)))
         .unwrap_or(if proto.eq_ignore_ascii_case(b"https") { b"443" } else { b"80" });
     write_field(out, b"X-Forwarded-Port", port);
-    for field in believed.iter().filter(|field| classify(field.name.as_bytes()) == Known::ForwardedOther) {
+    for field in believed.iter().filter(|field| is_other(field.name.as_bytes())) {
         write_field(out, field.name.as_bytes(), field.value);
     }
     if caller.headers.forwarded {
         write_forwarded(believed, caller, host, out);
     }
     write_request_start(believed, caller, out);
+}
+
+/// Another `X-Forwarded-…`. One that some apps mistake for it by its name, the proxy has not made: it passes on what it does not
+/// know.
+fn is_other(name: &[u8]) -> bool {
+    classify(name) == Known::ForwardedOther && field::is_plain_name(name)
 }
 
 /// RFC 7239: one element for each hop, ours last.
@@ -208,6 +214,7 @@ mod tests {
             field("X-Forwarded-Proto", "https"),
             field("X-Forwarded-Host", "www.example"),
             field("X-Forwarded-Prefix", "/app"),
+            field("X-Forwarded-Client_Cert", "evil"),
             field("Forwarded", "for=192.0.2.1"),
             field("X-Request-Start", "t=1600000000000"),
         ];

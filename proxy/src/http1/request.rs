@@ -349,7 +349,7 @@ fn read_fields<'a>(
                 facts.trace = Trace::Valid;
             }
             Known::Traceparent => facts.trace = Trace::Invalid,
-            Known::Other
+            Known::Other | Known::ForwardedOther
                 if underscores == Underscores::Refuse && !field::is_plain_name(field.name.as_bytes()) =>
             {
                 return Err(BadRequest::Malformed(

@@ -59,6 +59,10 @@ fn a_name_that_an_app_may_mistake_for_another_is_dropped_passed_or_refused() {
     assert!(out.contains("X_A: 1\r\nX.B: 2\r\n"), "{out}");
     assert!(!out.contains("Content_Length") && !out.contains("X_Forwarded_For"), "{out}");
     assert_eq!(with(Underscores::Refuse).unwrap_err().status(), 400);
+    let forwarded = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Client_Cert: x\r\n\r\n";
+    let refused =
+        upstream_with(forwarded, &Headers { underscores: Underscores::Refuse, ..Headers::default() });
+    assert_eq!(refused.unwrap_err().status(), 400);
     let plain = "GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\r\n\r\n";
     let refusing = Headers { underscores: Underscores::Refuse, ..Headers::default() };
     assert!(upstream_with(plain, &refusing).is_ok());
