@@ -215,7 +215,10 @@ fn write_fields(
         let name = field.name.as_bytes();
         let keep = match classify(name) {
             Known::Connection | Known::KeepAlive | Known::HopByHop => false,
-            Known::ContentLength => !no_framing && !std::mem::replace(&mut length_written, true),
+            // RFC 9112 §6.1: never beside a coding, not even where no body follows.
+            Known::ContentLength => {
+                !no_framing && !facts.chunked && !std::mem::replace(&mut length_written, true)
+            }
             Known::TransferEncoding => !no_framing && to.request.version == Version::Http11,
             Known::Server => to.server == ServerField::Pass,
             // Also with 426, which says what to upgrade to.
@@ -232,7 +235,7 @@ fn write_fields(
 }
 
 fn write_connection(to: Recipient<'_>, facts: &Facts<'_>, response: &ResponseHead, out: &mut Vec<u8>) {
-    if !facts.has_date {
+    if !facts.has_date || facts.connection.nominates(b"date") {
         date::write(out);
     }
     if !facts.has_id {
@@ -317,6 +320,22 @@ mod tests {
         ] {
             assert_eq!(client(request, head, true).unwrap().0.framing, framing, "{head:?}");
         }
+    }
+
+    #[test]
+    fn no_answer_has_two_framings_not_even_where_no_body_follows() {
+        let both = "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for (request, status) in [(HEAD, 200), (GET, 304)] {
+            let (_, out) = client(request, &format!("HTTP/1.1 {status} X\r\n{both}"), true).unwrap();
+            assert!(out.contains("chunked") && !out.contains("Content-Length"), "{out}");
+        }
+    }
+
+    #[test]
+    fn every_answer_has_a_date_even_if_the_backend_keeps_its_own_for_us() {
+        let head = "HTTP/1.1 204 X\r\nConnection: date\r\nDate: then\r\n\r\n";
+        let (_, out) = client(GET, head, true).unwrap();
+        assert!(out.contains("Date: ") && !out.contains("then"), "{out}");
     }
 
     #[test]
