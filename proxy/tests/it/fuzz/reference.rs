@@ -1,4 +1,5 @@
 //! Requests read strictly by RFC 9112, and by nothing that the programs under test use. What is not plainly allowed is bad.
+//! And read as hyper reads them, which the shim has to live with: what that lets pass, and what it makes of it, is all here.
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,9 +24,23 @@ pub(crate) enum Read {
     Bad(&'static str),
 }
 
+/// Who reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// By the rules alone.
+    Strict,
+    /// As hyper: any number of empty lines, lines of a head that end in a bare LF, any target, any number of hosts, the same
+    /// length more than once, a coding wins over a length, and codings before the last one.
+    Lenient,
+}
+
 /// Reads one request.
 pub(crate) fn read(bytes: &[u8]) -> Read {
-    match (Reader { bytes, at: 0 }).message() {
+    read_in(bytes, Manner::Strict)
+}
+
+fn read_in(bytes: &[u8], manner: Manner) -> Read {
+    match (Reader { bytes, at: 0, manner }).message() {
         Ok((message, end)) => Read::Whole(message, end),
         Err(None) => Read::More,
         Err(Some(why)) => Read::Bad(why),
@@ -33,14 +48,25 @@ pub(crate) fn read(bytes: &[u8]) -> Read {
 }
 
 /// All requests up to the first one that is bad or not whole.
-pub(crate) fn read_all(mut bytes: &[u8]) -> (Vec<Message>, bool) {
+pub(crate) fn read_all(bytes: &[u8]) -> (Vec<Message>, bool) {
+    let (all, rest) = read_all_in(bytes, Manner::Strict);
+    (all, rest.is_empty())
+}
+
+/// All requests, and from where the rules are broken on, those that hyper finds.
+pub(crate) fn read_leniently(bytes: &[u8]) -> Vec<Message> {
+    let (mut all, rest) = read_all_in(bytes, Manner::Strict);
+    all.extend(read_all_in(rest, Manner::Lenient).0);
+    all
+}
+
+fn read_all_in(mut bytes: &[u8], manner: Manner) -> (Vec<Message>, &[u8]) {
     let mut all = Vec::new();
-    while !bytes.is_empty() {
-        let Read::Whole(message, end) = read(bytes) else { return (all, false) };
+    while let Read::Whole(message, end) = read_in(bytes, manner) {
         all.push(message);
         bytes = &bytes[end..];
     }
-    (all, true)
+    (all, bytes)
 }
 
 impl Message {
@@ -108,7 +134,7 @@ impl Message {
 pub(crate) enum Demand {
     /// None of it comes through, nothing after what was refused does, and fields keep their order.
     Strict,
-    /// What comes through of it is a request by the rules all the same.
+    /// What comes through of it is what hyper reads in it, as a request by the rules; what is refused may be followed by more.
     WellFormed,
 }
 
@@ -122,17 +148,25 @@ pub(crate) fn is_same(meant: &Message, came: &Message, demand: Demand) -> bool {
         }
         fields
     };
+    let same_trailers = match demand {
+        Demand::Strict => came.trailers == meant.trailers,
+        // Who does not know what a trailer is for may drop it (RFC 9110 §6.5.1).
+        Demand::WellFormed => came.trailers.iter().all(|trailer| meant.trailers.contains(trailer)),
+    };
+    // HTTP/1.0 knows no host, and gets one from the shim.
+    let any_host = demand == Demand::WellFormed && host.is_empty() && !meant.is_1_1;
     meant.method == came.method
         && came.target == path
-        && came.values("host").next().unwrap_or_default() == host
+        && (any_host || came.values("host").next().unwrap_or_default() == host)
         && came.body == meant.body
-        && came.trailers == meant.trailers
+        && same_trailers
         && fields(came) == fields(meant)
 }
 
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    manner: Manner,
 }
 
 /// `None`: more bytes are needed.
@@ -140,6 +174,7 @@ type Found<T> = Result<T, Option<&'static str>>;
 
 impl Reader<'_> {
     fn message(mut self) -> Found<(Message, usize)> {
+        let lenient = self.manner == Manner::Lenient;
         let mut blank = 0;
         let line = loop {
             let line = self.line()?;
@@ -147,7 +182,7 @@ impl Reader<'_> {
                 break line;
             }
             blank += 1;
-            if blank > 4 {
+            if blank > 4 && !lenient {
                 return Err(Some("too many empty lines"));
             }
         };
@@ -163,7 +198,10 @@ impl Reader<'_> {
         };
         let absolute = target.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
         let form = target.starts_with('/') || absolute || (target == "*" && method == "OPTIONS");
-        if !form || target.bytes().any(|byte| byte <= b' ' || byte == 0x7f || byte == b'#') {
+        let is_odd = |byte: u8| byte <= b' ' || byte == 0x7f || (byte == b'#' && !lenient);
+        // What follows a # is nobody's business but the client's.
+        let target = target.split('#').next().filter(|_| lenient).unwrap_or(target);
+        if !(form || lenient) || target.bytes().any(is_odd) {
             return Err(Some("the target"));
         }
         let fields = self.fields()?;
@@ -178,11 +216,23 @@ impl Reader<'_> {
             trailers: Vec::new(),
         };
         let hosts = message.values("host").count();
-        if hosts > 1 || (is_1_1 && hosts == 0) {
+        if (hosts > 1 || (is_1_1 && hosts == 0)) && !lenient {
             return Err(Some("the Host field"));
         }
-        let lengths: Vec<&str> = message.values("content-length").collect();
-        let codings: Vec<&str> = message.values("transfer-encoding").collect();
+        let mut lengths: Vec<&str> = message.values("content-length").collect();
+        let mut codings: Vec<&str> = message.values("transfer-encoding").collect();
+        if lenient {
+            lengths.dedup();
+            if !codings.is_empty() {
+                lengths.clear();
+            }
+            codings = codings
+                .last()
+                .and_then(|value| value.split(',').next_back())
+                .map(str::trim)
+                .into_iter()
+                .collect();
+        }
         match (lengths.as_slice(), codings.as_slice()) {
             ([], []) => {}
             ([length], []) => {
@@ -205,12 +255,13 @@ impl Reader<'_> {
         let Some(end) = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n' | 0)) else {
             return Err(None);
         };
-        match rest[end..] {
-            [b'\r', b'\n', ..] => {}
+        let length = match rest[end..] {
+            [b'\r', b'\n', ..] => 2,
             [b'\r'] => return Err(None),
+            [b'\n', ..] if self.manner == Manner::Lenient => 1,
             _ => return Err(Some("a bare CR, LF or NUL")),
-        }
-        self.at += end + 2;
+        };
+        self.at += end + length;
         String::from_utf8(rest[..end].to_vec()).or_else(|_| {
             // Values may have any bytes; one character for each keeps them apart.
             Ok(rest[..end].iter().map(|&byte| char::from(byte)).collect())
@@ -244,7 +295,10 @@ impl Reader<'_> {
 
     fn chunks(&mut self, message: &mut Message) -> Found<()> {
         loop {
+            // Nobody is lenient here.
+            let manner = std::mem::replace(&mut self.manner, Manner::Strict);
             let line = self.line()?;
+            self.manner = manner;
             let (size, extension) = line.split_once(';').unwrap_or((&line, ""));
             // The grammar has blanks here only before an extension. Old servers pad their sizes with them; no reader takes that
             // for another size.
