@@ -1,7 +1,7 @@
 # The commands of this project. Cargo runs one at a time, whatever `make -j` says.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help build demo test stack faults soak bench lint
+.PHONY: help build demo test fuzz stack faults soak bench lint
 
 CARGO ?= cargo
 
@@ -34,6 +34,9 @@ test: ## run all tests
 		{ echo "no base image: what needs it is skipped"; test -z "$$UH_NEED_ENGINE"; }; fi
 	$(TEST)
 
+fuzz: ## fuzz, guided by coverage, everything that reads bytes from outside, a minute (UH_FUZZ_SECONDS) each; needs a nightly toolchain
+	@benches/fuzz/run $(ARGS)
+
 stack: ## build the shipped images and drive the compose files, if a Docker Engine answers
 	@if docker/ci/engine status; then \
 		docker/ci/base-images && docker/ci/images && $(TEST) --test it stack:: -- --ignored --nocapture --test-threads=1; \
@@ -54,5 +57,6 @@ bench: build ## what everything costs, beside every other proxy that is installe
 lint: ## check format, lints and documentation
 	@.ci/needs lint
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path benches/fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace --locked

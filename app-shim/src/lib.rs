@@ -16,6 +16,8 @@ pub mod cli;
 pub mod drain;
 mod exit;
 mod forward;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod health;
 mod log;
 mod metrics;

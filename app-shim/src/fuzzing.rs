@@ -1,0 +1,39 @@
+//! For the fuzz targets alone, which need the path of requests without a process around it. Never in a shipped program.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use clap::Parser as _;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::checks::{Checks, InFlight};
+use crate::cli::Args;
+use crate::drain::Drain;
+use crate::forward::Forwarder;
+use crate::health::{Health, Identity};
+use crate::metrics::Meters;
+use crate::server;
+use crate::settings::Settings;
+use crate::supervise::Phase;
+
+/// Serves an app that accepts connections already, for ever.
+///
+/// # Panics
+/// Its settings can't be made.
+#[allow(clippy::expect_used, reason = "for tests alone")]
+pub async fn serve(listener: TcpListener, app: SocketAddr) {
+    let args = Args::parse_from(["app-shim", "--app", &app.to_string(), "--", "true"]);
+    let settings = Settings::new(args).expect("they are good");
+    let drain = Arc::new(Drain::default());
+    let meters = Arc::new(Meters::new(Arc::clone(&drain)));
+    let (_phase, phases) = watch::channel(Phase::Serving);
+    let health = Health::new(Identity::from_lookup(|_| None));
+    let checks = Checks::new(&settings, health, phases, InFlight::Exchanges(Arc::clone(&drain)));
+    let forwarder = Arc::new(Forwarder::new(settings.app, Arc::clone(&drain), Arc::new(checks), meters));
+    let handler = move |request, peer| {
+        let forwarder = Arc::clone(&forwarder);
+        async move { forwarder.answer(request, peer).await }
+    };
+    server::serve(listener, drain, 1000, handler).await;
+}

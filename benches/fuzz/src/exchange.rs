@@ -1,0 +1,233 @@
+//! Whole exchanges through the whole front door: the bytes of a client, and the bytes of the app that answers each of its
+//! requests. The app must get what was meant, and the client what was answered, or an answer that is the front door's own.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use uh_proxy::http1::body::Framing;
+
+use crate::front_door::{self, SOON};
+use crate::reference::{Demand, Message, Read, is_same, read, read_all};
+use crate::response::Head;
+use crate::target::Target;
+use crate::words::{KNOWN_REQUESTS, REQUEST_WORDS, REQUESTS};
+
+pub(crate) const TARGET: Target = Target {
+    name: "exchange",
+    check,
+    seeds,
+    words: &[REQUEST_WORDS, &["\x00\x01\x02\x03", "HTTP/1.1 200 OK\r\n"]],
+};
+
+/// Stands between the client's bytes and the app's. Neither has a use for it.
+const BETWEEN: &[u8] = b"\x00\x01\x02\x03";
+
+const ANSWERS: &[&str] = &[
+    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\nX-T: t\r\n\r\n",
+    "HTTP/1.0 200 OK\r\n\r\nuntil the end",
+    "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
+    "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloX",
+    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x08\x02\x03\x03",
+    "nonsense",
+];
+
+fn seeds() -> Vec<Vec<u8>> {
+    let requests = REQUESTS.iter().chain(KNOWN_REQUESTS);
+    let each = |(index, request): (usize, &&str)| {
+        let answer = ANSWERS[index % ANSWERS.len()];
+        [request.as_bytes(), BETWEEN, answer.as_bytes()].concat()
+    };
+    let paired = requests.enumerate().map(each);
+    let get = REQUESTS[1].as_bytes();
+    paired.chain(ANSWERS.iter().map(|answer| [get, BETWEEN, answer.as_bytes()].concat())).collect()
+}
+
+/// What the app answers now, and what it got.
+#[derive(Default)]
+struct Case {
+    answer: Vec<u8>,
+    messages: Vec<Message>,
+    bad: Option<String>,
+}
+
+fn case() -> &'static (SocketAddr, Arc<Mutex<Case>>) {
+    static APP: OnceLock<(SocketAddr, Arc<Mutex<Case>>)> = OnceLock::new();
+    APP.get_or_init(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+        let address = listener.local_addr().expect("it has an address");
+        let case = Arc::<Mutex<Case>>::default();
+        let of_app = Arc::clone(&case);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let case = Arc::clone(&of_app);
+                std::thread::spawn(move || serve(stream, &case));
+            }
+        });
+        (address, case)
+    })
+}
+
+/// Reads requests strictly, and answers each with the bytes of the case. Unless they are a whole answer, nothing can follow.
+fn serve(mut stream: TcpStream, case: &Mutex<Case>) {
+    let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        match read(&bytes) {
+            Read::Whole(message, end) => {
+                bytes.drain(..end);
+                let to_head = message.method == "HEAD";
+                let answer = {
+                    let mut case = lock(case);
+                    case.messages.push(message);
+                    case.answer.clone()
+                };
+                let is_whole = matches!(meant_answer(&answer, to_head), Some(meant) if meant.is_all);
+                if stream.write_all(&answer).is_err() || !is_whole {
+                    let _ = stream.shutdown(Shutdown::Write);
+                    // Else what is still unread would reset the connection, and take the answer with it.
+                    while matches!(stream.read(&mut part), Ok(1..)) {}
+                    return;
+                }
+                continue;
+            }
+            Read::Bad(why) => {
+                lock(case).bad = Some(format!("{why}: {}", bytes.escape_ascii()));
+                return;
+            }
+            Read::More => {}
+        }
+        match stream.read(&mut part) {
+            Ok(0) | Err(_) => return,
+            Ok(length) => bytes.extend_from_slice(&part[..length]),
+        }
+    }
+}
+
+fn lock(case: &Mutex<Case>) -> std::sync::MutexGuard<'_, Case> {
+    case.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn check(bytes: &[u8]) -> Result<(), String> {
+    let at = bytes.windows(BETWEEN.len()).position(|window| window == BETWEEN);
+    let (sent, answer) = match at {
+        Some(at) => (&bytes[..at], &bytes[at + BETWEEN.len()..]),
+        None => (bytes, &[][..]),
+    };
+    let answer = if answer.is_empty() { ANSWERS[0].as_bytes() } else { answer };
+    let (app, case) = case();
+    let front_door = front_door::before(*app, *app);
+    *lock(case) = Case { answer: answer.to_vec(), ..Case::default() };
+    let mut client = TcpStream::connect(front_door.address).map_err(|e| format!("no connection: {e}"))?;
+    client.set_read_timeout(Some(SOON)).map_err(|e| e.to_string())?;
+    // It may close before it has read all.
+    let _ = client.write_all(sent);
+    let _ = client.shutdown(Shutdown::Write);
+    let mut answers = Vec::new();
+    if client.read_to_end(&mut answers).is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
+        return Err("it neither answers nor closes".to_owned());
+    }
+    let case = std::mem::take(&mut *lock(case));
+    if let Some(bad) = case.bad {
+        return Err(format!("the app can't read what came through: {bad}"));
+    }
+    let (meant, _) = read_all(sent);
+    for (came, meant) in case.messages.iter().zip(meant.iter().map(Some).chain(std::iter::repeat(None))) {
+        if !meant.is_some_and(|meant| is_same(meant, came, Demand::Strict)) {
+            return Err(format!("came:  {came:?}\nmeant: {meant:?}"));
+        }
+    }
+    judge_answers(&answers, answer, &case.messages)
+        .map_err(|why| format!("{why}\nthe client got: {}", answers.escape_ascii()))
+}
+
+/// An answer of an app, read strictly.
+struct MeantAnswer {
+    status: u16,
+    body: Vec<u8>,
+    /// Whether its end is certain, and the app's bytes end there.
+    is_all: bool,
+}
+
+/// The final answer at the front of an app's bytes; none: it can't be told what is meant.
+fn meant_answer(mut bytes: &[u8], to_head: bool) -> Option<MeantAnswer> {
+    loop {
+        let (head, length) = Head::read(bytes)?;
+        bytes = &bytes[length..];
+        let is_interim = (100..200).contains(&head.status) && head.status != 101;
+        if is_interim {
+            continue;
+        }
+        let framing = head.framing(to_head)?;
+        let (body, end) = match framing {
+            Framing::None => (Vec::new(), Some(0)),
+            Framing::Length(length) => {
+                let end = usize::try_from(length).ok().filter(|end| *end <= bytes.len());
+                (bytes[..end.unwrap_or(bytes.len())].to_vec(), end)
+            }
+            Framing::UntilClose => (bytes.to_vec(), None),
+            Framing::Chunked => chunks(bytes),
+        };
+        let is_all = end == Some(bytes.len()) && !head.names("close");
+        return Some(MeantAnswer { status: head.status, body, is_all });
+    }
+}
+
+/// The content of chunks, as far as they are whole, and where they end.
+fn chunks(bytes: &[u8]) -> (Vec<u8>, Option<usize>) {
+    let head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    match read(&[head, bytes].concat()) {
+        Read::Whole(message, end) => (message.body, Some(end - head.len())),
+        _ => (Vec::new(), None),
+    }
+}
+
+/// Each answer that is whole is the app's, or the front door's own; none of the app's bytes pass for an answer by themselves.
+fn judge_answers(mut answers: &[u8], of_app: &[u8], messages: &[Message]) -> Result<(), String> {
+    const OWN: [u16; 12] = [400, 404, 405, 408, 413, 417, 431, 501, 502, 503, 504, 505];
+    let mut messages = messages.iter();
+    let mut message = messages.next();
+    while !answers.is_empty() {
+        let Some((head, length)) = Head::read(answers) else {
+            return Err(format!("no answer: {}", answers.escape_ascii()));
+        };
+        answers = &answers[length..];
+        if (100..200).contains(&head.status) && head.status != 101 {
+            continue;
+        }
+        let to_head = message.is_some_and(|message| message.method == "HEAD");
+        // Answers of our own to a HEAD that never reached the app have no body either.
+        let framing = head.framing(to_head).ok_or("the client can't tell the end of an answer")?;
+        let (body, end) = match framing {
+            Framing::None => (Vec::new(), Some(0)),
+            Framing::Length(length) => {
+                let end = usize::try_from(length).ok().filter(|end| *end <= answers.len());
+                (answers[..end.unwrap_or(answers.len())].to_vec(), end)
+            }
+            Framing::UntilClose => (answers.to_vec(), Some(answers.len())),
+            Framing::Chunked => chunks(answers),
+        };
+        let meant = message.and_then(|_| meant_answer(of_app, to_head));
+        let is_apps = meant.is_some_and(|meant| {
+            meant.status == head.status
+                && (end.is_none()
+                    || meant.body.starts_with(&body)
+                        && (head.status == 101 || framing == Framing::UntilClose || meant.body == body))
+        });
+        let is_own = OWN.contains(&head.status) && head.names("close")
+            || head.values("cache-control").any(|v| v == b"no-store");
+        if !is_apps && !is_own {
+            return Err(format!("whose answer is {head:?} with {}?", body.escape_ascii()));
+        }
+        let Some(end) = end else { return Ok(()) };
+        if head.names("close") && answers.len() > end && !to_head {
+            return Err("more after the last answer".to_owned());
+        }
+        answers = &answers[end..];
+        message = messages.next();
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! The whole front door inside this process, so that what it reads is seen by the fuzzer. It is started once, and serves all
+//! cases.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use uh_proxy::config;
+use uh_proxy::run::{self, Start};
+use uh_proxy::systemd::Inherited;
+
+/// How long anything may take that ought to happen at once.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+pub(crate) struct FrontDoor {
+    pub(crate) address: SocketAddr,
+    pub(crate) admin_socket: PathBuf,
+    _directory: TempDir,
+}
+
+static FRONT_DOOR: OnceLock<FrontDoor> = OnceLock::new();
+
+/// The front door before these backends.
+pub(crate) fn before(blue: SocketAddr, green: SocketAddr) -> &'static FrontDoor {
+    FRONT_DOOR.get_or_init(|| start(blue, green))
+}
+
+fn start(blue: SocketAddr, green: SocketAddr) -> FrontDoor {
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let at = |name: &str| directory.path().join(name);
+    let admin_socket = at("admin.sock");
+    let address = free_address();
+    let text = format!(
+        "[server]\nlisten = [\"{address}\"]\nthreads = 1\nadmin_socket = {admin_socket:?}\nstate_file = {:?}\n\
+         access_log = {{ path = \"/dev/null\", format = \"json\" }}\n\
+         [services.app]\nactive = \"blue\"\n[services.app.health]\nenabled = false\n\
+         [services.app.backends.blue]\nendpoints = [\"{blue}\"]\n\
+         [services.app.backends.green]\nendpoints = [\"{green}\"]\n",
+        at("state.json"),
+    );
+    let path = at("uh-proxy.toml");
+    std::fs::write(&path, &text).expect("the configuration can be written");
+    let config = config::parse(&text).expect("the configuration is good");
+    let start = Start { path, text, config, inherited: Inherited::default() };
+    std::thread::spawn(move || panic!("the front door has ended: {:?}", run::run(start)));
+    let deadline = Instant::now() + SOON;
+    while std::net::TcpStream::connect(address).is_err() || !admin_socket.exists() {
+        assert!(Instant::now() < deadline, "the front door does not listen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    FrontDoor { address, admin_socket, _directory: directory }
+}
+
+/// An address that nobody has at this moment.
+fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+    listener.local_addr().expect("it has an address")
+}
