@@ -165,7 +165,8 @@ fn check(case: &[u8]) -> Result<(), String> {
     let keep_alive = first & 4 == 0;
     let server = if first & 8 == 0 { ServerField::Pass } else { ServerField::Drop };
     let headers = Headers::default();
-    let caller = Caller { address: None, text: "", request_start: None, headers: &headers };
+    let caller =
+        Caller { address: [192, 0, 2, 1].into(), text: "192.0.2.1", request_start: None, headers: &headers };
     // A head is read up to its end before anything is made of it.
     let bytes = match HeadScanner::default().scan(bytes) {
         Ok(Some(head)) => &bytes[head],
