@@ -143,14 +143,17 @@ impl Head {
         if to_head || self.status < 200 || [204, 304].contains(&self.status) {
             return Some(Framing::None);
         }
-        let mut lengths: Vec<_> = self.values("content-length").collect();
+        let number = |value: &[u8]| {
+            let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+            std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
+        };
+        // The same number again is the same length (RFC 9110 §8.6), however many zeros it begins with.
+        let mut lengths: Vec<Option<u64>> = self.values("content-length").map(number).collect();
         lengths.dedup();
         let codings: Vec<_> = self.values("transfer-encoding").collect();
         match (lengths.as_slice(), codings.as_slice()) {
             ([], []) => Some(Framing::UntilClose),
-            ([length], []) if !length.is_empty() && length.iter().all(u8::is_ascii_digit) => {
-                std::str::from_utf8(length).ok()?.parse().ok().map(Framing::Length)
-            }
+            ([length], []) => length.map(Framing::Length),
             ([], [coding]) if coding.eq_ignore_ascii_case(b"chunked") && self.is_1_1 => {
                 Some(Framing::Chunked)
             }
