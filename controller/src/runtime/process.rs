@@ -44,6 +44,9 @@ const POLL: Duration = Duration::from_millis(10);
 /// A keeper has nothing to do before it starts the app; a busy machine gets far more.
 const START_WITHIN: Duration = Duration::from_secs(15);
 
+/// From an app's end to the keeper's word about it: a file is written and synced, on a disk that may be busy.
+const SAID_WITHIN: Duration = Duration::from_secs(5);
+
 /// After SIGKILL only the kernel has work to do.
 const KILL_WITHIN: Duration = Duration::from_secs(5);
 
@@ -211,17 +214,19 @@ impl Runtime for Process {
     async fn state(&self, instance: &InstanceId) -> Result<State, RuntimeError> {
         let failed = failed("look at", instance);
         let place = self.place(instance);
-        // Between the app's end and the keeper's word about it there is a moment; it is short.
-        for _ in 0..20 {
-            let saved = place.saved().map_err(|e| failed(e.into()))?;
-            let state = state_of(saved.as_ref());
+        let deadline = Instant::now() + SAID_WITHIN;
+        loop {
+            let state = state_of(place.saved().map_err(|e| failed(e.into()))?.as_ref());
             let unsaid = matches!(state, State::Exited(Ending { code: None, .. }));
-            if !unsaid || place.keeper_is_gone().map_err(|e| failed(e.into()))? {
+            if !unsaid || Instant::now() > deadline {
+                return Ok(state);
+            }
+            // A keeper that has just gone has said all that it will say.
+            if place.keeper_is_gone().map_err(|e| failed(e.into()))? {
                 return Ok(state_of(place.saved().map_err(|e| failed(e.into()))?.as_ref()));
             }
             tokio::time::sleep(POLL).await;
         }
-        Ok(State::Exited(Ending { code: None, out_of_memory: false }))
     }
 
     async fn find(&self, backend: &BackendName) -> Result<Vec<InstanceId>, RuntimeError> {

@@ -30,6 +30,14 @@ fn one_that_exits_at_start_fails_at_once_with_its_code_and_its_last_words() {
     assert!(start.elapsed() < std::time::Duration::from_secs(9), "the gate waits 10 s");
 }
 
+/// On a machine that is short of everything, a keeper writes down the end a good while after it.
+#[test]
+fn one_whose_keeper_is_slow_to_say_how_it_ended_is_still_told_with_its_code() {
+    let held = "(setsid sh -c \"sleep 1; kill -CONT $PPID\") & sleep 0.2; kill -STOP $PPID; exit 3";
+    let (_, ran) = bad(1, &shell(held));
+    ran.says("ended: exit code 3");
+}
+
 #[test]
 fn one_that_can_not_be_found_is_named() {
     let (_, ran) = bad(1, "[runtime.process]\ncommand = [\"no-such-program\"]");
