@@ -28,9 +28,9 @@ impl Counters {
             match sample.name {
                 "uh_proxy_requests_total" => {
                     let count = whole(sample.value);
-                    counters.requests += count;
+                    counters.requests = counters.requests.saturating_add(count);
                     if sample.label("code").is_some_and(|code| code.starts_with('5')) {
-                        counters.errors += count;
+                        counters.errors = counters.errors.saturating_add(count);
                     }
                 }
                 "uh_proxy_request_duration_seconds_bucket" => {
@@ -231,6 +231,13 @@ uh_proxy_request_duration_seconds_sum{backend="green",service="app"} 12
         assert_eq!((green.requests, green.errors), (100, 5));
         assert_eq!(green.p95(), Some(Duration::from_millis(300)));
         assert_eq!(Counters::read(METRICS, "app", "red"), Counters::default());
+    }
+
+    #[test]
+    fn more_than_can_be_counted_is_the_most_that_can() {
+        let line = "uh_proxy_requests_total{service=\"app\",backend=\"blue\",code=\"500\"} 9e99\n";
+        let blue = Counters::read(&line.repeat(2), "app", "blue");
+        assert_eq!((blue.requests, blue.errors, blue.error_rate()), (u64::MAX, u64::MAX, 1.0));
     }
 
     #[test]
