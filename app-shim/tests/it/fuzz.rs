@@ -32,7 +32,7 @@ fn what_the_app_sees_is_what_was_meant() {
         shim.log.wait_for("App accepts connections").await;
         (shim, address)
     });
-    let seeds = REQUESTS.iter().map(|&seed| seed.to_owned()).collect();
+    let seeds = REQUESTS.iter().copied();
     // The witness never asks for a body, and the shim waits until it is asked.
     let unasked = REQUESTS.iter().filter(|request| !request.contains("Expect:"));
     for request in unasked.map(|request| request.as_bytes()) {

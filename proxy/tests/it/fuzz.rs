@@ -74,7 +74,7 @@ fn no_call_of_the_admin_socket_does_harm() {
         .block_on(async { (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await) });
     let home = Home::new(blue.address, green.address);
     let mut proxy = runtime.block_on(home.start());
-    let seeds = CALLS.iter().map(|(line, body)| call(line, body)).collect();
+    let seeds = CALLS.iter().map(|(line, body)| call(line, body));
     fuzz(2000, near(seeds, CALL_WORDS), &[], |bytes| {
         let mut stream = UnixStream::connect(home.socket()).map_err(|e| format!("no connection: {e}"))?;
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

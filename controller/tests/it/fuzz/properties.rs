@@ -8,13 +8,23 @@ use uh_controller::deploy::journal::{self, Journal};
 
 /// What is accepted can be meant.
 pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
-    let Ok(config) = config::parse(&String::from_utf8_lossy(bytes), Path::new("/nowhere")) else {
-        return Ok(());
-    };
-    if config.backends.iter().any(|backend| backend.endpoints.is_empty()) {
+    let text = String::from_utf8_lossy(bytes);
+    let parse = |text: &str| config::parse(text, Path::new("/nowhere"));
+    let Ok(config) = parse(&text) else { return Ok(()) };
+    let mut endpoints: Vec<_> =
+        config.backends.iter().flat_map(|backend| &backend.endpoints).map(ToString::to_string).collect();
+    let all = endpoints.len();
+    endpoints.sort();
+    endpoints.dedup();
+    let shared = endpoints.len() < all;
+    if shared || config.backends.len() < 2 || config.backends.iter().any(|b| b.endpoints.is_empty()) {
         return Err(format!("accepted: {config:?}"));
     }
-    Ok(())
+    // Whichever table it ends in, there is no such key.
+    match parse(&format!("{text}\nno-such-key = 1\n")) {
+        Ok(_) => Err("a key that nobody knows is accepted".to_owned()),
+        Err(_) => Ok(()),
+    }
 }
 
 /// A journal is read or told as damaged; looking changes nothing; and opening takes away at most a last line that can't be

@@ -30,7 +30,7 @@ fn change(words: &'static [&'static str]) -> impl Strategy<Value = Change> {
     ]
 }
 
-fn apply(bytes: &mut Vec<u8>, change: &Change, seeds: &[String]) {
+fn apply(bytes: &mut Vec<u8>, change: &Change, seeds: &[Vec<u8>]) {
     let place = |at: &Index, bytes: &[u8]| at.index(bytes.len() + 1);
     match change {
         Change::Flip(at, bits) => {
@@ -57,16 +57,20 @@ fn apply(bytes: &mut Vec<u8>, change: &Change, seeds: &[String]) {
         }
         Change::Cut(at) => bytes.truncate(place(at, bytes)),
         Change::Join(seed, from) => {
-            let seed = seed.get(seeds).as_bytes();
+            let seed = seed.get(seeds);
             bytes.extend_from_slice(&seed[place(from, seed)..]);
         }
     }
 }
 
 /// Seeds with up to five changes; now and then something that is no seed at all.
-pub(crate) fn near(seeds: Vec<String>, words: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
+pub(crate) fn near(
+    seeds: impl IntoIterator<Item = impl Into<Vec<u8>>>,
+    words: &'static [&'static str],
+) -> impl Strategy<Value = Vec<u8>> {
+    let seeds: Vec<Vec<u8>> = seeds.into_iter().map(Into::into).collect();
     let nearly = (any::<Index>(), vec(change(words), 0..6)).prop_map(move |(seed, changes)| {
-        let mut bytes = seed.get(&seeds).as_bytes().to_vec();
+        let mut bytes = seed.get(&seeds).clone();
         changes.iter().for_each(|change| apply(&mut bytes, change, &seeds));
         bytes
     });

@@ -1,11 +1,12 @@
 //! What holds for every configuration, every state file and every answer of the admin socket, whatever their bytes are.
 
 use uh_proxy::config::{self, Config};
-use uh_proxy::state::file::{StateError, StateFile};
+use uh_proxy::state::file::{SCHEMA, StateError, StateFile};
 
 /// No configuration panics, and what is accepted can be meant.
 pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
-    let config = match config::parse(&String::from_utf8_lossy(bytes)) {
+    let text = String::from_utf8_lossy(bytes);
+    let config = match config::parse(&text) {
         Ok(config) => config,
         Err(error) => {
             return if error.to_string().is_empty() { Err("it says nothing".to_owned()) } else { Ok(()) };
@@ -16,11 +17,20 @@ pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
         let well = names.contains(&&service.active)
             && service.backends.iter().all(|backend| !backend.endpoints.is_empty())
             && (1..names.len()).all(|at| !names[at..].contains(&names[at - 1]));
-        if !well {
+        let (timeouts, health) = (&service.timeouts, &service.health);
+        let never_zero = [timeouts.connect, timeouts.read, timeouts.write, timeouts.client]
+            .into_iter()
+            .chain([timeouts.tunnel_idle, health.interval, health.timeout, service.limits.rate_window]);
+        let whole = service.path_prefix.starts_with('/') && health.path.starts_with('/');
+        if !well || !whole || never_zero.into_iter().any(|time| time.is_zero()) {
             return Err(format!("accepted: {service:?}"));
         }
     }
-    Ok(())
+    // Whichever table it ends in, there is no such key.
+    match config::parse(&format!("{text}\nno-such-key = 1\n")) {
+        Ok(_) => Err("a key that nobody knows is accepted".to_owned()),
+        Err(_) => Ok(()),
+    }
 }
 
 /// No state file panics, what is read can be written, and what is written is read as the same.
@@ -38,6 +48,9 @@ pub(crate) fn of_state(bytes: &[u8], config: &Config) -> Result<(), String> {
         }
         Err(_) => return Ok(()),
     };
+    if state.schema > SCHEMA {
+        return Err(format!("accepted, though it is newer than anybody knows: {state:?}"));
+    }
     for service in &config.services {
         let _ = state.restored(service, true);
     }

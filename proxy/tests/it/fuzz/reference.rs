@@ -30,7 +30,7 @@ enum Manner {
     /// By the rules alone.
     Strict,
     /// As hyper: any number of empty lines, lines of a head that end in a bare LF, any target, any number of hosts, the same
-    /// length more than once, a coding wins over a length, and codings before the last one.
+    /// length more than once, a coding wins over a length, codings before the last one, and anything in a chunk's extension.
     Lenient,
 }
 
@@ -251,14 +251,17 @@ impl Reader<'_> {
 
     /// A line without its end, which must be CR LF.
     fn line(&mut self) -> Found<String> {
+        self.line_ending(self.manner == Manner::Lenient, false)
+    }
+
+    fn line_ending(&mut self, in_bare_lf: bool, with_nul: bool) -> Found<String> {
         let rest = &self.bytes[self.at..];
-        let Some(end) = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n' | 0)) else {
-            return Err(None);
-        };
+        let ends = |&byte: &u8| matches!(byte, b'\r' | b'\n') || (byte == 0 && !with_nul);
+        let Some(end) = rest.iter().position(ends) else { return Err(None) };
         let length = match rest[end..] {
             [b'\r', b'\n', ..] => 2,
             [b'\r'] => return Err(None),
-            [b'\n', ..] if self.manner == Manner::Lenient => 1,
+            [b'\n', ..] if in_bare_lf => 1,
             _ => return Err(Some("a bare CR, LF or NUL")),
         };
         self.at += end + length;
@@ -295,17 +298,17 @@ impl Reader<'_> {
 
     fn chunks(&mut self, message: &mut Message) -> Found<()> {
         loop {
-            // Nobody is lenient here.
-            let manner = std::mem::replace(&mut self.manner, Manner::Strict);
-            let line = self.line()?;
-            self.manner = manner;
+            // Nobody takes a bare LF here.
+            let lenient = self.manner == Manner::Lenient;
+            let line = self.line_ending(false, lenient)?;
             let (size, extension) = line.split_once(';').unwrap_or((&line, ""));
             // The grammar has blanks here only before an extension. Old servers pad their sizes with them; no reader takes that
             // for another size.
             let size = size.trim_end_matches([' ', '\t']);
             let digits =
                 !size.is_empty() && size.len() <= 16 && size.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if !digits || extension.bytes().any(|byte| (byte < b' ' && byte != b'\t') || byte == 0x7f) {
+            let odd = |byte: u8| (byte < b' ' && byte != b'\t') || byte == 0x7f;
+            if !digits || (!lenient && extension.bytes().any(odd)) {
                 return Err(Some("a chunk's size"));
             }
             let size = usize::from_str_radix(size, 16).map_err(|_| Some("a chunk's size"))?;
