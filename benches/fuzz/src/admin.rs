@@ -3,9 +3,10 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 
 use crate::files::properties::of_answer;
-use crate::front_door::{self, SOON};
+use crate::front_door::{self, FrontDoor, SOON};
 use crate::target::Target;
 use crate::words::{CALL_WORDS, CALLS, call};
 
@@ -27,8 +28,9 @@ fn seeds() -> Vec<Vec<u8>> {
 }
 
 fn check(bytes: &[u8]) -> Result<(), String> {
-    let nobody = "127.0.0.1:9".parse().map_err(|e| format!("{e}"))?;
-    let front_door = front_door::before(nobody, nobody);
+    static FRONT_DOOR: OnceLock<FrontDoor> = OnceLock::new();
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
+    let front_door = FRONT_DOOR.get_or_init(|| front_door::start(nobody, nobody));
     let mut stream =
         UnixStream::connect(&front_door.admin_socket).map_err(|e| format!("no connection: {e}"))?;
     stream.set_read_timeout(Some(SOON)).map_err(|e| e.to_string())?;

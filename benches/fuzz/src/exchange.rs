@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use uh_proxy::http1::body::Framing;
 
-use crate::front_door::{self, SOON};
+use crate::front_door::{self, FrontDoor, SOON};
 use crate::reference::{Demand, Message, Read, is_same, read, read_all};
 use crate::response::Head;
 use crate::target::Target;
@@ -119,7 +119,8 @@ fn check(bytes: &[u8]) -> Result<(), String> {
     };
     let answer = if answer.is_empty() { ANSWERS[0].as_bytes() } else { answer };
     let (app, case) = case();
-    let front_door = front_door::before(*app, *app);
+    static FRONT_DOOR: OnceLock<FrontDoor> = OnceLock::new();
+    let front_door = FRONT_DOOR.get_or_init(|| front_door::start(*app, *app));
     *lock(case) = Case { answer: answer.to_vec(), ..Case::default() };
     let mut client = TcpStream::connect(front_door.address).map_err(|e| format!("no connection: {e}"))?;
     client.set_read_timeout(Some(SOON)).map_err(|e| e.to_string())?;

@@ -1,9 +1,7 @@
-//! The whole front door inside this process, so that what it reads is seen by the fuzzer. It is started once, and serves all
-//! cases.
+//! The whole front door inside this process, so that what it reads is seen by the fuzzer.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -20,14 +18,8 @@ pub(crate) struct FrontDoor {
     _directory: TempDir,
 }
 
-static FRONT_DOOR: OnceLock<FrontDoor> = OnceLock::new();
-
-/// The front door before these backends.
-pub(crate) fn before(blue: SocketAddr, green: SocketAddr) -> &'static FrontDoor {
-    FRONT_DOOR.get_or_init(|| start(blue, green))
-}
-
-fn start(blue: SocketAddr, green: SocketAddr) -> FrontDoor {
+/// Starts a front door before these backends. It runs for as long as the process.
+pub(crate) fn start(blue: SocketAddr, green: SocketAddr) -> FrontDoor {
     let directory = tempfile::tempdir().expect("a directory can be made");
     let at = |name: &str| directory.path().join(name);
     let admin_socket = at("admin.sock");

@@ -15,7 +15,7 @@ pub(crate) struct Target {
     pub(crate) words: &'static [&'static [&'static str]],
 }
 
-const ALL: &[&Target] = &[
+pub(crate) const ALL: &[&Target] = &[
     &request::TARGET,
     &body::TARGET,
     &response::TARGET,

@@ -49,6 +49,19 @@ struct Node {
 #[derive(Deserialize)]
 struct Edge {
     pkg: String,
+    dep_kinds: Vec<EdgeKind>,
+}
+
+#[derive(Deserialize)]
+struct EdgeKind {
+    kind: Option<String>,
+}
+
+impl Edge {
+    /// Whether it is only there for tests.
+    fn is_dev(&self) -> bool {
+        self.dep_kinds.iter().all(|of| of.kind.as_deref() == Some("dev"))
+    }
 }
 
 impl Dependency {
@@ -95,13 +108,15 @@ impl Workspace {
         self.resolve.nodes.iter().map(|node| self.package(&node.id).name.as_str()).collect()
     }
 
-    /// Everything that a member depends on, directly or not, tests and build scripts included.
+    /// Everything that a member's programs are built from or with, directly or not. What its tests alone use is not among
+    /// it: `ARROWS` has that.
     pub(crate) fn reachable_from(&self, member: &str) -> Vec<&Package> {
         let mut found = BTreeSet::new();
         let mut open = vec![self.member(member).id.as_str()];
         while let Some(id) = open.pop() {
             let node = self.resolve.nodes.iter().find(|node| node.id == id).unwrap();
-            open.extend(node.deps.iter().map(|edge| edge.pkg.as_str()).filter(|pkg| found.insert(*pkg)));
+            let edges = node.deps.iter().filter(|edge| !edge.is_dev());
+            open.extend(edges.map(|edge| edge.pkg.as_str()).filter(|pkg| found.insert(*pkg)));
         }
         found.into_iter().map(|id| self.package(id)).collect()
     }
