@@ -83,12 +83,17 @@ fn directory() -> &'static Path {
     DIRECTORY.get_or_init(|| tempfile::tempdir().expect("a directory can be made")).path()
 }
 
+/// Few keys, so that most changes are to what matters.
+const SMALL: &str = "[server]\nlisten = [\"127.0.0.1:0\"]\n[services.app]\nactive = \"blue\"\n\
+                     [services.app.backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n\
+                     [services.app.backends.green]\nendpoints = [\"127.0.0.1:2\"]\n";
+const SMALL_DEPLOY: &str = "[backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n\
+                            [backends.green]\nendpoints = [\"127.0.0.1:2\"]\n\
+                            [runtime.process]\ncommand = [\"node\", \"server.js\"]\n";
+
 fn small_config() -> &'static Config {
     static CONFIG: OnceLock<Config> = OnceLock::new();
-    let text = "[server]\nlisten = [\"127.0.0.1:0\"]\n[services.app]\nactive = \"blue\"\n\
-                [services.app.backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n\
-                [services.app.backends.green]\nendpoints = [\"127.0.0.1:2\"]\n";
-    CONFIG.get_or_init(|| config::parse(text).expect("it is good"))
+    CONFIG.get_or_init(|| config::parse(SMALL).expect("it is good"))
 }
 
 fn config_seeds() -> Vec<Vec<u8>> {
@@ -96,6 +101,7 @@ fn config_seeds() -> Vec<Vec<u8>> {
     let others = [
         include_str!("../../../docker/uh-proxy.toml"),
         include_str!("../../../docker/two-apps/uh-proxy.toml"),
+        SMALL,
     ];
     let seeds = [shipped.to_owned(), with_all_keys(shipped)];
     seeds.into_iter().chain(others.map(str::to_owned)).map(String::into_bytes).collect()
@@ -119,8 +125,11 @@ fn state_seeds() -> Vec<Vec<u8>> {
 
 fn deploy_config_seeds() -> Vec<Vec<u8>> {
     let shipped = include_str!("../../../config/uh-deploy.toml");
-    let others =
-        [include_str!("../../../docker/uh-deploy.toml"), include_str!("../../../docker/two-apps/shop.toml")];
+    let others = [
+        include_str!("../../../docker/uh-deploy.toml"),
+        include_str!("../../../docker/two-apps/shop.toml"),
+        SMALL_DEPLOY,
+    ];
     let seeds = [shipped.to_owned(), with_all_keys(shipped)];
     seeds.into_iter().chain(others.map(str::to_owned)).map(String::into_bytes).collect()
 }

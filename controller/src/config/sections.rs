@@ -217,10 +217,12 @@ pub(super) fn backends(root: &mut Section) -> Vec<BackendConfig> {
 }
 
 fn backend(name: &str, mut section: Section) -> Option<BackendConfig> {
-    let given = section.has("endpoints");
+    let (given, none) = (section.has("endpoints"), section.is_empty_list("endpoints"));
     let endpoints = section.list::<Endpoint>("endpoints").unwrap_or_default();
-    if endpoints.is_empty() && !given {
+    if !given {
         section.mistake("endpoints", "missing: at least one, as in [\"127.0.0.1:3008\"]");
+    } else if none {
+        section.mistake("endpoints", "empty: at least one, as in [\"127.0.0.1:3008\"]");
     }
     match name.parse() {
         Ok(name) => (!endpoints.is_empty()).then_some(BackendConfig { name, endpoints }),

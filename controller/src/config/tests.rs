@@ -73,6 +73,12 @@ fn two_backends_can_not_share_an_endpoint() {
 }
 
 #[test]
+fn a_backend_without_an_endpoint_is_a_mistake() {
+    let message = read(&SMALLEST.replace("[\"127.0.0.1:3009\"]", "[]")).unwrap_err();
+    assert!(message.contains("backends.green.endpoints: empty: at least one"), "{message}");
+}
+
+#[test]
 fn a_compose_service_is_one_backends_alone() {
     let compose = |service: &str| {
         let backends = SMALLEST.split("[runtime.process]").next().unwrap();
