@@ -23,6 +23,9 @@ pub(crate) const TARGET: Target = Target {
 /// Stands between the client's bytes and the app's. Neither has a use for it.
 const BETWEEN: &[u8] = b"\x00\x01\x02\x03";
 
+/// As the front door has it.
+const MAX_LEADING_LINES: usize = 4;
+
 const ANSWERS: &[&str] = &[
     "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\nX-T: t\r\n\r\n",
@@ -156,6 +159,10 @@ struct MeantAnswer {
 /// The final answer at the front of an app's bytes; none: it can't be told what is meant.
 fn meant_answer(mut bytes: &[u8], to_head: bool) -> Option<MeantAnswer> {
     loop {
+        // Empty lines before a head do no harm, and some are let pass (RFC 9112 §2.2, of requests).
+        for _ in 0..MAX_LEADING_LINES {
+            bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+        }
         let (head, length) = Head::read(bytes)?;
         bytes = &bytes[length..];
         let is_interim = (100..200).contains(&head.status) && head.status != 101;

@@ -7,6 +7,7 @@
 
 mod admin;
 mod body;
+mod change;
 mod exchange;
 mod files;
 mod front_door;
@@ -24,3 +25,17 @@ mod shipped;
 mod words;
 
 libfuzzer_sys::fuzz_target!(init: target::prepare(), |bytes: &[u8]| target::check(bytes));
+
+libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, most: usize, seed: u32| {
+    let mut random = fastrand::Rng::with_seed(u64::from(seed));
+    if random.bool() {
+        return libfuzzer_sys::fuzzer_mutate(data, size, most);
+    }
+    let mut bytes = data[..size].to_vec();
+    for _ in 0..random.u8(1..=3) {
+        change::change(&mut bytes, target::words(), &mut random);
+    }
+    bytes.truncate(most);
+    data[..bytes.len()].copy_from_slice(&bytes);
+    bytes.len()
+});

@@ -215,8 +215,13 @@ fn is_framed(meant: &Head, came: &Head, told: &ResponseHead, head: bool, old: bo
     if (framed, told.coding) != wanted {
         return Err(format!("the client is told {framed:?}, coded {:?}", told.coding));
     }
-    if came.count("content-length") + came.count("transfer-encoding") > 1 {
+    let framings = came.count("content-length") + came.count("transfer-encoding");
+    if framings > 1 {
         return Err("two framings".to_owned());
+    }
+    // RFC 9110 §8.6, RFC 9112 §6.1.
+    if framings > 0 && (meant.status < 200 || meant.status == 204) {
+        return Err("a framing where there never is a body".to_owned());
     }
     Ok(())
 }

@@ -31,6 +31,12 @@ pub(crate) const ALL: &[&Target] = &[
 
 static TARGET: OnceLock<&Target> = OnceLock::new();
 
+/// What the target's bytes are made of.
+pub(crate) fn words() -> &'static [&'static str] {
+    static WORDS: OnceLock<Vec<&str>> = OnceLock::new();
+    WORDS.get_or_init(|| TARGET.get().map(|target| target.words.concat()).unwrap_or_default())
+}
+
 /// Takes the target that the environment names, and writes its seeds and its dictionary where the environment says.
 pub(crate) fn prepare() {
     let name = std::env::var("UH_FUZZ_TARGET").expect("UH_FUZZ_TARGET names a target");

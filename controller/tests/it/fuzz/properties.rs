@@ -45,6 +45,10 @@ pub(crate) fn of_journal(bytes: &[u8], directory: &Path) -> Result<(), String> {
         }
     }
     let left = read()?;
+    // What is written next must be a line of its own.
+    if looked.is_ok() && !left.is_empty() && !left.ends_with(b"\n") {
+        return Err("a torn line is left".to_owned());
+    }
     let lost = bytes.strip_prefix(left.as_slice()).ok_or("more than its end has changed")?;
     if lost.iter().filter(|&&byte| byte == b'\n').count() > 1 {
         return Err(format!("lost: {:?}", String::from_utf8_lossy(lost)));

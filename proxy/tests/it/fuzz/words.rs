@@ -106,6 +106,7 @@ pub(crate) const CALL_WORDS: &[&str] = &[
     "true",
     "-1",
     "1e999",
+    "18446744073709551615",
     "18446744073709551616",
     "0.5",
     "\\u0000",
@@ -213,6 +214,19 @@ pub(crate) const STATE_WORDS: &[&str] = &[
 /// A call of the admin socket as it is sent.
 pub(crate) fn call(call: &str, body: &str) -> String {
     format!("{call} HTTP/1.1\r\nHost: uh\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// The same call with the length that its body has. A change to a body mostly breaks the framing, and nobody reads the body
+/// then.
+pub(crate) fn with_right_length(call: &[u8]) -> Option<Vec<u8>> {
+    const NAME: &[u8] = b"Content-Length: ";
+    let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|window| window == what);
+    let body = find(call, b"\r\n\r\n")? + 4;
+    let value = find(&call[..body], NAME)? + NAME.len();
+    let rest = value + find(&call[value..], b"\r\n")?;
+    let length = (call.len() - body).to_string();
+    let right = [&call[..value], length.as_bytes(), &call[rest..]].concat();
+    (right != call).then_some(right)
 }
 
 /// A state as the guide's scripts wrote it.
