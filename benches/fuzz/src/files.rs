@@ -85,9 +85,11 @@ fn directory() -> &'static Path {
 
 /// Few keys, so that most changes are to what matters.
 const SMALL: &str = "[server]\nlisten = [\"127.0.0.1:0\"]\n[services.app]\nactive = \"blue\"\n\
+                     drain_timeout = \"30s\"\ntimeouts = { read = \"60s\" }\nlimits = { body_bytes = \"1GiB\" }\n\
                      [services.app.backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n\
                      [services.app.backends.green]\nendpoints = [\"127.0.0.1:2\"]\n";
-const SMALL_DEPLOY: &str = "[backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n\
+const SMALL_DEPLOY: &str = "[deploy]\nsettle = \"2s\"\n[validate]\nmin_disk = \"1GiB\"\n\
+                            [backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n\
                             [backends.green]\nendpoints = [\"127.0.0.1:2\"]\n\
                             [runtime.process]\ncommand = [\"node\", \"server.js\"]\n";
 

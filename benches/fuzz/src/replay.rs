@@ -22,13 +22,14 @@ mod shipped;
 #[path = "../../../proxy/tests/it/fuzz/words.rs"]
 mod words;
 
-/// For each target, or `UH_FUZZ_CASES`. A case takes up to a millisecond.
+/// For each target, or `UH_FUZZ_CASES`; with `UH_FUZZ_TARGET`, for that one alone. A case takes up to a millisecond.
 const CASES: u32 = 2000;
 
 #[test]
 fn what_must_hold_holds_for_what_the_targets_begin_with_and_near_it() {
     let cases = std::env::var("UH_FUZZ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(CASES);
-    for target in target::ALL {
+    let only = std::env::var("UH_FUZZ_TARGET").ok();
+    for target in target::ALL.iter().filter(|target| only.as_ref().is_none_or(|only| only == target.name)) {
         let (seeds, words) = ((target.seeds)(), target.words.concat());
         let mut random = fastrand::Rng::new();
         let near = (0..cases).map(|_| {

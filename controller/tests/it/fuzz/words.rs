@@ -20,7 +20,7 @@ pub(crate) const WORDS: &[&str] = &[
     "true",
     "null",
     "\"1s\"",
-    "\"99999999999h\"",
+    "\"99999999999999h\"",
     "\"1GiB\"",
     "[backends.blue]\n",
     "endpoints = []\n",
