@@ -14,6 +14,8 @@ mod shim;
 #[allow(dead_code, reason = "one part is for libFuzzer")]
 mod target;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 #[allow(dead_code, reason = "shared with the fuzz tests, which need more of it")]
 #[path = "../../../proxy/tests/it/fuzz/reference.rs"]
 mod reference;
@@ -22,12 +24,20 @@ mod shipped;
 #[path = "../../../proxy/tests/it/fuzz/words.rs"]
 mod words;
 
+/// In any thread: one of the front door ends a call, and nobody else hears of it.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
 /// For each target, or `UH_FUZZ_CASES`; with `UH_FUZZ_TARGET`, for that one alone. A case takes up to a millisecond.
 const CASES: u32 = 2000;
 
 #[test]
 fn what_must_hold_holds_for_what_the_targets_begin_with_and_near_it() {
     let cases = std::env::var("UH_FUZZ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(CASES);
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        hook(panic);
+    }));
     let only = std::env::var("UH_FUZZ_TARGET").ok();
     for target in target::ALL.iter().filter(|target| only.as_ref().is_none_or(|only| only == target.name)) {
         let (seeds, words) = ((target.seeds)(), target.words.concat());
@@ -38,7 +48,11 @@ fn what_must_hold_holds_for_what_the_targets_begin_with_and_near_it() {
             bytes
         });
         for bytes in seeds.iter().cloned().chain(near) {
-            if let Err(why) = (target.check)(&bytes) {
+            let outcome = match (target.check)(&bytes) {
+                Ok(()) if PANICS.load(Ordering::Relaxed) > 0 => Err("a thread has panicked".to_owned()),
+                outcome => outcome,
+            };
+            if let Err(why) = outcome {
                 panic!("{}: {why}\nof: {}", target.name, bytes.escape_ascii());
             }
         }

@@ -14,6 +14,8 @@ use uh_controller::runtime::{
     Candidate, Ending, Frozen, InstanceId, LogQuery, Runtime, RuntimeError, State, for_config,
 };
 
+use crate::harness::until;
+
 /// The base of the images made here: the smallest that the project's own images are based on. It has perl.
 pub(crate) const BASE: &str = "debian:bookworm-slim";
 
@@ -449,6 +451,9 @@ async fn a_compose_tool_that_was_left_behind_is_ended_by_a_stop() {
     let mut tool = Command::new("sh");
     tool.args(["-c", "read line; exit 0", "tool", "-f"]).arg(&document).stdin(Stdio::piped());
     let mut tool = tool.spawn().unwrap();
+    // It runs before the kernel can say what with.
+    let arguments = format!("/proc/{}/cmdline", tool.id());
+    until("its arguments can be seen", || (!fs::read(&arguments).unwrap().is_empty()).then_some(()));
     let stopped = place.runtime.stop(&instance, Duration::from_secs(5)).await;
     // It runs no more; the kernel may not be done with it yet.
     let deadline = Instant::now() + Duration::from_secs(10);
