@@ -6,6 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use uh_proxy::http1::body::Framing;
+use uh_proxy::http1::field::MAX_LEADING_LINES;
 
 use crate::front_door::{self, FrontDoor, SOON};
 use crate::reference::{Demand, Message, Read, is_same, read, read_all};
@@ -22,9 +23,6 @@ pub(crate) const TARGET: Target = Target {
 
 /// Stands between the client's bytes and the app's. Neither has a use for it.
 const BETWEEN: &[u8] = b"\x00\x01\x02\x03";
-
-/// As the front door has it.
-const MAX_LEADING_LINES: usize = 4;
 
 const ANSWERS: &[&str] = &[
     "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
@@ -121,8 +119,8 @@ fn check(bytes: &[u8]) -> Result<(), String> {
         None => (bytes, &[][..]),
     };
     let answer = if answer.is_empty() { ANSWERS[0].as_bytes() } else { answer };
-    let (app, case) = case();
     static FRONT_DOOR: OnceLock<FrontDoor> = OnceLock::new();
+    let (app, case) = case();
     let front_door = FRONT_DOOR.get_or_init(|| front_door::start(*app, *app));
     *lock(case) = Case { answer: answer.to_vec(), ..Case::default() };
     let mut client = TcpStream::connect(front_door.address).map_err(|e| format!("no connection: {e}"))?;

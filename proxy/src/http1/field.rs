@@ -5,8 +5,8 @@ use std::ops::Range;
 /// More header fields than any real request has.
 pub const MAX_FIELDS: usize = 128;
 
-/// Empty lines before a request that are skipped (RFC 9112 §2.2 asks for at least one).
-const MAX_LEADING_LINES: u8 = 4;
+/// Empty lines before a head that are skipped (RFC 9112 §2.2 asks for at least one before a request).
+pub const MAX_LEADING_LINES: u8 = 4;
 
 /// Part of a head, as offsets, so that it can be kept while the head is moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
