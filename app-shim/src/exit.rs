@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::process::{Ended, SpawnError};
 
-/// The exit codes; see the README. 2 (usage) is clap's. 124 to 127 mean what they mean for `timeout` and `env`.
+/// The exit codes; see docs/cli.md. 2 (usage) is clap's. 124 to 127 mean what they mean for `timeout` and `env`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Drained, and the app has ended when it was told to.

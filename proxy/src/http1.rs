@@ -4,7 +4,7 @@
 //! parsed head into one buffer: no header map is built or copied, names keep their case and order. Bodies are passed
 //! on as they came; [`body`] only finds where they end.
 //!
-//! pingora-core has HTTP/1 sessions of its own; the README says why they are not used.
+//! pingora-core has HTTP/1 sessions of its own; docs/adr/0001-own-http1-loop.md says why they are not used.
 
 pub mod body;
 pub mod buffer;

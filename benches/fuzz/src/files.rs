@@ -114,9 +114,9 @@ fn check_state(bytes: &[u8]) -> Result<(), String> {
 }
 
 fn state_seeds() -> Vec<Vec<u8>> {
-    let readme = include_str!("../../../README.md");
-    let example = readme.split("## State file\n\n```json\n").nth(1).and_then(|rest| rest.split("```").next());
-    let example = example.expect("the README shows a state file").to_owned();
+    let page = include_str!("../../../docs/state-file.md");
+    let example = page.split("## Example\n\n```json\n").nth(1).and_then(|rest| rest.split("```").next());
+    let example = example.expect("the page shows a state file").to_owned();
     let full = r#"{"active":"green","previous":"blue","lastSwitch":"2026-11-23T17:18:13Z","version":"1.0.1","healthy":true,
         "schema":1,"generation":17,"services":{"app":{"active":"green","previous":"blue","lastSwitch":"2026-11-23T17:18:13Z",
         "registered":{"blue":{"endpoints":["127.0.0.1:3010","unix:/run/blue.sock"],"version":"1.0.2"}},

@@ -252,7 +252,7 @@ fn is_ours(name: &str) -> bool {
             .contains(&name)
 }
 
-/// Whether a request by the rules is one of those that the front door refuses all the same; see the README.
+/// Whether a request by the rules is one of those that the front door refuses all the same; see docs/http-semantics.md.
 fn may_be_refused(meant: &Message, length: usize, around: &Circumstances) -> bool {
     let (host, _) = meant.meant();
     let absolute = meant.target.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));

@@ -1,4 +1,4 @@
-//! The command line. Fixed; see the README.
+//! The command line. Fixed; see docs/cli.md.
 
 use std::path::PathBuf;
 use std::time::Duration;

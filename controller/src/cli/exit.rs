@@ -9,7 +9,7 @@ use crate::deploy::machine::{Failure, Outcome};
 use crate::front::FrontError;
 use crate::report::Report;
 
-/// The exit codes. Fixed; see the README. 2 (usage) is clap's.
+/// The exit codes. Fixed; see docs/cli.md. 2 (usage) is clap's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
     Done,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Stage, get};
 
-/// How many, unless `UH_ROLLBACK_ROUNDS` says otherwise. The figure in the README is of 100.
+/// How many, unless `UH_ROLLBACK_ROUNDS` says otherwise.
 const ROUNDS: usize = 10;
 
 /// The guide promises 0.8 s. A busy machine is granted more here; the figure is printed.

@@ -1,4 +1,4 @@
-//! The admin API: HTTP requests to calls on [`Control`], results to replies. Fixed; see the README.
+//! The admin API: HTTP requests to calls on [`Control`], results to replies. Fixed; see docs/admin-api.md.
 
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use uh_protocol::client::ClientError;
 
-/// The exit codes. Fixed; see the README. 2 (usage) is clap's.
+/// The exit codes. Fixed; see docs/cli.md. 2 (usage) is clap's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
     Done,

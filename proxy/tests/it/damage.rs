@@ -103,9 +103,9 @@ fn a_field_that_only_another_version_knows_is_no_damage() {
 }
 
 #[test]
-fn the_file_in_the_readme_is_one_that_we_write() {
-    let readme = include_str!("../../../README.md");
-    let (_, rest) = readme.split_once("## State file\n\n```json\n").unwrap();
+fn the_documented_file_is_one_that_we_write() {
+    let page = include_str!("../../../docs/state-file.md");
+    let (_, rest) = page.split_once("## Example\n\n```json\n").unwrap();
     let (example, _) = rest.split_once("```").unwrap();
     let state = StateFile::parse(example.as_bytes()).unwrap();
     assert_eq!(String::from_utf8(state.text().unwrap()).unwrap(), example);
