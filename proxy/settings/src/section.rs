@@ -210,6 +210,20 @@ impl Section {
         default
     }
 
+    /// A length of time within bounds, or `"off"`.
+    pub fn duration_or_off(
+        &mut self,
+        key: &'static str,
+        default: Duration,
+        bounds: (Duration, Duration),
+    ) -> Option<Duration> {
+        if self.table.get(key).is_some_and(|value| value.as_str() == Some("off")) {
+            self.take(key);
+            return None;
+        }
+        Some(self.duration(key, default, bounds))
+    }
+
     /// A size with its unit, within bounds.
     pub fn size(&mut self, key: &'static str, default: u64, bounds: (u64, u64)) -> u64 {
         let Some(text) = self.quantity(key) else { return default };

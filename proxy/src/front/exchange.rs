@@ -18,6 +18,7 @@ use crate::config::Service;
 use crate::http1::body::Framing;
 use crate::http1::prefix;
 use crate::http1::request::RequestHead;
+use crate::observe::broken::Broken;
 use crate::observe::termination::Termination;
 use crate::switching::Maintenance;
 
@@ -60,6 +61,7 @@ async fn no_route(conn: &mut Connection, request: &RequestHead, record: &mut Rec
         status: 404,
         detail: "no service answers for this host and path",
         termination: Termination::NoRoute,
+        broken: None,
     };
     let next = refuse(conn, request, record, &refusal, request_is_read(request)).await;
     conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
@@ -118,6 +120,7 @@ async fn forward(
     let answered = match reach(conn, request, lease, &mut relay).await {
         Ok(answered) => answered,
         Err(refusal) => {
+            count_broken(record, lease, refusal.broken);
             let read = relay.request_done() || request_is_read(request);
             give_back(conn, relay);
             return refuse(conn, request, record, &refusal, read).await;
@@ -148,6 +151,10 @@ async fn forward(
         let untold = relay.down.sent() == 0;
         let refusal = failure.refusal();
         record.termination = refusal.termination;
+        if !(response.is_tunnel() && relay.client_leaves()) {
+            let broken = refusal.broken;
+            count_broken(record, lease, if untold { broken } else { broken.map(Broken::within_response) });
+        }
         let last_words = relay.last_words();
         give_back(conn, relay);
         if let Some(frame) = last_words {
@@ -172,6 +179,14 @@ async fn forward(
         // Nothing more comes from a client that said so: no word of it could meet a reset.
         (false, true) if request.is_last && conn.input.is_none() => Next::Close,
         (false, true) => Next::Linger,
+    }
+}
+
+/// Counts what the backend broke, before the client gets any answer of ours. That a backend in maintenance does not
+/// answer a health check is no news.
+fn count_broken(record: &Record, lease: &Lease, broken: Option<Broken>) {
+    if let (Some(broken), false) = (broken, record.health_in_maintenance) {
+        lease.owner().meters.lane(lease.worker()).broke(broken);
     }
 }
 

@@ -12,6 +12,7 @@ use super::upstream::{ConnectError, Upstream};
 use crate::http1::buffer::Buffer;
 use crate::http1::request::RequestHead;
 use crate::http1::response::{Recipient, ResponseHead};
+use crate::observe::broken::Broken;
 use crate::observe::meters::RetryReason;
 use crate::observe::termination::Termination;
 
@@ -149,11 +150,13 @@ async fn connect(
             status: 504,
             detail: "the app could not be reached in time",
             termination: Termination::UpstreamUnreachable,
+            broken: Some(Broken::Unreachable),
         },
         _ => Refusal {
             status: 502,
             detail: "the app could not be reached",
             termination: Termination::UpstreamUnreachable,
+            broken: Some(Broken::Unreachable),
         },
     })
 }

@@ -1,6 +1,7 @@
 //! What a client is told when there is no response for it.
 
 use super::relay::Failure;
+use crate::observe::broken::Broken;
 use crate::observe::termination::Termination;
 
 /// What the client hears when no response could be had.
@@ -8,6 +9,8 @@ pub(super) struct Refusal {
     pub status: u16,
     pub detail: &'static str,
     pub termination: Termination,
+    /// What the backend did, if the fault is its.
+    pub broken: Option<Broken>,
 }
 
 impl Failure {
@@ -38,12 +41,25 @@ impl Failure {
             }
             Self::Cut(_) => (503, "the front door is stopping", Termination::Stop),
         };
-        Refusal { status, detail, termination }
+        Refusal { status, detail, termination, broken: self.broken() }
+    }
+}
+
+impl Failure {
+    /// What the backend did, if the fault is its. Total, so that a new failure can't go uncounted by accident.
+    fn broken(&self) -> Option<Broken> {
+        match self {
+            Self::Client(_) | Self::Cut(_) => None,
+            Self::UpstreamClosed { .. } | Self::UpstreamBroke => Some(Broken::Closed),
+            Self::UpstreamProtocol(_) => Some(Broken::NotUnderstood),
+            Self::UpstreamTimeout => Some(Broken::TimedOut),
+        }
     }
 }
 
 impl Refusal {
     pub(super) fn internal() -> Self {
-        Self { status: 503, detail: "no backend is available", termination: Termination::NoRoute }
+        let (detail, termination) = ("no backend is available", Termination::NoRoute);
+        Self { status: 503, detail, termination, broken: None }
     }
 }

@@ -91,6 +91,12 @@ pub struct Relay {
     up_broken: bool,
     /// The client has closed its sending side; it may still read.
     client_ended: bool,
+    /// The head of the final response has come.
+    answered: bool,
+    /// When the request had gone up as far as it will. From then on only the backend is waited for.
+    asked: Option<Instant>,
+    /// The exchange was counted as overdue.
+    overdue: bool,
     tunnel: bool,
     /// The tunnel's place among all of its backend's when they are closed, from 0 to 1.
     share: f32,
@@ -118,6 +124,9 @@ impl Relay {
             up_done: false,
             up_broken: false,
             client_ended: false,
+            answered: false,
+            asked: None,
+            overdue: false,
             tunnel: false,
             share: 0.0,
             leaving: None,
@@ -154,11 +163,18 @@ impl Relay {
         self.client_ended
     }
 
+    /// Whether the client has begun to leave: what the other side does then may be its answer to that.
+    #[must_use]
+    pub fn client_leaves(&self) -> bool {
+        self.client_ended || self.tunnel && self.up_done
+    }
+
     /// For another attempt on another connection. Only while none of the body has been sent.
     pub fn rewind(&mut self) {
         self.up.rewind();
         self.up_done = false;
         self.up_broken = false;
+        self.asked = None;
         self.up_pace = Pace::default();
         self.last_move = Instant::now();
         self.moved = self.down.sent();
@@ -190,6 +206,7 @@ impl Relay {
                 let to = Recipient { keep_alive, ..to };
                 if let Some(head) = self.scan_head(&mut scanner, to, spare)? {
                     if !head.is_interim() {
+                        self.answered = true;
                         return Poll::Ready(Ok(head));
                     }
                     interim += 1;
@@ -287,12 +304,14 @@ impl Relay {
             }
             Poll::Ready(Ok(())) => {
                 self.up_done = true;
+                self.asked = Some(self.last_move);
                 // In the same poll, or nothing would wake us when the client goes.
                 self.watch_client(cx, around)
             }
             Poll::Ready(Err(PumpError::Write(_))) => {
                 // The backend may have answered and closed without reading on: its answer decides.
                 self.up_broken = true;
+                self.asked = Some(self.last_move);
                 Ok(())
             }
             Poll::Ready(Err(PumpError::BadBody)) => Err(Failure::Client(Termination::BadRequest)),
@@ -329,6 +348,9 @@ impl Relay {
             Poll::Pending => Ok(Poll::Pending),
             Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
             Poll::Ready(Err(PumpError::Write(_))) => Err(Failure::Client(Termination::ClientGone)),
+            Poll::Ready(Err(PumpError::BadBody)) => {
+                Err(Failure::UpstreamProtocol("malformed chunks in the response body"))
+            }
             Poll::Ready(Err(_)) => Err(Failure::UpstreamBroke),
         }
     }

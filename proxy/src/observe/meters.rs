@@ -10,6 +10,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use uh_protocol::{BackendName, ServiceName};
 
+use super::broken::Broken;
+
 /// The methods that are told apart; any other is `OTHER`.
 pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "OTHER"];
 
@@ -109,6 +111,8 @@ pub struct BackendLane {
     retries_refused: AtomicU64,
     failed_open: AtomicU64,
     cut: AtomicU64,
+    broken: [AtomicU64; Broken::ALL.len()],
+    overdue: AtomicU64,
 }
 
 impl BackendLane {
@@ -121,6 +125,8 @@ impl BackendLane {
             retries_refused: AtomicU64::new(0),
             failed_open: AtomicU64::new(0),
             cut: AtomicU64::new(0),
+            broken: std::array::from_fn(|_| AtomicU64::new(0)),
+            overdue: AtomicU64::new(0),
         }
     }
 
@@ -149,6 +155,17 @@ impl BackendLane {
     /// Counts an exchange that a drain or the end of the process cut.
     pub fn was_cut(&self) {
         add(&self.cut, 1);
+    }
+
+    /// Counts an exchange that the backend broke. At most once for each, when it breaks.
+    pub fn broke(&self, how: Broken) {
+        add(&self.broken[how as usize], 1);
+    }
+
+    /// Counts an exchange that waits for its response's head for longer than it should. At most once for each, while it
+    /// still waits.
+    pub fn is_overdue(&self) {
+        add(&self.overdue, 1);
     }
 }
 
@@ -181,6 +198,10 @@ pub struct BackendReading {
     pub failed_open: u64,
     /// Exchanges cut.
     pub cut: u64,
+    /// Exchanges that the backend broke, by [`Broken`].
+    pub broken: [u64; Broken::ALL.len()],
+    /// Exchanges whose response's head was overdue.
+    pub overdue: u64,
 }
 
 /// What a scrape reads of a histogram.
@@ -226,6 +247,8 @@ impl BackendMeters {
             retries_refused: self.total(|lane| &lane.retries_refused),
             failed_open: self.total(|lane| &lane.failed_open),
             cut: self.total(|lane| &lane.cut),
+            broken: std::array::from_fn(|how| self.total(|lane| &lane.broken[how])),
+            overdue: self.total(|lane| &lane.overdue),
         }
     }
 

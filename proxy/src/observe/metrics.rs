@@ -8,6 +8,7 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use uh_protocol::{BackendName, ServiceName};
 
+use super::broken::Broken;
 use super::meters::{BOUNDS_US, HistogramReading, Meters, RETRY_REASONS};
 use crate::front::Board;
 use crate::front::admission::{self, Admission};
@@ -225,6 +226,14 @@ impl Metrics {
         );
         let mut cut =
             Family::counter("drain_cut_total", "Exchanges cut by a drain or by the end of the process.");
+        let mut broken = Family::counter(
+            "exchanges_broken_total",
+            "Exchanges that the backend broke, counted when they break, by reason.",
+        );
+        let mut overdue = Family::counter(
+            "exchanges_overdue_total",
+            "Exchanges that waited longer than timeouts.overdue for a response's head, counted while they wait.",
+        );
         let snapshot = self.board.snapshot();
         for state in &snapshot.services {
             let service = state.config.name.as_str();
@@ -258,6 +267,10 @@ impl Metrics {
                 refused.add(&labels, reading.retries_refused as f64);
                 failed_open.add(&labels, reading.failed_open as f64);
                 cut.add(&labels, reading.cut as f64);
+                for (how, count) in Broken::ALL.iter().zip(reading.broken) {
+                    broken.add(&with("reason", how.as_str()), count as f64);
+                }
+                overdue.add(&labels, reading.overdue as f64);
             }
         }
         [
@@ -275,6 +288,8 @@ impl Metrics {
             refused,
             failed_open,
             cut,
+            broken,
+            overdue,
         ]
         .map(Family::done)
         .into()

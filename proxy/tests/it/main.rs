@@ -10,8 +10,9 @@
 
 mod admin;
 mod answers;
-mod config_files;
 #[cfg(feature = "fault-points")]
+mod broken;
+mod config_files;
 mod crash;
 mod damage;
 mod endpoints;

@@ -38,10 +38,17 @@ impl Relay {
             let (limit, failure) = self.limit(&service.timeouts);
             let paced = self.pace(&service.limits, around.client)?;
             let deadline = self.last_move + limit;
-            if !around.watchdog.poll_expired(cx, paced.map_or(deadline, |paced| paced.min(deadline))) {
+            let overdue = self.overdue_at(service.timeouts.overdue);
+            let next = [paced, overdue].into_iter().flatten().fold(deadline, Instant::min);
+            if !around.watchdog.poll_expired(cx, next) {
                 return Ok(());
             }
-            if Instant::now() >= deadline && !self.client_takes(around.client) {
+            let now = Instant::now();
+            if overdue.is_some_and(|at| now >= at) {
+                self.overdue = true;
+                around.lease.owner().meters.lane(around.lease.worker()).is_overdue();
+            }
+            if now >= deadline && !self.client_takes(around.client) {
                 return Err(failure);
             }
         }
@@ -103,6 +110,16 @@ impl Relay {
             self.down_pace.stop(now);
         }
         Ok(next)
+    }
+
+    /// When the exchange counts as overdue: the backend has had the request for so long, or takes none of it, and has not
+    /// answered. `None` once it was counted.
+    fn overdue_at(&self, overdue: Option<Duration>) -> Option<Instant> {
+        if self.answered || self.overdue {
+            return None;
+        }
+        let takes_nothing = || (self.up.waiting() == Waiting::Sink).then_some(self.last_move);
+        Some(self.asked.or_else(takes_nothing)? + overdue?)
     }
 
     /// Whether a client that we can't write to goes on reading what lies in the socket's buffer, which may be more
