@@ -35,6 +35,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::status(args),
         Command::Drain(args) => drain::drain(args),
         Command::Backend(BackendCommand::Set(args)) => backend::set(args),
+        Command::Backend(BackendCommand::Unset(args)) => backend::unset(args),
+        Command::Backend(BackendCommand::Withdraw(args)) => backend::withdraw(args),
         Command::Maintenance(args) => maintenance::maintenance(args),
         Command::Reload(args) => reload::reload(args),
     };

@@ -14,9 +14,10 @@ use tokio::net::UnixStream;
 use crate::name::{BackendName, ServiceName};
 use crate::problem::Problem;
 use crate::request::{
-    BackendRequest, DrainRequest, Drained, Maintained, MaintenanceRequest, Reloaded, SwitchRequest, Switched,
+    BackendRequest, DrainRequest, Drained, Maintained, MaintenanceRequest, Registered, Reloaded,
+    SwitchRequest, Switched, UnsetRequest, WithdrawRequest, Withdrawn,
 };
-use crate::status::{BackendStatus, Status};
+use crate::status::Status;
 
 /// How long a call may take beyond any waiting it asks for: the front door answers in milliseconds, and persists
 /// within its own deadline of five seconds.
@@ -127,9 +128,38 @@ impl Client {
         service: &ServiceName,
         backend: &BackendName,
         request: &BackendRequest,
-    ) -> Result<BackendStatus, ClientError> {
+    ) -> Result<Registered, ClientError> {
         let path = format!("/v1/services/{service}/backends/{backend}");
         self.call(Method::PUT, &path, Some(request), CALL_TIMEOUT).await
+    }
+
+    /// Drops a backend's registration, so that it is as the configuration file has it, and ends a withdrawal.
+    ///
+    /// # Errors
+    /// `Problem` when refused; then nothing has changed.
+    pub async fn unset_backend(
+        &self,
+        service: &ServiceName,
+        backend: &BackendName,
+        request: &UnsetRequest,
+    ) -> Result<Registered, ClientError> {
+        let path = format!("/v1/services/{service}/backends/{backend}");
+        self.call(Method::DELETE, &path, Some(request), CALL_TIMEOUT).await
+    }
+
+    /// Withdraws a standby: no exchange starts on it, and nothing switches to it, until it is registered again. Do this
+    /// before you stop a backend, then drain it.
+    ///
+    /// # Errors
+    /// `Problem` when refused, as for the active backend; then nothing has changed.
+    pub async fn withdraw(
+        &self,
+        service: &ServiceName,
+        backend: &BackendName,
+        request: &WithdrawRequest,
+    ) -> Result<Withdrawn, ClientError> {
+        let path = format!("/v1/services/{service}/backends/{backend}/withdraw");
+        self.call(Method::POST, &path, Some(request), CALL_TIMEOUT).await
     }
 
     /// Begins or ends maintenance: new requests are answered by the front door itself.

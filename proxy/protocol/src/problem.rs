@@ -21,8 +21,10 @@ pub enum Code {
     BackendUnhealthy,
     /// An expectation did not hold.
     Conflict,
-    /// The active backend can't be drained.
+    /// The backend is active, and this is for standbys only: a drain, a withdrawal, or new endpoints without `force`.
     BackendActive,
+    /// The backend is withdrawn: nothing switches to it until it is registered again.
+    BackendWithdrawn,
     /// The request is malformed, too large or out of range.
     InvalidRequest,
     /// The configuration file can't be used as it is.
@@ -46,7 +48,7 @@ impl Code {
             Self::Forbidden => 403,
             Self::UnknownService | Self::UnknownBackend | Self::UnknownCall => 404,
             Self::MethodNotAllowed => 405,
-            Self::BackendUnhealthy | Self::Conflict | Self::BackendActive => 409,
+            Self::BackendUnhealthy | Self::Conflict | Self::BackendActive | Self::BackendWithdrawn => 409,
             Self::InvalidConfiguration => 422,
             Self::Internal => 500,
             Self::NotSupported => 501,
@@ -62,6 +64,7 @@ impl Code {
             Self::BackendUnhealthy
                 | Self::Conflict
                 | Self::BackendActive
+                | Self::BackendWithdrawn
                 | Self::InvalidConfiguration
                 | Self::Forbidden
         )
@@ -100,6 +103,7 @@ impl Problem {
             Code::BackendUnhealthy => "backend unhealthy",
             Code::Conflict => "conflict",
             Code::BackendActive => "backend active",
+            Code::BackendWithdrawn => "backend withdrawn",
             Code::InvalidRequest => "invalid request",
             Code::InvalidConfiguration => "invalid configuration",
             Code::Forbidden => "forbidden",

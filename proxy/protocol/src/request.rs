@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::name::{BackendName, ServiceName};
-use crate::status::MaintenanceStatus;
+use crate::status::{BackendStatus, MaintenanceStatus};
 
 /// The longest time that a drain may be asked to wait: one day, so that a typo does not park a client for ever.
 pub const MAX_DRAIN_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
@@ -102,7 +102,7 @@ impl Remaining {
     }
 }
 
-/// `PUT /v1/services/{s}/backends/{b}`. The reply is the backend's [`crate::status::BackendStatus`].
+/// `PUT /v1/services/{s}/backends/{b}`. The reply is [`Registered`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackendRequest {
@@ -117,6 +117,74 @@ pub struct BackendRequest {
     /// Give even the active backend other endpoints, which nobody has probed yet.
     #[serde(default)]
     pub force: bool,
+}
+
+/// `DELETE /v1/services/{s}/backends/{b}`. The body may be left out. The reply is [`Registered`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnsetRequest {
+    /// Refuse unless this is the generation now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_generation: Option<u64>,
+    /// Give even the active backend other endpoints, which nobody has probed yet.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The reply to a registration, and to its end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Registered {
+    /// The backend as it is now.
+    #[serde(flatten)]
+    pub backend: BackendStatus,
+    /// `false`: it was so already.
+    #[serde(default)]
+    pub changed: bool,
+    /// The generation now; 0 from a proxy that doesn't report it here.
+    #[serde(default)]
+    pub generation: u64,
+    /// `false`: it is so, but the disk refused the state file; it is tried again.
+    #[serde(default = "yes")]
+    pub persisted: bool,
+    /// Why it is not on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist_error: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// `POST /v1/services/{s}/backends/{b}/withdraw`. The body may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WithdrawRequest {
+    /// Refuse unless this is the generation now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_generation: Option<u64>,
+}
+
+/// The reply to a withdrawal: from now on no exchange starts on the backend, and none can be switched to it, until it
+/// is registered again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withdrawn {
+    /// The service.
+    pub service: ServiceName,
+    /// The backend.
+    pub backend: BackendName,
+    /// `false`: it was withdrawn already.
+    pub changed: bool,
+    /// The generation now.
+    pub generation: u64,
+    /// Requests that it still holds. Drain it before you stop it.
+    pub requests_in_flight: u64,
+    /// Upgraded connections that it still holds.
+    pub tunnels: u64,
+    /// `false`: it is withdrawn, but the disk refused the state file, so a restart could undo it; it is tried again.
+    pub persisted: bool,
+    /// Why it is not on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist_error: Option<String>,
 }
 
 /// `POST /v1/services/{s}/maintenance`.

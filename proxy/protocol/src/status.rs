@@ -74,8 +74,10 @@ pub struct MaintenanceStatus {
 pub enum Role {
     /// It gets new requests.
     Active,
-    /// It gets none.
+    /// It gets none, and can be switched to.
     Standby,
+    /// It gets none, and can't be switched to until it is registered again.
+    Withdrawn,
 }
 
 /// One backend of a service.

@@ -67,6 +67,19 @@ async fn dispatch(
                     .await?,
             )
         }
+        (["v1", "services", service, "backends", backend], &Method::DELETE) => {
+            let backend = backend_name(service, backend)?;
+            let order = body_or_default(request).await?;
+            let (control, service) = (Arc::clone(control), (*service).to_owned());
+            let change = async move { control.unset_backend(&service, &backend, order, peer).await };
+            json(&to_its_end(change).await?)
+        }
+        (["v1", "services", service, "backends", backend, "withdraw"], &Method::POST) => {
+            let backend = backend_name(service, backend)?;
+            let order = body_or_default(request).await?;
+            let (control, service) = (Arc::clone(control), (*service).to_owned());
+            json(&to_its_end(async move { control.withdraw(&service, &backend, order, peer).await }).await?)
+        }
         (["v1", "reload"], &Method::POST) => {
             let control = Arc::clone(control);
             json(&to_its_end(async move { control.reload(Asked::By(peer)).await }).await?)
@@ -81,7 +94,7 @@ async fn dispatch(
             | ["v1", "status" | "reload"]
             | ["v1", "services", _, "switch" | "maintenance"]
             | ["v1", "services", _, "backends", _]
-            | ["v1", "services", _, "backends", _, "drain"],
+            | ["v1", "services", _, "backends", _, "drain" | "withdraw"],
             _,
         ) => Err(Problem::new(Code::MethodNotAllowed, format!("{method} is not the method for this call"))),
         _ => Err(unknown_call(&path)),
@@ -109,20 +122,34 @@ fn backend_name(service: &str, text: &str) -> Result<BackendName, Problem> {
 }
 
 async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Problem> {
-    let invalid = |status, detail: String| Problem::with_status(Code::InvalidRequest, status, detail);
+    parse(&bytes(request).await?)
+}
+
+/// For calls that can be made without a body.
+async fn body_or_default<T: DeserializeOwned + Default>(request: Request<Incoming>) -> Result<T, Problem> {
+    let bytes = bytes(request).await?;
+    if bytes.is_empty() { Ok(T::default()) } else { parse(&bytes) }
+}
+
+fn invalid(status: u16, detail: String) -> Problem {
+    Problem::with_status(Code::InvalidRequest, status, detail)
+}
+
+async fn bytes(request: Request<Incoming>) -> Result<Bytes, Problem> {
     let read =
         tokio::time::timeout(BODY_TIMEOUT, Limited::new(request.into_body(), MAX_BODY_BYTES).collect()).await;
-    let bytes = match read {
-        Ok(Ok(collected)) => collected.to_bytes(),
+    match read {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
-            return Err(invalid(413, format!("the body is larger than {MAX_BODY_BYTES} bytes")));
+            Err(invalid(413, format!("the body is larger than {MAX_BODY_BYTES} bytes")))
         }
-        Ok(Err(e)) => return Err(invalid(400, format!("the body can't be read: {e}"))),
-        Err(_) => {
-            return Err(invalid(400, format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs())));
-        }
-    };
-    serde_json::from_slice(&bytes).map_err(|e| match e.classify() {
+        Ok(Err(e)) => Err(invalid(400, format!("the body can't be read: {e}"))),
+        Err(_) => Err(invalid(400, format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()))),
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes).map_err(|e| match e.classify() {
         serde_json::error::Category::Data => invalid(422, format!("the body does not fit the call: {e}")),
         _ => invalid(400, format!("the body is not JSON: {e}")),
     })

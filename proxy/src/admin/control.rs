@@ -5,14 +5,13 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use uh_protocol::request::{BackendRequest, SwitchRequest, Switched};
+use uh_protocol::request::{SwitchRequest, Switched};
 use uh_protocol::status::{BackendStatus, EndpointStatus, ProxyStatus, Role, ServiceStatus, Status};
 use uh_protocol::{BackendName, Code, Problem, ServiceName};
 
 use super::maintenance::maintenance_status;
 use super::reload::Reloading;
 use super::socket::Peer;
-use crate::config::MAX_ENDPOINTS;
 use crate::fault;
 use crate::front::Board;
 use crate::front::attention::{Bell, Stage};
@@ -22,11 +21,7 @@ use crate::observe::metrics::{Metrics, SwitchResult};
 use crate::state::file::StateFile;
 use crate::state::keeper::{Change, Keeper};
 use crate::state::time::iso_millis;
-use crate::switching::board::RegisterOrder;
-use crate::switching::{Address, Backend, Health, Refusal, ServiceState, SwitchOrder};
-
-/// The longest version that can be registered, in characters.
-const MAX_VERSION_CHARS: usize = 128;
+use crate::switching::{Backend, Health, Refusal, ServiceState, SwitchOrder};
 
 /// A running front door, as the admin side sees it.
 pub struct Control {
@@ -88,7 +83,7 @@ impl Control {
         }
     }
 
-    fn backend_status(
+    pub(super) fn backend_status(
         &self,
         state: &ServiceState<crate::front::pool::IdlePool>,
         backend: &Arc<Backend>,
@@ -98,7 +93,7 @@ impl Control {
         BackendStatus {
             name: backend.name.clone(),
             version: backend.known_version(),
-            role: if state.is_active(&backend.name) { Role::Active } else { Role::Standby },
+            role: role(state, &backend.name),
             healthy: backend.health().as_option(),
             last_probe: backend.last_probe(),
             endpoints: backend
@@ -141,16 +136,12 @@ impl Control {
                 let problem = self.explain(service, &refusal);
                 self.count_refusal(service, &request.to);
                 tracing::warn!(target: "audit", %peer, action = "switch", service = cut(service), to = %request.to,
-                    force = request.force, result = "refused", reason = ?problem.detail);
+                    force = request.force, result = "refused", reason = problem.detail);
                 return Err(problem);
             }
         };
         let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
-        let persisted = if outcome.changed {
-            self.persist().await
-        } else {
-            self.keeper.wait(self.keeper.routing()).await
-        };
+        let persisted = self.persist_change(outcome.changed).await;
         fault::point("persisted");
         let result = if outcome.changed { SwitchResult::Switched } else { SwitchResult::Unchanged };
         self.metrics.switched(&service, &outcome.from, &request.to, result, outcome.swap_took);
@@ -191,55 +182,17 @@ impl Control {
         snapshot.services.iter().map(of).sum()
     }
 
-    /// `PUT /v1/services/{s}/backends/{b}`
-    ///
-    /// # Errors
-    /// Refused; then nothing has changed.
-    pub async fn set_backend(
-        &self,
-        service: &str,
-        backend: &BackendName,
-        request: BackendRequest,
-        peer: Peer,
-    ) -> Result<BackendStatus, Problem> {
-        let invalid = |detail: String| Problem::with_status(Code::InvalidRequest, 422, detail);
-        if request.endpoints.is_empty() || request.endpoints.len() > MAX_ENDPOINTS {
-            return Err(invalid(format!("endpoints: write 1 to {MAX_ENDPOINTS} addresses")));
-        }
-        let addresses: Result<Vec<Address>, _> = request.endpoints.iter().map(|text| text.parse()).collect();
-        let addresses = addresses.map_err(|e| invalid(format!("endpoints: {e}")))?;
-        let version = request.version.as_deref();
-        if version.is_some_and(|v| {
-            v.is_empty() || v.chars().count() > MAX_VERSION_CHARS || v.chars().any(char::is_control)
-        }) {
-            return Err(invalid(format!(
-                "version: write 1 to {MAX_VERSION_CHARS} characters, none of them control characters"
-            )));
-        }
-        let order = RegisterOrder {
-            addresses: &addresses,
-            version,
-            expect_generation: request.expect_generation,
-            force: request.force,
-        };
-        let set = self.board.set_backend(service, backend, &order);
-        let set = set.map_err(|refusal| self.refused("set_backend", service, backend, &refusal, peer));
-        let (registered, changed) = set?;
-        let persisted =
-            if changed { self.persist().await } else { self.keeper.wait(self.keeper.routing()).await };
-        self.news.backends.notify_one();
-        tracing::info!(target: "audit", %peer, action = "set_backend", service = cut(service), %backend,
-            endpoints = ?request.endpoints, version, changed, persisted = persisted.is_ok(), result = "done");
-        let snapshot = self.board.snapshot();
-        let state = snapshot.service(service).ok_or_else(|| internal("the service is gone"))?;
-        Ok(self.backend_status(state, &registered))
-    }
-
     /// Writes the state in the background, for what nobody waits for.
     pub fn persist_later(&self) {
         if let Some(state) = StateFile::of(&self.board) {
             self.keeper.submit(state, Change::Facts);
         }
+    }
+
+    /// Waits until a change is on disk. Where nothing has changed, that goes for the change before: the reply tells the
+    /// truth about what is in force.
+    pub(super) async fn persist_change(&self, changed: bool) -> Result<(), String> {
+        if changed { self.persist().await } else { self.keeper.wait(self.keeper.routing()).await }
     }
 
     pub(super) async fn persist(&self) -> Result<(), String> {
@@ -260,7 +213,7 @@ impl Control {
     ) -> Problem {
         let problem = self.explain(service, refusal);
         tracing::warn!(target: "audit", %peer, action, service = cut(service), %backend, result = "refused",
-            reason = ?problem.detail);
+            reason = problem.detail);
         problem
     }
 
@@ -279,6 +232,7 @@ impl Control {
             Refusal::UnknownBackend { .. } => Code::UnknownBackend,
             Refusal::NotActive { .. } | Refusal::OtherGeneration { .. } => Code::Conflict,
             Refusal::Unhealthy { .. } => Code::BackendUnhealthy,
+            Refusal::Withdrawn { .. } => Code::BackendWithdrawn,
             Refusal::Active { .. } | Refusal::ActiveMoved { .. } | Refusal::ActiveRemoved { .. } => {
                 Code::BackendActive
             }
@@ -298,6 +252,14 @@ impl Control {
             detail = format!("{detail}: {reason}{at}. To switch all the same, use force");
         }
         Problem::new(code, detail)
+    }
+}
+
+fn role(state: &ServiceState<crate::front::pool::IdlePool>, name: &BackendName) -> Role {
+    match (state.is_active(name), state.is_withdrawn(name)) {
+        (true, _) => Role::Active,
+        (false, true) => Role::Withdrawn,
+        (false, false) => Role::Standby,
     }
 }
 

@@ -38,15 +38,15 @@ impl Control {
         let (now, changed) = set.map_err(|refusal| {
             let problem = self.explain(service, &refusal);
             tracing::warn!(target: "audit", %peer, action = "maintenance", service = cut(service), result = "refused",
-                reason = ?problem.detail);
+                reason = problem.detail);
             problem
         })?;
         let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
-        let persisted =
-            if changed { self.persist().await } else { self.keeper.wait(self.keeper.routing()).await };
+        let persisted = self.persist_change(changed).await;
         let details = now.as_deref().map(maintenance_status);
         tracing::info!(target: "audit", %peer, action = "maintenance", %service, on = now.is_some(), changed,
-            details = ?details, persisted = persisted.is_ok(), result = "done");
+            message = details.as_ref().map(|details| details.message.as_str()),
+            retry_after_s = details.as_ref().map(|details| details.retry_after_s), persisted = persisted.is_ok(), result = "done");
         Ok(Maintained {
             service,
             on: now.is_some(),

@@ -39,7 +39,7 @@ pub(super) enum Command {
     Status(StatusArgs),
     /// Wait until a standby's exchanges are over
     Drain(DrainArgs),
-    /// Register a backend's endpoints and version
+    /// Register a backend, drop its registration, or withdraw it before you stop it
     #[command(subcommand)]
     Backend(BackendCommand),
     /// Answer new requests with a maintenance page, or forward them again
@@ -118,6 +118,39 @@ pub(super) struct DrainArgs {
 pub(super) enum BackendCommand {
     /// Register a backend's endpoints and version
     Set(BackendSetArgs),
+    /// Drop a backend's registration: back to the configuration file's endpoints
+    Unset(BackendUnsetArgs),
+    /// Withdraw a standby before you stop it: nothing can switch to it until it is registered again
+    Withdraw(BackendWithdrawArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct BackendUnsetArgs {
+    /// The backend
+    pub(super) backend: BackendName,
+    /// Refuse unless this is the generation now
+    #[arg(long, value_name = "N")]
+    pub(super) expect_generation: Option<u64>,
+    /// Give even the active backend other endpoints
+    #[arg(long)]
+    pub(super) force: bool,
+    #[command(flatten)]
+    pub(super) service: ServiceArgs,
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct BackendWithdrawArgs {
+    /// The standby to withdraw
+    pub(super) backend: BackendName,
+    /// Refuse unless this is the generation now
+    #[arg(long, value_name = "N")]
+    pub(super) expect_generation: Option<u64>,
+    #[command(flatten)]
+    pub(super) service: ServiceArgs,
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -57,7 +57,7 @@ fn tell_service(service: &ServiceStatus) -> Result<(), Failed> {
         service.name, service.active
     ))?;
     say(format_args!(
-        "  {:<12} {:<8} {:<9} {:<12} {:>9} {:>7}  endpoints",
+        "  {:<12} {:<9} {:<9} {:<12} {:>9} {:>7}  endpoints",
         "backend", "role", "health", "version", "in flight", "tunnels"
     ))?;
     service.backends.iter().try_for_each(tell_backend)
@@ -67,10 +67,11 @@ fn tell_backend(backend: &BackendStatus) -> Result<(), Failed> {
     let role = match backend.role {
         Role::Active => "active",
         Role::Standby => "standby",
+        Role::Withdrawn => "withdrawn",
     };
     let endpoints: Vec<&str> = backend.endpoints.iter().map(|endpoint| endpoint.address.as_str()).collect();
     say(format_args!(
-        "  {:<12} {role:<8} {:<9} {:<12} {:>9} {:>7}  {}",
+        "  {:<12} {role:<9} {:<9} {:<12} {:>9} {:>7}  {}",
         backend.name,
         health(backend.healthy),
         backend.version.as_deref().unwrap_or("-"),

@@ -35,9 +35,19 @@ pub(super) async fn reach(
     lease: &mut Lease,
     relay: &mut Relay,
 ) -> Result<Answered, Refusal> {
-    let mut retried = false;
+    let (mut retried, mut moved) = (false, false);
     loop {
-        let mut upstream = connect(conn, request, lease, retried, relay.last_move().into_std()).await?;
+        let mut upstream = match connect(conn, request, lease, retried, relay.last_move().into_std()).await {
+            Ok(upstream) => upstream,
+            // Traffic has moved while the backend could not be reached: nothing was sent, and the new one can answer.
+            Err(refusal) if lease.is_retired() && !moved && may_retry(lease) => {
+                lease.owner().meters.lane(lease.worker()).retried(RetryReason::ConnectFailed);
+                *lease = pick_again(conn, request, lease).ok_or(refusal)?;
+                moved = true;
+                continue;
+            }
+            Err(refusal) => return Err(refusal),
+        };
         // Connecting may have taken a while: a request that is to be cut is better not sent at all.
         if lease.is_cut() {
             return Err(Failure::Cut(Termination::Drain).refusal());
@@ -75,15 +85,16 @@ pub(super) async fn reach(
             return Err(failure.refusal());
         }
         lease.owner().meters.lane(lease.worker()).retried(RetryReason::StaleConnection);
-        let again = pick(conn, request).ok_or_else(Refusal::internal)?;
-        if again.owner().service.stripped_prefix() != lease.owner().service.stripped_prefix() {
-            // Reconfigured meanwhile: the head is written for the service as it was.
-            return Err(failure.refusal());
-        }
-        *lease = again;
+        *lease = pick_again(conn, request, lease).ok_or_else(|| failure.refusal())?;
         relay.rewind();
         retried = true;
     }
+}
+
+/// Picks for another attempt. `None`: the service was reconfigured meanwhile, and the head is written for it as it was.
+fn pick_again(conn: &Connection, request: &RequestHead, before: &Lease) -> Option<Lease> {
+    let prefix = before.owner().service.stripped_prefix();
+    pick(conn, request).filter(|again| again.owner().service.stripped_prefix() == prefix)
 }
 
 /// Whether the retry budget allows another attempt; counted if not.
@@ -113,7 +124,8 @@ async fn connect(
     loop {
         let Some(choice) = pool.choose(&mut tried, now) else { break };
         if last.is_some() {
-            if !may_retry(lease) {
+            // No attempt starts on a backend that traffic has left: somebody may be about to stop it.
+            if lease.is_retired() || !may_retry(lease) {
                 break;
             }
             lane.retried(RetryReason::ConnectFailed);

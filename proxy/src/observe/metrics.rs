@@ -201,6 +201,10 @@ impl Metrics {
         let mut connections =
             Family::gauge("backend_connections", "Upstream connections, by whether they carry an exchange.");
         let mut active = Family::gauge("backend_active", "Whether the backend gets new requests.");
+        let mut withdrawn = Family::gauge(
+            "backend_withdrawn",
+            "Whether the backend is withdrawn: nothing can switch to it until it is registered again.",
+        );
         let mut healthy = Family::gauge("backend_healthy", "Whether the backend's probes are good.");
         let mut last_switch =
             Family::gauge("last_switch_timestamp_seconds", "When the active backend last changed.");
@@ -253,6 +257,7 @@ impl Metrics {
                 connections.add(&with("state", "active"), counts.active as f64);
                 connections.add(&with("state", "idle"), counts.idle as f64);
                 active.add(&labels, f64::from(u8::from(state.is_active(&backend.name))));
+                withdrawn.add(&labels, f64::from(u8::from(state.is_withdrawn(&backend.name))));
                 let is_healthy = matches!(backend.health(), Health::Healthy | Health::NotProbed);
                 healthy.add(&labels, f64::from(u8::from(is_healthy)));
                 for (method, code, count) in &reading.requests {
@@ -278,6 +283,7 @@ impl Metrics {
             tunnels,
             connections,
             active,
+            withdrawn,
             healthy,
             last_switch,
             maintenance,

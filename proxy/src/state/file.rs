@@ -1,7 +1,7 @@
 //! The format of the state file. Its first five fields are the guide's, for the first service, so that
 //! `jq -r .active` in old scripts keeps working.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,9 @@ pub struct ServiceEntry {
     /// The maintenance it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<MaintenanceEntry>,
+    /// Standbys that can't become active until they are registered again.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub withdrawn: BTreeSet<BackendName>,
 }
 
 /// The maintenance that a service is in.
@@ -118,6 +121,7 @@ impl StateFile {
                 message: maintenance.message.clone(),
                 retry_after_s: maintenance.retry_after_s,
             }),
+            withdrawn: state.withdrawn.clone(),
         };
         Some(Self {
             active: active.name.clone(),
@@ -221,6 +225,7 @@ impl StateFile {
                     last_switch: self.last_switch.as_deref().and_then(|text| text.parse().ok()),
                     registered: Vec::new(),
                     maintenance: None,
+                    withdrawn: BTreeSet::new(),
                 }
             } else {
                 Restored::default()
@@ -242,6 +247,7 @@ impl StateFile {
                 message: maintenance.message.clone(),
                 retry_after_s: maintenance.retry_after_s,
             }),
+            withdrawn: entry.withdrawn.clone(),
         }
     }
 }

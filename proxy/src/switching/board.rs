@@ -2,8 +2,10 @@
 
 mod drain;
 mod refusal;
+mod register;
 mod reload;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use uh_protocol::BackendName;
 
 pub use drain::{Drain, Holding};
 pub use refusal::Refusal;
+pub use register::{RegisterOrder, Registration, Withdrawal};
 
 use super::backend::{Address, Backend, Health};
 use super::lease::{Activation, LanePayload, Lease, Ledger};
@@ -32,19 +35,6 @@ pub struct SwitchOrder {
     /// Refuse unless this is the generation.
     pub expect_generation: Option<u64>,
     /// Switch even if it is not known to be healthy.
-    pub force: bool,
-}
-
-/// What an operator asks for with a registration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RegisterOrder<'a> {
-    /// At least one.
-    pub addresses: &'a [Address],
-    /// The app's version.
-    pub version: Option<&'a str>,
-    /// Refuse unless this is the generation.
-    pub expect_generation: Option<u64>,
-    /// Give even the active backend other endpoints.
     pub force: bool,
 }
 
@@ -80,6 +70,8 @@ pub struct Restored {
     pub registered: Vec<(BackendName, Vec<Address>, Option<String>)>,
     /// The maintenance it was in.
     pub maintenance: Option<Maintenance>,
+    /// Backends that were withdrawn.
+    pub withdrawn: BTreeSet<BackendName>,
 }
 
 /// What becomes of a new request.
@@ -155,7 +147,18 @@ impl<P: LanePayload> Switchboard<P> {
         };
         let backends: Vec<Arc<Backend>> = service.backends.iter().map(backend).collect();
         let named = |name: &BackendName| backends.iter().find(|backend| backend.name == *name);
-        let active = restored.active.as_ref().and_then(named).or_else(|| named(&service.active))?;
+        let serves = |backend: &&Arc<Backend>| !restored.withdrawn.contains(&backend.name);
+        // Without the backend that was active, rather another one than one that somebody has stopped.
+        let fallback = || {
+            named(&service.active)
+                .filter(serves)
+                .or_else(|| backends.iter().find(serves))
+                .or_else(|| named(&service.active))
+        };
+        let active = restored.active.as_ref().and_then(named).or_else(fallback)?;
+        let withdrawn =
+            restored.withdrawn.iter().filter(|&name| *name != active.name && named(name).is_some());
+        let withdrawn = withdrawn.cloned().collect();
         let config = Arc::new(service.clone());
         let active = self.activate(writer, &config, active);
         Some(ServiceState {
@@ -164,6 +167,7 @@ impl<P: LanePayload> Switchboard<P> {
             previous: restored.previous.filter(|name| named(name).is_some()),
             last_switch: restored.last_switch,
             maintenance: restored.maintenance.map(Arc::new),
+            withdrawn,
             backends,
         })
     }
@@ -245,6 +249,9 @@ impl<P: LanePayload> Switchboard<P> {
         if *active == order.to {
             return Ok(outcome);
         }
+        if state.is_withdrawn(&order.to) {
+            return Err(Refusal::Withdrawn { backend: order.to.clone(), active: active.clone() });
+        }
         if !order.force && matches!(health, Health::Unhealthy | Health::Unknown) {
             return Err(Refusal::Unhealthy { backend: order.to.clone(), active: active.clone(), health });
         }
@@ -264,43 +271,6 @@ impl<P: LanePayload> Switchboard<P> {
         outcome.in_flight_previous = ledger.requests() + ledger.tunnels();
         drop(old);
         Ok(outcome)
-    }
-
-    /// Registers a backend's endpoints and version. Unless nothing is different, it gets new idle pools, and its
-    /// probes start anew. Returns the backend, and whether anything is different.
-    ///
-    /// # Errors
-    /// Refused; then nothing has changed.
-    pub fn set_backend(
-        &self,
-        service: &str,
-        name: &BackendName,
-        order: &RegisterOrder<'_>,
-    ) -> Result<(Arc<Backend>, bool), Refusal> {
-        let mut writer = self.writer.lock();
-        let old = self.snapshot.load_full();
-        let (index, state) = find(&old, service)?;
-        let current = find_backend(state, name)?;
-        let active = &state.active_backend().name;
-        check_expectations(&old, active, None, order.expect_generation)?;
-        let moved = !current.endpoints.iter().map(|endpoint| &endpoint.address).eq(order.addresses);
-        if !moved && current.version.as_deref() == order.version {
-            return Ok((Arc::clone(current), false));
-        }
-        if moved && active == name && !order.force {
-            return Err(Refusal::ActiveMoved { backend: name.clone() });
-        }
-        let health = first_health(&state.config);
-        let backend = Arc::new(Backend::new(name.clone(), order.version, order.addresses, health));
-        let mut changed = state.clone();
-        for slot in changed.backends.iter_mut().filter(|slot| slot.name == *name) {
-            *slot = Arc::clone(&backend);
-        }
-        if state.active_backend().name == *name {
-            changed.active = self.activate(&mut writer, &state.config, &backend);
-        }
-        self.snapshot.store(replace(&old, index, changed));
-        Ok((backend, true))
     }
 
     /// Begins or ends maintenance; the time at which it began stays if it only changes its words. Returns what is in

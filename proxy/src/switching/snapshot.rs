@@ -1,5 +1,6 @@
 //! The routing snapshot: everything a request needs to find its backend, immutable.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -89,6 +90,9 @@ pub struct ServiceState<P: LanePayload> {
     pub last_switch: Option<Timestamp>,
     /// Whether new requests are answered by ourselves.
     pub maintenance: Option<Arc<Maintenance>>,
+    /// Standbys that can't become active until they are registered again: somebody is about to stop them. Never the
+    /// active one.
+    pub withdrawn: BTreeSet<BackendName>,
 }
 
 impl<P: LanePayload> ServiceState<P> {
@@ -102,6 +106,12 @@ impl<P: LanePayload> ServiceState<P> {
     #[must_use]
     pub fn is_active(&self, name: &BackendName) -> bool {
         self.active_backend().name == *name
+    }
+
+    /// Whether it can't become active until it is registered again.
+    #[must_use]
+    pub fn is_withdrawn(&self, name: &BackendName) -> bool {
+        self.withdrawn.contains(name)
     }
 
     /// Connections to a backend, by whether they carry an exchange. Only the active one keeps idle ones.
@@ -129,6 +139,7 @@ impl<P: LanePayload> Clone for ServiceState<P> {
             previous: self.previous.clone(),
             last_switch: self.last_switch,
             maintenance: self.maintenance.clone(),
+            withdrawn: self.withdrawn.clone(),
         }
     }
 }

@@ -57,6 +57,14 @@ async fn what_is_wrong_with_a_call_is_said() {
         (vec!["-d", "{\"to\":\"green\"}", "http://uh/v1/services/other/switch"], 404, "unknown_service"),
         (vec![switch], 405, "method_not_allowed"),
         (vec!["http://uh/v2/status"], 404, "unknown_call"),
+        (vec!["-X", "POST", "http://uh/v1/services/app/backends/blue/withdraw"], 409, "backend_active"),
+        (
+            vec!["-d", "{\"to\":1}", "http://uh/v1/services/app/backends/green/withdraw"],
+            422,
+            "invalid_request",
+        ),
+        (vec!["http://uh/v1/services/app/backends/green/withdraw"], 405, "method_not_allowed"),
+        (vec!["-X", "DELETE", "http://uh/v1/services/app/backends/red"], 404, "unknown_backend"),
         (
             vec![
                 "-d",

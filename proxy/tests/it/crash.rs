@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use uh_protocol::request::SwitchRequest;
+use uh_protocol::request::{SwitchRequest, WithdrawRequest};
+use uh_protocol::status::Role;
 
 use crate::harness::{Home, SampleApp, app, backend};
 use crate::wire::Wire;
@@ -39,5 +40,31 @@ async fn a_crash_at_any_step_of_a_switch_loses_nothing_acknowledged() {
         let served = Wire::connect(proxy.address).await.get("/").await;
         assert_eq!(served.header("x-backend"), Some(service.active.as_str()), "{point}");
         assert!(proxy.status().await.warnings.is_empty(), "{point}: damage was left behind");
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_of_a_withdrawal_forgets_none_that_was_acknowledged() {
+    let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);
+    let either = [Role::Standby, Role::Withdrawn].as_slice();
+    for (point, allowed) in [
+        ("withdrawn", &either[..1]),
+        ("state_written", &either[..1]),
+        ("state_renamed", either),
+        ("", &either[1..]),
+    ] {
+        let home = Home::new(blue.address, green.address);
+        let fault = home.path("fault");
+        let mut command = home.command();
+        command.env("UH_PROXY_FAULT_FILE", &fault);
+        let mut proxy = home.start_as(command).await;
+        proxy.until_healthy().await;
+        fs::write(&fault, point).unwrap();
+        let done = proxy.client.withdraw(&app(), &backend("green"), &WithdrawRequest::default()).await;
+        assert_eq!(done.is_ok(), point.is_empty(), "{point}: {done:?}");
+        proxy.kill();
+        let proxy = home.start().await;
+        let role = proxy.backend("green").await.role;
+        assert!(allowed.contains(&role), "{point}: green is {role:?}");
     }
 }

@@ -13,7 +13,7 @@ pub(crate) const WHOLE: &str = r#"{
   "schema": 1, "generation": 17,
   "services": {
     "app": {"active": "green", "previous": "blue", "lastSwitch": "2026-11-23T17:18:13Z",
-      "registered": {"blue": {"endpoints": ["127.0.0.1:3010", "unix:/run/blue.sock"], "version": "1.0.2"}}},
+      "registered": {"blue": {"endpoints": ["127.0.0.1:3010", "unix:/run/blue.sock"], "version": "1.0.2"}}, "withdrawn": ["blue"]},
     "web": {"active": "one", "previous": null, "lastSwitch": null,
       "maintenance": {"since": "2026-11-23T17:18:13Z", "message": "Back at noon.", "retryAfterS": 300}}
   }

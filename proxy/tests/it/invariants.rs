@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use uh_protocol::Code;
 use uh_protocol::client::ClientError;
-use uh_protocol::request::{BackendRequest, DrainRequest, SwitchRequest};
+use uh_protocol::request::{BackendRequest, DrainRequest, SwitchRequest, WithdrawRequest};
 
 use crate::harness::{Home, SampleApp, Scripted, Then, app, backend, cli, pair, until};
 use crate::wire::{Wire, get};
@@ -80,6 +80,92 @@ async fn no_exchange_starts_on_a_backend_after_its_drain_is_reported() {
         assert!(client.await.unwrap() > SWITCHES / 2, "the clients hardly ran");
     }
     assert_eq!(late.load(Ordering::SeqCst), 0, "requests reached a backend after its drain was reported");
+}
+
+/// An app as [`guarded`], which besides closes every third connection after its answer and does not say so: then the next
+/// request on a kept one is tried again.
+async fn guarded_and_forgetful(closed: &Arc<AtomicBool>, late: &Arc<AtomicUsize>) -> Scripted {
+    let (closed, late, count) = (Arc::clone(closed), Arc::clone(late), Arc::new(AtomicUsize::new(0)));
+    Scripted::start(move |_, mut stream| {
+        let (closed, late, count) = (Arc::clone(&closed), Arc::clone(&late), Arc::clone(&count));
+        async move {
+            if closed.load(Ordering::SeqCst) {
+                late.fetch_add(1, Ordering::SeqCst);
+            }
+            let _ = stream.write_all(OK).await;
+            let forgets = count.fetch_add(1, Ordering::SeqCst) % 3 == 0;
+            (stream, if forgets { Then::Close } else { Then::KeepAlive })
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_exchange_of_any_kind_starts_on_a_backend_after_it_is_withdrawn() {
+    const ROUNDS: usize = 40;
+    let closed = [Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false))];
+    let late = Arc::new(AtomicUsize::new(0));
+    let apps =
+        [guarded_and_forgetful(&closed[0], &late).await, guarded_and_forgetful(&closed[1], &late).await];
+    let home = Home::new(apps[0].address, apps[1].address).service(
+        "[services.app.retries]\npercent = 100\nper_second = 10000\n\
+         [services.app.health]\ninterval = \"10ms\"\nhealthy_after = 1",
+    );
+    let proxy = home.start().await;
+    proxy.until_healthy().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients = busy_clients(8, proxy.address, &stop);
+    let names = [backend("blue"), backend("green")];
+    let force = |to: usize| SwitchRequest { force: true, ..SwitchRequest::to(names[to].clone()) };
+    let is_withdrawn = |error: &ClientError| matches!(error, ClientError::Problem(problem) if problem.code == Code::BackendWithdrawn);
+    let (mut won, mut lost) = (0, 0);
+    for round in 0..ROUNDS {
+        let new = usize::from(proxy.service().await.active == names[0]);
+        let old = 1 - new;
+        proxy.client.switch(&app(), &force(new)).await.unwrap();
+        // Somebody switches back at the same moment.
+        let (app, order, back) = (app(), WithdrawRequest::default(), force(old));
+        let withdraw = proxy.client.withdraw(&app, &names[old], &order);
+        let switch = proxy.client.switch(&app, &back);
+        let (withdrawn, switched) = if round % 2 == 0 {
+            tokio::join!(withdraw, switch)
+        } else {
+            let (switched, withdrawn) = tokio::join!(switch, withdraw);
+            (withdrawn, switched)
+        };
+        let Ok(withdrawn) = withdrawn else {
+            assert!(switched.unwrap().changed, "neither was done");
+            lost += 1;
+            continue;
+        };
+        won += 1;
+        assert!(withdrawn.changed && withdrawn.persisted, "{withdrawn:?}");
+        assert!(is_withdrawn(&switched.unwrap_err()));
+        let order = DrainRequest { timeout_ms: Some(20_000), cut: Some(false) };
+        assert!(proxy.client.drain(&app, &names[old], &order).await.unwrap().drained);
+        closed[old].store(true, Ordering::SeqCst);
+        for request in [force(old), SwitchRequest::to(names[old].clone())] {
+            assert!(is_withdrawn(&proxy.client.switch(&app, &request).await.unwrap_err()));
+        }
+        let served = apps[new].seen();
+        until("requests are served", async || (apps[new].seen() > served + 20).then_some(())).await;
+        closed[old].store(false, Ordering::SeqCst);
+        let again = BackendRequest {
+            endpoints: vec![apps[old].address.to_string()],
+            version: None,
+            expect_generation: Some(withdrawn.generation),
+            force: false,
+        };
+        assert!(proxy.client.set_backend(&app, &names[old], &again).await.unwrap().changed);
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        assert!(client.await.unwrap() > ROUNDS, "the clients hardly ran");
+    }
+    let metrics = proxy.client.metrics().await.unwrap();
+    assert!(metrics.contains("uh_proxy_retries_total"), "nothing was tried again");
+    assert!(won > 0 && lost > 0, "withdrawals: {won} won and {lost} lost their race");
+    assert_eq!(late.load(Ordering::SeqCst), 0, "requests reached a backend after it was withdrawn");
 }
 
 #[tokio::test]

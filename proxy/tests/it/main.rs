@@ -37,3 +37,4 @@ mod streams;
 mod systemd;
 mod tunnels;
 mod wire;
+mod withdraw;

@@ -59,6 +59,16 @@ pub enum Refusal {
         /// Unhealthy, or not probed often enough yet.
         health: Health,
     },
+    /// Somebody is about to stop it, or has.
+    #[error(
+        "{backend} is withdrawn, so nothing can switch to it, not even by force; {active} stays active. To use it again, start it and register it: uh-proxy backend set {backend} --endpoint ADDRESS, or uh-proxy backend unset {backend} for the endpoints of the configuration file"
+    )]
+    Withdrawn {
+        /// The backend asked for.
+        backend: BackendName,
+        /// Who serves.
+        active: BackendName,
+    },
     /// Traffic would move to endpoints that nobody has probed.
     #[error(
         "{backend} is active: registering other endpoints for it would move its traffic to what nobody has probed. Register them for a standby and switch to it; or, to do it all the same, use force"
@@ -77,8 +87,8 @@ pub enum Refusal {
         /// The backend.
         backend: BackendName,
     },
-    /// A drain is for a standby.
-    #[error("{backend} is active and gets new requests: switch to another backend first, then drain it")]
+    /// A drain and a withdrawal are for standbys.
+    #[error("{backend} is active and gets new requests: switch to another backend first")]
     Active {
         /// The backend.
         backend: BackendName,

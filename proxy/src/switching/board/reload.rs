@@ -52,6 +52,7 @@ impl<P: LanePayload> Switchboard<P> {
             service.backends.iter().map(|backend| renewed_backend(old, service, backend)).collect();
         let active = Arc::clone(state.backend(&old.active_backend().name)?);
         state.active = self.activate(writer, &state.config, &active);
+        state.withdrawn.retain(|name| service.backends.iter().any(|backend| backend.name == *name));
         state.previous = old.previous.clone().filter(|name| state.backend(name).is_some());
         Some(state)
     }

@@ -93,7 +93,7 @@ fn registering_the_active_backend_anew_begins_a_new_activation() {
     let address = ["127.0.0.1:9".parse().unwrap()];
     let register = |force| {
         let order = RegisterOrder { addresses: &address, version: Some("2"), expect_generation: None, force };
-        board.set_backend("app", &name("blue"), &order).map(|(_, changed)| changed)
+        board.set_backend("app", &name("blue"), &order).map(|done| done.changed)
     };
     assert_eq!(register(false), Err(Refusal::ActiveMoved { backend: name("blue") }));
     assert!(!old.is_retired());
@@ -189,6 +189,8 @@ enum Op {
     Tunnel { nth: usize },
     Drain { backend: usize },
     Register { backend: usize, port: u16 },
+    Unset { backend: usize },
+    Withdraw { backend: usize, expect_generation: Option<u64> },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -206,7 +208,10 @@ fn op() -> impl Strategy<Value = Op> {
         (0usize..8).prop_map(|nth| Op::Release { nth }),
         (0usize..8).prop_map(|nth| Op::Tunnel { nth }),
         backend.clone().prop_map(|backend| Op::Drain { backend }),
-        (backend, 1u16..4).prop_map(|(backend, port)| Op::Register { backend, port }),
+        (backend.clone(), 1u16..4).prop_map(|(backend, port)| Op::Register { backend, port }),
+        backend.clone().prop_map(|backend| Op::Unset { backend }),
+        (backend, prop::option::of(0u64..6))
+            .prop_map(|(backend, expect_generation)| Op::Withdraw { backend, expect_generation }),
     ]
 }
 
@@ -216,6 +221,7 @@ struct Model {
     generation: u64,
     healthy: [Option<bool>; 3],
     ports: [u16; 3],
+    withdrawn: [bool; 3],
     /// Backend, tunnel, lease.
     held: Vec<(usize, bool, Lease<ActivationInfo, ()>)>,
 }
@@ -243,7 +249,7 @@ fn apply(board: &Switchboard<()>, model: &mut Model, op: Op) -> Result<(), TestC
             };
             let expected = expect_active.is_none_or(|backend| backend == model.active)
                 && expect_generation.is_none_or(|generation| generation == model.generation)
-                && (to == model.active || force || model.healthy[to] == Some(true));
+                && (to == model.active || !model.withdrawn[to] && (force || model.healthy[to] == Some(true)));
             let result = switch(board, &order);
             prop_assert_eq!(result.is_ok(), expected, "{:?}", result);
             if let Ok(outcome) = result {
@@ -288,14 +294,38 @@ fn apply(board: &Switchboard<()>, model: &mut Model, op: Op) -> Result<(), TestC
             let address = [Address::Socket(([127, 0, 0, 1], port).into())];
             let order =
                 RegisterOrder { addresses: &address, version: None, expect_generation: None, force: true };
-            let (_, changed) = board.set_backend("app", &name(NAMES[backend]), &order).unwrap();
-            prop_assert_eq!(changed, model.ports[backend] != port);
-            if changed {
-                model.ports[backend] = port;
-                model.healthy[backend] = None;
-                model.generation += 1;
+            let changed = board.set_backend("app", &name(NAMES[backend]), &order).unwrap().changed;
+            registered(model, backend, port, changed)?;
+        }
+        Op::Unset { backend } => {
+            let changed = board.unset_backend("app", &name(NAMES[backend]), None, true).unwrap().changed;
+            registered(model, backend, 1 + u16::try_from(backend).unwrap(), changed)?;
+        }
+        Op::Withdraw { backend, expect_generation } => {
+            let result = board.withdraw("app", &name(NAMES[backend]), expect_generation);
+            let expected = expect_generation.is_none_or(|generation| generation == model.generation)
+                && backend != model.active;
+            prop_assert_eq!(result.is_ok(), expected, "{:?}", result);
+            if let Ok(done) = result {
+                let held = model.held.iter().filter(|(of, ..)| *of == backend).count() as u64;
+                prop_assert_eq!(done.holding.requests + done.holding.tunnels, held);
+                prop_assert_eq!(done.changed, !model.withdrawn[backend]);
+                model.generation += u64::from(done.changed);
+                model.withdrawn[backend] = true;
+                prop_assert_eq!(done.generation, model.generation);
             }
         }
+    }
+    Ok(())
+}
+
+fn registered(model: &mut Model, backend: usize, port: u16, changed: bool) -> Result<(), TestCaseError> {
+    prop_assert_eq!(changed, model.ports[backend] != port || model.withdrawn[backend]);
+    if changed {
+        model.ports[backend] = port;
+        model.healthy[backend] = None;
+        model.withdrawn[backend] = false;
+        model.generation += 1;
     }
     Ok(())
 }
@@ -311,6 +341,7 @@ fn check(board: &Switchboard<()>, model: &Model) -> Result<(), TestCaseError> {
         };
         let holding = board.holding(&state.config, &name(backend));
         prop_assert_eq!(holding, Holding { requests: held(false), tunnels: held(true) });
+        prop_assert_eq!(state.is_withdrawn(&name(backend)), model.withdrawn[index]);
     }
     Ok(())
 }
