@@ -1,37 +1,64 @@
 //! `--check`: asks a running shim how it is, so that an image needs no other program for its health check.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// For each step. An answer may wait for the app's own, which has 1.5 s.
-const STEP_TIMEOUT: Duration = Duration::from_millis(2_000);
+/// For the whole answer. It may wait for the app's own, which has 1.5 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(2_000);
 
 /// More than any head and body of a health answer.
-const ANSWER_MAX_BYTES: u64 = 16 << 10;
+const ANSWER_MAX_BYTES: usize = 16 << 10;
 
 /// Whether the shim that listens at this address says that it is healthy; if not, why.
 pub(crate) fn ask(listen: SocketAddr, path: &str) -> Result<(), String> {
     let address = reachable(listen);
     let answer = fetch(address, path).map_err(|error| format!("{address} does not answer: {error}"))?;
     let answer = String::from_utf8_lossy(&answer);
-    match answer.split(' ').nth(1) {
-        Some("200") => Ok(()),
-        _ => Err(format!("{address} is not healthy: {}", answer.lines().last().unwrap_or_default())),
+    let status = answer.split(' ').nth(1).unwrap_or_default();
+    if is_success(status) {
+        return Ok(());
     }
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    // With `--health app` the body is the app's own, and may be chunked: its longest line is what it says.
+    let said = body.lines().max_by_key(|line| line.len()).unwrap_or_default().trim();
+    let status = head.lines().next().and_then(|line| line.split_once(' ')).map_or(head, |(_, status)| status);
+    Err(format!("{address} is not healthy: {status}{}{said}", if said.is_empty() { "" } else { ": " }))
 }
 
-fn fetch(address: SocketAddr, path: &str) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&address, STEP_TIMEOUT)?;
-    stream.set_read_timeout(Some(STEP_TIMEOUT))?;
-    stream.set_write_timeout(Some(STEP_TIMEOUT))?;
+fn is_success(status: &str) -> bool {
+    status.len() == 3 && status.starts_with('2')
+}
+
+/// Reads the answer: only its head where that says it all, else as much of the body as comes in time.
+fn fetch(address: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT)?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_MAX_BYTES).read_to_end(&mut answer)?;
+    let (mut answer, mut chunk) = (Vec::new(), [0; 4096]);
+    while answer.len() < ANSWER_MAX_BYTES {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(left))?;
+        let head_is_complete = answer.windows(4).any(|end| end == b"\r\n\r\n");
+        match stream.read(&mut chunk) {
+            Ok(0) if head_is_complete => break,
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => answer.extend_from_slice(&chunk[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The body may never end; the head is enough.
+            Err(_) if head_is_complete => break,
+            Err(error) => return Err(error),
+        }
+        let status = answer.get(9..12).and_then(|status| std::str::from_utf8(status).ok());
+        if status.is_some_and(is_success) && answer.windows(4).any(|end| end == b"\r\n\r\n") {
+            break;
+        }
+    }
     Ok(answer)
 }
 
-/// Who listens everywhere is reached at home.
+/// A shim that listens on every address is reached over loopback.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -24,6 +24,23 @@ impl Wire {
         within("bytes to leave", self.0.write_all(bytes.as_ref())).await.unwrap();
     }
 
+    /// Sends where the other side may have gone.
+    pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = within("bytes to leave", self.0.write_all(bytes.as_ref())).await;
+    }
+
+    /// Reads a request's head, unless the other side only connects.
+    pub(crate) async fn asked(&mut self) -> bool {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            match within("a request", self.0.read_u8()).await {
+                Ok(byte) => head.push(byte),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
     pub(crate) async fn get(&mut self, path: &str) {
         self.send(format!("GET {path} HTTP/1.1\r\nhost: a.test\r\n\r\n")).await;
     }

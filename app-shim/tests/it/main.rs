@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, helpers too may fail by panicking")]
 
+mod app_health;
 mod client;
 mod drains;
 mod endings;
