@@ -79,7 +79,9 @@ impl Checks {
     /// Answers a check. `asking` is how many of the exchanges in flight are checks themselves.
     pub(crate) async fn answer(&self, asking: usize) -> Response<Full<Bytes>> {
         let (status, reason) = match self.phase() {
-            Phase::Starting => (Status::Starting, None),
+            Phase::Starting => {
+                (Status::Starting, Some(format!("the app does not accept connections on {} yet", self.app)))
+            }
             Phase::Draining => (Status::Draining, None),
             Phase::Serving => match self.probe().await {
                 Ok(()) => (Status::Healthy, None),

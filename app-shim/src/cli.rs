@@ -10,6 +10,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::ask;
 use crate::exit::Exit;
+use crate::process;
 use crate::run;
 use crate::settings::{self, AppAddress, Settings};
 
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     /// Serve Prometheus metrics and health here, until the very end
     #[arg(long, value_name = "ADDRESS", env = "APP_SHIM_METRICS", value_parser = settings::listen_address)]
     pub(crate) metrics: Option<std::net::SocketAddr>,
+    /// Start although something already listens on --app: only for an app that inherits its listening socket
+    #[arg(long, env = "APP_SHIM_ALLOW_LISTENING", value_parser = FalseyValueParser::new())]
+    pub(crate) allow_listening: bool,
     /// Start nothing; ask the shim that listens there whether it is healthy. Exit code 0 if it is: for HEALTHCHECK
     #[arg(long, conflicts_with = "command")]
     pub(crate) check: bool,
@@ -68,6 +72,9 @@ pub(crate) enum HealthSource {
 
 /// Parses the command line, runs the app to its end, and says how it went.
 pub fn main() -> ExitCode {
+    if let Some(exit) = process::become_the_app(std::env::args_os()) {
+        return exit.into();
+    }
     let args = Args::parse();
     if args.check {
         return match ask::ask(args.listen.unwrap_or(settings::DEFAULT_LISTEN), &args.health_path) {

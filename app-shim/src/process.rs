@@ -2,16 +2,28 @@
 //!
 //! As process 1, or as a subreaper, we are the parent of every orphan below us, so all children are waited for here
 //! and by nobody else.
+//!
+//! The app must not outlive us: killed, we would leave it on its port with nobody to stop it. Only the child itself can
+//! ask the kernel for that, between its fork and its exec. So the child is this program once more
+//! (`app-shim --exec-for PID COMMAND…`), which asks and then becomes the app: same process, same id.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command;
 
 use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, getpid, kill_process_group, set_child_subreaper,
-    test_kill_process_group, wait,
+    Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process_group, set_child_subreaper,
+    set_parent_process_death_signal, test_kill_process_group, wait,
 };
+
+use crate::exit::Exit;
+
+/// This program, even where its file has been replaced or removed since.
+const OURSELVES: &str = "/proc/self/exe";
+/// The word that makes it become the app. Not an option: nobody but [`App::spawn`] says it.
+const EXEC_FOR: &str = "--exec-for";
 
 /// How the app ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,13 +72,43 @@ pub(crate) fn adopt_orphans() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
+/// In the child of [`App::spawn`]: becomes the app. `None`: this is not that child. Returns only if it fails.
+pub(crate) fn become_the_app(mut arguments: impl Iterator<Item = OsString>) -> Option<Exit> {
+    if arguments.nth(1)? != EXEC_FOR {
+        return None;
+    }
+    let parent: i32 = arguments.next()?.to_str()?.parse().ok()?;
+    let program = arguments.next()?;
+    let asked = set_parent_process_death_signal(Some(Signal::KILL));
+    // It may have died before we asked.
+    if getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(parent) {
+        return Some(Exit::Failed);
+    }
+    let source = match asked {
+        Ok(()) => Command::new(&program).args(arguments).exec(),
+        Err(error) => error.into(),
+    };
+    let error = SpawnError { program, source };
+    // In one piece: app-shim writes there at the same time.
+    let line = format!("app-shim: {error}: {}\n", error.source);
+    let _ = io::stderr().write_all(line.as_bytes());
+    Some(Exit::of_spawn(&error))
+}
+
 impl App {
     /// Starts it. Nobody may reap until this is back: a failure to execute shows as a child that ended.
     pub(crate) fn spawn(command: &[OsString], environment: &[(&str, String)]) -> Result<Self, SpawnError> {
         let (program, arguments) = command
             .split_first()
             .map_or((OsString::new(), &[][..]), |(program, rest)| (program.clone(), rest));
-        let mut command = Command::new(&program);
+        let mut command = if Path::new(OURSELVES).exists() {
+            let mut command = Command::new(OURSELVES);
+            let us = getpid().as_raw_nonzero().to_string();
+            command.arg0("app-shim").args([EXEC_FOR, &us]).arg(&program);
+            command
+        } else {
+            Command::new(&program)
+        };
         command.args(arguments).process_group(0);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         match command.spawn() {

@@ -2,8 +2,10 @@
 //! so that a mistake shows before the app has started; then the app.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -16,7 +18,7 @@ use crate::health::{Health, Identity};
 use crate::log::Log;
 use crate::metrics::Meters;
 use crate::process::{self, App};
-use crate::settings::{Path, Settings};
+use crate::settings::{AppAddress, Path, Settings};
 use crate::signals::Received;
 use crate::supervise::{Phase, Supervisor};
 use crate::{server, side, signals};
@@ -33,6 +35,9 @@ pub(crate) struct RunError {
     what: String,
     source: io::Error,
 }
+
+/// How long whoever listens at the app's address may take to accept. It is on this machine.
+const TAKEN_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
     let what = what.into();
@@ -75,7 +80,25 @@ fn bind(settings: &Settings) -> Result<Bound, RunError> {
         Path::Through(address) => (Some(listen(address)?), None),
         Path::Beside(address) => (None, address.map(listen).transpose()?),
     };
+    if !settings.allow_listening {
+        demand_nobody_listens(&settings.app)?;
+    }
     Ok(Bound { signals, path, health, metrics: settings.metrics.map(listen).transpose()? })
+}
+
+/// Demands that nobody answers where the app is to listen: we would take them for the app, and give them its requests.
+fn demand_nobody_listens(app: &AppAddress) -> Result<(), RunError> {
+    let answers = match app {
+        AppAddress::Unix(path) => UnixStream::connect(path).is_ok(),
+        AppAddress::Tcp(_) | AppAddress::Localhost(_) => {
+            app.sockets().iter().any(|address| TcpStream::connect_timeout(address, TAKEN_TIMEOUT).is_ok())
+        }
+    };
+    if !answers {
+        return Ok(());
+    }
+    let taken = "another process listens there already; stop it, or give the app another address with --app";
+    Err(system(format!("start the app on {app}"))(io::Error::new(io::ErrorKind::AddrInUse, taken)))
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -28,6 +28,8 @@ pub(crate) struct Settings {
     pub(crate) kill_after: Duration,
     pub(crate) start_timeout: Duration,
     pub(crate) metrics: Option<SocketAddr>,
+    /// Whether something may listen at the app's address before the app is started.
+    pub(crate) allow_listening: bool,
     pub(crate) command: Vec<OsString>,
 }
 
@@ -44,6 +46,8 @@ pub(crate) enum Path {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum AppAddress {
     Tcp(SocketAddr),
+    /// This port on 127.0.0.1 or on ::1: an app that listens on "localhost" takes either.
+    Localhost(u16),
     Unix(PathBuf),
 }
 
@@ -70,15 +74,14 @@ impl Settings {
             (false, listen) => Path::Through(listen.unwrap_or(DEFAULT_LISTEN)),
             (true, listen) => Path::Beside(listen),
         };
-        let listens = [path.listen(), args.metrics].into_iter().flatten();
-        match &args.app {
-            AppAddress::Unix(_) if args.supervise_only => return Err(SettingsError::SuperviseUnix),
-            AppAddress::Tcp(app) => {
-                if let Some(same) = listens.into_iter().find(|listen| collide(*listen, *app)) {
-                    return Err(SettingsError::SamePort(same));
-                }
+        let listens = || [path.listen(), args.metrics].into_iter().flatten();
+        if args.supervise_only && matches!(args.app, AppAddress::Unix(_)) {
+            return Err(SettingsError::SuperviseUnix);
+        }
+        for app in args.app.sockets() {
+            if let Some(same) = listens().find(|listen| collide(*listen, app)) {
+                return Err(SettingsError::SamePort(same));
             }
-            AppAddress::Unix(_) => {}
         }
         Ok(Self {
             path,
@@ -89,6 +92,7 @@ impl Settings {
             kill_after: args.kill_after,
             start_timeout: args.start_timeout,
             metrics: args.metrics,
+            allow_listening: args.allow_listening,
             command: args.command,
         })
     }
@@ -97,9 +101,9 @@ impl Settings {
 impl Settings {
     /// The app's port, if its connections are all we can count.
     pub(crate) fn watched_port(&self) -> Option<u16> {
-        match (self.path, &self.app) {
-            (Path::Beside(_), AppAddress::Tcp(address)) => Some(address.port()),
-            _ => None,
+        match self.path {
+            Path::Beside(_) => self.app.sockets().first().map(SocketAddr::port),
+            Path::Through(_) => None,
         }
     }
 }
@@ -120,12 +124,34 @@ impl Path {
 }
 
 impl AppAddress {
+    /// Every TCP address that the app may listen on.
+    pub(crate) fn sockets(&self) -> Vec<SocketAddr> {
+        match self {
+            Self::Tcp(address) => vec![*address],
+            Self::Localhost(port) => {
+                vec![(Ipv4Addr::LOCALHOST, *port).into(), (Ipv6Addr::LOCALHOST, *port).into()]
+            }
+            Self::Unix(_) => Vec::new(),
+        }
+    }
+
+    /// What the app gets as `Host` from a client that sends none.
+    pub(crate) fn host(&self) -> String {
+        match self {
+            Self::Tcp(_) | Self::Localhost(_) => self.to_string(),
+            Self::Unix(_) => "localhost".to_owned(),
+        }
+    }
+
     /// What tells the app where to listen: Next.js and most others read `PORT`, Next.js also `HOSTNAME`. Node listens
     /// on a Unix socket if the port is a path.
     pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Tcp(address) => {
                 vec![("PORT", address.port().to_string()), ("HOSTNAME", address.ip().to_string())]
+            }
+            Self::Localhost(port) => {
+                vec![("PORT", port.to_string()), ("HOSTNAME", Ipv4Addr::LOCALHOST.to_string())]
             }
             Self::Unix(path) => vec![("PORT", path.display().to_string())],
         }
@@ -141,11 +167,11 @@ impl FromStr for AppAddress {
             let path = PathBuf::from(path);
             return if path.is_absolute() { Ok(Self::Unix(path)) } else { Err(wrong()) };
         }
-        let address = match text.strip_prefix("localhost:") {
-            Some(port) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port.parse().map_err(|_| wrong())?),
-            None => text.parse().map_err(|_| wrong())?,
+        let app = match text.strip_prefix("localhost:") {
+            Some(port) => Self::Localhost(port.parse().map_err(|_| wrong())?),
+            None => Self::Tcp(text.parse().map_err(|_| wrong())?),
         };
-        if address.port() == 0 { Err(wrong()) } else { Ok(Self::Tcp(address)) }
+        if app.sockets().iter().any(|address| address.port() == 0) { Err(wrong()) } else { Ok(app) }
     }
 }
 
@@ -153,6 +179,7 @@ impl fmt::Display for AppAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
+            Self::Localhost(port) => write!(f, "localhost:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }

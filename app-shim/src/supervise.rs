@@ -27,6 +27,8 @@ use crate::sockets;
 
 /// How often the app is asked whether it accepts, while it starts.
 const START_POLL: Duration = Duration::from_millis(50);
+/// After this, an app that does not accept yet is logged, with what the system says.
+const START_LOGGED_AFTER: Duration = Duration::from_secs(5);
 /// How often it is looked whether the last process of the app's group is gone. Most ends are told by SIGCHLD.
 const GONE_POLL: Duration = Duration::from_millis(20);
 /// How often the kernel's table is read. With thousands of connections that takes a millisecond.
@@ -90,7 +92,8 @@ impl Supervisor {
 
     /// Starts and serves until there is an order to stop.
     async fn until_stop(&mut self) -> Result<&'static str, Exit> {
-        let mut starting = std::pin::pin!(accepts(self.settings.app.clone(), self.settings.start_timeout));
+        let (app, timeout) = (self.settings.app.clone(), self.settings.start_timeout);
+        let mut starting = std::pin::pin!(accepts(app, timeout, self.log.clone()));
         let mut started = false;
         let started_at = Instant::now();
         loop {
@@ -282,10 +285,19 @@ async fn next_event(signals: &mut mpsc::Receiver<Received>, app: &mut App) -> Ev
     }
 }
 
-/// Waits until the app accepts connections. Says whether it did in time.
-async fn accepts(app: AppAddress, timeout: Duration) -> bool {
+/// Waits until the app accepts connections. Says whether it did in time; logs once that it takes long, and why.
+async fn accepts(app: AppAddress, timeout: Duration, log: Log) -> bool {
+    let begun = Instant::now();
     let trying = async {
-        while upstream::connect(&app).await.is_err() {
+        let mut logged = false;
+        while let Err(error) = upstream::connect(&app).await {
+            if !logged && begun.elapsed() >= START_LOGGED_AFTER {
+                logged = true;
+                log.line(format_args!(
+                    "App does not accept connections on {app} yet: {error}; waiting for up to {timeout:?}. It must \
+                     listen there: it gets PORT and HOSTNAME, or say --app"
+                ));
+            }
             tokio::time::sleep(START_POLL).await;
         }
     };

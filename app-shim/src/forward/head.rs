@@ -99,10 +99,7 @@ pub(super) fn for_app(parts: &mut Parts, peer: SocketAddr, app: &AppAddress, web
     to_origin_form(parts);
     if !parts.headers.contains_key(HOST) {
         // HTTP/1.0 has none; to HTTP/1.1 it is due.
-        let host = match app {
-            AppAddress::Tcp(address) => HeaderValue::try_from(address.to_string()).ok(),
-            AppAddress::Unix(_) => None,
-        };
+        let host = HeaderValue::try_from(app.host());
         parts.headers.insert(HOST, host.unwrap_or(HeaderValue::from_static("localhost")));
     }
     if !parts.headers.contains_key(FORWARDED_FOR)
@@ -180,11 +177,11 @@ pub(crate) fn own(
     path: &str,
     app: &AppAddress,
 ) -> Option<Request<http_body_util::Empty<hyper::body::Bytes>>> {
-    let host = match app {
-        AppAddress::Tcp(address) => address.to_string(),
-        AppAddress::Unix(_) => "localhost".to_owned(),
-    };
-    Request::get(path).header(HOST, host).header(CONNECTION, "close").body(http_body_util::Empty::new()).ok()
+    Request::get(path)
+        .header(HOST, app.host())
+        .header(CONNECTION, "close")
+        .body(http_body_util::Empty::new())
+        .ok()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -84,18 +85,25 @@ impl<T: Read + Write + Unpin + Send> AppStream for T {}
 pub(crate) async fn connect(app: &AppAddress) -> io::Result<Box<dyn AppStream>> {
     let connecting = async {
         match app {
-            AppAddress::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                // Each piece must leave at once; without it they only come later.
-                let _ = stream.set_nodelay(true);
-                Ok(Box::new(TokioIo::new(stream)) as Box<dyn AppStream>)
-            }
+            AppAddress::Tcp(address) => tcp(*address).await,
+            AppAddress::Localhost(port) => match tcp((Ipv4Addr::LOCALHOST, *port).into()).await {
+                Ok(stream) => Ok(stream),
+                // What IPv4 says is the one to show: hardly any app listens on ::1 alone.
+                Err(error) => tcp((Ipv6Addr::LOCALHOST, *port).into()).await.map_err(|_| error),
+            },
             AppAddress::Unix(path) => {
                 Ok(Box::new(TokioIo::new(UnixStream::connect(path).await?)) as Box<dyn AppStream>)
             }
         }
     };
     timeout(CONNECT_TIMEOUT, connecting).await?
+}
+
+async fn tcp(address: SocketAddr) -> io::Result<Box<dyn AppStream>> {
+    let stream = TcpStream::connect(address).await?;
+    // Each piece must leave at once; without it they only come later.
+    let _ = stream.set_nodelay(true);
+    Ok(Box::new(TokioIo::new(stream)))
 }
 
 impl AppConnection {

@@ -34,7 +34,7 @@ async fn what_cannot_be_executed_gives_126_and_what_does_not_exist_127() {
     {
         let mut shim = Shim::spawn(command(&["--listen", "127.0.0.1:0"], &[program]));
         assert_eq!(shim.code().await, Some(code), "{program}");
-        shim.log.wait_for(&format!("cannot start \"{program}\": ")).await;
+        shim.log.wait_for(&format!("app-shim: cannot start \"{program}\": ")).await;
     }
 }
 
@@ -138,4 +138,59 @@ async fn a_check_is_0_while_the_shim_is_healthy_and_1_with_the_reason_when_it_is
     let said = check(&nobody.to_string()).await;
     assert_eq!(said.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&said.stderr).contains("does not answer"), "{said:?}");
+}
+
+#[tokio::test]
+async fn it_refuses_to_start_where_somebody_listens_already() {
+    let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = stranger.local_addr().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("app.sock");
+    let _unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let localhost = format!("localhost:{}", address.port());
+    for app in [address.to_string(), localhost, format!("unix:{}", path.display())] {
+        let mut command = command(&["--listen", "127.0.0.1:0", "--app", &app], &["sh", "-c", "echo started"]);
+        let mut shim = Shim::spawn({
+            command.env_remove("APP_SHIM_ALLOW_LISTENING");
+            command
+        });
+        assert_eq!(shim.code().await, Some(125), "{app}");
+        let refused = format!("cannot start the app on {app}: another process listens there already");
+        shim.log.wait_for(&refused).await;
+        assert!(shim.output.to_end().await.is_empty(), "the app must not be started");
+    }
+}
+
+#[tokio::test]
+async fn the_app_dies_with_its_shim() {
+    // An app that ignores SIGTERM, and does not look whether its parent lives.
+    let shim = Shim::start(NOWHERE, &[], "trap '' TERM; echo pid $$; while :; do sleep 0.05; done");
+    let line = shim.output.wait_for("pid ").await;
+    let app: i32 = line.strip_prefix("pid ").unwrap().parse().unwrap();
+    shim.signal(Signal::KILL);
+    let gone = async {
+        let stat = || std::fs::read_to_string(format!("/proc/{app}/stat"));
+        while stat().is_ok_and(|stat| !stat.contains(") Z ")) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("the app to die", gone).await;
+}
+
+#[tokio::test]
+async fn an_app_that_listens_on_the_other_localhost_is_found() {
+    let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else {
+        return; // no IPv6 here
+    };
+    let app = format!("localhost:{}", listener.local_addr().unwrap().port());
+    let shim = Shim::start(&app, &[], TALKER);
+    shim.log.wait_for(&format!("App accepts connections on {app}")).await;
+}
+
+#[tokio::test]
+async fn an_app_that_does_not_accept_is_logged_after_some_seconds_with_the_address() {
+    let shim = Shim::start(NOWHERE, &[], TALKER);
+    shim.log
+        .wait_for("App does not accept connections on unix:/nonexistent/app.sock yet: No such file")
+        .await;
 }

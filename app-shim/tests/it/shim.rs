@@ -130,6 +130,8 @@ impl Drop for Shim {
 pub(crate) fn command(options: &[&str], command: &[&str]) -> Command {
     let mut shim = Command::new(env!("CARGO_BIN_EXE_app-shim"));
     shim.args(options).arg("--").args(command);
+    // In most tests the app is in this process, and listens already.
+    shim.env("APP_SHIM_ALLOW_LISTENING", "1");
     with_streams(shim)
 }
 

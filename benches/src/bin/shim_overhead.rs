@@ -67,7 +67,16 @@ async fn main() -> Result<()> {
 
 async fn start_shim(app: SocketAddr, dir: &Path) -> Result<(Process, SocketAddr, u32)> {
     let mut command = Command::new(sibling("app-shim")?);
-    command.args(["--listen", "127.0.0.1:0", "--app", &app.to_string(), "--", "sleep", "86400"]);
+    command.args([
+        "--listen",
+        "127.0.0.1:0",
+        "--allow-listening",
+        "--app",
+        &app.to_string(),
+        "--",
+        "sleep",
+        "86400",
+    ]);
     let process = Process::spawn("shim", &mut command, dir)?;
     let deadline = Instant::now() + READY_WITHIN;
     loop {
