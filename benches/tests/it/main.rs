@@ -5,6 +5,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod arrows;
+mod docs;
 mod faults;
 mod files;
 mod slow_clients;
