@@ -60,6 +60,16 @@ fn every_termination_code_is_documented() {
 }
 
 #[test]
+fn every_reason_of_a_broken_request_is_documented() {
+    let source = text("proxy/src/observe/broken.rs");
+    let reasons = source.split("=> \"").skip(1).filter_map(|rest| rest.split('"').next());
+    let reasons: BTreeSet<String> = reasons.map(str::to_owned).collect();
+    assert!(reasons.len() > 5, "{reasons:?}");
+    let page = text("docs/metrics.md");
+    assert_eq!(reasons, first_cells(&page, "### Broken requests"), "the code, and docs/metrics.md");
+}
+
+#[test]
 fn every_metric_of_the_shim_is_documented() {
     let source = text("app-shim/src/metrics.rs");
     let source = source.split("#[cfg(test)]").next().unwrap();
