@@ -16,6 +16,7 @@ pub mod answer;
 pub mod attention;
 pub mod budget;
 pub mod bypass;
+pub mod client;
 pub mod connection;
 pub mod descriptor;
 pub mod exchange;

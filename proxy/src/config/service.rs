@@ -129,6 +129,9 @@ pub struct Timeouts {
     pub read: Duration,
     /// Without any byte moving, while the backend takes none of the request.
     pub write: Duration,
+    /// How long an exchange goes on without a byte moving once its client has closed its sending side; `None`: to its
+    /// end.
+    pub half_closed: Option<Duration>,
     /// How long an exchange may wait for its response's head before it counts as overdue; `None`: it never does.
     pub overdue: Option<Duration>,
     /// How long an upstream connection is kept for the next exchange. Below Node's keep-alive of 5 s, so that we
@@ -320,6 +323,7 @@ fn timeouts(section: &mut Section) -> Timeouts {
         connect: section.duration("connect", 2 * SECOND, (MS, DAY)),
         read: section.duration("read", 60 * SECOND, (MS, DAY)),
         write: section.duration("write", 60 * SECOND, (MS, DAY)),
+        half_closed: section.duration_or_off("half_closed", 3 * SECOND, (MS, DAY)),
         overdue: section.duration_or_off("overdue", 10 * SECOND, (MS, DAY)),
         idle: section.duration("idle", 4 * SECOND, (Duration::ZERO, DAY)),
         client: section.duration("client", 60 * SECOND, (MS, DAY)),

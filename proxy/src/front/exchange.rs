@@ -1,12 +1,14 @@
 //! One exchange, step by step: pick and count, reach an endpoint, await the response, relay both bodies, let go.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::answer::{Answer, Form};
 use super::attention::Stage;
 use super::bypass::{Pass, pass};
+use super::client;
 use super::connection::{Connection, Next};
 use super::pump::Pump;
 use super::reach::{Answered, pick, reach, release};
@@ -21,6 +23,16 @@ use crate::http1::request::RequestHead;
 use crate::observe::broken::Broken;
 use crate::observe::termination::Termination;
 use crate::switching::Maintenance;
+
+/// nginx's status for a client that left before it was answered. Nobody sees it but the log and the counters.
+const CLIENT_GONE: u16 = 499;
+
+/// How long a client that has closed its sending side has to acknowledge its response before it is taken to have it:
+/// most round trips, and short enough that a drain does not notice.
+const DELIVERY_TIME: Duration = Duration::from_millis(250);
+
+/// How often that is looked at.
+const DELIVERY_LOOK: Duration = Duration::from_millis(5);
 
 /// Carries out one exchange, logs and counts it.
 pub async fn run(conn: &mut Connection, request: RequestHead) -> Next {
@@ -151,6 +163,9 @@ async fn forward(
         let untold = relay.down.sent() == 0;
         let refusal = failure.refusal();
         record.termination = refusal.termination;
+        if refusal.termination == Termination::ClientGone && relay.client_ended_first() {
+            record.status = CLIENT_GONE;
+        }
         if !(response.is_tunnel() && relay.client_leaves()) {
             let broken = refusal.broken;
             count_broken(record, lease, if untold { broken } else { broken.map(Broken::within_response) });
@@ -171,6 +186,14 @@ async fn forward(
     release(lease, upstream, &response, &mut relay);
     let request_done = relay.request_done();
     let ended = relay.client_ended();
+    if ended && !response.is_tunnel() && !is_delivered(conn).await {
+        record.termination = Termination::ClientGone;
+        if relay.client_ended_first() {
+            record.status = CLIENT_GONE;
+        }
+        give_back(conn, relay);
+        return Next::Close;
+    }
     give_back(conn, relay);
     match (response.is_tunnel(), request_done) {
         // A tunnel's end; or the response is complete before the request, the rest of which nobody wants any more.
@@ -179,6 +202,21 @@ async fn forward(
         // Nothing more comes from a client that said so: no word of it could meet a reset.
         (false, true) if request.is_last && conn.input.is_none() => Next::Close,
         (false, true) => Next::Linger,
+    }
+}
+
+/// Whether a client that has closed its sending side has got its response. One that has left altogether answers the
+/// first byte with a reset; one that still reads acknowledges it.
+async fn is_delivered(conn: &mut Connection) -> bool {
+    let deadline = Instant::now() + DELIVERY_TIME;
+    loop {
+        if let Some(delivered) = client::has_taken_all(&conn.client) {
+            return delivered;
+        }
+        if Instant::now() >= deadline {
+            return true;
+        }
+        tokio::time::sleep(DELIVERY_LOOK).await;
     }
 }
 

@@ -89,8 +89,12 @@ pub struct Relay {
     up_done: bool,
     /// The backend takes no more of the request; its answer may still come.
     up_broken: bool,
-    /// The client has closed its sending side; it may still read.
-    client_ended: bool,
+    /// When the client closed its sending side, if it has; it may still read.
+    ended: Option<Instant>,
+    /// It did so before the backend's answer came.
+    ended_first: bool,
+    /// When the client was last looked at without reading from it.
+    looked: Option<Instant>,
     /// The head of the final response has come.
     answered: bool,
     /// When the request had gone up as far as it will. From then on only the backend is waited for.
@@ -123,7 +127,9 @@ impl Relay {
             down,
             up_done: false,
             up_broken: false,
-            client_ended: false,
+            ended: None,
+            ended_first: false,
+            looked: None,
             answered: false,
             asked: None,
             overdue: false,
@@ -160,13 +166,27 @@ impl Relay {
     /// Whether the client has closed its sending side.
     #[must_use]
     pub fn client_ended(&self) -> bool {
-        self.client_ended
+        self.ended.is_some()
+    }
+
+    /// Whether it did so before the backend's answer came.
+    #[must_use]
+    pub fn client_ended_first(&self) -> bool {
+        self.ended_first
+    }
+
+    /// The client has closed its sending side.
+    pub fn note_client_ended(&mut self, when: Instant) {
+        if self.ended.is_none() {
+            self.ended = Some(when);
+            self.ended_first = !self.answered;
+        }
     }
 
     /// Whether the client has begun to leave: what the other side does then may be its answer to that.
     #[must_use]
     pub fn client_leaves(&self) -> bool {
-        self.client_ended || self.tunnel && self.up_done
+        self.client_ended() || self.tunnel && self.up_done
     }
 
     /// For another attempt on another connection. Only while none of the body has been sent.
@@ -202,7 +222,9 @@ impl Relay {
                 // where its next request begins can't be known, so the connection is closed after this one.
                 let unread = must_read_body && self.up.body_sent() == 0;
                 let running = around.attention.stage() == Stage::Running;
-                let keep_alive = to.keep_alive && !unread && !self.client_ended && running;
+                // What a client sent before it closed its side is still answered.
+                let over = self.client_ended() && self.up.surplus().is_none();
+                let keep_alive = to.keep_alive && !unread && !over && running;
                 let to = Recipient { keep_alive, ..to };
                 if let Some(head) = self.scan_head(&mut scanner, to, spare)? {
                     if !head.is_interim() {
@@ -322,18 +344,26 @@ impl Relay {
         }
     }
 
-    /// Reads ahead one buffer at most: a pipelined request, or the news that the client has gone.
+    /// Reads ahead one buffer at most, until nothing more is there, so that the end wakes us: a pipelined request, or the news that the client has gone.
     fn watch_client(&mut self, cx: &mut Context<'_>, around: &mut Surroundings<'_>) -> Result<(), Failure> {
-        let ahead = self.up.surplus();
-        if self.client_ended || ahead.is_some() {
+        if self.client_ended() {
             return Ok(());
         }
-        match poll_fill(cx, around.client, ahead) {
-            Poll::Ready(Ok(0)) => self.client_ended = true,
-            Poll::Ready(Err(_)) => return Err(Failure::Client(Termination::ClientGone)),
-            Poll::Ready(Ok(_)) | Poll::Pending => {}
+        loop {
+            let ahead = self.up.surplus();
+            if ahead.as_mut().is_some_and(|ahead| ahead.room().is_empty()) {
+                return Ok(());
+            }
+            match poll_fill(cx, around.client, ahead) {
+                Poll::Ready(Ok(0)) => {
+                    self.note_client_ended(Instant::now());
+                    return Ok(());
+                }
+                Poll::Ready(Err(_)) => return Err(Failure::Client(Termination::ClientGone)),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return Ok(()),
+            }
         }
-        Ok(())
     }
 
     /// Moves the response, or what there is of it.

@@ -10,9 +10,9 @@
 
 mod admin;
 mod answers;
-#[cfg(feature = "fault-points")]
 mod broken;
 mod config_files;
+#[cfg(feature = "fault-points")]
 mod crash;
 mod damage;
 mod endpoints;
@@ -24,6 +24,7 @@ mod harness;
 mod hostile;
 mod http;
 mod invariants;
+mod leaving;
 mod lifecycle;
 mod limits;
 mod maintenance;

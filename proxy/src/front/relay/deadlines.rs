@@ -4,17 +4,20 @@ use std::task::Context;
 use std::time::Duration;
 
 use pingora::protocols::Stream;
-use pingora::protocols::l4::ext::get_tcp_info;
 use tokio::time::Instant;
 
 use super::{Failure, Leaving, Relay, Surroundings};
 use crate::config::{Limits, Timeouts};
 use crate::front::attention::Stage;
+use crate::front::client::{self, Presence};
 use crate::front::pump::{Pump, Waiting};
 use crate::observe::termination::Termination;
 
 /// After a client has ended its side of a tunnel, how long the backend may be silent before the tunnel is closed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How often a client that is not read from is looked at while nothing moves. A read would notice its end at once.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// When a tunnel is closed, how long the frame that is under way may take to end.
 const LAST_FRAME: Duration = Duration::from_millis(500);
@@ -39,7 +42,9 @@ impl Relay {
             let paced = self.pace(&service.limits, around.client)?;
             let deadline = self.last_move + limit;
             let overdue = self.overdue_at(service.timeouts.overdue);
-            let next = [paced, overdue].into_iter().flatten().fold(deadline, Instant::min);
+            let leaves = self.leaves_at(service.timeouts.half_closed);
+            let look = self.look_at();
+            let next = [paced, overdue, leaves, look].into_iter().flatten().fold(deadline, Instant::min);
             if !around.watchdog.poll_expired(cx, next) {
                 return Ok(());
             }
@@ -47,6 +52,12 @@ impl Relay {
             if overdue.is_some_and(|at| now >= at) {
                 self.overdue = true;
                 around.lease.owner().meters.lane(around.lease.worker()).is_overdue();
+            }
+            if look.is_some_and(|at| now >= at) {
+                self.look(around.client, now)?;
+            }
+            if leaves.is_some_and(|at| now >= at) && !self.client_takes(around.client) {
+                return Err(Failure::Client(Termination::ClientGone));
             }
             if now >= deadline && !self.client_takes(around.client) {
                 return Err(failure);
@@ -122,6 +133,40 @@ impl Relay {
         Some(self.asked.or_else(takes_nothing)? + overdue?)
     }
 
+    /// When the exchange ends because its client has closed its sending side and nothing has moved since.
+    fn leaves_at(&self, half_closed: Option<Duration>) -> Option<Instant> {
+        if self.tunnel {
+            return None;
+        }
+        Some(self.ended?.max(self.last_move) + half_closed?)
+    }
+
+    /// When to look at a client that is not read from: the backend takes none of its request, or as much as we read
+    /// ahead is there.
+    fn look_at(&mut self) -> Option<Instant> {
+        let reads = if self.up_broken {
+            false
+        } else if self.up_done {
+            self.up.surplus().as_mut().is_none_or(|ahead| !ahead.room().is_empty())
+        } else {
+            self.up.waiting() == Waiting::Source
+        };
+        if reads || self.tunnel || self.client_ended() {
+            return None;
+        }
+        Some(self.looked.map_or(self.last_move, |looked| looked.max(self.last_move)) + LOOK_EVERY)
+    }
+
+    fn look(&mut self, client: &Stream, now: Instant) -> Result<(), Failure> {
+        self.looked = Some(now);
+        match client::presence(client) {
+            Presence::There => {}
+            Presence::HalfClosed => self.note_client_ended(now),
+            Presence::Gone => return Err(Failure::Client(Termination::ClientGone)),
+        }
+        Ok(())
+    }
+
     /// Whether a client that we can't write to goes on reading what lies in the socket's buffer, which may be more
     /// than it reads in the time that it is given. Then it is given as much again.
     fn client_takes(&mut self, client: &Stream) -> bool {
@@ -157,5 +202,5 @@ impl Relay {
 
 /// What the client's side has acknowledged; where the system can't tell, what was written.
 fn taken(client: &Stream, down: &Pump) -> u64 {
-    get_tcp_info(client.id()).map_or_else(|_| down.sent(), |info| info.tcpi_bytes_acked)
+    client::taken(client).unwrap_or_else(|| down.sent())
 }

@@ -1,0 +1,47 @@
+//! What the kernel knows of a client's connection, asked without reading from it: for the moments in which nothing is
+//! read, because the backend takes no more of the request or is still being connected to.
+
+use pingora::protocols::Stream;
+use pingora::protocols::l4::ext::{TCP_INFO, get_tcp_info};
+
+/// States of a TCP connection, as Linux numbers them (`include/net/tcp_states.h`).
+const TCP_CLOSE: u8 = 7;
+const TCP_CLOSE_WAIT: u8 = 8;
+
+/// Whether a client is still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// As far as anybody knows.
+    There,
+    /// It has closed its sending side (FIN). It may still read.
+    HalfClosed,
+    /// Its side of the connection is gone: it has answered with a reset.
+    Gone,
+}
+
+/// Looks whether the client is still there.
+pub fn presence(client: &Stream) -> Presence {
+    match info(client).map(|info| info.tcpi_state) {
+        Some(TCP_CLOSE) => Presence::Gone,
+        Some(TCP_CLOSE_WAIT) => Presence::HalfClosed,
+        _ => Presence::There,
+    }
+}
+
+/// Whether the client's side has acknowledged everything that was written; `None`: not yet.
+pub fn has_taken_all(client: &Stream) -> Option<bool> {
+    let Some(info) = info(client) else { return Some(true) };
+    if info.tcpi_state == TCP_CLOSE {
+        return Some(false);
+    }
+    (info.tcpi_unacked == 0 && info.tcpi_notsent_bytes == 0).then_some(true)
+}
+
+/// Bytes that the client's side has acknowledged, if the system can tell.
+pub fn taken(client: &Stream) -> Option<u64> {
+    info(client).map(|info| info.tcpi_bytes_acked)
+}
+
+fn info(client: &Stream) -> Option<TCP_INFO> {
+    get_tcp_info(client.id()).ok()
+}
