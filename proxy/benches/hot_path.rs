@@ -130,10 +130,12 @@ fn observing(c: &mut Criterion) {
         service: Some("app"),
         backend: Some("blue"),
         version: Some("1.0.0"),
+        endpoint: Some("127.0.0.1:3008"),
         request_id: b"8c1532aef4fc339ef72ad5e7efc77c52",
         referer: b"https://app.example.com/",
         user_agent: b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0",
         termination: Termination::Done,
+        reason: None,
     };
     let (mut clock, mut out) = (Clock::default(), Vec::new());
     for (name, format) in [("json", AccessLogFormat::Json), ("combined", AccessLogFormat::Combined)] {

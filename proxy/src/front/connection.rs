@@ -286,10 +286,12 @@ impl Connection {
             service: None,
             backend: None,
             version: None,
+            endpoint: None,
             request_id: id.text(b""),
             referer: b"",
             user_agent: b"",
             termination,
+            reason: None,
         });
         if sent.is_ok() { Next::Linger } else { Next::Close }
     }

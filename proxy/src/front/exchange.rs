@@ -10,6 +10,7 @@ use super::attention::Stage;
 use super::bypass::{Pass, pass};
 use super::client;
 use super::connection::{Connection, Next};
+use super::pool::millis;
 use super::pump::Pump;
 use super::reach::{Answered, pick, reach, release};
 use super::record::Record;
@@ -74,6 +75,7 @@ async fn no_route(conn: &mut Connection, request: &RequestHead, record: &mut Rec
         detail: "no service answers for this host and path",
         termination: Termination::NoRoute,
         broken: None,
+        reason: None,
     };
     let next = refuse(conn, request, record, &refusal, request_is_read(request)).await;
     conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
@@ -129,10 +131,10 @@ async fn forward(
     }
     let mut relay = begin(conn, request, lease, record.started);
     relay.up.limit_body(most);
-    let answered = match reach(conn, request, lease, &mut relay).await {
+    let answered = match reach(conn, request, lease, &mut relay, record).await {
         Ok(answered) => answered,
         Err(refusal) => {
-            count_broken(record, lease, refusal.broken);
+            note_broken(record, lease, &refusal, refusal.broken);
             let read = relay.request_done() || request_is_read(request);
             give_back(conn, relay);
             return refuse(conn, request, record, &refusal, read).await;
@@ -168,7 +170,8 @@ async fn forward(
         }
         if !(response.is_tunnel() && relay.client_leaves()) {
             let broken = refusal.broken;
-            count_broken(record, lease, if untold { broken } else { broken.map(Broken::within_response) });
+            let broken = if untold { broken } else { broken.map(Broken::within_response) };
+            note_broken(record, lease, &refusal, broken);
         }
         let last_words = relay.last_words();
         give_back(conn, relay);
@@ -220,11 +223,25 @@ async fn is_delivered(conn: &mut Connection) -> bool {
     }
 }
 
-/// Counts what the backend broke, before the client gets any answer of ours. That a backend in maintenance does not
-/// answer a health check is no news.
-fn count_broken(record: &Record, lease: &Lease, broken: Option<Broken>) {
+/// Counts what the backend broke, before the client gets any answer of ours, and notes what could not be understood.
+/// That a backend in maintenance does not answer a health check is no news.
+fn note_broken(record: &mut Record, lease: &Lease, refusal: &Refusal, broken: Option<Broken>) {
+    let info = lease.owner();
+    record.reason = refusal.reason;
     if let (Some(broken), false) = (broken, record.health_in_maintenance) {
-        lease.owner().meters.lane(lease.worker()).broke(broken);
+        info.meters.lane(lease.worker()).broke(broken);
+    }
+    let Some(reason) = refusal.reason else { return };
+    if let Some(left_out) = info.meters.may_warn(millis(std::time::Instant::now())) {
+        let endpoint = record.endpoint.and_then(|at| info.backend.endpoints.get(at));
+        tracing::warn!(
+            service = %info.service.name,
+            backend = %info.backend.name,
+            endpoint = endpoint.map_or("-", |endpoint| endpoint.text()),
+            reason,
+            left_out,
+            "cannot understand the app's response; its client gets a 502 or a response that is cut"
+        );
     }
 }
 

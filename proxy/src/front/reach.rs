@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Lease;
 use super::connection::Connection;
 use super::pool::{IdlePool, Tried, millis};
+use super::record::Record;
 use super::refusal::Refusal;
 use super::relay::{Failure, Relay, Surroundings};
 use super::upstream::{ConnectError, Upstream};
@@ -34,10 +35,11 @@ pub(super) async fn reach(
     request: &RequestHead,
     lease: &mut Lease,
     relay: &mut Relay,
+    record: &mut Record,
 ) -> Result<Answered, Refusal> {
     let (mut retried, mut moved) = (false, false);
     loop {
-        let mut upstream = match connect(conn, request, lease, retried, relay.last_move().into_std()).await {
+        let mut upstream = match connect(conn, request, lease, retried, record, relay.last_move().into_std()).await {
             Ok(upstream) => upstream,
             // Traffic has moved while the backend could not be reached: nothing was sent, and the new one can answer.
             Err(refusal) if lease.is_retired() && !moved && may_retry(lease) => {
@@ -114,6 +116,7 @@ async fn connect(
     request: &RequestHead,
     lease: &Lease,
     fresh: bool,
+    record: &mut Record,
     mut now: std::time::Instant,
 ) -> Result<Upstream, Refusal> {
     let worker = &conn.worker;
@@ -130,6 +133,7 @@ async fn connect(
             }
             lane.retried(RetryReason::ConnectFailed);
         }
+        record.endpoint = Some(choice.endpoint);
         if choice.fails_open {
             lane.failed_open();
         }
@@ -163,12 +167,14 @@ async fn connect(
             detail: "the app could not be reached in time",
             termination: Termination::UpstreamUnreachable,
             broken: Some(Broken::Unreachable),
+            reason: None,
         },
         _ => Refusal {
             status: 502,
             detail: "the app could not be reached",
             termination: Termination::UpstreamUnreachable,
             broken: Some(Broken::Unreachable),
+            reason: None,
         },
     })
 }

@@ -22,6 +22,10 @@ pub(super) struct Record {
     pub bytes: u64,
     pub upstream_time: Option<Duration>,
     pub termination: Termination,
+    /// Which of the backend's endpoints answered, or was tried last.
+    pub endpoint: Option<usize>,
+    /// Why the backend's answer could not be understood.
+    pub reason: Option<&'static str>,
     /// A health check of a service in maintenance: if no backend can answer it, we do.
     pub health_in_maintenance: bool,
 }
@@ -35,6 +39,8 @@ impl Record {
             bytes: 0,
             upstream_time: None,
             termination: Termination::Done,
+            endpoint: None,
+            reason: None,
             health_in_maintenance: false,
         }
     }
@@ -54,7 +60,8 @@ impl Record {
     ) {
         let (true, Some(scratch)) = (conn.worker.log.is_on(), &conn.scratch) else { return };
         let head = scratch.request_head();
-        let reported = backend.and_then(|backend| Some(backend.endpoints.first()?.reported_version()));
+        let endpoint = backend.and_then(|backend| backend.endpoints.get(self.endpoint.unwrap_or(0)));
+        let reported = endpoint.map(|endpoint| endpoint.reported_version());
         let reported = reported.as_ref().and_then(|version| version.as_deref().map(String::as_str));
         conn.worker.log.write(&Line {
             time: SystemTime::now(),
@@ -69,11 +76,13 @@ impl Record {
             upstream_time: self.upstream_time,
             service: service.map(|service| service.name.as_str()),
             backend: backend.map(|backend| backend.name.as_str()),
+            endpoint: endpoint.filter(|_| self.endpoint.is_some()).map(|endpoint| endpoint.text()),
             version: backend.and_then(|backend| backend.version.as_deref()).or(reported),
             request_id: request.id.text(head),
             referer: request.referer.of_head(head),
             user_agent: request.user_agent.of_head(head),
             termination: self.termination,
+            reason: self.reason,
         });
     }
 }

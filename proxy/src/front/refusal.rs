@@ -11,6 +11,8 @@ pub(super) struct Refusal {
     pub termination: Termination,
     /// What the backend did, if the fault is its.
     pub broken: Option<Broken>,
+    /// Why its answer could not be understood.
+    pub reason: Option<&'static str>,
 }
 
 impl Failure {
@@ -41,7 +43,7 @@ impl Failure {
             }
             Self::Cut(_) => (503, "the front door is stopping", Termination::Stop),
         };
-        Refusal { status, detail, termination, broken: self.broken() }
+        Refusal { status, detail, termination, broken: self.broken(), reason: self.reason() }
     }
 }
 
@@ -55,11 +57,15 @@ impl Failure {
             Self::UpstreamTimeout => Some(Broken::TimedOut),
         }
     }
+
+    fn reason(&self) -> Option<&'static str> {
+        if let Self::UpstreamProtocol(reason) = self { Some(reason) } else { None }
+    }
 }
 
 impl Refusal {
     pub(super) fn internal() -> Self {
         let (detail, termination) = ("no backend is available", Termination::NoRoute);
-        Self { status: 503, detail, termination, broken: None }
+        Self { status: 503, detail, termination, broken: None, reason: None }
     }
 }

@@ -167,7 +167,10 @@ fn read_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<Facts<'a>, BadResp
                 }
                 facts.length = Some(length);
             }
-            Known::TransferEncoding if field.value.eq_ignore_ascii_case(b"chunked") && !facts.chunked => {
+            Known::TransferEncoding if facts.chunked => {
+                return Err(BadResponse("more than one Transfer-Encoding field"));
+            }
+            Known::TransferEncoding if field.value.eq_ignore_ascii_case(b"chunked") => {
                 facts.chunked = true;
             }
             Known::TransferEncoding => return Err(BadResponse("a transfer coding other than chunked")),

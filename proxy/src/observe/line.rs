@@ -38,6 +38,8 @@ pub struct Line<'a> {
     pub backend: Option<&'a str>,
     /// Its version, if it was registered with one.
     pub version: Option<&'a str>,
+    /// Which of its endpoints answered, or was tried last.
+    pub endpoint: Option<&'a str>,
     /// The request's id.
     pub request_id: &'a [u8],
     /// `Referer`
@@ -46,6 +48,8 @@ pub struct Line<'a> {
     pub user_agent: &'a [u8],
     /// Why it ended.
     pub termination: Termination,
+    /// Why the backend's answer could not be understood.
+    pub reason: Option<&'a str>,
 }
 
 /// Formats times of day; the part down to the second is kept until the second changes.
@@ -125,6 +129,7 @@ impl Line<'_> {
             (",\"service\":", self.service),
             (",\"backend\":", self.backend),
             (",\"version\":", self.version),
+            (",\"endpoint\":", self.endpoint),
         ] {
             match value {
                 Some(value) => text(out, key, value.as_bytes()),
@@ -138,6 +143,9 @@ impl Line<'_> {
         text(out, ",\"referer\":", self.referer);
         text(out, ",\"user_agent\":", self.user_agent);
         text(out, ",\"termination\":", self.termination.as_str().as_bytes());
+        if let Some(reason) = self.reason {
+            text(out, ",\"reason\":", reason.as_bytes());
+        }
         out.push(b'}');
     }
 
@@ -228,10 +236,12 @@ mod tests {
             service: Some("app"),
             backend: Some("blue"),
             version: None,
+            endpoint: Some("127.0.0.1:3008"),
             request_id: b"id",
             referer: b"",
             user_agent: NASTY,
             termination: Termination::Done,
+            reason: None,
         }
     }
 
@@ -253,6 +263,8 @@ mod tests {
         assert_eq!(json["version"], serde_json::Value::Null);
         assert_eq!(json["user_agent"], String::from_utf8_lossy(NASTY).as_ref());
         assert_eq!(json["termination"], "-");
+        assert_eq!(json["endpoint"], "127.0.0.1:3008");
+        assert!(json.get("reason").is_none(), "it is there only where there is one");
     }
 
     #[test]

@@ -179,7 +179,13 @@ pub struct BackendMeters {
     lanes: Box<[BackendLane]>,
     /// Upstream connections that are open, idle ones included.
     pub connections: AtomicU64,
+    /// When the last warning about the backend was logged, on the caller's clock, and how many were left out since.
+    warned_ms: AtomicU64,
+    left_out: AtomicU64,
 }
+
+/// How often a warning about the same backend is logged: often enough to be found, and no flood from a sick one.
+const WARN_EVERY_MS: u64 = 10_000;
 
 /// What a scrape reads of one backend.
 #[derive(Debug, Clone, PartialEq)]
@@ -220,12 +226,25 @@ impl BackendMeters {
             backend: backend.clone(),
             lanes: (0..workers.max(1)).map(|_| BackendLane::new()).collect(),
             connections: AtomicU64::new(0),
+            warned_ms: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
         }
     }
 
     /// A worker's counters.
     pub fn lane(&self, worker: usize) -> &BackendLane {
         &self.lanes[worker % self.lanes.len()]
+    }
+
+    /// Whether a warning about the backend may be logged now; then, how many were left out since the last one.
+    pub fn may_warn(&self, now_ms: u64) -> Option<u64> {
+        let (last, now, order) = (self.warned_ms.load(Ordering::Relaxed), now_ms + 1, Ordering::Relaxed);
+        let due = last == 0 || now >= last + WARN_EVERY_MS;
+        if due && self.warned_ms.compare_exchange(last, now, order, order).is_ok() {
+            return Some(self.left_out.swap(0, order));
+        }
+        add(&self.left_out, 1);
+        None
     }
 
     /// Sums up all workers.
@@ -336,6 +355,13 @@ mod tests {
         }
         assert_eq!(CODES[usize::from(CODE_INDEX[299])], 200);
         assert_eq!(CODES[usize::from(CODE_INDEX[0])], 500);
+    }
+
+    #[test]
+    fn a_warning_is_logged_once_in_a_while_and_says_how_many_were_left_out() {
+        let meters = BackendMeters::new(&"app".parse().unwrap(), &"blue".parse().unwrap(), 2);
+        let said: Vec<_> = [0, 5, 9_999, 10_000, 10_001].map(|now| meters.may_warn(now)).to_vec();
+        assert_eq!(said, [Some(0), None, None, Some(2), None]);
     }
 
     #[test]

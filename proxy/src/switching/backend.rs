@@ -104,6 +104,8 @@ pub struct Resolution {
 pub struct Endpoint {
     /// Where it is.
     pub address: Address,
+    /// The same as text, for every line of the access log.
+    text: Box<str>,
     health: AtomicU8,
     last_probe: Mutex<Option<ProbeStatus>>,
     /// The app's version as the last probe reported it; apart from the probe, so that a request can read it.
@@ -138,6 +140,7 @@ impl Endpoint {
     #[must_use]
     pub fn new(address: Address, health: Health) -> Self {
         Self {
+            text: address.to_string().into_boxed_str(),
             address,
             health: AtomicU8::new(health as u8),
             last_probe: Mutex::default(),
@@ -148,6 +151,12 @@ impl Endpoint {
             load: Arc::default(),
             avoid_until_ms: AtomicU64::new(0),
         }
+    }
+
+    /// Its address as text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// Exchanges that it carries, of all workers.

@@ -43,6 +43,10 @@ async fn breaker() -> Scripted {
             "/two-codings" => {
                 b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
             }
+            "/length-and-coding" => {
+                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            }
+            "/identity" => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\nok",
             "/bad-chunk" => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
             "/bad-second-chunk" => {
                 b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"
@@ -176,4 +180,42 @@ async fn nothing_is_overdue_where_that_is_off() {
     let proxy = home.start().await;
     assert_eq!(Wire::connect(proxy.address).await.get("/silent").await.status, 504);
     assert_eq!(overdue(&proxy).await, 0);
+}
+
+#[tokio::test]
+async fn the_log_says_which_endpoint_answered_and_why_an_answer_was_not_understood() {
+    let app_ = breaker().await;
+    let home = Home::new(app_.address, "127.0.0.1:9");
+    let proxy = home.start().await;
+    for path in
+        ["/ok", "/two-codings", "/two-codings", "/length-and-coding", "/identity", "/bad-second-chunk"]
+    {
+        Wire::connect(proxy.address).await.get(path).await;
+    }
+    let force = SwitchRequest { force: true, ..SwitchRequest::to(backend("green")) };
+    proxy.client.switch(&app(), &force).await.unwrap();
+    assert_eq!(Wire::connect(proxy.address).await.get("/refused").await.status, 502);
+    let lines = until("the lines are there", async || Some(home.access_log()).filter(|l| l.len() == 7)).await;
+    let endpoint = app_.address.to_string();
+    for (path, endpoint, reason) in [
+        ("/ok", &*endpoint, None),
+        ("/two-codings", &endpoint, Some("more than one Transfer-Encoding field")),
+        ("/length-and-coding", &endpoint, Some("both Content-Length and Transfer-Encoding")),
+        ("/identity", &endpoint, Some("a transfer coding other than chunked")),
+        ("/bad-second-chunk", &endpoint, Some("malformed chunks in the response body")),
+        ("/refused", "127.0.0.1:9", None),
+    ] {
+        let line = lines.iter().find(|line| line["path"] == path).unwrap();
+        assert_eq!(line["endpoint"], endpoint, "{line}");
+        assert_eq!(line.get("reason").and_then(|reason| reason.as_str()), reason, "{line}");
+    }
+    // One warning, however many there are to warn of.
+    home.until_said("cannot understand the app's response").await;
+    let said = home.messages();
+    let warnings: Vec<&str> =
+        said.lines().filter(|line| line.contains("cannot understand the app's response")).collect();
+    assert_eq!(warnings.len(), 1, "{said}");
+    for word in ["app", "blue", &endpoint, "more than one Transfer-Encoding field"] {
+        assert!(warnings[0].contains(word), "{word} is missing in {}", warnings[0]);
+    }
 }
