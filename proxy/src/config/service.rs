@@ -8,6 +8,7 @@ use uh_protocol::{BackendName, ServiceName};
 
 use super::network::Network;
 use crate::http1::field::{Known, classify, is_token_byte};
+use crate::http1::request::is_protocol;
 use crate::switching::{Address, route};
 use uh_settings::Section;
 use uh_settings::units::{DAY, MS, SECOND};
@@ -26,6 +27,8 @@ pub struct Service {
     pub path_prefix: String,
     /// Whether the app gets the path without the prefix.
     pub strip_prefix: bool,
+    /// The protocols that a client may upgrade its connection to, by name.
+    pub upgrades: Vec<String>,
     /// Active while there is no state file.
     pub active: BackendName,
     /// What `uh-proxy drain` waits for at most, unless told.
@@ -56,6 +59,13 @@ impl Service {
     pub fn stripped_prefix(&self) -> Option<&str> {
         let prefix = self.path_prefix.trim_end_matches('/');
         (self.strip_prefix && !prefix.is_empty()).then_some(prefix)
+    }
+
+    /// The name of the protocol that a client asks to upgrade to, if it may.
+    #[must_use]
+    pub fn allowed_upgrade(&self, asked: &[u8]) -> Option<&str> {
+        let mut allowed = self.upgrades.iter().map(String::as_str);
+        allowed.find(|allowed| allowed.as_bytes().eq_ignore_ascii_case(asked))
     }
 }
 
@@ -209,6 +219,7 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
     }
     let path_prefix = path_prefix(&mut section);
     let strip_prefix = section.boolean("strip_prefix", false);
+    let upgrades = section.list::<UpgradeName>("upgrades");
     let drain_timeout = section.duration("drain_timeout", 30 * SECOND, (Duration::ZERO, DAY));
     let policies =
         [("keep", TunnelsAtDrain::Keep), ("drain", TunnelsAtDrain::Drain), ("close", TunnelsAtDrain::Close)];
@@ -251,6 +262,10 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
         hosts,
         path_prefix,
         strip_prefix,
+        upgrades: upgrades.map_or_else(
+            || vec!["websocket".to_owned()],
+            |names| names.into_iter().map(|name| name.0).collect(),
+        ),
         active: active?,
         drain_timeout,
         tunnels_at_drain,
@@ -366,6 +381,24 @@ fn resolve(section: &mut Section) -> Resolve {
 
 /// More endpoints than one backend of this design has: a switch builds a pool for each.
 pub const MAX_ENDPOINTS: usize = 64;
+
+/// The name of a protocol that a connection may be upgraded to: `websocket`, `SPDY/3.1`.
+struct UpgradeName(String);
+
+impl FromStr for UpgradeName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !is_protocol(text.as_bytes()) {
+            return Err(format!("{text:?} is not a protocol's name: write websocket, or another token"));
+        }
+        // Within it, requests would pass that nobody has looked at or counted. HTTP/1.1 servers may ignore it.
+        if text.eq_ignore_ascii_case("h2c") || text.to_ascii_lowercase().starts_with("http/") {
+            return Err(format!("{text:?} would carry requests past routing and counts; leave it out"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
 
 /// A host as a service names it, in its canonical form: `app.example.com`, `*.example.com` or `[2001:db8::1]`.
 struct HostPattern(String);

@@ -12,15 +12,15 @@ use super::client;
 use super::connection::{Connection, Next};
 use super::pool::millis;
 use super::pump::Pump;
-use super::reach::{Answered, pick, reach, release};
+use super::reach::{Answered, allowed_upgrade, pick, reach, release};
 use super::record::Record;
 use super::refusal::Refusal;
-use super::relay::{Failure, Relay, RestOfRequest, Surroundings};
+use super::relay::{Failure, Protocol, Relay, RestOfRequest, Surroundings};
 use super::{Entry, Lease};
 use crate::config::Service;
 use crate::http1::body::Framing;
 use crate::http1::prefix;
-use crate::http1::request::RequestHead;
+use crate::http1::request::{RequestHead, is_websocket, write_upgrade};
 use crate::observe::broken::Broken;
 use crate::observe::termination::Termination;
 use crate::switching::Maintenance;
@@ -146,7 +146,8 @@ async fn forward(
     relay.down.begin_body(response.framing, response.coding, body);
     if response.is_tunnel() {
         lease.becomes_tunnel();
-        relay.becomes_tunnel();
+        let websocket = allowed_upgrade(request, conn_head(conn), lease).is_some_and(is_websocket);
+        relay.becomes_tunnel(if websocket { Protocol::WebSocket } else { Protocol::Other });
     }
     let mut around = Surroundings {
         client: &mut conn.client,
@@ -254,8 +255,15 @@ fn begin(conn: &mut Connection, request: &RequestHead, lease: &Lease, now: Insta
     if let Some(stripped) = lease.owner().service.stripped_prefix() {
         prefix::strip(&mut up, stripped.as_bytes());
     }
+    if let Some(protocol) = allowed_upgrade(request, conn_head(conn), lease) {
+        write_upgrade(protocol.as_bytes(), &mut up);
+    }
     down.clear();
     Relay::new(Pump::new(up, request.framing, input), Pump::new(down, Framing::None, None), now)
+}
+
+fn conn_head(conn: &Connection) -> &[u8] {
+    conn.scratch.as_ref().map_or(&[], |scratch| scratch.request_head())
 }
 
 /// Hands what the relay borrowed back to the connection: memory, and what was read past the request.

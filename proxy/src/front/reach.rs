@@ -1,6 +1,8 @@
 //! Reaching a backend: an endpoint, a connection from its pool or a fresh one, the retries that do no harm, and the
 //! response's head.
 
+use std::future::{Future as _, poll_fn};
+use std::task::Poll;
 use std::time::Duration;
 
 use super::Lease;
@@ -8,7 +10,7 @@ use super::connection::Connection;
 use super::pool::{IdlePool, Tried, millis};
 use super::record::Record;
 use super::refusal::Refusal;
-use super::relay::{Failure, Relay, Surroundings};
+use super::relay::{Failure, Relay, Surroundings, Unconnected};
 use super::upstream::{ConnectError, Upstream};
 use crate::http1::buffer::Buffer;
 use crate::http1::request::RequestHead;
@@ -39,10 +41,15 @@ pub(super) async fn reach(
 ) -> Result<Answered, Refusal> {
     let (mut retried, mut moved) = (false, false);
     loop {
-        let mut upstream = match connect(conn, request, lease, retried, record, relay.last_move().into_std()).await {
+        let mut upstream = match connect(conn, request, lease, retried, record, relay).await {
             Ok(upstream) => upstream,
             // Traffic has moved while the backend could not be reached: nothing was sent, and the new one can answer.
-            Err(refusal) if lease.is_retired() && !moved && may_retry(lease) => {
+            Err(refusal)
+                if refusal.broken == Some(Broken::Unreachable)
+                    && lease.is_retired()
+                    && !moved
+                    && may_retry(lease) =>
+            {
                 lease.owner().meters.lane(lease.worker()).retried(RetryReason::ConnectFailed);
                 *lease = pick_again(conn, request, lease).ok_or(refusal)?;
                 moved = true;
@@ -59,6 +66,7 @@ pub(super) async fn reach(
             request,
             request_head: scratch.request_head(),
             keep_alive: request.keep_alive,
+            upgrade: allowed_upgrade(request, scratch.request_head(), lease),
             server: conn.settings.headers.server,
         };
         let mut around = Surroundings {
@@ -95,8 +103,17 @@ pub(super) async fn reach(
 
 /// Picks for another attempt. `None`: the service was reconfigured meanwhile, and the head is written for it as it was.
 fn pick_again(conn: &Connection, request: &RequestHead, before: &Lease) -> Option<Lease> {
-    let prefix = before.owner().service.stripped_prefix();
-    pick(conn, request).filter(|again| again.owner().service.stripped_prefix() == prefix)
+    let before = &before.owner().service;
+    pick(conn, request).filter(|again| {
+        let again = &again.owner().service;
+        again.stripped_prefix() == before.stripped_prefix() && again.upgrades == before.upgrades
+    })
+}
+
+/// The protocol that the request asks to upgrade to, as the service spells it, if the service allows it.
+pub(super) fn allowed_upgrade<'a>(request: &RequestHead, head: &[u8], lease: &'a Lease) -> Option<&'a str> {
+    let asked = request.upgrade.of_head(head);
+    if asked.is_empty() { None } else { lease.owner().service.allowed_upgrade(asked) }
 }
 
 /// Whether the retry budget allows another attempt; counted if not.
@@ -112,14 +129,14 @@ fn may_retry(lease: &Lease) -> bool {
 /// A connection to one of the backend's endpoints, from the pool if there is one. An endpoint that can't be reached is
 /// passed over for any method, as nothing was sent to it.
 async fn connect(
-    conn: &Connection,
+    conn: &mut Connection,
     request: &RequestHead,
     lease: &Lease,
     fresh: bool,
     record: &mut Record,
-    mut now: std::time::Instant,
+    relay: &mut Relay,
 ) -> Result<Upstream, Refusal> {
-    let worker = &conn.worker;
+    let mut now = relay.last_move().into_std();
     let info = lease.owner();
     let (pool, lane) = (lease.payload(), info.meters.lane(lease.worker()));
     let mut tried = Tried::default();
@@ -144,9 +161,26 @@ async fn connect(
         let Some(target) = info.backend.endpoints.get(choice.endpoint) else { continue };
         let timeout = info.service.timeouts.connect;
         let connecting =
-            worker.connector.connect(target, choice.endpoint, timeout, &info.meters, worker.index);
+            conn.worker.connector.connect(target, choice.endpoint, timeout, &info.meters, conn.worker.index);
+        let mut caller = Unconnected {
+            client: &conn.client,
+            lease,
+            attention: &mut conn.attention,
+            watchdog: &mut conn.watchdog,
+        };
         // In a box of its own: most exchanges take a connection from the pool, and need no room for this.
-        match Box::pin(connecting).await {
+        let mut connecting = Box::pin(connecting);
+        let connected = poll_fn(|cx| {
+            caller.attention.poll(cx);
+            if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
+                return Poll::Ready(Ok(connected));
+            }
+            match relay.check_unconnected(cx, &mut caller) {
+                Ok(()) => Poll::Pending,
+                Err(failure) => Poll::Ready(Err(failure.refusal())),
+            }
+        });
+        match connected.await? {
             Ok(mut upstream) => {
                 upstream.busy = choice.busy;
                 return Ok(upstream);

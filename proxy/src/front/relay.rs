@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use pingora::protocols::Stream;
 use tokio::io::AsyncWrite as _;
@@ -28,6 +29,10 @@ use crate::observe::termination::Termination;
 
 /// The most interim responses to one request: no app sends more than a few, and each is kept until it is written.
 const MAX_INTERIM: u32 = 64;
+
+/// How long a client that waits for `100 Continue` waits for the backend's word before it gets ours: many apps ignore
+/// it, and clients wait for a second before they send their body all the same. Long enough for a refusal to come first.
+const CONTINUE_AFTER: Duration = Duration::from_millis(300);
 
 /// Why an exchange with a backend did not come to its proper end.
 #[derive(Debug)]
@@ -58,12 +63,33 @@ pub enum RestOfRequest {
     Unwanted,
 }
 
+/// What is spoken in a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Frames, between which a close frame may be put.
+    WebSocket,
+    /// Something else: bytes.
+    Other,
+}
+
 /// What the relay needs of its connection.
 pub struct Surroundings<'a> {
     /// The client.
     pub client: &'a mut Stream,
     /// The backend.
     pub upstream: &'a mut Stream,
+    /// The exchange's hold on its activation.
+    pub lease: &'a Lease,
+    /// Told when the process stops or a drain cuts.
+    pub attention: &'a mut Attention,
+    /// The connection's timer.
+    pub watchdog: &'a mut Watchdog,
+}
+
+/// What an exchange has of its connection while there is no backend's yet.
+pub struct Unconnected<'a> {
+    /// The client.
+    pub client: &'a Stream,
     /// The exchange's hold on its activation.
     pub lease: &'a Lease,
     /// Told when the process stops or a drain cuts.
@@ -101,6 +127,8 @@ pub struct Relay {
     asked: Option<Instant>,
     /// The exchange was counted as overdue.
     overdue: bool,
+    /// The client has got `100 Continue` from us or from the backend. It gets no other.
+    continued: bool,
     tunnel: bool,
     /// The tunnel's place among all of its backend's when they are closed, from 0 to 1.
     share: f32,
@@ -133,6 +161,7 @@ impl Relay {
             answered: false,
             asked: None,
             overdue: false,
+            continued: false,
             tunnel: false,
             share: 0.0,
             leaving: None,
@@ -247,6 +276,9 @@ impl Relay {
                     }
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(closed(spare, interim))),
                     Poll::Pending => {
+                        if must_read_body && self.continue_is_due(cx, around.watchdog) {
+                            continue;
+                        }
                         self.check(cx, around)?;
                         return Poll::Pending;
                     }
@@ -290,14 +322,16 @@ impl Relay {
     }
 
     /// From here on the connection is a tunnel; `from_client` is what the client has already sent into it.
-    pub fn becomes_tunnel(&mut self) {
+    pub fn becomes_tunnel(&mut self, protocol: Protocol) {
         let early = self.up.surplus().take();
         self.up.begin_body(Framing::UntilClose, Coding::AsItIs, early);
         self.up_done = false;
         self.tunnel = true;
         self.share = fastrand::f32();
         self.up.limit_body(None);
-        self.down.follow_frames();
+        if protocol == Protocol::WebSocket {
+            self.down.follow_frames();
+        }
     }
 
     /// What a client whose tunnel is being closed can still be told.
@@ -385,6 +419,19 @@ impl Relay {
         }
     }
 
+    /// Tells a client that waits with its body to send it, if the backend says nothing.
+    fn continue_is_due(&mut self, cx: &mut Context<'_>, watchdog: &mut Watchdog) -> bool {
+        if self.continued || self.up.body_sent() > 0 || self.up.sent() == 0 {
+            return false;
+        }
+        let due = watchdog.poll_expired(cx, self.last_move + CONTINUE_AFTER);
+        if due {
+            self.continued = true;
+            self.down.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        due
+    }
+
     fn note_moves(&mut self) {
         let moved = self.up.sent() + self.down.sent();
         if moved != self.moved {
@@ -403,8 +450,12 @@ impl Relay {
         let bare = |_| Failure::UpstreamProtocol("a line of the response head ends in a bare line feed");
         let Some(range) = scanner.scan(buffer.filled()).map_err(bare)? else { return Ok(None) };
         let end = range.end;
+        let before = self.down.head().len();
         let head = response::translate(&buffer.filled()[range], to, self.down.head());
         let head = head.map_err(|e| Failure::UpstreamProtocol(e.0))?;
+        if head.status == 100 && std::mem::replace(&mut self.continued, true) {
+            self.down.head().truncate(before);
+        }
         buffer.consume(end);
         if buffer.is_empty() {
             *spare = None;

@@ -117,8 +117,9 @@ pub struct RequestHead {
     pub is_last: bool,
     /// Whether it waits for `100 Continue` before it sends its body.
     pub expects_continue: bool,
-    /// Whether it asks for a WebSocket.
-    pub upgrade: bool,
+    /// What it asks to upgrade the connection to; empty: nothing. Goes to the backend by [`write_upgrade`] alone, once
+    /// the service that the request is for is known.
+    pub upgrade: Span,
     /// The client's address, where a trusted proxy has told it; empty: it is the caller's.
     pub client: Span,
     /// Its id.
@@ -194,7 +195,7 @@ struct Facts<'a> {
     length: Option<u64>,
     chunked: bool,
     connection: ConnectionOptions<'a>,
-    websocket: bool,
+    upgrade: &'a [u8],
     expects_continue: bool,
     id: Option<&'a [u8]>,
     trace: Trace,
@@ -239,10 +240,10 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         (false, None) => Framing::None,
     };
     let has_body = !matches!(framing, Framing::None | Framing::Length(0));
-    let upgrade = facts.websocket
-        && facts.connection.upgrade
+    let websocket = facts.upgrade.eq_ignore_ascii_case(b"websocket");
+    let upgrade = facts.connection.upgrade
         && version == Version::Http11
-        && method_text == "GET"
+        && (method_text == "GET" || !websocket)
         && !has_body;
     let keep_alive = !facts.connection.close && (version == Version::Http11 || facts.connection.keep_alive);
     let understood = RequestHead {
@@ -256,7 +257,7 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         keep_alive,
         is_last: !keep_alive,
         expects_continue: facts.expects_continue && version == Version::Http11 && has_body,
-        upgrade,
+        upgrade: if upgrade { Span::of(facts.upgrade, head) } else { Span::default() },
         client: told_client(request.headers, caller)
             .map_or_else(Span::default, |client| Span::of(client, head)),
         id: facts.id.map_or_else(RequestId::make, |id| RequestId::FromClient(Span::of(id, head))),
@@ -337,7 +338,7 @@ fn read_fields<'a>(
                 .connection
                 .add(value)
                 .map_err(|_| BadRequest::Malformed("the Connection field names a field it must not"))?,
-            Known::Upgrade => facts.websocket = value.eq_ignore_ascii_case(b"websocket"),
+            Known::Upgrade => facts.upgrade = if is_protocol(value) { value } else { b"" },
             Known::Expect if value.eq_ignore_ascii_case(b"100-continue") => facts.expects_continue = true,
             // RFC 9110 §10.1.1: expectations of HTTP/1.0 are ignored.
             Known::Expect if version == Version::Http10 => {}
@@ -400,8 +401,26 @@ fn write_framing(request: &RequestHead, out: &mut Vec<u8>) {
         }
         Framing::None | Framing::UntilClose => {}
     }
-    if request.upgrade {
-        out.extend_from_slice(b"Connection: upgrade\r\nUpgrade: websocket\r\n");
+}
+
+/// Whether a protocol to upgrade to is WebSocket (RFC 6455).
+#[must_use]
+pub fn is_websocket(protocol: &str) -> bool {
+    protocol.eq_ignore_ascii_case("websocket")
+}
+
+/// Whether a text names one protocol to upgrade to: a token, perhaps with a version (RFC 9110 §7.8).
+#[must_use]
+pub fn is_protocol(text: &[u8]) -> bool {
+    let mut parts = text.splitn(2, |&b| b == b'/');
+    parts.all(|part| !part.is_empty() && part.iter().all(|&b| field::is_token_byte(b)))
+}
+
+/// Adds the request for an upgrade to a complete head for the backend.
+pub fn write_upgrade(protocol: &[u8], out: &mut Vec<u8>) {
+    out.truncate(out.len().saturating_sub(2));
+    for part in [&b"Connection: upgrade\r\nUpgrade: "[..], protocol, b"\r\n\r\n"] {
+        out.extend_from_slice(part);
     }
 }
 

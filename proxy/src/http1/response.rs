@@ -18,6 +18,8 @@ pub struct Recipient<'a> {
     pub request_head: &'a [u8],
     /// Whether the client's connection may be kept.
     pub keep_alive: bool,
+    /// The protocol that the backend was asked to upgrade to.
+    pub upgrade: Option<&'a str>,
     /// What becomes of the `Server` field.
     pub server: ServerField,
 }
@@ -88,7 +90,7 @@ struct Facts<'a> {
     idle: Option<Duration>,
     has_id: bool,
     has_date: bool,
-    websocket: bool,
+    upgrade: &'a [u8],
 }
 
 /// Understands a complete response head, and appends to `out` the head for the client. Of an interim response, nothing
@@ -114,7 +116,8 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
     }
     let http11 = response.version == Some(1);
     let facts = read_fields(response.headers)?;
-    if status == 101 && !(to.request.upgrade && facts.websocket && facts.connection.upgrade) {
+    let asked = to.upgrade.is_some_and(|asked| facts.upgrade.eq_ignore_ascii_case(asked.as_bytes()));
+    if status == 101 && !(asked && facts.connection.upgrade) {
         return Err(BadResponse("switched protocols unasked"));
     }
     let framing = framing(status, to.request, &facts)?;
@@ -179,7 +182,7 @@ fn read_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<Facts<'a>, BadResp
                 let _ = facts.connection.add(field.value);
             }
             Known::KeepAlive => facts.idle = keep_alive_timeout(field.value),
-            Known::Upgrade => facts.websocket |= field.value.eq_ignore_ascii_case(b"websocket"),
+            Known::Upgrade => facts.upgrade = field.value,
             Known::RequestId => facts.has_id = true,
             Known::Date => facts.has_date = true,
             _ => {}
@@ -284,7 +287,9 @@ mod tests {
     ) -> Result<(ResponseHead, String), BadResponse> {
         let request = understood(request_head);
         let server = ServerField::Pass;
-        let to = Recipient { request: &request, request_head: request_head.as_bytes(), keep_alive, server };
+        let upgrade = (!request.upgrade.of_head(request_head.as_bytes()).is_empty()).then_some("websocket");
+        let request_head = request_head.as_bytes();
+        let to = Recipient { request: &request, request_head, keep_alive, upgrade, server };
         let mut out = Vec::new();
         let response = translate(head.as_bytes(), to, &mut out)?;
         Ok((response, String::from_utf8(out).unwrap()))

@@ -350,7 +350,10 @@ fn seen(head: &str, body: &str) -> Seen {
     let added = format!(
         "|X-Forwarded-For: 127.0.0.1|X-Forwarded-Proto: http{forwarded_host}|X-Forwarded-Port: {port}|X-Request-Id: *"
     );
-    Seen { head: format!("{head}{added}"), body: body.to_owned(), complete: true }
+    // What is upgraded to is written once the service is known, after everything else.
+    let upgrade = head.find("|Connection: upgrade").unwrap_or(head.len());
+    let (head, upgrade) = head.split_at(upgrade);
+    Seen { head: format!("{head}{added}{upgrade}"), body: body.to_owned(), complete: true }
 }
 
 /// How a request for a scripted response is written.

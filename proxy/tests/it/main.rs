@@ -12,6 +12,8 @@ mod admin;
 mod answers;
 mod broken;
 mod config_files;
+mod connecting;
+mod continues;
 #[cfg(feature = "fault-points")]
 mod crash;
 mod damage;

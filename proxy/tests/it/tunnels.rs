@@ -217,3 +217,85 @@ async fn a_stop_tells_tunnels_to_go_before_it_cuts_them() {
     assert_eq!(proxy.ended().await.code(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(15), "it waited for tunnels that were to be closed");
 }
+
+/// An app that upgrades to what it is asked for, or to what the path says, and echoes.
+async fn upgrader(service: &str) -> (Home, Proxy, Scripted) {
+    let app = Scripted::start(|head, mut stream| async move {
+        let asked =
+            head.lines().find_map(|line| line.strip_prefix("Upgrade: ")).unwrap_or("nothing").to_owned();
+        let path = head.split(' ').nth(1).unwrap_or_default();
+        let other = path.strip_prefix("/as/").unwrap_or(&asked);
+        if asked == "nothing" && path == "/" {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+            return (stream, Then::KeepAlive);
+        }
+        let head =
+            format!("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {other}\r\n\r\n");
+        let _ = stream.write_all(head.as_bytes()).await;
+        while let Ok(byte) = stream.read_u8().await {
+            if stream.write_u8(byte).await.is_err() {
+                break;
+            }
+        }
+        (stream, Then::Close)
+    })
+    .await;
+    let home = Home::new(app.address, app.address).service(service);
+    let proxy = home.start().await;
+    proxy.until_healthy().await;
+    (home, proxy, app)
+}
+
+fn upgrade(method: &str, path: &str, protocol: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n")
+}
+
+#[tokio::test]
+async fn only_what_the_service_names_is_upgraded_to() {
+    let (_home, proxy, _app) = upgrader("upgrades = [\"echo/1\", \"tcp\"]").await;
+    for (method, protocol) in [("GET", "echo/1"), ("POST", "TCP")] {
+        let mut wire = Wire::connect(proxy.address).await;
+        wire.send(upgrade(method, "/", protocol)).await;
+        assert_eq!(wire.response().await.status, 101, "{protocol}");
+        wire.send("ping").await;
+        wire.read_until(b"ping").await;
+        assert_eq!(proxy.backend("blue").await.tunnels, 1);
+        drop(wire);
+        until("it is over", async || (proxy.backend("blue").await.tunnels == 0).then_some(())).await;
+    }
+    for protocol in ["websocket", "h2c", "echo/2", "echo/1, tcp"] {
+        let mut wire = Wire::connect(proxy.address).await;
+        wire.send(upgrade("GET", "/", protocol)).await;
+        assert_eq!(wire.response().await.status, 200, "{protocol}: the app is asked for nothing");
+    }
+    let mut wire = Wire::connect(proxy.address).await;
+    wire.send(upgrade("GET", "/as/tcp", "echo/1")).await;
+    assert_eq!(wire.response().await.status, 502, "it is another protocol than the client asked for");
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_no_websocket_ends_without_a_close_frame() {
+    let (_home, proxy, _app) = upgrader("upgrades = [\"tcp\"]\ntunnels_at_drain = \"close\"").await;
+    let mut wire = Wire::connect(proxy.address).await;
+    wire.send(upgrade("GET", "/", "tcp")).await;
+    assert_eq!(wire.response().await.status, 101);
+    // Taken for a frame's head, it would announce more bytes than ever come.
+    wire.send([0x82, 0x7f, 0xff]).await;
+    wire.read_until(&[0x82, 0x7f, 0xff]).await;
+    proxy.switch("green").await;
+    let drained = drain_blue(&proxy, 10_000, None).await;
+    assert!(drained.drained, "{drained:?}");
+    assert_eq!(rest(&mut wire).await, b"");
+}
+
+#[tokio::test]
+async fn no_upgrade_that_hides_requests_can_be_allowed() {
+    for name in ["h2c", "HTTP/2.0", "TLS/1.0", "two words", ""] {
+        let home = Home::new("127.0.0.1:9", "127.0.0.1:9").service(&format!("upgrades = [{name:?}]"));
+        home.write_config(&home.config());
+        let config = home.path("uh-proxy.toml");
+        let (code, _, said) =
+            crate::harness::cli(&home.socket(), &["check", "--config", config.to_str().unwrap()]).await;
+        assert!(code != 0 && said.contains("services.app.upgrades[0]"), "{name}: {code} {said}");
+    }
+}

@@ -6,8 +6,9 @@ use std::time::Duration;
 use pingora::protocols::Stream;
 use tokio::time::Instant;
 
-use super::{Failure, Leaving, Relay, Surroundings};
+use super::{Failure, Leaving, Relay, Surroundings, Unconnected};
 use crate::config::{Limits, Timeouts};
+use crate::front::Lease;
 use crate::front::attention::Stage;
 use crate::front::client::{self, Presence};
 use crate::front::pump::{Pump, Waiting};
@@ -17,10 +18,27 @@ use crate::observe::termination::Termination;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How often a client that is not read from is looked at while nothing moves. A read would notice its end at once.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// When a tunnel is closed, how long the frame that is under way may take to end.
 const LAST_FRAME: Duration = Duration::from_millis(500);
+
+/// What of an exchange in which nothing moves is due when.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    /// It counts as overdue.
+    overdue: Option<Instant>,
+    /// It ends, because its client has left.
+    leaves: Option<Instant>,
+    /// The client is looked at.
+    look: Option<Instant>,
+}
+
+impl Due {
+    fn earliest(self) -> Option<Instant> {
+        [self.overdue, self.leaves, self.look].into_iter().flatten().min()
+    }
+}
 
 impl Relay {
     /// Nothing moves: has it taken too long, or is the exchange to be cut?
@@ -41,28 +59,67 @@ impl Relay {
             let (limit, failure) = self.limit(&service.timeouts);
             let paced = self.pace(&service.limits, around.client)?;
             let deadline = self.last_move + limit;
-            let overdue = self.overdue_at(service.timeouts.overdue);
-            let leaves = self.leaves_at(service.timeouts.half_closed);
-            let look = self.look_at();
-            let next = [paced, overdue, leaves, look].into_iter().flatten().fold(deadline, Instant::min);
+            let due = Due {
+                overdue: self.overdue_at(service.timeouts.overdue),
+                leaves: self.leaves_at(service.timeouts.half_closed),
+                look: self.look_at(),
+            };
+            let next = [paced, due.earliest()].into_iter().flatten().fold(deadline, Instant::min);
             if !around.watchdog.poll_expired(cx, next) {
                 return Ok(());
             }
             let now = Instant::now();
-            if overdue.is_some_and(|at| now >= at) {
-                self.overdue = true;
-                around.lease.owner().meters.lane(around.lease.worker()).is_overdue();
-            }
-            if look.is_some_and(|at| now >= at) {
-                self.look(around.client, now)?;
-            }
-            if leaves.is_some_and(|at| now >= at) && !self.client_takes(around.client) {
-                return Err(Failure::Client(Termination::ClientGone));
-            }
+            self.meet(due, now, around.client, around.lease)?;
             if now >= deadline && !self.client_takes(around.client) {
                 return Err(failure);
             }
         }
+    }
+
+    /// A connection to the backend is being opened: is the exchange to be cut, has its client left, is it overdue?
+    ///
+    /// # Errors
+    /// It is over.
+    pub fn check_unconnected(
+        &mut self,
+        cx: &mut Context<'_>,
+        caller: &mut Unconnected<'_>,
+    ) -> Result<(), Failure> {
+        if caller.lease.is_cut() {
+            return Err(Failure::Cut(Termination::Drain));
+        } else if caller.attention.stage() == Stage::Cutting {
+            return Err(Failure::Cut(Termination::Stop));
+        }
+        loop {
+            let timeouts = &caller.lease.owner().service.timeouts;
+            let unanswered = timeouts.overdue.filter(|_| !self.overdue);
+            let due = Due {
+                overdue: unanswered.map(|overdue| self.last_move + overdue),
+                leaves: self.leaves_at(timeouts.half_closed),
+                look: (!self.client_ended()).then(|| self.next_look()),
+            };
+            let Some(next) = due.earliest() else { return Ok(()) };
+            if !caller.watchdog.poll_expired(cx, next) {
+                return Ok(());
+            }
+            self.meet(due, Instant::now(), caller.client, caller.lease)?;
+        }
+    }
+
+    /// Does what is due.
+    fn meet(&mut self, due: Due, now: Instant, client: &Stream, lease: &Lease) -> Result<(), Failure> {
+        let has_come = |at: Option<Instant>| at.is_some_and(|at| now >= at);
+        if has_come(due.overdue) {
+            self.overdue = true;
+            lease.owner().meters.lane(lease.worker()).is_overdue();
+        }
+        if has_come(due.look) {
+            self.look(client, now)?;
+        }
+        if has_come(due.leaves) && !self.client_takes(client) {
+            return Err(Failure::Client(Termination::ClientGone));
+        }
+        Ok(())
     }
 
     /// Begins to close a tunnel at its turn, and breaks off what can't be brought to an end.
@@ -154,7 +211,11 @@ impl Relay {
         if reads || self.tunnel || self.client_ended() {
             return None;
         }
-        Some(self.looked.map_or(self.last_move, |looked| looked.max(self.last_move)) + LOOK_EVERY)
+        Some(self.next_look())
+    }
+
+    fn next_look(&self) -> Instant {
+        self.looked.map_or(self.last_move, |looked| looked.max(self.last_move)) + LOOK_EVERY
     }
 
     fn look(&mut self, client: &Stream, now: Instant) -> Result<(), Failure> {

@@ -149,15 +149,29 @@ fn what_is_ambiguous_or_not_allowed_is_refused() {
 }
 
 #[test]
-fn only_a_websocket_is_an_upgrade() {
-    let head = |upgrade: &str, extra: &str| {
-        format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n{extra}\r\n")
+fn an_upgrade_is_understood_and_sent_only_by_who_knows_the_service() {
+    let head = |method: &str, upgrade: &str, extra: &str| {
+        format!("{method} / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n{extra}\r\n")
     };
-    let (request, out) = upstream(&head("WebSocket", "")).unwrap();
-    assert!(request.upgrade && out.contains("Connection: upgrade\r\nUpgrade: websocket\r\n"), "{out}");
-    for (upgrade, extra) in [("h2c", ""), ("websocket", "Content-Length: 1\r\n")] {
-        let (request, out) = upstream(&head(upgrade, extra)).unwrap();
-        assert!(!request.upgrade && !out.to_lowercase().contains("upgrade"), "{out}");
+    for (method, upgrade) in [("GET", "WebSocket"), ("GET", "h2c"), ("POST", "SPDY/3.1")] {
+        let head = head(method, upgrade, "");
+        let (request, mut out) = upstream(&head).unwrap();
+        assert_eq!(request.upgrade.of_head(head.as_bytes()), upgrade.as_bytes());
+        assert!(!out.to_lowercase().contains("upgrade"), "{out}");
+        let mut bytes = std::mem::take(&mut out).into_bytes();
+        write_upgrade(b"websocket", &mut bytes);
+        let out = String::from_utf8(bytes).unwrap();
+        assert!(out.ends_with("\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"), "{out}");
+    }
+    for (method, upgrade, extra) in [
+        ("GET", "websocket", "Content-Length: 1\r\n"),
+        ("POST", "websocket", ""),
+        ("GET", "a, b", ""),
+        ("GET", "/", ""),
+        ("GET", "", ""),
+    ] {
+        let head = head(method, upgrade, extra);
+        assert!(upstream(&head).unwrap().0.upgrade.of_head(head.as_bytes()).is_empty(), "{head}");
     }
 }
 
