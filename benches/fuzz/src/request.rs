@@ -152,6 +152,11 @@ fn front_door(mut bytes: &[u8], around: &Circumstances) -> Result<(Vec<u8>, End)
         if understood.path.of_head(&bytes[head.clone()]).starts_with(PREFIX.as_bytes()) && around.strips {
             prefix::strip(&mut translated, PREFIX.as_bytes());
         }
+        // What a service allows where nothing else is configured.
+        let upgrade = understood.upgrade.of_head(&bytes[head.clone()]).eq_ignore_ascii_case(b"websocket");
+        if upgrade {
+            request::write_upgrade(b"websocket", &mut translated);
+        }
         out.extend(translated);
         bytes = &bytes[head.end..];
         let mut scanner = BodyScanner::new(understood.framing);
@@ -169,7 +174,7 @@ fn front_door(mut bytes: &[u8], around: &Circumstances) -> Result<(Vec<u8>, End)
         if !scanner.is_done() {
             return Ok((out, End::More));
         }
-        if !understood.keep_alive || understood.upgrade {
+        if !understood.keep_alive || upgrade {
             return Ok((out, End::Last));
         }
         if matches!(understood.framing, Framing::UntilClose) {

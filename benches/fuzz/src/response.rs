@@ -176,7 +176,9 @@ fn check(case: &[u8]) -> Result<(), String> {
         _ => return Ok(()),
     };
     let request = request::translate(request_head.as_bytes(), &caller, &mut Vec::new()).expect("it is good");
-    let to = Recipient { request: &request, request_head: request_head.as_bytes(), keep_alive, server };
+    let request_head = request_head.as_bytes();
+    let upgrade = (!request.upgrade.of_head(request_head).is_empty()).then_some("websocket");
+    let to = Recipient { request: &request, request_head, keep_alive, upgrade, server };
     let mut out = Vec::new();
     let Ok(understood) = response::translate(bytes, to, &mut out) else { return Ok(()) };
     let (meant, length) = Head::read(bytes).ok_or("accepted, though it is no head by the rules")?;

@@ -393,7 +393,8 @@ impl FromStr for UpgradeName {
             return Err(format!("{text:?} is not a protocol's name: write websocket, or another token"));
         }
         // Within it, requests would pass that nobody has looked at or counted. HTTP/1.1 servers may ignore it.
-        if text.eq_ignore_ascii_case("h2c") || text.to_ascii_lowercase().starts_with("http/") {
+        let lower = text.to_ascii_lowercase();
+        if lower == "h2c" || lower.starts_with("http/") || lower.starts_with("tls/") {
             return Err(format!("{text:?} would carry requests past routing and counts; leave it out"));
         }
         Ok(Self(text.to_owned()))

@@ -7,9 +7,12 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::idlers::{Idlers, Left, Seat};
+use super::pool::millis;
 use super::splice;
 use crate::config::ServerLimits;
 
@@ -33,6 +36,8 @@ pub struct Admission {
     told: AtomicUsize,
     by_source: Mutex<HashMap<Source, u32>>,
     refused: [AtomicU64; REASONS.len()],
+    idlers: Arc<Idlers>,
+    evicted: AtomicU64,
 }
 
 /// Why a connection is turned away.
@@ -65,6 +70,8 @@ impl From<IpAddr> for Source {
 pub struct Place {
     admission: Arc<Admission>,
     source: Option<Source>,
+    /// Where the connection is found when somebody needs its place and it is idle.
+    pub seat: Seat,
 }
 
 impl Admission {
@@ -83,6 +90,8 @@ impl Admission {
             told: AtomicUsize::new(0),
             by_source: Mutex::default(),
             refused: Default::default(),
+            idlers: Arc::new(Idlers::new(workers)),
+            evicted: AtomicU64::new(0),
         }
     }
 
@@ -92,26 +101,48 @@ impl Admission {
         limits.connections.map_or(self.ceiling, |most| self.ceiling.min(most as usize))
     }
 
-    /// Takes a place for a connection from this address.
+    /// Takes a place for a connection of this worker from this address. If there is none, the connection that has been
+    /// idle between two requests for longest is evicted for it.
     ///
     /// # Errors
     /// There is none; it was counted.
-    pub fn admit(self: &Arc<Self>, limits: &ServerLimits, address: IpAddr) -> Result<Place, Refused> {
-        let result = self.try_admit(limits, address);
+    pub fn admit(
+        self: &Arc<Self>,
+        limits: &ServerLimits,
+        address: IpAddr,
+        worker: usize,
+    ) -> Result<Place, Refused> {
+        let result = self.try_admit(limits, address, worker);
         if let Err(reason) = result {
             self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
         }
         result
     }
 
-    fn try_admit(self: &Arc<Self>, limits: &ServerLimits, address: IpAddr) -> Result<Place, Refused> {
+    fn try_admit(
+        self: &Arc<Self>,
+        limits: &ServerLimits,
+        address: IpAddr,
+        worker: usize,
+    ) -> Result<Place, Refused> {
+        // First, so that nobody is evicted for somebody who is turned away all the same.
+        let source = match limits.connections_per_address {
+            Some(most) => Some(self.count_source(address, most)?),
+            None => None,
+        };
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.most(limits) {
+            // Either way one of those counted is no more: this one, or the one that is evicted.
             self.open.fetch_sub(1, Ordering::Relaxed);
-            return Err(Refused::Full);
+            if !self.idlers.evict_oldest(millis(Instant::now())) {
+                self.forget_source(source);
+                return Err(Refused::Full);
+            }
+            self.evicted.fetch_add(1, Ordering::Relaxed);
         }
-        // From here on dropping it gives the place back.
-        let mut place = Place { admission: Arc::clone(self), source: None };
-        let Some(most) = limits.connections_per_address else { return Ok(place) };
+        Ok(Place { admission: Arc::clone(self), source, seat: self.idlers.seat(worker) })
+    }
+
+    fn count_source(&self, address: IpAddr, most: u32) -> Result<Source, Refused> {
         let source = Source::from(address);
         let mut by_source = self.by_source.lock();
         let count = by_source.entry(source).or_insert(0);
@@ -119,9 +150,18 @@ impl Admission {
             return Err(Refused::Address);
         }
         *count += 1;
-        place.source = Some(source);
-        drop(by_source);
-        Ok(place)
+        Ok(source)
+    }
+
+    fn forget_source(&self, source: Option<Source>) {
+        let Some(source) = source else { return };
+        let mut by_source = self.by_source.lock();
+        if let Some(count) = by_source.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                by_source.remove(&source);
+            }
+        }
     }
 
     /// A turn at telling a client why it is turned away; `None`: too many are being told already, and it is closed
@@ -129,6 +169,12 @@ impl Admission {
     pub fn tell(self: &Arc<Self>) -> Option<Turn> {
         let turn = Turn(Arc::clone(self));
         (self.told.fetch_add(1, Ordering::Relaxed) < self.most_told).then_some(turn)
+    }
+
+    /// Idle connections closed since the start to make room for others.
+    #[must_use]
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed)
     }
 
     /// Connections turned away since the start, by reason.
@@ -140,15 +186,10 @@ impl Admission {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.admission.open.fetch_sub(1, Ordering::Relaxed);
-        let Some(source) = self.source else { return };
-        let mut by_source = self.admission.by_source.lock();
-        if let Some(count) = by_source.get_mut(&source) {
-            *count -= 1;
-            if *count == 0 {
-                by_source.remove(&source);
-            }
+        if self.seat.leave() == Left::Free {
+            self.admission.open.fetch_sub(1, Ordering::Relaxed);
         }
+        self.admission.forget_source(self.source);
     }
 }
 
@@ -181,12 +222,12 @@ mod tests {
     fn one_address_can_not_take_every_place() {
         let admission = Arc::new(Admission::new(20_000, 2));
         let limits = limits(None, Some(2));
-        let first = admission.admit(&limits, address("192.0.2.1")).unwrap();
-        let _second = admission.admit(&limits, address("::ffff:192.0.2.1")).unwrap();
-        assert_eq!(admission.admit(&limits, address("192.0.2.1")).unwrap_err(), Refused::Address);
-        let _other = admission.admit(&limits, address("192.0.2.2")).unwrap();
+        let first = admission.admit(&limits, address("192.0.2.1"), 0).unwrap();
+        let _second = admission.admit(&limits, address("::ffff:192.0.2.1"), 0).unwrap();
+        assert_eq!(admission.admit(&limits, address("192.0.2.1"), 0).unwrap_err(), Refused::Address);
+        let _other = admission.admit(&limits, address("192.0.2.2"), 0).unwrap();
         drop(first);
-        let _again = admission.admit(&limits, address("192.0.2.1")).unwrap();
+        let _again = admission.admit(&limits, address("192.0.2.1"), 0).unwrap();
         assert_eq!(admission.refused(), [0, 1]);
         assert_eq!(admission.open.load(Ordering::Relaxed), 3);
     }
@@ -195,9 +236,9 @@ mod tests {
     fn an_ipv6_address_counts_by_its_64() {
         let admission = Arc::new(Admission::new(20_000, 2));
         let limits = limits(None, Some(1));
-        let _one = admission.admit(&limits, address("2001:db8::1")).unwrap();
-        assert_eq!(admission.admit(&limits, address("2001:db8::ffff:1")).unwrap_err(), Refused::Address);
-        let _other = admission.admit(&limits, address("2001:db8:0:1::1")).unwrap();
+        let _one = admission.admit(&limits, address("2001:db8::1"), 0).unwrap();
+        assert_eq!(admission.admit(&limits, address("2001:db8::ffff:1"), 0).unwrap_err(), Refused::Address);
+        let _other = admission.admit(&limits, address("2001:db8:0:1::1"), 0).unwrap();
     }
 
     #[test]
@@ -209,18 +250,44 @@ mod tests {
         assert_eq!(Admission::new(3, 2).most(&limits(None, None)), 1);
         let admission = Arc::new(Admission::new(1024, 2));
         let limits = limits(Some(1), None);
-        let place = admission.admit(&limits, address("192.0.2.1")).unwrap();
-        assert_eq!(admission.admit(&limits, address("192.0.2.1")).unwrap_err(), Refused::Full);
+        let place = admission.admit(&limits, address("192.0.2.1"), 0).unwrap();
+        assert_eq!(admission.admit(&limits, address("192.0.2.1"), 0).unwrap_err(), Refused::Full);
         drop(place);
-        assert!(admission.admit(&limits, address("192.0.2.1")).is_ok());
+        assert!(admission.admit(&limits, address("192.0.2.1"), 0).is_ok());
+    }
+
+    #[test]
+    fn an_idle_connection_hands_its_place_over_once_and_only_to_who_may_come_in() {
+        let admission = Arc::new(Admission::new(20_000, 2));
+        let limits = limits(Some(2), Some(2));
+        let idle = |place: &mut Place, at| {
+            place.seat.rests(at, &std::task::Context::from_waker(std::task::Waker::noop()));
+        };
+        let mut first = admission.admit(&limits, address("192.0.2.1"), 0).unwrap();
+        let mut second = admission.admit(&limits, address("192.0.2.1"), 1).unwrap();
+        idle(&mut first, 2);
+        idle(&mut second, 1);
+        assert_eq!(admission.admit(&limits, address("192.0.2.1"), 0).unwrap_err(), Refused::Address);
+        assert!(!first.seat.is_evicted() && !second.seat.is_evicted());
+        let third = admission.admit(&limits, address("192.0.2.2"), 0).unwrap();
+        assert!(second.seat.is_evicted() && !first.seat.is_evicted());
+        drop(second);
+        assert_eq!(admission.open.load(Ordering::Relaxed), 2);
+        assert!(first.seat.resumes());
+        assert_eq!(admission.admit(&limits, address("192.0.2.2"), 0).unwrap_err(), Refused::Full);
+        assert_eq!(admission.by_source.lock().len(), 2, "who is turned away is not remembered");
+        drop((first, third));
+        assert_eq!((admission.open.load(Ordering::Relaxed), admission.evicted()), (0, 1));
+        assert!(admission.by_source.lock().is_empty());
     }
 
     #[test]
     fn nothing_is_remembered_of_an_address_without_a_connection() {
         let admission = Arc::new(Admission::new(20_000, 2));
         let limits = limits(None, Some(5));
-        let places: Vec<Place> =
-            (0..100u32).map(|n| admission.admit(&limits, IpAddr::from(n.to_be_bytes())).unwrap()).collect();
+        let places: Vec<Place> = (0..100u32)
+            .map(|n| admission.admit(&limits, IpAddr::from(n.to_be_bytes()), 0).unwrap())
+            .collect();
         assert_eq!(admission.by_source.lock().len(), 100);
         drop(places);
         assert!(admission.by_source.lock().is_empty());

@@ -17,6 +17,7 @@ use super::admission::{Place, Refused};
 use super::answer::{Answer, Form};
 use super::attention::{Attention, Stage};
 use super::exchange;
+use super::pool::millis;
 use super::pump::poll_fill;
 use super::reset;
 use super::scratch::Scratch;
@@ -83,6 +84,7 @@ enum HeadRead {
     Complete,
     Closed,
     Dismissed,
+    Evicted,
     TimedOut,
     Bad(BadRequest),
 }
@@ -96,7 +98,7 @@ impl Connection {
         meters.accepted.fetch_add(1, Ordering::Relaxed);
         let ip = address.ip().to_canonical();
         let settings = worker.settings();
-        let place = worker.admission.admit(&settings.limits, ip);
+        let place = worker.admission.admit(&settings.limits, ip, worker.index);
         let attention = Attention::new(Arc::clone(&worker.bell));
         Self {
             settings,
@@ -122,6 +124,7 @@ impl Connection {
             let next = match self.read_head().await {
                 HeadRead::Closed => Next::Close,
                 HeadRead::Dismissed => Next::Dismiss,
+                HeadRead::Evicted => return Box::pin(self.make_room()).await,
                 HeadRead::TimedOut => {
                     let detail = "the request did not arrive in time";
                     Box::pin(self.refuse(408, detail, Termination::ClientTimeout)).await
@@ -150,7 +153,11 @@ impl Connection {
         let limits = &self.settings.limits;
         let first_wait = if self.exchanges == 0 { limits.header_timeout } else { limits.idle_timeout };
         let (worker, settings) = (&self.worker, &mut self.settings);
-        let mut deadline = Instant::now() + first_wait;
+        let now = Instant::now();
+        let mut deadline = now + first_wait;
+        // Only between two requests a connection may have to make room for others.
+        let mut seat = self.place.as_mut().ok().map(|place| &mut place.seat).filter(|_| self.exchanges > 0);
+        let mut resting = false;
         let mut scanner = HeadScanner::default();
         let (client, input, scratch) = (&mut self.client, &mut self.input, &mut self.scratch);
         let (attention, watchdog) = (&mut self.attention, &mut self.watchdog);
@@ -204,8 +211,20 @@ impl Connection {
                 }
                 match poll_fill(cx, client, input) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(HeadRead::Closed),
+                    Poll::Ready(Ok(_)) if std::mem::take(&mut resting) => {
+                        if seat.as_ref().is_some_and(|seat| !seat.resumes()) {
+                            return Poll::Ready(HeadRead::Evicted);
+                        }
+                    }
                     Poll::Ready(Ok(_)) => {}
                     Poll::Pending => break,
+                }
+            }
+            if let (false, Some(seat)) = (begun, &mut seat) {
+                if !std::mem::replace(&mut resting, true) {
+                    seat.rests(millis(now.into_std()), cx);
+                } else if seat.is_evicted() {
+                    return Poll::Ready(HeadRead::Evicted);
                 }
             }
             let stage = attention.stage();
@@ -309,6 +328,13 @@ impl Connection {
         if self.send(&out).await.is_ok() {
             self.linger(LINGER_TIME).await;
         }
+    }
+
+    /// Closes an idle connection whose place is another one's already: in good order, unless there are too many.
+    async fn make_room(self) {
+        let admission = Arc::clone(&self.worker.admission);
+        let Some(_turn) = admission.tell() else { return };
+        self.linger(DISMISS_TIME).await;
     }
 
     /// Sends an answer of our own, within the header deadline.

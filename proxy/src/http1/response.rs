@@ -408,7 +408,8 @@ mod tests {
         fn no_bytes_panic_the_parser(head in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
             let request = understood(GET);
             let server = ServerField::Drop;
-            let to = Recipient { request: &request, request_head: GET.as_bytes(), keep_alive: true, server };
+            let request_head = GET.as_bytes();
+            let to = Recipient { request: &request, request_head, keep_alive: true, upgrade: None, server };
             let _ = translate(&head, to, &mut Vec::new());
         }
     }

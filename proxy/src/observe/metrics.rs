@@ -179,6 +179,11 @@ impl Metrics {
                 self.meters.sum(|w| &w.accepted),
             ),
             counter(
+                "client_connections_evicted_total",
+                "Idle client connections closed to make room for others.",
+                self.admission.evicted(),
+            ),
+            counter(
                 "unrouted_requests_total",
                 "Requests answered by the front door itself before a backend was picked.",
                 self.meters.sum(|w| &w.unrouted),

@@ -236,7 +236,19 @@ async fn too_many_connections_are_turned_away_and_those_that_are_there_go_on() {
         let (_home, proxy) = start(limits).await;
         let (mut first, mut second) =
             (Wire::connect(proxy.address).await, Wire::connect(proxy.address).await);
-        assert_eq!((first.get("/").await.status, second.get("/").await.status), (200, 200));
+        // Idle ones would make room for a new one, but not for one of an address that has too many.
+        let path = if reason == "full" { "/slow?ms=3000" } else { "/" };
+        for wire in [&mut first, &mut second] {
+            wire.send(get(path)).await;
+        }
+        if reason == "full" {
+            until("both are busy", async || {
+                (proxy.backend("blue").await.requests_in_flight == 2).then_some(())
+            })
+            .await;
+        } else {
+            assert_eq!((first.response().await.status, second.response().await.status), (200, 200));
+        }
         let mut third = Wire::connect(proxy.address).await;
         // It hears that before it has asked anything.
         let response = third.response().await;
@@ -245,6 +257,9 @@ async fn too_many_connections_are_turned_away_and_those_that_are_there_go_on() {
             (response.header("connection"), response.header("retry-after")),
             (Some("close"), Some("1"))
         );
+        if reason == "full" {
+            assert_eq!((first.response().await.status, second.response().await.status), (200, 200));
+        }
         assert_eq!(first.get("/").await.status, 200);
         drop(second);
         until("there is room again", async || {
@@ -320,6 +335,9 @@ async fn its_own_limit_comes_before_that_of_file_descriptors() {
     home.until_said("descriptors=512 most_connections=128").await;
     let mut kept = Wire::connect(proxy.address).await;
     assert_eq!(kept.get("/").await.status, 200);
+    // An idle one would make room for the crowd.
+    kept.send(get("/slow?ms=3000")).await;
+    until("it is busy", async || (proxy.backend("blue").await.requests_in_flight == 1).then_some(())).await;
     let mut crowd: Vec<Wire> = Vec::new();
     for _ in 0..300 {
         crowd.push(Wire::connect(proxy.address).await);
@@ -333,6 +351,7 @@ async fn its_own_limit_comes_before_that_of_file_descriptors() {
     for wire in &mut busy {
         assert_eq!(wire.response().await.status, 200);
     }
+    assert_eq!(kept.response().await.status, 200);
     assert_eq!(kept.get("/").await.status, 200);
     drop((crowd, busy));
     until("it takes connections again", async || {
@@ -343,4 +362,59 @@ async fn its_own_limit_comes_before_that_of_file_descriptors() {
         wire.read(false).await.filter(|response| response.status == 200)
     })
     .await;
+}
+
+async fn evicted(proxy: &Proxy) -> u64 {
+    let metrics = proxy.client.metrics().await.unwrap();
+    let name = "uh_proxy_client_connections_evicted_total ";
+    metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn at_the_limit_the_connection_that_has_been_idle_longest_makes_room_for_a_new_one() {
+    const PLACES: usize = 8;
+    let app = SampleApp::start("blue", "1").await;
+    let home = Home::new(app.address, "127.0.0.1:9")
+        .server(&format!("limits = {{ connections = {PLACES}, connections_per_address = 0 }}"));
+    let proxy = home.start().await;
+    let mut wires = Vec::new();
+    for _ in 0..PLACES {
+        let mut wire = Wire::connect(proxy.address).await;
+        assert_eq!(wire.get("/").await.status, 200);
+        wires.push(wire);
+        // Who is idle since when is measured in milliseconds.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The first one is the oldest connection, but not the one that has been idle longest.
+    assert_eq!(wires[0].get("/").await.status, 200);
+    for newcomer in 1..=3 {
+        let mut wire = Wire::connect(proxy.address).await;
+        assert_eq!(wire.get("/").await.status, 200, "newcomer {newcomer}");
+        assert!(wires[newcomer].is_closed().await && !wires[newcomer].is_reset(), "{newcomer}");
+        assert_eq!(evicted(&proxy).await, newcomer as u64);
+        wires.push(wire);
+    }
+    for kept in [0, 4, 5, 6, 7, 8, 9, 10] {
+        assert_eq!(wires[kept].get("/").await.status, 200, "{kept} was closed");
+    }
+    // And the places are as many as before: those that were evicted have given up theirs once.
+    drop(wires);
+    until("all are gone", async || {
+        let metrics = proxy.client.metrics().await.unwrap();
+        metrics.contains("uh_proxy_client_connections{state=\"idle\"} 0\n").then_some(())
+    })
+    .await;
+    let mut busy = Vec::new();
+    for _ in 0..PLACES {
+        let mut wire = Wire::connect(proxy.address).await;
+        wire.send(get("/slow?ms=60000")).await;
+        busy.push(wire);
+    }
+    until("all are busy", async || {
+        (proxy.backend("blue").await.requests_in_flight == PLACES as u64).then_some(())
+    })
+    .await;
+    let mut late = Wire::connect(proxy.address).await;
+    assert_eq!(late.response().await.status, 503, "a busy connection is never closed for a new one");
+    assert_eq!(evicted(&proxy).await, 3);
 }

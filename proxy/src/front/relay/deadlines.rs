@@ -246,7 +246,7 @@ impl Relay {
     fn limit(&self, timeouts: &Timeouts) -> (Duration, Failure) {
         let client = Failure::Client(Termination::ClientTimeout);
         if self.tunnel && self.up_done {
-            (LAST_WORDS, client)
+            (LAST_WORDS, Failure::Client(Termination::ClientGone))
         } else if self.tunnel {
             (timeouts.tunnel_idle, client)
         } else if !self.down.is_flushed() {
