@@ -43,8 +43,8 @@ pub fn main() -> ExitCode {
 }
 
 fn carry_out(args: Args) -> Done {
-    if let Command::Keep { directory } = args.command {
-        crate::runtime::process::keeper::keep(directory).context("the keeper")?;
+    if let Command::Supervise { directory } = args.command {
+        crate::runtime::process::supervisor::supervise(directory).context("the supervisor")?;
         return Ok(Exit::Done);
     }
     let session = Session::open(&args)?;
@@ -78,6 +78,6 @@ async fn command(session: &Session, command: &Command) -> Done {
         Command::Recover => recover::recover(session).await,
         Command::Retire(args) => retire::retire(session, args).await,
         Command::Maintenance(args) => maintenance::maintenance(session, args).await,
-        Command::Keep { .. } => Ok(Exit::Usage),
+        Command::Supervise { .. } => Ok(Exit::Usage),
     }
 }

@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::net::{TcpListener, ToSocketAddrs as _};
 
 use crate::runtime::Endpoint;
+use crate::runtime::process::INSTANCE_VARIABLE;
 
 /// Who listens at an endpoint of this machine, as far as it can be told: `node (pid 4711)`. `None`: nobody, or the
 /// endpoint is another machine's.
@@ -26,13 +27,24 @@ pub fn taken_by(endpoint: &Endpoint) -> Option<String> {
 
 fn listener(port: u16) -> String {
     let inodes = listening_inodes(port);
-    let unknown = || "a process that can't be told from here".to_owned();
+    let unknown = || "a process of another user or container".to_owned();
     let Ok(processes) = fs::read_dir("/proc") else { return unknown() };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.into_iter().find(|pid| has_socket(*pid, &inodes)).map_or_else(unknown, |pid| {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        format!("{} (pid {pid})", name.trim())
+        match instance(pid) {
+            Some(instance) => format!("{} (pid {pid}) of our instance {instance}", name.trim()),
+            None => format!("{} (pid {pid})", name.trim()),
+        }
     })
+}
+
+/// Which instance a process is of, if it is of one: then stopping that is what helps.
+fn instance(pid: u32) -> Option<String> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let mark = format!("{INSTANCE_VARIABLE}=");
+    let mut variables = environment.split(|byte| *byte == 0);
+    variables.find_map(|variable| Some(String::from_utf8_lossy(variable).strip_prefix(&mark)?.to_owned()))
 }
 
 /// proc(5), /proc/net/tcp: local address `HEX:PORT`, state 0A is LISTEN, the inode is the tenth field.

@@ -86,6 +86,33 @@ pub trait Runtime {
     /// port, as far as the runtime can tell.
     async fn start(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError>;
 
+    /// Whether what was frozen can still be started here, as far as that can be known without starting it. Asked before
+    /// anything is stopped for it. By default, yes.
+    ///
+    /// # Errors
+    /// Its directory, its program or its runtime is not what it was.
+    fn can_start(&self, frozen: &Frozen) -> Result<(), RuntimeError> {
+        demand_kind(self.kind(), frozen)
+    }
+
+    /// The instance has become its backend's: from now on the runtime's own means restart it when it ends, if the
+    /// configuration said so. Never called for a candidate, whose end must fail its deploy at once. By default nothing is
+    /// done: an engine has its restart policy from the start.
+    ///
+    /// # Errors
+    /// It can't be told to.
+    async fn keep_running(&self, _instance: &InstanceId) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    /// Starts an instance again, under its own name, that has ended with its machine. One that runs is left alone.
+    ///
+    /// # Errors
+    /// As for [`Runtime::start`].
+    async fn revive(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError> {
+        self.start(instance, frozen).await
+    }
+
     /// How an instance is now. Asked several times a second while the health gate waits, so it must be cheap, and
     /// must know of an exit within a few hundred milliseconds.
     ///
@@ -134,6 +161,21 @@ pub fn for_config(config: &Config) -> Box<dyn Runtime> {
         RuntimeConfig::Docker(settings) => Box::new(docker::Docker::new(config, settings)),
         RuntimeConfig::Compose(settings) => Box::new(compose::Compose::new(config, settings)),
     }
+}
+
+/// Demands that what was frozen was frozen by this kind of runtime: no other can start or stop it.
+///
+/// # Errors
+/// It was not.
+pub fn demand_kind(kind: &str, frozen: &Frozen) -> Result<(), RuntimeError> {
+    if frozen.runtime == kind {
+        return Ok(());
+    }
+    Err(RuntimeError::Unsupported(format!(
+        "version {} of {} was started by the {} runtime, and runtime.kind is {kind} now: set it back to {} for this, or \
+         deploy the version again",
+        frozen.version, frozen.backend, frozen.runtime, frozen.runtime
+    )))
 }
 
 /// Whoever wants lines of text, one at a time, as they come.

@@ -55,8 +55,8 @@ pub(super) enum Command {
     /// Turn the front door's maintenance page on or off
     Maintenance(MaintenanceArgs),
     /// Start an instance's app and stay with it: for uh-deploy itself
-    #[command(hide = true)]
-    Keep {
+    #[command(hide = true, alias = "keep")]
+    Supervise {
         /// The instance's directory
         directory: PathBuf,
     },

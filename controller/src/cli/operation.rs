@@ -8,7 +8,9 @@ use crate::deploy::driver::{Driver, DriverError, doing};
 use crate::deploy::facts::Facts;
 use crate::deploy::journal::{self, Journal, JournalError, Story};
 use crate::deploy::machine::{Kind, Outcome};
+use crate::deploy::records::Records;
 use crate::front::{Front, Standing, View};
+use crate::runtime;
 
 /// Carries an operation to its end. The lock is held, and what was interrupted before is recovered. Also says how long
 /// it took.
@@ -68,6 +70,7 @@ pub(super) async fn recover_if_needed(
         facts.began_at,
         facts.who
     ));
+    demand_runtime(session, facts)?;
     let report = &session.report;
     let mut driver = Driver::new(&session.config, &*session.runtime, front, report, journal, facts.clone());
     let outcome = match driver.recover(&story).await {
@@ -83,6 +86,20 @@ pub(super) async fn recover_if_needed(
         Outcome::Attention => format!("This needs somebody to look: {serves}"),
     });
     Ok(Some((story, outcome)))
+}
+
+/// Only the runtime that started a candidate can tell whether it runs, and stop it: another one takes it for gone.
+fn demand_runtime(session: &Session, facts: &Facts) -> Result<(), Failed> {
+    let records = Records::new(&session.config.deploy.state_dir);
+    let committed = records.of(&facts.to).map(|record| record.filter(|r| r.operation == facts.operation));
+    let found = [records.candidate(&facts.operation), committed];
+    for record in found.into_iter().flatten().flatten() {
+        if let Err(e) = runtime::demand_kind(session.runtime.kind(), &record.frozen) {
+            let message = format!("{} is unfinished, and nothing was changed: {e}", facts.operation);
+            return Err(Failed::new(Exit::Attention, message));
+        }
+    }
+    Ok(())
 }
 
 /// Whether something is unfinished, without touching it.

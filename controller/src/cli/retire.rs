@@ -7,6 +7,7 @@ use super::exit::Exit;
 use super::session::Session;
 use super::{Done, operation};
 use crate::deploy::history::Line;
+use crate::runtime::State;
 use crate::time::span;
 
 pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
@@ -25,12 +26,15 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
             continue;
         }
         for instance in session.runtime.find(&backend.name).await? {
-            if !session.runtime.state(&instance).await?.is_running() {
+            let state = session.runtime.state(&instance).await?;
+            if state == State::Absent {
                 continue;
             }
             if !args.now && standby_for.is_none_or(|standby_for| standby_for < warm) {
                 let left = standby_for.map_or(warm, |standby_for| warm.saturating_sub(standby_for));
-                report.say(&format!("{instance} stays warm for another {}", span(left)));
+                if state.is_running() {
+                    report.say(&format!("{instance} stays warm for another {}", span(left)));
+                }
                 continue;
             }
             // What was true a moment ago may not be so now: nothing that is active is ever stopped.
@@ -39,6 +43,10 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
                 continue;
             }
             session.runtime.stop(&instance, session.config.deploy.stop_timeout).await?;
+            if !state.is_running() {
+                // It has ended; stopped, it can't come back either, should it be between two restarts.
+                continue;
+            }
             stopped += 1;
             report.say(&format!("{instance} is stopped; a roll back would start it again as it was"));
             session.remember(Line {

@@ -67,7 +67,7 @@ pub enum Pull {
     Never,
 }
 
-/// Whether a container is started again by the engine.
+/// Whether an instance is restarted when it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restart {
     /// Always, until it was stopped.
@@ -104,7 +104,6 @@ pub(super) fn docker(section: &mut Section) -> DockerSettings {
     if context.is_none() && image.is_none() {
         section.mistake("image", "missing: an image to pull, or a context to build one from");
     }
-    let restarts = [("unless-stopped", Restart::UnlessStopped), ("no", Restart::No)];
     DockerSettings {
         context,
         dockerfile: section.text("dockerfile").unwrap_or_else(|| "Dockerfile".to_owned()),
@@ -130,7 +129,7 @@ pub(super) fn docker(section: &mut Section) -> DockerSettings {
         tmpfs: tmpfs(section),
         cap_drop: section.list::<String>("cap_drop").unwrap_or_default(),
         security_opt: section.list::<String>("security_opt").unwrap_or_default(),
-        restart: section.choice("restart", Restart::UnlessStopped, &restarts),
+        restart: restart(section),
         log_size: section.size("log_size", 10 << 20, (1 << 10, 1 << 40)),
         log_files: section.integer("log_files", 3, (1, 100)),
     }
@@ -187,4 +186,10 @@ pub(super) fn compose(section: &mut Section) -> ComposeSettings {
         env_file: section.optional_path("env_file"),
         pull: section.choice("pull", Pull::Missing, &PULLS),
     }
+}
+
+/// `restart`, the same for containers and processes.
+pub(super) fn restart(section: &mut Section) -> Restart {
+    let choices = [("unless-stopped", Restart::UnlessStopped), ("no", Restart::No)];
+    section.choice("restart", Restart::UnlessStopped, &choices)
 }

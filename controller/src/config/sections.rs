@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use uh_protocol::{BackendName, ServiceName};
 
-use super::containers::{self, ComposeSettings, DockerSettings};
+use super::containers::{self, ComposeSettings, DockerSettings, Restart};
 use crate::runtime::Endpoint;
 use uh_settings::Section;
 use uh_settings::units::{DAY, HOUR, MS, SECOND};
@@ -28,7 +28,7 @@ pub struct Deploy {
     pub drain_timeout: Duration,
     /// How long the candidate is watched after the switch: if it dies within, the old backend serves again.
     pub settle: Duration,
-    /// From SIGTERM to SIGKILL.
+    /// From SIGTERM to SIGKILL. By default longer than app-shim's own drain (30 s) and what it then gives the app (5 s).
     pub stop_timeout: Duration,
     /// How long a standby is kept running after it was active.
     pub warm: Duration,
@@ -80,8 +80,10 @@ pub struct ProcessSettings {
     pub env_file: Option<PathBuf>,
     /// Variables handed on from the controller's own environment. Secret.
     pub env_from: Vec<String>,
-    /// A process that uses more is killed; `None`: no limit.
+    /// A process that uses more, with all that it started, is killed; `None`: no limit.
     pub memory_limit: Option<u64>,
+    /// Whether it is restarted when it ends.
+    pub restart: Restart,
     /// A log file that is larger is put aside.
     pub log_size: u64,
     /// How many are kept beside the current one.
@@ -191,7 +193,7 @@ pub(super) fn deploy(section: &mut Section) -> Deploy {
         ready_timeout: section.duration("ready_timeout", 30 * SECOND, (100 * MS, HOUR)),
         drain_timeout: section.duration("drain_timeout", 30 * SECOND, (Duration::ZERO, HOUR)),
         settle: section.duration("settle", 2 * SECOND, (Duration::ZERO, HOUR)),
-        stop_timeout: section.duration("stop_timeout", 30 * SECOND, (Duration::ZERO, HOUR)),
+        stop_timeout: section.duration("stop_timeout", 45 * SECOND, (Duration::ZERO, HOUR)),
         warm: section.duration("warm", HOUR, (Duration::ZERO, 365 * DAY)),
         proxy,
     }
@@ -264,6 +266,7 @@ fn process(section: &mut Section) -> ProcessSettings {
         memory_limit: section
             .has("memory_limit")
             .then(|| section.size("memory_limit", u64::MAX, (1 << 20, u64::MAX))),
+        restart: containers::restart(section),
         log_size: section.size("log_size", LOG_SIZE, (1 << 10, 1 << 40)),
         log_files: section.integer("log_files", 3, (0, 100)),
     }

@@ -80,7 +80,23 @@ impl Driver<'_> {
         }
     }
 
+    /// It is its backend's now: from here on it is restarted when it ends.
+    async fn keep_running(&mut self) {
+        let kept = match self.records.of(&self.facts.to) {
+            Ok(Some(record)) => self.runtime.keep_running(&record.instance).await.map_err(|e| chain(&e)),
+            Ok(None) => Ok(()),
+            Err(e) => Err(e.to_string()),
+        };
+        if let Err(reason) = kept {
+            self.report.warn(&format!("{} will not be restarted when it ends: {reason}", self.facts.to));
+            self.tally.remarks.push(format!("it will not be restarted when it ends: {reason}"));
+        }
+    }
+
     async fn record(&mut self, outcome: Outcome) -> Event {
+        if matches!(outcome, Outcome::Deployed | Outcome::RolledBack) {
+            self.keep_running().await;
+        }
         match (self.kind, outcome) {
             (Kind::Deploy, Outcome::Deployed) => {
                 self.report.step(7, 7, "Updating deployment state");

@@ -1,31 +1,35 @@
 //! Plain local processes.
 //!
-//! Each instance has a directory, named after it, and a *keeper*: this program once more (`uh-deploy keep DIR`), in a
-//! session of its own. The keeper is the app's parent. It puts the app's process id and start time on record, writes
-//! down how it ended, rotates its log and holds it to its memory limit. The app writes to its log file directly, so
-//! not even the keeper's death would disturb it.
+//! Each instance has a directory, named after it, and a *supervisor*: this program once more
+//! (`uh-deploy supervise DIR`), in a session of its own and, where systemd runs, in a scope of its own. The supervisor
+//! is the parent of all of the app's processes. It puts the app on record before it starts it, writes down how it
+//! ended, restarts it once the instance has become its backend's, rotates its log and holds it to its memory limit. The
+//! app writes to its log file directly, so not even the supervisor's death would disturb it.
 //!
 //! ```text
 //! STATE_DIR/instances/app.green.20261125t101500-4f2a/
 //!     spec.json      what runs: command, environment, limits (mode 0600)
-//!     keeper.lock    locked for as long as the keeper lives
-//!     state.json     process id, start time, how it ended; written by the keeper alone
-//!     stop           there as soon as it was to be stopped: a keeper that comes late starts nothing
+//!     keeper.lock    locked for as long as the supervisor lives
+//!     state.json     process ids, start times, how it ended; written by the supervisor alone
+//!     restart        there as soon as the app is to be restarted when it ends
+//!     stop           there as soon as it was to be stopped: a supervisor that comes late starts nothing
 //!     app.log, app.log.1 …
 //! ```
 
-pub mod keeper;
+mod launch;
 mod log;
 mod place;
 pub mod proc;
+mod scope;
 mod spec;
+mod stop;
+pub mod supervisor;
+mod tree;
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use rustix::process::Signal;
 use uh_protocol::BackendName;
 use uh_protocol::ServiceName;
 
@@ -41,14 +45,8 @@ use crate::{fault, ports};
 /// How often a state is looked at while it is waited for.
 const POLL: Duration = Duration::from_millis(10);
 
-/// A keeper has nothing to do before it starts the app; a busy machine gets far more.
-const START_WITHIN: Duration = Duration::from_secs(15);
-
-/// From an app's end to the keeper's word about it: a file is written and synced, on a disk that may be busy.
+/// From an app's end to the supervisor's record of it: a file is written and synced, on a disk that may be busy.
 const SAID_WITHIN: Duration = Duration::from_secs(5);
-
-/// After SIGKILL only the kernel has work to do.
-const KILL_WITHIN: Duration = Duration::from_secs(5);
 
 /// How many lines of a failed build are shown.
 const BUILD_LOG_LINES: usize = 50;
@@ -62,6 +60,8 @@ pub struct Process {
     settings: ProcessSettings,
     build_timeout: Duration,
     service: Option<ServiceName>,
+    /// Whether the build or a hook may yet make what is missing.
+    is_made_later: bool,
 }
 
 impl Process {
@@ -73,56 +73,12 @@ impl Process {
             settings: settings.clone(),
             build_timeout: config.deploy.build_timeout,
             service: config.deploy.service.clone(),
+            is_made_later: !settings.build.is_empty() || !config.hooks.pre_deploy.is_empty(),
         }
     }
 
     fn place(&self, instance: &InstanceId) -> Place {
         Place::new(self.instances.join(instance.as_str()))
-    }
-
-    async fn until_started(&self, instance: &InstanceId, place: &Place) -> Result<(), BoxError> {
-        let deadline = Instant::now() + START_WITHIN;
-        loop {
-            match place.saved()? {
-                Some(Saved { failed: Some(reason), .. }) => return Err(reason.into()),
-                Some(_) => return Ok(()),
-                None if Instant::now() > deadline => {
-                    return Err(format!("{instance}'s keeper did not start it in time").into());
-                }
-                None => tokio::time::sleep(POLL).await,
-            }
-        }
-    }
-
-    async fn stop_it(&self, place: &Place, timeout: Duration) -> Result<State, BoxError> {
-        place.forbid()?;
-        fault::point("process.stop.forbidden");
-        let deadline = Instant::now() + timeout;
-        let (mut asked, mut killed_at) = (false, None);
-        loop {
-            let saved = place.saved()?;
-            let app = saved.as_ref().and_then(Saved::alive);
-            match app {
-                // With the lock free no keeper lives, and any that comes finds that it must not start anything.
-                None if place.keeper_is_gone()? => return Ok(state_of(place.saved()?.as_ref())),
-                None => {}
-                Some(app) if !asked => {
-                    app.signal(Signal::TERM)?;
-                    asked = true;
-                    fault::point("process.stop.asked");
-                }
-                Some(app) if killed_at.is_none() && Instant::now() >= deadline => {
-                    app.kill_group()?;
-                    killed_at = Some(Instant::now());
-                }
-                Some(_) => {}
-            }
-            let limit = killed_at.unwrap_or(deadline.max(Instant::now())) + KILL_WITHIN;
-            if Instant::now() > limit {
-                return Err("it is still there after SIGKILL".into());
-            }
-            tokio::time::sleep(POLL).await;
-        }
     }
 }
 
@@ -138,7 +94,7 @@ fn state_of(saved: Option<&Saved>) -> State {
             State::Exited(Ending { code: Some(127), out_of_memory: false })
         }
         Some(Saved { ended: Some(ending), .. }) => State::Exited(*ending),
-        Some(saved) if saved.alive().is_some() => State::Running { restarts: 0 },
+        Some(saved) if saved.alive().is_some() => State::Running { restarts: saved.restarts },
         Some(_) => State::Exited(Ending { code: None, out_of_memory: false }),
     }
 }
@@ -150,9 +106,13 @@ impl Runtime for Process {
     }
 
     async fn checks(&self, candidate: &Candidate) -> Vec<Check> {
-        let (name, remedy) = ("Program found", "install it, or mend runtime.process.command");
+        let (name, remedy) = ("Program found", "install it, or fix runtime.process");
         let mut checks = vec![match self.freeze(candidate) {
             Ok(frozen) => Check::passed(name, frozen.artifact),
+            Err(e) if self.is_made_later => Check::passed(
+                name,
+                format!("not yet: the build or pre_deploy must make it ({})", crate::chain(&e)),
+            ),
             Err(e) => Check::failed(name, crate::chain(&e), remedy),
         }];
         if let Some(program) = self.settings.build.first() {
@@ -160,7 +120,7 @@ impl Runtime for Process {
             checks.push(match found {
                 Ok(path) => Check::passed("Build command found", path.display().to_string()),
                 Err(reason) => {
-                    Check::failed("Build command found", reason, "install it, or mend runtime.process.build")
+                    Check::failed("Build command found", reason, "install it, or fix runtime.process.build")
                 }
             });
         }
@@ -168,12 +128,21 @@ impl Runtime for Process {
     }
 
     async fn plan(&self, candidate: &Candidate) -> Result<Plan, RuntimeError> {
-        let frozen = self.freeze(candidate)?;
         let build = match self.settings.build.as_slice() {
             [] => vec!["nothing to build".to_owned()],
             command => vec![format!("run {} in {}", command.join(" "), self.settings.directory.display())],
         };
-        Ok(Plan { build, start: vec![format!("start {} in a process group of its own", frozen.artifact)] })
+        let start = match self.freeze(candidate) {
+            Ok(frozen) => format!("start {} under a supervisor of its own", frozen.artifact),
+            Err(e) if self.is_made_later => {
+                format!(
+                    "start it, once the build or pre_deploy has made what is missing now: {}",
+                    crate::chain(&e)
+                )
+            }
+            Err(e) => return Err(e),
+        };
+        Ok(Plan { build, start: vec![start] })
     }
 
     async fn build(&self, candidate: &Candidate, progress: Lines<'_>) -> Result<Frozen, RuntimeError> {
@@ -192,6 +161,7 @@ impl Runtime for Process {
         if place.saved().map_err(|e| failed(e.into()))?.is_some() {
             return Ok(());
         }
+        self.can_start(frozen)?;
         for endpoint in &frozen.endpoints {
             if let Some(by) = ports::taken_by(endpoint) {
                 return Err(RuntimeError::PortTaken { endpoint: endpoint.to_string(), by });
@@ -199,16 +169,42 @@ impl Runtime for Process {
         }
         place.prepare(&frozen.spec).map_err(|e| failed(e.into()))?;
         fault::point("process.start.prepared");
-        let keeper = std::env::current_exe().map_err(|e| failed(e.into()))?;
-        let mut command = Command::new(keeper);
-        command.arg("keep").arg(place.directory()).current_dir("/");
-        // CI runners end whatever carries their variables when a job is over. The keeper must outlive that too.
-        command.env_clear();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // Not waited for: it outlives us. One that ends while we live is a zombie until we end.
-        command.spawn().map_err(|e| failed(e.into()))?;
-        fault::point("process.start.spawned");
-        self.until_started(instance, &place).await.map_err(failed)
+        launch::supervisor(&place).await.map_err(failed)
+    }
+
+    fn can_start(&self, frozen: &Frozen) -> Result<(), RuntimeError> {
+        super::demand_kind(self.kind(), frozen)?;
+        let spec: Spec = serde_json::from_value(frozen.spec.clone()).map_err(|e| {
+            build_failed(&format!("the record of version {} is damaged: {e}", frozen.version))
+        })?;
+        match spec.fault() {
+            Some(fault) => {
+                Err(build_failed(&format!("version {} can't be started: {fault}", frozen.version)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn keep_running(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
+        let place = self.place(instance);
+        if !place.exists() {
+            return Ok(());
+        }
+        place.allow_restart().map_err(|e| failed("keep up", instance)(e.into()))
+    }
+
+    async fn revive(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError> {
+        self.can_start(frozen)?;
+        let place = self.place(instance);
+        if place.exists() {
+            if self.state(instance).await?.is_running() {
+                return Ok(());
+            }
+            // Between two restarts, or with processes left that nobody supervises.
+            stop::stop(&place, Duration::ZERO).await.map_err(failed("stop", instance))?;
+            place.reset().map_err(|e| failed("start", instance)(e.into()))?;
+        }
+        self.start(instance, frozen).await
     }
 
     async fn state(&self, instance: &InstanceId) -> Result<State, RuntimeError> {
@@ -221,8 +217,8 @@ impl Runtime for Process {
             if !unsaid || Instant::now() > deadline {
                 return Ok(state);
             }
-            // A keeper that has just gone has said all that it will say.
-            if place.keeper_is_gone().map_err(|e| failed(e.into()))? {
+            // A supervisor that has just gone has recorded all that it will record.
+            if place.is_unsupervised().map_err(|e| failed(e.into()))? {
                 return Ok(state_of(place.saved().map_err(|e| failed(e.into()))?.as_ref()));
             }
             tokio::time::sleep(POLL).await;
@@ -258,7 +254,7 @@ impl Runtime for Process {
         if !place.exists() {
             return Ok(State::Absent);
         }
-        self.stop_it(&place, timeout).await.map_err(failed("stop", instance))
+        stop::stop(&place, timeout).await.map_err(failed("stop", instance))
     }
 
     async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
@@ -266,7 +262,7 @@ impl Runtime for Process {
         if !place.exists() {
             return Ok(());
         }
-        self.stop_it(&place, Duration::ZERO).await.map_err(failed("stop", instance))?;
+        stop::stop(&place, Duration::ZERO).await.map_err(failed("stop", instance))?;
         place.remove().map_err(|e| failed("remove", instance)(e.into()))
     }
 

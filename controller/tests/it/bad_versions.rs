@@ -30,9 +30,9 @@ fn one_that_exits_at_start_fails_at_once_with_its_code_and_its_last_words() {
     assert!(start.elapsed() < std::time::Duration::from_secs(9), "the gate waits 10 s");
 }
 
-/// On a machine that is short of everything, a keeper writes down the end a good while after it.
+/// On a machine that is short of everything, a supervisor writes down the end a good while after it.
 #[test]
-fn one_whose_keeper_is_slow_to_say_how_it_ended_is_still_told_with_its_code() {
+fn one_whose_supervisor_is_slow_to_record_its_end_is_still_reported_with_its_code() {
     let held = "(setsid sh -c \"sleep 1; kill -CONT $PPID\") & sleep 0.2; kill -STOP $PPID; exit 3";
     let (_, ran) = bad(1, &shell(held));
     ran.says("ended: exit code 3");
@@ -136,7 +136,8 @@ fn one_that_dies_after_the_switch_gives_traffic_back_by_itself() {
 fn one_that_dies_while_it_is_watched_is_rolled_back_by_itself() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
-    let extra = format!("{}\n[deploy]\nsettle = \"0s\"", dies_after_the_switch(&stage));
+    let extra = "[runtime.process]\nrestart = \"no\"\n[deploy]\nsettle = \"0s\"";
+    let extra = format!("{}\n{extra}", dies_after_the_switch(&stage));
     stage.configure("uh-deploy.toml", &extra);
     let ran = stage.expect(3, &["blue-green", "--version", "1.0.1", "--watch", "20s", "--auto-rollback"]);
     ran.says("ended: exit code 9").says("Rolling back by itself").says("✅ Rollback complete");

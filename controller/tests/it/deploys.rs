@@ -289,17 +289,18 @@ fn maintenance_is_the_front_doors_and_is_remembered() {
 }
 
 #[test]
-fn an_app_outlives_its_keeper_and_can_still_be_stopped() {
+fn an_app_outlives_its_supervisor_and_can_still_be_stopped() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let (_, app) = stage.app_pids().remove(0);
     let status = fs::read_to_string(format!("/proc/{app}/status")).unwrap();
-    let keeper = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
-    let keeper = rustix::process::Pid::from_raw(keeper).unwrap();
-    rustix::process::kill_process(keeper, rustix::process::Signal::KILL).unwrap();
+    let supervisor =
+        status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
+    let supervisor = rustix::process::Pid::from_raw(supervisor).unwrap();
+    rustix::process::kill_process(supervisor, rustix::process::Signal::KILL).unwrap();
     until("the app has another parent", || {
         let status = fs::read_to_string(format!("/proc/{app}/status")).unwrap();
-        (!status.contains(&format!("PPid:\t{}\n", keeper.as_raw_nonzero()))).then_some(())
+        (!status.contains(&format!("PPid:\t{}\n", supervisor.as_raw_nonzero()))).then_some(())
     });
     assert_eq!(stage.served(), "blue 1.0.0");
     stage.deploy("1.0.1");

@@ -217,6 +217,23 @@ impl Stage {
         pids_in(&self.path("deploy-state"))
     }
 
+    /// The only instance of a backend, and what its supervisor has on record.
+    pub(crate) fn saved(&self, backend: &str) -> (String, Value) {
+        let part = format!(".{backend}.");
+        let mut entries: Vec<fs::DirEntry> =
+            fs::read_dir(self.path("deploy-state/instances")).unwrap().map(Result::unwrap).collect();
+        entries.retain(|entry| entry.file_name().to_string_lossy().contains(&part));
+        assert_eq!(entries.len(), 1, "instances of {backend}");
+        let text = fs::read(entries[0].path().join("state.json")).unwrap();
+        (entries[0].file_name().to_string_lossy().into_owned(), serde_json::from_slice(&text).unwrap())
+    }
+
+    /// The machine loses power: nothing of any instance lives on.
+    pub(crate) fn kill_all_instances(&self) {
+        kill_instances(&self.path("deploy-state"));
+        until("every app is dead", || (self.apps() == 0).then_some(()));
+    }
+
     pub(crate) fn history(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.path("deploy-state/history.jsonl")).unwrap_or_default();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -231,6 +248,43 @@ impl Stage {
     pub(crate) fn state_file(&self) -> Value {
         serde_json::from_slice(&fs::read(self.path("state/.deployment-state.json")).unwrap()).unwrap()
     }
+}
+
+/// Kills everything of every instance, supervisors first: they would restart their apps.
+fn kill_instances(state_dir: &Path) {
+    let entries = || fs::read_dir(state_dir.join("instances")).into_iter().flatten().flatten();
+    let kill = |pid: i32| {
+        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    };
+    for entry in entries() {
+        let saved = fs::read(entry.path().join("state.json")).unwrap_or_default();
+        let saved: Value = serde_json::from_slice(&saved).unwrap_or_default();
+        if let Some(known) = alive(&saved["supervisor"]) {
+            kill(known.pid);
+        }
+    }
+    for entry in entries() {
+        marked(&entry.file_name().to_string_lossy()).into_iter().for_each(kill);
+    }
+}
+
+/// The process of a record, if it lives.
+pub(crate) fn alive(saved: &Value) -> Option<uh_controller::runtime::process::proc::Known> {
+    let known: uh_controller::runtime::process::proc::Known = serde_json::from_value(saved.clone()).ok()?;
+    known.is_alive().then_some(known)
+}
+
+/// The living processes that carry an instance's name in their environment.
+pub(crate) fn marked(instance: &str) -> Vec<i32> {
+    let mark = format!("UH_DEPLOY_INSTANCE={instance}");
+    let pid = |entry: fs::DirEntry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let environment = fs::read(entry.path().join("environ")).ok()?;
+        environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()).then_some(pid)
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter_map(pid).collect()
 }
 
 /// Of one state directory.
@@ -248,9 +302,8 @@ fn pids_in(state_dir: &Path) -> Vec<(String, i32)> {
 impl Drop for Stage {
     fn drop(&mut self) {
         let directories = fs::read_dir(self.dir.path()).into_iter().flatten().flatten();
-        for (_, pid) in directories.flat_map(|entry| pids_in(&entry.path())) {
-            let pid = rustix::process::Pid::from_raw(pid).unwrap();
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        for state_dir in directories.map(|entry| entry.path()) {
+            kill_instances(&state_dir);
         }
         let _ = self.proxy.kill();
         let _ = self.proxy.wait();

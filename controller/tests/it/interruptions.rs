@@ -23,6 +23,8 @@ fn kill_a_deploy(stage: &Stage, version: &str, backend: &str) {
 #[test]
 fn an_automatic_rollback_first_recovers_what_was_interrupted() {
     let stage = Stage::new();
+    // With the default, what is killed below would be restarted.
+    stage.configure("uh-deploy.toml", "[runtime.process]\nrestart = \"no\"");
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
     kill_a_deploy(&stage, "1.0.2", "blue");

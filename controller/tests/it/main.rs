@@ -21,5 +21,6 @@ mod interruptions;
 mod rivals;
 mod rollback_time;
 #[cfg(feature = "fault-points")]
+mod supervision;
 mod sweep;
 mod validation;

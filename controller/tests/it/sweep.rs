@@ -147,7 +147,7 @@ impl Sweep {
             fs::write(&fault, second).unwrap();
             let output =
                 self.stage.command(&["recover"]).env("UH_DEPLOY_FAULT_FILE", &fault).output().unwrap();
-            // Whether there is something to stop depends on how far the killed controller's keeper has come meanwhile:
+            // Whether there is something to stop depends on how far the killed controller's supervisor has come meanwhile:
             // a recovery need not pass this point again.
             let ended = (output.status.signal(), output.status.code());
             let fine = matches!(ended, (Some(9), _) | (_, Some(0)));

@@ -97,6 +97,10 @@ impl Driver<'_> {
                 self.turned_away(&diagnosis)
             }
             Ok(_) => {
+                // Found out before anything is stopped for it.
+                if let Err(e) = self.runtime.can_start(&record.frozen) {
+                    return self.runtime_failed(Failure::Declined, &e);
+                }
                 self.report.fact("Status", "not running: it is started again as it was");
                 self.tally
                     .remarks

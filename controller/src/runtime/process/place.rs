@@ -1,4 +1,4 @@
-//! An instance's directory: what the controller and the keeper tell each other.
+//! An instance's directory: what the controller and the supervisor write for each other.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,11 +18,17 @@ pub(super) struct Place {
     directory: PathBuf,
 }
 
-/// What the keeper says of its app.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What the supervisor records of its app, before it starts it and at every change.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Saved {
-    /// The app's process; none if it could not be started.
+    /// The app's process; none before it is started, and if it could not be.
     pub(super) app: Option<Known>,
+    /// The supervisor itself. Former versions did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) supervisor: Option<Known>,
+    /// How often the app was restarted.
+    #[serde(default)]
+    pub(super) restarts: u32,
     /// When it was started: ISO 8601, UTC.
     pub(super) started_at: String,
     /// Why it could not be.
@@ -37,6 +43,11 @@ impl Saved {
     /// The app, if it is alive.
     pub(super) fn alive(&self) -> Option<&Known> {
         self.app.as_ref().filter(|app| self.ended.is_none() && app.is_alive())
+    }
+
+    /// Whether the app is yet to be started.
+    pub(super) fn is_starting(&self) -> bool {
+        self.app.is_none() && self.failed.is_none() && self.ended.is_none()
     }
 }
 
@@ -85,11 +96,36 @@ impl Place {
         files::replace(&self.stop(), b"")
     }
 
+    /// Whether nothing may be started here: it was forbidden, or the whole directory is gone.
     pub(super) fn is_forbidden(&self) -> bool {
-        self.stop().exists()
+        self.stop().exists() || !self.directory.exists()
     }
 
-    /// Takes the keeper's lock; `None`: a keeper has it.
+    fn restart(&self) -> PathBuf {
+        self.directory.join("restart")
+    }
+
+    /// From now on the app is restarted when it ends, where its spec says so.
+    pub(super) fn allow_restart(&self) -> io::Result<()> {
+        files::replace(&self.restart(), b"")
+    }
+
+    pub(super) fn may_restart(&self) -> bool {
+        self.restart().exists() && !self.is_forbidden()
+    }
+
+    /// Forgets that it ran, so that it can be started again. No supervisor may live.
+    pub(super) fn reset(&self) -> io::Result<()> {
+        [self.restart(), self.state(), self.stop()].iter().try_for_each(|path| files::remove(path))
+    }
+
+    /// The instance's name.
+    pub(super) fn instance(&self) -> String {
+        self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Takes the supervisor's lock; `None`: a supervisor has it. The file's name is older than the word, and stays: that
+    /// of a former version may hold it.
     pub(super) fn lock(&self) -> io::Result<Option<File>> {
         let path = self.directory.join("keeper.lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
@@ -100,8 +136,8 @@ impl Place {
         }
     }
 
-    /// Whether no keeper lives here.
-    pub(super) fn keeper_is_gone(&self) -> io::Result<bool> {
+    /// Whether no supervisor lives here.
+    pub(super) fn is_unsupervised(&self) -> io::Result<bool> {
         match self.lock() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
             other => other.map(|lock| lock.is_some()),
@@ -112,10 +148,11 @@ impl Place {
         files::replace(&self.state(), serde_json::to_string(saved)?.as_bytes())
     }
 
-    /// What the keeper has said; `None`: nothing yet.
+    /// What the supervisor has recorded; `None`: nothing yet.
     pub(super) fn saved(&self) -> io::Result<Option<Saved>> {
         let text = files::read(&self.state())?;
-        text.map(|text| serde_json::from_slice(&text).map_err(io::Error::from)).transpose()
+        let saved = text.map(|text| serde_json::from_slice(&text)).transpose();
+        saved.map_err(|e| io::Error::other(format!("{} is damaged: {e}", self.state().display())))
     }
 
     pub(super) fn remove(&self) -> io::Result<()> {

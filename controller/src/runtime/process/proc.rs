@@ -59,17 +59,6 @@ impl Known {
         }
         gone_is_fine(rustix::process::pidfd_send_signal(&descriptor, signal))
     }
-
-    /// Kills it and its process group, which it leads.
-    ///
-    /// # Errors
-    /// The system refuses.
-    pub fn kill_group(&self) -> io::Result<()> {
-        match Pid::from_raw(self.pid).filter(|_| self.is_alive()) {
-            Some(pid) => gone_is_fine(rustix::process::kill_process_group(pid, Signal::KILL)),
-            None => Ok(()),
-        }
-    }
 }
 
 fn gone_is_fine(result: rustix::io::Result<()>) -> io::Result<()> {
@@ -79,38 +68,36 @@ fn gone_is_fine(result: rustix::io::Result<()>) -> io::Result<()> {
     }
 }
 
-struct Stat {
-    ended: bool,
-    started: u64,
+/// What `/proc/PID/stat` says of a process.
+pub(super) struct Stat {
+    /// It has ended, and was not waited for.
+    pub(super) ended: bool,
+    /// Its parent's id.
+    pub(super) parent: i32,
+    /// When it started, in clock ticks since the boot.
+    pub(super) started: u64,
 }
 
 impl Stat {
-    fn read(pid: i32) -> Option<Self> {
+    pub(super) fn read(pid: i32) -> Option<Self> {
         Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// proc(5): the name is in parentheses and may have any character; the state is field 3, the start field 22.
+    /// proc(5): the name is in parentheses and may have any character; the state is field 3, the parent field 4, the
+    /// start field 22.
     fn parse(text: &str) -> Option<Self> {
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let ended = matches!(*fields.first()?, "Z" | "X");
-        Some(Self { ended, started: fields.get(19)?.parse().ok()? })
+        let parent = fields.get(1)?.parse().ok()?;
+        Some(Self { ended, parent, started: fields.get(19)?.parse().ok()? })
     }
 }
 
 /// This boot's id; another one after every start of the machine.
-fn boot() -> Option<String> {
+pub(super) fn boot() -> Option<String> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(text.trim().to_owned())
-}
-
-/// The memory that a process has in use, in bytes.
-#[must_use]
-pub fn resident(pid: i32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 /// How many processes of our control group the kernel has killed for want of memory.

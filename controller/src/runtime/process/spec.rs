@@ -1,6 +1,8 @@
 //! What a process is: program, arguments, environment, limits. Decided once, from the configuration and the candidate.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,11 +10,14 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 use super::host_and_port;
-use crate::config::ProcessSettings;
+use crate::config::{ProcessSettings, Restart};
 use crate::runtime::Candidate;
 
 /// What of the controller's environment every app gets: what programs need to run at all.
 const INHERITED: [&str; 6] = ["PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR"];
+
+/// The program that starts another one, after `--`.
+const SHIM: &str = "app-shim";
 
 /// A program ready to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +32,9 @@ pub(super) struct Spec {
     pub(super) env: BTreeMap<String, String>,
     /// Killed beyond this, in bytes.
     pub(super) memory_limit: Option<u64>,
+    /// Restarted when it ends, once it is its backend's. What former versions froze is not.
+    #[serde(default)]
+    pub(super) restart: bool,
     /// A larger log file is put aside, in bytes.
     pub(super) log_size: u64,
     /// How many are kept.
@@ -53,6 +61,7 @@ impl Spec {
                 .replace("{port}", &port)
         };
         let directory = PathBuf::from(fill(&settings.directory.display().to_string()));
+        demand_directory(&directory)?;
         let (program, arguments) = command.split_first().ok_or("there is no command")?;
         let mut env: BTreeMap<String, String> = BTreeMap::new();
         for name in INHERITED {
@@ -72,15 +81,31 @@ impl Spec {
             env.insert(name.clone(), value);
         }
         env.extend(settings.env.iter().map(|(name, value)| (name.clone(), fill(value))));
+        let arguments: Vec<String> = arguments.iter().map(|argument| fill(argument)).collect();
+        let program = resolve(&fill(program), &directory)?;
+        // What a shim is to start is a program too, and would be missed only by the shim.
+        if program.file_name().is_some_and(|name| name == SHIM)
+            && let Some(app) = arguments.iter().position(|argument| argument == "--")
+            && let Some(app) = arguments.get(app + 1)
+        {
+            resolve_in(app, &directory, OsStr::new(env.get("PATH").map_or("", String::as_str)))?;
+        }
         Ok(Self {
-            program: resolve(&fill(program), &directory)?,
-            arguments: arguments.iter().map(|argument| fill(argument)).collect(),
+            program,
+            arguments,
             directory,
             env,
+            restart: settings.restart == Restart::UnlessStopped,
             memory_limit: settings.memory_limit,
             log_size: settings.log_size,
             log_files: settings.log_files,
         })
+    }
+
+    /// Why it can't be started any more: its directory or its program is gone.
+    pub(super) fn fault(&self) -> Option<String> {
+        let directory = demand_directory(&self.directory).err();
+        directory.or_else(|| resolve(&self.program.display().to_string(), &self.directory).err())
     }
 
     /// The command, ready but for its standard streams.
@@ -91,19 +116,42 @@ impl Spec {
     }
 }
 
+/// A process that is started in a directory that is missing fails with "no such file", which reads as if it were the
+/// program.
+fn demand_directory(directory: &Path) -> Result<(), String> {
+    match directory.metadata() {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(format!("{} is not a directory (runtime.process.directory)", directory.display())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(format!("there is no directory {} (runtime.process.directory)", directory.display()))
+        }
+        Err(e) => Err(format!("cannot use {} (runtime.process.directory): {e}", directory.display())),
+    }
+}
+
 /// The full path of a program: relative to a directory if it has a slash, else found in `PATH`.
 pub(super) fn resolve(program: &str, directory: &Path) -> Result<PathBuf, String> {
+    resolve_in(program, directory, &std::env::var_os("PATH").unwrap_or_default())
+}
+
+fn resolve_in(program: &str, directory: &Path, path: &OsStr) -> Result<PathBuf, String> {
     let runs = |path: &Path| {
         path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     };
     let found = if program.contains('/') {
         Some(directory.join(program)).filter(|path| runs(path))
     } else {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| runs(path))
+        std::env::split_paths(path).map(|dir| dir.join(program)).find(|path| runs(path))
     };
     found.ok_or_else(|| {
-        let place = if program.contains('/') { directory.display().to_string() } else { "PATH".to_owned() };
-        format!("no program {program} in {place}")
+        if !program.contains('/') {
+            return format!("no program {program} in PATH");
+        }
+        let path = directory.join(program);
+        match path.metadata() {
+            Ok(found) if found.is_file() => format!("{} is not executable", path.display()),
+            Ok(_) => format!("{} is not a program", path.display()),
+            Err(_) => format!("no program {program} in {}", directory.display()),
+        }
     })
 }

@@ -1,0 +1,72 @@
+//! A control group of its own for a supervisor, where systemd runs.
+//!
+//! A process stays in the control group it was started in: that of a systemd unit, a CI runner's job or a login. When
+//! that ends, systemd kills everything in it, the app too. So where systemd can be asked for it, the supervisor gets a
+//! scope of its own; `systemd-run --scope` makes one and then becomes the command, with the same process id.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// There where systemd manages the machine (sd_booted(3)).
+const BOOTED: &str = "/run/systemd/system";
+
+/// One file for each user whose manager outlives their logins (loginctl(1), enable-linger).
+const LINGER: &str = "/var/lib/systemd/linger";
+
+/// The command that becomes `supervisor` in a scope of this name. `None`: nobody here could make one.
+pub(super) fn command(supervisor: &Command, instance: &str) -> Option<Command> {
+    if !Path::new(BOOTED).is_dir() {
+        return None;
+    }
+    let path = std::env::var_os("PATH")?;
+    let program =
+        std::env::split_paths(&path).map(|dir| dir.join("systemd-run")).find(|path| path.is_file())?;
+    let manager = if rustix::process::geteuid().is_root() { Manager::System } else { Manager::lingering()? };
+    Some(scoped(&program, &manager, supervisor, instance))
+}
+
+/// Who makes the scope.
+enum Manager {
+    System,
+    /// The user's own, with its runtime directory. Without lingering it ends at the last logout, and ends its scopes.
+    User(String),
+}
+
+impl Manager {
+    fn lingering() -> Option<Self> {
+        let user = std::env::var("USER").ok().filter(|user| !user.is_empty() && !user.contains('/'))?;
+        let directory = std::env::var("XDG_RUNTIME_DIR").ok()?;
+        Path::new(LINGER).join(user).exists().then_some(Self::User(directory))
+    }
+}
+
+fn scoped(program: &PathBuf, manager: &Manager, supervisor: &Command, instance: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear();
+    if let Manager::User(directory) = manager {
+        command.arg("--user").env("XDG_RUNTIME_DIR", directory);
+    }
+    command.args(["--scope", "--quiet", "--collect"]).arg(format!("--unit=uh-app-{instance}.scope"));
+    command.arg("--").arg(supervisor.get_program()).args(supervisor.get_args()).current_dir("/");
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_is_named_after_its_instance_and_becomes_the_supervisor() {
+        let mut supervisor = Command::new("/usr/bin/uh-deploy");
+        supervisor.arg("supervise").arg("/var/lib/x/instances/app.blue.1");
+        let words = |manager| {
+            let command = scoped(&"/bin/systemd-run".into(), &manager, &supervisor, "app.blue.1");
+            let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+            words.join(" ")
+        };
+        let rest = "--scope --quiet --collect --unit=uh-app-app.blue.1.scope -- /usr/bin/uh-deploy supervise \
+                    /var/lib/x/instances/app.blue.1";
+        assert_eq!(words(Manager::System), rest);
+        assert_eq!(words(Manager::User("/run/user/7".to_owned())), format!("--user {rest}"));
+    }
+}

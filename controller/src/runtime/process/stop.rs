@@ -1,0 +1,72 @@
+//! Stopping an instance: all of it, whoever of it still lives.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::place::{Place, Saved};
+use super::proc::Known;
+use super::{BoxError, POLL, state_of, tree};
+use crate::fault;
+use crate::runtime::State;
+
+/// After SIGKILL only the kernel has work to do.
+const KILL_WITHIN: Duration = Duration::from_secs(10);
+
+/// A supervisor that has not ended so long after its app was killed is killed too.
+const SUPERVISOR_WITHIN: Duration = Duration::from_secs(6);
+
+/// How often the machine's processes are searched for those of an instance.
+const SEARCH_POLL: Duration = Duration::from_millis(50);
+
+/// After this nothing of the instance lives, and nothing starts it again.
+///
+/// # Errors
+/// Something of it lives, or could be started again.
+pub(super) async fn stop(place: &Place, timeout: Duration) -> Result<State, BoxError> {
+    // With a full disk the rest is done nevertheless, and then this is the error.
+    let forbidden = place.forbid();
+    fault::point("process.stop.forbidden");
+    let deadline = Instant::now() + timeout;
+    let (mut asked, mut killed_at): (Option<Known>, Option<Instant>) = (None, None);
+    loop {
+        // A record that can't be read must not keep a process from being stopped.
+        let saved = place.saved().unwrap_or_default();
+        let app = saved.as_ref().and_then(Saved::alive);
+        if let Some(app) = app.filter(|app| asked.as_ref() != Some(*app) && killed_at.is_none()) {
+            app.signal(Signal::TERM)?;
+            asked = Some(app.clone());
+            fault::point("process.stop.asked");
+        }
+        // With the lock free no supervisor lives, and any that comes finds that it must not start anything.
+        let is_unsupervised = place.is_unsupervised()?;
+        let mut wait = POLL;
+        if Instant::now() >= deadline || (is_unsupervised && app.is_none()) {
+            wait = SEARCH_POLL;
+            let left = processes(place, saved.as_ref(), killed_at);
+            if is_unsupervised && left.is_empty() {
+                forbidden?;
+                return Ok(state_of(place.saved().unwrap_or_default().as_ref()));
+            }
+            if killed_at.is_some_and(|at: Instant| at.elapsed() > KILL_WITHIN) {
+                let pids: Vec<String> = left.iter().map(|process| process.pid.to_string()).collect();
+                return Err(format!("still there after SIGKILL: pid {}", pids.join(", ")).into());
+            }
+            tree::kill(&left)?;
+            killed_at.get_or_insert_with(Instant::now);
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The instance's living processes; the supervisor only if it has not ended long after the others were killed.
+fn processes(place: &Place, saved: Option<&Saved>, killed_at: Option<Instant>) -> Vec<Known> {
+    let supervisor = saved.and_then(|saved| saved.supervisor.as_ref());
+    let app = saved.and_then(|saved| saved.app.as_ref());
+    let roots: Vec<&Known> = supervisor.into_iter().chain(app).collect();
+    let mut found = tree::members(&place.instance(), &roots);
+    if killed_at.is_none_or(|at| at.elapsed() <= SUPERVISOR_WITHIN) {
+        found.retain(|process| Some(process) != supervisor);
+    }
+    found
+}

@@ -1,0 +1,239 @@
+//! The supervisor: the parent of one app, and of every process below it. It outlives the controller, and decides
+//! nothing but what its files say.
+//!
+//! It records before it acts: with a disk that takes no record, no app runs. Whatever goes wrong, and however the app
+//! ends, nothing of it is left behind: the supervisor is a subreaper, so no process below it can get away.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use std::os::unix::process::CommandExt as _;
+
+use rustix::process::{Pid, Signal, WaitOptions, getpid, set_child_subreaper, wait};
+
+use super::place::{Place, Saved};
+use super::proc::{self, Known};
+use super::spec::Spec;
+use super::{INSTANCE_VARIABLE, log, tree};
+use crate::files;
+use crate::runtime::Ending;
+
+/// How often log size and memory are looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The first pause before a restart; each is twice the one before. The figures are Docker's.
+const BACK_OFF_MIN: Duration = Duration::from_millis(100);
+
+/// The longest pause.
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+
+/// An app that ran for this long starts over with the first pause.
+const RAN_WELL: Duration = Duration::from_secs(10);
+
+/// How often a pause looks whether the instance is to be stopped.
+const PAUSE_POLL: Duration = Duration::from_millis(50);
+
+/// How long the kernel may take to end what was killed.
+const KILL_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether it has.
+const KILL_POLL: Duration = Duration::from_millis(5);
+
+/// Starts the app of an instance's directory, restarts it if it may, and stays until it has ended for good.
+///
+/// # Errors
+/// It can't be started or recorded, or its directory is gone; then nothing of it runs.
+pub fn supervise(directory: PathBuf) -> io::Result<()> {
+    // Out of the controller's session: no terminal's end reaches us or the app. It only fails if we lead one already.
+    let _ = rustix::process::setsid();
+    set_child_subreaper(Some(getpid()))?;
+    let place = Place::new(directory);
+    let Some(_lock) = place.lock()? else { return Ok(()) };
+    if place.is_forbidden() || place.saved()?.is_some() {
+        return Ok(());
+    }
+    let spec: Spec = serde_json::from_slice(&place.read_spec()?)?;
+    let log = files::append(&place.log())?;
+    let me = Known::now(getpid().as_raw_nonzero().get());
+    let supervisor = Supervisor { place, spec, log, me };
+    let done = supervisor.until_it_ends_for_good();
+    supervisor.kill_all();
+    done
+}
+
+struct Supervisor {
+    place: Place,
+    spec: Spec,
+    log: File,
+    me: Option<Known>,
+}
+
+/// How one run of the app went.
+struct Run {
+    ending: Ending,
+    lasted: Duration,
+}
+
+impl Supervisor {
+    fn until_it_ends_for_good(&self) -> io::Result<()> {
+        let Some(mut run) = self.run(0)? else { return Ok(()) };
+        let mut pause = BACK_OFF_MIN;
+        for restarts in 1.. {
+            if run.lasted >= RAN_WELL {
+                pause = BACK_OFF_MIN;
+            }
+            if !self.spec.restart || !self.place.may_restart() {
+                break;
+            }
+            self.note(&format!("the app ended ({}); restart {restarts} in {pause:?}", run.ending));
+            if !self.waited(pause) {
+                break;
+            }
+            pause = (pause * 2).min(BACK_OFF_MAX);
+            run = match self.run(restarts) {
+                Ok(Some(next)) => next,
+                // It serves users, so neither a full disk nor a program that is missing for a moment ends this.
+                failed => {
+                    self.kill_all();
+                    if let Err(error) = failed {
+                        self.note(&format!("the app can't be restarted: {error}"));
+                    }
+                    Run { ending: Ending { code: Some(127), out_of_memory: false }, lasted: Duration::ZERO }
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// Runs the app to its end. `None`: it could not be started, which is on record.
+    ///
+    /// # Errors
+    /// What it does can't be recorded.
+    fn run(&self, restarts: u32) -> io::Result<Option<Run>> {
+        let started_at = crate::time::iso_millis(jiff::Timestamp::now());
+        let mut saved = Saved { supervisor: self.me.clone(), restarts, started_at, ..Saved::default() };
+        self.place.save(&saved)?;
+        let oom_kills = proc::out_of_memory_kills();
+        let began = Instant::now();
+        let app = match self.spawn() {
+            Ok(app) => app,
+            Err(error) => {
+                let reason = self
+                    .spec
+                    .fault()
+                    .unwrap_or_else(|| format!("cannot start {}: {error}", self.spec.program.display()));
+                self.place.save(&Saved { failed: Some(reason), ..saved })?;
+                return Ok(None);
+            }
+        };
+        saved.app = Known::now(app.as_raw_nonzero().get());
+        self.place.save(&saved)?;
+        let watch = Watch::start(&self.place, &self.spec, saved.app.clone());
+        let (code, killed) = until_ended(app)?;
+        let over_limit = watch.stop();
+        self.kill_all();
+        let by_kernel =
+            killed && oom_kills.zip(proc::out_of_memory_kills()).is_some_and(|(was, is)| is > was);
+        let ending = Ending { code, out_of_memory: over_limit || by_kernel };
+        self.place.save(&Saved { ended: Some(ending), ..saved })?;
+        Ok(Some(Run { ending, lasted: began.elapsed() }))
+    }
+
+    fn spawn(&self) -> io::Result<Pid> {
+        let mut command = self.spec.command();
+        command.env(INSTANCE_VARIABLE, self.place.instance()).process_group(0);
+        command.stdin(Stdio::null()).stdout(self.log.try_clone()?).stderr(self.log.try_clone()?);
+        // Never waited for as a `Child`, but with what we adopt.
+        Ok(Pid::from_child(&command.spawn()?))
+    }
+
+    /// Waits before a restart. Whether it was not stopped meanwhile.
+    fn waited(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        while self.place.may_restart() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            std::thread::sleep(left.min(PAUSE_POLL));
+        }
+        false
+    }
+
+    /// Kills whatever is left of the instance, and waits until it is gone.
+    fn kill_all(&self) {
+        let Some(me) = &self.me else { return };
+        let deadline = Instant::now() + KILL_WITHIN;
+        loop {
+            while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+            let left: Vec<Known> = tree::members(&self.place.instance(), &[me])
+                .into_iter()
+                .filter(|member| member != me)
+                .collect();
+            // What can't be killed is not ours to hide: `stop` looks again, and names it.
+            if left.is_empty() || Instant::now() > deadline {
+                return;
+            }
+            let _ = tree::kill(&left);
+            std::thread::sleep(KILL_POLL);
+        }
+    }
+
+    /// A line in the app's log, where somebody who asks why it ended looks.
+    fn note(&self, text: &str) {
+        let _ = writeln!(&self.log, "uh-deploy: {text}");
+    }
+}
+
+/// Waits until the app's first process has ended, and reaps what else has: code, and whether it was killed.
+fn until_ended(app: Pid) -> io::Result<(Option<i32>, bool)> {
+    loop {
+        let Some((pid, status)) = rustix::io::retry_on_intr(|| wait(WaitOptions::empty()))? else { continue };
+        if pid != app || !(status.exited() || status.signaled()) {
+            continue;
+        }
+        let signal = status.terminating_signal();
+        let code = status.exit_status().or_else(|| signal.map(|signal| 128 + signal));
+        return Ok((code, signal == Some(Signal::KILL.as_raw())));
+    }
+}
+
+/// Looks after the log and the memory, on a thread of its own.
+struct Watch {
+    over_limit: Arc<AtomicBool>,
+    stop: mpsc::Sender<()>,
+}
+
+impl Watch {
+    fn start(place: &Place, spec: &Spec, app: Option<Known>) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let over_limit = Arc::new(AtomicBool::new(false));
+        let (path, size, kept) = (place.log(), spec.log_size, spec.log_files);
+        let (limit, instance) = (spec.memory_limit, place.instance());
+        let flag = Arc::clone(&over_limit);
+        let look = move || {
+            while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
+                // A log that can't be rotated grows; that is no reason to disturb the app.
+                let _ = log::rotate(&path, size, kept);
+                let Some((limit, app)) = limit.zip(app.as_ref()) else { continue };
+                if tree::used_beyond(limit, app.pid).is_some() && app.is_alive() {
+                    flag.store(true, Ordering::SeqCst);
+                    let _ = tree::kill(&tree::members(&instance, &[app]));
+                }
+            }
+        };
+        // Without the thread the app runs on, unwatched.
+        let _ = std::thread::Builder::new().name("watch".to_owned()).spawn(look);
+        Self { over_limit, stop }
+    }
+
+    fn stop(self) -> bool {
+        let _ = self.stop.send(());
+        self.over_limit.load(Ordering::SeqCst)
+    }
+}
