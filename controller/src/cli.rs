@@ -14,6 +14,7 @@ mod recover;
 mod retire;
 mod rollback;
 mod session;
+mod start;
 mod validate;
 
 use std::io::{self, Write as _};
@@ -76,6 +77,7 @@ async fn command(session: &Session, command: &Command) -> Done {
         Command::Logs(args) => logs::logs(session, args).await,
         Command::History(args) => history::history(session, args),
         Command::Recover => recover::recover(session).await,
+        Command::Start => start::start(session).await,
         Command::Retire(args) => retire::retire(session, args).await,
         Command::Maintenance(args) => maintenance::maintenance(session, args).await,
         Command::Supervise { .. } => Ok(Exit::Usage),

@@ -50,6 +50,8 @@ pub(super) enum Command {
     History(HistoryArgs),
     /// Finish or undo a deploy or roll back that was interrupted
     Recover,
+    /// Start the active backend from its record if it does not run: after a reboot
+    Start,
     /// Stop standbys whose warm window is over
     Retire(RetireArgs),
     /// Turn the front door's maintenance page on or off

@@ -135,7 +135,8 @@ async fn something_was_deployed(session: &Session) -> Result<bool, Failed> {
     }
     let gone = gone.join(", ");
     let message = format!(
-        "{gone}: deployed once, and not running: this is no first deploy. Leave out --first, and say which version; nothing was changed"
+        "{gone}: deployed once, and not running: this is no first deploy; nothing was changed. `uh-deploy start` brings up \
+         the active one; or leave out --first, and say which version"
     );
     Err(Failed::new(Exit::Failed, message))
 }
@@ -156,7 +157,7 @@ fn demand_nothing_served(view: &View) -> Result<(), Failed> {
 }
 
 /// A front door that is being started beside us.
-async fn front_soon(session: &Session) -> Result<Front, Failed> {
+pub(super) async fn front_soon(session: &Session) -> Result<Front, Failed> {
     let deadline = Instant::now() + FRONT_WITHIN;
     loop {
         match Front::find(&session.config).await {

@@ -18,6 +18,7 @@ mod full_disk;
 mod fuzz;
 mod harness;
 mod interruptions;
+mod reboots;
 mod rivals;
 mod rollback_time;
 #[cfg(feature = "fault-points")]

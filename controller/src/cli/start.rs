@@ -1,0 +1,158 @@
+//! `uh-deploy start`: brings up the active backend from its record, where it does not run: after a reboot. Made to be
+//! run by a boot unit.
+//!
+//! Which backend is active, only uh-proxy knows; what runs as it, only our record. Nothing is switched and nothing is
+//! stopped.
+
+use std::time::{Duration, Instant};
+
+use uh_protocol::BackendName;
+
+use super::exit::{Exit, Failed};
+use super::session::Session;
+use super::{Done, blue_green, operation};
+use crate::deploy::history::Line;
+use crate::deploy::lock::Lock;
+use crate::deploy::machine::Outcome;
+use crate::deploy::named;
+use crate::deploy::records::{Record, Records};
+use crate::front::Front;
+use crate::gate;
+use crate::probe::Expected;
+
+/// How long another uh-deploy may take: at boot the timer that retires standbys may be at work.
+const LOCK_WITHIN: Duration = Duration::from_secs(60);
+
+/// How often anything is looked at while it is waited for.
+const POLL: Duration = Duration::from_millis(100);
+
+pub(super) async fn start(session: &Session) -> Done {
+    let _lock = lock_soon(session).await?;
+    let front = blue_green::front_soon(session).await?;
+    let view = front.view().await?;
+    let active = view.service.active.clone();
+    let Some(record) = record_of(session, &active)? else {
+        let healthy = view.backend(&active).and_then(|backend| backend.healthy) == Some(true);
+        let version = named(&active, view.version(&active).as_deref());
+        if healthy {
+            session
+                .report
+                .say(&format!("{version} serves; it was not started by uh-deploy. Nothing to start."));
+            return Ok(Exit::Done);
+        }
+        let message = format!(
+            "{active} is active and not healthy, and there is no record of it to start it from; deploy a version: \
+             uh-deploy blue-green --version VERSION"
+        );
+        return Err(Failed::new(Exit::Failed, message));
+    };
+    let version = named(&active, Some(&record.frozen.version));
+    let was_running = session.runtime.state(&record.instance).await?.is_running();
+    if !was_running {
+        session.report.say(&format!("{version} is active and does not run: starting {}", record.instance));
+    }
+    if let Err(reason) = bring_up(session, &front, &record).await {
+        session.report.say(&format!("❌ {version} is active and can't be started: {reason}"));
+        session.report.line(&format!(
+            "users get errors; see `uh-deploy logs --backend {active}`, or deploy another version"
+        ));
+        remember(session, &front, &record, "failed", Some(reason));
+        return Ok(Exit::Attention);
+    }
+    if !was_running {
+        remember(session, &front, &record, "done", None);
+    }
+    // Only now: it would take an active backend that is down for one that has died of its version.
+    if let Some((_, Outcome::Attention)) = operation::recover_if_needed(session, &front).await? {
+        return Ok(Exit::Attention);
+    }
+    let serves = operation::serving(&front).await;
+    session.report.say(&if was_running {
+        format!("{serves}: nothing to start")
+    } else {
+        format!("✅ {serves}")
+    });
+    Ok(Exit::Done)
+}
+
+async fn lock_soon(session: &Session) -> Result<Lock, Failed> {
+    let deadline = Instant::now() + LOCK_WITHIN;
+    loop {
+        match session.lock("start") {
+            Err(failed) if failed.exit() == Exit::Locked && Instant::now() < deadline => {
+                tokio::time::sleep(POLL).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// What runs as the active backend: the candidate of a deploy that was interrupted after its switch, else what is
+/// recorded for the backend.
+fn record_of(session: &Session, active: &BackendName) -> Result<Option<Record>, Failed> {
+    let records = Records::new(&session.config.deploy.state_dir);
+    let unreadable = |e: std::io::Error| Failed::new(Exit::Attention, format!("cannot read a record: {e}"));
+    if let Some(story) = operation::unfinished(session)?.filter(|story| story.facts.to == *active)
+        && let Some(candidate) = records.candidate(&story.facts.operation).map_err(unreadable)?
+    {
+        return Ok(Some(candidate));
+    }
+    records.of(active).map_err(unreadable)
+}
+
+/// Starts it if it does not run, and waits until it is healthy, for us and for uh-proxy.
+async fn bring_up(session: &Session, front: &Front, record: &Record) -> Result<(), String> {
+    let (config, frozen) = (&session.config, &record.frozen);
+    let runtime = &*session.runtime;
+    runtime.revive(&record.instance, frozen).await.map_err(|e| crate::chain(&e))?;
+    let candidate = gate::Candidate {
+        runtime,
+        instance: &record.instance,
+        endpoints: &frozen.endpoints,
+        expected: Expected { backend: &frozen.backend, version: Some(&frozen.version) },
+    };
+    let proven = candidate.prove(&config.gate, &session.report).await;
+    session.report.end_progress();
+    if let Err(diagnosis) = proven {
+        diagnosis.show(&session.report);
+        return Err(diagnosis.headline);
+    }
+    if operation::unfinished(session).is_ok_and(|story| story.is_none())
+        && let Err(e) = runtime.keep_running(&record.instance).await
+    {
+        session.report.warn(&format!(
+            "{} will not be restarted when it ends: {}",
+            record.instance,
+            crate::chain(&e)
+        ));
+    }
+    let deadline = Instant::now() + config.deploy.ready_timeout;
+    loop {
+        let view = front.view().await.map_err(|e| crate::chain(&e))?;
+        let version = Some(frozen.version.as_str());
+        if !view.has_endpoints(&frozen.backend, &frozen.endpoints) {
+            let registered =
+                front.register(&frozen.backend, &frozen.endpoints, version, view.generation).await;
+            registered.map_err(|e| crate::chain(&e))?;
+        } else if view.backend(&frozen.backend).is_none_or(|backend| backend.healthy != Some(false)) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err("it answers, but uh-proxy's own probes do not find it healthy".to_owned());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn remember(session: &Session, front: &Front, record: &Record, outcome: &str, reason: Option<String>) {
+    session.remember(Line {
+        command: "start".to_owned(),
+        service: Some(front.service.clone()),
+        to: Some(record.frozen.backend.clone()),
+        version: Some(record.frozen.version.clone()),
+        outcome: outcome.to_owned(),
+        reason: reason.map(|reason| session.report.clean(&reason)),
+        remarks: vec![format!("started {}", record.instance)],
+        ..Line::default()
+    });
+}
