@@ -163,7 +163,7 @@ async fn forward(
     let result = relay.bodies(&mut around, rest).await;
     record.bytes = relay.down.body_sent();
     if let Err(failure) = result {
-        let untold = relay.down.sent() == 0;
+        let untold = relay.is_untold();
         let refusal = failure.refusal();
         record.termination = refusal.termination;
         if refusal.termination == Termination::ClientGone && relay.client_ended_first() {

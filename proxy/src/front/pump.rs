@@ -143,6 +143,12 @@ impl Pump {
         self.head_sent == self.head.len() && self.cleared == 0 && self.tail.is_empty()
     }
 
+    /// Bytes written, and of the head those that are still to be written.
+    #[must_use]
+    pub fn sent_with_head(&self) -> u64 {
+        self.sent + (self.head.len() - self.head_sent) as u64
+    }
+
     /// The head that is to be sent next, to append to.
     pub fn head(&mut self) -> &mut Vec<u8> {
         &mut self.head

@@ -123,6 +123,8 @@ pub struct Relay {
     looked: Option<Instant>,
     /// The head of the final response has come.
     answered: bool,
+    /// Bytes to the client before that head: interim responses.
+    before_answer: u64,
     /// When the request had gone up as far as it will. From then on only the backend is waited for.
     asked: Option<Instant>,
     /// The exchange was counted as overdue.
@@ -159,6 +161,7 @@ impl Relay {
             ended_first: false,
             looked: None,
             answered: false,
+            before_answer: 0,
             asked: None,
             overdue: false,
             continued: false,
@@ -210,6 +213,12 @@ impl Relay {
             self.ended = Some(when);
             self.ended_first = !self.answered;
         }
+    }
+
+    /// Whether the client has nothing yet but whole interim responses, so that any final response may follow.
+    #[must_use]
+    pub fn is_untold(&self) -> bool {
+        self.down.sent() == self.before_answer
     }
 
     /// Whether the client has begun to leave: what the other side does then may be its answer to that.
@@ -451,6 +460,7 @@ impl Relay {
         let Some(range) = scanner.scan(buffer.filled()).map_err(bare)? else { return Ok(None) };
         let end = range.end;
         let before = self.down.head().len();
+        self.before_answer = self.down.sent_with_head();
         let head = response::translate(&buffer.filled()[range], to, self.down.head());
         let head = head.map_err(|e| Failure::UpstreamProtocol(e.0))?;
         if head.status == 100 && std::mem::replace(&mut self.continued, true) {

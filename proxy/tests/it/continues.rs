@@ -20,6 +20,12 @@ async fn front_door() -> (Home, Proxy, Scripted) {
                 .await;
             return (stream, Then::Close);
         }
+        if path == "/breaks" {
+            let _ = stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await;
+            let _ = stream.read_exact(&mut body).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n").await;
+            return (stream, Then::Close);
+        }
         if let Some(ms) = path.strip_prefix("/follows/") {
             tokio::time::sleep(Duration::from_millis(ms.parse().unwrap())).await;
             let _ = stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await;
@@ -67,9 +73,19 @@ async fn a_client_gets_100_once_whoever_says_it() {
 }
 
 #[tokio::test]
-async fn an_app_that_answers_at_once_is_heard_first() {
+async fn an_app_that_answers_at_once_is_not_preceded_by_100() {
     let (_home, proxy, _app) = front_door().await;
     let mut wire = Wire::connect(proxy.address).await;
     wire.send(format!("POST /refuses HTTP/1.1\r\n{EXPECTS}")).await;
     assert_eq!(wire.response().await.status, 413);
+}
+
+#[tokio::test]
+async fn a_client_that_has_only_interim_responses_is_told_of_a_failure() {
+    let (_home, proxy, _app) = front_door().await;
+    let mut wire = Wire::connect(proxy.address).await;
+    wire.send(format!("POST /breaks HTTP/1.1\r\n{EXPECTS}")).await;
+    assert_eq!(wire.response().await.status, 100);
+    wire.send("body").await;
+    assert_eq!(wire.response().await.status, 502);
 }
