@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
-//! buffer. In reading order: [`worker`], [`admission`], [`idlers`], [`connection`], [`exchange`], [`relay`], [`pump`], [`splice`],
+//! buffer. In reading order: [`worker`], [`admission`], [`idle`], [`connection`], [`exchange`], [`relay`], [`pump`], [`splice`],
 //! [`pace`], [`pool`], [`budget`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`attention`], [`watchdog`],
 //! [`settings`], [`websocket`].
 
@@ -20,7 +20,7 @@ pub mod client;
 pub mod connection;
 pub mod descriptor;
 pub mod exchange;
-pub mod idlers;
+pub mod idle;
 pub mod pace;
 pub mod pool;
 pub mod pump;

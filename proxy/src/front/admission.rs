@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use super::idlers::{Idlers, Left, Seat};
+use super::idle::{IdleClients, IdleSlot, Left};
 use super::pool::millis;
 use super::splice;
 use crate::config::ServerLimits;
@@ -36,7 +36,7 @@ pub struct Admission {
     told: AtomicUsize,
     by_source: Mutex<HashMap<Source, u32>>,
     refused: [AtomicU64; REASONS.len()],
-    idlers: Arc<Idlers>,
+    idle: Arc<IdleClients>,
     evicted: AtomicU64,
 }
 
@@ -71,7 +71,7 @@ pub struct Place {
     admission: Arc<Admission>,
     source: Option<Source>,
     /// Where the connection is found when somebody needs its place and it is idle.
-    pub seat: Seat,
+    pub slot: IdleSlot,
 }
 
 impl Admission {
@@ -90,7 +90,7 @@ impl Admission {
             told: AtomicUsize::new(0),
             by_source: Mutex::default(),
             refused: Default::default(),
-            idlers: Arc::new(Idlers::new(workers)),
+            idle: Arc::new(IdleClients::new(workers)),
             evicted: AtomicU64::new(0),
         }
     }
@@ -133,13 +133,13 @@ impl Admission {
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.most(limits) {
             // Either way one of those counted is no more: this one, or the one that is evicted.
             self.open.fetch_sub(1, Ordering::Relaxed);
-            if !self.idlers.evict_oldest(millis(Instant::now())) {
+            if !self.idle.evict_oldest(millis(Instant::now())) {
                 self.forget_source(source);
                 return Err(Refused::Full);
             }
             self.evicted.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(Place { admission: Arc::clone(self), source, seat: self.idlers.seat(worker) })
+        Ok(Place { admission: Arc::clone(self), source, slot: self.idle.slot(worker) })
     }
 
     fn count_source(&self, address: IpAddr, most: u32) -> Result<Source, Refused> {
@@ -186,7 +186,7 @@ impl Admission {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.seat.leave() == Left::Free {
+        if self.slot.release() == Left::Free {
             self.admission.open.fetch_sub(1, Ordering::Relaxed);
         }
         self.admission.forget_source(self.source);
@@ -261,19 +261,19 @@ mod tests {
         let admission = Arc::new(Admission::new(20_000, 2));
         let limits = limits(Some(2), Some(2));
         let idle = |place: &mut Place, at| {
-            place.seat.rests(at, &std::task::Context::from_waker(std::task::Waker::noop()));
+            place.slot.set_idle(at, &std::task::Context::from_waker(std::task::Waker::noop()));
         };
         let mut first = admission.admit(&limits, address("192.0.2.1"), 0).unwrap();
         let mut second = admission.admit(&limits, address("192.0.2.1"), 1).unwrap();
         idle(&mut first, 2);
         idle(&mut second, 1);
         assert_eq!(admission.admit(&limits, address("192.0.2.1"), 0).unwrap_err(), Refused::Address);
-        assert!(!first.seat.is_evicted() && !second.seat.is_evicted());
+        assert!(!first.slot.is_evicted() && !second.slot.is_evicted());
         let third = admission.admit(&limits, address("192.0.2.2"), 0).unwrap();
-        assert!(second.seat.is_evicted() && !first.seat.is_evicted());
+        assert!(second.slot.is_evicted() && !first.slot.is_evicted());
         drop(second);
         assert_eq!(admission.open.load(Ordering::Relaxed), 2);
-        assert!(first.seat.resumes());
+        assert!(first.slot.set_busy());
         assert_eq!(admission.admit(&limits, address("192.0.2.2"), 0).unwrap_err(), Refused::Full);
         assert_eq!(admission.by_source.lock().len(), 2, "who is turned away is not remembered");
         drop((first, third));

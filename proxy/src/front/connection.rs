@@ -156,7 +156,7 @@ impl Connection {
         let now = Instant::now();
         let mut deadline = now + first_wait;
         // Only between two requests a connection may have to make room for others.
-        let mut seat = self.place.as_mut().ok().map(|place| &mut place.seat).filter(|_| self.exchanges > 0);
+        let mut slot = self.place.as_mut().ok().map(|place| &mut place.slot).filter(|_| self.exchanges > 0);
         let mut resting = false;
         let mut scanner = HeadScanner::default();
         let (client, input, scratch) = (&mut self.client, &mut self.input, &mut self.scratch);
@@ -212,7 +212,7 @@ impl Connection {
                 match poll_fill(cx, client, input) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(HeadRead::Closed),
                     Poll::Ready(Ok(_)) if std::mem::take(&mut resting) => {
-                        if seat.as_ref().is_some_and(|seat| !seat.resumes()) {
+                        if slot.as_ref().is_some_and(|slot| !slot.set_busy()) {
                             return Poll::Ready(HeadRead::Evicted);
                         }
                     }
@@ -220,10 +220,10 @@ impl Connection {
                     Poll::Pending => break,
                 }
             }
-            if let (false, Some(seat)) = (begun, &mut seat) {
+            if let (false, Some(slot)) = (begun, &mut slot) {
                 if !std::mem::replace(&mut resting, true) {
-                    seat.rests(millis(now.into_std()), cx);
-                } else if seat.is_evicted() {
+                    slot.set_idle(millis(now.into_std()), cx);
+                } else if slot.is_evicted() {
                     return Poll::Ready(HeadRead::Evicted);
                 }
             }
