@@ -9,3 +9,4 @@ mod maintenance;
 pub mod reload;
 pub mod server;
 pub mod socket;
+mod switch;

@@ -43,11 +43,18 @@ pub fn main() -> ExitCode {
     match done {
         Ok(exit) => exit.into(),
         Err(failed) => {
-            // If nobody reads what we say, there is nothing more to do about it.
-            let _ = writeln!(io::stderr(), "uh-proxy: {}", Shown(failed.message()));
+            if args.command.wants_json() {
+                let _ = say_json(&failed.json());
+            }
+            complain(failed.message());
             failed.exit().into()
         }
     }
+}
+
+/// Prints what went wrong. If nobody reads it, there is nothing more to do about that.
+fn complain(message: impl Display) {
+    let _ = writeln!(io::stderr(), "uh-proxy: {}", Shown(message));
 }
 
 /// Prints a line to standard output.

@@ -194,7 +194,14 @@ pub fn run(start: Start) -> Result<(), RunError> {
     for state in &board.snapshot().services {
         tracing::info!(service = %state.config.name, active = %state.active_backend().name, "serving");
     }
-    tracing::info!(listen = ?listen, workers, descriptors, most_connections, pid = std::process::id(), "ready");
+    tracing::info!(
+        listen = listen.join(", "),
+        workers,
+        descriptors,
+        most_connections,
+        pid = std::process::id(),
+        "ready"
+    );
     systemd::ready(&format!("serving, generation {}", board.snapshot().generation));
     let ended = supervise::supervise(&inbox, &stop, &control);
     // The admin thread, which has it too, goes on until the process ends.

@@ -40,7 +40,8 @@ pub fn alive() {
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, ?state, "cannot tell the service manager");
+        let message = state.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        tracing::warn!(%error, message, "cannot notify the service manager");
     }
 }
 

@@ -73,7 +73,7 @@ async fn taken_over(around: Surroundings) -> Result<Outcome> {
     let socket = stage.admin.socket().to_owned();
     fs::remove_file(&socket)?;
     let other = UnixListener::bind(&socket)?;
-    let operator = stage.until_said("put something else in the place of the admin socket").await?;
+    let operator = stage.until_said("the admin socket was replaced by another file").await?;
     ensure!(socket.exists(), "the other program's socket was taken away");
     fs::remove_file(&socket)?;
     drop(other);

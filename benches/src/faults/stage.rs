@@ -261,7 +261,7 @@ impl Stage {
         .await?;
         let status = self.command(&["status"]).await?.output;
         ensure!(status.lines().any(|line| line.contains("unhealthy")), "the status says: {status}");
-        let line = self.until_said("endpoint is Unhealthy").await?;
+        let line = self.until_said("endpoint is unhealthy").await?;
         ensure!(
             line.contains(&format!("backend={backend}")) && line.contains("error="),
             "it is said: {line}"

@@ -41,6 +41,18 @@ pub enum ClientError {
         #[source]
         source: std::io::Error,
     },
+    /// The socket is there, but this user may not use it. Nothing was asked for.
+    #[error(
+        "no permission to use the admin socket {}: run this as root or as the user of uh-proxy, or list your user in server.admin_users",
+        path.display()
+    )]
+    NoPermission {
+        /// The admin socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The front door answered with an error.
     #[error(transparent)]
     Problem(#[from] Problem),
@@ -221,9 +233,7 @@ impl Client {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| ClientError::NoProxy { path: self.socket.clone(), source })?;
+        let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unconnected(source))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.broken(e))?;
         let request = Request::builder()
@@ -255,6 +265,14 @@ impl Client {
         match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => Err(problem.into()),
             Err(_) => Err(self.broken(format!("status {status} without a problem that this version knows"))),
+        }
+    }
+
+    fn unconnected(&self, source: std::io::Error) -> ClientError {
+        let path = self.socket.clone();
+        match source.kind() {
+            std::io::ErrorKind::PermissionDenied => ClientError::NoPermission { path, source },
+            _ => ClientError::NoProxy { path, source },
         }
     }
 

@@ -55,6 +55,36 @@ pub struct Switched {
     /// Why it is not on disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist_error: Option<String>,
+    /// What a fresh probe of the backend found right before traffic moved. `None`: nothing changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<SwitchProbe>,
+    /// What an operator should know although the switch was done, such as endpoints that are unhealthy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// The fresh probe that comes before a switch. A bad answer or a refused connection refuses the switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchProbe {
+    /// What came of it.
+    pub result: SwitchProbeResult,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// What came of a fresh probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SwitchProbeResult {
+    /// At least one endpoint gave a good answer.
+    Good,
+    /// No endpoint answered in time: the last regular probes decided.
+    NoAnswer,
+    /// It was not made: with `force`, where nothing is probed, or where the last good probe is fresh enough.
+    Skipped,
+    /// Something that only a newer version knows.
+    #[serde(other)]
+    Other,
 }
 
 /// `POST /v1/services/{s}/backends/{b}/drain`.
@@ -227,7 +257,16 @@ pub struct Reloaded {
     pub generation: u64,
     /// What is different now, as keys of the configuration.
     pub changed: Vec<String>,
-    /// What is different in the file, and is not in force until the front door is started anew.
+    /// What is different in the file, and is not in force until the front door is restarted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs_restart: Vec<String>,
+    /// What the file says of backends and is not in force, because a registration says otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overridden: Vec<String>,
+    /// `false`: it is in force, but the disk refused the state file; it is tried again.
+    #[serde(default = "yes")]
+    pub persisted: bool,
+    /// Why it is not on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist_error: Option<String>,
 }

@@ -53,6 +53,9 @@ pub struct ServiceStatus {
     /// What they are told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance_details: Option<MaintenanceStatus>,
+    /// What an operator should know, such as unhealthy endpoints of the active backend.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// In the order of the configuration.
     pub backends: Vec<BackendStatus>,
 }

@@ -63,15 +63,17 @@ impl Control {
         peer: Peer,
     ) -> Result<Registered, Problem> {
         let done = done.map_err(|refusal| self.refused(action, service, backend, &refusal, peer))?;
-        let persisted = self.persist_change(done.changed).await;
         self.news.backends.notify_one();
+        // As it is now: by the time it is on disk, somebody may have changed it again.
+        let snapshot = self.board.snapshot();
+        let status = snapshot.service(service).map(|state| self.backend_status(state, &done.backend));
+        drop(snapshot);
+        let persisted = self.persist_change(done.changed).await;
         tracing::info!(target: "audit", %peer, action, service = cut(service), %backend,
             endpoints = endpoints(&done.backend), version = done.backend.version.as_deref(), changed = done.changed,
             generation = done.generation, persisted = persisted.is_ok(), result = "done");
-        let snapshot = self.board.snapshot();
-        let state = snapshot.service(service).ok_or_else(|| internal("the service is gone"))?;
         Ok(Registered {
-            backend: self.backend_status(state, &done.backend),
+            backend: status.ok_or_else(|| internal("the service is gone"))?,
             changed: done.changed,
             generation: done.generation,
             persisted: persisted.is_ok(),

@@ -2,26 +2,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use jiff::Timestamp;
-use uh_protocol::request::{SwitchRequest, Switched};
 use uh_protocol::status::{BackendStatus, EndpointStatus, ProxyStatus, Role, ServiceStatus, Status};
 use uh_protocol::{BackendName, Code, Problem, ServiceName};
 
 use super::maintenance::maintenance_status;
 use super::reload::Reloading;
 use super::socket::Peer;
-use crate::fault;
+use super::switch::partly_healthy;
 use crate::front::Board;
 use crate::front::attention::{Bell, Stage};
 use crate::health::prober::HealthNews;
 use crate::observe::meters::{BackendMeters, Meters};
-use crate::observe::metrics::{Metrics, SwitchResult};
+use crate::observe::metrics::Metrics;
 use crate::state::file::StateFile;
 use crate::state::keeper::{Change, Keeper};
 use crate::state::time::iso_millis;
-use crate::switching::{Backend, Health, Refusal, ServiceState, SwitchOrder};
+use crate::switching::{Backend, Health, Refusal, ServiceState};
 
 /// A running front door, as the admin side sees it.
 pub struct Control {
@@ -79,6 +77,7 @@ impl Control {
             last_switch: state.last_switch.map(iso_millis),
             maintenance: state.maintenance.is_some(),
             maintenance_details: state.maintenance.as_deref().map(maintenance_status),
+            warnings: partly_healthy(state.active_backend(), &[]).into_iter().collect(),
             backends: state.backends.iter().map(|backend| self.backend_status(state, backend)).collect(),
         }
     }
@@ -109,58 +108,6 @@ impl Control {
             tunnels: holding.tunnels,
             connections: state.connections(&backend.name, &meters),
         }
-    }
-
-    /// `POST /v1/services/{s}/switch`
-    ///
-    /// # Errors
-    /// Refused; then nothing has changed.
-    pub async fn switch(
-        &self,
-        service: &str,
-        request: SwitchRequest,
-        peer: Peer,
-    ) -> Result<Switched, Problem> {
-        let order = SwitchOrder {
-            to: request.to.clone(),
-            expect_active: request.expect_active,
-            expect_generation: request.expect_generation,
-            force: request.force,
-        };
-        fault::point("before_swap");
-        let result = self.board.switch(service, &order, Timestamp::now());
-        fault::point("swapped");
-        let outcome = match result {
-            Ok(outcome) => outcome,
-            Err(refusal) => {
-                let problem = self.explain(service, &refusal);
-                self.count_refusal(service, &request.to);
-                tracing::warn!(target: "audit", %peer, action = "switch", service = cut(service), to = %request.to,
-                    force = request.force, result = "refused", reason = problem.detail);
-                return Err(problem);
-            }
-        };
-        let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
-        let persisted = self.persist_change(outcome.changed).await;
-        fault::point("persisted");
-        let result = if outcome.changed { SwitchResult::Switched } else { SwitchResult::Unchanged };
-        self.metrics.switched(&service, &outcome.from, &request.to, result, outcome.swap_took);
-        let forced = request.force && matches!(outcome.health, Health::Unhealthy | Health::Unknown);
-        tracing::info!(target: "audit", %peer, action = "switch", %service, from = %outcome.from, to = %request.to,
-            force = request.force, forced_past_health = forced, changed = outcome.changed,
-            generation = outcome.generation, swap_us = outcome.swap_took.as_micros() as u64,
-            in_flight_previous = outcome.in_flight_previous, persisted = persisted.is_ok(), result = "done");
-        Ok(Switched {
-            service,
-            from: outcome.from,
-            to: request.to,
-            changed: outcome.changed,
-            generation: outcome.generation,
-            switched_at: outcome.switched_at.map(iso_millis),
-            in_flight_previous: outcome.in_flight_previous,
-            persisted: persisted.is_ok(),
-            persist_error: persisted.err(),
-        })
     }
 
     pub(super) fn backend_meters(
@@ -217,21 +164,13 @@ impl Control {
         problem
     }
 
-    fn count_refusal(&self, service: &str, to: &BackendName) {
-        let snapshot = self.board.snapshot();
-        if let Some(state) = snapshot.service(service).filter(|state| state.backend(to).is_some()) {
-            let from = &state.active_backend().name;
-            self.metrics.switched(&state.config.name, from, to, SwitchResult::Refused, Duration::ZERO);
-        }
-    }
-
     /// What a refusal means to whoever asked: what is true, and what to do.
     pub(super) fn explain(&self, service: &str, refusal: &Refusal) -> Problem {
         let code = match refusal {
             Refusal::UnknownService { .. } => Code::UnknownService,
             Refusal::UnknownBackend { .. } => Code::UnknownBackend,
             Refusal::NotActive { .. } | Refusal::OtherGeneration { .. } => Code::Conflict,
-            Refusal::Unhealthy { .. } => Code::BackendUnhealthy,
+            Refusal::Unhealthy { .. } | Refusal::FailedProbe { .. } => Code::BackendUnhealthy,
             Refusal::Withdrawn { .. } => Code::BackendWithdrawn,
             Refusal::Active { .. } | Refusal::ActiveMoved { .. } | Refusal::ActiveRemoved { .. } => {
                 Code::BackendActive
@@ -249,7 +188,7 @@ impl Control {
                 (None, _) => "its last probe was good, but too few in a row were".to_owned(),
             };
             let at = probe.map(|probe| format!(" ({})", probe.at)).unwrap_or_default();
-            detail = format!("{detail}: {reason}{at}. To switch all the same, use force");
+            detail = format!("{detail}: {reason}{at}. To switch anyway, use force");
         }
         Problem::new(code, detail)
     }

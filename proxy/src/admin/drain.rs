@@ -61,7 +61,11 @@ impl Control {
             }
             self.close_tunnels(&drain, spread);
             self.await_tunnels(&drain, request.cut == Some(true), spread + CUT_GRACE).await;
-            drain = handle()?;
+            drain = handle().map_err(|mut problem| {
+                let cut = meters.cut_total() - cut_before;
+                problem.detail = format!("{} ({cut} exchanges were cut before that)", problem.detail);
+                problem
+            })?;
         }
         let was_cut = meters.cut_total() - cut_before;
         let drained = drain.is_drained();

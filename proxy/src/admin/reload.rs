@@ -78,12 +78,13 @@ impl Control {
         };
         let said = match &result {
             Ok(done) => {
-                tracing::info!(target: "audit", %by, action = "reload", changed = ?done.changed,
-                    needs_restart = ?done.needs_restart, generation = done.generation, result = "done");
+                tracing::info!(target: "audit", %by, action = "reload", changed = done.changed.join(", "),
+                    needs_restart = done.needs_restart.join(", "), overridden = done.overridden.join(", "),
+                    generation = done.generation, persisted = done.persisted, result = "done");
                 format!("serving, generation {}", done.generation)
             }
             Err(problem) => {
-                tracing::warn!(target: "audit", %by, action = "reload", result = "refused", reason = %problem.detail);
+                tracing::warn!(target: "audit", %by, action = "reload", result = "refused", reason = problem.detail);
                 "serving; the last reload was refused, see the log".to_owned()
             }
         };
@@ -105,20 +106,55 @@ impl Control {
         }
         self.reloading.outlet.redirect(config.server.access_log.format, log);
         let keys = changes::changed_keys(text, &new_text);
-        let mut changed: Vec<String> = keys.into_iter().filter(|key| !changes::needs_restart(key)).collect();
-        if changed.is_empty() && generation != before {
+        let overridden = self.overridden(&keys);
+        let only_order = keys.is_empty() && generation != before;
+        let in_force = |key: &String| !changes::needs_restart(key) && !overridden.contains(key);
+        let mut changed: Vec<String> = keys.into_iter().filter(in_force).collect();
+        if only_order {
             // The same tables in another order.
             changed.push("services".to_owned());
         }
         let needs_restart = changes::changed_keys(&self.reloading.text_at_start, &new_text);
         let needs_restart = needs_restart.into_iter().filter(|key| changes::needs_restart(key)).collect();
         *text = new_text;
-        if generation != before {
-            // The routing in force is as the file says; where the disk refuses, that is told by the status.
-            let _ = self.persist().await;
+        let persisted = if generation != before {
             self.news.backends.notify_one();
+            self.persist().await
+        } else {
+            Ok(())
+        };
+        Ok(Reloaded {
+            generation,
+            changed,
+            needs_restart,
+            overridden,
+            persisted: persisted.is_ok(),
+            persist_error: persisted.err(),
+        })
+    }
+
+    /// What the file says of backends and is not in force, because they are registered otherwise. `changed`: the keys
+    /// that the last reload has changed in the file.
+    fn overridden(&self, changed: &[String]) -> Vec<String> {
+        let snapshot = self.board.snapshot();
+        let mut keys = Vec::new();
+        for state in &snapshot.services {
+            for (configured, backend) in
+                state.config.backends.iter().filter_map(|c| Some((c, state.backend(&c.name)?)))
+            {
+                let key =
+                    |key: &str| format!("services.{}.backends.{}.{key}", state.config.name, configured.name);
+                if !backend.has_addresses(&configured.endpoints) {
+                    keys.push(key("endpoints"));
+                }
+                let version = key("version");
+                let said = configured.version.is_some() || changed.contains(&version);
+                if said && backend.version.as_deref() != configured.version.as_deref() {
+                    keys.push(version);
+                }
+            }
         }
-        Ok(Reloaded { generation, changed, needs_restart })
+        keys
     }
 }
 

@@ -119,20 +119,20 @@ impl SocketWatch {
                 if news {
                     tracing::error!(
                         path,
-                        "somebody has put something else in the place of the admin socket: it is left alone, and nobody can call; remove it, and the socket is made anew"
+                        "the admin socket was replaced by another file, so the admin API is unavailable; remove the file and uh-proxy will recreate the socket"
                     );
                 }
                 false
             }
             Place::Empty => match socket.renew() {
                 Ok(()) => {
-                    tracing::warn!(path, "the admin socket was removed, and is made anew");
+                    tracing::warn!(path, "the admin socket was removed; recreated it");
                     self.before = Place::Ours;
                     true
                 }
                 Err(error) => {
                     if news {
-                        tracing::error!(path, %error, "the admin socket was removed, and can't be made anew; trying again");
+                        tracing::error!(path, %error, "the admin socket was removed and cannot be recreated; trying again");
                     }
                     false
                 }

@@ -37,7 +37,7 @@ pub(super) enum Command {
     Switch(SwitchArgs),
     /// Show services, backends, health and what is in flight
     Status(StatusArgs),
-    /// Wait until a standby's exchanges are over
+    /// Wait for a standby's in-flight requests to finish
     Drain(DrainArgs),
     /// Register a backend, drop its registration, or withdraw it before you stop it
     #[command(subcommand)]
@@ -46,6 +46,24 @@ pub(super) enum Command {
     Maintenance(MaintenanceArgs),
     /// Read the configuration file again
     Reload(ReloadArgs),
+}
+
+impl Command {
+    /// Whether the reply is to be JSON, even if it is that the command was refused.
+    pub(super) fn wants_json(&self) -> bool {
+        let client = match self {
+            Self::Run { .. } | Self::Check { .. } => return false,
+            Self::Switch(args) => &args.client,
+            Self::Status(args) => &args.client,
+            Self::Drain(args) => &args.client,
+            Self::Backend(BackendCommand::Set(args)) => &args.client,
+            Self::Backend(BackendCommand::Unset(args)) => &args.client,
+            Self::Backend(BackendCommand::Withdraw(args)) => &args.client,
+            Self::Maintenance(args) => &args.client,
+            Self::Reload(args) => &args.client,
+        };
+        client.json
+    }
 }
 
 /// How to find the front door, and how to print.
@@ -80,7 +98,7 @@ pub(super) struct SwitchArgs {
     /// Switch even to a backend that is not known to be healthy
     #[arg(long)]
     pub(super) force: bool,
-    /// Then wait until the old backend's exchanges are over
+    /// Then wait this long for the old backend's in-flight requests to finish
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) wait_drain: Option<Duration>,
     #[command(flatten)]

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
 
 use anyhow::Context as _;
-use uh_protocol::client::Client;
+use uh_protocol::client::{Client, ClientError};
 
 use super::exit::Exit;
 use super::{Done, say, target};
@@ -16,7 +16,7 @@ use crate::switching::Address;
 pub(super) fn check(path: &Path) -> Done {
     let config = config::load(path).with_context(|| format!("{} can't be used", path.display()))?;
     let mut faults = Vec::new();
-    let serving = addresses_of_a_running_one(&config);
+    let (serving, unknown) = addresses_of_a_running_one(&config);
     for address in &config.server.listen {
         try_bind("server.listen", *address, &serving, &mut faults);
     }
@@ -26,6 +26,13 @@ pub(super) fn check(path: &Path) -> Done {
     resolve(&config, &mut faults);
     if let Err(error) = Settings::load(&config.server) {
         faults.push(error.to_string());
+    }
+    if !faults.is_empty()
+        && let Some(reason) = unknown
+    {
+        faults.push(format!(
+            "a running uh-proxy may be what uses the addresses, but it can't be asked: {reason}"
+        ));
     }
     if faults.is_empty() {
         let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
@@ -38,12 +45,16 @@ pub(super) fn check(path: &Path) -> Done {
     Err(anyhow::anyhow!("{} can't be used as it is:\n  {}", path.display(), faults.join("\n  ")).into())
 }
 
-/// What a front door with the same admin socket has bound: for it, these addresses are not in the way.
-fn addresses_of_a_running_one(config: &Config) -> Vec<String> {
-    let status = target::call(async { Ok(Client::new(&config.server.admin_socket).status().await?) });
-    status
-        .map(|status| status.proxy.listen.into_iter().chain(status.proxy.metrics).collect())
-        .unwrap_or_default()
+/// What a front door with the same admin socket has bound: for it, these addresses are not in the way. Or why it can't be
+/// asked, if there is one.
+fn addresses_of_a_running_one(config: &Config) -> (Vec<String>, Option<String>) {
+    let asked = target::call(async { Ok(Client::new(&config.server.admin_socket).status().await) });
+    match asked {
+        Ok(Ok(status)) => (status.proxy.listen.into_iter().chain(status.proxy.metrics).collect(), None),
+        Ok(Err(ClientError::NoProxy { .. })) => (Vec::new(), None),
+        Ok(Err(error)) => (Vec::new(), Some(error.to_string())),
+        Err(failed) => (Vec::new(), Some(failed.message())),
+    }
 }
 
 fn try_bind(key: &str, address: SocketAddr, serving: &[String], faults: &mut Vec<String>) {

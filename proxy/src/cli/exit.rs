@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use serde_json::{Value, json};
+use uh_protocol::Problem;
 use uh_protocol::client::ClientError;
 
 /// The exit codes. Fixed; see docs/cli.md. 2 (usage) is clap's.
@@ -15,16 +17,22 @@ pub(super) enum Exit {
     NotOnDisk,
 }
 
+impl Exit {
+    fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Refused => 3,
+            Self::NoProxy => 4,
+            Self::NotOnDisk => 5,
+        }
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Done => 0u8,
-            Exit::Failed => 1,
-            Exit::Usage => 2,
-            Exit::Refused => 3,
-            Exit::NoProxy => 4,
-            Exit::NotOnDisk => 5,
-        })
+        Self::from(exit.code())
     }
 }
 
@@ -36,7 +44,7 @@ pub(super) struct Failed {
 }
 
 impl Failed {
-    /// What was typed can't be meant.
+    /// Invalid arguments.
     pub(super) fn usage(message: String) -> Self {
         Self { exit: Exit::Usage, error: anyhow::Error::msg(message) }
     }
@@ -47,7 +55,30 @@ impl Failed {
 
     /// The whole story in one line: what happened, and why.
     pub(super) fn message(&self) -> String {
-        format!("{:#}", self.error)
+        let unknown = match self.error.downcast_ref::<ClientError>() {
+            Some(ClientError::Broken { .. } | ClientError::TimedOut { .. }) => {
+                "; the call may or may not have been carried out: uh-proxy status shows what is in force"
+            }
+            _ => "",
+        };
+        format!("{:#}{unknown}", self.error)
+    }
+
+    /// The same for programs: the problem as the admin API has it, and the exit code.
+    pub(super) fn json(&self) -> Value {
+        let own = |code, title| json!({"code": code, "title": title, "detail": self.message()});
+        let problem = match self.error.downcast_ref::<ClientError>() {
+            Some(ClientError::Problem(problem)) => {
+                json!(Problem { detail: self.message(), ..problem.clone() })
+            }
+            Some(ClientError::NoProxy { .. }) => own("no_proxy", "no uh-proxy"),
+            Some(ClientError::NoPermission { .. }) => own("no_permission", "no permission"),
+            Some(ClientError::Broken { .. }) => own("broken", "the call broke off"),
+            Some(ClientError::TimedOut { .. }) => own("timed_out", "no reply in time"),
+            None if self.exit == Exit::Usage => own("usage", "invalid arguments"),
+            None => own("failed", "failed"),
+        };
+        json!({"problem": problem, "exit": self.exit.code()})
     }
 }
 
@@ -61,6 +92,7 @@ impl From<ClientError> for Failed {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
             ClientError::NoProxy { .. } => Exit::NoProxy,
+            ClientError::NoPermission { .. } => Exit::Refused,
             ClientError::Problem(problem) if problem.code.is_refusal() => Exit::Refused,
             ClientError::Problem(_) | ClientError::Broken { .. } | ClientError::TimedOut { .. } => {
                 Exit::Failed

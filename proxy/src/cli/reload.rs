@@ -9,7 +9,7 @@ pub(super) fn reload(args: &ReloadArgs) -> Done {
         let reloaded = target::client(&args.client).reload().await?;
         if args.client.json {
             say_json(&reloaded)?;
-            return Ok(Exit::Done);
+            return Ok(exit(reloaded.persisted));
         }
         let what = match reloaded.changed.join(", ") {
             none if none.is_empty() => "reloaded: nothing is different".to_owned(),
@@ -19,6 +19,21 @@ pub(super) fn reload(args: &ReloadArgs) -> Done {
         if !reloaded.needs_restart.is_empty() {
             say(format_args!("not in force before a restart: {}", reloaded.needs_restart.join(", ")))?;
         }
-        Ok(Exit::Done)
+        if !reloaded.overridden.is_empty() {
+            say(format_args!(
+                "overridden by a registration, so not in force: {} (`uh-proxy backend unset` drops it)",
+                reloaded.overridden.join(", ")
+            ))?;
+        }
+        if let Some(error) = &reloaded.persist_error {
+            say(format_args!(
+                "warning: in force, but not on disk ({error}): a restart now may serve an older backend; uh-proxy keeps trying"
+            ))?;
+        }
+        Ok(exit(reloaded.persisted))
     })
+}
+
+fn exit(persisted: bool) -> Exit {
+    if persisted { Exit::Done } else { Exit::NotOnDisk }
 }

@@ -60,7 +60,8 @@ fn tell_service(service: &ServiceStatus) -> Result<(), Failed> {
         "  {:<12} {:<9} {:<9} {:<12} {:>9} {:>7}  endpoints",
         "backend", "role", "health", "version", "in flight", "tunnels"
     ))?;
-    service.backends.iter().try_for_each(tell_backend)
+    service.backends.iter().try_for_each(tell_backend)?;
+    service.warnings.iter().try_for_each(|warning| say(format_args!("  warning: {warning}")))
 }
 
 fn tell_backend(backend: &BackendStatus) -> Result<(), Failed> {

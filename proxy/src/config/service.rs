@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use hyper::header::{HeaderName, HeaderValue};
 use uh_protocol::{BackendName, ServiceName};
 
 use super::network::Network;
@@ -110,6 +111,10 @@ pub struct HealthCheck {
     pub unhealthy_after: u32,
     /// Whether the body's `deployment` must name the backend.
     pub expect_identity: bool,
+    /// Sent with every probe, for apps that answer otherwise without them.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How long the fresh probe before a switch may take; zero: none is made.
+    pub switch_probe_timeout: Duration,
 }
 
 /// How many retries that don't help may be made, for each worker thread.
@@ -330,7 +335,50 @@ fn health(section: &mut Section) -> HealthCheck {
         healthy_after: section.integer("healthy_after", 2, (1, 1000)),
         unhealthy_after: section.integer("unhealthy_after", 3, (1, 1000)),
         expect_identity: section.boolean("expect_identity", false),
+        headers: probe_headers(section),
+        switch_probe_timeout: section.duration(
+            "switch_probe_timeout",
+            250 * MS,
+            (Duration::ZERO, MAX_SWITCH_PROBE),
+        ),
     }
+}
+
+/// Whoever switches waits for the probe too, and may be in a hurry.
+const MAX_SWITCH_PROBE: Duration = Duration::from_secs(2);
+
+fn probe_headers(section: &mut Section) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
+    for (name, value) in section.texts("headers") {
+        let key = format!("headers.{name}");
+        let framing = match classify(name.as_bytes()) {
+            Known::Host => Some("use the key `host`"),
+            Known::ContentLength
+            | Known::TransferEncoding
+            | Known::Connection
+            | Known::KeepAlive
+            | Known::Upgrade
+            | Known::Expect
+            | Known::HopByHop => Some("a probe has no body and one connection, so this field can't be set"),
+            _ => None,
+        };
+        match (framing, HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str())) {
+            (Some(reason), ..) => section.mistake(&key, reason),
+            (None, Err(_), _) => section.mistake(&key, format!("{name:?} is not the name of a header field")),
+            // The value may be a secret, so it is not repeated.
+            (None, Ok(_), Err(_)) => {
+                section.mistake(&key, "the value has characters that a header field can't");
+            }
+            (None, Ok(name), Ok(_)) if headers.iter().any(|(other, _)| *other == name) => {
+                section.mistake(&key, "it is there twice, in another spelling");
+            }
+            (None, Ok(name), Ok(mut value)) => {
+                value.set_sensitive(true);
+                headers.push((name, value));
+            }
+        }
+    }
+    headers
 }
 
 fn timeouts(section: &mut Section) -> Timeouts {

@@ -135,6 +135,34 @@ fn what_can_never_match_is_a_mistake() {
 }
 
 #[test]
+fn a_probe_header_that_would_break_the_probe_is_a_mistake_and_its_value_is_not_repeated() {
+    let health = |lines: &str| format!("{SMALLEST}\n[services.app.health]\n{lines}");
+    let good =
+        parse(&health("headers = { \"X-Forwarded-Proto\" = \"https\" }\nswitch_probe_timeout = \"0s\""))
+            .unwrap();
+    let check = &good.services[0].health;
+    assert_eq!(
+        (check.headers[0].0.as_str(), check.headers[0].1.to_str().unwrap()),
+        ("x-forwarded-proto", "https")
+    );
+    assert!(check.switch_probe_timeout.is_zero());
+    assert_eq!(parse(SMALLEST).unwrap().services[0].health.switch_probe_timeout, Duration::from_millis(250));
+    for name in
+        ["Host", "content-length", "Transfer-Encoding", "Connection", "TE", "Upgrade", "Expect", "a b", ""]
+    {
+        let found = mistakes(&health(&format!("headers = {{ {name:?} = \"1\" }}")));
+        assert_eq!(found.len(), 1, "{name}: {found:?}");
+        assert_eq!(found[0].0, format!("services.app.health.headers.{name}"), "{found:?}");
+    }
+    let found = mistakes(&health("headers = { Authorization = \"secret\\r\\nX: y\" }"));
+    assert!(found.len() == 1 && !found[0].1.contains("secret"), "{found:?}");
+    let found = mistakes(&health("headers = { X-A = \"1\", x-a = \"2\" }"));
+    assert_eq!(found.len(), 1, "{found:?}");
+    let found = mistakes(&health("switch_probe_timeout = \"3s\""));
+    assert_eq!(found[0].0, "services.app.health.switch_probe_timeout");
+}
+
+#[test]
 fn a_backend_without_endpoints_is_a_mistake() {
     let found = mistakes(&SMALLEST.replace("[\"127.0.0.1:3008\"]", "[]"));
     assert_eq!(found[0].0, "services.app.backends.blue.endpoints");

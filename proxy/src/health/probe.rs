@@ -29,17 +29,30 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Asks an endpoint once. Redirects are not followed: whoever answers from elsewhere is not this backend.
 pub async fn probe(endpoint: &Endpoint, backend: &str, check: &HealthCheck) -> ProbeStatus {
+    let late = || failed(format!("{}: no answer within {} ms", endpoint.address, check.timeout.as_millis()));
     let start = Instant::now();
-    let address = &endpoint.address;
-    let result = tokio::time::timeout(check.timeout, ask(endpoint, check)).await;
-    let mut found = match result {
-        Ok(Ok((status, location, body))) => judge(status, location.as_deref(), &body, backend, check),
-        Ok(Err(error)) => failed(format!("{}: {}", address, chain(&*error))),
-        Err(_) => failed(format!("{address}: no answer within {} ms", check.timeout.as_millis())),
+    let found = probe_within(check.timeout, endpoint, backend, check).await;
+    finished(found.unwrap_or_else(late), start)
+}
+
+/// Asks an endpoint once. `None`: it did not answer in time.
+pub async fn probe_within(
+    timeout: Duration,
+    endpoint: &Endpoint,
+    backend: &str,
+    check: &HealthCheck,
+) -> Option<ProbeStatus> {
+    let start = Instant::now();
+    let found = match tokio::time::timeout(timeout, ask(endpoint, check)).await.ok()? {
+        Ok((status, location, body)) => judge(status, location.as_deref(), &body, backend, check),
+        Err(error) => failed(format!("{}: {}", endpoint.address, chain(&*error))),
     };
-    found.at = iso_millis(jiff::Timestamp::now());
-    found.took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-    found
+    Some(finished(found, start))
+}
+
+fn finished(found: ProbeStatus, start: Instant) -> ProbeStatus {
+    let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    ProbeStatus { at: iso_millis(jiff::Timestamp::now()), took_ms, ..found }
 }
 
 async fn ask(
@@ -71,11 +84,14 @@ async fn exchange(
         (None, Address::Unix(_)) => "localhost".to_owned(),
         (None, address) => address.to_string(),
     };
-    let request = Request::get(check.path.as_str())
+    let mut request = Request::get(check.path.as_str())
         .header(HOST, host)
         .header(USER_AGENT, concat!("uh-proxy-probe/", env!("CARGO_PKG_VERSION")))
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())?;
+    for (name, value) in &check.headers {
+        request.headers_mut().insert(name, value.clone());
+    }
     let answer = async {
         let response: Response<_> = sender.send_request(request).await?;
         let status = response.status();
@@ -179,6 +195,8 @@ mod tests {
             healthy_after: 1,
             unhealthy_after: 1,
             expect_identity,
+            headers: Vec::new(),
+            switch_probe_timeout: Duration::ZERO,
         }
     }
 

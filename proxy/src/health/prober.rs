@@ -123,7 +123,7 @@ fn is_registered(board: &Board, target: &Target) -> bool {
 fn announce(service: &ServiceName, target: &Target, health: Health, error: Option<&str>) {
     let (backend, endpoint) = (&target.backend, &target.endpoint.address);
     match error {
-        Some(error) => tracing::warn!(%service, %backend, %endpoint, error, "endpoint is {health:?}"),
-        None => tracing::info!(%service, %backend, %endpoint, "endpoint is {health:?}"),
+        Some(error) => tracing::warn!(%service, %backend, %endpoint, error, "endpoint is {health}"),
+        None => tracing::info!(%service, %backend, %endpoint, "endpoint is {health}"),
     }
 }

@@ -55,6 +55,11 @@ pub async fn keep_resolving<L>(
     }
 }
 
+/// For a log line.
+fn joined(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// Hands on what was found; says so if it is news.
 fn tell(endpoint: &Endpoint, found: Result<Box<[SocketAddr]>, String>) {
     let before = endpoint.resolution();
@@ -65,10 +70,10 @@ fn tell(endpoint: &Endpoint, found: Result<Box<[SocketAddr]>, String>) {
     let address = &endpoint.address;
     match &found {
         Ok(addresses) if failing || **addresses != *had => {
-            tracing::info!(endpoint = %address, ?addresses, "name looked up");
+            tracing::info!(endpoint = %address, addresses = joined(addresses), "name looked up");
         }
         Err(error) if !failing => {
-            tracing::warn!(endpoint = %address, error, still = ?had, "name not looked up; its last addresses stay");
+            tracing::warn!(endpoint = %address, error, still = joined(had), "name not looked up; its last addresses stay");
         }
         _ => {}
     }

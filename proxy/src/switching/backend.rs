@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
@@ -90,6 +91,17 @@ impl Health {
     }
 }
 
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Unknown => "unknown",
+            Self::NotProbed => "not probed",
+        })
+    }
+}
+
 /// What the last lookups of a name found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
@@ -107,7 +119,7 @@ pub struct Endpoint {
     /// The same as text, for every line of the access log.
     text: Box<str>,
     health: AtomicU8,
-    last_probe: Mutex<Option<ProbeStatus>>,
+    last_probe: Mutex<Option<(ProbeStatus, Instant)>>,
     /// The app's version as the last probe reported it; apart from the probe, so that a request can read it.
     reported_version: ArcSwapOption<String>,
     /// Where the name leads, once it has been looked up.
@@ -252,7 +264,12 @@ impl Endpoint {
 
     /// Its newest probe.
     pub fn last_probe(&self) -> Option<ProbeStatus> {
-        self.last_probe.lock().clone()
+        self.last_probe.lock().as_ref().map(|(probe, _)| probe.clone())
+    }
+
+    /// Whether its newest probe was good, and ended no longer ago than this.
+    pub fn was_good_within(&self, age: Duration) -> bool {
+        self.last_probe.lock().as_ref().is_some_and(|(probe, at)| probe.ok && at.elapsed() < age)
     }
 
     /// The app's version as the last probe reported it.
@@ -265,7 +282,7 @@ impl Endpoint {
         if self.reported_version.load().as_deref() != probe.version.as_ref() {
             self.reported_version.store(probe.version.clone().map(Arc::new));
         }
-        *self.last_probe.lock() = Some(probe);
+        *self.last_probe.lock() = Some((probe, Instant::now()));
         self.set_health(health);
     }
 
@@ -297,8 +314,13 @@ impl Backend {
     /// Whether it is as a configuration has it, and not as it was registered at run time.
     #[must_use]
     pub fn is_as_configured(&self, configured: &BackendConfig) -> bool {
-        self.version.as_deref() == configured.version.as_deref()
-            && self.endpoints.iter().map(|endpoint| &endpoint.address).eq(&configured.endpoints)
+        self.version.as_deref() == configured.version.as_deref() && self.has_addresses(&configured.endpoints)
+    }
+
+    /// Whether these are the addresses of its endpoints, in this order.
+    #[must_use]
+    pub fn has_addresses(&self, addresses: &[Address]) -> bool {
+        self.endpoints.iter().map(|endpoint| &endpoint.address).eq(addresses)
     }
 
     /// Healthy if any endpoint is: that is enough to take traffic.

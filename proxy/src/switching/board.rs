@@ -38,8 +38,17 @@ pub struct SwitchOrder {
     pub force: bool,
 }
 
+/// What a switch would be to.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The service.
+    pub service: Arc<config::Service>,
+    /// The backend.
+    pub backend: Arc<Backend>,
+}
+
 /// What a switch did.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct SwitchOutcome {
     /// Active before.
     pub from: BackendName,
@@ -55,6 +64,8 @@ pub struct SwitchOutcome {
     pub swap_took: Duration,
     /// What the new active backend's health was.
     pub health: Health,
+    /// The active backend now.
+    pub target: Arc<Backend>,
 }
 
 /// What is known of a service from an earlier run.
@@ -220,6 +231,22 @@ impl<P: LanePayload> Switchboard<P> {
         self.snapshot.load().services.iter().for_each(|service| visit(&service.active));
     }
 
+    /// What a switch would be to: the service and the backend; `None` if that is active already. Changes nothing, so all of
+    /// it is checked again by the switch itself.
+    ///
+    /// # Errors
+    /// It would be refused.
+    pub fn target(
+        &self,
+        service: &str,
+        order: &SwitchOrder,
+    ) -> Result<Option<Target>, Refusal> {
+        let snapshot = self.snapshot.load_full();
+        let (_, state, target) = check_switch(&snapshot, service, order)?;
+        let (service, backend) = (Arc::clone(&state.config), Arc::clone(target));
+        Ok((!state.is_active(&order.to)).then_some(Target { service, backend }))
+    }
+
     /// Makes another backend active.
     ///
     /// # Errors
@@ -232,10 +259,8 @@ impl<P: LanePayload> Switchboard<P> {
     ) -> Result<SwitchOutcome, Refusal> {
         let mut writer = self.writer.lock();
         let old = self.snapshot.load_full();
-        let (index, state) = find(&old, service)?;
-        let target = find_backend(state, &order.to)?;
+        let (index, state, target) = check_switch(&old, service, order)?;
         let active = &state.active_backend().name;
-        check_expectations(&old, active, order.expect_active.as_ref(), order.expect_generation)?;
         let health = target.health();
         let mut outcome = SwitchOutcome {
             from: active.clone(),
@@ -245,15 +270,10 @@ impl<P: LanePayload> Switchboard<P> {
             in_flight_previous: 0,
             swap_took: Duration::ZERO,
             health,
+            target: Arc::clone(target),
         };
         if *active == order.to {
             return Ok(outcome);
-        }
-        if state.is_withdrawn(&order.to) {
-            return Err(Refusal::Withdrawn { backend: order.to.clone(), active: active.clone() });
-        }
-        if !order.force && matches!(health, Health::Unhealthy | Health::Unknown) {
-            return Err(Refusal::Unhealthy { backend: order.to.clone(), active: active.clone(), health });
         }
         let mut changed = state.clone();
         changed.previous = Some(active.clone());
@@ -358,6 +378,29 @@ fn find_backend<'a, P: LanePayload>(
         asked: name.to_string(),
         known: state.backends.iter().map(|backend| backend.name.to_string()).collect(),
     })
+}
+
+/// Whether a switch may be made as things stand.
+fn check_switch<'a, P: LanePayload>(
+    snapshot: &'a Snapshot<P>,
+    service: &str,
+    order: &SwitchOrder,
+) -> Result<(usize, &'a ServiceState<P>, &'a Arc<Backend>), Refusal> {
+    let (index, state) = find(snapshot, service)?;
+    let target = find_backend(state, &order.to)?;
+    let active = &state.active_backend().name;
+    check_expectations(snapshot, active, order.expect_active.as_ref(), order.expect_generation)?;
+    if *active == order.to {
+        return Ok((index, state, target));
+    }
+    if state.is_withdrawn(&order.to) {
+        return Err(Refusal::Withdrawn { backend: order.to.clone(), active: active.clone() });
+    }
+    let health = target.health();
+    if !order.force && matches!(health, Health::Unhealthy | Health::Unknown) {
+        return Err(Refusal::Unhealthy { backend: order.to.clone(), active: active.clone(), health });
+    }
+    Ok((index, state, target))
 }
 
 fn check_expectations<P: LanePayload>(

@@ -217,6 +217,12 @@ impl Proxy {
         self.client.switch(&app(), &SwitchRequest::to(backend(to))).await.unwrap()
     }
 
+    /// Without a look at its health.
+    pub(crate) async fn switch_by_force(&self, to: &str) -> uh_protocol::request::Switched {
+        let request = SwitchRequest { force: true, ..SwitchRequest::to(backend(to)) };
+        self.client.switch(&app(), &request).await.unwrap()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap(), signal).unwrap();
     }

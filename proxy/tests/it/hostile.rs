@@ -61,7 +61,7 @@ async fn an_admin_socket_that_is_removed_is_made_anew_with_its_mode() {
     until("the directory is there again", async || home.socket().exists().then_some(())).await;
     assert_eq!(fs::metadata(home.path("run")).unwrap().permissions().mode() & 0o7777, 0o700);
     assert_eq!(cli(&home.socket(), &["switch", "blue"]).await.0, 0);
-    home.until_said("the admin socket was removed, and is made anew").await;
+    home.until_said("the admin socket was removed; recreated it").await;
     // A second front door is refused as before.
     refused(&home, "another uh-proxy uses the admin socket").await;
     drop(proxy);
@@ -72,7 +72,7 @@ async fn an_admin_socket_that_somebody_else_has_replaced_is_told_of_and_left_alo
     let (home, mut proxy, _blue, _green) = pair().await;
     fs::remove_file(home.socket()).unwrap();
     let other = UnixListener::bind(home.socket()).unwrap();
-    home.until_said("somebody has put something else in the place of the admin socket").await;
+    home.until_said("the admin socket was replaced by another file").await;
     proxy.signal(rustix::process::Signal::TERM);
     proxy.ended().await;
     assert!(home.socket().exists(), "somebody else's socket was removed");

@@ -59,6 +59,16 @@ pub enum Refusal {
         /// Unhealthy, or not probed often enough yet.
         health: Health,
     },
+    /// It failed the fresh probe before the switch.
+    #[error("{backend} failed a probe just now: {error}; {active} stays active. To switch anyway, use force")]
+    FailedProbe {
+        /// The backend asked for.
+        backend: BackendName,
+        /// Who serves.
+        active: BackendName,
+        /// What each of its endpoints answered.
+        error: String,
+    },
     /// Somebody is about to stop it, or has.
     #[error(
         "{backend} is withdrawn, so nothing can switch to it, not even by force; {active} stays active. To use it again, start it and register it: uh-proxy backend set {backend} --endpoint ADDRESS, or uh-proxy backend unset {backend} for the endpoints of the configuration file"

@@ -111,7 +111,7 @@ impl<P: LanePayload> Switchboard<P> {
         let state: &ServiceState<P> = &old.services[index];
         let current = find_backend(state, name)?;
         let is_active = state.is_active(name);
-        let moved = !current.endpoints.iter().map(|endpoint| &endpoint.address).eq(order.addresses);
+        let moved = !current.has_addresses(order.addresses);
         if !moved && current.version.as_deref() == order.version && !state.is_withdrawn(name) {
             return Ok(Registration {
                 backend: Arc::clone(current),

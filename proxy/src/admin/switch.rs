@@ -1,0 +1,153 @@
+//! `POST /v1/services/{s}/switch`: check → fresh probe → check again and swap → persist → reply, and one audit line.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use uh_protocol::request::{SwitchProbe, SwitchProbeResult, SwitchRequest, Switched};
+use uh_protocol::{BackendName, Problem, ServiceName};
+
+use super::control::{Control, cut, internal};
+use super::socket::Peer;
+use crate::fault;
+use crate::health::fresh::{Fresh, Verdict, probe_now};
+use crate::observe::metrics::SwitchResult;
+use crate::state::time::iso_millis;
+use crate::switching::{Backend, Health, Refusal, SwitchOrder};
+
+impl Control {
+    /// Makes another backend active.
+    ///
+    /// # Errors
+    /// Refused; then nothing has changed.
+    pub async fn switch(
+        &self,
+        service: &str,
+        request: SwitchRequest,
+        peer: Peer,
+    ) -> Result<Switched, Problem> {
+        let mut order = SwitchOrder {
+            to: request.to.clone(),
+            expect_active: request.expect_active,
+            expect_generation: request.expect_generation,
+            force: request.force,
+        };
+        let fresh = self.fresh_probe(service, &mut order).await;
+        let refuse = |refusal: Refusal| self.refuse_switch(service, &order, &refusal, peer);
+        let fresh = fresh.map_err(refuse)?;
+        fault::point("before_swap");
+        let result = self.board.switch(service, &order, Timestamp::now());
+        fault::point("swapped");
+        let outcome = result.map_err(refuse)?;
+        let warnings =
+            if outcome.changed { warnings(&outcome.target, &fresh, outcome.health) } else { Vec::new() };
+        let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
+        let persisted = self.persist_change(outcome.changed).await;
+        fault::point("persisted");
+        let result = if outcome.changed { SwitchResult::Switched } else { SwitchResult::Unchanged };
+        self.metrics.switched(&service, &outcome.from, &order.to, result, outcome.swap_took);
+        let forced = order.force && matches!(outcome.health, Health::Unhealthy | Health::Unknown);
+        tracing::info!(target: "audit", %peer, action = "switch", %service, from = %outcome.from, to = %order.to,
+            force = order.force, forced_past_health = forced, changed = outcome.changed,
+            generation = outcome.generation, swap_us = outcome.swap_took.as_micros() as u64,
+            in_flight_previous = outcome.in_flight_previous, persisted = persisted.is_ok(), result = "done");
+        for warning in &warnings {
+            tracing::warn!(target: "audit", action = "switch", %service, to = %order.to, warning);
+        }
+        Ok(Switched {
+            service,
+            from: outcome.from,
+            to: order.to,
+            changed: outcome.changed,
+            generation: outcome.generation,
+            switched_at: outcome.switched_at.map(iso_millis),
+            in_flight_previous: outcome.in_flight_previous,
+            persisted: persisted.is_ok(),
+            persist_error: persisted.err(),
+            probe: outcome.changed.then(|| reported(&fresh)),
+            warnings,
+        })
+    }
+
+    /// Probes the backend once more before traffic moves to it. What it finds can only refuse the switch: everything
+    /// else is decided by the switch itself, under its lock, whatever has changed meanwhile.
+    async fn fresh_probe(&self, service: &str, order: &mut SwitchOrder) -> Result<Fresh, Refusal> {
+        let Some(target) = self.board.target(service, order)? else { return Ok(Fresh::skipped()) };
+        if order.force {
+            return Ok(Fresh::skipped());
+        }
+        let fresh = probe_now(&target.service, &target.backend).await;
+        if fresh.verdict != Verdict::Bad {
+            return Ok(fresh);
+        }
+        // Somebody else may have changed something meanwhile; then that is the better reason.
+        if self.board.target(service, order)?.is_none() {
+            // They have switched to it. So be it, but this switch must not repeat that if it is undone.
+            order.expect_active = Some(order.to.clone());
+            return Ok(fresh);
+        }
+        let active = self.board.snapshot().service(service).map(|state| state.active_backend().name.clone());
+        Err(Refusal::FailedProbe {
+            backend: order.to.clone(),
+            active: active.unwrap_or_else(|| target.service.active.clone()),
+            error: fresh.bad.iter().map(|(_, error)| error.as_str()).collect::<Vec<_>>().join("; "),
+        })
+    }
+
+    fn refuse_switch(&self, service: &str, order: &SwitchOrder, refusal: &Refusal, peer: Peer) -> Problem {
+        let problem = self.explain(service, refusal);
+        self.count_refusal(service, &order.to);
+        tracing::warn!(target: "audit", %peer, action = "switch", service = cut(service), to = %order.to,
+            force = order.force, result = "refused", reason = problem.detail);
+        problem
+    }
+
+    fn count_refusal(&self, service: &str, to: &BackendName) {
+        let snapshot = self.board.snapshot();
+        if let Some(state) = snapshot.service(service).filter(|state| state.backend(to).is_some()) {
+            let from = &state.active_backend().name;
+            self.metrics.switched(&state.config.name, from, to, SwitchResult::Refused, Duration::ZERO);
+        }
+    }
+}
+
+fn reported(fresh: &Fresh) -> SwitchProbe {
+    let result = match fresh.verdict {
+        Verdict::Good => SwitchProbeResult::Good,
+        Verdict::NoAnswer => SwitchProbeResult::NoAnswer,
+        Verdict::Skipped => SwitchProbeResult::Skipped,
+        // A bad one refuses the switch, unless somebody else has made it meanwhile.
+        Verdict::Bad => SwitchProbeResult::Other,
+    };
+    SwitchProbe { result, took_ms: u64::try_from(fresh.took.as_millis()).unwrap_or(u64::MAX) }
+}
+
+/// What an operator should know although the switch was done.
+fn warnings(target: &Backend, fresh: &Fresh, health: Health) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if fresh.verdict == Verdict::NoAnswer {
+        let took = fresh.took.as_millis();
+        warnings.push(format!(
+            "{} did not answer a fresh probe within {took} ms; it was {health} by its last probes",
+            target.name
+        ));
+    }
+    warnings.extend(partly_healthy(target, &fresh.bad));
+    warnings
+}
+
+/// Says so where only some of a backend's endpoints are healthy. `bad`: what a fresh probe found.
+pub(super) fn partly_healthy(backend: &Backend, bad: &[(String, String)]) -> Option<String> {
+    let reason = |endpoint: &crate::switching::Endpoint| {
+        let address = endpoint.address.to_string();
+        let fresh = bad.iter().find(|(of, _)| *of == address).map(|(_, error)| error.clone());
+        let last = || endpoint.last_probe().and_then(|probe| probe.error).unwrap_or(address);
+        fresh.or_else(|| (endpoint.health() == Health::Unhealthy).then(last))
+    };
+    let sick: Vec<String> = backend.endpoints.iter().filter_map(|endpoint| reason(endpoint)).collect();
+    let all = backend.endpoints.len();
+    if sick.is_empty() || sick.len() == all {
+        return None;
+    }
+    let well = all - sick.len();
+    Some(format!("only {well} of {all} endpoints of {} are healthy: {}", backend.name, sick.join("; ")))
+}

@@ -1,0 +1,81 @@
+//! One fresh probe of a backend right before traffic moves to it: what the last regular probes found may be out of date,
+//! because somebody is stopping the app at this moment.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::probe::probe_within;
+use crate::config;
+use crate::switching::Backend;
+
+/// A good probe that is younger than this needs no other: a switch and the end of a probe can cross that closely anyway.
+const FRESH_ENOUGH: Duration = Duration::from_millis(100);
+
+/// What a fresh probe found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fresh {
+    /// All in all.
+    pub verdict: Verdict,
+    /// How long it took.
+    pub took: Duration,
+    /// The endpoints that gave a bad answer, by address, and why.
+    pub bad: Vec<(String, String)>,
+}
+
+/// What the answers mean for the switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// At least one endpoint gave a good answer.
+    Good,
+    /// None did, and at least one did not answer in time: the regular probes decide.
+    NoAnswer,
+    /// Every endpoint refused the connection or gave a bad answer.
+    Bad,
+    /// It was not made.
+    Skipped,
+}
+
+impl Fresh {
+    /// No probe was made.
+    #[must_use]
+    pub fn skipped() -> Self {
+        Self { verdict: Verdict::Skipped, took: Duration::ZERO, bad: Vec::new() }
+    }
+}
+
+/// Asks all endpoints of a backend at the same time. Skipped where nothing is probed, and where every endpoint's last
+/// probe was good just now.
+pub async fn probe_now(service: &Arc<config::Service>, backend: &Arc<Backend>) -> Fresh {
+    let check = &service.health;
+    let known = || backend.endpoints.iter().all(|endpoint| endpoint.was_good_within(FRESH_ENOUGH));
+    if !check.enabled || check.switch_probe_timeout.is_zero() || known() {
+        return Fresh::skipped();
+    }
+    let start = Instant::now();
+    let timeout = check.switch_probe_timeout.min(check.timeout);
+    let mut probes = JoinSet::new();
+    for endpoint in &backend.endpoints {
+        let (service, backend, endpoint) = (Arc::clone(service), Arc::clone(backend), Arc::clone(endpoint));
+        probes.spawn(async move {
+            let found = probe_within(timeout, &endpoint, backend.name.as_str(), &service.health).await;
+            (endpoint.address.to_string(), found)
+        });
+    }
+    let (mut good, mut silent, mut bad) = (0, 0, Vec::new());
+    for (address, found) in probes.join_all().await {
+        match found {
+            Some(found) if found.ok => good += 1,
+            Some(found) => bad.push((address, found.error.unwrap_or_default())),
+            None => silent += 1,
+        }
+    }
+    bad.sort();
+    let verdict = match (good, silent) {
+        (0, 0) => Verdict::Bad,
+        (0, _) => Verdict::NoAnswer,
+        _ => Verdict::Good,
+    };
+    Fresh { verdict, took: start.elapsed(), bad }
+}
