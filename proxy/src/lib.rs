@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`config`] says what there is; [`switching`] decides which backend gets a request, and counts;
 //! [`http1`] understands messages; [`front`] carries them; [`health`] probes; [`state`] remembers; [`observe`] tells;
-//! [`admin`] takes orders; [`systemd`] speaks with the service manager; [`run`] puts it all together; [`cli`] is what an operator types.
+//! [`lock`] keeps other processes away from it; [`admin`] takes orders; [`systemd`] speaks with the service manager; [`run`] puts it all together; [`cli`] is what an operator types.
 
 pub mod admin;
 pub mod cli;
@@ -12,6 +12,7 @@ pub mod fault;
 pub mod front;
 pub mod health;
 pub mod http1;
+pub mod lock;
 pub mod observe;
 pub mod run;
 pub mod state;

@@ -41,7 +41,7 @@ use crate::observe::meters::Meters;
 use crate::observe::metrics::Metrics;
 use crate::state::file::StateFile;
 use crate::state::keeper::Keeper;
-use crate::state::store::{Store, StoreError};
+use crate::state::store::{Loaded, Store, StoreError};
 use crate::switching::Backend;
 use crate::systemd::{self, Inherited, InheritedError};
 
@@ -122,11 +122,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let settings = Settings::load(&config.server).map_err(system("use the configuration"))?;
     let bound = bind(&config.server, inherited)?;
     let descriptors = raise_descriptor_limit();
-    let mut loaded = bound.store.load();
-    loaded.warnings.extend(unknown_actives(config, loaded.state.as_ref()));
-    for warning in &loaded.warnings {
-        tracing::warn!("state: {warning}");
-    }
+    let mut loaded = bound.store.load()?;
     let workers = config.server.threads;
     let meters = Arc::new(Meters::new(workers));
     let graveyard = Arc::new(Graveyard::default());
@@ -138,7 +134,13 @@ pub fn run(start: Start) -> Result<(), RunError> {
         &graveyard,
         !loaded.warnings.is_empty(),
     ));
-    let keeper = Arc::new(Keeper::start(bound.store).map_err(system("start the state thread"))?);
+    loaded.warnings.extend(unknown_actives(config, loaded.state.as_ref(), &board));
+    for warning in &loaded.warnings {
+        tracing::warn!("state: {warning}");
+    }
+    keep_generations_apart(&board, &loaded, &bound.store);
+    let known = loaded.state.as_ref().map(|state| state.services.clone()).unwrap_or_default();
+    let keeper = Arc::new(Keeper::start(bound.store, known).map_err(system("start the state thread"))?);
     let bells: Vec<Arc<Bell>> = (0..workers).map(|_| Arc::default()).collect();
     let settings = (0..workers).map(|_| Arc::new(SettingsCell::new(settings.clone()))).collect();
     let admission = Arc::new(Admission::new(descriptors, workers));
@@ -256,26 +258,45 @@ fn board(
         restored.unwrap_or_default()
     };
     // After damage, a number that was never used before: an old expectation must not hold by chance.
-    let fresh =
-        if damaged { u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default() } else { 0 };
+    let fresh = if damaged { seconds_since_1970() } else { 0 };
     let generation = state.map_or(fresh, |state| state.generation);
     let graveyard = Arc::clone(graveyard);
     let pool = move |backend: &Arc<Backend>| IdlePool::new(backend, Arc::clone(&graveyard));
     Board::new(&config.services, restored, generation, workers, Arc::clone(meters), pool)
 }
 
+/// More changes than any run makes while its disk refuses them all.
+const RESTART_LEAP: u64 = 1000;
+
+/// Sees to it that no generation is handed out twice. An earlier run may have made changes that its disk refused, and their
+/// generations are in the hands of callers; this run must not reach the same numbers with other changes.
+fn keep_generations_apart(board: &Board, loaded: &Loaded, store: &Store) {
+    if loaded.state.is_some() {
+        board.leap(RESTART_LEAP);
+        return;
+    }
+    // Without a file, nobody knows whether there was an earlier run. There was none if the first state can be written,
+    // for so it would have been then.
+    let written = StateFile::of(board).map(|state| store.save(&state));
+    if let Some(Err(error)) = written {
+        tracing::warn!(%error, "cannot write the state: a restart would forget every switch");
+        board.leap(seconds_since_1970());
+    }
+}
+
+fn seconds_since_1970() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default()
+}
+
 /// Backends that were active in an earlier run, and are not configured any more.
-fn unknown_actives(config: &Config, state: Option<&StateFile>) -> Vec<String> {
+fn unknown_actives(config: &Config, state: Option<&StateFile>, board: &Board) -> Vec<String> {
+    let snapshot = board.snapshot();
     let warn = |service: &crate::config::Service| {
         let first = config.services.first().is_some_and(|first| first.name == service.name);
         let active = state?.restored(service, first).active?;
         let gone = !service.backends.iter().any(|backend| backend.name == active);
-        gone.then(|| {
-            format!(
-                "{} was active for {}, but is not configured: {} is",
-                active, service.name, service.active
-            )
-        })
+        let now = snapshot.service(service.name.as_str())?.active_backend().name.clone();
+        gone.then(|| format!("{active} was active for {}, but is not configured: {now} is", service.name))
     };
     config.services.iter().filter_map(warn).collect()
 }

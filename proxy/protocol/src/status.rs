@@ -9,7 +9,7 @@ use crate::name::{BackendName, ServiceName};
 pub struct Status {
     /// The front door's own process.
     pub proxy: ProxyStatus,
-    /// Grows by one at every change of routing.
+    /// Grows at every change of routing, by one as a rule; the first change after a restart leaves some numbers out.
     pub generation: u64,
     /// Whether the routing in force is on disk. `false`: a restart now could serve an older backend.
     pub persisted: bool,

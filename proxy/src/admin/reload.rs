@@ -100,7 +100,11 @@ impl Control {
         let checked = checked.map_err(|e| Problem::new(Code::Internal, e.to_string()))??;
         let Checked { text: new_text, config, settings, log } = checked;
         let before = self.board.snapshot().generation;
-        let generation = self.board.reload(&config.services).map_err(|refusal| refused(&refusal))?;
+        let restored = |service: &config::Service| {
+            self.keeper.entry(&service.name).map(|entry| entry.restored()).unwrap_or_default()
+        };
+        let generation =
+            self.board.reload(&config.services, restored).map_err(|refusal| refused(&refusal))?;
         for cell in &self.reloading.settings {
             cell.store(settings.clone());
         }

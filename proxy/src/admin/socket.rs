@@ -1,13 +1,15 @@
 //! The admin socket: made so that nobody else can get at it, and telling who calls.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
+
+use crate::lock::{self, LockError, beside, identity};
 
 /// Who can get at the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,27 @@ pub enum SocketError {
     Taken {
         /// The socket.
         path: PathBuf,
+    },
+    /// Whether anybody answers there can't be found out.
+    #[error(
+        "{} exists, and whether another uh-proxy uses it is unknown: it is left alone. If none does, remove it",
+        path.display()
+    )]
+    Unknown {
+        /// The socket.
+        path: PathBuf,
+        /// What a connect to it says.
+        #[source]
+        source: io::Error,
+    },
+    /// Its lock can't be taken.
+    #[error("cannot make the admin socket {}", path.display())]
+    Lock {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: LockError,
     },
     /// Something else is there.
     #[error("{} exists and is not a socket: it is left alone", path.display())]
@@ -191,19 +214,12 @@ impl Drop for AdminSocket {
     }
 }
 
-fn identity(metadata: &fs::Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
-
 /// The lock makes check and replacement one act among front doors that start at the same time.
 fn lock(path: &Path) -> Result<File, SocketError> {
-    let failed = |source| SocketError::Failed { path: path.to_owned(), source };
-    let lock = OpenOptions::new().create(true).append(true).open(beside(path, ".lock")).map_err(failed)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => Err(SocketError::Taken { path: path.to_owned() }),
-        Err(fs::TryLockError::Error(e)) => Err(failed(e)),
-    }
+    lock::take(&beside(path, ".lock")).map_err(|error| match error {
+        LockError::Taken { .. } => SocketError::Taken { path: path.to_owned() },
+        source => SocketError::Lock { path: path.to_owned(), source },
+    })
 }
 
 /// Bound under another name and renamed into place: at its real path it never has another mode.
@@ -246,14 +262,11 @@ fn check_replaceable(path: &Path) -> Result<(), SocketError> {
         }
         Ok(_) => match UnixStream::connect(path) {
             Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-            // Somebody listens, or might: it is not ours to take.
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
+                Err(SocketError::Unknown { path: path.to_owned(), source: e })
+            }
+            // Somebody listens, however long the queue is: it is not ours to take.
             Ok(_) | Err(_) => Err(SocketError::Taken { path: path.to_owned() }),
         },
     }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().map_or_else(std::ffi::OsString::new, std::ffi::OsString::from);
-    name.push(suffix);
-    path.with_file_name(name)
 }

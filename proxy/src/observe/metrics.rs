@@ -166,7 +166,7 @@ impl Metrics {
         let mut persisted = Family::gauge("state_persisted", "Whether the routing in force is on disk.");
         persisted.add(&[], f64::from(u8::from(self.keeper.is_persisted())));
         let mut generation =
-            Family::gauge("generation", "Number of the routing in force; grows by one at every change.");
+            Family::gauge("generation", "Number of the routing in force; grows at every change.");
         generation.add(&[], self.board.snapshot().generation as f64);
         let mut build = Family::gauge("build_info", "Always 1; the version is the label.");
         build.add(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);

@@ -11,7 +11,7 @@ use super::time::iso_seconds;
 use crate::config;
 use crate::front::Board;
 use crate::switching::board::Restored;
-use crate::switching::{Backend, Health, Maintenance};
+use crate::switching::{Address, Backend, Health, Maintenance};
 
 /// The version of the format.
 pub const SCHEMA: u32 = 1;
@@ -74,10 +74,32 @@ pub struct MaintenanceEntry {
 /// A backend as it was registered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
-    /// Its endpoints.
-    pub endpoints: Vec<String>,
+    /// Its endpoints; at least one. One that is no endpoint is damage: without it, traffic would go to those of the
+    /// configuration.
+    #[serde(with = "endpoints")]
+    pub endpoints: Vec<Address>,
     /// The app's version.
     pub version: Option<String>,
+}
+
+/// Endpoints as text.
+mod endpoints {
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use crate::switching::Address;
+
+    pub(super) fn serialize<S: Serializer>(addresses: &[Address], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(addresses.iter().map(ToString::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Address>, D::Error> {
+        let texts = Vec::<String>::deserialize(from)?;
+        if texts.is_empty() {
+            return Err(D::Error::custom("a registration without an endpoint"));
+        }
+        texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
+    }
 }
 
 /// Why a text is not a state file.
@@ -99,7 +121,7 @@ pub enum StateError {
     /// Ours, but without what says so.
     #[error("damaged: it has no schema, but more than the old scripts wrote")]
     NoSchema,
-    /// Written by a newer version.
+    /// Written by a newer version, in a way that this one can't read.
     #[error("schema {0} is newer than this version of uh-proxy knows ({SCHEMA})")]
     Newer(u32),
 }
@@ -172,7 +194,6 @@ impl StateFile {
         }
         let outline: Outline = serde_json::from_slice(text)?;
         match outline.schema {
-            Some(schema) if schema > SCHEMA => return Err(StateError::Newer(schema)),
             Some(_) => {}
             None if outline.services.is_some() || outline.checksum.is_some() => {
                 return Err(StateError::NoSchema);
@@ -186,7 +207,9 @@ impl StateFile {
                 return Err(StateError::Checksum { found, right });
             }
         }
-        Ok(serde_json::from_slice(text)?)
+        // Fields are only ever added: a newer file says what serves as this version does, or it is none that we can use.
+        let newer = outline.schema.filter(|schema| *schema > SCHEMA);
+        serde_json::from_slice(text).map_err(|e| newer.map_or(StateError::Malformed(e), StateError::Newer))
     }
 
     fn parse_guide(text: &[u8]) -> Result<Self, StateError> {
@@ -231,28 +254,32 @@ impl StateFile {
                 Restored::default()
             };
         };
+        entry.restored()
+    }
+}
+
+impl ServiceEntry {
+    /// What it says of its service.
+    #[must_use]
+    pub fn restored(&self) -> Restored {
         let registration = |(name, registration): (&BackendName, &Registration)| {
-            let endpoints: Option<Vec<_>> =
-                registration.endpoints.iter().map(|text| text.parse().ok()).collect();
-            let endpoints = endpoints.filter(|endpoints| !endpoints.is_empty())?;
-            Some((name.clone(), endpoints, registration.version.clone()))
+            (name.clone(), registration.endpoints.clone(), registration.version.clone())
         };
         Restored {
-            active: Some(entry.active.clone()),
-            previous: entry.previous.clone(),
-            last_switch: entry.last_switch.as_deref().and_then(|text| text.parse().ok()),
-            registered: entry.registered.iter().filter_map(registration).collect(),
-            maintenance: entry.maintenance.as_ref().map(|maintenance| Maintenance {
+            active: Some(self.active.clone()),
+            previous: self.previous.clone(),
+            last_switch: self.last_switch.as_deref().and_then(|text| text.parse().ok()),
+            registered: self.registered.iter().map(registration).collect(),
+            maintenance: self.maintenance.as_ref().map(|maintenance| Maintenance {
                 since: maintenance.since.parse().unwrap_or(Timestamp::UNIX_EPOCH),
                 message: maintenance.message.clone(),
                 retry_after_s: maintenance.retry_after_s,
             }),
-            withdrawn: entry.withdrawn.clone(),
+            withdrawn: self.withdrawn.clone(),
         }
     }
 }
 
-/// The backends that are not as the configuration has them.
 /// Of everything that a state file says but the checksum itself, also what only another version understands. Layout and
 /// order of the fields don't matter.
 fn checksum(file: &serde_json::Value) -> Result<String, serde_json::Error> {
@@ -264,6 +291,7 @@ fn checksum(file: &serde_json::Value) -> Result<String, serde_json::Error> {
     Ok(format!("{:08x}", crc32fast::hash(&serde_json::to_vec(&file)?)))
 }
 
+/// The backends that are not as the configuration has them.
 fn registered(
     service: &config::Service,
     backends: &[std::sync::Arc<Backend>],
@@ -275,7 +303,7 @@ fn registered(
             .any(|configured| configured.name == backend.name && backend.is_as_configured(configured))
     };
     let entry = |backend: &std::sync::Arc<Backend>| {
-        let endpoints = backend.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
+        let endpoints = backend.endpoints.iter().map(|endpoint| endpoint.address.clone()).collect();
         let version = backend.version.as_deref().map(str::to_owned);
         (backend.name.clone(), Registration { endpoints, version })
     };

@@ -1,6 +1,7 @@
 //! Writes the state on a thread of its own, so that a slow disk delays the reply to a switch, never its traffic, and a
 //! broken one neither. What could not be written is tried again until it can.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -8,8 +9,9 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
+use uh_protocol::ServiceName;
 
-use super::file::StateFile;
+use super::file::{ServiceEntry, StateFile};
 use super::store::Store;
 
 /// How long a switch waits for the disk before it replies that its state is not there yet.
@@ -22,6 +24,9 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 pub struct Keeper {
     inbox: Arc<Inbox>,
     progress: watch::Receiver<Progress>,
+    /// The last entry of every service, also of those that are not configured now: somebody may have left one out by
+    /// mistake, and must find the right backend active when it comes back.
+    known: Mutex<BTreeMap<ServiceName, ServiceEntry>>,
 }
 
 #[derive(Default)]
@@ -59,18 +64,18 @@ struct Progress {
 }
 
 impl Keeper {
-    /// Starts the writing thread.
+    /// Starts the writing thread. `known`: the entries that were found at the start.
     ///
     /// # Errors
     /// The thread can't be started.
-    pub fn start(store: Store) -> std::io::Result<Self> {
+    pub fn start(store: Store, known: BTreeMap<ServiceName, ServiceEntry>) -> std::io::Result<Self> {
         let inbox = Arc::new(Inbox::default());
         let (report, progress) = watch::channel(Progress::default());
         let thread_inbox = Arc::clone(&inbox);
         thread::Builder::new()
             .name("state".to_owned())
             .spawn(move || keep(&store, &thread_inbox, &report))?;
-        Ok(Self { inbox, progress })
+        Ok(Self { inbox, progress, known: Mutex::new(known) })
     }
 
     /// Whether the routing in force is on disk.
@@ -86,7 +91,10 @@ impl Keeper {
     }
 
     /// Asks for this state to be written, and returns its number for [`Keeper::wait`].
-    pub fn submit(&self, state: StateFile, change: Change) -> u64 {
+    pub fn submit(&self, mut state: StateFile, change: Change) -> u64 {
+        let mut known = self.known.lock();
+        known.extend(std::mem::take(&mut state.services));
+        state.services.clone_from(&known);
         let mut slot = self.inbox.slot.lock();
         slot.revision += 1;
         slot.wanted = Some(state);
@@ -95,6 +103,12 @@ impl Keeper {
         }
         self.inbox.filled.notify_one();
         slot.revision
+    }
+
+    /// What is known of a service that is not configured now.
+    #[must_use]
+    pub fn entry(&self, service: &ServiceName) -> Option<ServiceEntry> {
+        self.known.lock().get(service).cloned()
     }
 
     /// Waits until the state of this number, or a newer one, is on disk.

@@ -1,32 +1,32 @@
 //! Reads and writes the state file so that no crash can leave half of one: temporary file, fsync, rename, fsync of the
-//! directory. A last-good copy is kept beside it.
+//! directory. A last-good copy is kept next to it.
+//!
+//! Only what can be read and is no state file is damage, and damage never stops the front door. A file that can't be read
+//! at all says nothing about what is in it: then nothing is renamed, nothing is decided, and nothing starts.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
-
-use super::file::StateFile;
+use super::file::{SCHEMA, StateFile};
 use crate::fault;
+use crate::lock::{self, LockError, beside};
 
 /// A state file larger than this is not one of ours.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// A link in the lock's place may lead anywhere.
-const NOFOLLOW: i32 = OFlags::NOFOLLOW.bits().cast_signed();
+/// The mode of a directory that is made here: who may write to it could hold the lock.
+const DIRECTORY_MODE: u32 = 0o755;
 
 /// The state file's place, held against other processes for as long as this lives.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    /// `None`: the directory can't be written.
-    _lock: Option<File>,
+    _lock: File,
 }
 
-/// Why the state file can't be used at all.
+/// Why the state file can't be used at all. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process has it.
@@ -34,6 +34,39 @@ pub enum StoreError {
     Taken {
         /// The file.
         path: PathBuf,
+    },
+    /// Its lock can't be taken.
+    #[error(
+        "cannot lock the state file {}, and two processes must not write it: see that uh-proxy's user can write to its directory",
+        path.display()
+    )]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: LockError,
+    },
+    /// Its directory can't be made.
+    #[error("cannot make the directory of the state file {}", path.display())]
+    Directory {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is there, but can't be read.
+    #[error(
+        "cannot read the state file {}, so it is unknown which backend was active; nothing was changed. Make it readable for uh-proxy's user; or move it away to start with the configuration's active backends",
+        path.display()
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
 }
 
@@ -46,62 +79,68 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// What a file is.
+enum Found {
+    State(Box<StateFile>),
+    Missing,
+    /// It can be read, and is no state file.
+    Damaged(String),
+}
+
 impl Store {
     /// Takes the state file's place. Makes its directory if it is missing.
     ///
     /// # Errors
-    /// Another process has it. That the directory can't be written is no error here: the front door serves all the
-    /// same, and says that its state is not on disk.
+    /// Another process has it, or its lock can't be taken.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let lock = match lock(path) {
-            Ok(lock) => Some(lock),
-            Err(fs::TryLockError::WouldBlock) => return Err(StoreError::Taken { path: path.to_owned() }),
-            // Nobody can write there, so there is nobody to race with.
-            Err(fs::TryLockError::Error(error)) => {
-                tracing::warn!(%error, path = %path.display(), "the state file's directory can't be written");
-                None
-            }
-        };
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory);
+            made.map_err(|source| StoreError::Directory { path: path.to_owned(), source })?;
+        }
+        let lock = lock::take(&beside(path, ".lock")).map_err(|error| match error {
+            LockError::Taken { .. } => StoreError::Taken { path: path.to_owned() },
+            source => StoreError::Lock { path: path.to_owned(), source },
+        })?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
-    /// Reads the state: from the file, or else from its last-good copy. Never fails; says what is wrong.
-    #[must_use]
-    pub fn load(&self) -> Loaded {
-        let mut loaded = Loaded::default();
+    /// Reads the state: from the file, or else from its last-good copy. Says what is wrong. What is damaged is renamed.
+    ///
+    /// # Errors
+    /// The one that is needed can't be read. Then nothing was renamed.
+    pub fn load(&self) -> Result<Loaded, StoreError> {
         let copy = beside(&self.path, ".last-good");
-        for path in [&self.path, &copy] {
-            match read(path) {
-                Ok(Some(state)) => {
-                    if path == &copy {
-                        loaded.warnings.push(format!(
-                            "using the last-good copy {}, which may be one switch behind",
-                            copy.display()
-                        ));
-                    }
-                    loaded.state = Some(state);
-                    return loaded;
-                }
-                Ok(None) if path == &self.path && copy.exists() => {
-                    loaded.warnings.push(format!("the state file {} is missing", path.display()));
-                }
-                Ok(None) => {}
-                Err(reason) => {
-                    // Kept for whoever wants to know how that came about; it will be written anew at once.
-                    let kept = beside(path, ".damaged");
-                    let moved = fs::rename(path, &kept).map(|()| format!("; kept as {}", kept.display()));
-                    loaded.warnings.push(format!(
-                        "{}: {reason}{}",
-                        path.display(),
-                        moved.unwrap_or_default()
-                    ));
+        let first = match read(&self.path)? {
+            Found::State(state) => {
+                let warnings = newer(&self.path, &state).into_iter().collect();
+                return Ok(Loaded { state: Some(*state), warnings });
+            }
+            other => other,
+        };
+        // Both are read before anything is renamed.
+        let second = read(&copy)?;
+        let mut warnings = Vec::new();
+        match first {
+            Found::Damaged(reason) => warnings.push(keep_damaged(&self.path, &reason)),
+            Found::State(_) | Found::Missing => {
+                if !matches!(second, Found::Missing) {
+                    warnings.push(format!("the state file {} is missing", self.path.display()));
                 }
             }
         }
-        if !loaded.warnings.is_empty() {
-            loaded.warnings.push("using the configuration's active backends".to_owned());
+        match second {
+            Found::State(state) => {
+                let copy = copy.display();
+                warnings.push(format!("using the last-good copy {copy}, which may be one change behind"));
+                return Ok(Loaded { state: Some(*state), warnings });
+            }
+            Found::Damaged(reason) => warnings.push(keep_damaged(&copy, &reason)),
+            Found::Missing => {}
         }
-        loaded
+        if !warnings.is_empty() {
+            warnings.push("using the configuration's active backends".to_owned());
+        }
+        Ok(Loaded { state: None, warnings })
     }
 
     /// Writes the state. When this returns, it survives a crash.
@@ -122,30 +161,45 @@ impl Store {
     }
 }
 
-fn lock(path: &Path) -> Result<File, fs::TryLockError> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(fs::TryLockError::Error)?;
-    }
-    let lock =
-        OpenOptions::new().create(true).append(true).custom_flags(NOFOLLOW).open(beside(path, ".lock"));
-    let lock = lock.map_err(fs::TryLockError::Error)?;
-    lock.try_lock()?;
-    Ok(lock)
-}
-
-fn read(path: &Path) -> Result<Option<StateFile>, String> {
+fn read(path: &Path) -> Result<Found, StoreError> {
+    let unreadable = |source| StoreError::Unreadable { path: path.to_owned(), source };
     match fs::metadata(path) {
         // A pipe would never end, nor would some devices.
-        Ok(metadata) if !metadata.is_file() => return Err("not a regular file".to_owned()),
+        Ok(metadata) if !metadata.is_file() => return Ok(Found::Damaged("not a regular file".to_owned())),
         Ok(metadata) if metadata.len() > MAX_FILE_BYTES => {
-            return Err("too large for a state file".to_owned());
+            return Ok(Found::Damaged("too large for a state file".to_owned()));
         }
         Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e.to_string()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
+        Err(e) => return Err(unreadable(e)),
     }
-    let text = fs::read(path).map_err(|e| e.to_string())?;
-    StateFile::parse(&text).map(Some).map_err(|e| e.to_string())
+    let text = fs::read(path).map_err(unreadable)?;
+    match StateFile::parse(&text) {
+        Ok(state) => Ok(Found::State(Box::new(state))),
+        Err(reason) => Ok(Found::Damaged(reason.to_string())),
+    }
+}
+
+/// Says so where a newer version has written the file: what serves is known, but what only that version knows is lost.
+fn newer(path: &Path, state: &StateFile) -> Option<String> {
+    (state.schema > SCHEMA).then(|| {
+        format!(
+            "{} was written by a newer uh-proxy (schema {}); what only that one knows is lost at the next write",
+            path.display(),
+            state.schema
+        )
+    })
+}
+
+/// Renames what is damaged, for whoever wants to know how that came about: the file will be written again at once.
+fn keep_damaged(path: &Path, reason: &str) -> String {
+    let kept = beside(path, ".damaged");
+    match fs::rename(path, &kept) {
+        Ok(()) => format!("{}: {reason}; kept as {}", path.display(), kept.display()),
+        Err(error) => {
+            format!("{}: {reason}; it can't be kept as {}: {error}", path.display(), kept.display())
+        }
+    }
 }
 
 fn replace(path: &Path, state: &StateFile) -> io::Result<()> {
@@ -175,11 +229,4 @@ fn create(path: &Path) -> io::Result<File> {
 
 fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
-}
-
-/// The path with something appended to its file name.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.file_name().map_or_else(OsString::new, OsString::from);
-    name.push(suffix);
-    path.with_file_name(name)
 }

@@ -147,7 +147,7 @@ impl<P: LanePayload> Clone for ServiceState<P> {
 /// All routing, immutable.
 #[derive(Debug)]
 pub struct Snapshot<P: LanePayload> {
-    /// Grows by one at every change.
+    /// Grows at every change.
     pub generation: u64,
     /// In the order of the configuration.
     pub services: Vec<ServiceState<P>>,

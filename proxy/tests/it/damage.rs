@@ -1,11 +1,13 @@
-//! The state file, damaged in every way that one cut or one byte allows.
+//! The state file, damaged in every way that one cut or one byte allows; and whole, but out of reach, which is no damage.
 
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use uh_proxy::state::file::{StateError, StateFile};
-use uh_proxy::state::store::Store;
+use uh_proxy::state::store::{Store, StoreError};
+
+use crate::harness::{Home, pair, soon, until};
 
 /// A state with everything in it that a state can have.
 pub(crate) const WHOLE: &str = r#"{
@@ -60,7 +62,7 @@ fn whatever_is_damaged_the_last_good_copy_is_used_and_said() {
             store.save(&state).unwrap();
             store.save_copy(&state).unwrap();
             fs::write(&path, &bad).unwrap();
-            let loaded = store.load();
+            let loaded = store.load().unwrap();
             assert_eq!(loaded.state.as_ref(), Some(&state), "byte {at}");
             assert!(
                 StateFile::parse(&bad).is_ok() || loaded.warnings.iter().any(|w| w.contains("last-good")),
@@ -126,6 +128,13 @@ fn what_somebody_else_has_put_in_the_place_of_our_files_is_never_written_through
         let path = dir.path().join("state.json");
         fs::write(&precious, "mine").unwrap();
         std::os::unix::fs::symlink(&precious, dir.path().join(name)).unwrap();
+        if name.ends_with(".lock") {
+            // Nothing runs without its lock.
+            let error = Store::open(&path).unwrap_err();
+            assert!(matches!(error, StoreError::Lock { .. }), "{error}");
+            assert_eq!(fs::read_to_string(&precious).unwrap(), "mine", "{name} was followed");
+            fs::remove_file(dir.path().join(name)).unwrap();
+        }
         let store = Store::open(&path).unwrap();
         store.save(&state).unwrap();
         store.save_copy(&state).unwrap();
@@ -169,10 +178,127 @@ fn a_pipe_or_directory_in_the_place_of_the_state_file_is_damage_and_no_wait() {
         }
         let store = Store::open(&path).unwrap();
         let begun = Instant::now();
-        let loaded = store.load();
+        let loaded = store.load().unwrap();
         assert!(begun.elapsed() < Duration::from_secs(10));
         assert!(loaded.warnings[0].contains("not a regular file"), "{:?}", loaded.warnings);
         store.save(&state).unwrap();
         assert!(is_file(&path));
     }
+}
+
+#[test]
+fn a_registration_with_what_is_no_endpoint_is_damage_and_not_left_out() {
+    for endpoints in ["[\"127.0.0.1:3010\", \"nowhere\"]", "[]"] {
+        let text = WHOLE.replace("[\"127.0.0.1:3010\", \"unix:/run/blue.sock\"]", endpoints);
+        assert_ne!(text, WHOLE);
+        assert!(matches!(StateFile::parse(text.as_bytes()), Err(StateError::Malformed(_))), "{endpoints}");
+    }
+}
+
+#[test]
+fn a_state_of_a_newer_version_still_says_which_backend_is_active() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.json");
+    let text = WHOLE.replace("\"schema\": 1", "\"schema\": 2, \"later\": {}");
+    fs::write(&path, &text).unwrap();
+    let loaded = Store::open(&path).unwrap().load().unwrap();
+    assert_eq!(loaded.state.unwrap().active.as_str(), "green");
+    assert!(loaded.warnings[0].contains("newer uh-proxy (schema 2)"), "{:?}", loaded.warnings);
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+}
+
+/// Runs a front door to its end in this home, as a user that is nobody in particular.
+async fn run_as_nobody(home: &Home) -> (Option<i32>, String) {
+    let program = home.path("uh-proxy");
+    if !program.exists() {
+        fs::copy(env!("CARGO_BIN_EXE_uh-proxy"), &program).unwrap();
+    }
+    let mut command = tokio::process::Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program);
+    command.args(["run", "--config"]).arg(home.path("uh-proxy.toml")).kill_on_drop(true);
+    // A program that was copied just now may still be open for writing in a process that another test starts.
+    let output = until("it can be run", async || {
+        Some(soon("its end", command.output()).await.unwrap())
+            .filter(|output| output.status.code() != Some(126))
+    })
+    .await;
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[tokio::test]
+async fn a_state_file_that_cannot_be_read_is_no_damage_and_nothing_starts_without_its_lock() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can become another user");
+        return;
+    }
+    let (home, mut proxy, _blue, _green) = pair().await;
+    assert!(proxy.switch("green").await.persisted);
+    proxy.kill();
+    let state = fs::read(home.state_file()).unwrap();
+    let lock = home.path("state/.deployment-state.json.lock");
+    assert_eq!(fs::metadata(&lock).unwrap().mode() & 0o777, 0o600, "others can hold the lock");
+    // From here on it is another user's, but for the state itself.
+    fs::set_permissions(home.path("."), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::remove_dir_all(home.path("run")).unwrap();
+    fs::remove_file(home.path("access.log")).unwrap();
+    for path in [home.path("."), home.path("state")] {
+        std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+    }
+    let names = || {
+        let mut names: Vec<_> =
+            fs::read_dir(home.path("state")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let (exit, said) = run_as_nobody(&home).await;
+    assert_eq!(exit, Some(1), "{said}");
+    assert!(said.contains("cannot lock the state file") && said.contains("Permission denied"), "{said}");
+    std::os::unix::fs::chown(&lock, Some(65534), Some(65534)).unwrap();
+    for file in [home.state_file(), home.path("state/.deployment-state.json.last-good")] {
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let (exit, said) = run_as_nobody(&home).await;
+    assert_eq!(exit, Some(1), "{said}");
+    for part in [
+        "cannot read the state file",
+        "unknown which backend was active",
+        "Permission denied",
+        "move it away",
+    ] {
+        assert!(said.contains(part), "{part:?} is missing in {said:?}");
+    }
+    assert_eq!((names(), fs::read(home.state_file()).unwrap()), (before, state), "something was changed");
+    // A copy that can't be read is none either, if it is the one that is needed.
+    fs::remove_file(home.state_file()).unwrap();
+    let (exit, said) = run_as_nobody(&home).await;
+    assert_eq!(exit, Some(1), "{said}");
+    assert!(said.contains(".last-good"), "{said}");
+}
+
+#[tokio::test]
+async fn no_other_user_can_keep_a_front_door_from_starting() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (home, mut proxy, _blue, _green) = pair().await;
+    proxy.kill();
+    let lock = home.path("state/.deployment-state.json.lock");
+    for name in [lock.clone(), home.path("run/admin.sock.lock")] {
+        assert_eq!(fs::metadata(&name).unwrap().permissions().mode() & 0o777, 0o600, "{}", name.display());
+        // As an earlier version made it.
+        fs::set_permissions(&name, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    let mut proxy = home.start().await;
+    for name in [lock, home.path("run/admin.sock.lock")] {
+        assert_eq!(fs::metadata(&name).unwrap().permissions().mode() & 0o777, 0o600, "{}", name.display());
+    }
+    proxy.kill();
+    // A directory in which anybody can put a lock is refused.
+    fs::set_permissions(home.path("state"), fs::Permissions::from_mode(0o1777)).unwrap();
+    let mut command = home.command();
+    command.stderr(std::process::Stdio::piped());
+    let output = soon("its end", tokio::process::Command::from(command).output()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("every local user may write to") && said.contains("chmod o-w"), "{said}");
 }

@@ -160,7 +160,7 @@ async fn a_full_disk_blocks_no_switch() {
     drop(config);
     fs::create_dir(home.path("state")).unwrap();
     // A file system of one page in a mount namespace of its own, filled to the brim before the switch.
-    let script = "mount -t tmpfs -o size=4k tmpfs \"$1\" || exit 77; echo x > \"$1/full\"; exec \"$2\" run --config \"$3\"";
+    let script = "mount -t tmpfs -o size=4k,mode=0755 tmpfs \"$1\" || exit 77; echo x > \"$1/full\"; exec \"$2\" run --config \"$3\"";
     let mut command = std::process::Command::new("unshare");
     command.args(["--mount", "--", "sh", "-c", script, "sh"]);
     command.arg(home.path("state")).arg(env!("CARGO_BIN_EXE_uh-proxy")).arg(home.path("uh-proxy.toml"));

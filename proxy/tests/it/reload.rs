@@ -254,3 +254,28 @@ async fn a_hundred_reloads_under_load_fail_no_request_and_close_no_connection() 
     }
     assert!(!home.messages().contains("result=\"refused\""), "{}", home.messages());
 }
+
+#[tokio::test]
+async fn a_service_that_is_left_out_by_mistake_comes_back_with_the_backend_that_was_active() {
+    let (home, mut proxy, _blue, _green) = pair().await;
+    proxy.switch("green").await;
+    let (right, wrong) = (home.config(), home.config().replace("services.app", "services.apt"));
+    assert_eq!(reload(&home, &proxy, &wrong).await.changed, ["services.app", "services.apt"]);
+    assert_eq!(proxy.service().await.active.as_str(), "blue");
+    reload(&home, &proxy, &right).await;
+    assert_eq!(proxy.service().await.active.as_str(), "green");
+    // Nor does a restart forget it.
+    proxy.signal(Signal::TERM);
+    proxy.ended().await;
+    let mut command = home.command();
+    home.write_config(&wrong);
+    let mut proxy = home.start_as(command).await;
+    assert_eq!(proxy.service().await.name.as_str(), "apt");
+    proxy.kill();
+    command = home.command();
+    let proxy = home.start_as(command).await;
+    assert_eq!(
+        (proxy.service().await.name.as_str(), proxy.service().await.active.as_str()),
+        ("app", "green")
+    );
+}

@@ -154,6 +154,37 @@ async fn no_permission_is_no_missing_proxy() {
     assert_eq!(said["problem"]["code"], "no_permission");
 }
 
+/// An old deploy must not pass its expectation because a restart counts the same numbers again.
+#[tokio::test]
+async fn a_generation_that_never_reached_the_disk_is_not_handed_out_again_after_a_crash() {
+    let (home, mut proxy, _blue, _green) = pair().await;
+    let before = proxy.status().await.generation;
+    let (state, away) = (home.path("state"), home.path("away"));
+    fs::rename(&state, &away).unwrap();
+    let lost = proxy.switch("green").await;
+    assert!(lost.changed && !lost.persisted);
+    proxy.kill();
+    fs::rename(&away, &state).unwrap();
+    let mut proxy = home.start().await;
+    proxy.until_healthy().await;
+    // What was acknowledged goes on where it was: a deploy that is under way goes on too.
+    assert_eq!((proxy.status().await.generation, proxy.service().await.active), (before, backend("blue")));
+    let other = proxy.switch("green").await;
+    assert_ne!(other.generation, lost.generation);
+    let late =
+        SwitchRequest { expect_generation: Some(lost.generation), ..SwitchRequest::to(backend("blue")) };
+    assert!(proxy.client.switch(&app(), &late).await.is_err(), "an expectation of before the crash held");
+    // One after the other again.
+    assert_eq!(proxy.switch("blue").await.generation, other.generation + 1);
+    proxy.kill();
+    // So it is where the very first state could not be written.
+    fs::remove_dir_all(&state).unwrap();
+    fs::create_dir(&state).unwrap();
+    fs::create_dir_all(home.path("state/.deployment-state.json.tmp/full")).unwrap();
+    let proxy = home.start().await;
+    assert!(proxy.switch_by_force("green").await.generation > 1_000_000);
+}
+
 #[tokio::test]
 async fn no_line_of_the_log_has_debug_text() {
     let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);

@@ -7,7 +7,6 @@ use uh_protocol::BackendName;
 
 use super::{
     Holding, Refusal, Switchboard, Writer, check_expectations, drain, find, find_backend, first_health,
-    replace,
 };
 use crate::switching::{Address, Backend, LanePayload, ServiceState, Snapshot};
 
@@ -132,7 +131,7 @@ impl<P: LanePayload> Switchboard<P> {
         if is_active {
             changed.active = self.activate(writer, &state.config, &backend);
         }
-        let next = replace(old, index, changed);
+        let next = writer.replace(old, index, changed);
         let generation = next.generation;
         self.snapshot.store(next);
         Ok(Registration { backend, changed: true, generation })
@@ -149,7 +148,7 @@ impl<P: LanePayload> Switchboard<P> {
         name: &BackendName,
         expect_generation: Option<u64>,
     ) -> Result<Withdrawal, Refusal> {
-        let writer = self.writer.lock();
+        let mut writer = self.writer.lock();
         let old = self.snapshot.load_full();
         let (index, state) = find(&old, service)?;
         find_backend(state, name)?;
@@ -162,7 +161,7 @@ impl<P: LanePayload> Switchboard<P> {
         if !changed.withdrawn.insert(name.clone()) {
             return Ok(Withdrawal { changed: false, generation: old.generation, holding });
         }
-        let next = replace(&old, index, changed);
+        let next = writer.replace(&old, index, changed);
         let generation = next.generation;
         self.snapshot.store(next);
         Ok(Withdrawal { changed: true, generation, holding })

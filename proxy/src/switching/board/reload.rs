@@ -13,11 +13,16 @@ impl<P: LanePayload> Switchboard<P> {
     /// Puts these services in force, all at once. A service that is different gets a fresh activation of the backend
     /// that is active; what is in flight ends under the settings with which it began. One that is not different keeps
     /// its activation, idle connections and all. A service that is gone gets no new requests; its exchanges finish.
-    /// Returns the generation, which has grown if anything is different.
+    /// `restored` says what is known of a service that was not there before. Returns the generation, which has grown if
+    /// anything is different.
     ///
     /// # Errors
     /// Refused; then nothing has changed.
-    pub fn reload(&self, services: &[config::Service]) -> Result<u64, Refusal> {
+    pub fn reload(
+        &self,
+        services: &[config::Service],
+        restored: impl Fn(&config::Service) -> Restored,
+    ) -> Result<u64, Refusal> {
         let mut writer = self.writer.lock();
         let old = self.snapshot.load_full();
         let known =
@@ -32,10 +37,10 @@ impl<P: LanePayload> Switchboard<P> {
         let state = |service: &config::Service| match known(service) {
             Some(state) if is_same(&state.config, service) => Some(state.clone()),
             Some(state) => self.renewed(&mut writer, state, service),
-            None => self.first_state(&mut writer, service, Restored::default()),
+            None => self.first_state(&mut writer, service, restored(service)),
         };
-        let generation = old.generation + 1;
         let states = services.iter().filter_map(state).collect();
+        let generation = writer.next_generation(old.generation);
         self.snapshot.store(Arc::new(Snapshot::new(generation, states)));
         Ok(generation)
     }

@@ -1,0 +1,176 @@
+//! Locks on files: whoever holds one is the only process that uses what it stands for.
+//!
+//! Any process that can open a lock file can hold its lock, and so keep us from starting. Therefore it is made for its
+//! owner alone, in a directory in which nobody else can put one; and where it can't be taken, nothing starts: there is
+//! no running without it.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+/// Its owner may read and write it, nobody else.
+const MODE: u32 = 0o600;
+
+/// A link in the lock's place may lead anywhere, and a pipe may never open.
+const FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+
+/// How often a lock whose file is replaced while it is taken is tried again.
+const ATTEMPTS: u32 = 5;
+
+/// Why a lock can't be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it.
+    #[error("another process holds the lock {}", path.display())]
+    Taken {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// Any local user could hold the lock, or replace what it stands for.
+    #[error("every local user may write to {}: take that right away (chmod o-w)", directory.display())]
+    OpenDirectory {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// Something else stands in its place.
+    #[error("{} is not a regular file: remove it", path.display())]
+    NotAFile {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The system refuses.
+    #[error("cannot open the lock {}", path.display())]
+    Failed {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Takes a lock, and holds it for as long as the file is open. Makes the file if it is missing; its directory must be
+/// there.
+///
+/// # Errors
+/// See [`LockError`].
+pub fn take(path: &Path) -> Result<File, LockError> {
+    let failed = |source| LockError::Failed { path: path.to_owned(), source };
+    check_directory(path)?;
+    for _ in 0..ATTEMPTS {
+        let file = open(path)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(LockError::NotAFile { path: path.to_owned() });
+        }
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(LockError::Taken { path: path.to_owned() }),
+            Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        if metadata.mode() & 0o077 != 0
+            && let Err(error) = file.set_permissions(Permissions::from_mode(MODE))
+        {
+            tracing::warn!(%error, path = %path.display(), "other users can open the lock, and that can't be changed");
+        }
+        // Somebody may have removed it between the two: then the lock is on a file that nobody else can find.
+        let there = fs::symlink_metadata(path).is_ok_and(|there| identity(&there) == identity(&metadata));
+        if there {
+            return Ok(file);
+        }
+    }
+    Err(failed(io::Error::other("somebody keeps replacing it")))
+}
+
+/// The path with something appended to its file name, such as that of the lock.
+#[must_use]
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().map_or_else(std::ffi::OsString::new, std::ffi::OsString::from);
+    name.push(suffix);
+    path.with_file_name(name)
+}
+
+/// Which file it is.
+#[must_use]
+pub fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+fn check_directory(path: &Path) -> Result<(), LockError> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let metadata =
+        fs::metadata(directory).map_err(|source| LockError::Failed { path: path.to_owned(), source })?;
+    // Also where the sticky bit is set: there anybody can be the first to make the lock.
+    if metadata.mode() & 0o002 != 0 {
+        return Err(LockError::OpenDirectory { directory: directory.to_owned() });
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<File, LockError> {
+    let mut options = OpenOptions::new();
+    let written = options.create(true).append(true).mode(MODE).custom_flags(FLAGS).open(path);
+    written.or_else(|error| match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        Some(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO | rustix::io::Errno::ISDIR) => {
+            Err(LockError::NotAFile { path: path.to_owned() })
+        }
+        // A lock needs no write: on a disk that is read-only now, the file of an earlier run will do.
+        _ => OpenOptions::new()
+            .read(true)
+            .custom_flags(FLAGS)
+            .open(path)
+            .map_err(|_| LockError::Failed { path: path.to_owned(), source: error }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn a_lock_is_for_its_owner_alone_and_for_one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        fs::write(&path, "").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let held = take(&path).unwrap();
+        assert_eq!(mode(&path), 0o600, "an earlier version's lock stays open to all");
+        assert!(matches!(take(&path), Err(LockError::Taken { .. })));
+        drop(held);
+        fs::remove_file(&path).unwrap();
+        let _held = take(&path).unwrap();
+        assert_eq!(mode(&path), 0o600);
+    }
+
+    #[test]
+    fn a_directory_in_which_anybody_can_make_the_lock_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for open in [0o777, 0o1777] {
+            fs::set_permissions(dir.path(), Permissions::from_mode(open)).unwrap();
+            assert!(matches!(take(&dir.path().join("lock")), Err(LockError::OpenDirectory { .. })));
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_no_lock_and_no_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
+        assert!(matches!(take(&path), Err(LockError::NotAFile { .. })));
+        assert!(!dir.path().join("elsewhere").exists(), "the link was followed");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(matches!(take(&path), Err(LockError::NotAFile { .. })));
+        fs::remove_dir(&path).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .unwrap();
+        assert!(matches!(take(&path), Err(LockError::NotAFile { .. })));
+    }
+}
