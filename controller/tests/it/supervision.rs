@@ -97,10 +97,13 @@ fn what_cannot_be_recorded_is_not_started() {
 fn the_memory_limit_is_for_all_processes_of_an_instance_together() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
-    let script = "(sleep 0.3; head -c 400m /dev/zero | tail -c 400m | sleep 60) & wait";
-    stage.configure("uh-deploy.toml", &format!("{}\nmemory_limit = \"100MiB\"", shell(script)));
-    stage.expect(1, &["blue-green", "--version", "1.0.1"]).says("killed for using too much memory");
-    assert_eq!(stage.apps(), 1);
+    let hungry = "sleep 0.3; head -c 400m /dev/zero | tail -c 400m | sleep 60";
+    // A child, and one that has left its parent.
+    for script in [format!("({hungry}) & wait"), format!("(setsid sh -c '{hungry}' &); sleep 60")] {
+        stage.configure("uh-deploy.toml", &format!("{}\nmemory_limit = \"100MiB\"", shell(&script)));
+        stage.expect(1, &["blue-green", "--version", "1.0.1"]).says("killed for using too much memory");
+        assert_eq!(stage.apps(), 1);
+    }
 }
 
 #[test]
@@ -126,8 +129,8 @@ fn with_restart_no_it_stays_down() {
     assert_eq!(stage.apps(), 0);
 }
 
-#[test]
-fn a_standby_between_two_restarts_is_stopped_by_retire() {
+/// An app that serves until there is the file `die`, and then crashes at every start. It is the standby.
+fn crashing_standby() -> Stage {
     let stage = Stage::new();
     let die = stage.path("die");
     let script = format!(
@@ -139,12 +142,28 @@ fn a_standby_between_two_restarts_is_stopped_by_retire() {
     stage.configure("uh-deploy.toml", "");
     stage.deploy("1.0.1");
     fs::write(&die, "").unwrap();
+    // From here on a pause is 1.6 s and more, and a run some milliseconds.
     let restarts = || stage.saved("blue").1["restarts"].as_u64();
-    until("it crashes again and again", || (restarts()? >= 3).then_some(()));
+    until("it crashes again and again", || (restarts()? >= 5).then_some(()));
+    stage
+}
+
+#[test]
+fn a_standby_between_two_restarts_is_stopped_by_retire() {
+    let stage = crashing_standby();
     let supervisor = alive(&stage.saved("blue").1["supervisor"]).unwrap();
     stage.expect(0, &["retire", "--now"]);
     assert!(!supervisor.is_alive(), "nobody is left who would restart it");
     assert_eq!(stage.served(), "green 1.0.1");
+}
+
+#[test]
+fn a_rollback_to_a_target_between_two_restarts_ends_them_and_proves_it_again() {
+    let stage = crashing_standby();
+    let supervisor = alive(&stage.saved("blue").1["supervisor"]).unwrap();
+    stage.expect(1, &["rollback"]).says("ended: exit code 9");
+    assert!(!supervisor.is_alive(), "nobody is left who would restart it");
+    assert_eq!((stage.served(), stage.apps()), ("green 1.0.1".to_owned(), 1));
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub(super) async fn supervisor(place: &Place) -> Result<(), BoxError> {
     let mut supervisor = Command::new(std::env::current_exe()?);
     // CI runners end whatever carries their variables when a job is over. The supervisor must outlive that too.
     supervisor.arg("supervise").arg(place.directory()).current_dir("/").env_clear();
-    if let Some(mut scoped) = scope::command(&supervisor, &place.instance()) {
+    for mut scoped in scope::commands(&supervisor, &place.instance()) {
         match begun(&mut scoped, place).await? {
             Begun::App => return Ok(()),
             Begun::Failed(reason) => return Err(reason.into()),

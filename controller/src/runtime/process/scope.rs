@@ -10,11 +10,21 @@ use std::process::Command;
 /// There where systemd manages the machine (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 
+/// Else systemd stops the whole scope, supervisor and all, when the kernel kills the app for want of memory, and nobody is
+/// left to restart it. Before systemd 253 scopes do not know this option, and need none.
+const OOM_POLICY: &str = "--property=OOMPolicy=continue";
+
 /// One file for each user whose manager outlives their logins (loginctl(1), enable-linger).
 const LINGER: &str = "/var/lib/systemd/linger";
 
-/// The command that becomes `supervisor` in a scope of this name. `None`: nobody here could make one.
-pub(super) fn command(supervisor: &Command, instance: &str) -> Option<Command> {
+/// The commands that become `supervisor` in a scope of this name, to be tried in this order. None, where nobody could
+/// make one.
+pub(super) fn commands(supervisor: &Command, instance: &str) -> Vec<Command> {
+    let Some((program, manager)) = maker() else { return Vec::new() };
+    [&[OOM_POLICY][..], &[]].map(|options| scoped(&program, &manager, options, supervisor, instance)).into()
+}
+
+fn maker() -> Option<(PathBuf, Manager)> {
     if !Path::new(BOOTED).is_dir() {
         return None;
     }
@@ -22,7 +32,7 @@ pub(super) fn command(supervisor: &Command, instance: &str) -> Option<Command> {
     let program =
         std::env::split_paths(&path).map(|dir| dir.join("systemd-run")).find(|path| path.is_file())?;
     let manager = if rustix::process::geteuid().is_root() { Manager::System } else { Manager::lingering()? };
-    Some(scoped(&program, &manager, supervisor, instance))
+    Some((program, manager))
 }
 
 /// Who makes the scope.
@@ -40,14 +50,25 @@ impl Manager {
     }
 }
 
-fn scoped(program: &PathBuf, manager: &Manager, supervisor: &Command, instance: &str) -> Command {
+fn scoped(
+    program: &Path,
+    manager: &Manager,
+    options: &[&str],
+    supervisor: &Command,
+    instance: &str,
+) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
     if let Manager::User(directory) = manager {
         command.arg("--user").env("XDG_RUNTIME_DIR", directory);
     }
     command.args(["--scope", "--quiet", "--collect"]).arg(format!("--unit=uh-app-{instance}.scope"));
-    command.arg("--").arg(supervisor.get_program()).args(supervisor.get_args()).current_dir("/");
+    command
+        .args(options)
+        .arg("--")
+        .arg(supervisor.get_program())
+        .args(supervisor.get_args())
+        .current_dir("/");
     command
 }
 
@@ -60,12 +81,13 @@ mod tests {
         let mut supervisor = Command::new("/usr/bin/uh-deploy");
         supervisor.arg("supervise").arg("/var/lib/x/instances/app.blue.1");
         let words = |manager| {
-            let command = scoped(&"/bin/systemd-run".into(), &manager, &supervisor, "app.blue.1");
+            let command =
+                scoped(Path::new("/bin/systemd-run"), &manager, &[OOM_POLICY], &supervisor, "app.blue.1");
             let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
             words.join(" ")
         };
-        let rest = "--scope --quiet --collect --unit=uh-app-app.blue.1.scope -- /usr/bin/uh-deploy supervise \
-                    /var/lib/x/instances/app.blue.1";
+        let rest = "--scope --quiet --collect --unit=uh-app-app.blue.1.scope --property=OOMPolicy=continue -- \
+                    /usr/bin/uh-deploy supervise /var/lib/x/instances/app.blue.1";
         assert_eq!(words(Manager::System), rest);
         assert_eq!(words(Manager::User("/run/user/7".to_owned())), format!("--user {rest}"));
     }

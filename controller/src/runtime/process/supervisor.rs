@@ -133,7 +133,7 @@ impl Supervisor {
         };
         saved.app = Known::now(app.as_raw_nonzero().get());
         self.place.save(&saved)?;
-        let watch = Watch::start(&self.place, &self.spec, saved.app.clone());
+        let watch = Watch::start(&self.place, &self.spec, self.me.clone());
         let (code, killed) = until_ended(app)?;
         let over_limit = watch.stop();
         self.kill_all();
@@ -171,10 +171,7 @@ impl Supervisor {
         let deadline = Instant::now() + KILL_WITHIN;
         loop {
             while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
-            let left: Vec<Known> = tree::members(&self.place.instance(), &[me])
-                .into_iter()
-                .filter(|member| member != me)
-                .collect();
+            let left = tree::members_below(&self.place.instance(), me);
             // What can't be killed is not ours to hide: `stop` looks again, and names it.
             if left.is_empty() || Instant::now() > deadline {
                 return;
@@ -210,7 +207,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn start(place: &Place, spec: &Spec, app: Option<Known>) -> Self {
+    fn start(place: &Place, spec: &Spec, me: Option<Known>) -> Self {
         let (stop, stopped) = mpsc::channel();
         let over_limit = Arc::new(AtomicBool::new(false));
         let (path, size, kept) = (place.log(), spec.log_size, spec.log_files);
@@ -220,10 +217,10 @@ impl Watch {
             while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
                 // A log that can't be rotated grows; that is no reason to disturb the app.
                 let _ = log::rotate(&path, size, kept);
-                let Some((limit, app)) = limit.zip(app.as_ref()) else { continue };
-                if tree::used_beyond(limit, app.pid).is_some() && app.is_alive() {
+                let Some((limit, me)) = limit.zip(me.as_ref()) else { continue };
+                if tree::used_beyond(limit, me.pid).is_some() {
                     flag.store(true, Ordering::SeqCst);
-                    let _ = tree::kill(&tree::members(&instance, &[app]));
+                    let _ = tree::kill(&tree::members_below(&instance, me));
                 }
             }
         };

@@ -49,14 +49,21 @@ pub(super) fn kill(members: &[Known]) -> io::Result<()> {
     members.iter().try_for_each(|member| member.signal(Signal::KILL))
 }
 
-/// The memory that a process and all below it have in use, in bytes, if that is more than `limit`. Pages that several of
-/// them share are counted once.
-pub(super) fn used_beyond(limit: u64, root: i32) -> Option<u64> {
-    let mut tree = vec![root];
+/// The members but for their supervisor.
+pub(super) fn members_below(instance: &str, supervisor: &Known) -> Vec<Known> {
+    let mut members = members(instance, &[supervisor]);
+    members.retain(|member| member != supervisor);
+    members
+}
+
+/// The memory that all processes below a supervisor have in use, in bytes, if that is more than `limit`. Pages that several
+/// of them share are counted once.
+pub(super) fn used_beyond(limit: u64, supervisor: i32) -> Option<u64> {
+    let mut tree: Vec<i32> = children(supervisor);
     let mut next = 0;
     while let Some(parent) = tree.get(next).copied() {
         next += 1;
-        tree.extend(children(parent));
+        tree.extend(children(parent).into_iter().filter(|pid| !is_supervisor(*pid)));
     }
     // Cheap, and never too little; the exact figure costs a walk through each process's pages.
     let at_most: u64 = tree.iter().filter_map(|pid| field(*pid, "status", "VmRSS:")).sum();
