@@ -219,7 +219,8 @@ pub enum State {
     Absent,
     /// It runs.
     Running {
-        /// How often the runtime's own means have started it again since. More and more: a crash loop.
+        /// How often the runtime's own means have started it again since; the process runtime leaves out what was
+        /// before it last ran well. More and more: a crash loop.
         restarts: u32,
     },
     /// It has ended.

@@ -94,7 +94,9 @@ fn state_of(saved: Option<&Saved>) -> State {
             State::Exited(Ending { code: Some(127), out_of_memory: false })
         }
         Some(Saved { ended: Some(ending), .. }) => State::Exited(*ending),
-        Some(saved) if saved.alive().is_some() => State::Running { restarts: saved.restarts },
+        Some(saved) if saved.alive().is_some() => {
+            State::Running { restarts: saved.restarts_in_a_row(jiff::Timestamp::now()) }
+        }
         Some(_) => State::Exited(Ending { code: None, out_of_memory: false }),
     }
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::proc::Known;
 use crate::files;
 use crate::runtime::Ending;
+
+/// An app that runs for this long has left its crashes behind, and its next restart comes after the first pause.
+pub(super) const RAN_WELL: Duration = Duration::from_secs(10);
 
 /// An instance's directory.
 #[derive(Debug, Clone)]
@@ -29,6 +33,9 @@ pub(super) struct Saved {
     /// How often the app was restarted.
     #[serde(default)]
     pub(super) restarts: u32,
+    /// How often since it last ran well.
+    #[serde(default)]
+    pub(super) in_a_row: u32,
     /// When it was started: ISO 8601, UTC.
     pub(super) started_at: String,
     /// Why it could not be.
@@ -43,6 +50,13 @@ impl Saved {
     /// The app, if it is alive.
     pub(super) fn alive(&self) -> Option<&Known> {
         self.app.as_ref().filter(|app| self.ended.is_none() && app.is_alive())
+    }
+
+    /// How often it was restarted without having run well since: what a crash loop is told by.
+    pub(super) fn restarts_in_a_row(&self, now: jiff::Timestamp) -> u32 {
+        let started: Option<jiff::Timestamp> = self.started_at.parse().ok();
+        let runs_for = started.and_then(|at| Duration::try_from(now.duration_since(at)).ok());
+        if runs_for.is_some_and(|time| time >= RAN_WELL) { 0 } else { self.in_a_row }
     }
 
     /// Whether the app is yet to be started.
@@ -160,5 +174,24 @@ impl Place {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crashes_of_long_ago_are_no_crash_loop() {
+        let saved = Saved {
+            started_at: "2026-11-25T10:15:00.000Z".to_owned(),
+            restarts: 12,
+            in_a_row: 4,
+            ..Saved::default()
+        };
+        let after = |time: &str| saved.restarts_in_a_row(time.parse().unwrap());
+        assert_eq!(after("2026-11-25T10:15:09.999Z"), 4);
+        assert_eq!(after("2026-11-25T10:15:10Z"), 0);
+        assert_eq!(after("2026-11-25T10:14:00Z"), 4, "a clock that was set back");
     }
 }

@@ -16,7 +16,7 @@ use std::os::unix::process::CommandExt as _;
 
 use rustix::process::{Pid, Signal, WaitOptions, getpid, set_child_subreaper, wait};
 
-use super::place::{Place, Saved};
+use super::place::{Place, RAN_WELL, Saved};
 use super::proc::{self, Known};
 use super::spec::Spec;
 use super::{INSTANCE_VARIABLE, log, tree};
@@ -31,9 +31,6 @@ const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 
 /// The longest pause.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
-
-/// An app that ran for this long starts over with the first pause.
-const RAN_WELL: Duration = Duration::from_secs(10);
 
 /// How often a pause looks whether the instance is to be stopped.
 const PAUSE_POLL: Duration = Duration::from_millis(50);
@@ -81,12 +78,13 @@ struct Run {
 
 impl Supervisor {
     fn until_it_ends_for_good(&self) -> io::Result<()> {
-        let Some(mut run) = self.run(0)? else { return Ok(()) };
-        let mut pause = BACK_OFF_MIN;
+        let Some(mut run) = self.run(0, 0)? else { return Ok(()) };
+        let (mut pause, mut in_a_row) = (BACK_OFF_MIN, 0);
         for restarts in 1.. {
             if run.lasted >= RAN_WELL {
-                pause = BACK_OFF_MIN;
+                (pause, in_a_row) = (BACK_OFF_MIN, 0);
             }
+            in_a_row += 1;
             if !self.spec.restart || !self.place.may_restart() {
                 break;
             }
@@ -95,7 +93,7 @@ impl Supervisor {
                 break;
             }
             pause = (pause * 2).min(BACK_OFF_MAX);
-            run = match self.run(restarts) {
+            run = match self.run(restarts, in_a_row) {
                 Ok(Some(next)) => next,
                 // It serves users, so neither a full disk nor a program that is missing for a moment ends this.
                 failed => {
@@ -114,9 +112,10 @@ impl Supervisor {
     ///
     /// # Errors
     /// What it does can't be recorded.
-    fn run(&self, restarts: u32) -> io::Result<Option<Run>> {
+    fn run(&self, restarts: u32, in_a_row: u32) -> io::Result<Option<Run>> {
         let started_at = crate::time::iso_millis(jiff::Timestamp::now());
-        let mut saved = Saved { supervisor: self.me.clone(), restarts, started_at, ..Saved::default() };
+        let mut saved =
+            Saved { supervisor: self.me.clone(), restarts, in_a_row, started_at, ..Saved::default() };
         self.place.save(&saved)?;
         let oom_kills = proc::out_of_memory_kills();
         let began = Instant::now();
