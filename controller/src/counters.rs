@@ -1,18 +1,34 @@
-//! A backend's counters, read from the front door's metrics, and what they mean. Pure.
+//! A backend's counters, read from uh-proxy's metrics, and what they add up to. Pure.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::config::Monitor;
+use serde::{Deserialize, Serialize};
+use uh_protocol::status::ProxyStatus;
 
-/// What a backend's exchanges came to, since the front door started.
-#[derive(Debug, Clone, Default, PartialEq)]
+use crate::verdict::Answers;
+
+/// nginx's and our status for a client that left before its answer was complete. It says nothing about the backend.
+const CLIENT_GONE: &str = "499";
+
+/// Reasons of `exchanges_broken_total` for an answer that broke off after its head: the status says nothing about it. The
+/// other reasons ended in a 502 or 504, which is counted as that.
+const BROKE_OFF: [&str; 3] = ["cut_short", "stalled", "garbled"];
+
+/// What a backend's exchanges came to: since uh-proxy started, or in some stretch of time.
+///
+/// Every series is kept on its own, because each starts from zero on its own when uh-proxy restarts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Counters {
-    /// Exchanges that ended.
-    pub requests: u64,
-    /// Those with a 5xx answer: the whole class, 502 and 503 too.
-    pub errors: u64,
-    /// Exchanges by their duration: upper bound in seconds, and how many took no longer. Ascending.
-    buckets: Vec<(f64, u64)>,
+    /// Exchanges that ended, by method and status: `GET 200`.
+    ended: BTreeMap<String, u64>,
+    /// Exchanges whose answer broke off after its head, by reason. Those that broke before it are 502s and 504s.
+    broken: BTreeMap<String, u64>,
+    /// Exchanges that passed their bound while they were still open. `None`: this uh-proxy doesn't count them.
+    overdue: Option<u64>,
+    /// Exchanges by their duration: the bucket's upper bound in seconds as uh-proxy writes it, and how many took no longer.
+    took: BTreeMap<String, u64>,
 }
 
 impl Counters {
@@ -25,73 +41,154 @@ impl Counters {
             if sample.label("service") != Some(service) || sample.label("backend") != Some(backend) {
                 continue;
             }
+            let count = whole(sample.value);
+            let add = |series: &mut BTreeMap<String, u64>, key: String| {
+                let sum = series.entry(key).or_default();
+                *sum = sum.saturating_add(count);
+            };
+            let label = |name| sample.label(name).unwrap_or_default();
             match sample.name {
                 "uh_proxy_requests_total" => {
-                    let count = whole(sample.value);
-                    counters.requests = counters.requests.saturating_add(count);
-                    if sample.label("code").is_some_and(|code| code.starts_with('5')) {
-                        counters.errors = counters.errors.saturating_add(count);
-                    }
+                    add(&mut counters.ended, format!("{} {}", label("method"), label("code")));
+                }
+                "uh_proxy_exchanges_broken_total" if BROKE_OFF.contains(&label("reason")) => {
+                    add(&mut counters.broken, label("reason").to_owned());
+                }
+                "uh_proxy_exchanges_overdue_total" => {
+                    counters.overdue = Some(counters.overdue.unwrap_or(0).saturating_add(count));
                 }
                 "uh_proxy_request_duration_seconds_bucket" => {
-                    let bound = sample.label("le").and_then(|le| match le {
-                        "+Inf" => Some(f64::INFINITY),
-                        le => le.parse().ok(),
-                    });
-                    counters.buckets.extend(bound.map(|bound| (bound, whole(sample.value))));
+                    counters.took.insert(label("le").to_owned(), count);
                 }
                 _ => {}
             }
         }
-        counters.buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
         counters
     }
 
-    /// What has come since. A front door that started anew counts from zero.
+    /// What was added since. A series that is smaller than before started from zero in between.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
-        if self.requests < before.requests {
-            return self.clone();
-        }
-        let earlier = |bound: f64| {
-            before.buckets.iter().find(|(other, _)| other.total_cmp(&bound).is_eq()).map_or(0, |(_, n)| *n)
+        let one = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
+        let all = |now: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>| {
+            let before = |key: &String| before.get(key).copied().unwrap_or(0);
+            now.iter().map(|(key, n)| (key.clone(), one(*n, before(key)))).collect()
         };
         Self {
-            requests: self.requests - before.requests,
-            errors: self.errors.saturating_sub(before.errors),
-            buckets: self
-                .buckets
-                .iter()
-                .map(|(bound, n)| (*bound, n.saturating_sub(earlier(*bound))))
-                .collect(),
+            ended: all(&self.ended, &before.ended),
+            broken: all(&self.broken, &before.broken),
+            overdue: self.overdue.map(|now| one(now, before.overdue.unwrap_or(0))),
+            took: all(&self.took, &before.took),
         }
     }
 
-    /// The share of 5xx answers, from 0 to 1.
+    /// Both together.
     #[must_use]
-    pub fn error_rate(&self) -> f64 {
-        if self.requests == 0 { 0.0 } else { self.errors as f64 / self.requests as f64 }
+    pub fn plus(mut self, more: &Self) -> Self {
+        let add = |sum: &mut BTreeMap<String, u64>, more: &BTreeMap<String, u64>| {
+            for (key, n) in more {
+                let sum = sum.entry(key.clone()).or_default();
+                *sum = sum.saturating_add(*n);
+            }
+        };
+        add(&mut self.ended, &more.ended);
+        add(&mut self.broken, &more.broken);
+        add(&mut self.took, &more.took);
+        self.overdue = match (self.overdue, more.overdue) {
+            (None, None) => None,
+            (a, b) => Some(a.unwrap_or(0).saturating_add(b.unwrap_or(0))),
+        };
+        self
+    }
+
+    /// Whether this uh-proxy counts exchanges that are overdue: without it a backend that hangs looks like an idle one.
+    #[must_use]
+    pub fn knows_overdue(&self) -> bool {
+        self.overdue.is_some()
+    }
+
+    /// Exchanges that ended, whatever they came to.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        sum(self.ended.values())
+    }
+
+    /// Clients that left before their answer was complete.
+    #[must_use]
+    pub fn clients_gone(&self) -> u64 {
+        self.with_code(|code| code == CLIENT_GONE)
+    }
+
+    /// What they say about the backend.
+    ///
+    /// No exchange counts twice as a failure. One that breaks before its answer's head ends as 502 or 504 and counts as
+    /// that alone. One that breaks off within its answer has the app's status; if that is a 5xx, too, it would count in both
+    /// series, so no more than all that ended can have ended badly. An overdue one counts while it waits and most often
+    /// *also* ends badly, and the series don't say which, so the larger of the two figures counts: a lower bound.
+    #[must_use]
+    pub fn answers(&self) -> Answers {
+        let (server_errors, broken) = (self.server_errors(), sum(self.broken.values()));
+        let ended = self.requests().saturating_sub(self.clients_gone());
+        let ended_badly = server_errors.saturating_add(broken).min(ended);
+        Answers { good: ended - ended_badly, bad: ended_badly.max(self.overdue.unwrap_or(0)) }
+    }
+
+    /// What failed, by kind, the most frequent first: `500`, `broken off (cut_short)`, `overdue`.
+    #[must_use]
+    pub fn failures(&self) -> Vec<(String, u64)> {
+        let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+        for (series, n) in &self.ended {
+            let code = code_of(series);
+            if code.starts_with('5') {
+                *kinds.entry(code.to_owned()).or_default() += n;
+            }
+        }
+        kinds.extend(self.broken.iter().map(|(reason, n)| (format!("broken off ({reason})"), *n)));
+        kinds.extend(self.overdue.map(|n| ("overdue".to_owned(), n)));
+        let mut kinds: Vec<_> = kinds.into_iter().filter(|(_, n)| *n > 0).collect();
+        kinds.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        kinds
     }
 
     /// The p95, as Prometheus estimates it: evenly spread within a bucket. `None`: nothing was measured.
     #[must_use]
     pub fn p95(&self) -> Option<Duration> {
-        let total = self.buckets.last().map(|(_, count)| *count).filter(|count| *count > 0)?;
+        let bound = |le: &String| if le == "+Inf" { Some(f64::INFINITY) } else { le.parse().ok() };
+        let mut buckets: Vec<(f64, u64)> =
+            self.took.iter().filter_map(|(le, n)| Some((bound(le)?, *n))).collect();
+        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let total = buckets.last().map(|(_, count)| *count).filter(|count| *count > 0)?;
         let rank = total as f64 * 0.95;
         let (mut lower, mut below) = (0.0, 0);
-        for (bound, count) in &self.buckets {
-            if *count as f64 >= rank {
+        for (bound, count) in buckets {
+            if count as f64 >= rank {
                 if bound.is_infinite() {
                     return Duration::try_from_secs_f64(lower).ok();
                 }
-                let within = (count - below).max(1) as f64;
+                let within = count.saturating_sub(below).max(1) as f64;
                 let share = (rank - below as f64) / within;
                 return Duration::try_from_secs_f64(lower + (bound - lower) * share).ok();
             }
-            (lower, below) = (*bound, *count);
+            (lower, below) = (bound, count);
         }
         None
     }
+
+    fn server_errors(&self) -> u64 {
+        self.with_code(|code| code.starts_with('5'))
+    }
+
+    fn with_code(&self, wanted: impl Fn(&str) -> bool) -> u64 {
+        sum(self.ended.iter().filter(|(series, _)| wanted(code_of(series))).map(|(_, n)| n))
+    }
+}
+
+fn sum<'a>(counts: impl Iterator<Item = &'a u64>) -> u64 {
+    counts.fold(0, |sum, n| sum.saturating_add(*n))
+}
+
+fn code_of(series: &str) -> &str {
+    series.rsplit(' ').next().unwrap_or_default()
 }
 
 fn whole(value: f64) -> u64 {
@@ -120,153 +217,59 @@ impl<'a> Sample<'a> {
     }
 }
 
-/// How a backend is now, beside its counters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Condition {
-    /// As it should be, or not known to be otherwise.
-    Well,
-    /// The front door's probes fail.
-    Unhealthy(String),
-    /// Its instance has ended.
-    Ended(String),
+/// Which uh-proxy process counted: a restarted one counts from zero.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    pid: u32,
+    /// Seconds of the machine's monotonic clock. It goes on counting through a change of the wall clock.
+    started_s: i64,
+    /// Which boot of the machine: both others may be the same in the next one.
+    boot: String,
 }
 
-/// What a row of ticks without a breach has come to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// Nothing is wrong.
-    Ok,
-    /// Too few requests to tell.
-    NotEnoughData,
-}
+/// How far apart two readings of one process's start may be: uptime is in whole seconds, and is asked for over a socket.
+const START_TOLERANCE_S: i64 = 2;
 
-/// Judges tick after tick.
-#[derive(Debug)]
-pub struct Judge<'a> {
-    limits: &'a Monitor,
-    bad_in_a_row: u32,
-    judged: bool,
-}
-
-impl<'a> Judge<'a> {
-    /// By these limits.
+impl Process {
+    /// From its own status. `monotonic`: that clock now.
     #[must_use]
-    pub fn new(limits: &'a Monitor) -> Self {
-        Self { limits, bad_in_a_row: 0, judged: false }
+    pub fn new(status: &ProxyStatus, monotonic: Duration, boot: &str) -> Self {
+        let seconds = |s: u64| i64::try_from(s).unwrap_or(i64::MAX);
+        let started_s = seconds(monotonic.as_secs()).saturating_sub(seconds(status.uptime_s));
+        Self { pid: status.pid, started_s, boot: boot.to_owned() }
     }
 
-    /// One more tick: what came in it, and in all since watching began. `Some`: a breach, and why.
-    pub fn tick(&mut self, tick: &Counters, total: &Counters, condition: &Condition) -> Option<String> {
-        let reason = match condition {
-            // It does not come back by itself, and every moment counts.
-            Condition::Ended(how) => return Some(how.clone()),
-            Condition::Unhealthy(why) => Some(format!("unhealthy: {why}")),
-            Condition::Well => self.too_much(tick, total),
-        };
-        self.bad_in_a_row = if reason.is_some() { self.bad_in_a_row + 1 } else { 0 };
-        reason.filter(|_| self.bad_in_a_row >= self.limits.breach_after)
+    /// Whether it is the same process. In a container every uh-proxy is process 1, so the start counts too.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        let apart = self.started_s.abs_diff(other.started_s);
+        self.pid == other.pid && self.boot == other.boot && apart <= START_TOLERANCE_S.unsigned_abs()
     }
+}
 
-    /// A tick with few requests says little; then all of them together are judged.
-    fn too_much(&mut self, tick: &Counters, total: &Counters) -> Option<String> {
-        let enough = |counters: &&Counters| counters.requests >= self.limits.min_requests;
-        let counters = [tick, total].into_iter().find(enough)?;
-        self.judged = true;
-        let (rate, max_rate) = (counters.error_rate(), self.limits.max_error_rate);
-        if rate > max_rate {
-            let (errors, requests) = (counters.errors, counters.requests);
-            return Some(format!(
-                "{errors} of {requests} requests failed: {:.1}%, more than {:.1}%",
-                rate * 100.0,
-                max_rate * 100.0
-            ));
+/// What one process had counted at some moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reading {
+    /// Who counted.
+    pub process: Process,
+    /// What.
+    pub counters: Counters,
+}
+
+impl Reading {
+    /// What was added since an earlier one. A process that started since counted from zero; what its predecessor counted
+    /// after `before` is lost, and nobody can say how much that was.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Counters {
+        if self.process.is(&before.process) {
+            self.counters.since(&before.counters)
+        } else {
+            self.counters.clone()
         }
-        let p95 = counters.p95()?;
-        (p95 > self.limits.max_p95)
-            .then(|| format!("p95 is {}ms, more than {}ms", p95.as_millis(), self.limits.max_p95.as_millis()))
-    }
-
-    /// What it has come to, if there was no breach.
-    #[must_use]
-    pub fn verdict(&self) -> Verdict {
-        if self.judged { Verdict::Ok } else { Verdict::NotEnoughData }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const METRICS: &str = r#"
-# TYPE uh_proxy_requests_total counter
-uh_proxy_requests_total{backend="green",code="200",method="GET",service="app"} 90
-uh_proxy_requests_total{backend="green",code="499",method="GET",service="app"} 5
-uh_proxy_requests_total{backend="green",code="502",method="GET",service="app"} 3
-uh_proxy_requests_total{backend="green",code="500",method="POST",service="app"} 2
-uh_proxy_requests_total{backend="blue",code="500",method="POST",service="app"} 1000
-uh_proxy_request_duration_seconds_bucket{backend="green",service="app",le="0.1"} 90
-uh_proxy_request_duration_seconds_bucket{backend="green",service="app",le="0.5"} 100
-uh_proxy_request_duration_seconds_bucket{backend="green",service="app",le="+Inf"} 100
-uh_proxy_request_duration_seconds_sum{backend="green",service="app"} 12
-"#;
-
-    fn limits() -> Monitor {
-        Monitor {
-            duration: Duration::from_secs(300),
-            interval: Duration::from_secs(10),
-            max_error_rate: 0.01,
-            max_p95: Duration::from_millis(500),
-            min_requests: 20,
-            breach_after: 2,
-        }
-    }
-
-    fn counters(requests: u64, errors: u64) -> Counters {
-        Counters { requests, errors, buckets: vec![(0.1, requests), (f64::INFINITY, requests)] }
-    }
-
-    #[test]
-    fn every_5xx_is_an_error_and_every_answer_is_in_the_total() {
-        let green = Counters::read(METRICS, "app", "green");
-        assert_eq!((green.requests, green.errors), (100, 5));
-        assert_eq!(green.p95(), Some(Duration::from_millis(300)));
-        assert_eq!(Counters::read(METRICS, "app", "red"), Counters::default());
-    }
-
-    #[test]
-    fn more_than_can_be_counted_is_the_most_that_can() {
-        let line = "uh_proxy_requests_total{service=\"app\",backend=\"blue\",code=\"500\"} 9e99\n";
-        let blue = Counters::read(&line.repeat(2), "app", "blue");
-        assert_eq!((blue.requests, blue.errors, blue.error_rate()), (u64::MAX, u64::MAX, 1.0));
-    }
-
-    #[test]
-    fn a_front_door_that_started_anew_counts_from_zero() {
-        assert_eq!(counters(10, 1).since(&counters(100, 5)), counters(10, 1));
-        assert_eq!(counters(100, 5).since(&counters(90, 5)), counters(10, 0));
-    }
-
-    #[test]
-    fn one_error_in_two_requests_is_not_enough_to_judge() {
-        let limits = limits();
-        let mut judge = Judge::new(&limits);
-        for _ in 0..5 {
-            assert_eq!(judge.tick(&counters(2, 1), &counters(10, 5), &Condition::Well), None);
-        }
-        assert_eq!(judge.verdict(), Verdict::NotEnoughData);
-    }
-
-    #[test]
-    fn a_breach_needs_bad_ticks_in_a_row_and_an_ended_instance_none() {
-        let limits = limits();
-        let mut judge = Judge::new(&limits);
-        let (bad, good) = (counters(100, 2), counters(100, 1));
-        assert_eq!(judge.tick(&bad, &bad, &Condition::Well), None);
-        assert_eq!(judge.tick(&good, &good, &Condition::Well), None);
-        assert_eq!(judge.tick(&bad, &bad, &Condition::Well), None);
-        let breach = judge.tick(&bad, &bad, &Condition::Well).unwrap();
-        assert_eq!(breach, "2 of 100 requests failed: 2.0%, more than 1.0%");
-        let ended = Condition::Ended("exit code 1".to_owned());
-        assert!(Judge::new(&limits).tick(&good, &good, &ended).is_some());
-    }
-}
+pub(crate) mod tests;

@@ -4,13 +4,16 @@
 //! before any effect that follows from it begins, so after `kill -9` the journal says what may have been done, and
 //! [`driver::Driver::recover`] goes on from there.
 
+pub mod activation;
 pub mod driver;
 mod effects;
 pub mod facts;
 pub mod history;
 pub mod journal;
+pub mod link;
 pub mod lock;
 pub mod machine;
 pub mod records;
+pub mod watch;
 
 pub(crate) use effects::named;

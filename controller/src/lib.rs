@@ -12,6 +12,7 @@ pub mod config;
 pub mod counters;
 pub mod deploy;
 pub mod env_file;
+pub mod evidence;
 pub mod fault;
 pub mod files;
 pub mod front;
@@ -24,6 +25,7 @@ pub mod report;
 pub mod runtime;
 pub mod time;
 pub mod validate;
+pub mod verdict;
 
 /// An error with its causes, in one line.
 #[must_use]

@@ -198,8 +198,8 @@ fn check_deploy_files(case: &[u8]) -> Result<(), String> {
             let counted = [before, after].map(|text| Counters::read(text, "app", "blue"));
             let since = counted[1].since(&counted[0]);
             let _ = (since.p95(), counted[1].p95());
-            let rate = since.error_rate();
-            if rate.is_finite() && rate >= 0.0 { Ok(()) } else { Err(format!("an error rate of {rate}")) }
+            let rate = since.answers().rate();
+            if (0.0..=1.0).contains(&rate) { Ok(()) } else { Err(format!("an error rate of {rate}")) }
         }
         _ => Ok(()),
     }

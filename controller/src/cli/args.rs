@@ -10,7 +10,7 @@ use uh_protocol::BackendName;
 use uh_settings::units::parse_duration;
 
 /// Exit codes, as shown by `--help`.
-const EXIT_CODES: &str = "Exit codes: 0 done · 1 failed, nothing changed · 2 usage · 3 rolled back · 4 locked · 5 superseded · 6 needs attention · 7 monitor breach · 128+n ended by signal n";
+const EXIT_CODES: &str = "Exit codes: 0 done · 1 failed, nothing changed · 2 usage · 3 rolled back · 4 locked · 5 superseded · 6 needs attention · 7 monitor breach · 8 not enough data (--require-verdict) · 128+n ended by signal n";
 
 /// Deploys a version beside the one that serves, proves it, switches, and can be killed anywhere.
 #[derive(Debug, Parser)]
@@ -78,12 +78,15 @@ pub(super) struct BlueGreenArgs {
     /// Switch without proof that the version works
     #[arg(long)]
     pub(super) skip_health: bool,
-    /// Afterwards monitor the new version for so long
+    /// Watch the new version for this long from the switch on; if this process ends, recover or the timer continues
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) watch: Option<Duration>,
-    /// With --watch: roll back by itself if the new version is bad (exit 3)
+    /// With --watch: roll back automatically if the new version is bad (exit 3)
     #[arg(long, requires = "watch")]
     pub(super) auto_rollback: bool,
+    /// With --watch: exit 8 if there was not enough data to decide
+    #[arg(long, requires = "watch")]
+    pub(super) require_verdict: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -94,9 +97,12 @@ pub(super) struct MonitorArgs {
     /// How often; left out: monitor.interval
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) interval: Option<Duration>,
-    /// Roll back by itself if it is bad (exit 3)
+    /// Roll back automatically if it is bad (exit 3)
     #[arg(long)]
     pub(super) auto_rollback: bool,
+    /// Exit 8 if there was not enough data to decide
+    #[arg(long)]
+    pub(super) require_verdict: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -5,14 +5,17 @@ use std::time::{Duration, Instant};
 use uh_protocol::BackendName;
 use uh_protocol::client::ClientError;
 
-use super::args::{BlueGreenArgs, MonitorArgs};
+use super::args::BlueGreenArgs;
 use super::exit::{Exit, Failed};
+use super::monitor::{self, resume};
 use super::session::Session;
-use super::{Done, monitor, operation};
+use super::{Done, operation};
 use crate::deploy::facts::{Facts, new_operation, who};
+use crate::deploy::link::Link;
 use crate::deploy::machine::{Failure, Kind, Outcome};
 use crate::deploy::named;
 use crate::deploy::records::Records;
+use crate::deploy::watch::Plan;
 use crate::front::{Front, FrontError, View};
 use crate::runtime::{Candidate, InstanceId};
 use crate::time::{iso_millis, span};
@@ -39,6 +42,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
     if let Some((_, Outcome::Attention)) = operation::recover_if_needed(session, &front).await? {
         return Ok(Exit::Attention);
     }
+    resume::supersede(session, &format!("the deploy of {version}"))?;
     // It may have been finished just now.
     if args.first && something_was_deployed(session).await? {
         return Ok(Exit::Done);
@@ -49,13 +53,34 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         demand_nothing_served(&view)?;
     }
     report.step(1, 7, "Determining inactive environment");
-    let facts = facts(session, &front, &view, &version, args.skip_health)?;
+    let mut facts = facts(session, &front, &view, &version, args.skip_health)?;
+    let interval = session.config.monitor.interval;
+    facts.watch = args.watch.map(|duration| Plan::new(duration, interval, args.auto_rollback));
     report.line(&format!("Active: {} → Building: {}", facts.from, facts.to));
     report.fact("Version", &version);
     let (from, from_version) = (facts.from.clone(), facts.from_version.clone());
     let (to, instance) = (facts.to.clone(), facts.instance.clone());
     let standing = view.standing(&to);
-    let (outcome, took) = operation::carry_out(session, &front, Kind::Deploy, facts, standing).await?;
+    let (plan, operation) = (facts.watch.clone(), facts.operation.clone());
+    let link = Link::default();
+    let mut watching = Box::pin(async {
+        match plan {
+            Some(plan) => monitor::after_switch(session, &front, &operation, plan, &link).await.map(Some),
+            None => Ok(None),
+        }
+    });
+    let mut watched = None;
+    let (outcome, took) = {
+        let deploy = operation::carry_out(session, &front, Kind::Deploy, facts, standing, Some(&link));
+        let mut deploy = Box::pin(deploy);
+        loop {
+            tokio::select! {
+                done = &mut deploy => break done?,
+                ended = &mut watching, if watched.is_none() => watched = Some(ended),
+            }
+        }
+    };
+    link.set_over();
     let old = named(&from, from_version.as_deref());
     match outcome {
         Outcome::Deployed => {
@@ -87,16 +112,23 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         }
         Outcome::RolledBack | Outcome::Attention => operation::say_attention(session, &front).await,
     }
-    match (outcome, args.watch) {
-        (Outcome::Deployed, Some(duration)) => {
-            // Whoever wants to roll back by hand meanwhile must be able to.
-            drop(lock);
-            report.say("");
-            let args =
-                MonitorArgs { duration: Some(duration), interval: None, auto_rollback: args.auto_rollback };
-            monitor::watch(session, &front, &args, Some(&to)).await
+    if outcome != Outcome::Deployed {
+        monitor::drop_watch(session, &operation);
+        return Ok(outcome.into());
+    }
+    // Whoever wants to roll back by hand meanwhile must be able to.
+    drop(lock);
+    // An operation that was interrupted and finished by its recovery has no link.
+    link.switched();
+    let watched = match watched {
+        Some(watched) => watched,
+        None => watching.await,
+    };
+    match watched? {
+        Some((mut watcher, ended)) => {
+            monitor::conclude(session, &front, &mut watcher, ended, args.require_verdict).await
         }
-        _ => Ok(outcome.into()),
+        None => Ok(outcome.into()),
     }
 }
 
@@ -202,6 +234,8 @@ fn facts(
         skip_health,
         who: who(),
         why: None,
+        breach: None,
+        watch: None,
         began_at: iso_millis(jiff::Timestamp::now()),
     })
 }

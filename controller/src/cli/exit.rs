@@ -20,6 +20,8 @@ pub(super) enum Exit {
     Superseded,
     Attention,
     Breach,
+    /// Not enough data to decide, where a verdict was required.
+    NotEnoughData,
     /// By a signal: 128 and its number.
     Interrupted(u8),
 }
@@ -35,6 +37,7 @@ impl From<Exit> for ExitCode {
             Exit::Superseded => 5,
             Exit::Attention => 6,
             Exit::Breach => 7,
+            Exit::NotEnoughData => 8,
             Exit::Interrupted(code) => code,
         })
     }

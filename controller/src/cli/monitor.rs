@@ -1,82 +1,138 @@
-//! `uh-deploy monitor`, and what `blue-green --watch` does after a deploy.
+//! `uh-deploy monitor`, and the watch of `blue-green --watch`.
+
+pub(super) mod resume;
+mod watcher;
 
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
-use uh_protocol::BackendName;
 
 use super::args::MonitorArgs;
 use super::exit::{Exit, Failed};
 use super::session::Session;
 use super::{Done, operation, rollback};
-use crate::counters::{Condition, Counters, Judge, Verdict};
+use crate::deploy::history::Line;
+use crate::deploy::link::Link;
 use crate::deploy::machine::Outcome;
 use crate::deploy::named;
-use crate::deploy::records::Records;
-use crate::front::{Front, FrontError, View};
-use crate::gate::end_of;
-use crate::runtime::InstanceId;
+use crate::deploy::watch::{self, Plan};
+use crate::evidence::Breach;
+use crate::front::{Front, View};
+use crate::notice::{self, Hook};
 use crate::time::span;
+use crate::verdict::judge::Verdict;
 
-/// Between ticks the instance itself is looked at this often: a crash is not waited out.
-const INSTANCE_POLL: Duration = Duration::from_millis(200);
+pub(super) use watcher::{Ended, Watcher};
 
-/// So many ticks without an answer of the front door are too many.
-const MAX_SILENT_TICKS: u32 = 3;
+/// Without an answer from uh-proxy for this long, watching ends: a restart under systemd takes seconds.
+const MAX_SILENCE: Duration = Duration::from_secs(30);
+
+/// How often it is asked before the first tick.
+const BEGIN_POLL: Duration = Duration::from_millis(200);
 
 pub(super) async fn monitor(session: &Session, args: &MonitorArgs) -> Done {
     let front = session.front().await?;
-    watch(session, &front, args, None).await
+    if let Some(exit) = resume::judge_now(session, &front).await? {
+        return Ok(exit);
+    }
+    let limits = &session.config.monitor;
+    let duration = args.duration.unwrap_or(limits.duration);
+    let plan = Plan::new(duration, args.interval.unwrap_or(limits.interval), args.auto_rollback);
+    let mut watcher = Watcher::of_active(session, &front, plan).await?;
+    watcher.announce();
+    let ended = watcher.run(duration, None).await?;
+    conclude(session, &front, &mut watcher, ended, args.require_verdict).await
 }
 
-/// Watches the active backend, which must be `expected` if that is given.
-pub(super) async fn watch(
+/// Says what a watch came to, writes it down, and does what follows from it. The lock is not held.
+pub(super) async fn conclude(
     session: &Session,
     front: &Front,
-    args: &MonitorArgs,
-    expected: Option<&BackendName>,
+    watcher: &mut Watcher<'_>,
+    ended: Ended,
+    require_verdict: bool,
 ) -> Done {
-    let view = front.view().await?;
-    let watched = expected.cloned().unwrap_or_else(|| view.service.active.clone());
-    if !view.is_active(&watched) {
-        return Ok(moved_on(session, &watched, &view));
-    }
-    let duration = args.duration.unwrap_or(session.config.monitor.duration);
-    let interval = args.interval.unwrap_or(session.config.monitor.interval);
-    let name = named(&watched, view.version(&watched).as_deref());
-    session.report.say(&format!("Monitoring {name} for {}, every {}...", span(duration), span(interval)));
-    let mut watcher = Watcher::start(session, front, watched, &view).await?;
-    match watcher.run(duration, interval).await? {
+    match ended {
         Ended::Well => {
-            watcher.compare().await;
-            watcher.say_verdict();
-            Ok(Exit::Done)
-        }
-        Ended::MovedOn(view) => Ok(moved_on(session, &watcher.watched, &view)),
-        Ended::Breach(reason) => {
-            session.report.say(&format!("[{}] ❌ {reason}", clock()));
-            session.report.event("breach", serde_json::json!({"backend": watcher.watched, "reason": reason}));
-            watcher.compare().await;
-            if args.auto_rollback {
-                return auto_rollback(session, front, &watcher.watched, &reason).await;
+            watcher.compare();
+            let verdict = watcher.verdict();
+            say_verdict(session, &verdict);
+            let reason = match &verdict {
+                Verdict::Ok => None,
+                Verdict::NotEnoughData(why) => Some(why.clone()),
+            };
+            // A `monitor` that found nothing changed nothing, and may run every minute.
+            if watcher.is_recorded() || reason.is_some() {
+                session.remember(Line { reason, ..watcher.line(verdict.name()) });
             }
-            session.report.say("⚠  WARNING: Deployment issues detected!");
-            session.report.say("Consider rollback with: uh-deploy rollback");
-            Ok(Exit::Breach)
+            watcher.finish(verdict.name());
+            let required = require_verdict || session.config.monitor.require_verdict;
+            Ok(if required && verdict != Verdict::Ok { Exit::NotEnoughData } else { Exit::Done })
         }
+        Ended::MovedOn(view) => {
+            moved_on(session, watcher, &view);
+            Ok(Exit::Superseded)
+        }
+        Ended::Breach(reason) => breached(session, front, watcher, reason).await,
     }
 }
 
-fn moved_on(session: &Session, watched: &BackendName, view: &View) -> Exit {
-    session
-        .report
-        .say(&format!("{watched} is not active any more, {} is: watching ends", view.service.active));
-    Exit::Superseded
+/// Somebody else made another backend active.
+fn moved_on(session: &Session, watcher: &mut Watcher<'_>, view: &View) {
+    let (watched, active) = (&watcher.watched, &view.service.active);
+    let reason = if view.is_active(watched) {
+        format!("{watched} was switched to again: watching ends")
+    } else {
+        format!("{watched} is not active any more, {active} is: watching ends")
+    };
+    session.report.say(&reason);
+    session.report.event("verdict", serde_json::json!({"verdict": "superseded", "reason": reason}));
+    if watcher.is_recorded() {
+        session.remember(Line { reason: Some(reason), ..watcher.line("superseded") });
+    }
+    watcher.finish("superseded");
 }
 
-async fn auto_rollback(session: &Session, front: &Front, watched: &BackendName, reason: &str) -> Done {
+async fn breached(session: &Session, front: &Front, watcher: &mut Watcher<'_>, reason: String) -> Done {
+    let report = &session.report;
+    let breach = watcher.evidence(report.clean(&reason));
+    report.say(&format!("[{}] ❌ {reason}", clock()));
+    breach.lines().iter().for_each(|line| report.say(&format!("    {line}")));
+    report
+        .event("breach", serde_json::json!({"backend": watcher.watched, "reason": reason, "breach": breach}));
+    report.event("verdict", serde_json::json!({"verdict": "breach", "reason": reason}));
+    watcher.compare();
+    let line =
+        Line { reason: Some(breach.reason.clone()), breach: Some(breach.clone()), ..watcher.line("breach") };
+    session.remember(line.clone());
+    if watcher.plan().auto_rollback {
+        let done = auto_rollback(session, front, watcher, &breach).await;
+        // Only what was carried out, or can't be, ends the watch: else the next command tries again.
+        watcher.finish("breach");
+        return done;
+    }
+    watcher.finish("breach");
+    tell(session, &line).await;
+    report.say("⚠  WARNING: Deployment issues detected!");
+    report.say("Consider rollback with: uh-deploy rollback");
+    Ok(Exit::Breach)
+}
+
+/// To the hook and the webhook. An automatic rollback tells them itself.
+async fn tell(session: &Session, line: &Line) {
+    let event = serde_json::json!({"outcome": line});
+    if let Err(e) = notice::hook(&session.config, Hook::OnFailure, &event, &session.report).await {
+        session.report.warn(&format!("on_failure failed: {}", e.reason));
+    }
+    if let Err(e) = notice::webhook(&session.config.notice, &event).await {
+        session.report.warn(&e);
+    }
+}
+
+async fn auto_rollback(session: &Session, front: &Front, watcher: &Watcher<'_>, breach: &Breach) -> Done {
+    let (watched, reason) = (&watcher.watched, &breach.reason);
     session.report.say(&format!("Rolling back by itself, because of {watched}: {reason}"));
-    let outcome = roll_back_from(session, front, watched).await;
+    let outcome = roll_back_from(session, front, watcher, breach).await;
     match outcome {
         Ok(Outcome::RolledBack) => Ok(Exit::RolledBack),
         Ok(_) => Err(Failed::new(
@@ -92,184 +148,100 @@ async fn auto_rollback(session: &Session, front: &Front, watched: &BackendName, 
     }
 }
 
-/// What was interrupted before comes first; who is active after that is looked at anew.
-async fn roll_back_from(session: &Session, front: &Front, watched: &BackendName) -> Result<Outcome, Failed> {
+/// What was interrupted before comes first; who is active after that is looked at again.
+async fn roll_back_from(
+    session: &Session,
+    front: &Front,
+    watcher: &Watcher<'_>,
+    breach: &Breach,
+) -> Result<Outcome, Failed> {
+    let watched = &watcher.watched;
     let _lock = session.lock(&format!("automatic rollback from {watched}"))?;
     if let Some((_, Outcome::Attention)) = operation::recover_if_needed(session, front).await? {
         return Ok(Outcome::Attention);
     }
-    rollback::roll_back(session, front, None, Some(watched), Some("monitor")).await
+    rollback::roll_back(session, front, None, Some(watched), Some(breach)).await
 }
 
-enum Ended {
-    Well,
-    Breach(String),
-    MovedOn(Box<View>),
+fn say_verdict(session: &Session, verdict: &Verdict) {
+    let report = &session.report;
+    let (text, reason) = match verdict {
+        Verdict::Ok => ("No issues detected".to_owned(), None),
+        Verdict::NotEnoughData(why) => (format!("not enough data: {why}"), Some(why)),
+    };
+    report.event("verdict", serde_json::json!({"verdict": verdict.name(), "reason": reason}));
+    report.say(&format!("[{}] ✓ Monitoring complete - {text}", clock()));
 }
 
-/// Watches one backend.
-struct Watcher<'a> {
+/// The watch of a deploy: begins with the switch, next to the drain and the hooks.
+pub(super) async fn after_switch<'a>(
     session: &'a Session,
     front: &'a Front,
-    watched: BackendName,
-    previous: Option<BackendName>,
-    instance: Option<InstanceId>,
-    baseline: Counters,
-    last: Counters,
-    judge: Judge<'a>,
+    operation: &str,
+    plan: Plan,
+    link: &Link,
+) -> Result<(Watcher<'a>, Ended), Failed> {
+    link.wait_for_switch().await;
+    let duration = plan.duration();
+    let auto_rollback = plan.auto_rollback;
+    let mut watcher = begin(session, front, operation, plan).await?;
+    watcher.announce();
+    let ended = watcher.run(duration, Some(link)).await?;
+    if auto_rollback && matches!(ended, Ended::Breach(_)) {
+        link.hurry();
+    }
+    Ok((watcher, ended))
 }
 
-impl<'a> Watcher<'a> {
-    async fn start(
-        session: &'a Session,
-        front: &'a Front,
-        watched: BackendName,
-        view: &View,
-    ) -> Result<Self, Failed> {
-        let record = Records::new(&session.config.deploy.state_dir).of(&watched).ok().flatten();
-        let baseline = counters(front, &watched).await?;
-        Ok(Self {
-            session,
-            front,
-            previous: view.service.previous.clone(),
-            instance: record.map(|record| record.instance),
-            last: baseline.clone(),
-            baseline,
-            judge: Judge::new(&session.config.monitor),
-            watched,
-        })
-    }
-
-    async fn run(&mut self, duration: Duration, interval: Duration) -> Result<Ended, Failed> {
-        let end = Instant::now() + duration;
-        let mut silent = 0;
-        loop {
-            let next = (Instant::now() + interval).min(end);
-            let mut ended = None;
-            while Instant::now() < next && ended.is_none() {
-                let left = next.saturating_duration_since(Instant::now());
-                tokio::time::sleep(left.min(INSTANCE_POLL)).await;
-                ended = self.ended().await;
+/// uh-proxy may be restarting just now. If it doesn't come back, `recover` finds the planned watch in the journal.
+async fn begin<'a>(
+    session: &'a Session,
+    front: &'a Front,
+    operation: &str,
+    plan: Plan,
+) -> Result<Watcher<'a>, Failed> {
+    let deadline = Instant::now() + MAX_SILENCE;
+    loop {
+        match Watcher::of_deploy(session, front, operation, plan.clone()).await {
+            Ok(watcher) => return Ok(watcher),
+            Err(e) if Instant::now() >= deadline => {
+                let message = format!(
+                    "traffic has moved, and uh-proxy doesn't answer, so that the new version can't be watched: {}. Look at \
+                     uh-proxy; then run `uh-deploy recover`, which begins the watch",
+                    crate::chain(&e)
+                );
+                return Err(Failed::new(Exit::Attention, message));
             }
-            match self.tick(ended).await {
-                Ok(Some(done)) => return Ok(done),
-                Ok(None) => silent = 0,
-                Err(failed) if silent + 1 >= MAX_SILENT_TICKS => return Err(failed.into()),
-                Err(failed) => {
-                    silent += 1;
-                    self.session.report.warn(&crate::chain(&failed));
-                }
-            }
-            if Instant::now() >= end {
-                return Ok(Ended::Well);
-            }
+            Err(_) => tokio::time::sleep(BEGIN_POLL).await,
         }
-    }
-
-    async fn ended(&self) -> Option<String> {
-        let instance = self.instance.as_ref()?;
-        let state = self.session.runtime.state(instance).await.ok()?;
-        end_of(&state).map(|end| format!("{instance} ended: {end}"))
-    }
-
-    async fn tick(&mut self, ended: Option<String>) -> Result<Option<Ended>, FrontError> {
-        let view = self.front.view().await?;
-        if !view.is_active(&self.watched) {
-            return Ok(Some(Ended::MovedOn(Box::new(view))));
-        }
-        let now = counters(self.front, &self.watched).await?;
-        let (tick, total) = (now.since(&self.last), now.since(&self.baseline));
-        self.last = now;
-        let backend = view.backend(&self.watched);
-        let condition = match (ended, backend.and_then(|backend| backend.healthy)) {
-            (Some(how), _) => Condition::Ended(how),
-            (None, Some(false)) => {
-                let error = backend.and_then(|b| b.last_probe.as_ref()).and_then(|probe| probe.error.clone());
-                Condition::Unhealthy(error.unwrap_or_default())
-            }
-            (None, _) => Condition::Well,
-        };
-        let in_flight = backend.map_or(0, |backend| backend.requests_in_flight + backend.tunnels);
-        self.show(&tick, &condition, in_flight);
-        Ok(self.judge.tick(&tick, &total, &condition).map(Ended::Breach))
-    }
-
-    fn show(&self, tick: &Counters, condition: &Condition, in_flight: u64) {
-        let health = match condition {
-            Condition::Well => "OK",
-            Condition::Unhealthy(_) => "BAD",
-            Condition::Ended(_) => "DOWN",
-        };
-        let latency = tick.p95().map_or_else(|| "-".to_owned(), |p95| format!("{}ms", p95.as_millis()));
-        let report = &self.session.report;
-        if report.form() == crate::report::Form::Text {
-            report.say(&format!(
-                "[{}] Health: {health} | Errors: {} | Latency: {latency} | Requests: {} | In flight: {in_flight}",
-                clock(),
-                tick.errors,
-                tick.requests
-            ));
-        }
-        report.event(
-            "tick",
-            serde_json::json!({
-                "backend": self.watched, "health": health, "requests": tick.requests, "errors": tick.errors,
-                "error_rate": tick.error_rate(), "p95_ms": tick.p95().map(|p95| p95.as_millis()), "in_flight": in_flight,
-            }),
-        );
-    }
-
-    /// The figures in all, beside those of the backend that served before.
-    async fn compare(&self) {
-        let report = &self.session.report;
-        let total = self.last.since(&self.baseline);
-        report.say(&format!("    {}: {}", self.watched, figures(&total)));
-        let mut before = None;
-        if let Some(previous) = &self.previous {
-            before = counters(self.front, previous).await.ok().filter(|counters| counters.requests > 0);
-            if let Some(before) = &before {
-                report.say(&format!("    {previous}, before the switch: {}", figures(before)));
-            }
-        }
-        report.event(
-            "figures",
-            serde_json::json!({
-                "backend": self.watched, "requests": total.requests, "error_rate": total.error_rate(),
-                "p95_ms": total.p95().map(|p95| p95.as_millis()),
-                "before": before.map(|before| serde_json::json!({
-                    "backend": self.previous, "requests": before.requests, "error_rate": before.error_rate(),
-                    "p95_ms": before.p95().map(|p95| p95.as_millis()),
-                })),
-            }),
-        );
-    }
-
-    fn say_verdict(&self) {
-        let enough = self.judge.verdict() != Verdict::NotEnoughData;
-        let report = &self.session.report;
-        report
-            .event("verdict", serde_json::json!({"verdict": if enough { "ok" } else { "not enough data" }}));
-        let least = self.session.config.monitor.min_requests;
-        let text = if enough {
-            "No issues detected".to_owned()
-        } else {
-            format!("not enough data (fewer than {least} requests), and nothing else was wrong")
-        };
-        report.say(&format!("[{}] ✓ Monitoring complete - {text}", clock()));
     }
 }
 
-fn figures(counters: &Counters) -> String {
-    let p95 = counters.p95().map_or_else(|| "-".to_owned(), |p95| format!("{}ms", p95.as_millis()));
-    format!("{} requests, {:.1}% errors, p95 {p95}", counters.requests, counters.error_rate() * 100.0)
+/// The deploy that was to be watched did not come to a good end, and says so itself: nobody is to continue its watch.
+pub(super) fn drop_watch(session: &Session, operation: &str) {
+    if let Err(e) = watch::close(&session.config.deploy.state_dir, operation, "superseded") {
+        session.report.warn(&format!("the watch could not be ended: {e}"));
+    }
 }
 
-async fn counters(front: &Front, backend: &BackendName) -> Result<Counters, FrontError> {
-    let metrics = front.client.metrics().await?;
-    Ok(Counters::read(&metrics, front.service.as_str(), backend.as_str()))
+/// `None`: nothing to say about it.
+fn too_short(duration: Duration, interval: Duration, breach_after: u32) -> Option<String> {
+    let ticks = duration.as_millis().div_ceil(interval.as_millis().max(1));
+    (ticks < u128::from(breach_after)).then(|| {
+        format!(
+            "{} is too short to judge latency and health: that takes {breach_after} ticks of {}; errors are judged",
+            span(duration),
+            span(interval)
+        )
+    })
 }
 
 /// The time of day here, for people.
 fn clock() -> String {
     TimeZone::system().to_datetime(jiff::Timestamp::now()).strftime("%H:%M:%S").to_string()
+}
+
+/// `green (v1.0.1)`
+fn name_of(view: &View, backend: &uh_protocol::BackendName) -> String {
+    named(backend, view.version(backend).as_deref())
 }

@@ -7,6 +7,7 @@ use super::session::Session;
 use crate::deploy::driver::{Driver, DriverError, doing};
 use crate::deploy::facts::Facts;
 use crate::deploy::journal::{self, Journal, JournalError, Story};
+use crate::deploy::link::Link;
 use crate::deploy::machine::{Kind, Outcome};
 use crate::deploy::records::Records;
 use crate::front::{Front, Standing, View};
@@ -20,6 +21,7 @@ pub(super) async fn carry_out(
     kind: Kind,
     facts: Facts,
     standing: Standing,
+    link: Option<&Link>,
 ) -> Result<(Outcome, std::time::Duration), Failed> {
     let (journal, story) = Journal::open(&session.config.deploy.state_dir).map_err(|e| journal_failed(&e))?;
     if let Some(story) = story.filter(Story::is_unfinished) {
@@ -32,7 +34,8 @@ pub(super) async fn carry_out(
         return Err(Failed::new(Exit::Attention, message));
     }
     let operation = facts.operation.clone();
-    let mut driver = Driver::new(&session.config, &*session.runtime, front, &session.report, journal, facts);
+    let driver = Driver::new(&session.config, &*session.runtime, front, &session.report, journal, facts);
+    let mut driver = driver.linked(link);
     let name = tokio::select! {
         ended = driver.run(kind, standing) => {
             return match ended {

@@ -1,13 +1,19 @@
 //! `uh-deploy recover`
 
 use super::exit::Exit;
+use super::monitor::resume;
 use super::session::Session;
 use super::{Done, operation};
 use crate::deploy::machine::Outcome;
 
 pub(super) async fn recover(session: &Session) -> Done {
-    let _lock = session.lock("recover")?;
+    let lock = session.lock("recover")?;
     if operation::unfinished(session)?.is_none() {
+        drop(lock);
+        // Only a watch needs uh-proxy here, and only if there is one.
+        if let Some(exit) = resume::if_needed(session).await? {
+            return Ok(exit);
+        }
         session.report.say("Nothing to recover: the last deploy or roll back came to its end.");
         return Ok(Exit::Done);
     }
@@ -17,6 +23,9 @@ pub(super) async fn recover(session: &Session) -> Done {
     })?;
     match operation::recover_if_needed(session, &front).await? {
         Some((_, Outcome::Attention)) => Ok(Exit::Attention),
-        _ => Ok(Exit::Done),
+        _ => {
+            drop(lock);
+            Ok(resume::finish(session, &front).await?.unwrap_or(Exit::Done))
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::args::RetireArgs;
 use super::exit::Exit;
+use super::monitor::resume;
 use super::session::Session;
 use super::{Done, operation};
 use crate::deploy::history::Line;
@@ -11,9 +12,20 @@ use crate::runtime::State;
 use crate::time::span;
 
 pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
+    let front = {
+        let _lock = session.lock("retire")?;
+        let front = session.front().await?;
+        operation::recover_if_needed(session, &front).await?;
+        front
+    };
+    // Before anything is stopped that it may have to roll back to; and without the lock, for it may take its time.
+    if let Some(exit @ (Exit::RolledBack | Exit::Breach | Exit::Attention)) =
+        resume::finish(session, &front).await?
+    {
+        return Ok(exit);
+    }
     let _lock = session.lock("retire")?;
-    let front = session.front().await?;
-    operation::recover_if_needed(session, &front).await?;
+    let wanted = resume::needs(session);
     let report = &session.report;
     let view = front.view().await?;
     let last_switch = view.service.last_switch.as_deref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
@@ -35,6 +47,14 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
                 if state.is_running() {
                     report.say(&format!("{instance} stays warm for another {}", span(left)));
                 }
+                continue;
+            }
+            if let Some((_, watched)) =
+                wanted.as_ref().filter(|(needed, _)| !args.now && *needed == backend.name)
+            {
+                report.say(&format!(
+                    "{instance} stays: {watched} is being watched, and may have to be rolled back"
+                ));
                 continue;
             }
             // What was true a moment ago may not be so now: nothing that is active is ever stopped.

@@ -4,12 +4,14 @@ use uh_protocol::BackendName;
 
 use super::args::RollbackArgs;
 use super::exit::{Exit, Failed};
+use super::monitor::resume;
 use super::session::Session;
 use super::{Done, operation};
 use crate::deploy::facts::{Facts, new_operation, who};
 use crate::deploy::machine::{Failure, Kind, Outcome};
 use crate::deploy::named;
 use crate::deploy::records::Records;
+use crate::evidence::Breach;
 use crate::front::Front;
 use crate::runtime::InstanceId;
 use crate::time::{iso_millis, span};
@@ -20,16 +22,17 @@ pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
     if let Some((_, Outcome::Attention)) = operation::recover_if_needed(session, &front).await? {
         return Ok(Exit::Attention);
     }
+    resume::supersede(session, "a rollback by hand")?;
     Ok(roll_back(session, &front, args.to.as_ref(), None, None).await?.into())
 }
 
-/// Rolls back. `from`: only if this one is active. The lock is held.
+/// Rolls back. `from`: only if this one is active. `breach`: what a watch found wrong with it. The lock is held.
 pub(super) async fn roll_back(
     session: &Session,
     front: &Front,
     to: Option<&BackendName>,
     from: Option<&BackendName>,
-    why: Option<&str>,
+    breach: Option<&Breach>,
 ) -> Result<Outcome, Failed> {
     let report = &session.report;
     report.step(1, 4, "Reading current state");
@@ -66,11 +69,13 @@ pub(super) async fn roll_back(
         operation,
         skip_health: false,
         who: who(),
-        why: why.map(str::to_owned),
+        why: breach.is_some().then(|| "monitor".to_owned()),
+        breach: breach.cloned(),
+        watch: None,
         began_at: iso_millis(jiff::Timestamp::now()),
     };
     let standing = view.standing(&facts.to);
-    let (outcome, took) = operation::carry_out(session, front, Kind::Rollback, facts, standing).await?;
+    let (outcome, took) = operation::carry_out(session, front, Kind::Rollback, facts, standing, None).await?;
     match outcome {
         Outcome::RolledBack => report.say(&format!("\n✅ Rollback complete in {}!", span(took))),
         Outcome::Failed(Failure::Overtaken) => {

@@ -133,8 +133,10 @@ pub struct Monitor {
     pub max_p95: Duration,
     /// Below this many requests nothing is judged by its share.
     pub min_requests: u64,
-    /// Bad ticks in a row that are a breach.
+    /// Ticks in a row with a bad p95 or bad health that are a breach.
     pub breach_after: u32,
+    /// Whether a watch that could not decide is a failure (exit 8).
+    pub require_verdict: bool,
 }
 
 /// What `validate` asks for.
@@ -305,6 +307,7 @@ pub(super) fn monitor(section: &mut Section) -> Monitor {
         max_p95: section.duration("max_p95", 500 * MS, (MS, HOUR)),
         min_requests: u64::from(section.integer("min_requests", 20, (1, u32::MAX))),
         breach_after: section.integer("breach_after", 2, (1, 1000)),
+        require_verdict: section.boolean("require_verdict", false),
     }
 }
 

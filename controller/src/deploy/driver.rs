@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::facts::Facts;
 use super::history::{History, Line};
 use super::journal::{Journal, JournalError, Story};
+use super::link::Link;
 use super::machine::{Effect, Event, IllegalEvent, Kind, Outcome, Phase, step};
 use super::records::Records;
 use crate::config::Config;
@@ -28,6 +29,8 @@ pub struct Driver<'a> {
     pub(super) tally: Tally,
     /// The service as it must stay until the switch. A recovery never switches to a candidate, and needs none.
     pub(super) standing: Option<Standing>,
+    /// What the watch next to this operation is told by, and what it says to it.
+    pub(super) link: Option<&'a Link>,
     /// Why the front door could not be asked what must be known to go on.
     pub(super) unanswered: Option<FrontError>,
     began: Instant,
@@ -90,9 +93,16 @@ impl<'a> Driver<'a> {
             kind: Kind::Deploy,
             tally: Tally::default(),
             standing: None,
+            link: None,
             unanswered: None,
             began: Instant::now(),
         }
+    }
+
+    /// The same, with a watch next to it.
+    #[must_use]
+    pub fn linked(self, link: Option<&'a Link>) -> Self {
+        Self { link, ..self }
     }
 
     /// Carries out a new operation. `standing`: as it was when the facts were read.
@@ -173,6 +183,9 @@ impl<'a> Driver<'a> {
         }
         remarks.extend(self.facts.why.iter().map(|why| format!("asked for by {why}")));
         let failed = !matches!(outcome, Outcome::Deployed | Outcome::RolledBack);
+        let breach = self.facts.breach.clone();
+        let failure = self.tally.reason.clone().filter(|_| failed);
+        let reason = failure.or_else(|| breach.as_ref().map(|breach| breach.reason.clone()));
         Line {
             at: crate::time::iso_millis(jiff::Timestamp::now()),
             operation: Some(self.facts.operation.clone()),
@@ -185,7 +198,8 @@ impl<'a> Driver<'a> {
             version: self.facts.version.clone(),
             artifact: self.tally.artifact.clone(),
             outcome: outcome_name(outcome).to_owned(),
-            reason: self.tally.reason.clone().filter(|_| failed).map(|reason| self.report.clean(&reason)),
+            reason: reason.map(|reason| self.report.clean(&reason)),
+            breach,
             remarks,
             timings_ms: self.tally.timings_ms.clone(),
             in_flight: self.tally.in_flight,

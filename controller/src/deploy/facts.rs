@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
+use super::watch::Plan;
+use crate::evidence::Breach;
 use crate::runtime::{Endpoint, InstanceId};
 
 /// What an operation is about.
@@ -33,6 +35,12 @@ pub struct Facts {
     /// Why, where that is not plain: `monitor`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// What was found wrong, if that is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breach: Option<Breach>,
+    /// The watch that follows a deploy. In the journal from the start, so that it isn't lost if we are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<Plan>,
     /// When it began: ISO 8601, UTC.
     pub began_at: String,
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
+use crate::evidence::Breach;
 use crate::files;
 
 /// One line. Fields may be added.
@@ -16,7 +17,7 @@ pub struct Line {
     /// The operation, if it was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
-    /// `deploy`, `rollback`, `retire`, `maintenance`.
+    /// `deploy`, `rollback`, `watch`, `retire`, `maintenance`.
     pub command: String,
     /// User and host.
     pub who: String,
@@ -38,11 +39,15 @@ pub struct Line {
     /// Image digest or program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact: Option<String>,
-    /// How it ended: `deployed`, `rolled_back`, `failed`, `returned`, `attention`, `done`.
+    /// How it ended: `deployed`, `rolled_back`, `failed`, `returned`, `attention`, `done`; of a watch:
+    /// `ok`, `not enough data`, `breach`, `superseded`.
     pub outcome: String,
     /// Why, in full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Why a version was found bad: by a watch, or as the reason of a rollback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breach: Option<Breach>,
     /// What is worth knowing: `health gate skipped`, `recovered after an interruption`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,

@@ -237,6 +237,8 @@ pub(crate) mod tests {
             skip_health: false,
             who: "me@here".to_owned(),
             why: None,
+            breach: None,
+            watch: None,
             began_at: "2026-11-25T10:00:00.000Z".to_owned(),
         }
     }

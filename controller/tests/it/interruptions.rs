@@ -74,6 +74,19 @@ fn a_second_signal_ends_the_undoing_at_once_and_recover_goes_on() {
     assert_eq!(stage.apps(), 1);
 }
 
+/// The same, as soon as it has said something.
+#[track_caller]
+fn end_when(mut child: Child, text: &str, signal: Signal, code: i32) {
+    let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains(text) {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut said, &mut line).unwrap() > 0, "it ended without {text:?}");
+    }
+    kill_process(Pid::from_child(&child), signal).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(code));
+}
+
 #[test]
 fn a_signal_ends_the_watching_after_a_deploy() {
     let stage = Stage::new();
@@ -85,10 +98,13 @@ fn a_signal_ends_the_watching_after_a_deploy() {
         until("the deploy is done", || {
             (std::fs::read_to_string(&state).unwrap().lines().count() > before).then_some(())
         });
-        // The lock is free as soon as it watches.
+        // The lock is free as soon as it watches, and the watch is not lost: it has its watcher.
         until("it watches", || (stage.run(&["recover"]).code == Some(0)).then_some(()));
-        end(deploy, signal, code).says("Deployment complete");
         stage.expect(0, &["recover"]).says("Nothing to recover");
+        end(deploy, signal, code).says("Deployment complete");
+        // Now it hasn't.
+        let recover = start(&stage, &["recover"]);
+        end_when(recover, "continuing it for the 9m", signal, code);
     }
     assert_eq!(stage.served(), "green 1.0.1");
 }

@@ -25,3 +25,4 @@ mod rollback_time;
 mod supervision;
 mod sweep;
 mod validation;
+mod watching;

@@ -32,3 +32,16 @@ pub fn parse<T>(
     let mistakes = section::collect(&mistakes);
     if mistakes.0.is_empty() { Ok(settings) } else { Err(ConfigError::Mistakes(mistakes)) }
 }
+
+/// One text of another program's file, by its keys from the outside in. `None`: it is left out. Nothing else is checked.
+///
+/// # Errors
+/// The text is not TOML.
+pub fn text_at(text: &str, keys: &[&str]) -> Result<Option<String>, ConfigError> {
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax(e.to_string()))?;
+    let mut value = Some(toml::Value::Table(table));
+    for key in keys {
+        value = value.and_then(|value| value.get(key).cloned());
+    }
+    Ok(value.and_then(|value| value.as_str().map(str::to_owned)))
+}

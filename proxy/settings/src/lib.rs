@@ -12,7 +12,7 @@ mod section;
 pub mod units;
 
 #[cfg(feature = "toml")]
-pub use file::{parse, read};
+pub use file::{parse, read, text_at};
 #[cfg(feature = "toml")]
 pub use mistakes::{ConfigError, Mistake, Mistakes};
 #[cfg(feature = "toml")]

@@ -6,7 +6,9 @@ use uh_protocol::BackendName;
 use uh_protocol::request::SwitchRequest;
 
 use super::port_text;
+use crate::deploy::activation::{Activations, Handover};
 use crate::deploy::driver::Driver;
+use crate::deploy::link::Link;
 use crate::deploy::machine::{Event, Failure, Kind};
 use crate::front::FrontError;
 use crate::gate;
@@ -88,10 +90,15 @@ impl Driver<'_> {
             expect_generation: Some(self.tally.generation.unwrap_or(facts.generation)),
             force: facts.skip_health,
         };
+        let handover = self.hand_over(&facts.to).await;
         let switched = match self.switch_when_ready(request).await {
             Ok(switched) => switched,
             Err(event) => return event,
         };
+        self.begin_activation(handover, switched.switched_at.clone());
+        if let Some(link) = self.link {
+            link.switched();
+        }
         self.tally.in_flight = Some(switched.in_flight_previous);
         self.tally.generation = Some(switched.generation);
         if let Some(error) = &switched.persist_error {
@@ -103,6 +110,26 @@ impl Driver<'_> {
         }
         self.report.line("Traffic switched ✓");
         Event::Switched
+    }
+
+    /// What is counted so far: without it the activation that begins can't be compared with anything later.
+    async fn hand_over(&mut self, to: &BackendName) -> Option<Handover> {
+        match Activations::new(&self.config.deploy.state_dir).hand_over(self.front, to).await {
+            Ok(handover) => Some(handover),
+            Err(e) => {
+                self.tally
+                    .remarks
+                    .push(format!("what was counted before the switch isn't known: {}", chain(&e)));
+                None
+            }
+        }
+    }
+
+    fn begin_activation(&mut self, handover: Option<Handover>, since: Option<String>) {
+        let Some((handover, since)) = handover.zip(since) else { return };
+        if let Err(e) = Activations::new(&self.config.deploy.state_dir).begin(handover, since) {
+            self.report.warn(&format!("what was counted before the switch could not be saved: {e}"));
+        }
     }
 
     /// Switches as soon as the front door has found the candidate healthy too.
@@ -166,10 +193,12 @@ impl Driver<'_> {
         tokio::pin!(old);
         let settled = Instant::now() + self.config.deploy.settle;
         let mut drained = None;
+        let mut hurried = false;
         let died = loop {
             tokio::select! {
                 result = &mut old, if drained.is_none() => drained = Some(result),
                 () = tokio::time::sleep(SETTLE_POLL) => {}
+                () = Link::hurried(self.link) => hurried = true,
             }
             if !self.config.deploy.settle.is_zero()
                 && let Ok(state) = self.runtime.state(&self.facts.instance).await
@@ -177,7 +206,7 @@ impl Driver<'_> {
             {
                 break Some(end);
             }
-            if drained.is_some() && Instant::now() >= settled {
+            if hurried || (drained.is_some() && Instant::now() >= settled) {
                 break None;
             }
         };
@@ -187,6 +216,11 @@ impl Driver<'_> {
             self.report.say(&format!("❌ {why}"));
             self.tally.reason = Some(why);
             return Event::Died;
+        }
+        if drained.is_none() {
+            let what = "the new version is bad: post_switch and the drain of the old one were not waited for";
+            self.report.warn(what);
+            self.tally.remarks.push(what.to_owned());
         }
         if let Some((hook, drained)) = drained {
             if let Err(e) = hook {
@@ -227,8 +261,10 @@ impl Driver<'_> {
     pub(super) async fn switch_back(&mut self) -> Option<Event> {
         let from = self.facts.from.clone();
         self.report.say(&format!("Moving traffic back to {from}..."));
+        let handover = self.hand_over(&from).await;
         match self.try_to_switch_back().await {
-            Ok(()) => {
+            Ok(switched_at) => {
+                self.begin_activation(handover, switched_at);
                 self.report.line("Traffic switched ✓");
                 Some(Event::Returned)
             }
@@ -244,14 +280,15 @@ impl Driver<'_> {
         }
     }
 
-    /// The front door may be restarting: it is waited for, and then for its first look at the old backend.
-    async fn try_to_switch_back(&mut self) -> Result<(), FrontError> {
+    /// The front door may be restarting: it is waited for, and then for its first look at the old backend. When it was
+    /// switched; `None`: it was active already.
+    async fn try_to_switch_back(&mut self) -> Result<Option<String>, FrontError> {
         let facts = self.facts.clone();
         let deadline = Instant::now() + self.config.deploy.ready_timeout;
         loop {
             let view = self.view_soon().await?;
             if view.is_active(&facts.from) {
-                return Ok(());
+                return Ok(None);
             }
             let request = SwitchRequest {
                 to: facts.from.clone(),
@@ -261,7 +298,7 @@ impl Driver<'_> {
             };
             let unknown = view.backend(&facts.from).is_some_and(|backend| backend.healthy.is_none());
             match self.front.switch(&request).await {
-                Ok(_) => return Ok(()),
+                Ok(switched) => return Ok(switched.switched_at),
                 // It may have been carried out all the same: look again.
                 Err(e) if e.is_unanswered() && Instant::now() < deadline => {}
                 Err(e) if e.is_unhealthy() && unknown && Instant::now() < deadline => {}

@@ -1,0 +1,436 @@
+//! Watches one backend: looks at every tick, judges, and saves how far it is.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use uh_protocol::BackendName;
+
+use super::{MAX_SILENCE, clock, name_of, too_short};
+use crate::cli::exit::{Exit, Failed};
+use crate::cli::session::Session;
+use crate::counters::{Counters, Reading};
+use crate::deploy::activation::{self, Activations, Before, same_switch};
+use crate::deploy::history::Line;
+use crate::deploy::link::Link;
+use crate::deploy::named;
+use crate::deploy::records::Records;
+use crate::deploy::watch::{self, Plan, Watch, WatchFile};
+use crate::evidence::Breach;
+use crate::fault;
+use crate::front::{Front, FrontError, View};
+use crate::gate::end_of;
+use crate::report::Form;
+use crate::runtime::InstanceId;
+use crate::time::{iso_millis, span};
+use crate::verdict::judge::{Condition, Judge, Verdict, percent};
+
+/// Between ticks the instance itself is looked at this often: a crash is not waited out.
+const INSTANCE_POLL: Duration = Duration::from_millis(200);
+
+/// How a watch ended.
+pub(in crate::cli) enum Ended {
+    /// Its time is over.
+    Well,
+    /// It is bad, and why.
+    Breach(String),
+    /// Another backend is active, or the same one again.
+    MovedOn(Box<View>),
+}
+
+/// Watches one backend.
+pub(in crate::cli) struct Watcher<'a> {
+    session: &'a Session,
+    front: &'a Front,
+    pub(in crate::cli) watched: BackendName,
+    name: String,
+    /// As uh-proxy has it; another one is another activation.
+    last_switch: Option<String>,
+    instance: Option<InstanceId>,
+    plan: Plan,
+    before: Option<Before>,
+    last: Reading,
+    seen: Counters,
+    in_flight: u64,
+    judge: Judge<'a>,
+    record: Option<Record>,
+}
+
+/// Where a watch that must not be lost is saved.
+struct Record {
+    /// `None`: the watcher of an earlier deploy has it for another moment.
+    file: Option<WatchFile>,
+    watch: Watch,
+    /// A disk that refuses is reported once.
+    complained: bool,
+}
+
+impl<'a> Watcher<'a> {
+    /// Of whatever is active now, from now on.
+    pub(in crate::cli) async fn of_active(
+        session: &'a Session,
+        front: &'a Front,
+        plan: Plan,
+    ) -> Result<Self, Failed> {
+        let active = front.view().await?.service.active;
+        let (view, last) = activation::read(front, &active).await?;
+        let before = Activations::new(&session.config.deploy.state_dir)
+            .current(&view)
+            .unwrap_or_else(|e| {
+                session.report.warn(&format!("what served before the switch isn't known: {e}"));
+                None
+            })
+            .and_then(|activation| activation.before);
+        Ok(Self::new(session, front, &view, plan, before, last))
+    }
+
+    /// Of what a deploy has just switched to, from the switch on.
+    pub(in crate::cli) async fn of_deploy(
+        session: &'a Session,
+        front: &'a Front,
+        operation: &str,
+        plan: Plan,
+    ) -> Result<Self, FrontError> {
+        let state_dir = &session.config.deploy.state_dir;
+        let active = front.view().await?.service.active;
+        let (view, now) = activation::read(front, &active).await?;
+        let current = Activations::new(state_dir).current(&view).unwrap_or_else(|e| {
+            session.report.warn(&format!("what served before the switch isn't known: {e}"));
+            None
+        });
+        let (last, before) = match current {
+            Some(activation) => (activation.start, activation.before),
+            None => (now, None),
+        };
+        let mut watcher = Self::new(session, front, &view, plan, before, last);
+        let began: Timestamp =
+            watcher.last_switch.as_deref().and_then(|at| at.parse().ok()).unwrap_or_else(Timestamp::now);
+        let ends = began.checked_add(watcher.plan.duration()).unwrap_or(Timestamp::MAX);
+        let watch = Watch {
+            schema: watch::SCHEMA,
+            operation: operation.to_owned(),
+            service: front.service.clone(),
+            backend: watcher.watched.clone(),
+            version: view.version(&watcher.watched),
+            last_switch: watcher.last_switch.clone(),
+            plan: watcher.plan.clone(),
+            began_at: iso_millis(began),
+            ends_at: iso_millis(ends),
+            before: watcher.before.clone(),
+            last: watcher.last.clone(),
+            seen: Counters::default(),
+            memory: watcher.judge.memory().clone(),
+            verdict: None,
+        };
+        watcher.record = Some(Record { file: None, watch, complained: false });
+        watcher.save();
+        Ok(watcher)
+    }
+
+    /// Of a watch that has lost its watcher, as it was at its last tick.
+    pub(in crate::cli) fn of_record(
+        session: &'a Session,
+        front: &'a Front,
+        file: WatchFile,
+        watch: Watch,
+    ) -> Self {
+        let answers = watch.before.as_ref().map(|before| before.counters.answers());
+        Self {
+            session,
+            front,
+            watched: watch.backend.clone(),
+            name: named(&watch.backend, watch.version.as_deref()),
+            last_switch: watch.last_switch.clone(),
+            instance: instance(session, &watch.backend),
+            plan: watch.plan.clone(),
+            before: watch.before.clone(),
+            last: watch.last.clone(),
+            seen: watch.seen.clone(),
+            in_flight: 0,
+            judge: Judge::resume(&session.config.monitor, answers, watch.memory.clone()),
+            record: Some(Record { file: Some(file), watch, complained: false }),
+        }
+    }
+
+    fn new(
+        session: &'a Session,
+        front: &'a Front,
+        view: &View,
+        plan: Plan,
+        before: Option<Before>,
+        last: Reading,
+    ) -> Self {
+        let watched = view.service.active.clone();
+        let answers = before.as_ref().map(|before| before.counters.answers());
+        Self {
+            session,
+            front,
+            name: name_of(view, &watched),
+            last_switch: view.service.last_switch.clone(),
+            instance: instance(session, &watched),
+            watched,
+            plan,
+            before,
+            last,
+            seen: Counters::default(),
+            in_flight: 0,
+            judge: Judge::new(&session.config.monitor, answers),
+            record: None,
+        }
+    }
+
+    /// How much is left of a watch that was saved.
+    pub(super) fn left(&self, now: Timestamp) -> Duration {
+        self.record.as_ref().map_or(Duration::ZERO, |record| record.watch.left(now))
+    }
+
+    pub(in crate::cli) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Whether it must not be lost, and so is in the history whatever it comes to.
+    pub(in crate::cli) fn is_recorded(&self) -> bool {
+        self.record.is_some()
+    }
+
+    pub(in crate::cli) fn verdict(&self) -> Verdict {
+        match self.judge.verdict(&self.seen) {
+            Verdict::NotEnoughData(why) if self.in_flight > 0 && !self.seen.knows_overdue() => {
+                let open = self.in_flight;
+                Verdict::NotEnoughData(format!(
+                    "{why}; {open} are in flight, and this uh-proxy doesn't report which of them are overdue"
+                ))
+            }
+            verdict => verdict,
+        }
+    }
+
+    pub(in crate::cli) fn announce(&self) {
+        let (duration, interval) = (self.plan.duration(), self.plan.interval());
+        let report = &self.session.report;
+        report.say(&format!("Monitoring {} for {}, every {}...", self.name, span(duration), span(interval)));
+        if let Some(warning) = too_short(duration, interval, self.session.config.monitor.breach_after) {
+            report.warn(&warning);
+        }
+    }
+
+    /// Until its time is over. `link`: to the operation that it runs next to.
+    pub(in crate::cli) async fn run(
+        &mut self,
+        duration: Duration,
+        link: Option<&Link>,
+    ) -> Result<Ended, Failed> {
+        let end = Instant::now() + duration;
+        let mut answered = Instant::now();
+        loop {
+            let next = (Instant::now() + self.plan.interval()).min(end);
+            let mut ended = None;
+            while Instant::now() < next && ended.is_none() {
+                let left = next.saturating_duration_since(Instant::now());
+                tokio::time::sleep(left.min(INSTANCE_POLL)).await;
+                ended = self.instance_end(link).await;
+            }
+            match self.tick(ended).await {
+                Ok(Some(done)) => return Ok(done),
+                Ok(None) => answered = Instant::now(),
+                Err(e) if answered.elapsed() >= MAX_SILENCE || Instant::now() >= end => {
+                    return Err(self.silence(&e));
+                }
+                Err(e) => self.session.report.warn(&crate::chain(&e)),
+            }
+            fault::point("watch.tick");
+            if Instant::now() >= end {
+                return Ok(Ended::Well);
+            }
+        }
+    }
+
+    /// uh-proxy doesn't answer: then nobody knows who serves, and a watch on disk is left for whoever comes next.
+    fn silence(&self, error: &FrontError) -> Failed {
+        let next =
+            if self.is_recorded() { "; then run `uh-deploy recover`, which continues the watch" } else { "" };
+        let message = format!(
+            "uh-proxy stopped answering while {} was watched, so who serves now isn't known: {}. Look at uh-proxy{next}",
+            self.name,
+            crate::chain(error)
+        );
+        Failed::new(Exit::Attention, message)
+    }
+
+    /// While a deploy settles, it looks for itself, and moves traffic back.
+    async fn instance_end(&self, link: Option<&Link>) -> Option<String> {
+        let settles = !self.session.config.deploy.settle.is_zero();
+        if settles && link.is_some_and(|link| !link.is_over()) {
+            return None;
+        }
+        let instance = self.instance.as_ref()?;
+        let state = self.session.runtime.state(instance).await.ok()?;
+        end_of(&state).map(|end| format!("{instance} ended: {end}"))
+    }
+
+    /// One look, outside the rhythm.
+    pub(super) async fn look(&mut self) -> Result<Option<Ended>, FrontError> {
+        let ended = self.instance_end(None).await;
+        self.tick(ended).await
+    }
+
+    async fn tick(&mut self, ended: Option<String>) -> Result<Option<Ended>, FrontError> {
+        let (view, now) = activation::read(self.front, &self.watched).await?;
+        let same = same_switch(view.service.last_switch.as_deref(), self.last_switch.as_deref());
+        if !view.is_active(&self.watched) || !same {
+            return Ok(Some(Ended::MovedOn(Box::new(view))));
+        }
+        if !now.process.is(&self.last.process) {
+            self.session.report.warn(
+                "uh-proxy was restarted: its counters began again from zero; what it counted between the last tick and \
+                 its end is lost",
+            );
+        }
+        let tick = now.since(&self.last);
+        self.seen = std::mem::take(&mut self.seen).plus(&tick);
+        self.last = now;
+        let backend = view.backend(&self.watched);
+        let condition = match (ended, backend.and_then(|backend| backend.healthy)) {
+            (Some(how), _) => Condition::Ended(how),
+            (None, Some(false)) => {
+                let error = backend.and_then(|b| b.last_probe.as_ref()).and_then(|probe| probe.error.clone());
+                Condition::Unhealthy(error.unwrap_or_default())
+            }
+            (None, _) => Condition::Well,
+        };
+        self.in_flight = backend.map_or(0, |backend| backend.requests_in_flight + backend.tunnels);
+        self.show(&tick, &condition);
+        let breach = self.judge.tick(&tick, &self.seen, &condition);
+        self.save();
+        Ok(breach.map(Ended::Breach))
+    }
+
+    fn show(&self, tick: &Counters, condition: &Condition) {
+        let health = match condition {
+            Condition::Well => "OK",
+            Condition::Unhealthy(_) => "BAD",
+            Condition::Ended(_) => "DOWN",
+        };
+        let (answers, p95, in_flight) = (tick.answers(), tick.p95(), self.in_flight);
+        let report = &self.session.report;
+        if report.form() == Form::Text {
+            report.say(&format!(
+                "[{}] Health: {health} | Errors: {} | Latency: {} | Requests: {} | In flight: {in_flight}",
+                clock(),
+                answers.bad,
+                milliseconds(p95),
+                tick.requests()
+            ));
+        }
+        report.event(
+            "tick",
+            serde_json::json!({
+                "backend": self.watched, "health": health, "requests": tick.requests(), "errors": answers.bad,
+                "error_rate": answers.rate(), "p95_ms": p95.map(|p95| p95.as_millis()), "in_flight": in_flight,
+            }),
+        );
+    }
+
+    /// The figures in all, and those of what served before.
+    pub(in crate::cli) fn compare(&self) {
+        let report = &self.session.report;
+        report.say(&format!("    {}: {}", self.name, figures(&self.seen)));
+        match &self.before {
+            Some(before) => {
+                let name = named(&before.backend, before.version.as_deref());
+                report.say(&format!("    {name}, before the switch: {}", figures(&before.counters)));
+            }
+            None => report.say("    before the switch: unknown"),
+        }
+        let json = |backend: &BackendName, counters: &Counters| {
+            let (answers, p95) = (counters.answers(), counters.p95());
+            serde_json::json!({
+                "backend": backend, "requests": counters.requests(), "errors": answers.bad,
+                "error_rate": answers.rate(), "p95_ms": p95.map(|p95| p95.as_millis()),
+            })
+        };
+        let mut event = json(&self.watched, &self.seen);
+        let before = self.before.as_ref().map(|before| json(&before.backend, &before.counters));
+        if let Some(event) = event.as_object_mut() {
+            event.insert("before".to_owned(), before.into());
+            event.insert("allowed_error_rate".to_owned(), self.judge.allowed().share().into());
+        }
+        report.event("figures", event);
+    }
+
+    pub(in crate::cli) fn evidence(&self, reason: String) -> Breach {
+        let since = self.last_switch.clone().unwrap_or_default();
+        let failures = self.seen.failures();
+        Breach::collect(&self.session.config, &self.front.service, &self.watched, &since, reason, failures)
+    }
+
+    /// A line for the history.
+    pub(in crate::cli) fn line(&self, outcome: &str) -> Line {
+        Line {
+            command: "watch".to_owned(),
+            service: Some(self.front.service.clone()),
+            from: self.before.as_ref().map(|before| before.backend.clone()),
+            from_version: self.before.as_ref().and_then(|before| before.version.clone()),
+            to: Some(self.watched.clone()),
+            version: self.record.as_ref().and_then(|record| record.watch.version.clone()),
+            outcome: outcome.to_owned(),
+            remarks: vec![figures(&self.seen)],
+            ..Line::default()
+        }
+    }
+
+    /// It is over, and nobody has to go on with it.
+    pub(in crate::cli) fn finish(&mut self, verdict: &str) {
+        if let Some(record) = &mut self.record {
+            record.watch.verdict = Some(verdict.to_owned());
+        }
+        self.save();
+    }
+
+    fn save(&mut self) {
+        let state_dir = &self.session.config.deploy.state_dir;
+        let Some(record) = &mut self.record else { return };
+        record.watch.last.clone_from(&self.last);
+        record.watch.seen.clone_from(&self.seen);
+        record.watch.memory.clone_from(self.judge.memory());
+        let mut save = || -> std::io::Result<Option<WatchFile>> {
+            let file = match record.file.take() {
+                Some(file) => Some(file),
+                None => WatchFile::claim(state_dir)?,
+            };
+            if let Some(file) = &file {
+                file.save(&record.watch)?;
+            }
+            Ok(file)
+        };
+        match save() {
+            Ok(file) => record.file = file,
+            Err(e) if !record.complained => {
+                record.complained = true;
+                self.session.report.warn(&format!(
+                    "the watch can't be saved, so nobody can continue it if this process ends: {e}"
+                ));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn instance(session: &Session, backend: &BackendName) -> Option<InstanceId> {
+    let record = Records::new(&session.config.deploy.state_dir).of(backend);
+    record.ok().flatten().map(|record| record.instance)
+}
+
+fn figures(counters: &Counters) -> String {
+    let answers = counters.answers();
+    format!(
+        "{} requests, {} errors ({}), p95 {}",
+        counters.requests(),
+        answers.bad,
+        percent(answers.rate()),
+        milliseconds(counters.p95())
+    )
+}
+
+fn milliseconds(p95: Option<Duration>) -> String {
+    p95.map_or_else(|| "-".to_owned(), |p95| format!("{}ms", p95.as_millis()))
+}

@@ -1,0 +1,210 @@
+//! What the active backend had counted when traffic moved to it, saved at every switch of ours.
+//!
+//! uh-proxy counts by backend, and a backend's counters outlive its activations: those of `blue` hold every version that
+//! ever ran as blue. What one activation came to is the difference between its end and its beginning, so the beginning
+//! has to be kept.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use uh_protocol::{BackendName, ServiceName};
+
+use crate::counters::{Counters, Process, Reading};
+use crate::files;
+use crate::front::{Front, FrontError, View};
+
+/// The version of the file's format.
+const SCHEMA: u32 = 1;
+
+/// The activation that our last switch began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activation {
+    schema: u32,
+    /// The service.
+    pub service: ServiceName,
+    /// What became active.
+    pub backend: BackendName,
+    /// When, as uh-proxy has it (`last_switch`): another value there means that somebody else switched since.
+    pub since: String,
+    /// What it had counted by then.
+    pub start: Reading,
+    /// What served before, and how.
+    pub before: Option<Before>,
+}
+
+/// How a backend served in one activation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Before {
+    /// Which backend.
+    pub backend: BackendName,
+    /// Its version, as far as it was known.
+    pub version: Option<String>,
+    /// What it counted in that activation.
+    pub counters: Counters,
+}
+
+/// The file of a state directory.
+#[derive(Debug, Clone)]
+pub struct Activations {
+    path: PathBuf,
+}
+
+impl Activations {
+    /// That of this state directory.
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self { path: state_dir.join("activation.json") }
+    }
+
+    /// The activation under way, if it began by a switch of ours; `view` is how things are now.
+    ///
+    /// # Errors
+    /// The file is there and can't be read.
+    pub fn current(&self, view: &View) -> io::Result<Option<Activation>> {
+        let Some(text) = files::read(&self.path)? else { return Ok(None) };
+        let activation: Activation = serde_json::from_slice(&text).map_err(|e| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", self.path.display()))
+        })?;
+        let service = &view.service;
+        let same = activation.service == service.name
+            && activation.backend == service.active
+            && same_switch(Some(&activation.since), service.last_switch.as_deref());
+        Ok(same.then_some(activation))
+    }
+
+    /// Writes down the activation that a switch has begun.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn begin(&self, handover: Handover, since: String) -> io::Result<()> {
+        let Handover { service, backend, start, before } = handover;
+        let activation = Activation { schema: SCHEMA, service, backend, since, start, before };
+        files::replace(&self.path, serde_json::to_string(&activation)?.as_bytes())
+    }
+
+    /// Reads what is known just before traffic moves to `to`.
+    ///
+    /// # Errors
+    /// uh-proxy doesn't answer, or the file can't be read.
+    pub async fn hand_over(&self, front: &Front, to: &BackendName) -> Result<Handover, HandoverError> {
+        let (view, metrics) = metrics_of_one_process(front).await?;
+        let process = process(&view);
+        let reading = |backend: &BackendName| {
+            let counters = Counters::read(&metrics, front.service.as_str(), backend.as_str());
+            Reading { process: process.clone(), counters }
+        };
+        let old = &view.service.active;
+        let start = self.current(&view)?.map(|activation| activation.start);
+        let counters = match start {
+            Some(start) => Some(reading(old).since(&start)),
+            // Active for as long as this uh-proxy has been running: everything that it counted was in this activation.
+            None if active_since_start(&view, jiff::Timestamp::now()) => Some(reading(old).counters),
+            None => None,
+        };
+        let before =
+            counters.map(|counters| Before { backend: old.clone(), version: view.version(old), counters });
+        Ok(Handover { service: front.service.clone(), backend: to.clone(), start: reading(to), before })
+    }
+}
+
+/// Whether two readings of uh-proxy's `last_switch` mean the same switch. A restarted uh-proxy knows it to the second.
+#[must_use]
+pub fn same_switch(one: Option<&str>, other: Option<&str>) -> bool {
+    let second = |at: &str| at.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_second).ok();
+    match (one, other) {
+        (None, None) => true,
+        (Some(one), Some(other)) => one == other || second(one).is_some_and(|one| Some(one) == second(other)),
+        _ => false,
+    }
+}
+
+/// What is known just before traffic moves.
+#[derive(Debug)]
+pub struct Handover {
+    service: ServiceName,
+    backend: BackendName,
+    start: Reading,
+    before: Option<Before>,
+}
+
+/// Why it isn't known.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    /// uh-proxy doesn't answer.
+    #[error(transparent)]
+    Front(#[from] FrontError),
+    /// The file can't be read.
+    #[error("what was saved at the last switch can't be read: {0}")]
+    File(#[from] io::Error),
+}
+
+/// What a backend has counted, and the state of things at that moment.
+///
+/// # Errors
+/// uh-proxy doesn't answer.
+pub async fn read(front: &Front, backend: &BackendName) -> Result<(View, Reading), FrontError> {
+    let (view, metrics) = metrics_of_one_process(front).await?;
+    let counters = Counters::read(&metrics, front.service.as_str(), backend.as_str());
+    let process = process(&view);
+    Ok((view, Reading { process, counters }))
+}
+
+/// How often a restart between two questions is tried again. One restart is normal; one in each round isn't.
+const ROUNDS: u32 = 3;
+
+/// The status and the counters of one and the same process.
+async fn metrics_of_one_process(front: &Front) -> Result<(View, String), FrontError> {
+    let mut round = 1;
+    loop {
+        let before = front.view().await?;
+        let metrics = front.client.metrics().await?;
+        let after = front.view().await?;
+        if process(&before).is(&process(&after)) || round == ROUNDS {
+            return Ok((after, metrics));
+        }
+        round += 1;
+    }
+}
+
+fn process(view: &View) -> Process {
+    Process::new(&view.status.proxy, monotonic(), &boot_id())
+}
+
+fn active_since_start(view: &View, now: jiff::Timestamp) -> bool {
+    let Some(last_switch) = &view.service.last_switch else { return true };
+    let up = Duration::from_secs(view.status.proxy.uptime_s);
+    let started = now.checked_sub(up).ok();
+    let switched = last_switch.parse::<jiff::Timestamp>().ok();
+    started.zip(switched).is_some_and(|(started, switched)| switched < started)
+}
+
+/// The clock that uptime is measured with.
+fn monotonic() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// Unknown is the same each time: then process id and start decide.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::same_switch;
+
+    #[test]
+    fn a_restarted_uh_proxy_knows_its_last_switch_to_the_second_and_it_is_the_same_one() {
+        let at = "2026-11-25T10:00:01.767Z";
+        for (other, same) in
+            [(at, true), ("2026-11-25T10:00:01Z", true), ("2026-11-25T10:00:02Z", false), ("?", false)]
+        {
+            assert_eq!(same_switch(Some(at), Some(other)), same, "{other}");
+        }
+        assert!(same_switch(None, None) && !same_switch(None, Some(at)));
+    }
+}

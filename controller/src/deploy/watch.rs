@@ -1,0 +1,202 @@
+//! The watch after a deploy, on disk: what it has seen so far and until when it goes on. Saved at every tick, so that the
+//! next command can go on with it when the process that watched is gone.
+//!
+//! It has a file and a lock of its own and not the journal's: while somebody watches, others must be able to roll back or
+//! deploy. Whoever holds this lock watches; a watch whose lock is free and that hasn't ended has lost its watcher.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use uh_protocol::{BackendName, ServiceName};
+
+use super::activation::Before;
+use crate::counters::{Counters, Reading};
+use crate::files;
+use crate::verdict::judge::Memory;
+
+/// The version of the file's format.
+pub const SCHEMA: u32 = 1;
+
+/// What an operation is to be followed by. Part of its facts, and so in the journal before it begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// How long, in milliseconds.
+    pub duration_ms: u64,
+    /// From one tick to the next, in milliseconds.
+    pub interval_ms: u64,
+    /// Whether a breach rolls back.
+    pub auto_rollback: bool,
+}
+
+impl Plan {
+    /// A plan.
+    #[must_use]
+    pub fn new(duration: Duration, interval: Duration, auto_rollback: bool) -> Self {
+        let ms = |length: Duration| u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+        Self { duration_ms: ms(duration), interval_ms: ms(interval), auto_rollback }
+    }
+
+    /// How long.
+    #[must_use]
+    pub fn duration(&self) -> Duration {
+        Duration::from_millis(self.duration_ms)
+    }
+
+    /// From one tick to the next.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval_ms.max(1))
+    }
+}
+
+/// A watch, as it was at its last tick.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watch {
+    /// The version of the format.
+    pub schema: u32,
+    /// The deploy that it belongs to.
+    pub operation: String,
+    /// The service.
+    pub service: ServiceName,
+    /// What is watched.
+    pub backend: BackendName,
+    /// Its version.
+    pub version: Option<String>,
+    /// uh-proxy's `last_switch` when it began: another value there means another activation.
+    pub last_switch: Option<String>,
+    /// What it was asked to do.
+    pub plan: Plan,
+    /// When it began: ISO 8601, UTC.
+    pub began_at: String,
+    /// When it is over: ISO 8601, UTC.
+    pub ends_at: String,
+    /// What served before, and how.
+    pub before: Option<Before>,
+    /// The last reading.
+    pub last: Reading,
+    /// Everything that was counted since the switch.
+    pub seen: Counters,
+    /// What the judge remembers.
+    pub memory: Memory,
+    /// What it came to; `None`: it isn't over.
+    pub verdict: Option<String>,
+}
+
+impl Watch {
+    /// Whether it is over.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.verdict.is_some()
+    }
+
+    /// How much of it is left. Never more than all of it, whatever became of the clock.
+    #[must_use]
+    pub fn left(&self, now: Timestamp) -> Duration {
+        let end: Option<Timestamp> = self.ends_at.parse().ok();
+        let left = end.and_then(|end| Duration::try_from(end.duration_since(now)).ok());
+        left.unwrap_or_default().min(self.plan.duration())
+    }
+}
+
+/// The watch's file, held by the one that watches.
+#[derive(Debug)]
+pub struct WatchFile {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl WatchFile {
+    /// Becomes the one that watches. `None`: somebody else is.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn claim(state_dir: &Path) -> io::Result<Option<Self>> {
+        files::make_directory(state_dir)?;
+        let lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(state_dir.join("watch.lock"))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { path: path(state_dir), _lock: lock })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Writes down how far it is.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn save(&self, watch: &Watch) -> io::Result<()> {
+        files::replace(&self.path, serde_json::to_string(watch)?.as_bytes())
+    }
+}
+
+/// The newest watch, whoever has it.
+///
+/// # Errors
+/// The file is there and can't be read.
+pub fn look(state_dir: &Path) -> io::Result<Option<Watch>> {
+    let path = path(state_dir);
+    let Some(text) = files::read(&path)? else { return Ok(None) };
+    let watch: Watch = serde_json::from_slice(&text).map_err(|e| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged: {e}", path.display()))
+    })?;
+    if watch.schema > SCHEMA {
+        let message =
+            format!("{}: schema {} is newer than this uh-deploy knows", path.display(), watch.schema);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(Some(watch))
+}
+
+/// Ends the watch of an operation that itself came to no good end. Only for the process that watches, and has stopped.
+///
+/// # Errors
+/// The file can't be read or written.
+pub fn close(state_dir: &Path, operation: &str, verdict: &str) -> io::Result<()> {
+    match look(state_dir)? {
+        Some(mut watch) if watch.operation == operation && !watch.has_ended() => {
+            watch.verdict = Some(verdict.to_owned());
+            files::replace(&path(state_dir), serde_json::to_string(&watch)?.as_bytes())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn path(state_dir: &Path) -> PathBuf {
+    state_dir.join("watch.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_can_watch_and_the_next_one_can_when_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = WatchFile::claim(dir.path()).unwrap().unwrap();
+        assert!(WatchFile::claim(dir.path()).unwrap().is_none());
+        drop(first);
+        assert!(WatchFile::claim(dir.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_and_never_no_watch() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(look(dir.path()).unwrap().is_none());
+        std::fs::write(path(dir.path()), "{\"schema\": 1").unwrap();
+        assert!(look(dir.path()).unwrap_err().to_string().contains("is damaged"));
+    }
+}

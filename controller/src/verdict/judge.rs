@@ -1,0 +1,245 @@
+//! Judges a watch tick by tick: errors by the sequential test, latency and health by bad ticks in a row.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Allowed, Answers};
+use crate::config::Monitor;
+use crate::counters::Counters;
+
+/// How a backend is now, in addition to its counters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// As it should be, or not known to be otherwise.
+    Well,
+    /// uh-proxy's probes fail.
+    Unhealthy(String),
+    /// Its instance has ended.
+    Ended(String),
+}
+
+/// What a watch without a breach came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Enough was seen, and nothing is wrong.
+    Ok,
+    /// What was seen doesn't decide it, and why.
+    NotEnoughData(String),
+}
+
+impl Verdict {
+    /// As it is written to JSON and to the history.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::NotEnoughData(_) => "not enough data",
+        }
+    }
+}
+
+/// What a judge has to remember from one tick to the next.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    bad_in_a_row: u32,
+    last_reason: Option<String>,
+}
+
+/// Judges tick after tick.
+#[derive(Debug)]
+pub struct Judge<'a> {
+    limits: &'a Monitor,
+    allowed: Allowed,
+    memory: Memory,
+}
+
+impl<'a> Judge<'a> {
+    /// By these limits, compared with what the old version failed in its last activation.
+    #[must_use]
+    pub fn new(limits: &'a Monitor, before: Option<Answers>) -> Self {
+        Self::resume(limits, before, Memory::default())
+    }
+
+    /// As it was at an earlier tick.
+    #[must_use]
+    pub fn resume(limits: &'a Monitor, before: Option<Answers>, memory: Memory) -> Self {
+        Self { limits, allowed: Allowed::new(limits.max_error_rate, before), memory }
+    }
+
+    /// What to remember.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The share of requests that may fail.
+    #[must_use]
+    pub fn allowed(&self) -> Allowed {
+        self.allowed
+    }
+
+    /// One more tick: what was counted in it, and in the whole watch. `Some`: a breach, and why.
+    pub fn tick(&mut self, tick: &Counters, total: &Counters, condition: &Condition) -> Option<String> {
+        // It doesn't come back by itself, and every moment counts.
+        if let Condition::Ended(how) = condition {
+            return Some(how.clone());
+        }
+        let answers = total.answers();
+        if self.allowed.is_exceeded_by(answers) {
+            return Some(self.too_many(answers));
+        }
+        let reason = match condition {
+            Condition::Unhealthy(why) => Some(format!("unhealthy: {why}")),
+            _ => self.too_slow(tick, total),
+        };
+        self.memory.bad_in_a_row = if reason.is_some() { self.memory.bad_in_a_row + 1 } else { 0 };
+        self.memory.last_reason.clone_from(&reason);
+        reason.filter(|_| self.memory.bad_in_a_row >= self.limits.breach_after)
+    }
+
+    /// What it came to, if there was no breach.
+    #[must_use]
+    pub fn verdict(&self, total: &Counters) -> Verdict {
+        let (answers, least) = (total.answers(), self.limits.min_requests);
+        let why = if answers.all() < least {
+            let gone = total.clients_gone();
+            let gone =
+                if gone > 0 { format!(", and {gone} clients left before an answer") } else { String::new() };
+            format!("{} requests were answered, and it takes at least {least}{gone}", answers.all())
+        } else if answers.bad > 0 && answers.rate() > self.allowed.share() {
+            format!("{}, but too few to be sure", self.too_many(answers))
+        } else if let Some(reason) = &self.memory.last_reason {
+            let (bad, needed) = (self.memory.bad_in_a_row, self.limits.breach_after);
+            format!("{reason}, in the last {bad} of {needed} ticks that are needed for a breach")
+        } else {
+            return Verdict::Ok;
+        };
+        Verdict::NotEnoughData(why)
+    }
+
+    fn too_many(&self, answers: Answers) -> String {
+        let allowed = self.allowed.share();
+        let whose = if allowed > self.limits.max_error_rate {
+            ", which the old version's own rate allows"
+        } else {
+            ""
+        };
+        format!(
+            "{} of {} requests failed: {}, more than {}{whose}",
+            answers.bad,
+            answers.all(),
+            percent(answers.rate()),
+            percent(allowed),
+        )
+    }
+
+    /// A tick with few requests says little; then all of them together are judged.
+    fn too_slow(&self, tick: &Counters, total: &Counters) -> Option<String> {
+        let enough = |counters: &&Counters| counters.requests() >= self.limits.min_requests;
+        let counters = [tick, total].into_iter().find(enough)?;
+        let (p95, max) = (counters.p95()?, self.limits.max_p95);
+        (p95 > max).then(|| format!("p95 is {}ms, more than {}ms", p95.as_millis(), max.as_millis()))
+    }
+}
+
+/// `0.3%`; small shares with a digit more.
+#[must_use]
+pub fn percent(share: f64) -> String {
+    let percent = share * 100.0;
+    if percent > 0.0 && percent < 0.095 { format!("{percent:.2}%") } else { format!("{percent:.1}%") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::counters::tests::counters;
+
+    fn limits() -> Monitor {
+        Monitor {
+            duration: Duration::from_secs(300),
+            interval: Duration::from_secs(10),
+            max_error_rate: 0.01,
+            max_p95: Duration::from_millis(50),
+            min_requests: 20,
+            breach_after: 2,
+            require_verdict: false,
+        }
+    }
+
+    /// All take up to 0.1 s, so that the p95 is 95 ms.
+    fn quick(limits: &mut Monitor) -> &Monitor {
+        limits.max_p95 = Duration::from_millis(500);
+        limits
+    }
+
+    #[test]
+    fn the_first_tick_can_be_a_breach_of_the_error_rate() {
+        let mut limits = limits();
+        let limits = quick(&mut limits);
+        let bad = counters(608, 608);
+        let breach = Judge::new(limits, None).tick(&bad, &bad, &Condition::Well).unwrap();
+        assert_eq!(breach, "608 of 608 requests failed: 100.0%, more than 1.0%");
+    }
+
+    #[test]
+    fn an_error_in_every_tick_of_a_healthy_version_is_no_breach() {
+        let mut limits = limits();
+        let limits = quick(&mut limits);
+        let mut judge = Judge::new(limits, None);
+        for tick in 1..=30 {
+            assert_eq!(judge.tick(&counters(50, 1), &counters(50 * tick, tick), &Condition::Well), None);
+        }
+    }
+
+    #[test]
+    fn one_error_in_two_requests_is_not_enough_to_judge() {
+        let mut limits = limits();
+        let limits = quick(&mut limits);
+        let mut judge = Judge::new(limits, None);
+        for _ in 0..5 {
+            assert_eq!(judge.tick(&counters(2, 1), &counters(10, 2), &Condition::Well), None);
+        }
+        let Verdict::NotEnoughData(why) = judge.verdict(&counters(10, 2)) else { panic!() };
+        assert_eq!(why, "10 requests were answered, and it takes at least 20");
+    }
+
+    #[test]
+    fn a_rate_above_the_limit_that_is_no_proof_is_not_called_ok() {
+        let mut limits = limits();
+        let judge = Judge::new(quick(&mut limits), None);
+        assert_eq!(judge.verdict(&counters(100, 1)), Verdict::Ok);
+        let Verdict::NotEnoughData(why) = judge.verdict(&counters(100, 2)) else { panic!() };
+        assert_eq!(why, "2 of 100 requests failed: 2.0%, more than 1.0%, but too few to be sure");
+    }
+
+    #[test]
+    fn latency_needs_bad_ticks_in_a_row_and_an_ended_instance_none() {
+        let limits = limits();
+        let mut judge = Judge::new(&limits, None);
+        let (slow, idle) = (counters(100, 0), Counters::default());
+        assert_eq!(judge.tick(&slow, &slow, &Condition::Well), None);
+        let Verdict::NotEnoughData(why) = judge.verdict(&slow) else { panic!() };
+        assert_eq!(why, "p95 is 95ms, more than 50ms, in the last 1 of 2 ticks that are needed for a breach");
+        assert_eq!(judge.tick(&idle, &idle, &Condition::Well), None);
+        assert_eq!(judge.verdict(&slow), Verdict::Ok);
+        assert_eq!(judge.tick(&slow, &slow, &Condition::Well), None);
+        // Whoever goes on with it remembers the bad tick.
+        let mut judge = Judge::resume(&limits, None, judge.memory().clone());
+        let breach = judge.tick(&slow, &slow, &Condition::Well).unwrap();
+        assert_eq!(breach, "p95 is 95ms, more than 50ms");
+        let ended = Condition::Ended("exit code 1".to_owned());
+        assert!(Judge::new(&limits, None).tick(&idle, &idle, &ended).is_some());
+    }
+
+    #[test]
+    fn the_old_version_s_own_rate_is_named_where_it_is_what_allows_more() {
+        let mut limits = limits();
+        let limits = quick(&mut limits);
+        let before = Some(counters(60_000, 1800).answers());
+        let now = counters(3000, 600);
+        let breach = Judge::new(limits, before).tick(&now, &now, &Condition::Well).unwrap();
+        assert!(breach.ends_with("%, which the old version's own rate allows"), "{breach}");
+    }
+}

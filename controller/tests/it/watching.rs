@@ -1,0 +1,372 @@
+//! The watch after a deploy: what it finds, how soon, and that nobody loses it.
+
+use std::net::SocketAddr;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{Ran, Stage, get, until};
+
+/// A minute of what the guide's tools do, in a second.
+const QUICK: &str = "[monitor]\ninterval = \"200ms\"";
+
+/// Requests at a steady rate, one connection each, whatever becomes of them.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    path: Arc<Mutex<&'static str>>,
+    sent: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Traffic {
+    fn start(address: SocketAddr, per_second: u32, path: &'static str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (path, sent) = (Arc::new(Mutex::new(path)), Arc::new(AtomicU64::new(0)));
+        let gap = Duration::from_secs(1) / per_second;
+        let thread = {
+            let (stop, path, sent) = (Arc::clone(&stop), Arc::clone(&path), Arc::clone(&sent));
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::SeqCst) {
+                    let path = *path.lock().unwrap();
+                    // What comes back is uh-deploy's to judge.
+                    drop(get(address, path));
+                    sent.fetch_add(1, Ordering::SeqCst);
+                    std::thread::sleep(gap);
+                }
+            })
+        };
+        Self { stop, path, sent, thread: Some(thread) }
+    }
+
+    fn ask_for(&self, path: &'static str) {
+        *self.path.lock().unwrap() = path;
+    }
+
+    /// Waits for so many more.
+    fn wait_for(&self, requests: u64) {
+        let before = self.sent.load(Ordering::SeqCst);
+        until("they were sent", || (self.sent.load(Ordering::SeqCst) >= before + requests).then_some(()));
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn failing(percent: u32, extra: &str) -> String {
+    format!("[runtime.process]\nenv = {{ FAIL_PERCENT = \"{percent}\" }}\n{extra}")
+}
+
+fn start(stage: &Stage, args: &[&str]) -> Child {
+    stage.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// A deploy with a watch, until that has seen something; then killed as a terminal's end would.
+fn lose_a_watch(stage: &Stage, args: &[&str]) {
+    let mut deploy = start(stage, &[&["blue-green", "--version", "1.0.1"], args].concat());
+    let requests = |watch: &Value| watch["seen"]["ended"]["GET 200"].as_u64().unwrap_or(0);
+    until("the watch has seen requests", || {
+        let done =
+            stage.history().iter().any(|line| line["version"] == "1.0.1" && line["outcome"] == "deployed");
+        saved(stage).filter(|watch| done && watch["operation"] != "" && requests(watch) > 0)
+    });
+    deploy.kill().unwrap();
+    deploy.wait().unwrap();
+}
+
+fn saved(stage: &Stage) -> Option<Value> {
+    serde_json::from_slice(&std::fs::read(stage.path("deploy-state/watch.json")).ok()?).ok()
+}
+
+fn last_watch(stage: &Stage) -> Value {
+    stage.history().into_iter().rfind(|line| line["command"] == "watch").expect("a watch in the history")
+}
+
+#[test]
+fn a_watch_shorter_than_its_interval_still_sees_that_everything_fails() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let _traffic = Traffic::start(stage.address, 100, "/");
+    stage.configure("uh-deploy.toml", &failing(100, "[monitor]\ninterval = \"10s\""));
+    stage
+        .expect(3, &["blue-green", "--version", "1.0.1", "--watch", "2s", "--auto-rollback"])
+        .says("2s is too short to judge latency")
+        .says("requests failed: 100.0%, more than 1.0%");
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
+
+#[test]
+fn errors_that_begin_just_before_the_end_count() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let traffic = Traffic::start(stage.address, 50, "/");
+    stage.configure("uh-deploy.toml", "[monitor]\ninterval = \"3s\"");
+    let deploy = start(&stage, &["blue-green", "--version", "1.0.1", "--watch", "5s"]);
+    until("the first tick is over", || {
+        saved(&stage).filter(|watch| watch["seen"]["ended"]["GET 200"].as_u64().unwrap_or(0) > 0)
+    });
+    traffic.ask_for("/status/500");
+    let ran = Ran::of(deploy.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(7), "{}", ran.text);
+    ran.says("requests failed");
+}
+
+#[test]
+fn the_watch_begins_with_the_switch_and_waits_for_neither_drain_nor_hook() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let address = stage.address;
+    // The old version has work for a minute.
+    std::thread::spawn(move || drop(get(address, "/slow?ms=60000")));
+    until("it is under way", || {
+        let service = stage.service();
+        let blue = service.backends.iter().find(|backend| backend.name.as_str() == "blue").unwrap();
+        (blue.requests_in_flight > 0).then_some(())
+    });
+    let _traffic = Traffic::start(stage.address, 100, "/");
+    let slow =
+        "[deploy]\ndrain_timeout = \"50s\"\nsettle = \"1s\"\n[hooks]\npost_switch = [\"sleep\", \"50\"]\n";
+    stage.configure("uh-deploy.toml", &failing(100, &format!("{slow}{QUICK}")));
+    let began = Instant::now();
+    stage
+        .expect(3, &["blue-green", "--version", "1.0.1", "--watch", "1m", "--auto-rollback"])
+        .says("post_switch and the drain of the old one were not waited for");
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(30), "{took:?}");
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
+
+#[test]
+fn a_rare_error_now_and_then_is_no_breach() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let _traffic = Traffic::start(stage.address, 100, "/");
+    // One of a hundred: what the limit allows.
+    stage.configure("uh-deploy.toml", &failing(1, QUICK));
+    stage.expect(0, &["blue-green", "--version", "1.0.1", "--watch", "4s", "--auto-rollback"]);
+    assert_eq!(stage.served(), "green 1.0.1");
+}
+
+#[test]
+fn a_killed_watch_is_continued_by_recover() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let traffic = Traffic::start(stage.address, 100, "/");
+    stage.configure("uh-deploy.toml", QUICK);
+    lose_a_watch(&stage, &["--watch", "10m", "--auto-rollback"]);
+    traffic.ask_for("/status/500");
+    stage
+        .expect(3, &["recover"])
+        .says("The watch of green (v1.0.1)")
+        .says("continuing it for the 9m")
+        .says("requests failed")
+        .says("✅ Rollback complete");
+    assert_eq!(stage.served(), "blue 1.0.0");
+    stage.expect(0, &["recover"]).says("Nothing to recover");
+}
+
+#[test]
+fn a_killed_watch_is_continued_by_the_timer_before_it_stops_anything() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let traffic = Traffic::start(stage.address, 100, "/");
+    stage.configure("uh-deploy.toml", &format!("[deploy]\nwarm = \"1ms\"\n{QUICK}"));
+    lose_a_watch(&stage, &["--watch", "10m", "--auto-rollback"]);
+    traffic.ask_for("/status/500");
+    stage.expect(3, &["retire"]).says("✅ Rollback complete");
+    assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 2));
+}
+
+#[test]
+fn what_happened_while_nobody_watched_counts() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let traffic = Traffic::start(stage.address, 100, "/");
+    stage.configure("uh-deploy.toml", QUICK);
+    lose_a_watch(&stage, &["--watch", "10m", "--auto-rollback"]);
+    traffic.ask_for("/status/500");
+    traffic.wait_for(150);
+    traffic.ask_for("/");
+    let began = Instant::now();
+    stage.expect(3, &["recover"]).says("✅ Rollback complete");
+    assert!(began.elapsed() < Duration::from_secs(60), "the first look decides");
+}
+
+#[test]
+fn a_watch_whose_time_ran_out_without_a_watcher_ends_with_a_verdict() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let traffic = Traffic::start(stage.address, 10, "/");
+    stage.configure("uh-deploy.toml", "[monitor]\ninterval = \"100ms\"\nmin_requests = 100000");
+    let began = Instant::now();
+    lose_a_watch(&stage, &["--watch", "4s"]);
+    drop(traffic);
+    until("its time is over", || (began.elapsed() > Duration::from_secs(10)).then_some(()));
+    stage.expect(0, &["recover"]).says("judging what was counted until now").says("not enough data");
+    assert_eq!(last_watch(&stage)["outcome"], "not enough data");
+    stage.expect(0, &["recover"]).says("Nothing to recover");
+}
+
+#[test]
+fn others_can_roll_back_while_a_watch_runs() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", QUICK);
+    let deploy = start(&stage, &["blue-green", "--version", "1.0.1", "--watch", "10m", "--auto-rollback"]);
+    until("it watches", || stage.history().iter().any(|line| line["version"] == "1.0.1").then_some(()));
+    until("the lock is free", || (stage.run(&["rollback"]).code == Some(0)).then_some(()));
+    let ran = Ran::of(deploy.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(5), "{}", ran.text);
+    assert_eq!(stage.served(), "blue 1.0.0");
+    assert_eq!(last_watch(&stage)["outcome"], "superseded");
+    stage.expect(0, &["recover"]).says("Nothing to recover");
+}
+
+#[test]
+fn another_deploy_ends_a_watch_that_lost_its_watcher() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let _traffic = Traffic::start(stage.address, 50, "/");
+    stage.configure("uh-deploy.toml", QUICK);
+    lose_a_watch(&stage, &["--watch", "10m"]);
+    stage.deploy("1.0.2").says("the deploy of 1.0.2 ended the watch");
+    assert_eq!(last_watch(&stage)["outcome"], "not enough data");
+    stage.expect(0, &["recover"]).says("Nothing to recover");
+}
+
+#[test]
+fn too_little_is_exit_0_in_words_and_8_where_a_verdict_is_required() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", QUICK);
+    let words = "not enough data: 0 requests were answered, and it takes at least 20";
+    stage.expect(0, &["blue-green", "--version", "1.0.1", "--watch", "500ms"]).says(words);
+    assert_eq!(last_watch(&stage)["outcome"], "not enough data");
+    stage.expect(8, &["blue-green", "--version", "1.0.2", "--watch", "500ms", "--require-verdict"]);
+    stage.expect(8, &["monitor", "--duration", "500ms", "--require-verdict"]);
+    let ran = stage.expect(0, &["--json", "monitor", "--duration", "500ms"]);
+    ran.says("\"verdict\":\"not enough data\"");
+    stage.configure("uh-deploy.toml", &format!("{QUICK}\nrequire_verdict = true"));
+    stage.expect(8, &["monitor", "--duration", "500ms"]);
+    let _traffic = Traffic::start(stage.address, 200, "/");
+    stage.expect(0, &["monitor", "--duration", "3s"]).says("No issues detected");
+}
+
+#[test]
+fn the_reason_of_a_breach_reaches_history_and_hooks_with_requests_to_look_up() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let _traffic = Traffic::start(stage.address, 100, "/");
+    let files = [stage.path("rolled-back.json"), stage.path("failed.json")];
+    let hooks = format!(
+        "[hooks]\non_rollback = [\"sh\", \"-c\", \"cat > {}\"]\non_failure = [\"sh\", \"-c\", \"cat > {}\"]\n\
+         [deploy.proxy]\nconfig = {:?}\n{QUICK}",
+        files[0].display(),
+        files[1].display(),
+        stage.path("uh-proxy.toml"),
+    );
+    stage.configure("uh-deploy.toml", &failing(100, &hooks));
+    stage.deploy("1.0.1");
+    stage.expect(7, &["monitor", "--duration", "30s"]).says("× 500").says("request ids: ");
+    stage.expect(3, &["monitor", "--duration", "30s", "--auto-rollback"]);
+    let of = |path: &std::path::Path| -> Value {
+        let event: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        event["outcome"].clone()
+    };
+    let rollback = stage.history().into_iter().rfind(|line| line["command"] == "rollback").unwrap();
+    for line in [rollback, last_watch(&stage), of(&files[0]), of(&files[1])] {
+        assert!(line["reason"].as_str().unwrap().contains("requests failed"), "{line}");
+        assert_eq!(line["breach"]["failures"][0]["kind"], "500", "{line}");
+        assert_eq!(line["breach"]["request_ids"].as_array().unwrap().len(), 5, "{line}");
+    }
+    stage.expect(0, &["history"]).says("requests failed: 100.0%");
+}
+
+#[test]
+fn the_new_version_is_compared_with_the_old_one_and_not_with_all_that_ran_under_its_name() {
+    let stage = Stage::new();
+    let traffic = Traffic::start(stage.address, 100, "/");
+    stage.configure("uh-deploy.toml", &failing(100, QUICK));
+    stage.deploy("1.0.0");
+    traffic.wait_for(50);
+    stage.configure("uh-deploy.toml", QUICK);
+    stage.deploy("1.0.1");
+    stage.deploy("1.0.2");
+    traffic.wait_for(50);
+    let ran = stage.expect(0, &["--json", "blue-green", "--version", "1.0.3", "--watch", "1s"]);
+    let figures = ran.text.lines().find(|line| line.contains("\"event\":\"figures\"")).unwrap();
+    let figures: Value = serde_json::from_str(figures).unwrap();
+    // 1.0.2 ran as blue, as 1.0.0 did, which failed everything.
+    assert_eq!(figures["before"]["backend"], "blue");
+    assert!(figures["before"]["requests"].as_u64().unwrap() >= 40, "{figures}");
+    assert_eq!(figures["before"]["errors"], 0, "{figures}");
+}
+
+#[test]
+fn a_restart_of_uh_proxy_within_the_watch_is_said_and_loses_no_errors() {
+    let mut stage = Stage::new();
+    stage.deploy("1.0.0");
+    let traffic = Traffic::start(stage.address, 200, "/");
+    stage.configure("uh-deploy.toml", QUICK);
+    let deploy = start(&stage, &["blue-green", "--version", "1.0.1", "--watch", "5m", "--auto-rollback"]);
+    until("it has seen many", || {
+        saved(&stage).filter(|watch| watch["seen"]["ended"]["GET 200"].as_u64().unwrap_or(0) > 100)
+    });
+    drop(traffic);
+    stage.kill_front_door();
+    stage.start_front_door();
+    let _traffic = Traffic::start(stage.address, 200, "/status/500");
+    let ran = Ran::of(deploy.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(3), "{}", ran.text);
+    ran.says("uh-proxy was restarted").says("✅ Rollback complete");
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
+
+/// The guide's four steps, word for word, with 0.2 requests a second: monitor can't know enough, and nobody rolls back.
+#[test]
+fn the_guide_s_workflow_with_little_traffic_leaves_the_good_version_in_place() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure(
+        "uh-deploy.toml",
+        "[monitor]\nduration = \"3s\"\ninterval = \"100ms\"\n[validate]\nmin_disk = \"1MiB\"\nmin_memory = \"1MiB\"",
+    );
+    // Five minutes at 0.2/s are 60 requests; the guide's 300 s are 3 s here, and too few to judge stay too few.
+    let _traffic = Traffic::start(stage.address, 3, "/");
+    let npm = |script: &str| -> Option<i32> {
+        let command = script.strip_prefix("deploy:").unwrap();
+        let mut command = stage.command(&[command]);
+        command.env("npm_package_version", "1.0.1").output().unwrap().status.code()
+    };
+    let mut failed = false;
+    for script in ["deploy:validate", "deploy:blue-green", "deploy:monitor"] {
+        failed = failed || npm(script) != Some(0);
+    }
+    // `if: failure()`
+    if failed {
+        npm("deploy:rollback");
+    }
+    assert_eq!(stage.served(), "green 1.0.1");
+}
+
+/// And with a bad version, which it was made for.
+#[test]
+fn the_guide_s_workflow_rolls_a_bad_version_back_once() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", &failing(100, "[monitor]\nduration = \"20s\"\ninterval = \"200ms\""));
+    let _traffic = Traffic::start(stage.address, 50, "/");
+    stage.deploy("1.0.1");
+    assert_eq!(stage.run(&["monitor"]).code, Some(7));
+    stage.expect(0, &["rollback"]);
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
