@@ -17,6 +17,7 @@ pub struct Controller {
     app: PathBuf,
     config: PathBuf,
     base: String,
+    monitor: String,
 }
 
 impl Controller {
@@ -37,15 +38,20 @@ impl Controller {
             base.push_str(&format!("[backends.{name}]\nendpoints = [\"{address}\"]\n"));
         }
         base.push_str("[validate]\nmin_disk = \"100MiB\"\nmin_memory = \"100MiB\"\n");
-        base.push_str("[monitor]\ninterval = \"1s\"\nbreach_after = 1\n");
         let controller = Self {
             program: sibling("uh-deploy")?,
             app: sibling("uh-sample-app")?,
             config: dir.join("uh-deploy.toml"),
             base,
+            monitor: "interval = \"1s\"\nbreach_after = 1\n".to_owned(),
         };
         controller.configure("", "")?;
         Ok(controller)
+    }
+
+    /// Lines for `[monitor]`, from the next [`configure`](Self::configure) on.
+    pub fn set_monitor(&mut self, lines: &str) {
+        lines.clone_into(&mut self.monitor);
     }
 
     /// What the next version is like: its environment, as the inside of a TOML table, and lines for `[health]`.
@@ -55,8 +61,8 @@ impl Controller {
     pub fn configure(&self, env: &str, health: &str) -> Result<()> {
         let app = serde_json::Value::from(self.app.display().to_string());
         let text = format!(
-            "{}[health]\ninterval = \"100ms\"\n{health}\n[runtime.process]\ncommand = [{app}]\nenv = {{ {env} }}\n",
-            self.base
+            "{}[monitor]\n{}[health]\ninterval = \"100ms\"\n{health}\n[runtime.process]\ncommand = [{app}]\nenv = {{ {env} }}\n",
+            self.base, self.monitor
         );
         fs::write(&self.config, text).with_context(|| format!("can't write {}", self.config.display()))
     }
