@@ -2,10 +2,11 @@
 //! asked for in `examples`.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use uh_protocol::Code;
 
-use super::{chapter, quoted, rows, text};
+use super::{chapter, quoted, root, rows, text};
 
 /// The first cells of a chapter's tables.
 fn first_cells(page: &str, heading: &str) -> BTreeSet<String> {
@@ -67,6 +68,23 @@ fn every_reason_of_a_broken_request_is_documented() {
     assert!(reasons.len() > 5, "{reasons:?}");
     let page = text("docs/metrics.md");
     assert_eq!(reasons, first_cells(&page, "### Broken requests"), "the code, and docs/metrics.md");
+}
+
+#[test]
+fn every_invariant_is_a_test() {
+    let sources = ["proxy/tests/it", "controller/tests/it"].map(|folder| {
+        let files = root().join(folder).read_dir().unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.is_file()).map(|path| fs::read_to_string(path).unwrap()).collect::<String>()
+    });
+    let page = text("docs/invariants.md");
+    let mut seen = 0;
+    for row in rows(&page).filter(|row| row[0].parse::<u32>().is_ok()) {
+        seen += 1;
+        assert_eq!(row[0], seen.to_string(), "the invariants are numbered");
+        let test = row[2].trim_matches('`');
+        assert!(sources.concat().contains(&format!("fn {test}()")), "there is no test {test}");
+    }
+    assert!(seen > 10);
 }
 
 #[test]
