@@ -8,6 +8,7 @@
 //! access-log      writes the access log
 //! ```
 
+mod signals;
 mod supervise;
 
 use std::io;
@@ -19,7 +20,6 @@ use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::{Mutex, Notify, watch};
 
@@ -174,6 +174,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
             settings,
             outlet: log.outlet,
             wanted: Notify::new(),
+            reopen_wanted: Notify::new(),
         },
         admin_heartbeat: AtomicU64::new(0),
         news: Arc::default(),
@@ -205,7 +206,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
         "ready"
     );
     systemd::ready(&format!("serving, generation {}", board.snapshot().generation));
-    let ended = supervise::supervise(&inbox, &stop, &control);
+    let ended = supervise::supervise(&inbox, &stop, &control, &log.pending);
     // The admin thread, which has it too, goes on until the process ends.
     admin.lock().remove();
     ended
@@ -222,7 +223,7 @@ fn bind(server: &Server, mut inherited: Inherited) -> Result<Bound, RunError> {
         server.listen.iter().map(|address| listen(address, "server.listen")).collect::<Result<_, _>>()?;
     let metrics = server.metrics.as_ref().map(|address| listen(address, "server.metrics")).transpose()?;
     inherited.finish()?;
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system("handle signals"))?;
+    let signals = Signals::new(signals::HANDLED).map_err(system("handle signals"))?;
     let access = if server.admin_users.is_empty() { Access::Owner } else { Access::Listed };
     Ok(Bound {
         listeners,
@@ -356,6 +357,7 @@ fn start_admin(
             }
             tokio::spawn(prober::run(Arc::clone(&control.board), Arc::clone(&control.news)));
             tokio::spawn(Arc::clone(&control).reload_when_wanted());
+            tokio::spawn(Arc::clone(&control).reopen_log_when_wanted());
             tokio::spawn(supervise::beat(Arc::clone(&control)));
             tokio::spawn(persist_health(Arc::clone(&control), Arc::clone(&control.news)));
             server::serve_admin(socket, control, users).await;

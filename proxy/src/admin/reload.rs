@@ -13,7 +13,7 @@ use super::control::Control;
 use super::socket::Peer;
 use crate::config::{self, Config, changes};
 use crate::front::settings::{Settings, SettingsCell};
-use crate::observe::access_log::{self, Outlet, Sink};
+use crate::observe::access_log::{self, Outlet, Reopened, Sink};
 use crate::switching::Refusal;
 use crate::systemd;
 
@@ -33,8 +33,10 @@ pub struct Reloading {
     pub settings: Vec<Arc<SettingsCell>>,
     /// Where the access log goes.
     pub outlet: Outlet,
-    /// Told at SIGHUP.
+    /// Notified at SIGHUP.
     pub wanted: Notify,
+    /// Notified at SIGUSR1.
+    pub reopen_wanted: Notify,
 }
 
 /// Who asked.
@@ -64,6 +66,37 @@ impl Control {
         }
     }
 
+    /// Opens the access log again at every SIGUSR1, indefinitely.
+    pub async fn reopen_log_when_wanted(self: Arc<Self>) {
+        loop {
+            self.reloading.reopen_wanted.notified().await;
+            self.reopen_log("SIGUSR1").await;
+        }
+    }
+
+    /// Opens the access log again and logs how that went. What is wrong with it stops nothing.
+    async fn reopen_log(&self, why: &str) {
+        let outlet = self.reloading.outlet.clone();
+        let opening = tokio::task::spawn_blocking(move || outlet.reopen());
+        match tokio::time::timeout(CHECK_TIMEOUT, opening).await {
+            Ok(Ok(Ok(Reopened::File(path)))) => {
+                tracing::info!(path = %path.display(), why, "access log reopened");
+            }
+            Ok(Ok(Ok(Reopened::NoFile))) => {
+                tracing::info!(why, "the access log isn't a file; nothing to reopen");
+            }
+            Ok(Ok(Err(error))) => {
+                tracing::error!(%error, why, "access log not reopened; lines go to the old file")
+            }
+            Ok(Err(_)) | Err(_) => {
+                tracing::error!(
+                    why,
+                    "the disk is slow; lines go to the old access log until it opens the new one"
+                );
+            }
+        }
+    }
+
     /// `POST /v1/reload`
     ///
     /// # Errors
@@ -71,6 +104,8 @@ impl Control {
     pub async fn reload(&self, asked: Asked) -> Result<Reloaded, Problem> {
         let mut text = self.reloading.text.lock().await;
         systemd::reloading();
+        // First, whatever the file says: whoever has rotated the log must not lose lines to a mistake in the file.
+        self.reopen_log("reload").await;
         let result = self.check_and_apply(&mut text).await;
         let by = match asked {
             Asked::By(peer) => peer.to_string(),
@@ -108,7 +143,7 @@ impl Control {
         for cell in &self.reloading.settings {
             cell.store(settings.clone());
         }
-        self.reloading.outlet.redirect(config.server.access_log.format, log);
+        self.reloading.outlet.redirect(config.server.access_log, log);
         let keys = changes::changed_keys(text, &new_text);
         let overridden = self.overridden(&keys);
         let only_order = keys.is_empty() && generation != before;

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -42,8 +42,22 @@ pub struct LogLane {
     format: Arc<SharedFormat>,
     buffer: Mutex<LaneBuffer>,
     queue: SyncSender<Batch>,
+    pending: Arc<Pending>,
     meters: Arc<Meters>,
     worker: usize,
+}
+
+/// Lines that were handed to the writing thread and that it hasn't finished with. What is left when the process ends is
+/// lost.
+#[derive(Debug, Default)]
+pub struct Pending(AtomicU64);
+
+impl Pending {
+    /// How many there are. Those of the batch that is being written count to its end.
+    #[must_use]
+    pub fn lines(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Default)]
@@ -81,7 +95,10 @@ impl LogLane {
     fn hand_over(&self, buffer: &mut LaneBuffer) {
         let bytes = std::mem::replace(&mut buffer.bytes, Vec::with_capacity(HAND_OVER_BYTES + 1024));
         let lines = std::mem::take(&mut buffer.lines);
+        // Before it is sent, or the writing thread could subtract first.
+        self.pending.0.fetch_add(lines, Ordering::Relaxed);
         if self.queue.try_send(Batch { bytes, lines }).is_err() {
+            self.pending.0.fetch_sub(lines, Ordering::Relaxed);
             self.meters.worker(self.worker).log_lines_lost.fetch_add(lines, Ordering::Relaxed);
         }
     }
@@ -139,15 +156,51 @@ impl SharedFormat {
 #[derive(Clone)]
 pub struct Outlet {
     format: Arc<SharedFormat>,
-    next: Arc<Mutex<Option<Sink>>>,
+    next: Arc<Mutex<Next>>,
+}
+
+/// What the writing thread takes up before its next batch.
+struct Next {
+    /// Where lines go from then on; `None`: where they go already.
+    sink: Option<Sink>,
+    /// What is in force.
+    config: AccessLog,
+}
+
+/// What became of [`Outlet::reopen`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reopened {
+    /// Lines go to the file that has this name now.
+    File(PathBuf),
+    /// The log is no file, or off.
+    NoFile,
 }
 
 impl Outlet {
-    /// Lines that are handed over from now on go to `sink`. Nobody waits for a disk here: the writing thread looks
-    /// before it writes.
-    pub fn redirect(&self, format: AccessLogFormat, sink: Sink) {
-        *self.next.lock() = Some(sink);
-        self.format.0.store(format as u8, Ordering::Relaxed);
+    /// Lines that are handed over from now on go to `sink`, which was opened for `config`. Nobody waits for a disk here:
+    /// the writing thread looks before it writes.
+    pub fn redirect(&self, config: AccessLog, sink: Sink) {
+        let mut next = self.next.lock();
+        self.format.0.store(config.format as u8, Ordering::Relaxed);
+        *next = Next { sink: Some(sink), config };
+    }
+
+    /// Opens the file again, under the name that is in force, for whoever has renamed it away. May wait for a disk.
+    ///
+    /// # Errors
+    /// It can't be opened; then lines go where they went.
+    pub fn reopen(&self) -> io::Result<Reopened> {
+        let config = self.next.lock().config.clone();
+        let Some(path) = config.path.clone().filter(|_| config.format != AccessLogFormat::Off) else {
+            return Ok(Reopened::NoFile);
+        };
+        let sink = open(&config)?;
+        let mut next = self.next.lock();
+        // A reload that came meanwhile has opened something newer.
+        if next.config == config {
+            next.sink = Some(sink);
+        }
+        Ok(Reopened::File(path))
     }
 }
 
@@ -159,6 +212,8 @@ pub struct Started {
     pub outlet: Outlet,
     /// The writing thread. It ends when the last lane is gone.
     pub writer: JoinHandle<()>,
+    /// What it hasn't written yet.
+    pub pending: Arc<Pending>,
 }
 
 /// Starts the access log.
@@ -168,19 +223,23 @@ pub struct Started {
 pub fn start(config: &AccessLog, workers: usize, meters: &Arc<Meters>) -> io::Result<Started> {
     let (queue, batches) = sync_channel(QUEUE_BUFFERS);
     let format = Arc::new(SharedFormat(AtomicU8::new(config.format as u8)));
-    let outlet = Outlet { format: Arc::clone(&format), next: Arc::new(Mutex::new(Some(open(config)?))) };
-    let (next, writer_meters) = (Arc::clone(&outlet.next), Arc::clone(meters));
+    let next = Next { sink: Some(open(config)?), config: config.clone() };
+    let outlet = Outlet { format: Arc::clone(&format), next: Arc::new(Mutex::new(next)) };
+    let pending = Arc::<Pending>::default();
+    let (next, writer_meters, writer_pending) =
+        (Arc::clone(&outlet.next), Arc::clone(meters), Arc::clone(&pending));
     let writer = std::thread::Builder::new()
         .name("access-log".to_owned())
-        .spawn(move || write_all(&next, &batches, &writer_meters))?;
+        .spawn(move || write_all(&next, &batches, &writer_meters, &writer_pending))?;
     let lane = |worker| LogLane {
         format: Arc::clone(&format),
         buffer: Mutex::default(),
         queue: queue.clone(),
+        pending: Arc::clone(&pending),
         meters: Arc::clone(meters),
         worker,
     };
-    Ok(Started { lanes: (0..workers).map(lane).collect(), outlet, writer })
+    Ok(Started { lanes: (0..workers).map(lane).collect(), outlet, writer, pending })
 }
 
 /// Opens what a configuration names.
@@ -212,15 +271,17 @@ fn open_file(path: &Path) -> io::Result<File> {
     })
 }
 
-fn write_all(next: &Mutex<Option<Sink>>, batches: &Receiver<Batch>, meters: &Meters) {
+fn write_all(next: &Mutex<Next>, batches: &Receiver<Batch>, meters: &Meters, pending: &Pending) {
     let mut failing = false;
     let mut sink = Sink::to(io::sink());
     for batch in batches {
-        if let Some(other) = next.lock().take() {
+        let other = next.lock().sink.take();
+        if let Some(other) = other {
             sink = other;
             sink.look();
         }
         let (lost, error) = write_batch(&mut sink, &batch);
+        pending.0.fetch_sub(batch.lines, Ordering::Relaxed);
         meters.worker(0).log_lines_lost.fetch_add(lost, Ordering::Relaxed);
         match error {
             None => failing = false,
@@ -259,54 +320,4 @@ fn write_batch(sink: &mut Sink, batch: &Batch) -> (u64, Option<io::Error>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A disk with little room.
-    struct Disk(Arc<Mutex<(Vec<u8>, usize)>>);
-
-    impl Write for Disk {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let mut disk = self.0.lock();
-            let some = bytes.len().min(disk.1 - disk.0.len());
-            if some == 0 && !bytes.is_empty() {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            disk.0.extend_from_slice(&bytes[..some]);
-            Ok(some)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn half_a_line_that_a_full_disk_leaves_spoils_no_other_one() {
-        let disk = Arc::new(Mutex::new((Vec::new(), 12)));
-        let mut sink = Sink::to(Disk(Arc::clone(&disk)));
-        let batch = |text: &str| Batch { bytes: text.into(), lines: text.matches('\n').count() as u64 };
-        assert_eq!(write_batch(&mut sink, &batch("one\ntwo\n")).0, 0);
-        let (lost, error) = write_batch(&mut sink, &batch("three\nfour\n"));
-        assert_eq!((lost, error.unwrap().kind()), (2, io::ErrorKind::StorageFull));
-        assert_eq!(write_batch(&mut sink, &batch("five\n")).0, 1);
-        disk.lock().1 = 1000;
-        assert_eq!(write_batch(&mut sink, &batch("six\n")).0, 0);
-        assert_eq!(disk.lock().0, b"one\ntwo\nthre\nsix\n");
-    }
-
-    #[test]
-    fn half_a_line_in_a_file_that_is_opened_is_ended_first() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("access.log");
-        for (before, after) in [("one\ntw", "one\ntw\nnew\n"), ("one\n", "one\nnew\n"), ("", "new\n")] {
-            std::fs::write(&path, before).unwrap();
-            let config = AccessLog { path: Some(path.clone()), format: AccessLogFormat::Json };
-            let mut sink = open(&config).unwrap();
-            sink.look();
-            let batch = Batch { bytes: b"new\n".to_vec(), lines: 1 };
-            assert!(matches!(write_batch(&mut sink, &batch), (0, None)));
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), after);
-        }
-    }
-}
+mod tests;

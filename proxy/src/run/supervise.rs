@@ -8,30 +8,37 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::SIGHUP;
 use signal_hook::iterator::Signals;
 use tokio::sync::watch;
 
 use super::RunError;
+use super::signals::{self, Meaning};
 use crate::admin::control::Control;
 use crate::front::attention::Timetable;
+use crate::observe::access_log::Pending;
 use crate::systemd;
 
 /// After exchanges in flight have been cut, how long their connections may take to end.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
-/// What the service manager grants beyond the time that stopping takes at most: for the last log lines.
-const EXTRA_TIME: Duration = Duration::from_secs(5);
+/// After the last worker has ended, how long the access log may take for the lines that are left. A disk takes them in
+/// milliseconds; a pipe that nobody reads never does.
+const LOG_GRACE: Duration = Duration::from_secs(1);
+
+/// What the service manager grants beyond the time that stopping takes at most.
+const EXTRA_TIME: Duration = Duration::from_secs(4);
 
 /// What the main thread waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
-    /// SIGTERM, SIGINT or SIGHUP.
+    /// One of [`signals::HANDLED`].
     Signal(i32),
     /// A worker has ended.
     WorkerEnded,
-    /// All workers have, and every log line is written.
-    AllEnded,
+    /// All workers have.
+    WorkersEnded,
+    /// And every log line is written.
+    LogEnded,
 }
 
 pub(super) fn start_joiner(
@@ -51,9 +58,10 @@ pub(super) fn start_joiner(
         for watcher in watchers {
             let _ = watcher.join();
         }
+        let _ = events.send(Event::WorkersEnded);
         // With the last worker its log lanes are gone, and the writing thread ends when it has written everything.
         let _ = log.join();
-        let _ = events.send(Event::AllEnded);
+        let _ = events.send(Event::LogEnded);
     })?;
     Ok(())
 }
@@ -74,28 +82,46 @@ pub(super) fn supervise(
     inbox: &Receiver<Event>,
     stop: &watch::Sender<bool>,
     control: &Control,
+    log: &Pending,
 ) -> Result<(), RunError> {
     let settings = |control: &Control| control.reloading.settings.first().map(|cell| cell.load());
     let signal = until_told_to_stop(inbox, control)?;
     let (timeout, idle_grace) = settings(control)
         .map_or_else(Default::default, |settings| (settings.shutdown_timeout, settings.shutdown_idle_grace));
     let active = || control.meters.sum(|worker| &worker.client_active);
+    let lost_before = lines_lost(control);
     tracing::info!(signal, in_flight = active(), timeout_s = timeout.as_secs(), "stopping");
-    systemd::stopping(timeout + CUT_GRACE + EXTRA_TIME);
+    systemd::stopping(timeout + CUT_GRACE + LOG_GRACE + EXTRA_TIME);
     let timetable = Timetable::new(tokio::time::Instant::now(), idle_grace, timeout, control.tunnels());
     control.bells.iter().for_each(|bell| bell.stop(timetable));
     stop.send_replace(true);
-    match until_ended(inbox, timeout) {
-        Some(Event::Signal(_)) => tracing::warn!(cut = active(), "a second signal: ending at once"),
-        Some(_) => tracing::info!("stopped; nothing was cut"),
-        None => {
-            let cut = active();
-            control.bells.iter().for_each(|bell| bell.cut());
-            let _ended = until_ended(inbox, CUT_GRACE);
-            tracing::warn!(cut, "stopped at the shutdown timeout; exchanges were cut");
+    let ended = until_ended(inbox, timeout, control, Event::WorkersEnded);
+    let cut = active();
+    if ended == Ended::Late {
+        control.bells.iter().for_each(|bell| bell.cut());
+        let _ended = until_ended(inbox, CUT_GRACE, control, Event::WorkersEnded);
+    }
+    if ended != Ended::Hurried {
+        let _ended = until_ended(inbox, LOG_GRACE, control, Event::LogEnded);
+    }
+    let lines = lines_lost(control).saturating_sub(lost_before).saturating_add(log.lines());
+    if lines > 0 {
+        tracing::warn!(lines, "the access log doesn't take its last lines; at most this many are lost");
+    }
+    match (ended, cut) {
+        (Ended::Hurried, cut) => tracing::warn!(cut, "a second signal: ending at once"),
+        (Ended::InTime, _) => tracing::info!("stopped; nothing was cut"),
+        (Ended::Late, 0) => {
+            tracing::warn!(cut, "stopped at the shutdown timeout; idle connections were closed")
         }
+        (Ended::Late, cut) => tracing::warn!(cut, "stopped at the shutdown timeout; exchanges were cut"),
     }
     Ok(())
+}
+
+/// Lines of the access log that were lost since the start.
+fn lines_lost(control: &Control) -> u64 {
+    control.meters.sum(|worker| &worker.log_lines_lost)
 }
 
 /// Serves until a signal says to stop, and returns it.
@@ -103,25 +129,46 @@ fn until_told_to_stop(inbox: &Receiver<Event>, control: &Control) -> Result<i32,
     let mut watchdog = Watchdog::new();
     loop {
         match watchdog.next_event(inbox, control) {
-            Ok(Event::Signal(SIGHUP)) => control.reloading.wanted.notify_one(),
-            Ok(Event::Signal(signal)) => return Ok(signal),
-            Ok(Event::WorkerEnded | Event::AllEnded) | Err(_) => return Err(RunError::WorkerLost),
+            Ok(Event::Signal(signal)) => {
+                if signals::carry_out(signal, control) == Meaning::Stop {
+                    return Ok(signal);
+                }
+            }
+            Ok(Event::WorkerEnded | Event::WorkersEnded | Event::LogEnded) | Err(_) => {
+                return Err(RunError::WorkerLost);
+            }
         }
     }
 }
 
-/// The end of the last worker, or a signal that demands it; `None`: neither came in time.
-fn until_ended(inbox: &Receiver<Event>, timeout: Duration) -> Option<Event> {
+/// How a wait for the end came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// What was waited for has come.
+    InTime,
+    /// It hasn't.
+    Late,
+    /// A second signal demands the end at once.
+    Hurried,
+}
+
+/// Waits for an event, for this long at most.
+fn until_ended(inbox: &Receiver<Event>, timeout: Duration, control: &Control, wanted: Event) -> Ended {
     let deadline = Instant::now() + timeout;
     // Threads that end are as it should be now: that this one waits is sign of life enough.
     let interval = systemd::watchdog_interval();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match inbox.recv_timeout(interval.map_or(left, |interval| interval.min(left))) {
-            Ok(Event::WorkerEnded | Event::Signal(SIGHUP)) => {}
-            Ok(event) => return Some(event),
+            Ok(event) if event == wanted => return Ended::InTime,
+            Ok(Event::Signal(signal)) => {
+                if signals::carry_out(signal, control) == Meaning::Stop {
+                    return Ended::Hurried;
+                }
+            }
+            Ok(Event::WorkerEnded | Event::WorkersEnded | Event::LogEnded) => {}
             Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => systemd::alive(),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ended::Late,
         }
     }
 }

@@ -34,6 +34,7 @@ mod observed;
 mod recorder;
 mod reload;
 mod routing;
+mod signals;
 mod stale;
 mod stopping;
 mod streams;
