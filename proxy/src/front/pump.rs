@@ -4,6 +4,7 @@
 //! buffer only while there are bytes in it. Two pumps over the same two streams, polled by one task, are a full-duplex
 //! relay without locks or channels. Of large bodies only the beginning goes through our memory: see [`splice`].
 
+use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -42,8 +43,9 @@ pub enum PumpError {
     Write(io::Error),
 }
 
-/// How much may be moved before the others on this thread have their turn: two buffers, some 30 µs. A connection that
-/// has a lot to move at once would hold them all up, and a thousand of them for seconds.
+/// How much may be taken in before the others on this thread have their turn: two buffers, some 30 µs. A connection that
+/// has a lot to move at once would hold them all up, and a thousand of them for seconds. Counted as it comes in: that is
+/// what work there is, however little of it goes out.
 const TURN_BYTES: u64 = 128 << 10;
 
 /// What ends a chunk of ours.
@@ -74,11 +76,16 @@ pub struct Pump {
     cleared: usize,
     /// What is written after the cleared bytes.
     tail: &'static [u8],
+    /// Bytes read.
+    taken: u64,
     /// Bytes written, the head included.
     sent: u64,
     /// Body bytes written.
     body_sent: u64,
     waiting: Waiting,
+    /// Bytes that were moved within the buffer.
+    #[cfg(test)]
+    shifted: u64,
 }
 
 impl Pump {
@@ -98,9 +105,12 @@ impl Pump {
             splice_sought: false,
             cleared: 0,
             tail: b"",
+            taken: 0,
             sent: 0,
             body_sent: 0,
             waiting: Waiting::Source,
+            #[cfg(test)]
+            shifted: 0,
         }
     }
 
@@ -212,7 +222,7 @@ impl Pump {
         from: &mut Stream,
         to: &mut Stream,
     ) -> Poll<Result<(), PumpError>> {
-        let turn_ends = self.sent + TURN_BYTES;
+        let turn_ends = self.taken + TURN_BYTES;
         loop {
             self.clear()?;
             ready!(self.poll_write(cx, to)).map_err(PumpError::Write)?;
@@ -220,13 +230,15 @@ impl Pump {
                 self.splice = None;
                 return Poll::Ready(Ok(()));
             }
-            if self.sent >= turn_ends {
+            if self.taken >= turn_ends {
                 self.waiting = Waiting::Source;
-                cx.waker().wake_by_ref();
+                give_way(cx);
                 return Poll::Pending;
             }
             self.seek_splice(from, to);
-            if ready!(self.poll_read(cx, from)).map_err(PumpError::Read)? == 0 {
+            let taken = ready!(self.poll_read(cx, from)).map_err(PumpError::Read)?;
+            self.taken += taken as u64;
+            if taken == 0 {
                 self.scanner.end_of_input().map_err(|_| PumpError::Truncated)?;
                 if self.coding == Coding::Chunk {
                     self.tail = LAST_CHUNK;
@@ -235,29 +247,40 @@ impl Pump {
         }
     }
 
-    /// Finds out how much of what was read belongs to the body.
+    /// Finds out how much of what was read belongs to the body. Chunk framing that the receiver must not see is taken
+    /// out in one pass, in which no byte moves more than once, however many chunks there are.
     fn clear(&mut self) -> Result<(), PumpError> {
         let Some(buffer) = &mut self.buffer else { return Ok(()) };
         let written = self.cleared == 0;
-        while self.cleared < buffer.filled().len() && !self.scanner.is_done() {
+        let mut seen = self.cleared;
+        while seen < buffer.filled().len() && !self.scanner.is_done() {
             let step = if let Some(frames) = &mut self.frames {
-                match frames.follow(&buffer.filled()[self.cleared..], self.ending) {
+                match frames.follow(&buffer.filled()[seen..], self.ending) {
                     0 => break,
                     n => Ok(Step::Data(n)),
                 }
             } else if self.coding == Coding::Unchunk {
-                self.scanner.step(&buffer.filled()[self.cleared..])
+                self.scanner.step(&buffer.filled()[seen..])
             } else {
-                self.scanner.take(&buffer.filled()[self.cleared..]).map(Step::Data)
+                self.scanner.take(&buffer.filled()[seen..]).map(Step::Data)
             };
             match step.map_err(|_| PumpError::BadBody)? {
-                Step::Data(n) => self.cleared += n,
-                Step::Frame(n) => buffer.remove(self.cleared, self.cleared + n),
+                Step::Data(n) => {
+                    #[cfg(test)]
+                    (self.shifted += if seen == self.cleared { 0 } else { n as u64 });
+                    buffer.move_forward(seen, self.cleared, n);
+                    self.cleared += n;
+                    seen += n;
+                }
+                Step::Frame(n) => seen += n,
             }
             if self.scanner.content() > self.most {
                 return Err(PumpError::TooLarge);
             }
         }
+        #[cfg(test)]
+        (self.shifted += if seen == self.cleared { 0 } else { (buffer.filled().len() - seen) as u64 });
+        buffer.remove(self.cleared, seen);
         if self.coding == Coding::Chunk && written && self.cleared > 0 {
             self.begin_chunk();
         }
@@ -363,6 +386,13 @@ impl Pump {
         }
         result
     }
+}
+
+/// Wakes this task again once the others have had their turn and the sockets have been looked at. Waking it directly
+/// would not do: the runtime looks at the sockets only after dozens of tasks that are ready, and one may be all of them.
+pub fn give_way(cx: &mut Context<'_>) {
+    // The first poll hands the waker on and is never ready.
+    let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
 }
 
 /// Reads into a buffer that is borrowed from the thread's stock for as long as there are bytes in it. Ready with 0 at

@@ -60,11 +60,22 @@ impl Buffer {
         self.start = (self.start + n).min(self.end);
     }
 
-    /// Takes the bytes `from..to` of the filled part out, and closes the gap.
+    /// Moves `n` bytes of the filled part forward, from the offset `from` to the offset `to`. What lay there is gone.
+    pub fn move_forward(&mut self, from: usize, to: usize, n: usize) {
+        if from != to {
+            let from = self.start + from;
+            self.bytes.copy_within(from..from + n, self.start + to);
+        }
+    }
+
+    /// Takes the bytes `from..to` of the filled part out, and closes the gap: moves all that follows. Not for each of
+    /// many pieces; see [`Buffer::move_forward`].
     pub fn remove(&mut self, from: usize, to: usize) {
-        let (from, to) = (self.start + from, self.start + to);
-        self.bytes.copy_within(to..self.end, from);
-        self.end -= to - from;
+        if from < to {
+            let (from, to) = (self.start + from, self.start + to);
+            self.bytes.copy_within(to..self.end, from);
+            self.end -= to - from;
+        }
     }
 }
 
@@ -91,7 +102,10 @@ mod tests {
         buffer.room()[..6].copy_from_slice(b"abcdef");
         buffer.grow(6);
         buffer.consume(1);
-        buffer.remove(1, 3);
+        buffer.move_forward(3, 1, 2);
+        assert_eq!(buffer.filled(), b"befef");
+        buffer.remove(3, 5);
+        buffer.remove(3, 3);
         assert_eq!(buffer.filled(), b"bef");
         buffer.consume(3);
         assert!(buffer.is_empty());

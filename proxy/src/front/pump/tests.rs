@@ -70,6 +70,88 @@ async fn one_that_has_much_to_move_lets_the_others_have_their_turn() {
     assert!(most <= TURN_BYTES + at_once, "{most} in one turn");
 }
 
+/// Chunks of one byte each, for a client that knows no chunks.
+#[tokio::test]
+async fn unwrapping_chunks_costs_by_the_byte_and_not_by_the_chunk() {
+    const CHUNKS: u64 = 100_000;
+    let ((near, mut source), (sink, mut reader)) = (pair().await, pair().await);
+    tokio::spawn(async move {
+        source.write_all("1\r\nx\r\n".repeat(CHUNKS as usize).as_bytes()).await.unwrap();
+        source.write_all(b"0\r\n\r\nHTTP/1.1 next").await.unwrap();
+        source
+    });
+    let read = tokio::spawn(async move {
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).await.unwrap();
+        all
+    });
+    let mut from: Stream = Box::new(Socket::from(near));
+    let mut to: Stream = Box::new(Socket::from(sink));
+    let mut pump = Pump::new(Vec::new(), Framing::None, None);
+    pump.begin_body(Framing::Chunked, Coding::Unchunk, None);
+    let mut most = 0;
+    std::future::poll_fn(|cx| {
+        let before = pump.taken;
+        let polled = pump.poll(cx, &mut from, &mut to);
+        most = most.max(pump.taken - before);
+        polled
+    })
+    .await
+    .unwrap();
+    drop(to);
+    let all = read.await.unwrap();
+    assert!(all.len() as u64 == CHUNKS && all.iter().all(|&byte| byte == b'x'));
+    // Each byte of content once, and once what followed the body.
+    assert!(pump.shifted <= CHUNKS + 13, "{} bytes were moved for {CHUNKS} of content", pump.shifted);
+    assert!(most <= TURN_BYTES + crate::http1::buffer::BUFFER_BYTES as u64, "{most} were taken in one turn");
+}
+
+/// A thread that always has something to move must still hear of its other sockets.
+#[tokio::test]
+async fn between_two_looks_at_the_sockets_no_more_is_moved_than_a_turn() {
+    const BYTES: u64 = 16 << 20;
+    let ((near, source), (sink, reader)) = (pair().await, pair().await);
+    let (source, reader) = (source.into_std().unwrap(), reader.into_std().unwrap());
+    source.set_nonblocking(false).unwrap();
+    reader.set_nonblocking(false).unwrap();
+    let sender = std::thread::spawn(move || io::Write::write_all(&mut &source, &vec![b'x'; BYTES as usize]));
+    let receiver = std::thread::spawn(move || io::copy(&mut &reader, &mut io::sink()));
+    let moved = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let count = std::sync::Arc::clone(&moved);
+    let pumping = tokio::spawn(async move {
+        let mut from: Stream = Box::new(Socket::from(near));
+        let mut to: Stream = Box::new(Socket::from(sink));
+        let mut pump = Pump::new(Vec::new(), Framing::Length(BYTES), None);
+        std::future::poll_fn(|cx| {
+            let polled = pump.poll(cx, &mut from, &mut to);
+            count.store(pump.sent(), std::sync::atomic::Ordering::SeqCst);
+            polled
+        })
+        .await
+    });
+    let (mut ping, mut pong) = pair().await;
+    let looking = tokio::spawn(async move {
+        let moved = || moved.load(std::sync::atomic::Ordering::SeqCst);
+        let (mut most, mut looks) = (0, 0);
+        while moved() < BYTES {
+            let before = moved();
+            ping.write_all(b"x").await.unwrap();
+            // Its news comes with the next look.
+            pong.read_exact(&mut [0]).await.unwrap();
+            most = u64::max(most, moved() - before);
+            looks += 1;
+        }
+        println!("{looks} looks, at most {most} bytes between two");
+        most
+    });
+    let most = looking.await.unwrap();
+    pumping.await.unwrap().unwrap();
+    sender.join().unwrap().unwrap();
+    assert_eq!(receiver.join().unwrap().unwrap(), BYTES);
+    let turn = TURN_BYTES + crate::http1::buffer::BUFFER_BYTES.max(splice::PIPE_BYTES) as u64;
+    assert!(most <= 3 * turn, "{most} bytes between two looks at the sockets");
+}
+
 /// Bytes of which each part differs from all others.
 fn patterned(length: usize) -> Vec<u8> {
     (0..length / 8).flat_map(|number| (number as u64).to_be_bytes()).collect()
