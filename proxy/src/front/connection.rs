@@ -18,7 +18,7 @@ use super::answer::{Answer, Form};
 use super::attention::{Attention, Stage};
 use super::exchange;
 use super::pool::millis;
-use super::pump::poll_fill;
+use super::pump::{give_way, poll_fill};
 use super::reset;
 use super::scratch::Scratch;
 use super::settings::Settings;
@@ -31,16 +31,23 @@ use crate::http1::request::{self, BadRequest, RequestId};
 use crate::observe::line::Line;
 use crate::observe::termination::Termination;
 
-/// After our last answer, how long we go on reading what the client still sends, so that the answer is not lost to a
+/// After our last answer, how long we go on reading while the client sends nothing, so that the answer is not lost to a
 /// reset (RFC 9112 §9.6).
 const LINGER_TIME: Duration = Duration::from_secs(2);
+
+/// And how long we read what a client sends that goes on: one that reads the answer to its upload only after the last
+/// byte of it must be able to write all of it, however much that is. The limit is for those that never stop.
+const LINGER_AT_MOST: Duration = Duration::from_secs(300);
 
 /// After an idle connection's end was sent, how long a request that crossed it may still arrive, to be left unanswered
 /// without a reset: the client sees an orderly end before any response, and knows that it may ask again.
 const DISMISS_TIME: Duration = Duration::from_secs(1);
 
-/// How much of that is read at most.
-const LINGER_BYTES: usize = 4 << 20;
+/// As fast as that it must send, on average: slower than any upload, faster than somebody who only holds the connection.
+const LINGER_BYTES_PER_SECOND: u64 = 4 << 10;
+
+/// How much of that is read before the others on this thread have their turn.
+const LINGER_TURN_BYTES: usize = 128 << 10;
 
 /// How long the rest of a request head may take once the process is stopping.
 const HURRIED_HEAD_TIME: Duration = Duration::from_secs(1);
@@ -141,8 +148,8 @@ impl Connection {
                 Next::KeepAlive => {}
                 Next::Close => return,
                 Next::Reset => return reset::at_close(&self.client),
-                Next::Linger => return Box::pin(self.linger(LINGER_TIME)).await,
-                Next::Dismiss => return Box::pin(self.linger(DISMISS_TIME)).await,
+                Next::Linger => return Box::pin(self.linger(LINGER_TIME, LINGER_AT_MOST)).await,
+                Next::Dismiss => return Box::pin(self.linger(DISMISS_TIME, DISMISS_TIME)).await,
             }
         }
     }
@@ -326,7 +333,8 @@ impl Connection {
         let mut out = Vec::new();
         answer.write(&self.settings.pages, &mut out);
         if self.send(&out).await.is_ok() {
-            self.linger(LINGER_TIME).await;
+            // It has one of few turns.
+            self.linger(LINGER_TIME, LINGER_TIME).await;
         }
     }
 
@@ -334,7 +342,7 @@ impl Connection {
     async fn make_room(self) {
         let admission = Arc::clone(&self.worker.admission);
         let Some(_turn) = admission.tell() else { return };
-        self.linger(DISMISS_TIME).await;
+        self.linger(DISMISS_TIME, DISMISS_TIME).await;
     }
 
     /// Sends an answer of our own, within the header deadline.
@@ -362,11 +370,12 @@ impl Connection {
         .await
     }
 
-    /// Says that nothing more comes, and reads on for a while without looking.
-    async fn linger(mut self, time: Duration) {
-        let deadline = Instant::now() + time;
-        let mut left = LINGER_BYTES;
-        let mut shut = false;
+    /// Says that nothing more comes, and reads on without looking: until the client sends nothing for the time `quiet`,
+    /// or has sent something for the time `most`.
+    async fn linger(mut self, quiet: Duration, most: Duration) {
+        let begun = Instant::now();
+        let (mut until, mut heard, mut total) = (begun + most, begun, 0);
+        let (mut shut, mut hurried) = (false, false);
         poll_fn(|cx| {
             self.attention.poll(cx);
             if !shut {
@@ -376,15 +385,31 @@ impl Connection {
                     Poll::Ready(Err(_)) => return Poll::Ready(()),
                 }
             }
+            let mut turn = 0;
             loop {
                 self.input = None;
                 match poll_fill(cx, &mut self.client, &mut self.input) {
-                    Poll::Ready(Ok(n)) if n > 0 && n <= left => left -= n,
+                    Poll::Ready(Ok(n)) if n > 0 => turn += n,
                     Poll::Ready(_) => return Poll::Ready(()),
                     Poll::Pending => break,
                 }
+                if turn >= LINGER_TURN_BYTES {
+                    give_way(cx);
+                    break;
+                }
             }
-            if self.attention.stage() == Stage::Cutting || self.watchdog.poll_expired(cx, deadline) {
+            self.input = None;
+            if turn > 0 {
+                heard = Instant::now();
+                total += turn as u64;
+            }
+            let stage = self.attention.stage();
+            if stage != Stage::Running && !std::mem::replace(&mut hurried, true) {
+                until = until.min(Instant::now() + LINGER_TIME);
+            }
+            let earned = begun + quiet + Duration::from_secs(total / LINGER_BYTES_PER_SECOND);
+            let deadline = until.min(heard + quiet).min(earned);
+            if stage == Stage::Cutting || self.watchdog.poll_expired(cx, deadline) {
                 return Poll::Ready(());
             }
             Poll::Pending

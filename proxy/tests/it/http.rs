@@ -109,6 +109,35 @@ async fn an_early_answer_is_passed_on_and_the_rest_of_the_request_read_away() {
     assert_eq!((response.status, response.text().as_str()), (413, "big!"));
 }
 
+/// Clients that write all of an upload before they read, as most HTTP libraries do.
+#[tokio::test]
+async fn an_early_answer_reaches_a_client_that_reads_only_after_its_upload_of_any_size() {
+    const UPLOAD: usize = 48 << 20;
+    let app = Scripted::start(|_, mut stream| async move {
+        let reply = b"HTTP/1.1 401 Who\r\nContent-Length: 4\r\nConnection: close\r\n\r\nwho?";
+        let _ = stream.write_all(reply).await;
+        let _ = stream.shutdown().await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        (stream, Then::Close)
+    })
+    .await;
+    let (_home, proxy) = before(&app, "[services.app.limits]\nbody_bytes = \"64MiB\"").await;
+    let upload = vec![b'x'; UPLOAD];
+    let beyond = 128 << 20;
+    for (length, sent, status) in [(UPLOAD, UPLOAD, 401), (beyond, UPLOAD, 413)] {
+        let mut wire = Wire::connect(proxy.address).await;
+        wire.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n")).await;
+        wire.send(&upload[..sent]).await;
+        assert_eq!(wire.response().await.status, status);
+    }
+    // Refused because its body turns out to be too large.
+    let mut wire = Wire::connect(proxy.address).await;
+    wire.send("POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n7000000\r\n").await;
+    wire.send(&upload).await;
+    wire.send(&upload).await;
+    assert!([401, 413].contains(&wire.response().await.status));
+}
+
 #[tokio::test]
 async fn old_clients_get_no_chunks_and_no_interim_responses() {
     let app = Scripted::start(|_, mut stream| async move {
