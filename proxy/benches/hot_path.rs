@@ -106,7 +106,14 @@ fn heads(c: &mut Criterion) {
     });
     let request = request::translate(REQUEST, &caller, &mut Vec::new()).unwrap();
     let server = ServerField::Pass;
-    let to = Recipient { request: &request, request_head: REQUEST, keep_alive: true, upgrade: None, server };
+    let to = Recipient {
+        request: &request,
+        request_head: REQUEST,
+        keep_alive: true,
+        upgrade: None,
+        server,
+        fields: 1000,
+    };
     c.bench_function("response head: check and write anew", |b| {
         b.iter(|| {
             out.clear();

@@ -5,4 +5,5 @@ pub mod broken;
 pub mod line;
 pub mod meters;
 pub mod metrics;
+pub mod seldom;
 pub mod termination;

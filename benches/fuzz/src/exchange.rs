@@ -10,7 +10,7 @@ use uh_proxy::http1::field::MAX_LEADING_LINES;
 
 use crate::front_door::{self, FrontDoor, SOON};
 use crate::reference::{Demand, Message, Read, is_same, read, read_all};
-use crate::response::Head;
+use crate::response::{Head, Lines};
 use crate::target::Target;
 use crate::words::{KNOWN_REQUESTS, REQUEST_WORDS, REQUESTS};
 
@@ -159,9 +159,9 @@ fn meant_answer(mut bytes: &[u8], to_head: bool) -> Option<MeantAnswer> {
     loop {
         // Empty lines before a head do no harm, and some are let pass (RFC 9112 §2.2, of requests).
         for _ in 0..MAX_LEADING_LINES {
-            bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+            bytes = bytes.strip_prefix(b"\r\n").or(bytes.strip_prefix(b"\n")).unwrap_or(bytes);
         }
-        let (head, length) = Head::read(bytes)?;
+        let (head, length) = Head::read(bytes, Lines::AnyLf)?;
         bytes = &bytes[length..];
         let is_interim = (100..200).contains(&head.status) && head.status != 101;
         if is_interim {
@@ -197,7 +197,7 @@ fn judge_answers(mut answers: &[u8], of_app: &[u8], messages: &[Message]) -> Res
     let mut messages = messages.iter();
     let mut message = messages.next();
     while !answers.is_empty() {
-        let Some((head, length)) = Head::read(answers) else {
+        let Some((head, length)) = Head::read(answers, Lines::CrLf) else {
             return Err(format!("no answer: {}", answers.escape_ascii()));
         };
         answers = &answers[length..];

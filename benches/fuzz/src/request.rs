@@ -215,7 +215,9 @@ fn is_what_was_meant(meant: &Message, came: &Message, around: &Circumstances) ->
     if !is_same(&meant, came, Demand::Strict) {
         return Err("it is another".to_owned());
     }
-    for name in ["host", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-port", "x-request-id"] {
+    for name in
+        ["host", "x-forwarded-for", "x-real-ip", "x-forwarded-proto", "x-forwarded-port", "x-request-id"]
+    {
         if count(came, name) != 1 {
             return Err(format!("{} {name}", count(came, name)));
         }
@@ -227,7 +229,7 @@ fn is_what_was_meant(meant: &Message, came: &Message, around: &Circumstances) ->
     }
     if !around.trusted {
         let prefixes = usize::from(around.strips);
-        let told = ["x-real-ip", "x-forwarded-server"].iter().any(|name| count(came, name) > 0);
+        let told = count(came, "x-forwarded-server") > 0 || value("x-real-ip") != CALLER;
         if value("x-forwarded-proto") != "http" || told || count(came, "x-forwarded-prefix") > prefixes {
             return Err("a stranger is believed".to_owned());
         }
@@ -260,13 +262,11 @@ fn is_ours(name: &str) -> bool {
 /// Whether a request by the rules is one of those that the front door refuses all the same; see docs/http-semantics.md.
 fn may_be_refused(meant: &Message, length: usize, around: &Circumstances) -> bool {
     let (host, _) = meant.meant();
-    let absolute = meant.target.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
     let named: Vec<_> =
         meant.values("connection").flat_map(|value| value.split(',')).map(str::trim).collect();
     let odd_target = |c: char| !c.is_ascii() || "\"<>\\^`{|}".contains(c);
     ["CONNECT", "TRACE"].contains(&meant.method.as_str())
         || meant.target.contains(odd_target)
-        || (absolute && meant.target[7..].split('/').next().is_some_and(|before| before.contains('?')))
         || !(field::is_host(host.as_bytes()) || host.is_empty() && count(meant, "host") == 0)
         || meant.values("expect").any(|value| !value.eq_ignore_ascii_case("100-continue"))
         || named.iter().any(|name| !field::classify(name.as_bytes()).is_end_to_end())

@@ -32,6 +32,7 @@ const SEEDS: &[&str] = &[
     "HTTP/1.1 426 Upgrade Required\r\nUpgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 0\r\n\r\n",
     "HTTP/1.1 200\r\nX-Request-Id: theirs\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n",
     "HTTP/1.1 502 Bad Gateway\r\nX: a\r\n b\r\n\r\n",
+    "HTTP/1.0 200 OK\nContent-Type: text/plain\r\nContent-Length: 3\n\n",
 ];
 
 const WORDS: &[&str] = &[
@@ -87,15 +88,32 @@ pub(crate) struct Head {
     pub(crate) fields: Vec<(String, Vec<u8>)>,
 }
 
+/// How the lines of a head end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lines {
+    /// As the front door writes them.
+    CrLf,
+    /// As apps write them: in a bare line feed, too (RFC 9112 §2.2).
+    AnyLf,
+}
+
+/// More fields than fit into what is tried here.
+const FIELDS: usize = 1000;
+
 impl Head {
     /// The head at the front of some bytes, and where it ends.
-    pub(crate) fn read(bytes: &[u8]) -> Option<(Self, usize)> {
+    pub(crate) fn read(bytes: &[u8], lines: Lines) -> Option<(Self, usize)> {
         let mut at = 0;
         let mut line = || {
             let rest = &bytes[at..];
             let end = rest.iter().position(|&byte| byte < b' ' && byte != b'\t' || byte == 0x7f)?;
-            at += end + 2;
-            rest[end..].starts_with(b"\r\n").then_some(&rest[..end])
+            let length = match rest[end..] {
+                [b'\r', b'\n', ..] => 2,
+                [b'\n', ..] if lines == Lines::AnyLf => 1,
+                _ => return None,
+            };
+            at += end + length;
+            Some(&rest[..end])
         };
         let first = line()?;
         let (version, rest) = first.split_at_checked(9)?;
@@ -171,17 +189,18 @@ fn check(case: &[u8]) -> Result<(), String> {
     let caller =
         Caller { address: [192, 0, 2, 1].into(), text: "192.0.2.1", request_start: None, headers: &headers };
     // A head is read up to its end before anything is made of it.
-    let bytes = match HeadScanner::default().scan(bytes) {
+    let bytes = match HeadScanner::of_response().scan(bytes) {
         Ok(Some(head)) => &bytes[head],
         _ => return Ok(()),
     };
     let request = request::translate(request_head.as_bytes(), &caller, &mut Vec::new()).expect("it is good");
     let request_head = request_head.as_bytes();
     let upgrade = (!request.upgrade.of_head(request_head).is_empty()).then_some("websocket");
-    let to = Recipient { request: &request, request_head, keep_alive, upgrade, server };
+    let to = Recipient { request: &request, request_head, keep_alive, upgrade, server, fields: FIELDS };
     let mut out = Vec::new();
     let Ok(understood) = response::translate(bytes, to, &mut out) else { return Ok(()) };
-    let (meant, length) = Head::read(bytes).ok_or("accepted, though it is no head by the rules")?;
+    let (meant, length) =
+        Head::read(bytes, Lines::AnyLf).ok_or("accepted, though it is no head by the rules")?;
     if length != bytes.len() {
         return Err(format!("the head ends after {length} bytes"));
     }
@@ -193,7 +212,8 @@ fn check(case: &[u8]) -> Result<(), String> {
             Err("an old client gets an interim response".to_owned())
         };
     }
-    let (came, length) = Head::read(&out).ok_or_else(|| format!("no head: {}", out.escape_ascii()))?;
+    let (came, length) =
+        Head::read(&out, Lines::CrLf).ok_or_else(|| format!("no head: {}", out.escape_ascii()))?;
     if length != out.len() {
         return Err(format!("more than a head: {}", out.escape_ascii()));
     }

@@ -169,6 +169,8 @@ pub struct Limits {
     pub min_response_rate: u64,
     /// The time over which both rates are measured: shorter pauses do no harm.
     pub rate_window: Duration,
+    /// The most fields of a response head.
+    pub response_fields: usize,
 }
 
 /// Who gets through while the maintenance page is shown.
@@ -397,12 +399,16 @@ fn timeouts(section: &mut Section) -> Timeouts {
 /// More than any body that is worth a limit: a pebibyte.
 const MAX_BODY_BYTES: u64 = 1 << 50;
 
+/// As many of the shortest fields as a response head may have bytes.
+const MAX_RESPONSE_FIELDS: u32 = 10_000;
+
 fn limits(section: &mut Section) -> Limits {
     Limits {
         body_bytes: Some(section.size("body_bytes", 1 << 30, (0, MAX_BODY_BYTES))).filter(|&most| most > 0),
         min_body_rate: section.size("min_body_rate", 500, (0, 1 << 30)),
         min_response_rate: section.size("min_response_rate", 500, (0, 1 << 30)),
         rate_window: section.duration("rate_window", 30 * SECOND, (100 * MS, DAY)),
+        response_fields: section.integer("response_fields", 1000, (1, MAX_RESPONSE_FIELDS)) as usize,
     }
 }
 

@@ -15,6 +15,7 @@ use super::idle::{IdleClients, IdleSlot, Left};
 use super::pool::millis;
 use super::splice;
 use crate::config::ServerLimits;
+use crate::observe::seldom::Seldom;
 
 /// Of the file descriptors, what is kept for everything but exchanges: an eighth, within these bounds. The admin API
 /// takes up to 256 of them, probes one for each endpoint.
@@ -38,6 +39,7 @@ pub struct Admission {
     refused: [AtomicU64; REASONS.len()],
     idle: Arc<IdleClients>,
     evicted: AtomicU64,
+    logged: [Seldom; REASONS.len()],
 }
 
 /// Why a connection is turned away.
@@ -47,10 +49,19 @@ pub enum Refused {
     Full,
     /// There are too many from its address.
     Address,
+    /// It speaks TLS, which we don't.
+    Tls,
 }
 
 /// All reasons, by their index.
-pub const REASONS: [&str; 2] = ["full", "address"];
+pub const REASONS: [&str; 3] = ["full", "address", "tls"];
+
+/// What an operator can do about connections that are turned away, by their index.
+const ADVICE: [&str; REASONS.len()] = [
+    "raise server.limits.connections or the limit of file descriptors",
+    "if it is a load balancer, list it in server.trusted_proxies; otherwise raise server.limits.connections_per_address",
+    "the client opens a plain HTTP port with https://",
+];
 
 /// An IPv4 address, or the first half of an IPv6 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -92,6 +103,7 @@ impl Admission {
             refused: Default::default(),
             idle: Arc::new(IdleClients::new(workers)),
             evicted: AtomicU64::new(0),
+            logged: Default::default(),
         }
     }
 
@@ -101,34 +113,37 @@ impl Admission {
         limits.connections.map_or(self.ceiling, |most| self.ceiling.min(most as usize))
     }
 
-    /// Takes a place for a connection of this worker from this address. If there is none, the connection that has been
-    /// idle between two requests for longest is evicted for it.
+    /// Counts a connection that is turned away, and logs it unless one was logged for this reason a moment ago.
+    pub fn refuse(&self, reason: Refused, client: &str) {
+        let index = reason as usize;
+        self.refused[index].fetch_add(1, Ordering::Relaxed);
+        if let Some(unlogged) = self.logged[index].allows() {
+            tracing::warn!(
+                client,
+                reason = REASONS[index],
+                more_since_last_line = unlogged,
+                "connection refused: {}",
+                ADVICE[index]
+            );
+        }
+    }
+
+    /// Takes a place for a connection of this worker from this address; `None`: one that stands for many clients, and of
+    /// which any number may come. If there is no place, the connection that has been idle between two requests for
+    /// longest is evicted for it.
     ///
     /// # Errors
-    /// There is none; it was counted.
+    /// There is none. The caller says so with [`Admission::refuse`].
     pub fn admit(
         self: &Arc<Self>,
         limits: &ServerLimits,
-        address: IpAddr,
-        worker: usize,
-    ) -> Result<Place, Refused> {
-        let result = self.try_admit(limits, address, worker);
-        if let Err(reason) = result {
-            self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
-        }
-        result
-    }
-
-    fn try_admit(
-        self: &Arc<Self>,
-        limits: &ServerLimits,
-        address: IpAddr,
+        address: Option<IpAddr>,
         worker: usize,
     ) -> Result<Place, Refused> {
         // First, so that nobody is evicted for somebody who is turned away all the same.
-        let source = match limits.connections_per_address {
-            Some(most) => Some(self.count_source(address, most)?),
-            None => None,
+        let source = match (limits.connections_per_address, address) {
+            (Some(most), Some(address)) => Some(self.count_source(address, most)?),
+            _ => None,
         };
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.most(limits) {
             // Either way one of those counted is no more: this one, or the one that is evicted.
@@ -214,8 +229,8 @@ mod tests {
         ServerLimits { connections, connections_per_address: per_address, ..limits }
     }
 
-    fn address(text: &str) -> IpAddr {
-        text.parse().unwrap()
+    fn address(text: &str) -> Option<IpAddr> {
+        Some(text.parse().unwrap())
     }
 
     #[test]
@@ -228,8 +243,15 @@ mod tests {
         let _other = admission.admit(&limits, address("192.0.2.2"), 0).unwrap();
         drop(first);
         let _again = admission.admit(&limits, address("192.0.2.1"), 0).unwrap();
-        assert_eq!(admission.refused(), [0, 1]);
-        assert_eq!(admission.open.load(Ordering::Relaxed), 3);
+        assert_eq!(
+            admission.refused(),
+            [0, 0, 0],
+            "it counts what was turned away, not what might have been"
+        );
+        admission.refuse(Refused::Address, "192.0.2.1");
+        assert_eq!(admission.refused(), [0, 1, 0]);
+        let _proxies = [(); 5].map(|()| admission.admit(&limits, None, 0).unwrap());
+        assert_eq!(admission.open.load(Ordering::Relaxed), 8);
     }
 
     #[test]
@@ -286,7 +308,7 @@ mod tests {
         let admission = Arc::new(Admission::new(20_000, 2));
         let limits = limits(None, Some(5));
         let places: Vec<Place> = (0..100u32)
-            .map(|n| admission.admit(&limits, IpAddr::from(n.to_be_bytes()), 0).unwrap())
+            .map(|n| admission.admit(&limits, Some(IpAddr::from(n.to_be_bytes())), 0).unwrap())
             .collect();
         assert_eq!(admission.by_source.lock().len(), 100);
         drop(places);

@@ -105,7 +105,9 @@ impl Connection {
         meters.accepted.fetch_add(1, Ordering::Relaxed);
         let ip = address.ip().to_canonical();
         let settings = worker.settings();
-        let place = worker.admission.admit(&settings.limits, ip, worker.index);
+        // A trusted proxy stands for all the clients behind it.
+        let counted = (!settings.headers.trusts(ip)).then_some(ip);
+        let place = worker.admission.admit(&settings.limits, counted, worker.index);
         let attention = Attention::new(Arc::clone(&worker.bell));
         Self {
             settings,
@@ -125,6 +127,7 @@ impl Connection {
     /// Serves the connection to its end.
     pub async fn serve(mut self) {
         if let Err(reason) = self.place {
+            self.worker.admission.refuse(reason, &self.address);
             return Box::pin(self.turn_away(reason)).await;
         }
         loop {
@@ -197,6 +200,10 @@ impl Connection {
                     let end = found.as_ref().map_or(head.len(), |range| range.end);
                     if !begun && scanner.has_begun(head.len()) {
                         begun = true;
+                        let first = head.get(scanner.start()).copied();
+                        if let Some(bad) = first.and_then(BadRequest::by_first_byte) {
+                            return Poll::Ready(HeadRead::Bad(bad));
+                        }
                         *settings = worker.settings();
                         deadline = Instant::now() + settings.limits.header_timeout;
                     }
@@ -277,6 +284,9 @@ impl Connection {
     }
 
     async fn refuse_bad(&mut self, bad: BadRequest) -> Next {
+        if bad == BadRequest::Tls {
+            self.worker.admission.refuse(Refused::Tls, &self.address);
+        }
         let detail = bad.to_string();
         self.refuse(bad.status(), &detail, Termination::BadRequest).await
     }
@@ -328,6 +338,7 @@ impl Connection {
         let (status, detail) = match reason {
             Refused::Full => (503, "there are too many connections"),
             Refused::Address => (429, "there are too many connections from this address"),
+            Refused::Tls => return,
         };
         let answer = Answer { status, detail, ..Answer::default() };
         let mut out = Vec::new();

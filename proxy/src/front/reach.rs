@@ -68,6 +68,7 @@ pub(super) async fn reach(
             keep_alive: request.keep_alive,
             upgrade: allowed_upgrade(request, scratch.request_head(), lease),
             server: conn.settings.headers.server,
+            fields: lease.owner().service.limits.response_fields,
         };
         let mut around = Surroundings {
             client: &mut conn.client,

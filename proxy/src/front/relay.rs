@@ -249,7 +249,7 @@ impl Relay {
         to: Recipient<'_>,
         spare: &mut Option<Buffer>,
     ) -> Result<ResponseHead, Failure> {
-        let mut scanner = HeadScanner::default();
+        let mut scanner = HeadScanner::of_response();
         let must_read_body = to.request.expects_continue;
         let mut interim = 0;
         poll_fn(|cx| {
@@ -273,7 +273,7 @@ impl Relay {
                     if interim > MAX_INTERIM {
                         return Poll::Ready(Err(Failure::UpstreamProtocol("too many interim responses")));
                     }
-                    scanner = HeadScanner::default();
+                    scanner = HeadScanner::of_response();
                     continue;
                 }
                 let _flushed = self.poll_down(cx, around)?;

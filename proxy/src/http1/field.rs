@@ -5,6 +5,11 @@ use std::ops::Range;
 /// More header fields than any real request has.
 pub const MAX_FIELDS: usize = 128;
 
+/// The most fields that a backend gets in addition to the client's: `Host` for a client that sent none, the five of
+/// `X-Forwarded-…`, `X-Real-IP`, `X-Request-Id`, and what may be asked for: `Forwarded`, `Via`, `X-Request-Start`,
+/// `traceparent`.
+pub const MOST_ADDED_FIELDS: usize = 12;
+
 /// Empty lines before a head that are skipped (RFC 9112 §2.2 asks for at least one before a request).
 pub const MAX_LEADING_LINES: u8 = 4;
 
@@ -45,9 +50,11 @@ impl Span {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BareLineFeed;
 
-/// Finds the end of a head that comes in pieces, and refuses bare line feeds on the way.
+/// Finds the end of a head that comes in pieces, and refuses bare line feeds on the way, unless it is a response's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HeadScanner {
+    /// Lines may end in a bare line feed.
+    lenient: bool,
     start: usize,
     line: usize,
     seen: usize,
@@ -56,6 +63,19 @@ pub struct HeadScanner {
 }
 
 impl HeadScanner {
+    /// For a response: old apps end lines in a bare line feed, which may be taken for an end (RFC 9112 §2.2). Never for
+    /// requests, where two readers who disagree on that are a hole.
+    #[must_use]
+    pub fn of_response() -> Self {
+        Self { lenient: true, ..Self::default() }
+    }
+
+    /// Where the head begins, after empty lines.
+    #[must_use]
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
     /// How many header lines have come.
     #[must_use]
     pub fn fields(&self) -> usize {
@@ -71,16 +91,21 @@ impl HeadScanner {
     /// Looks at all bytes so far, of which earlier calls have seen a part. Returns the head, its empty line included.
     ///
     /// # Errors
-    /// A line ends in a bare line feed.
+    /// A line ends in a bare line feed, and this is no response.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<Option<Range<usize>>, BareLineFeed> {
         for offset in memchr::memchr_iter(b'\n', &bytes[self.seen..]) {
             let at = self.seen + offset;
-            if at == self.line || bytes[at - 1] != b'\r' {
+            let begins = self.line;
+            let end = if at > begins && bytes[at - 1] == b'\r' {
+                at - 1
+            } else if self.lenient {
+                at
+            } else {
                 return Err(BareLineFeed);
-            }
-            let empty = at == self.line + 1;
+            };
+            let empty = end == begins;
             self.line = at + 1;
-            if empty && at == self.start + 1 && self.skipped < MAX_LEADING_LINES {
+            if empty && begins == self.start && self.skipped < MAX_LEADING_LINES {
                 self.skipped += 1;
                 self.start = self.line;
             } else if empty {
@@ -127,8 +152,10 @@ pub enum Known {
     ForwardedPort,
     /// `Forwarded`
     Forwarded,
-    /// Any other `X-Forwarded-…`, and `X-Real-IP`.
+    /// Any other `X-Forwarded-…`.
     ForwardedOther,
+    /// `X-Real-IP`
+    RealIp,
     /// `traceparent`
     Traceparent,
     /// `tracestate`
@@ -177,7 +204,7 @@ pub fn classify(name: &[u8]) -> Known {
         7 if is("upgrade") => Known::Upgrade,
         7 if is("referer") => Known::Referer,
         9 if is("forwarded") => Known::Forwarded,
-        9 if is("x-real-ip") => Known::ForwardedOther,
+        9 if is("x-real-ip") => Known::RealIp,
         10 if is("connection") => Known::Connection,
         10 if is("keep-alive") => Known::KeepAlive,
         10 if is("user-agent") => Known::UserAgent,

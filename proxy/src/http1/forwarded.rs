@@ -63,25 +63,24 @@ fn node_address(node: &[u8]) -> Option<(IpAddr, &[u8])> {
     parse(text).filter(|_| good_port).map(|address| (address, text))
 }
 
-/// Appends what the app is told of the caller and of those before him. `host` is the request's, or empty.
-pub fn write(fields: &[Header<'_>], caller: &Caller<'_>, host: &[u8], out: &mut Vec<u8>) {
+/// Appends what the app is told of the caller and of those before him. `client` is the client's address, `host` the
+/// request's, or empty.
+pub fn write(fields: &[Header<'_>], caller: &Caller<'_>, client: &str, host: &[u8], out: &mut Vec<u8>) {
     let believed = if caller.is_trusted() { fields } else { &[] };
     out.extend_from_slice(b"X-Forwarded-For: ");
     write_list(believed, Known::ForwardedFor, out);
     out.extend_from_slice(caller.text.as_bytes());
     out.extend_from_slice(b"\r\n");
-    let proto = the_one(believed, Known::ForwardedProto, |value| {
-        value.eq_ignore_ascii_case(b"http") || value.eq_ignore_ascii_case(b"https")
-    });
-    let proto = proto.unwrap_or(b"http");
-    write_field(out, b"X-Forwarded-Proto", proto);
+    write_field(out, b"X-Real-IP", client.as_bytes());
+    let proto = proto(believed).unwrap_or("http");
+    write_field(out, b"X-Forwarded-Proto", proto.as_bytes());
     let host_before = the_one(believed, Known::ForwardedHost, field::is_host).unwrap_or(host);
     if !host_before.is_empty() {
         write_field(out, b"X-Forwarded-Host", host_before);
     }
     let port = the_one(believed, Known::ForwardedPort, is_port)
         .or(field::split_port(host_before).1.filter(|port| is_port(port)))
-        .unwrap_or(if proto.eq_ignore_ascii_case(b"https") { b"443" } else { b"80" });
+        .unwrap_or(if proto == "https" { b"443" } else { b"80" });
     write_field(out, b"X-Forwarded-Port", port);
     for field in believed.iter().filter(|field| is_other(field.name.as_bytes())) {
         write_field(out, field.name.as_bytes(), field.value);
@@ -90,6 +89,25 @@ pub fn write(fields: &[Header<'_>], caller: &Caller<'_>, host: &[u8], out: &mut 
         write_forwarded(believed, caller, host, out);
     }
     write_request_start(believed, caller, out);
+}
+
+/// The scheme that the client used. Every proxy on the way may have added one to the list; if they don't all say the
+/// same, none is believed. The ones of WebSocket (RFC 6455 §3) are for the same ports and mean the same to an app.
+fn proto(believed: &[Header<'_>]) -> Option<&'static str> {
+    let known = |value: &[u8]| {
+        let is = |text: &str| value.eq_ignore_ascii_case(text.as_bytes());
+        match value.len() {
+            2 if is("ws") => Some("http"),
+            3 if is("wss") => Some("https"),
+            4 if is("http") => Some("http"),
+            5 if is("https") => Some("https"),
+            _ => None,
+        }
+    };
+    let fields = believed.iter().filter(|field| classify(field.name.as_bytes()) == Known::ForwardedProto);
+    let mut said = fields.flat_map(|field| tokens(field.value)).map(known);
+    let first = said.next()??;
+    said.all(|other| other == Some(first)).then_some(first)
 }
 
 /// Another `X-Forwarded-…`. One that some apps mistake for it by its name, the proxy has not made: it passes on what it does not
@@ -181,7 +199,9 @@ mod tests {
             headers,
         };
         let mut out = Vec::new();
-        write(fields, &caller, host.as_bytes(), &mut out);
+        let client = client(fields, headers).filter(|_| headers.trusts(caller.address));
+        let client = client.map_or(from, |client| std::str::from_utf8(client).unwrap());
+        write(fields, &caller, client, host.as_bytes(), &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -200,7 +220,8 @@ mod tests {
         let headers = Headers { forwarded: true, request_start: true, ..trusting(&["10.0.0.0/8"]) };
         assert_eq!(
             told(&fields, &headers, "192.0.2.7", "a.example:8080"),
-            "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: a.example:8080\r\n\
+            "X-Forwarded-For: 192.0.2.7\r\nX-Real-IP: 192.0.2.7\r\nX-Forwarded-Proto: http\r\n\
+             X-Forwarded-Host: a.example:8080\r\n\
              X-Forwarded-Port: 8080\r\nForwarded: for=192.0.2.7;host=\"a.example:8080\";proto=http\r\n\
              X-Request-Start: t=1700000000123\r\n"
         );
@@ -214,6 +235,7 @@ mod tests {
             field("X-Forwarded-Proto", "https"),
             field("X-Forwarded-Host", "www.example"),
             field("X-Forwarded-Prefix", "/app"),
+            field("X-Real-IP", "6.6.6.6"),
             field("X-Forwarded-Client_Cert", "evil"),
             field("Forwarded", "for=192.0.2.1"),
             field("X-Request-Start", "t=1600000000000"),
@@ -221,7 +243,8 @@ mod tests {
         let headers = Headers { forwarded: true, request_start: true, ..trusting(&["10.0.0.0/8"]) };
         assert_eq!(
             told(&fields, &headers, "10.0.0.1", "inner:81"),
-            "X-Forwarded-For: 6.6.6.6, 192.0.2.1, 10.0.0.2, 10.0.0.1\r\nX-Forwarded-Proto: https\r\n\
+            "X-Forwarded-For: 6.6.6.6, 192.0.2.1, 10.0.0.2, 10.0.0.1\r\nX-Real-IP: 192.0.2.1\r\n\
+             X-Forwarded-Proto: https\r\n\
              X-Forwarded-Host: www.example\r\nX-Forwarded-Port: 443\r\nX-Forwarded-Prefix: /app\r\n\
              Forwarded: for=192.0.2.1, for=10.0.0.1;host=\"inner:81\";proto=http\r\n\
              X-Request-Start: t=1600000000000\r\n"
@@ -245,6 +268,31 @@ mod tests {
         }
         let twice = [field("X-Forwarded-Host", "a"), field("X-Forwarded-Host", "b")];
         assert!(told(&twice, &headers, "10.0.0.1", "inner").contains("X-Forwarded-Host: inner\r\n"));
+    }
+
+    #[test]
+    fn a_scheme_is_believed_in_every_spelling_that_proxies_use() {
+        let headers = trusting(&["10.0.0.0/8"]);
+        for (value, proto, port) in [
+            ("https", "https", 443),
+            ("HTTPS", "https", 443),
+            ("wss", "https", 443),
+            ("ws", "http", 80),
+            ("https,https", "https", 443),
+            ("https, wss ,", "https", 443),
+            ("http, http", "http", 80),
+            ("https,http", "http", 80),
+            ("https,gopher", "http", 80),
+            ("", "http", 80),
+        ] {
+            let told = told(&[field("X-Forwarded-Proto", value)], &headers, "10.0.0.1", "inner");
+            let wanted = format!(
+                "X-Forwarded-Proto: {proto}\r\nX-Forwarded-Host: inner\r\nX-Forwarded-Port: {port}\r\n"
+            );
+            assert!(told.contains(&wanted), "{value:?}: {told}");
+        }
+        let twice = [field("X-Forwarded-Proto", "https"), field("X-Forwarded-Proto", "https")];
+        assert!(told(&twice, &headers, "10.0.0.1", "inner").contains("X-Forwarded-Proto: https\r\n"));
     }
 
     #[test]
@@ -274,7 +322,7 @@ mod tests {
     fn an_ipv6_caller_is_quoted_where_it_has_to_be() {
         let headers = Headers { forwarded: true, ..Headers::default() };
         let told = told(&[], &headers, "2001:db8::1", "");
-        assert!(told.starts_with("X-Forwarded-For: 2001:db8::1\r\n"), "{told}");
+        assert!(told.starts_with("X-Forwarded-For: 2001:db8::1\r\nX-Real-IP: 2001:db8::1\r\n"), "{told}");
         assert!(told.contains("Forwarded: for=\"[2001:db8::1]\";proto=http\r\n"), "{told}");
         assert!(!told.contains("X-Forwarded-Host"), "{told}");
     }

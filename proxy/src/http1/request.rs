@@ -103,7 +103,7 @@ pub struct RequestHead {
     pub method_text: Span,
     /// The target as the client wrote it.
     pub target: Span,
-    /// Path and query.
+    /// Path and query; of a path that is empty, the query alone.
     pub path: Span,
     /// The host, with its port if it has one; empty if there is none.
     pub host: Span,
@@ -150,6 +150,9 @@ pub enum BadRequest {
     /// 405: `CONNECT` and `TRACE`.
     #[error("the method is not allowed")]
     Method,
+    /// 400: the first bytes are no text.
+    #[error("the client speaks TLS, and this port speaks plain HTTP: use http:// here")]
+    Tls,
     /// 417.
     #[error("only 100-continue can be expected")]
     Expectation,
@@ -164,12 +167,26 @@ pub enum BadRequest {
     Version,
 }
 
+/// The type of a TLS record that opens a connection (RFC 8446 §5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+
 impl BadRequest {
+    /// What the first byte of a head shows already. Nobody waits for the rest of what is no request.
+    #[must_use]
+    pub fn by_first_byte(byte: u8) -> Option<Self> {
+        match byte {
+            TLS_HANDSHAKE => Some(Self::Tls),
+            b'\r' | b'\n' => None,
+            _ if field::is_token_byte(byte) => None,
+            _ => Some(Self::Malformed("malformed head")),
+        }
+    }
+
     /// The status to answer with.
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
-            Self::Malformed(_) => 400,
+            Self::Malformed(_) | Self::Tls => 400,
             Self::Method => 405,
             Self::Expectation => 417,
             Self::TooLarge => 431,
@@ -265,13 +282,15 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         referer: Span::of(facts.referer, head),
     };
     out.reserve(head.len() + 320);
-    for part in [method_text.as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\n"] {
+    // RFC 9112 §3.2.1: an empty path is sent as "/".
+    let slash: &[u8] = if path.starts_with('?') { b"/" } else { b"" };
+    for part in [method_text.as_bytes(), b" ", slash, path.as_bytes(), b" HTTP/1.1\r\n"] {
         out.extend_from_slice(part);
     }
     write_field(out, b"Host", host);
     write_fields(request.headers, &facts, &understood, caller, out);
     write_framing(&understood, out);
-    forwarded::write(request.headers, caller, host, out);
+    forwarded::write(request.headers, caller, understood.client_address(head, caller.text), host, out);
     write_field(out, b"X-Request-Id", understood.id.text(head));
     if facts.trace != Trace::Valid && caller.headers.traceparent == Traceparent::Make {
         trace::write_new(&understood.id, out);
@@ -440,11 +459,10 @@ fn split_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>, &
     let rest = rest.ok_or(BadRequest::Malformed("the request target is malformed"))?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     match rest.split_at(end) {
-        (authority, path) if path.starts_with('/') => Ok((Some(authority), path)),
         // RFC 9112 §3.2.4 and §3.2.1.
         (authority, "") if method == "OPTIONS" => Ok((Some(authority), "*")),
         (authority, "") => Ok((Some(authority), "/")),
-        _ => Err(BadRequest::Malformed("the request target is malformed")),
+        (authority, path) => Ok((Some(authority), path)),
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Recipient<'a> {
     pub upgrade: Option<&'a str>,
     /// What becomes of the `Server` field.
     pub server: ServerField,
+    /// The most fields that it may have.
+    pub fields: usize,
 }
 
 /// What we need to know of a response.
@@ -100,18 +102,25 @@ struct Facts<'a> {
 /// Whatever is malformed or ambiguous, or a `101` that nobody asked for; `out` may hold a part of a head then.
 pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<ResponseHead, BadResponse> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-    let mut response = httparse::Response::new(&mut []);
-    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
-        &mut response,
-        head,
-        &mut fields,
-    );
-    match parsed {
-        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        _ => return Err(BadResponse("malformed response head")),
-    }
+    let mut many: Vec<MaybeUninit<httparse::Header<'_>>>;
+    let response = match parse(head, &mut fields) {
+        // Few apps send more: room for them is made only then.
+        Err(httparse::Error::TooManyHeaders) if to.fields > MAX_FIELDS => {
+            many = std::iter::repeat_with(MaybeUninit::uninit).take(to.fields).collect();
+            parse(head, &mut many)
+        }
+        parsed => parsed,
+    };
+    let too_many = BadResponse("the response has more fields than limits.response_fields");
+    let response = match response {
+        Ok(response) if response.headers.len() > to.fields => return Err(too_many),
+        Ok(response) => response,
+        Err(httparse::Error::TooManyHeaders) => return Err(too_many),
+        Err(_) => return Err(BadResponse("malformed response head")),
+    };
     let status = response.code.unwrap_or_default();
-    if !(100..600).contains(&status) {
+    // RFC 9110 §15: three digits; what those beyond 599 mean is between the app and its clients.
+    if !(100..1000).contains(&status) {
         return Err(BadResponse("the status is out of range"));
     }
     let http11 = response.version == Some(1);
@@ -156,6 +165,19 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
     }
     out.extend_from_slice(b"\r\n");
     Ok(understood)
+}
+
+fn parse<'h, 'b>(
+    head: &'b [u8],
+    fields: &'h mut [MaybeUninit<httparse::Header<'b>>],
+) -> Result<httparse::Response<'h, 'b>, httparse::Error> {
+    let mut response = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    match config.parse_response_with_uninit_headers(&mut response, head, fields)? {
+        httparse::Status::Complete(length) if length == head.len() => Ok(response),
+        // What ends a head for us and for the parser is not the same.
+        httparse::Status::Complete(_) | httparse::Status::Partial => Err(httparse::Error::NewLine),
+    }
 }
 
 fn read_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<Facts<'a>, BadResponse> {
@@ -289,11 +311,13 @@ mod tests {
         let server = ServerField::Pass;
         let upgrade = (!request.upgrade.of_head(request_head.as_bytes()).is_empty()).then_some("websocket");
         let request_head = request_head.as_bytes();
-        let to = Recipient { request: &request, request_head, keep_alive, upgrade, server };
+        let to = Recipient { request: &request, request_head, keep_alive, upgrade, server, fields: FIELDS };
         let mut out = Vec::new();
         let response = translate(head.as_bytes(), to, &mut out)?;
         Ok((response, String::from_utf8(out).unwrap()))
     }
+
+    const FIELDS: usize = 200;
 
     const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: id\r\n\r\n";
     const HEAD: &str = "HEAD / HTTP/1.1\r\nHost: a\r\nX-Request-Id: id\r\n\r\n";
@@ -372,7 +396,6 @@ mod tests {
             "HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
             "HTTP/1.1 200 OK\r\nX : a\r\n\r\n",
             "HTTP/1.1 200 O\x01K\r\n\r\n",
-            "HTTP/1.1 999 Odd\r\n\r\n",
             "HTTP/1.1 099 Odd\r\n\r\n",
             "ICY 200 OK\r\n\r\n",
         ] {
@@ -394,6 +417,46 @@ mod tests {
     }
 
     #[test]
+    fn fields_are_passed_on_up_to_their_limit_and_no_more() {
+        for (count, passes) in
+            [(MAX_FIELDS, true), (MAX_FIELDS + 1, true), (FIELDS, true), (FIELDS + 1, false)]
+        {
+            let fields: String = (0..count).map(|n| format!("Set-Cookie: n{n}=1\r\n")).collect();
+            let result = client(GET, &format!("HTTP/1.1 200 OK\r\n{fields}\r\n"), true);
+            assert_eq!(result.is_ok(), passes, "{count}");
+            if let Ok((_, out)) = result {
+                assert_eq!(out.matches("Set-Cookie").count(), count);
+            }
+        }
+    }
+
+    #[test]
+    fn lines_that_end_in_a_bare_line_feed_are_sent_on_with_a_carriage_return() {
+        let (response, out) = client(
+            GET,
+            "HTTP/1.0 200 OK\nContent-Type: text/plain\r\nContent-Length: 3\nDate: then\n\n",
+            true,
+        )
+        .unwrap();
+        assert_eq!(response.framing, Framing::Length(3));
+        assert_eq!(
+            out,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\nDate: then\r\n\
+             X-Request-Id: id\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_status_of_three_digits_is_passed_on_whatever_it_means() {
+        for status in [600, 700, 999] {
+            let (response, out) =
+                client(GET, &format!("HTTP/1.1 {status} Odd\r\nContent-Length: 0\r\n\r\n"), true).unwrap();
+            assert_eq!(response.status, status);
+            assert!(out.starts_with(&format!("HTTP/1.1 {status} Odd\r\n")), "{out}");
+        }
+    }
+
+    #[test]
     fn an_upgrade_is_passed_on() {
         let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
         let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -409,7 +472,8 @@ mod tests {
             let request = understood(GET);
             let server = ServerField::Drop;
             let request_head = GET.as_bytes();
-            let to = Recipient { request: &request, request_head, keep_alive: true, upgrade: None, server };
+            let (upgrade, fields) = (None, FIELDS);
+            let to = Recipient { request: &request, request_head, keep_alive: true, upgrade, server, fields };
             let _ = translate(&head, to, &mut Vec::new());
         }
     }

@@ -17,11 +17,11 @@ pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH",
 
 /// The status codes that are told apart: those registered with IANA, and nginx's 499 for a client that left. Any
 /// other is counted under the first of its hundred.
-pub const CODES: [u16; 67] = [
+pub const CODES: [u16; 71] = [
     100, 101, 102, 103, 200, 201, 202, 203, 204, 205, 206, 207, 208, 226, 300, 301, 302, 303, 304, 305, 307,
     308, 400, 401, 402, 403, 404, 405, 406, 407, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417, 418, 421,
     422, 423, 424, 425, 426, 428, 429, 431, 451, 499, 500, 501, 502, 503, 504, 505, 506, 507, 508, 510, 511,
-    520, 521, 522, 523,
+    520, 521, 522, 523, 600, 700, 800, 900,
 ];
 
 /// Upper bounds of the duration histograms, in microseconds: half a millisecond to a minute.
@@ -30,11 +30,11 @@ pub const BOUNDS_US: [u64; 16] = [
     5_000_000, 10_000_000, 30_000_000, 60_000_000,
 ];
 
-/// For every status code from 0 to 599, its place in [`CODES`].
-const CODE_INDEX: [u8; 600] = {
-    let mut table = [0u8; 600];
+/// For every status code, its place in [`CODES`].
+const CODE_INDEX: [u8; 1000] = {
+    let mut table = [0u8; 1000];
     let mut code = 0;
-    while code < 600 {
+    while code < 1000 {
         let hundred = if code < 100 { 500 } else { code - code % 100 };
         let mut place = 0;
         while place < CODES.len() {
@@ -371,7 +371,7 @@ mod tests {
         meters.lane(1).exchange(0, 200, Duration::from_millis(3));
         meters.lane(1).exchange(7, 777, Duration::from_secs(100));
         let reading = meters.read();
-        assert_eq!(reading.requests, vec![("GET", 200, 2), ("OTHER", 500, 1)]);
+        assert_eq!(reading.requests, vec![("GET", 200, 2), ("OTHER", 700, 1)]);
         assert_eq!(reading.duration.cumulative[1], 1);
         assert_eq!(reading.duration.cumulative[3], 2);
         assert_eq!(reading.duration.cumulative[BOUNDS_US.len()], 3);

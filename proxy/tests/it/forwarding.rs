@@ -29,6 +29,7 @@ async fn told(proxy: &Proxy, recorder: &Recorder, fields: &str) -> Vec<String> {
 
 const CLAIMS: &str = "X-Forwarded-For: 6.6.6.6, 203.0.113.9\r\nX-Forwarded-For: 10.1.2.3\r\nX-Forwarded-Proto: https\r\n\
                       X-Forwarded-Host: www.example\r\nX-Forwarded-Port: 8443\r\nX-Forwarded-Prefix: /x\r\n\
+                      X-Real-IP: 6.6.6.6\r\n\
                       Forwarded: for=203.0.113.9\r\n";
 
 #[tokio::test]
@@ -36,6 +37,7 @@ async fn a_stranger_is_not_believed_and_a_trusted_proxy_is() {
     let (home, proxy, recorder) = before("trusted_proxies = [\"192.0.2.0/24\"]", ok).await;
     let stranger = [
         "X-Forwarded-For: 127.0.0.1",
+        "X-Real-IP: 127.0.0.1",
         "X-Forwarded-Proto: http",
         "X-Forwarded-Host: a.test:8080",
         "X-Forwarded-Port: 8080",
@@ -46,6 +48,7 @@ async fn a_stranger_is_not_believed_and_a_trusted_proxy_is() {
     let (home, proxy, recorder) = before(LOOPBACK, ok).await;
     let trusted = [
         "X-Forwarded-For: 6.6.6.6, 203.0.113.9, 10.1.2.3, 127.0.0.1",
+        "X-Real-IP: 203.0.113.9",
         "X-Forwarded-Proto: https",
         "X-Forwarded-Host: www.example",
         "X-Forwarded-Port: 8443",

@@ -93,7 +93,6 @@ const REFUSED: &[(&str, u16)] = &[
     ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("GET http://u:p@a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-    ("GET http://a?x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
@@ -197,6 +196,8 @@ const SERVED: &[Served] = &[
     // An absolute target names the host; the Host field is for nothing then.
     ("GET http://b.example:81/x?y HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("GET /x?y HTTP/1.1|Host: b.example:81", "")]),
     ("GET HTTP://b HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: b", "")]),
+    ("GET http://b?x=/y HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("GET /?x=/y HTTP/1.1|Host: b", "")]),
+    ("OPTIONS http://b?x HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("OPTIONS /?x HTTP/1.1|Host: b", "")]),
     ("GET / HTTP/1.1\r\nHost: A.Example:8080\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: A.Example:8080", "")]),
     ("GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: [::1]:80", "")]),
     // Fields keep their names, order and number; white space around a value goes.
@@ -348,7 +349,7 @@ fn seen(head: &str, body: &str) -> Seen {
     let port = host.rsplit_once(':').map_or("80", |(_, port)| port);
     let forwarded_host = if host.is_empty() { String::new() } else { format!("|X-Forwarded-Host: {host}") };
     let added = format!(
-        "|X-Forwarded-For: 127.0.0.1|X-Forwarded-Proto: http{forwarded_host}|X-Forwarded-Port: {port}|X-Request-Id: *"
+        "|X-Forwarded-For: 127.0.0.1|X-Real-IP: 127.0.0.1|X-Forwarded-Proto: http{forwarded_host}|X-Forwarded-Port: {port}|X-Request-Id: *"
     );
     // What is upgraded to is written once the service is known, after everything else.
     let upgrade = head.find("|Connection: upgrade").unwrap_or(head.len());
@@ -392,6 +393,13 @@ const ANSWERED: &[Answered] = &[
     ("HTTP/1.1 200\r\nContent-Length: 3\r\n\r\nabc", End::Keep, Get, 200, Whole("abc"), Kept),
     ("HTTP/1.1 200 \r\nContent-Length: 3\r\n\r\nabc", End::Keep, Get, 200, Whole("abc"), Kept),
     ("HTTP/1.1 200 Schön\r\nContent-Length: 3\r\n\r\nabc", End::Keep, Get, 200, Whole("abc"), Kept),
+    // Lines that end in a bare LF, all or some.
+    ("HTTP/1.1 200 OK\nContent-Length: 3\n\nabc", End::Keep, Get, 200, Whole("abc"), Kept),
+    ("HTTP/1.0 200 OK\nContent-Type: text/plain\n\nabc", End::Close, Get, 200, Whole("abc"), Kept),
+    ("HTTP/1.1 200 OK\r\nContent-Length: 3\n\r\nabc", End::Keep, Get, 200, Whole("abc"), Kept),
+    ("HTTP/1.1 103 Early Hints\nLink: x\n\nHTTP/1.1 200 OK\nContent-Length: 3\n\nabc", End::Keep, Get, 103, Whole(""), Kept),
+    ("HTTP/1.1 600 Odd\r\nContent-Length: 3\r\n\r\nabc", End::Keep, Get, 600, Whole("abc"), Kept),
+    ("HTTP/1.1 999 Odd\r\nContent-Length: 3\r\n\r\nabc", End::Keep, Get, 999, Whole("abc"), Kept),
     ("HTTP/1.1 599 Odd\r\nContent-Length: 3\r\n\r\nabc", End::Keep, Get, 599, Whole("abc"), Kept),
     // Bodies that end with the backend's connection.
     ("HTTP/1.1 200 OK\r\n\r\nabc", End::Close, Get, 200, Whole("abc"), Kept),
@@ -436,14 +444,16 @@ const ANSWERED: &[Answered] = &[
     ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
     ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
     ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
-    ("HTTP/1.1 200 OK\nContent-Length: 0\n\n", End::Keep, Get, 502, Whole(""), Kept),
+    ("HTTP/1.1 200 OK\nX: y\n z\nContent-Length: 0\n\n", End::Keep, Get, 502, Whole(""), Kept),
+    ("HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n3\nabc\n0\n\n", End::Close, Get, 502, Whole(""), Closed),
     ("HTTP/1.1 200 OK\r\nX: y\r\n z\r\nContent-Length: 0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
     ("HTTP/1.1 200 OK\r\nX: y\rSet-Cookie: evil=1\r\nContent-Length: 0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
     ("HTTP/1.1 200 OK\r\nX: y\0z\r\nContent-Length: 0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
     ("HTTP/1.1 200 OK\r\nX : y\r\nContent-Length: 0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
     ("HTTP/1.1 200 OK\r\nX\r\nContent-Length: 0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
     ("HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
-    ("HTTP/1.1 600 OK\r\nContent-Length: 0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
+    ("HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
+    ("HTTP/1.1 1000 OK\r\nContent-Length: 0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
     ("HTTP/2 200 OK\r\nContent-Length: 0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
     ("ICY 200 OK\r\n\r\nabc", End::Close, Get, 502, Whole(""), Kept),
     ("<html>\r\n\r\n", End::Close, Get, 502, Whole(""), Kept),

@@ -109,6 +109,47 @@ async fn an_early_answer_is_passed_on_and_the_rest_of_the_request_read_away() {
     assert_eq!((response.status, response.text().as_str()), (413, "big!"));
 }
 
+/// The start of what every TLS client sends.
+const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+
+#[tokio::test]
+async fn tls_on_the_plain_port_is_refused_at_the_first_byte() {
+    let app = SampleApp::start("blue", "1").await;
+    let home = Home::new(app.address, "127.0.0.1:9").server("limits = { header_timeout = \"10m\" }");
+    let proxy = home.start().await;
+    for bytes in [CLIENT_HELLO, &CLIENT_HELLO[..1], b"\0", b"\x80\x2e"] {
+        let mut wire = Wire::connect(proxy.address).await;
+        wire.send(bytes).await;
+        let response = wire.response().await;
+        assert_eq!((response.status, response.header("connection")), (400, Some("close")));
+    }
+    home.until_said("reason=\"tls\"").await;
+    let metrics = proxy.client.metrics().await.unwrap();
+    assert!(metrics.contains("uh_proxy_client_connections_refused_total{reason=\"tls\"} 2"), "{metrics}");
+    until("it is in the access log", async || (home.access_log().len() == 4).then_some(())).await;
+    assert_eq!(home.access_log()[0]["termination"], "BR");
+}
+
+#[tokio::test]
+async fn an_app_may_send_as_many_fields_as_the_service_allows() {
+    let app = Scripted::start(|head, mut stream| async move {
+        let count: usize = head.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+        let cookies: String = (0..count - 1).map(|n| format!("Set-Cookie: c{n}=1\r\n")).collect();
+        let _ = stream
+            .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{cookies}\r\n").as_bytes())
+            .await;
+        (stream, Then::KeepAlive)
+    })
+    .await;
+    for (limits, most) in [("", 1000), ("[services.app.limits]\nresponse_fields = 50", 50)] {
+        let (_home, proxy) = before(&app, limits).await;
+        let mut wire = Wire::connect(proxy.address).await;
+        let response = wire.get(&format!("/{most}")).await;
+        assert_eq!((response.status, response.head.matches("Set-Cookie").count()), (200, most - 1));
+        assert_eq!(wire.get(&format!("/{}", most + 1)).await.status, 502);
+    }
+}
+
 /// Clients that write all of an upload before they read, as most HTTP libraries do.
 #[tokio::test]
 async fn an_early_answer_reaches_a_client_that_reads_only_after_its_upload_of_any_size() {

@@ -276,6 +276,32 @@ async fn too_many_connections_are_turned_away_and_those_that_are_there_go_on() {
 }
 
 #[tokio::test]
+async fn a_trusted_proxy_is_not_taken_for_one_client() {
+    let app = SampleApp::start("blue", "1").await;
+    let limit = "limits = { connections_per_address = 2 }";
+    let trusting = format!("trusted_proxies = [\"127.0.0.0/8\"]\n{limit}");
+    let home = Home::new(app.address, "127.0.0.1:9").server(&trusting);
+    let proxy = home.start().await;
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        let mut wire = Wire::connect(proxy.address).await;
+        assert_eq!(wire.get("/").await.status, 200);
+        open.push(wire);
+    }
+    // Who is no trusted proxy is limited, and the log says what to do; once, not for each.
+    let home = Home::new(app.address, "127.0.0.1:9").server(limit);
+    let proxy = home.start().await;
+    let (mut first, mut second) = (Wire::connect(proxy.address).await, Wire::connect(proxy.address).await);
+    assert_eq!((first.get("/").await.status, second.get("/").await.status), (200, 200));
+    for _ in 0..20 {
+        assert_eq!(Wire::connect(proxy.address).await.response().await.status, 429);
+    }
+    home.until_said("server.trusted_proxies").await;
+    let lines = home.messages().matches("connection refused").count();
+    assert!((1..=3).contains(&lines), "{lines} lines for 20 connections: {}", home.messages());
+}
+
+#[tokio::test]
 async fn a_connection_carries_as_many_requests_as_it_may() {
     let app = SampleApp::start("blue", "1").await;
     let home = Home::new(app.address, "127.0.0.1:9").server("limits = { requests_per_connection = 3 }");

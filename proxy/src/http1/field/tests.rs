@@ -14,6 +14,26 @@ fn a_head_is_found_however_it_is_cut() {
 }
 
 #[test]
+fn a_response_may_end_its_lines_in_bare_line_feeds() {
+    for (head, range) in [
+        ("HTTP/1.0 200 OK\nA: b\n\nbody", 0..22),
+        ("HTTP/1.0 200 OK\r\nA: b\n\r\nbody", 0..24),
+        ("\n\r\nHTTP/1.0 200 OK\n\nbody", 3..20),
+    ] {
+        assert_eq!(HeadScanner::of_response().scan(head.as_bytes()), Ok(Some(range.clone())), "{head:?}");
+        let mut scanner = HeadScanner::of_response();
+        let mut found = None;
+        for end in 1..=head.len() {
+            found = scanner.scan(&head.as_bytes()[..end]).unwrap();
+            if found.is_some() {
+                break;
+            }
+        }
+        assert_eq!(found, Some(range), "{head:?} in pieces");
+    }
+}
+
+#[test]
 fn bare_line_feeds_are_refused_at_once() {
     for head in ["\n", "GET / HTTP/1.1\n", "GET / HTTP/1.1\r\nA: b\n"] {
         assert_eq!(HeadScanner::default().scan(head.as_bytes()), Err(BareLineFeed), "{head:?}");

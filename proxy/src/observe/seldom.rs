@@ -1,0 +1,52 @@
+//! Log lines for what may happen thousands of times a second: one in a while, with the number of those left out.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// From one line to the next: often enough to be seen during an incident, seldom enough to leave the log readable.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Whether it is time for another line. Never waits and never allocates, so that it may stand on any path.
+#[derive(Debug, Default)]
+pub struct Seldom {
+    since: OnceLock<Instant>,
+    /// When the next line may come, in milliseconds after `since`.
+    next_ms: AtomicU64,
+    left_out: AtomicU64,
+}
+
+impl Seldom {
+    /// `Some`: write a line, which stands for this many more since the last one.
+    pub fn allows(&self) -> Option<u64> {
+        let since = self.since.get_or_init(Instant::now);
+        self.allows_at(since.elapsed())
+    }
+
+    fn allows_at(&self, now: Duration) -> Option<u64> {
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let next = self.next_ms.load(Ordering::Relaxed);
+        let order = Ordering::Relaxed;
+        let after = now.saturating_add(u64::try_from(PAUSE.as_millis()).unwrap_or(u64::MAX));
+        if now >= next && self.next_ms.compare_exchange(next, after, order, order).is_ok() {
+            return Some(self.left_out.swap(0, Ordering::Relaxed));
+        }
+        self.left_out.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_written_and_one_in_a_while_with_the_number_left_out() {
+        let seldom = Seldom::default();
+        assert_eq!(seldom.allows(), Some(0));
+        assert_eq!((0..100).filter_map(|_| seldom.allows()).count(), 0);
+        assert_eq!(seldom.allows_at(PAUSE * 2), Some(100));
+        assert_eq!(seldom.allows_at(PAUSE * 2), None);
+        assert_eq!(seldom.allows_at(PAUSE * 4), Some(1));
+    }
+}
