@@ -81,7 +81,15 @@ struct Idle {
 impl Idle {
     /// Whether it is within its time, leads where its endpoint leads, and is alive as far as its socket has told.
     fn is_good(&mut self, endpoint: &Endpoint, now: Instant) -> bool {
-        self.until > now && endpoint.leads_to(self.upstream.peer) && is_quiet(&mut self.upstream.stream)
+        if self.until <= now || !endpoint.leads_to(self.upstream.peer) {
+            return false;
+        }
+        let quiet = is_quiet(&mut self.upstream.stream);
+        if !quiet {
+            // An app that ends its connections may be about to leave this address.
+            endpoint.doubt();
+        }
+        quiet
     }
 }
 

@@ -90,6 +90,9 @@ pub(super) async fn reach(
             budget.spend(retries);
         }
         let stale = upstream.reused && matches!(failure, Failure::UpstreamClosed { begun: false });
+        if stale && let Some(target) = lease.owner().backend.endpoints.get(upstream.endpoint) {
+            target.doubt();
+        }
         // Once only; and never if the backend may have acted on the request, unless acting twice does no harm.
         let harmless = request.method.is_safe() || relay.up.sent() == 0;
         if !stale || retried || !harmless || relay.up.body_sent() > 0 || !may_retry(lease) {

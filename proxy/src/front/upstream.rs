@@ -67,6 +67,9 @@ pub enum ConnectError {
     },
 }
 
+/// A name's address that takes longer than this to connect to may be nobody's any more.
+const DOUBTFUL: Duration = Duration::from_millis(250);
+
 /// Opens connections to endpoints.
 pub struct Connector {
     inner: TransportConnector,
@@ -137,12 +140,22 @@ impl Connector {
             let address = found.addresses[(first + step) % count];
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(count - step).unwrap_or(u32::MAX);
-            match tokio::time::timeout(share, self.inner.new_stream(&peer(address))).await {
+            let peer = peer(address);
+            let opening = self.inner.new_stream(&peer);
+            tokio::pin!(opening);
+            let hint = share.min(DOUBTFUL);
+            let mut opened = tokio::time::timeout(hint, &mut opening).await;
+            if opened.is_err() {
+                endpoint.doubt();
+                opened = tokio::time::timeout(share.saturating_sub(hint), &mut opening).await;
+            }
+            match opened {
                 Ok(Ok(stream)) => return Ok((stream, Some(address))),
                 Ok(Err(error)) => last = error.into(),
                 Err(_) => last = OpenError::TimedOut,
             }
         }
+        endpoint.doubt();
         Err(last)
     }
 }

@@ -94,6 +94,10 @@ async fn keep_probing(target: Target, board: Arc<Board>, news: Arc<HealthNews>) 
             return;
         }
         let found = probe(&target.endpoint, target.backend.as_str(), check).await;
+        if !found.ok {
+            // It may be another's answer by now.
+            target.endpoint.doubt();
+        }
         let before = target.endpoint.health();
         let after = streak.add(found.ok, check.healthy_after, check.unhealthy_after);
         if before != after {

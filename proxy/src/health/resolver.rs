@@ -1,5 +1,8 @@
 //! Looks up the names of endpoints, again and again, so that no request ever has to: one task for each name. A lookup
 //! that fails changes nothing about where the name led before, and nobody waits for one but the very first request.
+//!
+//! A container that is made again has another address. The first sign of it is a connect that fails or a probe that does:
+//! then the name is looked up at once, and as long as there are such signs, more often.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -14,6 +17,10 @@ const MAX_ADDRESSES: usize = 16;
 
 /// From one lookup to the next while a name has led nowhere yet.
 const FIRST_INTERVAL: Duration = Duration::from_millis(500);
+
+/// From one lookup to the next at least, however many signs there are that the name leads elsewhere: a backend that is
+/// down for an hour must not cost the name server more than this.
+const DOUBTED_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Asks the system where a name leads.
 ///
@@ -51,7 +58,12 @@ pub async fn keep_resolving<L>(
         tell(&endpoint, found);
         let leads_nowhere = endpoint.resolution().is_none_or(|found| found.addresses.is_empty());
         let pause = if leads_nowhere { resolve.interval.min(FIRST_INTERVAL) } else { resolve.interval };
-        tokio::time::sleep(pause).await;
+        let doubted = async {
+            tokio::time::sleep(pause.min(DOUBTED_INTERVAL)).await;
+            endpoint.doubted().await;
+        };
+        // In time, or as soon as there is a sign, whichever is first.
+        let _ = tokio::time::timeout(pause, doubted).await;
     }
 }
 
@@ -145,6 +157,60 @@ mod tests {
         until(&endpoint, |addresses, failing| addresses == [at(1)] && failing).await;
         tokio::time::sleep(3 * RESOLVE.timeout).await;
         assert_eq!(running.load(Ordering::SeqCst), 1);
+        task.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_in_doubt_is_looked_up_at_once_but_not_without_pause() {
+        let endpoint = endpoint();
+        let lookups = Arc::new(AtomicUsize::new(0));
+        let (counted, target) = (Arc::clone(&lookups), Arc::clone(&endpoint));
+        let hour = Resolve { interval: Duration::from_secs(3600), timeout: Duration::from_secs(1) };
+        let task = tokio::spawn(async move {
+            let found = || {
+                counted.fetch_add(1, Ordering::SeqCst);
+                std::future::ready(Ok([at(1)].into()))
+            };
+            keep_resolving(target, found, || Some(hour.clone())).await;
+        });
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(lookups.load(Ordering::SeqCst), 1);
+        endpoint.doubt();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(lookups.load(Ordering::SeqCst), 2, "it waits for its interval");
+        for _ in 0..1000 {
+            endpoint.doubt();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(lookups.load(Ordering::SeqCst), 6, "a second of doubts is four lookups");
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn a_container_that_is_made_again_elsewhere_is_found_within_a_second() {
+        let bind = || tokio::net::TcpListener::bind("127.0.0.1:0");
+        let (before, after) = (bind().await.unwrap(), bind().await.unwrap());
+        let leads_to = Arc::new(parking_lot::Mutex::new(before.local_addr().unwrap()));
+        let endpoint = endpoint();
+        let (target, known) = (Arc::clone(&endpoint), Arc::clone(&leads_to));
+        let hour = Resolve { interval: Duration::from_secs(3600), timeout: Duration::from_secs(1) };
+        let task = tokio::spawn(async move {
+            keep_resolving(target, || std::future::ready(Ok([*known.lock()].into())), || Some(hour.clone()))
+                .await;
+        });
+        let connector = crate::front::upstream::Connector::default();
+        let meters = crate::observe::meters::Meters::new(1);
+        let meters = meters.backend(&"app".parse().unwrap(), &"blue".parse().unwrap());
+        let connect = || connector.connect(&endpoint, 0, Duration::from_secs(2), &meters, 0);
+        drop(connect().await.unwrap());
+        *leads_to.lock() = after.local_addr().unwrap();
+        drop(before);
+        let moved = tokio::time::Instant::now();
+        while connect().await.is_err() {
+            assert!(moved.elapsed() < Duration::from_secs(10), "it is never found");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        println!("found after {:?}", moved.elapsed());
         task.abort();
     }
 

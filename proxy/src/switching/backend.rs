@@ -125,6 +125,8 @@ pub struct Endpoint {
     /// Where the name leads, once it has been looked up.
     resolution: ArcSwapOption<Resolution>,
     looked_up: Notify,
+    /// Something speaks for it that the name leads elsewhere now.
+    lookup_wanted: Notify,
     /// Which of the name's addresses is next.
     turn: AtomicUsize,
     load: Arc<Load>,
@@ -159,6 +161,7 @@ impl Endpoint {
             reported_version: ArcSwapOption::empty(),
             resolution: ArcSwapOption::empty(),
             looked_up: Notify::new(),
+            lookup_wanted: Notify::new(),
             turn: AtomicUsize::new(0),
             load: Arc::default(),
             avoid_until_ms: AtomicU64::new(0),
@@ -219,8 +222,25 @@ impl Endpoint {
                 Resolution { addresses, error: Some(error) }
             }
         };
-        self.resolution.store(Some(Arc::new(resolution)));
+        let before = self.resolution.swap(Some(Arc::new(resolution)));
+        let moved = |after: &Resolution| before.is_none_or(|before| before.addresses != after.addresses);
+        if self.resolution.load().as_deref().is_some_and(moved) {
+            // What could not be reached was somewhere else.
+            self.reached();
+        }
         self.looked_up.notify_waiters();
+    }
+
+    /// What was found where its name led is gone, or another's: it should be looked up again at once.
+    pub fn doubt(&self) {
+        if matches!(self.address, Address::Name(..)) {
+            self.lookup_wanted.notify_one();
+        }
+    }
+
+    /// For the resolver: somebody doubts where the name leads.
+    pub async fn doubted(&self) {
+        self.lookup_wanted.notified().await;
     }
 
     /// Where its name leads now, as far as is known.
