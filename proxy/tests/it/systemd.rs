@@ -79,6 +79,92 @@ async fn the_service_manager_hears_of_start_reload_life_and_stop() {
     assert_eq!(proxy.ended().await.code(), Some(0));
 }
 
+/// A unit file as systemd reads it: sections of settings, in order.
+fn unit(name: &str) -> Vec<(String, String, String)> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let (mut section, mut settings) = (String::new(), Vec::new());
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            assert!(["Unit", "Service", "Socket", "Timer", "Install"].contains(&name), "{name} in {line}");
+            name.clone_into(&mut section);
+        } else {
+            let (key, value) = line.split_once('=').unwrap_or_else(|| panic!("{}: {line}", path.display()));
+            assert!(!section.is_empty(), "{}: {line} is in no section", path.display());
+            settings.push((section.clone(), key.to_owned(), value.to_owned()));
+        }
+    }
+    settings
+}
+
+fn value<'a>(unit: &'a [(String, String, String)], section: &str, key: &str) -> Option<&'a str> {
+    let mut found =
+        unit.iter().filter(|(s, k, _)| s == section && k == key).map(|(_, _, value)| value.as_str());
+    let first = found.next();
+    assert_eq!(found.next(), None, "{key} is there twice");
+    first
+}
+
+#[test]
+fn the_shipped_units_never_give_up_and_fit_the_program() {
+    let (service, socket) = (unit("uh-proxy.service"), unit("uh-proxy.socket"));
+    // systemd's start limit would fail the socket too.
+    assert_eq!(value(&service, "Unit", "StartLimitIntervalSec"), Some("0"));
+    assert_eq!(value(&socket, "Unit", "StartLimitIntervalSec"), Some("0"));
+    assert_eq!(value(&socket, "Socket", "TriggerLimitIntervalSec"), Some("0"));
+    assert_eq!(value(&service, "Service", "Restart"), Some("always"));
+    assert_eq!(value(&service, "Service", "NonBlocking"), Some("true"));
+    assert_eq!(value(&service, "Service", "Type"), Some("notify"));
+    assert!(value(&service, "Service", "WatchdogSec").is_some());
+    assert_eq!(value(&service, "Unit", "Requires"), Some("uh-proxy.socket"));
+    let seconds = |text: &str| text.trim_end_matches('s').parse::<u64>().unwrap();
+    let config = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/uh-proxy.toml");
+    let server = uh_proxy::config::parse(&std::fs::read_to_string(config).unwrap()).unwrap().server;
+    let stop = seconds(value(&service, "Service", "TimeoutStopSec").unwrap());
+    assert!(stop >= server.shutdown_timeout.as_secs() + 6, "systemd would kill what still works");
+    // Each socket must be one that the program serves, or it refuses to start.
+    let listens = server.listen.iter().chain(&server.metrics).map(ToString::to_string).collect::<Vec<_>>();
+    let streams: Vec<_> = socket.iter().filter(|(_, key, _)| key == "ListenStream").collect();
+    assert!(
+        !streams.is_empty() && streams.iter().all(|(_, _, address)| listens.contains(address)),
+        "{streams:?}"
+    );
+}
+
+#[test]
+fn there_is_one_unit_of_each_name() {
+    let config = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
+    let mut names: Vec<_> = [config.clone(), config.join("systemd")]
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(folder).unwrap())
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| [".service", ".socket", ".timer"].iter().any(|end| name.ends_with(end)))
+        .collect();
+    names.sort();
+    let all = names.len();
+    names.dedup();
+    assert_eq!(names.len(), all, "two units of one name: whoever installs both folders gets one of them");
+}
+
+/// systemd hands over sockets that block, and with `NonBlocking=` such that don't.
+#[tokio::test]
+async fn an_inherited_socket_is_served_whether_it_blocks_or_not() {
+    let app = SampleApp::start("blue", "1").await;
+    for nonblocking in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(nonblocking).unwrap();
+        let listen = format!("listen = [\"{}\"]", listener.local_addr().unwrap());
+        let home = Home::new(app.address, app.address).server(&listen);
+        let mut proxy = start_activated(&home, &listener).await;
+        for _ in 0..20 {
+            assert_eq!(Wire::connect(proxy.address).await.get("/").await.status, 200);
+        }
+        // Its workers must not wait in accept.
+        proxy.signal(Signal::TERM);
+        assert_eq!(proxy.ended().await.code(), Some(0), "nonblocking: {nonblocking}");
+    }
+}
+
 /// Clients that ask until told to stop, each on a connection that it keeps for as long as it may, or on a new one each
 /// time. Any failure fails the test.
 fn clients(
