@@ -59,6 +59,12 @@ pub(crate) struct Args {
     pub(crate) command: Vec<OsString>,
 }
 
+/// The command line as `--help` shows it, with its defaults.
+#[must_use]
+pub fn command() -> clap::Command {
+    <Args as clap::CommandFactory>::command()
+}
+
 /// Who answers a health check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum HealthSource {

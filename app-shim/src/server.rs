@@ -39,6 +39,10 @@ const QUIET: Duration = Duration::from_millis(500);
 /// How long a request's head may take, and how long a connection is kept between requests. Longer than front doors
 /// keep an idle connection (uh-proxy 4 s, nginx 60 s), so that closing it is their choice.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// The most fields of a request: more than uh-proxy lets pass (128 at most) and the dozen that it adds.
+pub const REQUEST_FIELDS_MAX: usize = 160;
+/// The most fields of a response: as many as uh-proxy lets pass by default.
+pub const RESPONSE_FIELDS_MAX: usize = 1000;
 /// The largest head of a request, and the most that is buffered in each direction.
 const BUFFER_MAX: usize = 64 << 10;
 
@@ -121,6 +125,7 @@ where
         builder
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
+            .max_headers(REQUEST_FIELDS_MAX)
             .max_buf_size(BUFFER_MAX)
             .max_header_size(BUFFER_MAX);
         let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::body::RequestBody;
 use super::expect::Gate;
+use crate::server::RESPONSE_FIELDS_MAX;
 use crate::settings::AppAddress;
 
 /// How long the app may take to accept a connection. It is on this machine; what takes longer is a full backlog.
@@ -110,7 +111,7 @@ impl AppConnection {
     pub(super) async fn open(app: &AppAddress) -> Result<Self, Trouble> {
         let stream = connect(app).await.map_err(Trouble::Unreachable)?;
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(BUFFER_MAX).max_header_size(BUFFER_MAX);
+        builder.max_headers(RESPONSE_FIELDS_MAX).max_buf_size(BUFFER_MAX).max_header_size(BUFFER_MAX);
         let (sender, connection) = builder.handshake(stream).await.map_err(Trouble::Closed)?;
         // How it ends is told to the exchange that uses it.
         let task = tokio::spawn(async move {

@@ -288,6 +288,28 @@ async fn heads_have_a_limit() {
     assert!(get(address, "/").await.starts_with("HTTP/1.1 200 "), "others are served");
 }
 
+/// uh-proxy passes 128 fields on at most, and adds a dozen.
+#[tokio::test]
+async fn whatever_number_of_fields_the_front_door_passes_on_is_taken() {
+    let (_shim, address) = Shim::serving(&[]).await;
+    for count in [95, 101, 140] {
+        let many: String = (1..count).map(|index| format!("x-{index}: 1\r\n")).collect();
+        let mut wire = Wire::open(address).await;
+        wire.send(format!("GET / HTTP/1.1\r\nhost: a\r\n{many}\r\n")).await;
+        let answer = wire.until("\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{count} fields: {answer}");
+    }
+    let (_shim, address, app) = scripted(&[]).await;
+    let mut client = Wire::open(address).await;
+    client.get("/").await;
+    let mut app = Wire::accept(&app).await;
+    app.head().await;
+    let many: String = (0..900).map(|index| format!("set-cookie: c{index}=1\r\n")).collect();
+    app.send(format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{many}\r\n")).await;
+    let head = client.head().await;
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.matches("set-cookie").count() == 900, "{head}");
+}
+
 #[tokio::test]
 async fn metrics_are_served_beside_the_path() {
     let (shim, address) = Shim::serving(&["--metrics", "127.0.0.1:0"]).await;

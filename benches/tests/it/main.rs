@@ -5,6 +5,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod arrows;
+mod defaults;
 mod docs;
 mod faults;
 mod files;
