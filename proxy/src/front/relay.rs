@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::Lease;
 use super::attention::{Attention, Stage};
 use super::pace::Pace;
-use super::pump::{Pump, PumpError, poll_fill};
+use super::pump::{Pump, PumpError, Waiting, poll_fill};
 use super::watchdog::Watchdog;
 use super::websocket;
 use crate::http1::body::Framing;
@@ -33,6 +33,9 @@ const MAX_INTERIM: u32 = 64;
 /// How long a client that waits for `100 Continue` waits for the backend's word before it gets ours: many apps ignore
 /// it, and clients wait for a second before they send their body all the same. Long enough for a refusal to come first.
 const CONTINUE_AFTER: Duration = Duration::from_millis(300);
+
+/// After a complete response, how long the backend may take none of the rest of the request.
+const REST_OF_REQUEST: Duration = Duration::from_secs(2);
 
 /// Why an exchange with a backend did not come to its proper end.
 #[derive(Debug)]
@@ -318,6 +321,12 @@ impl Relay {
             let up_over = self.tunnel || self.up_done || self.up_broken || rest == RestOfRequest::Unwanted;
             if down.is_ready() && up_over {
                 return Poll::Ready(self.leaving.map_or(Ok(()), |leaving| Err(Failure::Cut(leaving.why))));
+            }
+            // A backend that keeps its connection ought to read on after an early answer. One that doesn't must not keep
+            // the client from the answer, which it may read only when its upload is over.
+            let stuck = down.is_ready() && self.up.waiting() == Waiting::Sink;
+            if stuck && around.watchdog.poll_expired(cx, self.last_move + REST_OF_REQUEST) {
+                return Poll::Ready(Ok(()));
             }
             let stayed = self.leaving.is_none();
             self.check(cx, around)?;

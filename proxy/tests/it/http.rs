@@ -171,6 +171,18 @@ async fn an_early_answer_reaches_a_client_that_reads_only_after_its_upload_of_an
         wire.send(&upload[..sent]).await;
         assert_eq!(wire.response().await.status, status);
     }
+    // By an app that would keep its connection and does not read on.
+    let deaf = Scripted::start(|_, mut stream| async move {
+        let _ = stream.write_all(b"HTTP/1.1 401 Who\r\nContent-Length: 4\r\n\r\nwho?").await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        (stream, Then::Close)
+    })
+    .await;
+    let (_deaf_home, deaf_proxy) = before(&deaf, "").await;
+    let mut wire = Wire::connect(deaf_proxy.address).await;
+    wire.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {UPLOAD}\r\n\r\n")).await;
+    wire.send(&upload).await;
+    assert_eq!(wire.response().await.status, 401);
     // Refused because its body turns out to be too large.
     let mut wire = Wire::connect(proxy.address).await;
     wire.send("POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n7000000\r\n").await;
