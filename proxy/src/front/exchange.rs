@@ -224,26 +224,23 @@ async fn is_delivered(conn: &mut Connection) -> bool {
     }
 }
 
-/// Counts what the backend broke, before the client gets any answer of ours, and notes what could not be understood.
+/// Counts what the backend broke, before the client gets any answer of ours, and notes why.
 /// That a backend in maintenance does not answer a health check is no news.
 fn note_broken(record: &mut Record, lease: &Lease, refusal: &Refusal, broken: Option<Broken>) {
     let info = lease.owner();
     record.reason = refusal.reason;
-    if let (Some(broken), false) = (broken, record.health_in_maintenance) {
-        info.meters.lane(lease.worker()).broke(broken);
-    }
+    let (Some(broken), false) = (broken, record.health_in_maintenance) else { return };
+    info.meters.lane(lease.worker()).broke(broken);
     let Some(reason) = refusal.reason else { return };
-    if let Some(left_out) = info.meters.may_warn(millis(std::time::Instant::now())) {
-        let endpoint = record.endpoint.and_then(|at| info.backend.endpoints.get(at));
-        tracing::warn!(
-            service = %info.service.name,
-            backend = %info.backend.name,
-            endpoint = endpoint.map_or("-", |endpoint| endpoint.text()),
-            reason,
-            left_out,
-            "cannot understand the app's response; its client gets a 502 or a response that is cut"
-        );
-    }
+    let Some(left_out) = info.meters.may_warn(millis(std::time::Instant::now())) else { return };
+    let endpoint = record.endpoint.and_then(|at| info.backend.endpoints.get(at));
+    let endpoint = endpoint.map_or("-", |endpoint| endpoint.text());
+    let (service, backend) = (&info.service.name, &info.backend.name);
+    let what = match broken {
+        Broken::Unreachable => "cannot connect to the app; its clients get 502 or 504",
+        _ => "cannot understand the app's response; its client gets a 502 or a response that is cut",
+    };
+    tracing::warn!(%service, %backend, endpoint, reason, left_out, "{what}");
 }
 
 /// Both directions, before the first byte. The request's head and what has come of its body go up in one write.

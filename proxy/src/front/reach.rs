@@ -199,21 +199,16 @@ async fn connect(
             }
         }
     }
-    Err(match last {
-        Some(ConnectError::TimedOut { .. }) => Refusal {
-            status: 504,
-            detail: "the app could not be reached in time",
-            termination: Termination::UpstreamUnreachable,
-            broken: Some(Broken::Unreachable),
-            reason: None,
-        },
-        _ => Refusal {
-            status: 502,
-            detail: "the app could not be reached",
-            termination: Termination::UpstreamUnreachable,
-            broken: Some(Broken::Unreachable),
-            reason: None,
-        },
+    let (status, detail) = match last {
+        Some(ConnectError::TimedOut { .. }) => (504, "the app could not be reached in time"),
+        _ => (502, "the app could not be reached"),
+    };
+    Err(Refusal {
+        status,
+        detail,
+        termination: Termination::UpstreamUnreachable,
+        broken: Some(Broken::Unreachable),
+        reason: last.as_ref().map(ConnectError::reason),
     })
 }
 

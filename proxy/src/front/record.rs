@@ -24,7 +24,7 @@ pub(super) struct Record {
     pub termination: Termination,
     /// Which of the backend's endpoints answered, or was tried last.
     pub endpoint: Option<usize>,
-    /// Why the backend's answer could not be understood.
+    /// Why the backend could not be connected to, or its answer not be understood.
     pub reason: Option<&'static str>,
     /// A health check of a service in maintenance: if no backend can answer it, we do.
     pub health_in_maintenance: bool,

@@ -11,7 +11,7 @@ pub(super) struct Refusal {
     pub termination: Termination,
     /// What the backend did, if the fault is its.
     pub broken: Option<Broken>,
-    /// Why its answer could not be understood.
+    /// Why it could not be connected to, or its answer not be understood.
     pub reason: Option<&'static str>,
 }
 

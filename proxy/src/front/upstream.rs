@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pingora::connectors::TransportConnector;
 use pingora::protocols::Stream;
 use pingora::upstreams::peer::HttpPeer;
+use pingora::{BError, ErrorType};
 
 use crate::observe::meters::BackendMeters;
 use crate::switching::backend::Busy;
@@ -65,6 +66,23 @@ pub enum ConnectError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl ConnectError {
+    /// Why, in the words of the access log.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        const TIMED_OUT: &str = "no connection within timeouts.connect";
+        let Self::Failed { source, .. } = self else { return TIMED_OUT };
+        match source.downcast_ref::<BError>().map(|error| error.root_etype()) {
+            Some(ErrorType::ConnectRefused) => "connection refused",
+            Some(ErrorType::ConnectTimedout) => TIMED_OUT,
+            Some(ErrorType::ConnectNoRoute) => "no route",
+            Some(ErrorType::BindError) => "no local port is free",
+            Some(_) => "cannot connect",
+            None => "the name has no address",
+        }
+    }
 }
 
 /// A name's address that takes longer than this to connect to may be nobody's any more.

@@ -48,7 +48,7 @@ pub struct Line<'a> {
     pub user_agent: &'a [u8],
     /// Why it ended.
     pub termination: Termination,
-    /// Why the backend's answer could not be understood.
+    /// Why the backend could not be connected to, or its answer not be understood.
     pub reason: Option<&'a str>,
 }
 

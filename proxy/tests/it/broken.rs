@@ -203,7 +203,7 @@ async fn the_log_says_which_endpoint_answered_and_why_an_answer_was_not_understo
         ("/length-and-coding", &endpoint, Some("both Content-Length and Transfer-Encoding")),
         ("/identity", &endpoint, Some("a transfer coding other than chunked")),
         ("/bad-second-chunk", &endpoint, Some("malformed chunks in the response body")),
-        ("/refused", "127.0.0.1:9", None),
+        ("/refused", "127.0.0.1:9", Some("connection refused")),
     ] {
         let line = lines.iter().find(|line| line["path"] == path).unwrap();
         assert_eq!(line["endpoint"], endpoint, "{line}");
@@ -215,6 +215,7 @@ async fn the_log_says_which_endpoint_answered_and_why_an_answer_was_not_understo
     let warnings: Vec<&str> =
         said.lines().filter(|line| line.contains("cannot understand the app's response")).collect();
     assert_eq!(warnings.len(), 1, "{said}");
+    assert!(said.contains("cannot connect to the app"), "{said}");
     for word in ["app", "blue", &endpoint, "more than one Transfer-Encoding field"] {
         assert!(warnings[0].contains(word), "{word} is missing in {}", warnings[0]);
     }
