@@ -35,7 +35,7 @@ pub struct Config {
 /// # Errors
 /// The file can't be read, is not TOML, or has mistakes.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    parse(&read(path)?)
+    parse(&read(path)?).map_err(|error| error.in_file(path))
 }
 
 /// Checks a configuration.

@@ -1,16 +1,28 @@
 //! From a file to what a program makes of it.
 
+use std::io::Read as _;
 use std::path::Path;
 
+use crate::lines::Lines;
 use crate::mistakes::ConfigError;
 use crate::section::{self, Section};
+
+/// The largest configuration file: thousands of services.
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// Reads a configuration file, and checks nothing.
 ///
 /// # Errors
 /// The file can't be read.
 pub fn read(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
+    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(unreadable(std::io::ErrorKind::FileTooLarge.into()));
+    }
+    Ok(text)
 }
 
 /// Has `take_apart` make a program's settings of a text, and gives them if there was no mistake. Relative paths in it
@@ -24,7 +36,7 @@ pub fn parse<T>(
     take_apart: impl FnOnce(&mut Section) -> T,
 ) -> Result<T, ConfigError> {
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax(e.to_string()))?;
-    let mut root = Section::root(table, directory);
+    let mut root = Section::root(table, Lines::of(text), directory);
     let mistakes = root.mistakes();
     let settings = take_apart(&mut root);
     // Only a section that is done with knows the keys that nobody asked for.

@@ -6,6 +6,8 @@
 #[cfg(feature = "toml")]
 mod file;
 #[cfg(feature = "toml")]
+mod lines;
+#[cfg(feature = "toml")]
 mod mistakes;
 #[cfg(feature = "toml")]
 mod section;

@@ -1,7 +1,7 @@
 //! What is wrong with a file.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a configuration can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,10 @@ pub struct Mistakes(pub Vec<Mistake>);
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
+    /// The file's name, where it is known.
+    pub file: Option<String>,
+    /// The line of the key, or else of the table that it should be in.
+    pub line: Option<usize>,
     /// The full key: `services.app.health.interval`.
     pub key: String,
     /// What is wrong, and what would be right.
@@ -40,6 +44,31 @@ impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.0.len();
         write!(f, "{count} mistake{} in the configuration:", if count == 1 { "" } else { "s" })?;
-        self.0.iter().try_for_each(|mistake| write!(f, "\n  {}: {}", mistake.key, mistake.reason))
+        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+    }
+}
+
+/// `uh-proxy.toml:12: services.app.health.interval: …`
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.file, self.line) {
+            (Some(file), Some(line)) => write!(f, "{file}:{line}: ")?,
+            (Some(file), None) => write!(f, "{file}: ")?,
+            (None, Some(line)) => write!(f, "line {line}: ")?,
+            (None, None) => {}
+        }
+        write!(f, "{}: {}", self.key, self.reason)
+    }
+}
+
+impl ConfigError {
+    /// The same error, whose mistakes say in which file they are.
+    #[must_use]
+    pub fn in_file(mut self, path: &Path) -> Self {
+        if let Self::Mistakes(mistakes) = &mut self {
+            let name = path.file_name().unwrap_or(path.as_os_str()).display().to_string();
+            mistakes.0.iter_mut().for_each(|mistake| mistake.file = Some(name.clone()));
+        }
+        self
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
+use crate::lines::Lines;
 use crate::mistakes::{Mistake, Mistakes};
 use crate::units;
 
@@ -19,18 +20,20 @@ pub struct Section {
     table: Table,
     asked: Vec<&'static str>,
     mistakes: Rc<RefCell<Vec<Mistake>>>,
+    lines: Rc<Lines>,
 }
 
 impl Section {
     /// The whole file, which lies in this directory. [`Section::mistakes`] has what is wrong with it, once every section
     /// is dropped.
-    pub(crate) fn root(table: Table, directory: &Path) -> Self {
+    pub(crate) fn root(table: Table, lines: Lines, directory: &Path) -> Self {
         Self {
             directory: directory.to_owned(),
             path: String::new(),
             table,
             asked: Vec::new(),
             mistakes: Rc::default(),
+            lines: Rc::new(lines),
         }
     }
 
@@ -50,7 +53,9 @@ impl Section {
 
     /// Notes a mistake.
     pub fn mistake(&self, key: &str, reason: impl Into<String>) {
-        self.mistakes.borrow_mut().push(Mistake { key: self.key(key), reason: reason.into() });
+        let key = self.key(key);
+        let line = self.lines.line(&key);
+        self.mistakes.borrow_mut().push(Mistake { file: None, line, key, reason: reason.into() });
     }
 
     fn take(&mut self, key: &'static str) -> Option<Value> {
@@ -85,6 +90,7 @@ impl Section {
             table,
             asked: Vec::new(),
             mistakes: self.mistakes(),
+            lines: Rc::clone(&self.lines),
         }
     }
 

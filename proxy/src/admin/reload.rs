@@ -200,7 +200,7 @@ impl Control {
 /// Reads and checks everything, and changes nothing.
 fn check(path: &Path) -> Result<Checked, Problem> {
     let text = config::read(path).map_err(|e| unusable(path, &chain(&e)))?;
-    let config = config::parse(&text).map_err(|e| unusable(path, &chain(&e)))?;
+    let config = config::parse(&text).map_err(|e| unusable(path, &chain(&e.in_file(path))))?;
     let settings = Settings::load(&config.server).map_err(|e| unusable(path, &e.to_string()))?;
     let log = access_log::open(&config.server.access_log).map_err(|e| unusable(path, &e.to_string()))?;
     Ok(Checked { text, config, settings, log })

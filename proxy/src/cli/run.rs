@@ -14,7 +14,7 @@ pub(super) fn run(path: &Path) -> Done {
     let inherited = Inherited::take().context("uh-proxy can't run")?;
     let unusable = || format!("{} can't be used", path.display());
     let text = config::read(path).with_context(unusable)?;
-    let config = config::parse(&text).with_context(unusable)?;
+    let config = config::parse(&text).map_err(|e| e.in_file(path)).with_context(unusable)?;
     let _log = log::start(config.server.log);
     run::run(Start { path: path.to_owned(), text, config, inherited }).context("uh-proxy can't run")?;
     Ok(Exit::Done)
