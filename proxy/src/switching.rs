@@ -21,7 +21,8 @@ pub mod route;
 pub mod snapshot;
 pub mod sync;
 
-pub use backend::{Address, Backend, Endpoint, Health};
+pub use backend::{Backend, Endpoint, Health};
 pub use board::{Drain, Entry, Refusal, SwitchOrder, SwitchOutcome, Switchboard};
 pub use lease::{Activation, LanePayload, Lease, Ledger};
 pub use snapshot::{Maintenance, ServiceState, Snapshot};
+pub use uh_protocol::Address;

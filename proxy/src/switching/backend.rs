@@ -1,9 +1,6 @@
 //! A backend as it is registered: its name, version and endpoints, and what the probes think of them.
 
-use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,60 +8,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use uh_protocol::BackendName;
 use uh_protocol::status::ProbeStatus;
+use uh_protocol::{Address, BackendName};
 
 use crate::config::BackendConfig;
-
-/// Where an endpoint is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Address {
-    /// An IP address and a port.
-    Socket(SocketAddr),
-    /// A host name and a port, looked up in the background.
-    Name(String, u16),
-    /// The path of a Unix socket.
-    Unix(PathBuf),
-}
-
-/// Why a text is not an [`Address`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is not an endpoint: write host:port, [IPv6]:port or unix:/path")]
-pub struct AddressError {
-    given: String,
-}
-
-impl FromStr for Address {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Self, AddressError> {
-        let error = || AddressError { given: text.chars().take(200).collect() };
-        if let Some(path) = text.strip_prefix("unix:") {
-            // A socket's path holds at most 107 bytes (unix(7)).
-            let fits = path.starts_with('/') && path.len() <= 107 && !path.contains('\0');
-            return if fits { Ok(Self::Unix(PathBuf::from(path))) } else { Err(error()) };
-        }
-        if let Ok(address) = text.parse::<SocketAddr>() {
-            return if address.port() == 0 { Err(error()) } else { Ok(Self::Socket(address)) };
-        }
-        let (host, port) = text.rsplit_once(':').ok_or_else(error)?;
-        let port: u16 = port.parse().map_err(|_| error())?;
-        let host_fits = (1..=253).contains(&host.len())
-            && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
-            && !host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-        if port == 0 || !host_fits { Err(error()) } else { Ok(Self::Name(host.to_owned(), port)) }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Socket(address) => address.fmt(f),
-            Self::Name(host, port) => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
 
 /// What the probes think of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,11 +19,12 @@ pub use drain::{Drain, Holding};
 pub use refusal::Refusal;
 pub use register::{RegisterOrder, Registration, Withdrawal};
 
-use super::backend::{Address, Backend, Health};
+use super::backend::{Backend, Health};
 use super::lease::{Activation, LanePayload, Lease, Ledger};
 use super::snapshot::{ActivationInfo, Maintenance, ServiceState, Snapshot};
 use crate::config;
 use crate::observe::meters::Meters;
+use uh_protocol::Address;
 
 /// What an operator asks for with a switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
