@@ -10,6 +10,7 @@ mod logs;
 mod maintenance;
 mod monitor;
 mod operation;
+mod prune;
 mod recover;
 mod retire;
 mod rollback;
@@ -17,7 +18,6 @@ mod session;
 mod start;
 mod validate;
 
-use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -36,8 +36,7 @@ pub fn main() -> ExitCode {
     match carry_out(Args::parse()) {
         Ok(exit) => exit.into(),
         Err(failed) => {
-            // If nobody reads what we say, there is nothing more to do about it.
-            let _ = writeln!(io::stderr(), "uh-deploy: {}", failed.message());
+            crate::report::complain(failed.message());
             failed.exit().into()
         }
     }
@@ -64,7 +63,8 @@ fn carry_out(args: Args) -> Done {
     });
     // Whatever still runs beside is not waited for.
     runtime.shutdown_background();
-    done.map_err(|failed| failed.cleaned(&session.report))
+    session.report.finish();
+    done
 }
 
 async fn command(session: &Session, command: &Command) -> Done {
@@ -78,6 +78,7 @@ async fn command(session: &Session, command: &Command) -> Done {
         Command::History(args) => history::history(session, args),
         Command::Recover => recover::recover(session).await,
         Command::Start => start::start(session).await,
+        Command::Prune(args) => prune::prune(session, args).await,
         Command::Retire(args) => retire::retire(session, args).await,
         Command::Maintenance(args) => maintenance::maintenance(session, args).await,
         Command::Supervise { .. } => Ok(Exit::Usage),

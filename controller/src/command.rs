@@ -1,13 +1,35 @@
 //! Commands that are run to their end: their output line by line, a deadline, and nothing left behind.
+//!
+//! A command has ended when its process has. What it has started may still hold its output open (a daemon, a notifier): its
+//! exit code counts all the same, and its output is read for [`GRACE`] more, no longer.
 
 use std::collections::VecDeque;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::Child;
 use tokio::sync::mpsc;
+
+use crate::lines::LineCutter;
+use crate::redact::Foreign;
+
+/// How long output is read after a command's end: what it wrote itself is in the pipe already.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How much is read at once.
+const CHUNK_BYTES: usize = 16 << 10;
+
+/// How many lines may wait to be shown: with the longest ones 4 MiB.
+const LINES_WAITING: usize = 64;
+
+/// The largest output that is taken as a whole: a resolved compose file has some kilobytes.
+const MAX_OUTPUT_BYTES: usize = 16 << 20;
+
+/// What is kept of the standard error of such a command.
+const MAX_ERROR_BYTES: usize = 256 << 10;
 
 /// A command that did not do what it was run for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +37,19 @@ pub struct CommandFailed {
     /// How it ended: `npm ended with exit status: 1`.
     pub reason: String,
     /// The last lines of its output.
-    pub log: Vec<String>,
+    pub log: Vec<Foreign>,
+}
+
+impl CommandFailed {
+    fn new(reason: String) -> Self {
+        Self { reason, log: Vec::new() }
+    }
+
+    /// Whether one of its last lines has these words.
+    #[must_use]
+    pub fn said(&self, words: &str) -> bool {
+        self.log.iter().any(|line| line.as_str().contains(words))
+    }
 }
 
 /// The reason and the last lines, in one line.
@@ -50,27 +84,16 @@ pub async fn run(
     line: crate::runtime::Lines<'_>,
     keep: usize,
 ) -> Result<(), CommandFailed> {
-    let program = command.get_program().display().to_string();
-    let failed = |reason: String, log: VecDeque<String>| CommandFailed { reason, log: log.into() };
-    let mut ready = in_its_own_group(command);
-    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
-    ready.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child =
-        ready.spawn().map_err(|e| failed(format!("cannot run {program}: {e}"), VecDeque::new()))?;
-    let group = Group(child.id());
-    let (sender, mut lines) = mpsc::channel(64);
-    if let Some(stdout) = child.stdout.take() {
-        tokio::spawn(read(stdout, sender.clone()));
+    let mut running = Running::start(command, input)?;
+    let (sender, mut lines) = mpsc::channel(LINES_WAITING);
+    if let Some(stdout) = running.child.stdout.take() {
+        tokio::spawn(read_lines(stdout, sender.clone()));
     }
-    if let Some(stderr) = child.stderr.take() {
-        tokio::spawn(read(stderr, sender));
-    }
-    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        // A command that does not care for its input is fine.
-        tokio::spawn(async move { drop(stdin.write_all(&input).await) });
+    if let Some(stderr) = running.child.stderr.take() {
+        tokio::spawn(read_lines(stderr, sender));
     }
     let mut log = VecDeque::new();
-    let ended = tokio::time::timeout(timeout, async {
+    let output = async {
         while let Some(text) = lines.recv().await {
             line(&text);
             if log.len() >= keep {
@@ -78,45 +101,112 @@ pub async fn run(
             }
             log.push_back(text);
         }
-        child.wait().await
-    })
-    .await;
-    match ended {
-        Ok(Ok(status)) if status.success() => {
-            group.forget();
-            Ok(())
-        }
-        Ok(Ok(status)) => Err(failed(format!("{program} ended with {status}"), log)),
-        Ok(Err(e)) => Err(failed(format!("cannot wait for {program}: {e}"), log)),
-        Err(_) => Err(failed(format!("{program} was still running after {timeout:?} and was killed"), log)),
-    }
+    };
+    let ended = running.end(timeout, output).await;
+    ended.map_err(|reason| CommandFailed { reason, log: log.into() })
 }
 
 /// Runs a command and returns its standard output; its standard error is what an error shows.
 ///
 /// # Errors
-/// As for [`run_lines`].
+/// As for [`run_lines`]; or it prints more than anything that it is asked for could have.
 pub async fn output(command: &Command, timeout: Duration, keep: usize) -> Result<String, CommandFailed> {
-    let program = command.get_program().display().to_string();
-    let failed = |reason: String, log: Vec<String>| CommandFailed { reason, log };
-    let mut ready = in_its_own_group(command);
-    ready.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let child = ready.spawn().map_err(|e| failed(format!("cannot run {program}: {e}"), Vec::new()))?;
-    let group = Group(child.id());
-    match tokio::time::timeout(timeout, child.wait_with_output()).await {
-        Ok(Ok(output)) if output.status.success() => {
-            group.forget();
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    answer(command, None, timeout, keep).await
+}
+
+/// The same, with something on the command's standard input.
+///
+/// # Errors
+/// As for [`output`].
+pub async fn answer(
+    command: &Command,
+    input: Option<Vec<u8>>,
+    timeout: Duration,
+    keep: usize,
+) -> Result<String, CommandFailed> {
+    let mut running = Running::start(command, input)?;
+    let (mut output, mut said) = (Vec::new(), Vec::new());
+    let streams = (running.child.stdout.take(), running.child.stderr.take());
+    let read = async {
+        let stdout = read_some(streams.0, &mut output, MAX_OUTPUT_BYTES);
+        tokio::join!(stdout, read_some(streams.1, &mut said, MAX_ERROR_BYTES));
+    };
+    let ended = running.end(timeout, read).await;
+    if let Err(reason) = ended {
+        let (mut cutter, mut log) = (LineCutter::default(), VecDeque::new());
+        let mut last = |line| {
+            if log.len() >= keep {
+                log.pop_front();
+            }
+            log.push_back(line);
+        };
+        // Some tools, credential helpers among them, complain on standard output.
+        let complaint = if said.is_empty() { &output[..output.len().min(MAX_ERROR_BYTES)] } else { &said };
+        cutter.push(complaint, &mut last);
+        cutter.finish(&mut last);
+        return Err(CommandFailed { reason, log: log.into() });
+    }
+    if output.len() > MAX_OUTPUT_BYTES {
+        let program = command.get_program().display();
+        return Err(CommandFailed::new(format!("{program} printed more than {MAX_OUTPUT_BYTES} bytes")));
+    }
+    Ok(String::from_utf8_lossy(&output).into_owned())
+}
+
+/// A command that runs.
+struct Running {
+    program: String,
+    child: Child,
+    group: Group,
+}
+
+impl Running {
+    fn start(command: &Command, input: Option<Vec<u8>>) -> Result<Self, CommandFailed> {
+        let program = command.get_program().display().to_string();
+        let mut ready = in_its_own_group(command);
+        let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+        ready.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let spawned = ready.spawn();
+        let mut child =
+            spawned.map_err(|e| CommandFailed::new(format!("cannot run {program}: {}", crate::chain(&e))))?;
+        let group = Group(child.id());
+        if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+            // A command that does not care for its input is fine.
+            tokio::spawn(async move { drop(stdin.write_all(&input).await) });
         }
-        Ok(Ok(output)) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let lines: Vec<&str> = said.lines().collect();
-            let last = lines[lines.len().saturating_sub(keep)..].iter().map(|line| (*line).to_owned());
-            Err(failed(format!("{program} ended with {}", output.status), last.collect()))
-        }
-        Ok(Err(e)) => Err(failed(format!("cannot wait for {program}: {e}"), Vec::new())),
-        Err(_) => {
-            Err(failed(format!("{program} was still running after {timeout:?} and was killed"), Vec::new()))
+        Ok(Self { program, child, group })
+    }
+
+    /// Waits for its end while its output is read, and for the rest of that output.
+    async fn end(mut self, timeout: Duration, output: impl Future<Output = ()>) -> Result<(), String> {
+        tokio::pin!(output);
+        let ended = tokio::time::timeout(timeout, async {
+            let mut all_read = false;
+            let status = loop {
+                tokio::select! {
+                    () = &mut output, if !all_read => all_read = true,
+                    status = self.child.wait() => break status,
+                }
+            };
+            if !all_read {
+                // Whoever still has it open is no part of the command.
+                let _ = tokio::time::timeout(GRACE, output).await;
+            }
+            status
+        })
+        .await;
+        let program = &self.program;
+        match ended {
+            Ok(Ok(status)) if ExitStatus::success(&status) => {
+                self.group.forget();
+                Ok(())
+            }
+            Ok(Ok(status)) => Err(format!("{program} ended with {status}")),
+            Ok(Err(e)) => Err(format!("cannot wait for {program}: {}", crate::chain(&e))),
+            Err(_) => Err(format!(
+                "{program} was still running after {} and was killed",
+                crate::time::span(timeout)
+            )),
         }
     }
 }
@@ -132,15 +222,37 @@ fn in_its_own_group(command: &Command) -> tokio::process::Command {
     own.into()
 }
 
-async fn read(stream: impl AsyncRead + Unpin, lines: mpsc::Sender<String>) {
-    let mut reader = BufReader::new(stream);
-    let mut bytes = Vec::new();
-    while reader.read_until(b'\n', &mut bytes).await.is_ok_and(|read| read > 0) {
-        let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
-        if lines.send(text).await.is_err() {
+async fn read_lines(mut stream: impl AsyncRead + Unpin, lines: mpsc::Sender<Foreign>) {
+    let mut cutter = LineCutter::default();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut found = Vec::new();
+    loop {
+        let read = tokio::select! {
+            read = stream.read(&mut chunk) => read,
+            // Nobody reads any more: what still has the other end open is not waited for.
+            () = lines.closed() => return,
+        };
+        match read {
+            Ok(0) | Err(_) => cutter.finish(&mut |line| found.push(line)),
+            Ok(length) => cutter.push(&chunk[..length], &mut |line| found.push(line)),
+        }
+        for line in found.drain(..) {
+            if lines.send(line).await.is_err() {
+                return;
+            }
+        }
+        if !matches!(read, Ok(1..)) {
             return;
         }
-        bytes.clear();
+    }
+}
+
+/// Reads a stream to its end, and keeps no more than one byte beyond the limit.
+async fn read_some(stream: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>, limit: usize) {
+    let Some(mut stream) = stream else { return };
+    let mut chunk = vec![0; CHUNK_BYTES];
+    while let Ok(length @ 1..) = stream.read(&mut chunk).await {
+        kept.extend_from_slice(&chunk[..length.min(limit + 1 - kept.len())]);
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub use containers::{ComposeSettings, DockerSettings, Pull, Restart};
 pub use sections::{
     BackendConfig, Deploy, Gate, Hooks, Identity, Monitor, Notice, ProcessSettings, ProxyFiles,
-    RuntimeConfig, Validate,
+    RuntimeConfig, Secrets, Validate,
 };
 use uh_protocol::BackendName;
 pub use uh_settings::{ConfigError, Mistake, Mistakes};
@@ -38,6 +38,8 @@ pub struct Config {
     pub hooks: Hooks,
     /// Whom to tell how it ended.
     pub notice: Notice,
+    /// What is no secret.
+    pub secrets: Secrets,
 }
 
 impl Config {
@@ -56,7 +58,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let text = uh_settings::read(path)?;
     let path = std::path::absolute(path)
         .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-    parse(&text, path.parent().unwrap_or(Path::new("/")))
+    parse(&text, path.parent().unwrap_or(Path::new("/"))).map_err(|error| error.in_file(&path))
 }
 
 /// Checks a configuration that lies in this directory.
@@ -74,6 +76,7 @@ pub fn parse(text: &str, directory: &Path) -> Result<Config, ConfigError> {
         validate: sections::validate(&mut root.section("validate")),
         hooks: sections::hooks(&mut root.section("hooks")),
         notice: sections::notice(&mut root.section("notice")),
+        secrets: sections::secrets(&mut root.section("secrets")),
     })
 }
 

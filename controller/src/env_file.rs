@@ -1,50 +1,202 @@
-//! Environment files: `NAME=value` lines, as Docker's `--env-file` takes them, plus quotes around a whole value.
+//! Environment files, as compose v2 reads them (compose-go's `dotenv`), or not at all.
+//!
+//! ```text
+//! # a comment             NAME=value             export NAME=value       NAME = value
+//! NAME=two words # why    → two words            (a comment begins after a space)
+//! NAME='as it is, $too'   → as it is, $too       over several lines if need be
+//! NAME="a\nb \"c\" \$d"   → a, a new line, b "c" $d; over several lines if need be
+//! ```
+//!
+//! The last assignment of a name counts. What compose would understand in another way than it looks is refused, with its
+//! line: `$` outside single quotes (compose replaces `$NAME`; write it in single quotes, or `\$` in double ones), a name
+//! without `=` (compose hands on its own variable), a quote that is never closed, text after a closing quote, an unknown
+//! escape. docker-compose 1.29 kept `$` and cut comments after any white space; where the two differ, v2 counts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Reads a file. Empty lines and lines that begin with `#` mean nothing. Errors name the line, never its value.
+use crate::files;
+
+/// The largest file: a hundred times what the kernel hands to a program as its environment by default.
+const MAX_BYTES: usize = 16 << 20;
+
+/// Reads a file. Errors name the line, never its value.
 ///
 /// # Errors
-/// It can't be read, or a line is no assignment.
+/// It can't be read, or can't be understood as compose understands it.
 pub fn read(path: &Path) -> Result<BTreeMap<String, String>, String> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
-    parse(&text).map_err(|line| format!("{}, line {line}: expected NAME=value", path.display()))
+    let found = files::read_foreign(path, MAX_BYTES);
+    let bytes = found.map_err(|e| format!("cannot read {}: {}", path.display(), crate::chain(&e)))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", path.display()))?;
+    parse(&text).map_err(|wrong| format!("{}, line {}: {}", path.display(), wrong.line, wrong.reason))
 }
 
-fn parse(text: &str) -> Result<BTreeMap<String, String>, usize> {
+/// Why a file can't be used.
+#[derive(Debug, PartialEq, Eq)]
+struct Wrong {
+    line: usize,
+    reason: &'static str,
+}
+
+const DOLLAR: &str = "compose would replace what follows the $: put the value in single quotes to keep it";
+
+fn parse(text: &str) -> Result<BTreeMap<String, String>, Wrong> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n");
     let mut variables = BTreeMap::new();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
+    let (mut rest, mut line) = (text.as_str(), 1);
+    while !rest.is_empty() {
+        let statement = rest.trim_start_matches(blank);
+        if statement.is_empty() || statement.starts_with('#') || statement.starts_with('\n') {
+            rest = rest.split_once('\n').map_or("", |(_, rest)| rest);
+            line += 1;
             continue;
         }
-        let line = line.strip_prefix("export ").unwrap_or(line);
-        let (name, value) = line.split_once('=').ok_or(index + 1)?;
-        let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-        if name.is_empty() || !name.bytes().all(fits) || value.contains('\0') {
-            return Err(index + 1);
+        let (name, value) = name(statement).map_err(|reason| Wrong { line, reason })?;
+        let wrong = |reason| Wrong { line, reason };
+        let (value, after) = match value.chars().next() {
+            Some(quote @ ('"' | '\'')) => {
+                let within = &value[1..];
+                let end = closing(within, quote).ok_or(wrong("a quote is opened and never closed"))?;
+                let (value, after) = (&within[..end], &within[end + 1..]);
+                let left = after.split('\n').next().unwrap_or_default().trim_matches(blank);
+                if !left.is_empty() && !left.starts_with('#') {
+                    return Err(wrong("text follows the closing quote"));
+                }
+                let read = if quote == '"' { double_quoted(value) } else { Ok(value.replace("\\'", "'")) };
+                (read.map_err(wrong)?, after)
+            }
+            _ => {
+                let (value, _) = value.split_once('\n').unwrap_or((value, ""));
+                let (bare, _) = value.split_once(" #").unwrap_or((value, ""));
+                if bare.contains('$') {
+                    return Err(wrong(DOLLAR));
+                }
+                (bare.trim_end().to_owned(), &statement[value_end(statement)..])
+            }
+        };
+        if value.contains('\0') {
+            return Err(wrong("a value can't have a NUL byte"));
         }
-        variables.insert(name.to_owned(), unquoted(value).to_owned());
+        variables.insert(name.to_owned(), value);
+        let next = after.split_once('\n').map_or("", |(_, rest)| rest);
+        line += rest[..rest.len() - next.len()].matches('\n').count().max(1);
+        rest = next;
     }
     Ok(variables)
 }
 
-fn unquoted(value: &str) -> &str {
-    let within = |quote| value.strip_prefix(quote).and_then(|rest: &str| rest.strip_suffix(quote));
-    within('"').or_else(|| within('\'')).unwrap_or(value)
+/// White, but no end of a line.
+fn blank(c: char) -> bool {
+    c != '\n' && c.is_whitespace()
+}
+
+fn value_end(statement: &str) -> usize {
+    statement.find('\n').unwrap_or(statement.len())
+}
+
+/// `export NAME = ` and what follows.
+fn name(statement: &str) -> Result<(&str, &str), &'static str> {
+    const EXPECTED: &str = "expected NAME=value";
+    let exported = statement.strip_prefix("export").filter(|rest| rest.starts_with(blank));
+    let statement = exported.unwrap_or(statement).trim_start_matches(blank);
+    let (name, value) = statement.split_once('=').ok_or(EXPECTED)?;
+    let name = name.trim_end_matches(blank);
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    if name.is_empty() || !name.bytes().all(fits) {
+        return Err(EXPECTED);
+    }
+    Ok((name, value.trim_start_matches(blank)))
+}
+
+/// Where a quoted value ends: at the first quote without a backslash before it.
+fn closing(text: &str, quote: char) -> Option<usize> {
+    let mut escaped = false;
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return Some(at),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn double_quoted(text: &str) -> Result<String, &'static str> {
+    let mut value = String::with_capacity(text.len());
+    let mut characters = text.chars();
+    while let Some(c) = characters.next() {
+        value.push(match c {
+            '$' => return Err(DOLLAR),
+            '\\' => match characters.next() {
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some('t') => '\t',
+                Some(c @ ('"' | '\\' | '$')) => c,
+                _ => return Err("an unknown escape: \\n, \\r, \\t, \\\", \\\\ and \\$ are known"),
+            },
+            c => c,
+        });
+    }
+    Ok(value)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[track_caller]
+    fn reads(text: &str, expected: &[(&str, &str)]) {
+        let expected = expected.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        assert_eq!(parse(text), Ok(expected.collect()), "{text:?}");
+    }
+
     #[test]
-    fn assignments_are_read_and_nonsense_is_named_by_its_line() {
-        let read = parse("# comment\n\nA=1\nexport B=\"two words\"\nC='x=y'\nD=\n").unwrap();
-        let expected = [("A", "1"), ("B", "two words"), ("C", "x=y"), ("D", "")];
-        assert_eq!(read, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
-        assert_eq!(parse("A=1\nsecret words\n"), Err(2));
-        assert_eq!(parse("=x"), Err(1));
+    fn assignments_are_read_as_compose_reads_them() {
+        reads(
+            "# comment\n\n  # more\nA=1\nexport B=x\nC = y \nD=\nA=2",
+            &[("A", "2"), ("B", "x"), ("C", "y"), ("D", "")],
+        );
+        reads(
+            "A=two words # why\nB=a#b\nC=it's\nD= # none",
+            &[("A", "two words"), ("B", "a#b"), ("C", "it's"), ("D", "# none")],
+        );
+        reads(
+            "A=\"two words\" # why\nB='x=y # z'\r\nC=\"\"\r\n",
+            &[("A", "two words"), ("B", "x=y # z"), ("C", "")],
+        );
+        reads(
+            "\u{feff}A=\"a\\nb \\\"c\\\" \\$d \\\\\"\nB='$A \\n it\\'s'",
+            &[("A", "a\nb \"c\" $d \\"), ("B", "$A \\n it's")],
+        );
+    }
+
+    #[test]
+    fn a_quoted_value_goes_on_over_lines_and_the_lines_after_it_are_counted_right() {
+        reads(
+            "KEY=\"-----BEGIN-----\nabc=\n-----END-----\"\nB='x\ny'\nC=3\n",
+            &[("KEY", "-----BEGIN-----\nabc=\n-----END-----"), ("B", "x\ny"), ("C", "3")],
+        );
+        assert_eq!(parse("A=\"x\ny\"\n\nnonsense\n").unwrap_err().line, 4);
+    }
+
+    #[test]
+    fn what_compose_would_understand_in_another_way_is_refused_with_its_line() {
+        for (text, line) in [
+            ("A=1\nsecret words\n", 2),
+            ("A=1\nNAME_ALONE\n", 2),
+            ("=x", 1),
+            ("A B=x", 1),
+            ("A=1\n\nB=\"open\nC=2\n", 3),
+            ("B='open", 1),
+            ("A=\"a\" b", 1),
+            ("A='a'b", 1),
+            ("A=pa$word", 1),
+            ("A=1\nB=\"${A}\"", 2),
+            ("A=\"\\x\"", 1),
+            ("A=a\0b", 1),
+        ] {
+            assert_eq!(parse(text).map_err(|wrong| wrong.line), Err(line), "{text:?}");
+        }
     }
 }

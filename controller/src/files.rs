@@ -1,8 +1,12 @@
-//! Files that survive a crash: written beside their name, synced, and renamed into place.
+//! Files that survive a crash: written next to their name, synced, and renamed into place.
+//!
+//! And files that nobody else can have written: what is read here decides what runs, with our rights. So a file counts
+//! only if it and its directory belong to us or to root and nobody else may write to them. Everything that reads or
+//! appends to state does so through [`read`] and [`append`].
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// What we write is for its owner alone: records hold secrets.
@@ -16,6 +20,10 @@ const DIR_MODE: u32 = 0o700;
 /// # Errors
 /// The disk refuses; then it is the old one.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    put(path, content).map_err(in_words)
+}
+
+fn put(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = beside(path);
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&temporary)?;
@@ -24,6 +32,11 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     drop(file);
     fs::rename(&temporary, path)?;
     sync_directory(path)
+}
+
+/// The same error, in words: `No space left on device`, without the number behind them.
+fn in_words(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), crate::chain(&error))
 }
 
 fn beside(path: &Path) -> PathBuf {
@@ -37,7 +50,9 @@ fn beside(path: &Path) -> PathBuf {
 /// # Errors
 /// The disk refuses.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    File::open(path.parent().unwrap_or(Path::new("/")))
+        .and_then(|directory| directory.sync_all())
+        .map_err(in_words)
 }
 
 /// Opens a file for appending, made with mode 0600 if it is missing.
@@ -46,7 +61,8 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
 /// The system refuses.
 pub fn append(path: &Path) -> io::Result<File> {
     let new = !path.exists();
-    let file = OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path)?;
+    let file = OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path).map_err(in_words)?;
+    demand_ours(path, &file.metadata()?)?;
     if new {
         sync_directory(path)?;
     }
@@ -58,7 +74,7 @@ pub fn append(path: &Path) -> io::Result<File> {
 /// # Errors
 /// The system refuses.
 pub fn make_directory(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
+    fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(path).map_err(in_words)
 }
 
 /// Removes a file; one that is not there is fine.
@@ -68,19 +84,79 @@ pub fn make_directory(path: &Path) -> io::Result<()> {
 pub fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+        other => other.map_err(in_words),
     }
 }
 
-/// Reads a file; `None`: it is not there.
+/// The largest file of ours: a history of a hundred thousand deploys.
+const MAX_BYTES: usize = 256 << 20;
+
+/// Reads a file of our own; `None`: it is not there.
 ///
 /// # Errors
-/// It is there and can't be read.
+/// It is there and can't be read, or somebody else could have written it.
 pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match fs::read(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        other => other.map(Some),
+    let file = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(in_words)?,
+    };
+    demand_ours(path, &file.metadata()?)?;
+    if let Some(directory) = path.parent() {
+        demand_ours_if_there(directory)?;
     }
+    bounded(path, file, MAX_BYTES).map(Some)
+}
+
+/// Reads a file that is the user's, whoever wrote it, up to a size.
+///
+/// # Errors
+/// It can't be read, or is larger.
+pub fn read_foreign(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+    bounded(path, File::open(path).map_err(in_words)?, most)
+}
+
+fn bounded(path: &Path, file: File, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(most as u64 + 1).read_to_end(&mut bytes).map_err(in_words)?;
+    if bytes.len() > most {
+        let reason = format!("{} has more than {most} bytes", path.display());
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+    }
+    Ok(bytes)
+}
+
+/// Demands that a directory, if it is there, belongs to us or root, and nobody else may write to it.
+///
+/// # Errors
+/// It does not. The error says which command sets that right.
+pub fn demand_ours_if_there(directory: &Path) -> io::Result<()> {
+    match fs::metadata(directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        found => demand_ours(directory, &found.map_err(in_words)?),
+    }
+}
+
+/// Group and others may write.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+fn demand_ours(path: &Path, found: &fs::Metadata) -> io::Result<()> {
+    let (us, path) = (rustix::process::geteuid().as_raw(), path.display());
+    let reason = if ![us, 0].contains(&found.uid()) {
+        format!(
+            "{path} belongs to user {}, who could have uh-deploy (user {us}) run anything; if its content is yours: \
+             chown -R {us} {path}",
+            found.uid()
+        )
+    } else if found.mode() & WRITABLE_BY_OTHERS != 0 {
+        format!(
+            "{path} can be written by others (mode {:o}), who could have uh-deploy (user {us}) run anything; if its \
+             content is yours: chmod -R go-w {path}",
+            found.mode() & 0o7777
+        )
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
 }
 
 #[cfg(test)]
@@ -102,5 +178,33 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert_eq!(read(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn what_others_could_have_written_is_not_read_and_the_error_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("records/blue.json");
+        make_directory(path.parent().unwrap()).unwrap();
+        replace(&path, b"{}").unwrap();
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        for (open, bad, good) in [(path.as_path(), 0o620, 0o600), (path.parent().unwrap(), 0o777, 0o700)] {
+            mode(open, bad);
+            let refused = read(&path).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+            assert!(refused.to_string().contains(&format!("chmod -R go-w {}", open.display())), "{refused}");
+            mode(open, good);
+        }
+        assert_eq!(read(&path).unwrap().unwrap(), b"{}");
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+            let refused = read(&path).unwrap_err().to_string();
+            assert!(refused.contains(&format!("chown -R 0 {}", path.display())), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_never_ends_is_an_error() {
+        let refused = read_foreign(Path::new("/dev/zero"), 1 << 20).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::FileTooLarge);
     }
 }

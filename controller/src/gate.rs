@@ -1,15 +1,26 @@
 //! The health gate: a candidate has to answer well, several times in a row, as itself. And if it does not, everything
 //! that helps to see why.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::config::Gate;
 use crate::probe::{Expected, Found, Verdict, probe};
+use crate::redact::Foreign;
 use crate::report::Report;
-use crate::runtime::{Endpoint, InstanceId, LogQuery, Runtime, State};
+use crate::runtime::{Endpoint, InstanceId, LogQuery, Runtime, RuntimeError, State};
 
 /// How often an instance is asked whether it still runs, between probes.
 const STATE_POLL: Duration = Duration::from_millis(100);
+
+/// How long an engine may take to say how an instance is: on a busy machine some hundred milliseconds.
+const STATE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How often it is said that an engine does not answer.
+const SILENCE_TOLD_EVERY: Duration = Duration::from_secs(5);
+
+/// How long an engine may take to give the last lines of a log.
+const LOG_WITHIN: Duration = Duration::from_secs(5);
 
 /// So many restarts by the runtime's own means are a crash loop.
 const CRASH_LOOP_RESTARTS: u32 = 2;
@@ -29,6 +40,35 @@ pub fn end_of(state: &State) -> Option<String> {
 /// How many lines of its log are shown.
 const SHOWN_LOG_LINES: usize = 50;
 
+/// How long an engine has not said how the candidate is.
+#[derive(Debug, Default)]
+struct Silence {
+    since: Cell<Option<Instant>>,
+    told: Cell<Option<Instant>>,
+}
+
+impl Silence {
+    fn tell(&self, state: &Result<State, RuntimeError>, instance: &InstanceId, report: &Report) {
+        let Err(error) = state else {
+            if self.told.take().is_some() {
+                report.line(&format!("the engine answers again about {instance}"));
+            }
+            self.since.set(None);
+            return;
+        };
+        let now = Instant::now();
+        let since = self.since.get().unwrap_or(now);
+        self.since.set(Some(since));
+        if self.told.get().is_none_or(|told| now.duration_since(told) >= SILENCE_TOLD_EVERY) {
+            self.told.set(Some(now));
+            report.line(&format!(
+                "can't determine whether {instance} runs: {}; waiting, the active backend serves",
+                crate::chain(error)
+            ));
+        }
+    }
+}
+
 /// Why a candidate was turned away.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Diagnosis {
@@ -37,7 +77,7 @@ pub struct Diagnosis {
     /// The last probe.
     pub probe: Vec<String>,
     /// The last lines of its log.
-    pub log: Vec<String>,
+    pub log: Vec<Foreign>,
     /// What to try.
     pub advice: Vec<String>,
 }
@@ -47,15 +87,15 @@ impl Diagnosis {
     pub fn show(&self, report: &Report) {
         report.end_progress();
         report.say(&format!("❌ {}", self.headline));
-        let section = |title: &str, lines: &[String]| {
+        fn section(report: &Report, title: &str, lines: &[impl std::fmt::Display]) {
             if !lines.is_empty() {
                 report.line(title);
                 lines.iter().for_each(|line| report.line(&format!("  {line}")));
             }
-        };
-        section("last probe:", &self.probe);
-        section("last lines of its log:", &self.log);
-        section("what to try:", &self.advice);
+        }
+        section(report, "last probe:", &self.probe);
+        section(report, "last lines of its log:", &self.log);
+        section(report, "what to try:", &self.advice);
     }
 }
 
@@ -81,6 +121,7 @@ impl Candidate<'_> {
         let attempts = (gate.within.as_millis() / gate.interval.as_millis().max(1)).max(1);
         let attempts = u64::try_from(attempts).unwrap_or(u64::MAX);
         let (mut streak, mut strangers, mut attempt) = (0, 0, 0);
+        let silence = Silence::default();
         loop {
             attempt += 1;
             let next = Instant::now() + gate.interval;
@@ -91,7 +132,7 @@ impl Candidate<'_> {
                 Verdict::Unhealthy(_) => (streak, strangers) = (0, 0),
                 Verdict::Stranger(_) => (streak, strangers) = (0, strangers + 1),
             }
-            self.must_run(Some(&found)).await?;
+            self.must_run_or_wait(&found, &silence, report).await?;
             if streak >= gate.successes {
                 return Ok(());
             }
@@ -104,9 +145,31 @@ impl Candidate<'_> {
             while Instant::now() < next {
                 let left = next.saturating_duration_since(Instant::now());
                 tokio::time::sleep(left.min(STATE_POLL)).await;
-                self.must_run(Some(&found)).await?;
+                self.must_run_or_wait(&found, &silence, report).await?;
             }
         }
+    }
+
+    /// Fails as soon as it does not run any more. An engine that does not answer is waited for until the gate's own
+    /// deadline, and that is said.
+    async fn must_run_or_wait(
+        &self,
+        last: &Found,
+        silence: &Silence,
+        report: &Report,
+    ) -> Result<(), Diagnosis> {
+        // What a process has come to is in a file of ours; only an engine can keep silent.
+        let state = if self.runtime.kind() == "process" {
+            self.runtime.state(self.instance).await
+        } else {
+            let asked = tokio::time::timeout(STATE_WITHIN, self.runtime.state(self.instance)).await;
+            asked.unwrap_or_else(|_| {
+                let source = format!("no answer within {}", crate::time::span(STATE_WITHIN)).into();
+                Err(RuntimeError::Unreachable { what: "the engine".to_owned(), source })
+            })
+        };
+        silence.tell(&state, self.instance, report);
+        self.judge(state, Some(last)).await
     }
 
     /// Every endpoint; the first that is not healthy counts for all.
@@ -131,9 +194,13 @@ impl Candidate<'_> {
     /// # Errors
     /// It has ended, or restarts again and again.
     pub async fn must_run(&self, last: Option<&Found>) -> Result<(), Diagnosis> {
+        self.judge(self.runtime.state(self.instance).await, last).await
+    }
+
+    async fn judge(&self, state: Result<State, RuntimeError>, last: Option<&Found>) -> Result<(), Diagnosis> {
         let probe =
             last.filter(|found| !found.is_healthy()).map(|found| found.lines.clone()).unwrap_or_default();
-        let (headline, advice) = match self.runtime.state(self.instance).await {
+        let (headline, advice) = match state {
             // An engine that does not answer now may in a moment; the deadline ends this.
             Err(_) => return Ok(()),
             Ok(State::Running { restarts }) if restarts < CRASH_LOOP_RESTARTS => return Ok(()),
@@ -182,7 +249,7 @@ impl Candidate<'_> {
             probe: found.lines.clone(),
             log: self.log().await,
             advice: vec![
-                format!("ask it yourself: curl -i http://{}{}", self.endpoints_text(), gate.path),
+                format!("ask it yourself: {}", curl(self.endpoints.first(), gate)),
                 "if it only needs longer: within in [health]".to_owned(),
             ],
         }
@@ -192,12 +259,31 @@ impl Candidate<'_> {
         self.endpoints.first().map(ToString::to_string).unwrap_or_default()
     }
 
-    async fn log(&self) -> Vec<String> {
+    async fn log(&self) -> Vec<Foreign> {
         let lines = std::cell::RefCell::new(Vec::new());
         let query = LogQuery { tail: Some(SHOWN_LOG_LINES), since: None, follow: false };
+        let keep = |line: &Foreign| lines.borrow_mut().push(line.clone());
         // No log is no reason to hide the rest.
-        let _ =
-            self.runtime.logs(self.instance, &query, &|line| lines.borrow_mut().push(line.to_owned())).await;
+        let _ = tokio::time::timeout(LOG_WITHIN, self.runtime.logs(self.instance, &query, &keep)).await;
         lines.into_inner()
     }
 }
+
+/// A command line that asks what a probe asks.
+fn curl(endpoint: Option<&Endpoint>, gate: &Gate) -> String {
+    let headers: String = gate
+        .headers
+        .iter()
+        .map(|(name, value)| format!(" -H '{name}: {}'", value.to_str().unwrap_or_default()))
+        .collect();
+    match endpoint {
+        Some(Endpoint::Unix(path)) => {
+            format!("curl -i{headers} --unix-socket {} http://localhost{}", path.display(), gate.path)
+        }
+        Some(endpoint) => format!("curl -i{headers} http://{endpoint}{}", gate.path),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::command::{self, CommandFailed};
 use crate::config::{Config, Notice};
+use crate::redact::Foreign;
 use crate::report::Report;
 
 /// How many lines of a failed hook are shown.
@@ -75,8 +76,12 @@ pub async fn webhook(notice: &Notice, event: &Value) -> Result<(), String> {
     let secret = notice.webhook_env.as_ref().and_then(|name| std::env::var(name).ok());
     let Some(url) = secret.or_else(|| notice.webhook.clone()) else { return Ok(()) };
     match tokio::time::timeout(notice.timeout, post(&url, event)).await {
-        Ok(result) => result.map_err(|e| format!("the webhook did not take the notice: {e}")),
-        Err(_) => Err(format!("the webhook did not take the notice within {:?}", notice.timeout)),
+        Ok(result) => {
+            result.map_err(|e| format!("the webhook did not take the notice: {}", Foreign::error(&*e)))
+        }
+        Err(_) => {
+            Err(format!("the webhook did not take the notice within {}", crate::time::span(notice.timeout)))
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{TcpListener, ToSocketAddrs as _};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 
+use crate::redact::Foreign;
 use crate::runtime::Endpoint;
 use crate::runtime::process::INSTANCE_VARIABLE;
 
@@ -13,16 +14,19 @@ use crate::runtime::process::INSTANCE_VARIABLE;
 #[must_use]
 pub fn taken_by(endpoint: &Endpoint) -> Option<String> {
     match endpoint {
-        Endpoint::Tcp(host, port) => {
-            let addresses = (host.trim_matches(['[', ']']), *port).to_socket_addrs().ok()?;
-            let in_use =
-                |address| matches!(TcpListener::bind(address), Err(e) if e.kind() == ErrorKind::AddrInUse);
+        Endpoint::Socket(address) => in_use(*address).then(|| listener(address.port())),
+        Endpoint::Name(host, port) => {
+            let addresses = (host.as_str(), *port).to_socket_addrs().ok()?;
             addresses.into_iter().any(in_use).then(|| listener(*port))
         }
         Endpoint::Unix(path) => std::os::unix::net::UnixStream::connect(path)
             .is_ok()
             .then(|| "a process that listens there".to_owned()),
     }
+}
+
+fn in_use(address: SocketAddr) -> bool {
+    matches!(TcpListener::bind(address), Err(e) if e.kind() == ErrorKind::AddrInUse)
 }
 
 fn listener(port: u16) -> String {
@@ -32,19 +36,20 @@ fn listener(port: u16) -> String {
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.into_iter().find(|pid| has_socket(*pid, &inodes)).map_or_else(unknown, |pid| {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let name = Foreign::new(&name);
         match instance(pid) {
-            Some(instance) => format!("{} (pid {pid}) of our instance {instance}", name.trim()),
-            None => format!("{} (pid {pid})", name.trim()),
+            Some(instance) => format!("{} (pid {pid}) of our instance {instance}", name.trimmed()),
+            None => format!("{} (pid {pid})", name.trimmed()),
         }
     })
 }
 
 /// Which instance a process is of, if it is of one: then stopping that is what helps.
-fn instance(pid: u32) -> Option<String> {
+fn instance(pid: u32) -> Option<Foreign> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let mark = format!("{INSTANCE_VARIABLE}=");
     let mut variables = environment.split(|byte| *byte == 0);
-    variables.find_map(|variable| Some(String::from_utf8_lossy(variable).strip_prefix(&mark)?.to_owned()))
+    variables.find_map(|variable| variable.strip_prefix(mark.as_bytes()).map(Foreign::from_bytes))
 }
 
 /// proc(5), /proc/net/tcp: local address `HEX:PORT`, state 0A is LISTEN, the inode is the tenth field.

@@ -13,13 +13,14 @@ use uh_protocol::BackendName;
 use uh_protocol::health::HealthBody;
 
 use crate::config::{Gate, Identity};
+use crate::redact::Foreign;
 use crate::runtime::Endpoint;
 
 /// A health body is small. Of a larger one, only the head of the message is of interest.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// How much of a body is shown.
-const SHOWN_BODY_BYTES: usize = 300;
+const SHOWN_CHARACTERS: usize = 300;
 
 /// Headers that tell who answered, and why not as it should.
 const SHOWN_HEADERS: [HeaderName; 5] = [
@@ -85,8 +86,8 @@ pub async fn probe(endpoint: &Endpoint, expected: Expected<'_>, gate: &Gate) -> 
     let start = Instant::now();
     let mut found = match tokio::time::timeout(gate.timeout, ask(endpoint, gate)).await {
         Ok(Ok((status, headers, body))) => judge(status, &headers, &body, expected, gate.identity),
-        Ok(Err(error)) => nobody(endpoint, &crate::chain(&*error)),
-        Err(_) => nobody(endpoint, &format!("no answer within {:?}", gate.timeout)),
+        Ok(Err(error)) => nobody(endpoint, Foreign::error(&*error).to_string()),
+        Err(_) => nobody(endpoint, format!("no answer within {}", crate::time::span(gate.timeout))),
     };
     found.took = start.elapsed();
     found
@@ -94,9 +95,9 @@ pub async fn probe(endpoint: &Endpoint, expected: Expected<'_>, gate: &Gate) -> 
 
 async fn ask(endpoint: &Endpoint, gate: &Gate) -> Result<(StatusCode, HeaderMap, Bytes), BoxError> {
     match endpoint {
-        Endpoint::Tcp(host, port) => {
-            let stream = TcpStream::connect((host.trim_matches(['[', ']']), *port)).await?;
-            exchange(stream, endpoint, gate).await
+        Endpoint::Socket(address) => exchange(TcpStream::connect(address).await?, endpoint, gate).await,
+        Endpoint::Name(host, port) => {
+            exchange(TcpStream::connect((host.as_str(), *port)).await?, endpoint, gate).await
         }
         Endpoint::Unix(path) => exchange(UnixStream::connect(path).await?, endpoint, gate).await,
     }
@@ -113,7 +114,11 @@ async fn exchange(
         (None, Endpoint::Unix(_)) => "localhost".to_owned(),
         (None, endpoint) => endpoint.to_string(),
     };
-    let request = Request::get(gate.path.as_str())
+    let mut request = Request::get(gate.path.as_str());
+    for (name, value) in &gate.headers {
+        request = request.header(name, value);
+    }
+    let request = request
         .header(HOST, host)
         .header(USER_AGENT, concat!("uh-deploy-probe/", env!("CARGO_PKG_VERSION")))
         .header(CONNECTION, "close")
@@ -137,9 +142,8 @@ async fn exchange(
     }
 }
 
-fn nobody(endpoint: &Endpoint, error: &str) -> Found {
-    let reason = error.split(" (os error").next().unwrap_or(error).to_owned();
-    let lines = vec![format!("{endpoint}: {error}")];
+fn nobody(endpoint: &Endpoint, reason: String) -> Found {
+    let lines = vec![format!("{endpoint}: {reason}")];
     Found { verdict: Verdict::Unhealthy(reason), took: Duration::ZERO, lines }
 }
 
@@ -191,13 +195,14 @@ fn who(reported: &HealthBody, expected: Expected<'_>, identity: Identity) -> Opt
 }
 
 fn head_of(body: &[u8]) -> String {
-    let shown = printable(&body[..body.len().min(SHOWN_BODY_BYTES)]);
+    let shown = printable(body);
     if shown.is_empty() { "(empty)".to_owned() } else { shown }
 }
 
+/// Its secrets are taken out before it is cut: half a secret is one too.
 fn printable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BODY_BYTES)]);
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    let text = Foreign::from_bytes(bytes).shortened(SHOWN_CHARACTERS);
+    text.as_str().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

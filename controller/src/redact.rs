@@ -1,70 +1,191 @@
-//! Keeps secrets out of whatever is printed, sent or written down.
+//! Text from outside, without secrets.
+//!
+//! An app's log, a build's output, an answer to a probe, another program's error: whoever reads such text makes a
+//! [`Foreign`] of it, at once. From then on it holds no secret, and it does nothing to a terminal. Our own words, versions,
+//! names and JSON keys never come through here: a value that happens to be one of them would take them out.
+//!
+//! The secrets are those of the process: [`remember`] adds to them, at the start of every command.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+mod sources;
 
-use crate::config::{Config, RuntimeConfig};
-use crate::env_file;
+use std::fmt::{self, Write as _};
+use std::sync::{PoisonError, RwLock};
 
-/// A shorter value is no secret, and would blot out half of every text.
-const MIN_SECRET_BYTES: usize = 6;
+use serde::{Serialize, Serializer};
+
+pub use self::sources::of_config;
+
+/// A shorter value is not redacted: it would take out half of every text, and guessing it costs nothing.
+pub const MIN_SECRET_BYTES: usize = 6;
 
 /// What is put in a secret's place.
 const BLOT: &str = "***";
 
-/// Knows the secrets: the values of the environment files and of variables that are handed on, and the passwords in
-/// URLs among them.
-#[derive(Debug, Clone, Default)]
-pub struct Redactor {
+static SECRETS: RwLock<Redactor> = RwLock::new(Redactor { secrets: Vec::new() });
+
+/// From now on these values are secret.
+pub fn remember(values: Vec<String>) {
+    SECRETS.write().unwrap_or_else(PoisonError::into_inner).add(values);
+}
+
+/// Text that came from outside, without secrets. Shown to people its control characters are escaped; in JSON it is what
+/// it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Foreign(String);
+
+impl Foreign {
+    /// Takes the secrets out.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(SECRETS.read().unwrap_or_else(PoisonError::into_inner).clean(text))
+    }
+
+    /// The same for bytes; what is not UTF-8 is replaced.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        Self::new(&String::from_utf8_lossy(bytes))
+    }
+
+    /// The beginning of something longer: a secret that was cut in two is taken out too. `left_out`: how many bytes are
+    /// missing.
+    #[must_use]
+    pub fn beginning(bytes: &[u8], left_out: u64) -> Self {
+        let secrets = SECRETS.read().unwrap_or_else(PoisonError::into_inner);
+        let text = secrets.clean(&String::from_utf8_lossy(bytes));
+        Self(format!("{} … ({left_out} more bytes)", secrets.without_cut_secret(&text)))
+    }
+
+    /// An error of somebody else's, with its causes.
+    #[must_use]
+    pub fn error(error: &dyn std::error::Error) -> Self {
+        Self::new(&crate::chain(error))
+    }
+
+    /// At most so many characters.
+    #[must_use]
+    pub fn shortened(&self, characters: usize) -> Self {
+        Self(self.0.chars().take(characters).collect())
+    }
+
+    /// Without what is white at its end.
+    #[must_use]
+    pub fn trimmed(&self) -> Self {
+        Self(self.0.trim_end().to_owned())
+    }
+
+    /// Whether there is nothing in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Without secrets, its control characters as they came.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&escaped(&self.0, |c| c == '\t'))
+    }
+}
+
+impl Serialize for Foreign {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl std::error::Error for Foreign {}
+
+/// The marks that turn the direction of writing: they hide what stands there.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// A JSON document in which a terminal finds nothing to obey either. Such characters only stand within its strings.
+pub(crate) fn escaped_in_json(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for c in json.chars() {
+        if (c.is_control() && c != '\n') || turns(c) {
+            let _ = write!(shown, "\\u{:04x}", u32::from(c));
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// A text whose control characters are shown, not obeyed.
+pub(crate) fn escaped(text: &str, harmless: impl Fn(char) -> bool) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        // Writing to a String does not fail.
+        let _ = match c {
+            c if !turns(c) && (harmless(c) || !c.is_control()) => {
+                shown.push(c);
+                Ok(())
+            }
+            '\r' => write!(shown, "\\r"),
+            '\n' => write!(shown, "\\n"),
+            c if u32::from(c) < 0x100 => write!(shown, "\\x{:02x}", u32::from(c)),
+            c => write!(shown, "\\u{{{:x}}}", u32::from(c)),
+        };
+    }
+    shown
+}
+
+/// Knows secrets, the longest first: one may be a part of another.
+#[derive(Debug, Default)]
+struct Redactor {
     secrets: Vec<String>,
 }
 
 impl Redactor {
-    /// The secrets of a configuration. What can't be read now is none of ours to leak.
-    #[must_use]
-    pub fn of(config: &Config) -> Self {
-        let (file, handed_on) = match &config.runtime {
-            RuntimeConfig::Process(process) => (&process.env_file, process.env_from.as_slice()),
-            RuntimeConfig::Docker(docker) => (&docker.env_file, docker.env_from.as_slice()),
-            RuntimeConfig::Compose(compose) => (&compose.env_file, &[][..]),
-        };
-        let file = file.as_deref().and_then(|path| env_file::read(path).ok());
-        let mut values: Vec<String> = file.into_iter().flat_map(BTreeMap::into_values).collect();
-        values.extend(handed_on.iter().filter_map(|name| std::env::var(name).ok()));
-        let named = [&config.notice.webhook_env, &config.validate.database_url_env];
-        values.extend(named.into_iter().flatten().filter_map(|name| std::env::var(name).ok()));
-        Self::with(values)
+    fn add(&mut self, values: Vec<String>) {
+        self.secrets.extend(values.iter().flat_map(|value| forms(value)));
+        self.secrets.retain(|secret| secret.len() >= MIN_SECRET_BYTES);
+        self.secrets.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        self.secrets.dedup();
     }
 
-    /// For these values.
-    #[must_use]
-    pub fn with(values: Vec<String>) -> Self {
-        let passwords: Vec<String> = values.iter().filter_map(|value| password(value)).collect();
-        let mut secrets: Vec<String> =
-            values.into_iter().chain(passwords).filter(|value| value.len() >= MIN_SECRET_BYTES).collect();
-        // The longest first: one may be a part of another.
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        secrets.dedup();
-        Self { secrets }
-    }
-
-    /// Adds more.
-    pub fn add(&mut self, values: Vec<String>) {
-        let known = std::mem::take(&mut self.secrets);
-        *self = Self::with(known.into_iter().chain(values).collect());
-    }
-
-    /// The text without secrets.
-    #[must_use]
-    pub fn clean<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        let mut text = Cow::Borrowed(text);
+    fn clean(&self, text: &str) -> String {
+        let mut text = text.to_owned();
         for secret in &self.secrets {
             if text.contains(secret.as_str()) {
-                text = Cow::Owned(text.replace(secret.as_str(), BLOT));
+                text = text.replace(secret.as_str(), BLOT);
             }
         }
         text
     }
+
+    /// A text that was cut off, without the beginning of a secret at its end.
+    fn without_cut_secret(&self, text: &str) -> String {
+        let begun = |secret: &String| {
+            let fits =
+                |length: &usize| secret.is_char_boundary(*length) && text.ends_with(&secret[..*length]);
+            (MIN_SECRET_BYTES..secret.len()).rev().find(fits)
+        };
+        match self.secrets.iter().filter_map(begun).max() {
+            Some(length) => format!("{}{BLOT}", &text[..text.len() - length]),
+            None => text.to_owned(),
+        }
+    }
+}
+
+/// How a value shows up: whole, line by line where it has several, as a JSON text, and the password in a URL.
+fn forms(value: &str) -> Vec<String> {
+    let mut forms = vec![value.to_owned()];
+    if value.contains('\n') {
+        forms.extend(value.lines().map(|line| line.trim().to_owned()));
+    }
+    if let Ok(quoted) = serde_json::to_string(value) {
+        forms.push(quoted.trim_matches('"').to_owned());
+    }
+    forms.extend(password(value));
+    forms
 }
 
 /// `scheme://user:PASSWORD@host`
@@ -78,36 +199,40 @@ fn password(value: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn secrets_and_the_passwords_in_them_are_blotted_out() {
-        let redactor = Redactor::with(vec![
-            "postgres://me:hunter22@db/x".to_owned(),
-            "s3cr3t".to_owned(),
-            "1".to_owned(),
-        ]);
-        assert_eq!(redactor.clean("url postgres://me:hunter22@db/x, 1 s3cr3t"), "url ***, 1 ***");
-        assert_eq!(redactor.clean("the password hunter22 was refused"), "the password *** was refused");
-        assert!(matches!(redactor.clean("nothing"), Cow::Borrowed(_)));
+    fn redactor(values: &[&str]) -> Redactor {
+        let mut redactor = Redactor::default();
+        redactor.add(values.iter().map(|value| (*value).to_owned()).collect());
+        redactor
     }
 
-    /// Of each runtime: a file with a secret, and a variable that every process has.
     #[test]
-    fn the_secrets_of_every_runtime_are_known() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("app.env"), "API_KEY=tr0ub4dor\nURL=postgres://me:hunter22@db/x\n")
-            .unwrap();
-        let backends = "[backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n[backends.green]\nendpoints = [\"127.0.0.1:2\"]\n";
-        let path = std::env::var("PATH").unwrap();
-        for (runtime, has_variables) in [
-            ("kind = \"process\"\n[runtime.process]\ncommand = [\"app\"]\nenv_from = [\"PATH\"]", true),
-            ("kind = \"docker\"\n[runtime.docker]\nimage = \"app:1\"\nenv_from = [\"PATH\"]", true),
-            ("kind = \"compose\"\n[runtime.compose]\nfiles = [\"compose.yml\"]", false),
-        ] {
-            let text = format!("{backends}[runtime]\n{runtime}\nenv_file = \"app.env\"\n");
-            let redactor = Redactor::of(&crate::config::parse(&text, dir.path()).unwrap());
-            let said = "key tr0ub4dor, refused hunter22";
-            assert_eq!(redactor.clean(said), "key ***, refused ***", "{runtime}");
-            assert_eq!(redactor.clean(&path) == "***", has_variables, "{runtime}");
-        }
+    fn secrets_and_the_passwords_in_them_are_redacted() {
+        let redactor = redactor(&["postgres://me:hunter22@db/x", "s3cr3t", "12345"]);
+        assert_eq!(redactor.clean("url postgres://me:hunter22@db/x, 12345 s3cr3t"), "url ***, 12345 ***");
+        assert_eq!(redactor.clean("the password hunter22 was refused"), "the password *** was refused");
+    }
+
+    #[test]
+    fn a_secret_of_several_lines_is_redacted_in_each_line_and_in_json() {
+        let redactor = redactor(&["-----BEGIN KEY-----\nMIIEvQIBADAN\n-----END KEY-----", "two\"words"]);
+        assert_eq!(redactor.clean("read MIIEvQIBADAN"), "read ***");
+        assert_eq!(redactor.clean(r#"{"key":"two\"words"}"#), r#"{"key":"***"}"#);
+    }
+
+    #[test]
+    fn a_secret_that_is_cut_in_two_is_not_shown_by_its_beginning() {
+        let redactor = redactor(&["correct-horse-battery"]);
+        assert_eq!(redactor.without_cut_secret("it is correct-horse"), "it is ***");
+        assert_eq!(redactor.without_cut_secret("it is corr"), "it is corr");
+        assert_eq!(redactor.without_cut_secret("nothing"), "nothing");
+    }
+
+    #[test]
+    fn a_terminal_gets_no_control_character_and_json_gets_what_came() {
+        let foreign = Foreign::new("a\tb\u{1b}[2J\0\r\u{9b}\u{202e}ü");
+        assert_eq!(foreign.to_string(), "a\tb\\x1b[2J\\x00\\r\\x9b\\u{202e}ü");
+        let json = escaped_in_json(&serde_json::to_string(&foreign).unwrap());
+        assert!(!json.chars().any(|c| c.is_control() || turns(c)), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), "a\tb\u{1b}[2J\0\r\u{9b}\u{202e}ü");
     }
 }

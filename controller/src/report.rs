@@ -1,16 +1,22 @@
 //! What an operator sees: steps and lines as in the guide, with a progress bar on a terminal and plain lines in a pipe;
-//! or one JSON object a line. Secrets are taken out here, so nothing that goes through here can leak one.
+//! or one JSON object a line.
+//!
+//! What is said here is said as it is. Text from outside has its secrets taken out where it is read (`redact`), and what
+//! could steer a terminal is escaped, whoever it came from.
+
+mod output;
 
 use std::cell::RefCell;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::fmt::Display;
+use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::redact::Redactor;
-use crate::time;
+use self::output::{Output, Wait};
+use crate::{redact, time};
 
 /// How it is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +31,10 @@ pub enum Form {
 #[derive(Debug)]
 pub struct Report {
     form: Form,
-    redactor: Redactor,
     bar: RefCell<Option<ProgressBar>>,
     terminal: bool,
     last_attempt: RefCell<String>,
+    output: RefCell<Output<io::Stdout>>,
 }
 
 /// In a pipe, an attempt that came to the same as the one before is told only this often.
@@ -40,9 +46,15 @@ const TICK: Duration = Duration::from_millis(120);
 impl Report {
     /// To standard output.
     #[must_use]
-    pub fn new(form: Form, redactor: Redactor) -> Self {
+    pub fn new(form: Form) -> Self {
         let terminal = form == Form::Text && io::stdout().is_terminal();
-        Self { form, redactor, bar: RefCell::new(None), terminal, last_attempt: RefCell::default() }
+        Self {
+            form,
+            bar: RefCell::new(None),
+            terminal,
+            last_attempt: RefCell::default(),
+            output: RefCell::new(Output::new(io::stdout())),
+        }
     }
 
     /// How it is told.
@@ -51,10 +63,18 @@ impl Report {
         self.form
     }
 
-    /// A text without secrets.
-    #[must_use]
-    pub fn clean(&self, text: &str) -> String {
-        self.redactor.clean(text).into_owned()
+    /// From now on nothing is lost, however slowly it is read: for commands that only show something, and hold no lock.
+    pub fn wait_for_reader(&self) {
+        self.output.borrow_mut().wait(Wait::ForEver);
+    }
+
+    /// Says how much nobody has read, if anything was lost.
+    pub fn finish(&self) {
+        self.end_progress();
+        let lost = self.output.borrow().lost();
+        if lost > 0 {
+            complain(&format!("standard output was not read: {lost} lines are lost"));
+        }
     }
 
     /// A step begins: `[3/7] Starting process...`
@@ -105,12 +125,13 @@ impl Report {
     }
 
     /// What a tool prints: on a terminal the last line beside the bar, in a pipe every line.
-    pub fn output(&self, text: &str) {
+    pub fn output(&self, text: &(impl Display + ?Sized)) {
+        let text = text.to_string();
         if self.terminal {
             let start = || ProgressBar::new_spinner().with_style(spinner_style());
-            self.progress(start, |bar| bar.set_message(shorten(&self.clean(text))));
+            self.progress(start, |bar| bar.set_message(shorten(&text)));
         } else {
-            self.line(text);
+            self.line(&text);
         }
     }
 
@@ -120,7 +141,7 @@ impl Report {
             let start = || ProgressBar::new(of).with_style(bar_style());
             self.progress(start, |bar| {
                 bar.set_position(number.min(of));
-                bar.set_message(shorten(&self.clean(text)));
+                bar.set_message(shorten(text));
             });
         } else if number.is_multiple_of(REPEAT_EVERY) || self.last_attempt.borrow().as_str() != text {
             self.line(&format!("Attempt {number}/{of}: {text}"));
@@ -166,16 +187,22 @@ impl Report {
     }
 
     fn print(&self, text: &str) {
-        let text = self.redactor.clean(text);
-        let print = || {
-            // If nobody reads it, a deploy goes on all the same.
-            let _ = writeln!(io::stdout(), "{text}");
+        let text = match self.form {
+            Form::Text => redact::escaped(text, |c| matches!(c, '\n' | '\t')),
+            // What JSON allows to stand as it is, and a terminal would obey.
+            Form::Json => redact::escaped_in_json(text),
         };
+        let print = || self.output.borrow_mut().line(&text);
         match &*self.bar.borrow() {
             Some(bar) => bar.suspend(print),
             None => print(),
         }
     }
+}
+
+/// A line of this program's on standard error, which nobody need read.
+pub fn complain(text: &str) {
+    output::to_standard_error(&format!("uh-deploy: {}", redact::escaped(text, |c| matches!(c, '\n' | '\t'))));
 }
 
 /// Within its step, and cut where the line ends.

@@ -49,6 +49,7 @@ pub use self::endpoint::Endpoint;
 pub use self::instance::InstanceId;
 use crate::check::Check;
 use crate::config::{Config, RuntimeConfig};
+use crate::redact::Foreign;
 
 /// A way to run copies of the app. See the module for the rules.
 ///
@@ -140,6 +141,15 @@ pub trait Runtime {
     /// Something is left.
     async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError>;
 
+    /// Removes those of these artifacts (image ids) that nothing uses. Says what became of each that was here.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    async fn prune(&self, artifacts: &[String]) -> Result<Vec<String>, RuntimeError> {
+        let _ = artifacts;
+        Err(RuntimeError::Unsupported(format!("the {} runtime makes no images", self.kind())))
+    }
+
     /// Gives an instance's log to `line`, a line at a time, standard output and error together, oldest first. With
     /// [`LogQuery::follow`] it goes on until the instance has ended. No log is no line.
     ///
@@ -178,8 +188,8 @@ pub fn demand_kind(kind: &str, frozen: &Frozen) -> Result<(), RuntimeError> {
     )))
 }
 
-/// Whoever wants lines of text, one at a time, as they come.
-pub type Lines<'a> = &'a (dyn Fn(&str) + 'a);
+/// Whoever wants lines of foreign text, one at a time, as they come.
+pub type Lines<'a> = &'a (dyn Fn(&Foreign) + 'a);
 
 /// A copy of the app that is about to be: what the driver has decided.
 #[derive(Debug, Clone)]
@@ -286,7 +296,7 @@ pub enum RuntimeError {
         /// Which step, and how it ended.
         reason: String,
         /// The last lines of its output.
-        log: Vec<String>,
+        log: Vec<Foreign>,
     },
     /// Something else has the port.
     #[error("{endpoint} is taken by {by}")]
@@ -333,7 +343,7 @@ pub enum RuntimeError {
 impl RuntimeError {
     /// The last lines of what failed, if there are any.
     #[must_use]
-    pub fn log(&self) -> &[String] {
+    pub fn log(&self) -> &[Foreign] {
         match self {
             Self::Build { log, .. } => log,
             _ => &[],

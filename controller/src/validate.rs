@@ -1,6 +1,8 @@
 //! What could go wrong with a deploy, asked before it begins. Changes nothing. Each question gets an answer, whatever
 //! becomes of the others.
 
+mod database;
+
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -39,7 +41,7 @@ pub async fn validate(config: &Config, runtime: &dyn Runtime) -> Vec<Check> {
         Err(e) => Check::failed(
             "Front door answers",
             chain(e),
-            "start uh-proxy, or mend deploy.admin_socket and deploy.service",
+            "start uh-proxy, or fix deploy.admin_socket and deploy.service",
         ),
     });
     checks.push(environment(config));
@@ -78,8 +80,12 @@ async fn proxy_configuration(config: &Config) -> Option<Check> {
     Some(match ran {
         Ok(()) => Check::passed(name, path.display().to_string()),
         Err(failed) => {
-            let found = if failed.log.is_empty() { failed.reason } else { failed.log.join(" ") };
-            Check::failed(name, found, format!("mend {}", path.display()))
+            let found = if failed.log.is_empty() {
+                failed.reason
+            } else {
+                failed.log.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+            };
+            Check::failed(name, found, format!("fix {}", path.display()))
         }
     })
 }
@@ -97,7 +103,7 @@ fn proxy_answers(config: &Config, front: &Front, view: &View) -> Check {
         return Check::failed(name, found, "name the same backends in uh-proxy.toml and uh-deploy.toml");
     }
     if !view.status.persisted {
-        let remedy = "free or mend the disk of its state file";
+        let remedy = "free or repair the disk of its state file";
         return Check::failed(name, "its routing is not on disk", remedy);
     }
     let proxy = &view.status.proxy;
@@ -109,21 +115,30 @@ fn proxy_answers(config: &Config, front: &Front, view: &View) -> Check {
 
 /// A variable as the app would get it.
 fn variable(config: &Config, name: &str) -> Option<String> {
-    if let RuntimeConfig::Process(process) = &config.runtime {
-        let file = process.env_file.as_deref().and_then(|path| env_file::read(path).ok()).unwrap_or_default();
-        let set = process.env.get(name).or_else(|| file.get(name)).cloned();
-        let handed_on = process.env_from.iter().any(|from| from == name);
-        return set.or_else(|| std::env::var(name).ok().filter(|_| handed_on));
-    }
-    std::env::var(name).ok()
+    let (env, file, handed_on) = match &config.runtime {
+        RuntimeConfig::Process(process) => {
+            (&process.env, &process.env_file, process.env_from.contains(&name.to_owned()))
+        }
+        RuntimeConfig::Docker(docker) => {
+            (&docker.env, &docker.env_file, docker.env_from.contains(&name.to_owned()))
+        }
+        // The compose tool hands on all of ours.
+        RuntimeConfig::Compose(compose) => (&compose.env, &compose.env_file, true),
+    };
+    let file = file.as_deref().and_then(|path| env_file::read(path).ok()).unwrap_or_default();
+    let set = env.get(name).or_else(|| file.get(name)).cloned();
+    set.or_else(|| std::env::var(name).ok().filter(|_| handed_on))
 }
 
 fn environment(config: &Config) -> Check {
     let name = "Environment variables set";
-    if let RuntimeConfig::Process(process) = &config.runtime
-        && let Some(Err(reason)) = process.env_file.as_deref().map(env_file::read)
-    {
-        return Check::failed(name, reason, "mend runtime.process.env_file, or the file");
+    let (kind, file) = match &config.runtime {
+        RuntimeConfig::Process(process) => ("process", &process.env_file),
+        RuntimeConfig::Docker(docker) => ("docker", &docker.env_file),
+        RuntimeConfig::Compose(compose) => ("compose", &compose.env_file),
+    };
+    if let Some(Err(reason)) = file.as_deref().map(env_file::read) {
+        return Check::failed(name, reason, format!("fix the file or runtime.{kind}.env_file"));
     }
     let required = &config.validate.required_env;
     let missing: Vec<&str> = required
@@ -131,8 +146,11 @@ fn environment(config: &Config) -> Check {
         .filter(|name| variable(config, name).is_none_or(|value| value.is_empty()))
         .map(String::as_str)
         .collect();
+    if required.is_empty() {
+        return Check::passed(name, "validate.required_env names none, so none was checked");
+    }
     if missing.is_empty() {
-        return Check::passed(name, format!("{} required", required.len()));
+        return Check::passed(name, format!("{} required, all set", required.len()));
     }
     let remedy = "set them in the app's environment: env, env_file or env_from";
     Check::failed(name, format!("missing or empty: {}", missing.join(", ")), remedy)
@@ -146,27 +164,15 @@ async fn database(config: &Config) -> Option<Check> {
         let remedy = format!("set {variable_name}");
         return Some(Check::failed(name, format!("{variable_name} is not set"), remedy));
     };
-    let found = match tokio::time::timeout(DATABASE_TIMEOUT, select_one(&url)).await {
-        Ok(Ok(version)) => return Some(Check::passed(name, format!("PostgreSQL {version}"))),
-        Ok(Err(e)) => chain(&e),
+    let found = match tokio::time::timeout(DATABASE_TIMEOUT, database::ask(&url)).await {
+        Ok(Ok(found)) => return Some(Check::passed(name, found)),
+        Ok(Err(reason)) => reason,
         Err(_) => format!("no answer within {} s", DATABASE_TIMEOUT.as_secs()),
     };
     let remedy = format!(
         "see that the database runs and takes connections from here, and that {variable_name} is right"
     );
     Some(Check::failed(name, found, remedy))
-}
-
-/// `SELECT 1`, and the server's version.
-async fn select_one(url: &str) -> Result<String, tokio_postgres::Error> {
-    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
-    let connection = tokio::spawn(connection);
-    let one: i32 = client.query_one("SELECT 1", &[]).await?.get(0);
-    let version: String = client.query_one("SHOW server_version", &[]).await?.get(0);
-    drop(client);
-    connection.abort();
-    debug_assert_eq!(one, 1);
-    Ok(version)
 }
 
 fn disk(config: &Config) -> Check {
@@ -184,7 +190,7 @@ fn disk(config: &Config) -> Check {
                 Check::failed(name, told, "free some: old images, logs, releases; or lower validate.min_disk")
             }
         }
-        Err(e) => Check::failed(name, format!("{}: {e}", dir.display()), "mend deploy.state_dir"),
+        Err(e) => Check::failed(name, format!("{}: {}", dir.display(), chain(&e)), "fix deploy.state_dir"),
     }
 }
 

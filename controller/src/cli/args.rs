@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// Print JSON: one object a line while something happens, one document where something is shown
     #[arg(long, global = true)]
     pub(super) json: bool,
+    /// Who is at work, for the history and hooks; left out: who called sudo, who started the CI job, or the user
+    #[arg(long, global = true, value_name = "NAME", env = "UH_DEPLOY_BY")]
+    pub(super) by: Option<String>,
     #[command(subcommand)]
     pub(super) command: Command,
 }
@@ -54,6 +57,8 @@ pub(super) enum Command {
     Start,
     /// Stop standbys whose warm window is over
     Retire(RetireArgs),
+    /// Remove images that were deployed long ago; never one in use or on record for a rollback
+    Prune(PruneArgs),
     /// Turn the front door's maintenance page on or off
     Maintenance(MaintenanceArgs),
     /// Start an instance's app and stay with it: for uh-deploy itself
@@ -133,6 +138,13 @@ pub(super) struct HistoryArgs {
     /// Only the newest
     #[arg(long, value_name = "LINES")]
     pub(super) limit: Option<usize>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PruneArgs {
+    /// How many of the newest deployed images stay; left out: image_keep
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) keep: Option<u32>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -94,6 +94,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
                     "   {old} is kept running for {warm}: `uh-deploy rollback` brings it back at once"
                 ));
             }
+            super::prune::after_deploy(session).await;
         }
         Outcome::Failed(Failure::Overtaken) => {
             let serves = operation::serving(&front).await;

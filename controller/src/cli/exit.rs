@@ -7,7 +7,6 @@ use uh_protocol::client::ClientError;
 use crate::deploy::lock::LockError;
 use crate::deploy::machine::{Failure, Outcome};
 use crate::front::FrontError;
-use crate::report::Report;
 
 /// The exit codes. Fixed; see docs/cli.md. 2 (usage) is clap's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,11 +78,6 @@ impl Failed {
     /// The whole story in one line: what happened, and why.
     pub(super) fn message(&self) -> &str {
         &self.message
-    }
-
-    /// Without secrets.
-    pub(super) fn cleaned(self, report: &Report) -> Self {
-        Self { message: report.clean(&self.message), ..self }
     }
 }
 

@@ -16,6 +16,7 @@ pub(super) fn history(session: &Session, args: &HistoryArgs) -> Done {
         lines.drain(..lines.len().saturating_sub(limit));
     }
     let report = &session.report;
+    report.wait_for_reader();
     if report.form() == Form::Json {
         report.document(&lines);
         return Ok(Exit::Done);

@@ -95,7 +95,7 @@ fn moved_on(session: &Session, watcher: &mut Watcher<'_>, view: &View) {
 
 async fn breached(session: &Session, front: &Front, watcher: &mut Watcher<'_>, reason: String) -> Done {
     let report = &session.report;
-    let breach = watcher.evidence(report.clean(&reason));
+    let breach = watcher.evidence(reason.clone());
     report.say(&format!("[{}] ❌ {reason}", clock()));
     breach.lines().iter().for_each(|line| report.say(&format!("    {line}")));
     report

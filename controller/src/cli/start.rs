@@ -151,7 +151,7 @@ fn remember(session: &Session, front: &Front, record: &Record, outcome: &str, re
         to: Some(record.frozen.backend.clone()),
         version: Some(record.frozen.version.clone()),
         outcome: outcome.to_owned(),
-        reason: reason.map(|reason| session.report.clean(&reason)),
+        reason,
         remarks: vec![format!("started {}", record.instance)],
         ..Line::default()
     });

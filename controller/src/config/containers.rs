@@ -54,6 +54,8 @@ pub struct DockerSettings {
     pub log_size: u64,
     /// How many log files are kept.
     pub log_files: u32,
+    /// How many deployed images are kept; `None`: all.
+    pub image_keep: Option<u32>,
 }
 
 /// When an image is pulled.
@@ -93,6 +95,12 @@ pub struct ComposeSettings {
     pub env_file: Option<PathBuf>,
     /// Whether an image that is here already is asked for again.
     pub pull: Pull,
+    /// How many deployed images are kept; `None`: all.
+    pub image_keep: Option<u32>,
+}
+
+fn image_keep(section: &mut Section) -> Option<u32> {
+    section.has("image_keep").then(|| section.integer("image_keep", 1, (1, 10_000)))
 }
 
 const PULLS: [(&str, Pull); 3] =
@@ -132,6 +140,7 @@ pub(super) fn docker(section: &mut Section) -> DockerSettings {
         restart: restart(section),
         log_size: section.size("log_size", 10 << 20, (1 << 10, 1 << 40)),
         log_files: section.integer("log_files", 3, (1, 100)),
+        image_keep: image_keep(section),
     }
 }
 
@@ -185,6 +194,7 @@ pub(super) fn compose(section: &mut Section) -> ComposeSettings {
         env: section.texts("env"),
         env_file: section.optional_path("env_file"),
         pull: section.choice("pull", Pull::Missing, &PULLS),
+        image_keep: image_keep(section),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper::header::{HeaderName, HeaderValue};
 use uh_protocol::{BackendName, ServiceName};
 
 use super::containers::{self, ComposeSettings, DockerSettings, Restart};
@@ -97,6 +98,8 @@ pub struct Gate {
     pub path: String,
     /// The `Host` header; `None`: the endpoint.
     pub host: Option<String>,
+    /// Other header fields that a probe sends.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// From one probe's start to the next.
     pub interval: Duration,
     /// How long a probe may take.
@@ -176,6 +179,13 @@ pub struct Notice {
     pub webhook_env: Option<String>,
     /// How long that may take.
     pub timeout: Duration,
+}
+
+/// What is no secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Secrets {
+    /// Variables whose values may be shown.
+    pub plain: Vec<String>,
 }
 
 /// What is written to a log file at most before it is put aside, unless told.
@@ -291,12 +301,33 @@ pub(super) fn gate(section: &mut Section) -> Gate {
     Gate {
         path,
         host,
+        headers: probe_headers(section),
         interval: section.duration("interval", SECOND, (10 * MS, HOUR)),
         timeout: section.duration("timeout", 2 * SECOND, (10 * MS, HOUR)),
         within: section.duration("within", 300 * SECOND, (100 * MS, DAY)),
         successes: section.integer("successes", 3, (1, 1000)),
         identity: section.choice("identity", Identity::IfReported, &identities),
     }
+}
+
+/// What a probe says by itself, or what would change where a message ends.
+const OURS: [&str; 6] =
+    ["host", "connection", "content-length", "transfer-encoding", "upgrade", "user-agent"];
+
+fn probe_headers(section: &mut Section) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers = Vec::new();
+    for (name, value) in section.texts("headers") {
+        let key = format!("headers.{name}");
+        match (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) {
+            (Ok(name), _) if OURS.contains(&name.as_str()) => {
+                let remedy = if name == "host" { "; for Host there is health.host" } else { "" };
+                section.mistake(&key, format!("a probe sets this field by itself{remedy}"));
+            }
+            (Ok(name), Ok(value)) => headers.push((name, value)),
+            _ => section.mistake(&key, "not a header field: visible ASCII characters"),
+        }
+    }
+    headers
 }
 
 pub(super) fn monitor(section: &mut Section) -> Monitor {
@@ -329,6 +360,10 @@ pub(super) fn hooks(section: &mut Section) -> Hooks {
         on_rollback: command("on_rollback"),
         timeout: section.duration("timeout", 60 * SECOND, (10 * MS, HOUR)),
     }
+}
+
+pub(super) fn secrets(section: &mut Section) -> Secrets {
+    Secrets { plain: section.list::<String>("plain").unwrap_or_default() }
 }
 
 pub(super) fn notice(section: &mut Section) -> Notice {

@@ -51,19 +51,32 @@ webhook = "https://example.com/"
 "#;
     let message = read(text).unwrap_err();
     for key in [
-        "nonsense: unknown key",
-        "deploy.drain_timeout: ",
-        "deploy.colour: unknown key",
-        "backends.blue.endpoints[0]: ",
-        "backends.Green: ",
-        "runtime.kind: \"podman\" is not one of process, docker, compose",
-        "runtime.process.command: missing",
-        "health.path: ",
-        "monitor.max_error_rate: ",
-        "notice.webhook: ",
+        "line 2: nonsense: unknown key",
+        "line 4: deploy.drain_timeout: ",
+        "line 5: deploy.colour: unknown key",
+        "line 7: backends.blue.endpoints[0]: ",
+        "line 8: backends.Green: ",
+        "line 11: runtime.kind: \"podman\" is not one of process, docker, compose",
+        "line 10: runtime.process.command: missing",
+        "line 13: health.path: ",
+        "line 15: monitor.max_error_rate: ",
+        "line 17: notice.webhook: ",
     ] {
         assert!(message.contains(&format!("\n  {key}")), "{key} is not in {message}");
     }
+}
+
+#[test]
+fn a_mistake_in_a_file_is_told_with_file_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("uh-deploy.toml");
+    std::fs::write(&path, format!("{SMALLEST}\n[backends.red]\nendpoints = [\"1.2.3.999:80\"]\n")).unwrap();
+    let message = load(&path).unwrap_err().to_string();
+    let line = SMALLEST.lines().count() + 3;
+    assert!(
+        message.contains(&format!("\n  uh-deploy.toml:{line}: backends.red.endpoints[0]: ")),
+        "{message}"
+    );
 }
 
 #[test]

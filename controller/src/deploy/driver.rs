@@ -198,7 +198,7 @@ impl<'a> Driver<'a> {
             version: self.facts.version.clone(),
             artifact: self.tally.artifact.clone(),
             outcome: outcome_name(outcome).to_owned(),
-            reason: reason.map(|reason| self.report.clean(&reason)),
+            reason,
             breach,
             remarks,
             timings_ms: self.tally.timings_ms.clone(),

@@ -34,9 +34,8 @@ impl Driver<'_> {
     }
 
     fn fail(&mut self, failure: Failure, reason: impl Into<String>) -> Event {
-        let reason = self.report.clean(&reason.into());
         self.report.end_progress();
-        self.tally.reason = Some(reason);
+        self.tally.reason = Some(reason.into());
         Event::Failed(failure)
     }
 

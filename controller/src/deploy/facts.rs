@@ -63,11 +63,55 @@ pub fn new_operation(now: jiff::Timestamp) -> String {
     format!("{}-{:06x}", now.strftime("%Y%m%dt%H%M%S"), hasher.finish() & 0xff_ffff)
 }
 
-/// Who is at work: `user@host`.
+/// Who is at work, as `--by` says; set once, at the start.
+pub static BY: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+
+/// The longest name that is put on record.
+const MAX_WHO_CHARS: usize = 128;
+
+/// The variables in which CI services say who has started a job.
+const CI: [(&str, &str); 5] = [
+    ("GITHUB_ACTOR", "GitHub Actions"),
+    ("GITLAB_USER_LOGIN", "GitLab CI"),
+    ("BUILDKITE_BUILD_CREATOR", "Buildkite"),
+    ("CIRCLE_USERNAME", "CircleCI"),
+    ("BUILD_USER_ID", "Jenkins"),
+];
+
+/// Who is at work: `user@host`. A person where one is known: who is named by `--by`, who has called sudo, who has started
+/// the CI job. In a container the user and the host are nobody's names.
 #[must_use]
 pub fn who() -> String {
-    let user = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-    let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{user}@{host}")
+    who_is(BY.get().map(String::as_str), |name| std::env::var(name).ok(), &host)
+}
+
+fn who_is(by: Option<&str>, variable: impl Fn(&str) -> Option<String>, host: &str) -> String {
+    let given = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+    let ci = || CI.iter().find_map(|(name, service)| Some(format!("{} ({service})", given(name)?)));
+    let user = || ["USER", "LOGNAME"].iter().find_map(|name| given(name));
+    let uid = || format!("uid {}", rustix::process::getuid().as_raw());
+    let name =
+        by.map(str::to_owned).or_else(|| given("SUDO_USER")).or_else(ci).or_else(user).unwrap_or_else(uid);
+    let shown = name.chars().filter(|c| !c.is_control()).take(MAX_WHO_CHARS).collect::<String>();
+    format!("{}@{host}", shown.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::who_is;
+
+    #[test]
+    fn whoever_is_known_best_is_named() {
+        let variables = |set: &'static [(&str, &str)]| {
+            move |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
+        };
+        let ci = variables(&[("USER", "runner"), ("GITHUB_ACTOR", "octocat")]);
+        assert_eq!(who_is(None, ci, "h"), "octocat (GitHub Actions)@h");
+        let sudo = variables(&[("USER", "root"), ("SUDO_USER", "ann")]);
+        assert_eq!(who_is(None, sudo, "h"), "ann@h");
+        let root = variables(&[("USER", "root")]);
+        assert_eq!(who_is(Some("Ann\n"), root, "7f2185bcd4eb"), "Ann@7f2185bcd4eb");
+        assert_eq!(who_is(None, root, "h"), "root@h");
+    }
 }

@@ -16,6 +16,9 @@ use crate::files;
 /// How long the loser waits for the winner's name.
 const NAME_WITHIN: Duration = Duration::from_millis(500);
 
+/// The longest text about a holder.
+const MAX_HOLDER_BYTES: u64 = 64 << 10;
+
 /// How often it looks.
 const NAME_POLL: Duration = Duration::from_millis(5);
 
@@ -109,7 +112,7 @@ fn holder_of(file: &mut File) -> Option<Box<Holder>> {
     let deadline = Instant::now() + NAME_WITHIN;
     while Instant::now() < deadline {
         let mut text = String::new();
-        let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
+        let read = file.rewind().and_then(|()| (&*file).take(MAX_HOLDER_BYTES).read_to_string(&mut text));
         let holder: Option<Box<Holder>> = read.ok().and_then(|_| serde_json::from_str(&text).ok());
         if let Some(holder) = holder.filter(|holder| Path::new(&format!("/proc/{}", holder.pid)).exists()) {
             return Some(holder);

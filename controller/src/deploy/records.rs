@@ -61,6 +61,21 @@ impl Records {
         Ok(read(&self.candidate_path())?.filter(|record| record.operation == operation))
     }
 
+    /// What all records are made of, whoever's they are: image digests, programs' paths.
+    ///
+    /// # Errors
+    /// One of them can't be read.
+    pub fn artifacts(&self) -> io::Result<std::collections::HashSet<String>> {
+        let entries = match std::fs::read_dir(&self.directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+            other => other?,
+        };
+        let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        let records =
+            paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+        records.filter_map(|path| read(path).transpose()).map(|record| Ok(record?.frozen.artifact)).collect()
+    }
+
     /// Writes down the candidate.
     ///
     /// # Errors

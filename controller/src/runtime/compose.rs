@@ -316,6 +316,12 @@ impl Runtime for Compose {
         self.forget(instance)
     }
 
+    async fn prune(&self, artifacts: &[String]) -> Result<Vec<String>, RuntimeError> {
+        // Our own tags. A pulled image's own name is the user's: it keeps the image, and that is said.
+        let ours = |name: &str| name.strip_prefix(PINNED).is_some_and(|rest| rest.starts_with('/'));
+        self.engine.prune(artifacts, &ours).await.map_err(EngineError::unreachable)
+    }
+
     async fn logs(
         &self,
         instance: &InstanceId,

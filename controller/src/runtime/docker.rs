@@ -94,11 +94,11 @@ impl Docker {
     async fn demand_names(&self, frozen: &Frozen, spec: &Spec) -> Result<(), RuntimeError> {
         let Some(network) = spec.networks.first() else { return Ok(()) };
         for endpoint in &frozen.endpoints {
-            let Some(name) = endpoint.host().filter(|name| spec.aliases.iter().any(|alias| alias == name))
+            let Some(name) = endpoint.host().filter(|name| spec.aliases.iter().any(|alias| *alias == **name))
             else {
                 continue;
             };
-            let holder = self.engine.holder(network, name).await.map_err(EngineError::unreachable)?;
+            let holder = self.engine.holder(network, &name).await.map_err(EngineError::unreachable)?;
             if let Some(holder) = holder {
                 let by = format!("container {holder} on network {network}");
                 return Err(RuntimeError::PortTaken { endpoint: endpoint.to_string(), by });
@@ -134,7 +134,7 @@ impl Runtime for Docker {
     async fn checks(&self, candidate: &Candidate) -> Vec<Check> {
         let mut checks = vec![self.engine.check().await];
         checks.push(self.image_check(candidate).await);
-        let (name, remedy) = ("Container settings valid", "mend runtime.docker");
+        let (name, remedy) = ("Container settings valid", "fix runtime.docker");
         checks.push(match Spec::new(&self.settings, "sha256:0", candidate) {
             Ok(_) => Check::passed(name, "environment, ports, volumes"),
             Err(reason) => Check::failed(name, reason, remedy),
@@ -235,6 +235,13 @@ impl Runtime for Docker {
 
     async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
         self.engine.remove(instance).await
+    }
+
+    async fn prune(&self, artifacts: &[String]) -> Result<Vec<String>, RuntimeError> {
+        // `{service}`, `{backend}` and `{version}` stand for anything that a name can have there.
+        let pattern = image::split_tag(&self.settings.image).0.to_owned();
+        let ours = |name: &str| image::fits(&pattern, image::split_tag(name).0);
+        self.engine.prune(artifacts, &ours).await.map_err(EngineError::unreachable)
     }
 
     async fn logs(

@@ -4,10 +4,11 @@
 //! An engine that is being restarted answers nobody for a few seconds. Questions that may be asked twice wait for it,
 //! up to [`PATIENCE`].
 
+mod credentials;
 mod error;
-mod lines;
 mod owner;
 mod places;
+mod prune;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -23,11 +24,12 @@ use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
 use uh_protocol::{BackendName, ServiceName};
 
+pub(super) use self::credentials::Logins;
 pub(super) use self::error::EngineError;
-pub(super) use self::lines::LineCutter;
 use self::owner::Owner;
 use super::{Ending, InstanceId, Lines, LogQuery, RuntimeError, State};
 use crate::check::Check;
+use crate::lines::LineCutter;
 
 /// How long an engine that does not answer is waited for: a restart of dockerd takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -288,12 +290,12 @@ impl Engine {
                 next.map_err(|_| about(EngineError::Slow(CALL)))?
             };
             match next {
-                Some(Ok(chunk)) => lines.push(chunk.as_ref(), line),
-                Some(Err(error)) => return Err(about(EngineError::Refused(error))),
+                Some(Ok(chunk)) => lines.push(chunk.as_ref(), &mut |text| line(&text)),
+                Some(Err(error)) => return Err(about(error.into())),
                 None => break,
             }
         }
-        lines.finish(line);
+        lines.finish(&mut |text| line(&text));
         Ok(())
     }
 }

@@ -40,6 +40,7 @@ use super::{
 };
 use crate::check::Check;
 use crate::config::{Config, ProcessSettings};
+use crate::redact::Foreign;
 use crate::{fault, ports};
 
 /// How often a state is looked at while it is waited for.
@@ -280,14 +281,14 @@ impl Runtime for Process {
         }
         let place = self.place(instance);
         let failed = failed("read the log of", instance);
-        let mut reader = log::Reader::open(&place.log(), query.tail, &mut |text| line(text))
+        let mut reader = log::Reader::open(&place.log(), query.tail, &mut |text| line(&Foreign::new(text)))
             .map_err(|e| failed(e.into()))?;
         if !query.follow {
             return Ok(());
         }
         loop {
             let runs = self.state(instance).await?.is_running();
-            reader.read_on(&mut |text| line(text)).map_err(|e| failed(e.into()))?;
+            reader.read_on(&mut |text| line(&Foreign::new(text))).map_err(|e| failed(e.into()))?;
             if !runs {
                 return Ok(());
             }
@@ -320,8 +321,11 @@ pub(crate) const INSTANCE_VARIABLE: &str = "UH_DEPLOY_INSTANCE";
 /// Tells an endpoint's host and port for the app's environment.
 fn host_and_port(endpoint: Option<&Endpoint>) -> (String, String) {
     match endpoint {
-        Some(Endpoint::Tcp(host, port)) => (host.trim_matches(['[', ']']).to_owned(), port.to_string()),
         Some(Endpoint::Unix(path)) => (String::new(), path.display().to_string()),
+        Some(endpoint) => (
+            endpoint.host().unwrap_or_default().into_owned(),
+            endpoint.port().map(|port| port.to_string()).unwrap_or_default(),
+        ),
         None => (String::new(), String::new()),
     }
 }

@@ -34,7 +34,10 @@ fn the_commented_file_is_right_and_shows_every_default() {
         let text = written_out(&text, kind);
         let written_out = config::parse(&text, path.parent().unwrap());
         let written_out = written_out.unwrap_or_else(|e| panic!("{kind}: {e}\n{text}"));
-        assert_eq!(commented.gate, config::Gate { host: None, ..written_out.gate.clone() });
+        assert_eq!(
+            commented.gate,
+            config::Gate { host: None, headers: Vec::new(), ..written_out.gate.clone() }
+        );
         let deploy = |config: &config::Config| config::Deploy {
             service: None,
             proxy: commented.deploy.proxy.clone(),

@@ -175,7 +175,7 @@ impl Place {
     async fn log(&self, instance: &InstanceId) -> Vec<String> {
         let lines = RefCell::new(Vec::new());
         let query = LogQuery { tail: Some(50), ..LogQuery::default() };
-        self.runtime.logs(instance, &query, &|line| lines.borrow_mut().push(line.to_owned())).await.unwrap();
+        self.runtime.logs(instance, &query, &|line| lines.borrow_mut().push(line.to_string())).await.unwrap();
         lines.into_inner()
     }
 
@@ -301,7 +301,7 @@ async fn a_failing_build_tells_its_last_lines() {
     let error = place.runtime.build(&place.candidate("1.0.0"), &|_| {}).await.unwrap_err();
     let RuntimeError::Build { reason, log } = &error else { panic!("{error:?}") };
     assert!(reason.contains("returned a non-zero code: 3"), "{reason}");
-    assert!(log.iter().any(|line| line == "the compiler says no"), "{log:?}");
+    assert!(log.iter().any(|line| line.as_str() == "the compiler says no"), "{log:?}");
 }
 
 #[tokio::test]

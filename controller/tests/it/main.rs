@@ -17,10 +17,13 @@ mod front_door_gone;
 mod full_disk;
 mod fuzz;
 mod harness;
+mod hooks;
 mod interruptions;
 mod reboots;
+mod redaction;
 mod rivals;
 mod rollback_time;
+mod seams;
 #[cfg(feature = "fault-points")]
 mod supervision;
 mod sweep;

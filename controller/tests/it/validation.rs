@@ -34,9 +34,44 @@ fn unprivileged(program: &str) -> Command {
     command
 }
 
+/// A certificate authority of our own, and what it has signed for `db.test`.
+struct Authority(tempfile::TempDir);
+
+impl Authority {
+    fn new() -> Self {
+        let authority = Self(tempfile::tempdir().unwrap());
+        authority.openssl(
+            "req -x509 -newkey rsa:2048 -nodes -subj /CN=authority -keyout ca.key -out ca.crt -days 2",
+        );
+        authority.openssl("req -newkey rsa:2048 -nodes -subj /CN=db.test -keyout server.key -out server.csr");
+        fs::write(authority.path("ext"), "subjectAltName=DNS:db.test\nbasicConstraints=CA:FALSE\n").unwrap();
+        authority.openssl(
+            "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.crt",
+        );
+        authority
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let made = Command::new("openssl").args(arguments.split(' ')).current_dir(self.0.path()).output();
+        let made = made.expect("openssl is missing: .ci/needs test");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+}
+
 impl Postgres {
     fn start() -> Self {
-        let dir = std::env::temp_dir().join(format!("uh-deploy-postgres-{}", std::process::id()));
+        Self::start_with(None)
+    }
+
+    /// With an authority, it offers TLS.
+    fn start_with(authority: Option<&Authority>) -> Self {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let dir = std::env::temp_dir().join(format!("uh-deploy-postgres-{}-{number}", std::process::id()));
         fs::create_dir(&dir).unwrap();
         if rustix::process::getuid().is_root() {
             std::os::unix::fs::chown(&dir, Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
@@ -51,6 +86,17 @@ impl Postgres {
         let mut command = unprivileged("postgres");
         command.arg("-D").arg(&postgres.dir).arg("-k").arg(&postgres.dir);
         command.args(["-h", "127.0.0.1", "-F", "-p"]).arg(postgres.port.to_string()).current_dir("/");
+        if let Some(authority) = authority {
+            for name in ["server.crt", "server.key"] {
+                let to = postgres.dir.join(name);
+                fs::copy(authority.path(name), &to).unwrap();
+                fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+                if rustix::process::getuid().is_root() {
+                    std::os::unix::fs::chown(&to, Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
+                }
+            }
+            command.args(["-c", "ssl=on"]);
+        }
         postgres.server = Some(command.spawn().unwrap());
         until("PostgreSQL listens", || std::net::TcpStream::connect(("127.0.0.1", postgres.port)).ok());
         postgres
@@ -133,4 +179,56 @@ fn validate_finds_what_else_is_wrong() {
     ran.says("✗ Port of blue not served by something else: ").says(&format!("(pid {})", std::process::id()));
     ran.says("✗ Front door's configuration valid: ").says("server.threads");
     assert!(!Path::new(&stage.path("deploy-state")).exists(), "validate changes nothing");
+}
+
+#[test]
+fn validate_asks_a_database_over_tls_as_its_sslmode_says() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let stage = Stage::new();
+    let postgres = Postgres::start_with(Some(&authority));
+    let (ca, other) = (authority.path("ca.crt"), stranger.path("ca.crt"));
+    let (ca, other) = (ca.display(), other.display());
+    let url = postgres.url();
+    let named = format!("host=db.test hostaddr=127.0.0.1 port={} user=app dbname=postgres", postgres.port);
+    configure(&stage, Some(&format!("{url}?sslmode=disable")));
+    until("PostgreSQL answers", || (stage.run(&["validate"]).code == Some(0)).then_some(()));
+    let (plain, tls) = (Ok(false), Ok(true));
+    for (url, expected) in [
+        (format!("{url}?sslmode=disable&pgbouncer=true"), plain),
+        (url.clone(), tls),
+        (format!("{url}?sslmode=require"), tls),
+        (format!("{url}?sslmode=verify-ca&sslrootcert={ca}"), tls),
+        (format!("{url}?sslmode=verify-ca&sslrootcert={other}"), Err("invalid peer certificate")),
+        (format!("{url}?sslmode=verify-ca"), Err("invalid peer certificate")),
+        (
+            format!("{url}?sslmode=verify-full&sslrootcert={ca}"),
+            Err("invalid peer certificate: certificate not valid for name"),
+        ),
+        (format!("{named} sslmode=verify-full sslrootcert={ca}"), tls),
+        (format!("{named} sslmode=verify-full sslrootcert={other}"), Err("invalid peer certificate")),
+        (format!("{url}?sslmode=verify-full&sslrootcert=/nowhere.crt"), Err("cannot read /nowhere.crt")),
+        (format!("{url}?sslmode=always"), Err("sslmode always is not one of")),
+    ] {
+        configure(&stage, Some(&url));
+        match expected {
+            Ok(over_tls) => {
+                let ran = stage.expect(0, &["validate"]);
+                ran.says("✓ Database connection OK: PostgreSQL ");
+                assert_eq!(ran.text.contains(", over TLS"), over_tls, "{url}: {}", ran.text);
+            }
+            Err(reason) => {
+                stage.expect(1, &["validate"]).says("✗ Database connection OK: ").says(reason);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_database_that_must_speak_tls_and_does_not_is_a_failed_check() {
+    let stage = Stage::new();
+    let postgres = Postgres::start();
+    configure(&stage, Some(&postgres.url()));
+    until("PostgreSQL answers", || (stage.run(&["validate"]).code == Some(0)).then_some(()));
+    configure(&stage, Some(&format!("{}?sslmode=require", postgres.url())));
+    stage.expect(1, &["validate"]).says("✗ Database connection OK: ").says("TLS");
 }

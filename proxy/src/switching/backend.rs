@@ -1,5 +1,6 @@
 //! A backend as it is registered: its name, version and endpoints, and what the probes think of them.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};

@@ -225,7 +225,7 @@ impl Driver<'_> {
         if let Some((hook, drained)) = drained {
             if let Err(e) = hook {
                 self.report.warn(&format!("post_switch failed, which changes nothing: {}", e.reason));
-                self.tally.remarks.push(format!("post_switch failed: {}", self.report.clean(&e.reason)));
+                self.tally.remarks.push(format!("post_switch failed: {}", e.reason));
             }
             self.tell_drained(drained);
         }

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::redact::Foreign;
+
 /// A resolved compose file with one service. JSON is YAML, so the tool reads it as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -17,7 +19,7 @@ impl Document {
     /// Cuts the tool's output down to one service, without what it depends on: that is the user's to run.
     pub(super) fn of(text: &str, service: &str) -> Result<Self, String> {
         let whole: Value = serde_saphyr::from_str(text)
-            .map_err(|e| format!("the compose tool's output can't be read: {e}"))?;
+            .map_err(|e| format!("the compose tool's output can't be read: {}", Foreign::error(&e)))?;
         let services = whole.get("services").and_then(Value::as_object);
         let mut definition = services
             .and_then(|services| services.get(service))

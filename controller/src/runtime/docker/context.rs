@@ -12,6 +12,8 @@ use globset::{GlobBuilder, GlobMatcher};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 
+use crate::files;
+
 /// Chunks on the way to the engine.
 const CHUNKS: usize = 8;
 
@@ -29,7 +31,7 @@ pub(super) fn stream(
         let packed = pack(&directory, &dockerfile, Chunks { sender: sender.clone(), pending: Vec::new() });
         packed.map_err(|error| {
             let _ = sender.blocking_send(Err(io::Error::other("the build context can't be packed")));
-            format!("cannot pack the build context {}: {error}", directory.display())
+            format!("cannot pack the build context {}: {}", directory.display(), crate::chain(&error))
         })
     });
     (futures_util::stream::poll_fn(move |cx| chunks.poll_recv(cx)), packing)
@@ -102,6 +104,9 @@ fn append_file(tar: &mut tar::Builder<impl Write>, path: &Path, name: &Path) -> 
 
 /// The rules of a `.dockerignore`: the last pattern that matches a path or a folder above it decides
 /// (<https://docs.docker.com/build/concepts/context/#dockerignore-files>).
+/// The largest .dockerignore.
+const MAX_IGNORE_BYTES: usize = 1 << 20;
+
 struct Ignored {
     rules: Vec<(GlobMatcher, bool)>,
     has_exceptions: bool,
@@ -110,9 +115,9 @@ struct Ignored {
 
 impl Ignored {
     fn read(directory: &Path, dockerfile: &str) -> io::Result<Self> {
-        let text = match std::fs::read_to_string(directory.join(".dockerignore")) {
+        let text = match files::read_foreign(&directory.join(".dockerignore"), MAX_IGNORE_BYTES) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-            other => other?,
+            other => String::from_utf8(other?).map_err(|_| io::Error::other(".dockerignore is not UTF-8"))?,
         };
         Self::parse(&text, dockerfile)
     }

@@ -1,6 +1,5 @@
 //! The image that an instance runs: built from a directory, or pulled, and named by its id from then on.
 
-use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 
@@ -12,8 +11,13 @@ use futures_util::StreamExt as _;
 use super::{Docker, START_WITHIN, context, spec};
 use crate::check::Check;
 use crate::config::Pull;
-use crate::runtime::engine::{EngineError, LineCutter};
+use crate::lines::LineCutter;
+use crate::redact::Foreign;
+use crate::runtime::engine::{EngineError, Logins};
 use crate::runtime::{Candidate, Lines, RuntimeError};
+
+/// How long a registry may take to say whether it has an image.
+const REGISTRY_WITHIN: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// How many lines of a failed build are shown.
 const BUILD_LOG_LINES: usize = 50;
@@ -76,14 +80,21 @@ impl Docker {
         let client = self.engine.ask(START_WITHIN, async |client: Client| Ok(client)).await;
         let client = client.map_err(EngineError::unreachable)?;
         let (body, packing) = context::stream(context, &settings.dockerfile);
-        let mut output = client.build_image(options.build(), None, Some(bollard::body_try_stream(body)));
+        let (credentials, problems) = match Logins::read() {
+            Ok(logins) => logins.all().await,
+            Err(problem) => (HashMap::new(), vec![problem]),
+        };
+        problems.iter().for_each(|problem| progress(&Foreign::new(problem)));
+        let credentials = (!credentials.is_empty()).then_some(credentials);
+        let mut output =
+            client.build_image(options.build(), credentials, Some(bollard::body_try_stream(body)));
         let mut log = Log::new(progress);
         while let Some(step) = output.next().await {
             match step {
                 Ok(step) => {
                     log.text(step.stream.as_deref().unwrap_or_default());
                     if let Some(error) = step.error_detail.and_then(|detail| detail.message) {
-                        return Err(log.failed(error));
+                        return Err(log.failed(Foreign::new(&error).to_string()));
                     }
                 }
                 Err(error) => {
@@ -101,7 +112,15 @@ impl Docker {
         let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
         let client = self.engine.ask(START_WITHIN, async |client: Client| Ok(client)).await;
         let client = client.map_err(EngineError::unreachable)?;
-        let mut output = client.create_image(Some(options), None, None);
+        let credentials = match Logins::read() {
+            Ok(logins) => logins.of_image(image).await,
+            Err(problem) => Err(problem),
+        };
+        let credentials = credentials.unwrap_or_else(|problem| {
+            progress(&Foreign::new(&format!("{problem}; trying without credentials")));
+            None
+        });
+        let mut output = client.create_image(Some(options), None, credentials);
         let mut log = Log::new(progress);
         while let Some(step) = output.next().await {
             match step {
@@ -111,7 +130,7 @@ impl Docker {
                         log.text(&format!("{} {status}\n", step.id.as_deref().unwrap_or(image)));
                     }
                     if let Some(error) = step.error_detail.and_then(|detail| detail.message) {
-                        return Err(log.failed(error));
+                        return Err(log.failed(Foreign::new(&error).to_string()));
                     }
                 }
                 Err(error) => return Err(log.failed(format!("cannot pull {image}: {}", said(&error)))),
@@ -128,7 +147,7 @@ impl Docker {
             return if dockerfile.is_file() {
                 Check::passed(name, dockerfile.display().to_string())
             } else {
-                let remedy = "mend runtime.docker.context and dockerfile";
+                let remedy = "fix runtime.docker.context and dockerfile";
                 Check::failed(name, format!("there is no {}", dockerfile.display()), remedy)
             };
         }
@@ -138,14 +157,42 @@ impl Docker {
             (Ok(None), Pull::Never) => {
                 Check::failed(name, format!("{image} is not here"), format!("docker pull {image}"))
             }
-            (Ok(None), _) => Check::passed(name, format!("{image} is not here: it will be pulled")),
+            // Which version will be deployed is not known yet.
+            (Ok(None), _) if self.settings.image.contains("{version}") => Check::passed(
+                name,
+                format!("{} is pulled when its version is deployed; not checked", self.settings.image),
+            ),
+            (Ok(None), _) => match self.ask_registry(&image).await {
+                Ok(()) => Check::passed(
+                    name,
+                    format!("{image} is not here; its registry has it, and it will be pulled"),
+                ),
+                Err(reason) => {
+                    let remedy = "push it, fix runtime.docker.image, or run docker login as this user";
+                    Check::failed(name, format!("{image} is not here and can't be pulled: {reason}"), remedy)
+                }
+            },
             (Err(error), _) => Check::failed(name, crate::chain(&error), "see the engine"),
         }
     }
 }
 
+impl Docker {
+    /// Whether an image's registry has it, and would give it to us.
+    async fn ask_registry(&self, image: &str) -> Result<(), String> {
+        let credentials = Logins::read()?.of_image(image).await?;
+        let asked = self
+            .engine
+            .ask(REGISTRY_WITHIN, async |client: Client| {
+                client.inspect_registry_image(image, credentials).await.map(drop)
+            })
+            .await;
+        asked.map_err(|error| crate::chain(&error))
+    }
+}
+
 /// `registry:5000/app:1.0` → its name and its tag; a digest stays with the name.
-fn split_tag(image: &str) -> (&str, &str) {
+pub(super) fn split_tag(image: &str) -> (&str, &str) {
     match image.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') && !image.contains('@') => (name, tag),
         _ if image.contains('@') => (image, ""),
@@ -153,47 +200,67 @@ fn split_tag(image: &str) -> (&str, &str) {
     }
 }
 
+/// Whether a name is one that a pattern with `{…}` in it could have made.
+pub(super) fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?.1))) {
+        None => pattern == name,
+        Some((before, after)) => {
+            let Some(rest) = name.strip_prefix(before) else { return false };
+            (1..=rest.len()).any(|at| {
+                rest.get(..at).is_some_and(|filled| !filled.contains('/')) && fits(after, &rest[at..])
+            })
+        }
+    }
+}
+
 /// What the engine says, without the client's frame around it.
 fn said(error: &Error) -> String {
-    match error {
-        Error::DockerStreamError { error } => error.clone(),
-        Error::DockerResponseServerError { message, .. } => message.clone(),
-        other => crate::chain(other),
-    }
+    let said = match error {
+        Error::DockerStreamError { error } => Foreign::new(error),
+        Error::DockerResponseServerError { message, .. } => Foreign::new(message),
+        other => Foreign::error(other),
+    };
+    said.to_string()
 }
 
 /// Hands output on line by line, and keeps the last lines for an error.
 struct Log<'a> {
     lines: LineCutter,
-    last: RefCell<VecDeque<String>>,
+    last: VecDeque<Foreign>,
     progress: Lines<'a>,
 }
 
 impl<'a> Log<'a> {
     fn new(progress: Lines<'a>) -> Self {
-        Self { lines: LineCutter::default(), last: RefCell::default(), progress }
+        Self { lines: LineCutter::default(), last: VecDeque::new(), progress }
     }
 
     fn text(&mut self, text: &str) {
-        let (last, progress) = (&self.last, self.progress);
-        self.lines.push(text.as_bytes(), &|line: &str| {
-            progress(line);
-            let mut last = last.borrow_mut();
+        let (last, progress) = (&mut self.last, self.progress);
+        self.lines.push(text.as_bytes(), &mut |line| {
+            progress(&line);
             if last.len() == BUILD_LOG_LINES {
                 last.pop_front();
             }
-            last.push_back(line.to_owned());
+            last.push_back(line);
         });
     }
 
     fn failed(self, reason: String) -> RuntimeError {
-        RuntimeError::Build { reason, log: self.last.into_inner().into() }
+        RuntimeError::Build { reason, log: self.last.into() }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_fits_a_pattern_segment_by_segment() {
+        assert!(fits("reg/app", "reg/app") && !fits("reg/app", "reg/app2"));
+        assert!(fits("{service}", "shop") && !fits("{service}", "library/postgres"));
+        assert!(fits("reg/{service}-{backend}", "reg/shop-blue") && !fits("reg/{service}-x", "reg/shop"));
+    }
 
     #[test]
     fn a_port_in_a_registry_is_no_tag() {

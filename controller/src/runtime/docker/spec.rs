@@ -38,12 +38,12 @@ impl Spec {
         let mut aliases = vec![format!("{}-{}", candidate.service, candidate.backend)];
         let mut inside = None;
         for endpoint in &candidate.endpoints {
-            let Endpoint::Tcp(host, port) = endpoint else {
+            let (Some(host), Some(port)) = (endpoint.host(), endpoint.port()) else {
                 return Err(format!("{endpoint}: containers are reached by host:port"));
             };
-            let container_port = if on_host { *port } else { settings.port.unwrap_or(*port) };
+            let container_port = if on_host { port } else { settings.port.unwrap_or(port) };
             inside.get_or_insert(container_port);
-            match published_at(host) {
+            match published_at(endpoint) {
                 Some(address) if !on_host => {
                     let binding =
                         PortBinding { host_ip: Some(address.to_string()), host_port: Some(port.to_string()) };
@@ -55,12 +55,12 @@ impl Spec {
                         "{endpoint} is a name on a container network: set runtime.docker.networks, or write an IP address"
                     ));
                 }
-                None if container_port != *port => {
+                None if container_port != port => {
                     return Err(format!(
                         "{endpoint} is reached on the container network, where runtime.docker.port ({container_port}) is the port: write the same"
                     ));
                 }
-                None => aliases.push(host.clone()),
+                None => aliases.push(host.into_owned()),
                 Some(_) => {}
             }
         }
@@ -155,11 +155,12 @@ impl Spec {
 }
 
 /// The address of this machine at which a port is published; `None` for a name on a container network.
-fn published_at(host: &str) -> Option<IpAddr> {
-    if host == "localhost" {
-        return Some(IpAddr::from([127, 0, 0, 1]));
+fn published_at(endpoint: &Endpoint) -> Option<IpAddr> {
+    match endpoint {
+        Endpoint::Socket(address) => Some(address.ip()),
+        Endpoint::Name(host, _) => (host == "localhost").then(|| IpAddr::from([127, 0, 0, 1])),
+        Endpoint::Unix(_) => None,
     }
-    host.trim_matches(['[', ']']).parse().ok()
 }
 
 /// A directory in memory, with its options: `/tmp:size=64m`.

@@ -102,7 +102,7 @@ impl Place {
 
     /// What is to run.
     pub(super) fn read_spec(&self) -> io::Result<Vec<u8>> {
-        fs::read(self.spec())
+        files::read(&self.spec())?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// From now on nothing may be started here.

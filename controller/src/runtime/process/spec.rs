@@ -125,7 +125,11 @@ fn demand_directory(directory: &Path) -> Result<(), String> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             Err(format!("there is no directory {} (runtime.process.directory)", directory.display()))
         }
-        Err(e) => Err(format!("cannot use {} (runtime.process.directory): {e}", directory.display())),
+        Err(e) => Err(format!(
+            "cannot use {} (runtime.process.directory): {}",
+            directory.display(),
+            crate::chain(&e)
+        )),
     }
 }
 

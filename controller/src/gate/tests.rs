@@ -1,0 +1,79 @@
+//! The gate in front of an engine that keeps silent.
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::check::Check;
+use crate::report::Form;
+use crate::runtime::{self, Frozen, Lines, Plan};
+
+/// An engine behind a network that swallows everything.
+struct BlackHole;
+
+#[async_trait(?Send)]
+impl Runtime for BlackHole {
+    fn kind(&self) -> &'static str {
+        "docker"
+    }
+
+    async fn checks(&self, _: &runtime::Candidate) -> Vec<Check> {
+        Vec::new()
+    }
+
+    async fn plan(&self, _: &runtime::Candidate) -> Result<Plan, RuntimeError> {
+        std::future::pending().await
+    }
+
+    async fn build(&self, _: &runtime::Candidate, _: Lines<'_>) -> Result<Frozen, RuntimeError> {
+        std::future::pending().await
+    }
+
+    async fn start(&self, _: &InstanceId, _: &Frozen) -> Result<(), RuntimeError> {
+        std::future::pending().await
+    }
+
+    async fn state(&self, _: &InstanceId) -> Result<State, RuntimeError> {
+        std::future::pending().await
+    }
+
+    async fn find(&self, _: &uh_protocol::BackendName) -> Result<Vec<InstanceId>, RuntimeError> {
+        std::future::pending().await
+    }
+
+    async fn stop(&self, _: &InstanceId, _: Duration) -> Result<State, RuntimeError> {
+        std::future::pending().await
+    }
+
+    async fn remove(&self, _: &InstanceId) -> Result<(), RuntimeError> {
+        std::future::pending().await
+    }
+
+    async fn logs(&self, _: &InstanceId, _: &LogQuery, _: Lines<'_>) -> Result<(), RuntimeError> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_never_answers_does_not_outlast_the_gates_own_deadline() {
+    let gate = Gate {
+        path: "/".to_owned(),
+        host: None,
+        headers: Vec::new(),
+        interval: Duration::from_millis(10),
+        timeout: Duration::from_millis(100),
+        within: Duration::from_millis(100),
+        successes: 1000,
+        identity: crate::config::Identity::Ignored,
+    };
+    let (service, backend) = ("app".parse().unwrap(), "green".parse().unwrap());
+    let instance = InstanceId::new(&service, &backend, "20261125t000001-aaaa");
+    // Nobody listens on port 1 of the loopback, or it does no harm.
+    let endpoints = ["127.0.0.1:1".parse().unwrap()];
+    let expected = Expected { backend: &backend, version: None };
+    let candidate = Candidate { runtime: &BlackHole, instance: &instance, endpoints: &endpoints, expected };
+    let report = Report::new(Form::Text);
+    let proven = candidate.prove(&gate, &report);
+    let refused =
+        tokio::time::timeout(Duration::from_secs(60), proven).await.expect("a deadline").unwrap_err();
+    assert!(refused.headline.contains("did not get healthy"), "{}", refused.headline);
+}

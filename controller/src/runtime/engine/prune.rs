@@ -1,0 +1,69 @@
+//! Removes images that were deployed once and are not needed any more.
+
+use std::collections::HashSet;
+
+use bollard::Docker;
+use bollard::query_parameters::RemoveImageOptions;
+
+use super::{CALL, Engine, EngineError};
+
+impl Engine {
+    /// Removes those of these images that no container uses, running or not, and that have no other name than those of
+    /// these repositories. Says what became of each that was here, for people.
+    pub(in crate::runtime) async fn prune(
+        &self,
+        images: &[String],
+        is_ours: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<String>, EngineError> {
+        let options = bollard::query_parameters::ListContainersOptionsBuilder::new().all(true).build();
+        let containers = self
+            .call(CALL, async |docker: Docker| docker.list_containers(Some(options.clone())).await)
+            .await?;
+        let in_use: HashSet<String> =
+            containers.into_iter().filter_map(|container| container.image_id).collect();
+        let mut done = Vec::new();
+        for image in images.iter().filter(|image| !in_use.contains(*image)) {
+            done.extend(self.remove_image(image, is_ours).await?);
+        }
+        Ok(done)
+    }
+
+    /// `None`: it is not here.
+    async fn remove_image(
+        &self,
+        id: &str,
+        is_ours: &dyn Fn(&str) -> bool,
+    ) -> Result<Option<String>, EngineError> {
+        let found = match self.call(CALL, async |docker: Docker| docker.inspect_image(id).await).await {
+            Err(error) if error.status() == Some(404) => return Ok(None),
+            other => other?,
+        };
+        let names = found.repo_tags.unwrap_or_default();
+        if let Some(other) = names.iter().find(|name| !is_ours(name)) {
+            return Ok(Some(format!("{} stays: it is called {other}, too", short(id))));
+        }
+        // Each name by itself, and never by force: the engine has the last word about what is in use.
+        let parts = if names.is_empty() { vec![id.to_owned()] } else { names.clone() };
+        for part in &parts {
+            let removed = self
+                .call(CALL, async |docker: Docker| {
+                    docker.remove_image(part, None::<RemoveImageOptions>, None).await
+                })
+                .await;
+            match removed {
+                Err(error) if error.status() == Some(409) => {
+                    return Ok(Some(format!("{} stays: {error}", short(id))));
+                }
+                Err(error) if error.status() != Some(404) => return Err(error),
+                _ => {}
+            }
+        }
+        let names = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+        Ok(Some(format!("removed {}{names}", short(id))))
+    }
+}
+
+/// `sha256:0123456789ab`
+fn short(id: &str) -> &str {
+    id.get(..19).unwrap_or(id)
+}

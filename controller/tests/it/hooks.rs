@@ -1,0 +1,54 @@
+//! Hooks that end well and leave something behind, and hooks that print without end.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::harness::Stage;
+
+/// A notifier in the background, a build daemon: it has the hook's output open for as long as it lives.
+#[test]
+fn a_hook_that_exits_with_0_and_leaves_a_child_with_its_output_has_said_yes() {
+    let stage = Stage::new();
+    let left = stage.path("left");
+    let script = format!("echo fine; sleep 100 & echo $! > {left:?}; exit 0");
+    let extra = format!("[hooks]\npre_deploy = [\"sh\", \"-c\", {script:?}]\ntimeout = \"60s\"");
+    stage.configure("uh-deploy.toml", &extra);
+    let start = Instant::now();
+    stage.deploy("1.0.0").says("fine");
+    assert!(
+        start.elapsed() < Duration::from_secs(50),
+        "it does not wait for the child: {:?}",
+        start.elapsed()
+    );
+    let pid: i32 = fs::read_to_string(left).unwrap().trim().parse().unwrap();
+    let child = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(child, rustix::process::Signal::KILL).expect("the child was left alone");
+}
+
+#[test]
+fn a_hook_that_says_no_and_leaves_a_child_with_its_output_has_said_no_with_its_last_words() {
+    let stage = Stage::new();
+    let script = "echo not today; sleep 100 & exit 3";
+    let extra = format!("[hooks]\npre_deploy = [\"sh\", \"-c\", {script:?}]\ntimeout = \"60s\"");
+    stage.configure("uh-deploy.toml", &extra);
+    let ran = stage.expect(1, &["blue-green", "--version", "1.0.0"]);
+    ran.says("exit status: 3").says("not today");
+}
+
+/// 200 MB in one line, with 150 MB of address space: kept whole it would not fit.
+#[test]
+fn a_hook_that_prints_without_an_end_of_line_takes_no_more_memory_than_one_line_may() {
+    let stage = Stage::new();
+    let extra = "[hooks]\npre_deploy = [\"head\", \"-c\", \"200000000\", \"/dev/zero\"]\ntimeout = \"60s\"";
+    stage.configure("uh-deploy.toml", extra);
+    let mut command = stage.command(&["blue-green", "--version", "1.0.0"]);
+    let file = fs::File::create(stage.path("out")).unwrap();
+    let mut child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+    let limit = rustix::process::Rlimit { current: Some(150 << 20), maximum: Some(150 << 20) };
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::prlimit(Some(pid), rustix::process::Resource::As, limit).unwrap();
+    let code = child.wait().unwrap().code();
+    let said = fs::read_to_string(stage.path("out")).unwrap();
+    assert_eq!(code, Some(0), "{}", &said[said.len().saturating_sub(2000)..]);
+    assert!(said.contains("more bytes)"), "it says how much it left out");
+}
