@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::harness::{Ran, Stage};
+use crate::harness::{Ran, Stage, alive, marked, program};
 
 /// A limit of the size of files takes a part of a line, as a full disk does, and needs no rights.
 fn with_little_room(stage: &Stage, half_kib: usize, args: &[&str]) -> Ran {
@@ -31,4 +31,62 @@ fn a_disk_that_is_full_at_any_line_leaves_a_journal_that_can_be_read() {
     }
     assert!(failed > 2, "hardly any deploy met the limit");
     stage.deploy("1.2.0");
+}
+
+/// A deploy on a state directory of its own in which so many pages are free from the build on. Then there is room again,
+/// and a recovery. `None`, with a line, if a file system can't be mounted here.
+fn deployed_with_pages(stage: &Stage, pages: usize) -> Option<Ran> {
+    let state = stage.path("deploy-state");
+    std::fs::create_dir_all(&state).unwrap();
+    let fill = format!(
+        "dd if=/dev/zero of={state:?}/ballast bs=4096 2>/dev/null; truncate -s -$(({pages} * 4096)) {state:?}/ballast"
+    );
+    // One that writes nothing: else it would die of the full disk by itself.
+    let app = format!("exec {} > /dev/null 2>&1", program("uh-sample-app").display());
+    let extra = format!(
+        "[hooks]\npre_deploy = [\"sh\", \"-c\", {fill:?}]\n[runtime.process]\ncommand = [\"sh\", \"-c\", {app:?}]"
+    );
+    stage.configure("uh-deploy.toml", &extra);
+    let deploy = stage.command(&["blue-green", "--version", "1.0.0"]);
+    let recover = stage.command(&["recover"]);
+    let line = |command: &Command| {
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        words.map(|word| format!("{word:?} ")).collect::<String>()
+    };
+    let script = format!(
+        "mount -t tmpfs -o size=2m none {state:?} || exit 99; {}; code=$?; rm -f {state:?}/ballast; \
+         [ $code = 0 ] || {} || exit 98; for instance in {state:?}/instances/*; do \
+         echo \"instance ${{instance##*/}}\"; echo \"saved $(cat $instance/state.json)\"; done; exit $code",
+        line(&deploy),
+        line(&recover)
+    );
+    let ran = Ran::of(Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap());
+    if ran.code == Some(99) || ran.text.contains("unshare failed") {
+        println!("skipped: a full file system, for none can be mounted here");
+        return None;
+    }
+    Some(ran)
+}
+
+#[test]
+fn a_disk_that_is_full_at_any_page_leaves_no_app_that_nobody_knows_of() {
+    let stage = Stage::new();
+    for pages in 0..20 {
+        let Some(ran) = deployed_with_pages(&stage, pages) else { return };
+        let words =
+            |prefix: &str| ran.text.lines().filter_map(|line| line.strip_prefix(prefix)).collect::<Vec<_>>();
+        let living: Vec<i32> = words("instance ").into_iter().flat_map(marked).collect();
+        if ran.code == Some(0) {
+            assert!(pages > 1, "hardly any deploy met the limit");
+            let saved: serde_json::Value = serde_json::from_str(words("saved ")[0]).unwrap();
+            for pid in alive(&saved["supervisor"]).map(|known| known.pid).into_iter().chain(living) {
+                let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            }
+            return;
+        }
+        assert_ne!(ran.code, Some(98), "{pages} pages, recovery: {}", ran.text);
+        assert_eq!((living, stage.answers("blue")), (vec![], None), "{pages} pages: {}", ran.text);
+    }
+    panic!("no deploy had room enough");
 }
