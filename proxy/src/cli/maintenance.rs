@@ -29,7 +29,7 @@ fn tell(maintained: &Maintained) -> Result<(), Failed> {
     let Maintained { service, changed, details, .. } = maintained;
     match (details, changed) {
         (Some(details), _) => say(format_args!(
-            "{service}: in maintenance since {}; clients are told to come back after {} s: {}",
+            "{service}: in maintenance since {}; clients are asked to come back after {} s: {}",
             details.since, details.retry_after_s, details.message
         ))?,
         (None, true) => say(format_args!("{service}: maintenance is over"))?,

@@ -9,6 +9,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
+
 use super::file::{SCHEMA, StateFile};
 use crate::fault;
 use crate::lock::{self, LockError, beside};
@@ -23,7 +25,7 @@ const DIRECTORY_MODE: u32 = 0o755;
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    _lock: File,
+    lock: Mutex<File>,
 }
 
 /// Why the state file can't be used at all. Nothing was changed.
@@ -101,7 +103,7 @@ impl Store {
             LockError::Taken { .. } => StoreError::Taken { path: path.to_owned() },
             source => StoreError::Lock { path: path.to_owned(), source },
         })?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), lock: Mutex::new(lock) })
     }
 
     /// Reads the state: from the file, or else from its last-good copy. Says what is wrong. What is damaged is renamed.
@@ -146,9 +148,34 @@ impl Store {
     /// Writes the state. When this returns, it survives a crash.
     ///
     /// # Errors
-    /// The disk refuses. The file is then as it was.
+    /// The disk refuses, or another process has taken the place. The file is then as it was.
     pub fn save(&self, state: &StateFile) -> io::Result<()> {
+        self.keep_lock()?;
         replace(&self.path, state).map_err(|e| named(&self.path, &e))
+    }
+
+    /// Takes the lock again if somebody has removed its file: it would keep nobody away any more.
+    fn keep_lock(&self) -> io::Result<()> {
+        let path = beside(&self.path, ".lock");
+        let mut ours = self.lock.lock();
+        let mine = lock::identity(&ours.metadata()?);
+        if fs::symlink_metadata(&path).is_ok_and(|there| lock::identity(&there) == mine) {
+            return Ok(());
+        }
+        match lock::take(&path) {
+            Ok(again) => {
+                tracing::warn!(path = %path.display(), "the lock of the state file was removed; took it again");
+                *ours = again;
+                Ok(())
+            }
+            Err(LockError::Taken { .. }) => Err(io::Error::other(format!(
+                "{} was removed, and another uh-proxy has taken it: only one may write the state file, so stop one of them",
+                path.display()
+            ))),
+            // The directory is gone: writing fails for the same reason, and says it better.
+            Err(LockError::Failed { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io::Error::other(error)),
+        }
     }
 
     /// Writes the last-good copy, after [`Store::save`].

@@ -302,3 +302,22 @@ async fn no_other_user_can_keep_a_front_door_from_starting() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("every local user may write to") && said.contains("chmod o-w"), "{said}");
 }
+
+#[test]
+fn a_lock_that_somebody_removes_is_taken_again_and_two_never_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, lock) = (dir.path().join("state.json"), dir.path().join("state.json.lock"));
+    let (state, text) = whole();
+    let store = Store::open(&path).unwrap();
+    store.save(&state).unwrap();
+    fs::remove_file(&lock).unwrap();
+    store.save(&state).unwrap();
+    assert!(matches!(Store::open(&path), Err(StoreError::Taken { .. })), "it runs without its lock");
+    fs::remove_file(&lock).unwrap();
+    let other = Store::open(&path).unwrap();
+    let changed = StateFile { generation: 99, ..state };
+    let error = store.save(&changed).unwrap_err().to_string();
+    assert!(error.contains("another uh-proxy has taken it"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), text);
+    other.save(&changed).unwrap();
+}

@@ -81,7 +81,7 @@ pub enum Refusal {
     },
     /// Traffic would move to endpoints that nobody has probed.
     #[error(
-        "{backend} is active: registering other endpoints for it would move its traffic to what nobody has probed. Register them for a standby and switch to it; or, to do it all the same, use force"
+        "{backend} is active: registering other endpoints for it would move its traffic to what nobody has probed. Register them for a standby and switch to it; or use force to do it anyway"
     )]
     ActiveMoved {
         /// The backend.
