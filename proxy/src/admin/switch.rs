@@ -125,9 +125,9 @@ fn reported(fresh: &Fresh) -> SwitchProbe {
 fn warnings(target: &Backend, fresh: &Fresh, health: Health) -> Vec<String> {
     let mut warnings = Vec::new();
     if fresh.verdict == Verdict::NoAnswer {
-        let took = fresh.took.as_millis();
+        let limit = fresh.limit.as_millis();
         warnings.push(format!(
-            "{} did not answer a fresh probe within {took} ms; it was {health} by its last probes",
+            "{} did not answer a fresh probe within {limit} ms; it was {health} by its last probes",
             target.name
         ));
     }

@@ -20,6 +20,8 @@ pub struct Fresh {
     pub verdict: Verdict,
     /// How long it took.
     pub took: Duration,
+    /// How long it might take.
+    pub limit: Duration,
     /// The endpoints that gave a bad answer, by address, and why.
     pub bad: Vec<(String, String)>,
 }
@@ -41,7 +43,7 @@ impl Fresh {
     /// No probe was made.
     #[must_use]
     pub fn skipped() -> Self {
-        Self { verdict: Verdict::Skipped, took: Duration::ZERO, bad: Vec::new() }
+        Self { verdict: Verdict::Skipped, took: Duration::ZERO, limit: Duration::ZERO, bad: Vec::new() }
     }
 }
 
@@ -77,5 +79,5 @@ pub async fn probe_now(service: &Arc<config::Service>, backend: &Arc<Backend>) -
         (0, _) => Verdict::NoAnswer,
         _ => Verdict::Good,
     };
-    Fresh { verdict, took: start.elapsed(), bad }
+    Fresh { verdict, took: start.elapsed(), limit: timeout, bad }
 }

@@ -97,7 +97,7 @@ async fn a_bad_answer_refuses_a_switch_and_no_answer_leaves_it_to_the_last_probe
     mode.store(NEVER, Ordering::SeqCst);
     let (exit, stdout, _) = cli(&home.socket(), &["switch", "green"]).await;
     assert_eq!(exit, 0, "{stdout}");
-    assert!(stdout.contains("warning: green did not answer a fresh probe within 25"), "{stdout}");
+    assert!(stdout.contains("warning: green did not answer a fresh probe within 250 ms"), "{stdout}");
     mode.store(GOOD, Ordering::SeqCst);
     proxy.switch("blue").await;
     let switched = proxy.switch("green").await;
