@@ -99,7 +99,11 @@ pub fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-fn check_directory(path: &Path) -> Result<(), LockError> {
+/// Whether a lock at this path can keep others away.
+///
+/// # Errors
+/// Every local user may write to its directory; or that can't be found out.
+pub fn check_directory(path: &Path) -> Result<(), LockError> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let metadata =
         fs::metadata(directory).map_err(|source| LockError::Failed { path: path.to_owned(), source })?;

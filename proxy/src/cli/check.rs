@@ -11,6 +11,7 @@ use super::{Done, say, target};
 use crate::config::{self, Config};
 use crate::front::settings::Settings;
 use crate::front::worker;
+use crate::lock::{self, LockError};
 use crate::switching::Address;
 
 pub(super) fn check(path: &Path) -> Done {
@@ -24,6 +25,10 @@ pub(super) fn check(path: &Path) -> Done {
         try_bind("server.metrics", address, &serving, &mut faults);
     }
     resolve(&config, &mut faults);
+    // Whatever else there is to say of it is for the user who runs uh-proxy, who may be another one.
+    if let Err(error @ LockError::OpenDirectory { .. }) = lock::check_directory(&config.server.state_file) {
+        faults.push(format!("server.state_file: {error}"));
+    }
     if let Err(error) = Settings::load(&config.server) {
         faults.push(error.to_string());
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use uh_proxy::state::file::{StateError, StateFile};
 use uh_proxy::state::store::{Store, StoreError};
 
-use crate::harness::{Home, pair, soon, until};
+use crate::harness::{Home, cli, pair, soon, until};
 
 /// A state with everything in it that a state can have.
 pub(crate) const WHOLE: &str = r#"{
@@ -301,6 +301,14 @@ async fn no_other_user_can_keep_a_front_door_from_starting() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("every local user may write to") && said.contains("chmod o-w"), "{said}");
+    // Better known before the restart.
+    let config = home.path("uh-proxy.toml");
+    let (exit, _, said) = cli(&home.socket(), &["check", "--config", config.to_str().unwrap()]).await;
+    assert_eq!(
+        (exit, said.contains("server.state_file: every local user may write to")),
+        (1, true),
+        "{said}"
+    );
 }
 
 #[test]
