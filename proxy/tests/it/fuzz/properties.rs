@@ -1,7 +1,7 @@
 //! What holds for every configuration, every state file and every answer of the admin socket, whatever their bytes are.
 
 use uh_proxy::config::{self, Config};
-use uh_proxy::state::file::{SCHEMA, StateError, StateFile};
+use uh_proxy::state::file::{StateError, StateFile};
 
 /// No configuration panics, and what is accepted can be meant.
 pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
@@ -48,13 +48,10 @@ pub(crate) fn of_state(bytes: &[u8], config: &Config) -> Result<(), String> {
         }
         Err(_) => return Ok(()),
     };
-    if state.schema > SCHEMA {
-        return Err(format!("accepted, though it is newer than anybody knows: {state:?}"));
-    }
     for service in &config.services {
         let _ = state.restored(service, true);
     }
-    // One of the old scripts is written as one of ours.
+    // One of the old scripts, or of a newer version whose fields are known, is written as one of ours.
     state.schema = 1;
     let text = state.text().map_err(|e| e.to_string())?;
     match StateFile::parse(&text) {
