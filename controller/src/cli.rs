@@ -1,5 +1,6 @@
 //! What an operator types. One file for each command; every exit code is decided in `exit`.
 
+mod alive;
 mod args;
 mod blue_green;
 mod exit;
@@ -28,14 +29,22 @@ use exit::{Exit, Failed};
 use interrupts::Handlers;
 use session::Session;
 
+use crate::report::{Form, Report};
+
 /// How a command ended.
 type Done = Result<Exit, Failed>;
 
 /// Parses the command line, carries it out, and says how it went.
 pub fn main() -> ExitCode {
-    match carry_out(Args::parse()) {
+    let args = Args::parse();
+    let json = args.json;
+    match carry_out(args) {
         Ok(exit) => exit.into(),
         Err(failed) => {
+            if json {
+                let refused = serde_json::json!({"exit": failed.exit().code(), "message": failed.message()});
+                Report::new(Form::Json).event("refused", refused);
+            }
             crate::report::complain(failed.message());
             failed.exit().into()
         }

@@ -1,4 +1,4 @@
-//! A deploy or a roll back, from the first word in the journal to the last.
+//! A deploy or a rollback, from the first word in the journal to the last.
 //!
 //! [`machine`] decides, [`journal`] remembers, [`driver`] acts. An event is written to the journal and synced to disk
 //! before any effect that follows from it begins, so after `kill -9` the journal says what may have been done, and
@@ -13,7 +13,8 @@ pub mod journal;
 pub mod link;
 pub mod lock;
 pub mod machine;
+pub mod readmit;
 pub mod records;
 pub mod watch;
 
-pub(crate) use effects::named;
+pub(crate) use effects::{named, version_text};

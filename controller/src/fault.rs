@@ -1,7 +1,9 @@
-//! Named points at which a test can end the process, as `kill -9` would. Empty but with the feature `fault-points`.
+//! Named points at which a test can end the process, as `kill -9` would, or hold it up. Empty but with the feature `fault-points`.
 
 /// Ends the process here if the file that `UH_DEPLOY_FAULT_FILE` names holds this point's name; the file that
-/// `UH_DEPLOY_TRACE_FILE` names gets the name of every point that is passed.
+/// `UH_DEPLOY_TRACE_FILE` names gets the name of every point that is passed. If the file that `UH_DEPLOY_HOLD_FILE` names
+/// holds this point's name, the process waits here until that file is gone, and says so by a file of that name with
+/// `.held` added.
 #[cfg(feature = "fault-points")]
 pub fn point(name: &str) {
     use std::io::Write as _;
@@ -11,9 +13,30 @@ pub fn point(name: &str) {
     {
         let _ = writeln!(file, "{name}");
     }
+    hold(name);
     let wanted = std::env::var_os("UH_DEPLOY_FAULT_FILE").and_then(|path| std::fs::read_to_string(path).ok());
     if wanted.is_some_and(|wanted| wanted == name) {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
+}
+
+/// How long a test may hold the process up.
+#[cfg(feature = "fault-points")]
+const HELD_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
+
+#[cfg(feature = "fault-points")]
+fn hold(name: &str) {
+    let Some(path) = std::env::var_os("UH_DEPLOY_HOLD_FILE") else { return };
+    let is_wanted = || std::fs::read_to_string(&path).is_ok_and(|wanted| wanted == name);
+    if !is_wanted() {
+        return;
+    }
+    let mut held = path.clone();
+    held.push(".held");
+    let _ = std::fs::write(held, name);
+    let deadline = std::time::Instant::now() + HELD_WITHIN;
+    while is_wanted() && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(2));
     }
 }
 

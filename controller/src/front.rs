@@ -1,8 +1,16 @@
 //! The front door, seen from here: one service of it.
+//!
+//! Who serves is said only by a [`Serving`], which nothing but a fresh view can make; nothing is stopped without an
+//! [`OutOfService`], which nothing but a withdrawal can make.
 
+mod out_of_service;
+mod serving;
+
+pub use out_of_service::OutOfService;
+pub use serving::Serving;
 use uh_protocol::client::{Client, ClientError};
 use uh_protocol::request::{BackendRequest, DrainRequest, Drained, SwitchRequest, Switched};
-use uh_protocol::status::{BackendStatus, ServiceStatus, Status};
+use uh_protocol::status::{BackendStatus, Role, ServiceStatus, Status};
 use uh_protocol::{BackendName, Code, ServiceName};
 
 use crate::config::Config;
@@ -55,6 +63,15 @@ impl Standing {
     }
 }
 
+/// What a registration led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// The generation now.
+    pub generation: u64,
+    /// Why it is not on disk yet, if it is not.
+    pub persist_error: Option<String>,
+}
+
 /// Why the front door could not be asked, or said no.
 #[derive(Debug, thiserror::Error)]
 pub enum FrontError {
@@ -75,7 +92,10 @@ impl FrontError {
     pub fn is_overtaken(&self) -> bool {
         match self {
             Self::Overtaken(_) => true,
-            Self::Call(ClientError::Problem(problem)) => problem.code == Code::Conflict,
+            // What was a standby when we looked has become active.
+            Self::Call(ClientError::Problem(problem)) => {
+                matches!(problem.code, Code::Conflict | Code::BackendActive)
+            }
             _ => false,
         }
     }
@@ -84,6 +104,12 @@ impl FrontError {
     #[must_use]
     pub fn is_unanswered(&self) -> bool {
         matches!(self, Self::Call(error) if !matches!(error, ClientError::Problem(_)))
+    }
+
+    /// Whether the call never reached the front door: then nothing was done.
+    #[must_use]
+    pub fn is_unsent(&self) -> bool {
+        matches!(self, Self::Call(ClientError::NoProxy { .. }))
     }
 
     /// Whether the backend was not healthy enough for the front door.
@@ -104,6 +130,12 @@ impl View {
     #[must_use]
     pub fn is_active(&self, name: &BackendName) -> bool {
         self.service.active == *name
+    }
+
+    /// Whether this backend is out of service until it is registered again.
+    #[must_use]
+    pub fn is_withdrawn(&self, name: &BackendName) -> bool {
+        self.backend(name).is_some_and(|backend| backend.role == Role::Withdrawn)
     }
 
     /// What an operation that would switch to this backend relies on.
@@ -177,7 +209,7 @@ impl Front {
         Ok(View { generation: status.generation, service, status })
     }
 
-    /// Registers a backend's endpoints and version. Returns the generation that it led to.
+    /// Registers a backend's endpoints and version, which also puts it back into service.
     ///
     /// # Errors
     /// Refused, or overtaken.
@@ -187,7 +219,7 @@ impl Front {
         endpoints: &[Endpoint],
         version: Option<&str>,
         generation: u64,
-    ) -> Result<u64, FrontError> {
+    ) -> Result<Registration, FrontError> {
         let before = self.view().await?.standing(backend);
         let request = BackendRequest {
             endpoints: texts(endpoints),
@@ -195,7 +227,7 @@ impl Front {
             expect_generation: Some(generation),
             force: false,
         };
-        self.client.set_backend(&self.service, backend, &request).await?;
+        let registered = self.client.set_backend(&self.service, backend, &request).await?;
         let after = self.view().await?;
         let known = after.backend(backend).and_then(|backend| backend.version.clone());
         let ours = version.or(known.as_deref());
@@ -205,7 +237,7 @@ impl Front {
                 after.service.active, after.generation
             )));
         }
-        Ok(after.generation)
+        Ok(Registration { generation: after.generation, persist_error: registered.persist_error })
     }
 
     /// Makes a backend active.

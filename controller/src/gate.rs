@@ -248,10 +248,7 @@ impl Candidate<'_> {
             ),
             probe: found.lines.clone(),
             log: self.log().await,
-            advice: vec![
-                format!("ask it yourself: {}", curl(self.endpoints.first(), gate)),
-                "if it only needs longer: within in [health]".to_owned(),
-            ],
+            advice: vec!["if it only needs longer: within in [health]".to_owned()],
         }
     }
 
@@ -270,7 +267,7 @@ impl Candidate<'_> {
 }
 
 /// A command line that asks what a probe asks.
-fn curl(endpoint: Option<&Endpoint>, gate: &Gate) -> String {
+pub(crate) fn curl(endpoint: Option<&Endpoint>, gate: &Gate) -> String {
     let headers: String = gate
         .headers
         .iter()

@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`config`] says what there is; [`deploy`] decides, remembers and acts; [`runtime`] builds, starts
 //! and stops copies of the app; [`front`] is the front door as seen from here; [`gate`] lets a candidate pass, by
-//! [`probe`]; [`counters`] tell how a backend fares; [`report`] tells an operator, without secrets ([`redact`]); [`notice`] tells others; [`validate`] asks before a deploy what could go wrong; [`cli`] is what an operator types. Small tools beside
+//! [`probe`]; [`counters`] tell how a backend fares, [`downtime`] what users noticed; [`report`] tells an operator, without secrets ([`redact`]); [`notice`] tells others; [`validate`] asks before a deploy what could go wrong; [`cli`] is what an operator types. Small tools beside
 //! them: [`check`], [`command`], [`env_file`], [`files`], [`ports`], [`time`], [`fault`], [`lines`].
 
 pub mod check;
@@ -11,6 +11,7 @@ pub mod command;
 pub mod config;
 pub mod counters;
 pub mod deploy;
+pub mod downtime;
 pub mod env_file;
 pub mod evidence;
 pub mod fault;

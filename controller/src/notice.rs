@@ -34,7 +34,9 @@ pub enum Hook {
 }
 
 impl Hook {
-    fn name(self) -> &'static str {
+    /// Its key in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::PreDeploy => "pre_deploy",
             Self::PostSwitch => "post_switch",

@@ -43,7 +43,7 @@ pub(super) enum Command {
     BlueGreen(BlueGreenArgs),
     /// Watch the active backend's errors and latency; exit 7 if they are too high
     Monitor(MonitorArgs),
-    /// Switch back to what served before
+    /// Undo the last deploy: switch back to what served before it
     Rollback(RollbackArgs),
     /// Show what is active: version, health, what is in flight, uptime
     HealthCheck,
@@ -51,7 +51,7 @@ pub(super) enum Command {
     Logs(LogsArgs),
     /// Show what was done
     History(HistoryArgs),
-    /// Finish or undo a deploy or roll back that was interrupted
+    /// Finish or undo a deploy or rollback that was interrupted
     Recover,
     /// Start the active backend from its record if it does not run: after a reboot
     Start,
@@ -83,6 +83,9 @@ pub(super) struct BlueGreenArgs {
     /// Switch without proof that the version works
     #[arg(long)]
     pub(super) skip_health: bool,
+    /// Leave a candidate that fails running, out of service, so that you can ask it why
+    #[arg(long)]
+    pub(super) keep_failed: bool,
     /// Watch the new version for this long from the switch on; if this process ends, recover or the timer continues
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) watch: Option<Duration>,
@@ -112,9 +115,15 @@ pub(super) struct MonitorArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct RollbackArgs {
-    /// The backend to go back to; left out: the previous one
+    /// Undo the deploy of this version, if it serves; left out: undo the last change
+    #[arg(long, value_name = "VERSION", conflicts_with = "to")]
+    pub(super) of: Option<String>,
+    /// The backend to switch to; left out: what served before the change that is undone
     #[arg(long, value_name = "BACKEND")]
     pub(super) to: Option<BackendName>,
+    /// With --to: even a version that was rolled back
+    #[arg(long, requires = "to")]
+    pub(super) again: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -9,14 +9,15 @@ use super::args::BlueGreenArgs;
 use super::exit::{Exit, Failed};
 use super::monitor::{self, resume};
 use super::session::Session;
-use super::{Done, operation};
+use super::{Done, alive, operation, rollback};
+use crate::deploy::driver::Ended;
 use crate::deploy::facts::{Facts, new_operation, who};
 use crate::deploy::link::Link;
 use crate::deploy::machine::{Failure, Kind, Outcome};
 use crate::deploy::named;
 use crate::deploy::records::Records;
 use crate::deploy::watch::Plan;
-use crate::front::{Front, FrontError, View};
+use crate::front::{Front, FrontError, Serving, View};
 use crate::runtime::{Candidate, InstanceId};
 use crate::time::{iso_millis, span};
 
@@ -34,17 +35,19 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
     if args.dry_run {
         return dry_run(session, args, &version).await;
     }
-    if args.first && something_was_deployed(session).await? {
+    let front = if args.first { front_soon(session).await? } else { session.front().await? };
+    if args.first && serves_already(session, &front).await? {
         return Ok(Exit::Done);
     }
     let lock = session.lock(&format!("deploy of {version}"))?;
-    let front = if args.first { front_soon(session).await? } else { session.front().await? };
-    if let Some((_, Outcome::Attention)) = operation::recover_if_needed(session, &front).await? {
+    if let Some((_, Ended { outcome: Outcome::Attention, .. })) =
+        operation::recover_if_needed(session, &front).await?
+    {
         return Ok(Exit::Attention);
     }
     resume::supersede(session, &format!("the deploy of {version}"))?;
     // It may have been finished just now.
-    if args.first && something_was_deployed(session).await? {
+    if args.first && serves_already(session, &front).await? {
         return Ok(Exit::Done);
     }
     let report = &session.report;
@@ -53,13 +56,13 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         demand_nothing_served(&view)?;
     }
     report.step(1, 7, "Determining inactive environment");
-    let mut facts = facts(session, &front, &view, &version, args.skip_health)?;
+    let mut facts = facts(session, &front, &view, &version, args)?;
     let interval = session.config.monitor.interval;
     facts.watch = args.watch.map(|duration| Plan::new(duration, interval, args.auto_rollback));
     report.line(&format!("Active: {} → Building: {}", facts.from, facts.to));
     report.fact("Version", &version);
-    let (from, from_version) = (facts.from.clone(), facts.from_version.clone());
-    let (to, instance) = (facts.to.clone(), facts.instance.clone());
+    let (from_version, to, instance) = (facts.from_version.clone(), facts.to.clone(), facts.instance.clone());
+    let (old, new) = (named(&facts.from, from_version.as_deref()), named(&to, Some(&version)));
     let standing = view.standing(&to);
     let (plan, operation) = (facts.watch.clone(), facts.operation.clone());
     let link = Link::default();
@@ -70,7 +73,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         }
     });
     let mut watched = None;
-    let (outcome, took) = {
+    let ended = {
         let deploy = operation::carry_out(session, &front, Kind::Deploy, facts, standing, Some(&link));
         let mut deploy = Box::pin(deploy);
         loop {
@@ -81,12 +84,12 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         }
     };
     link.set_over();
-    let old = named(&from, from_version.as_deref());
-    match outcome {
+    let serves = operation::who_serves(&ended);
+    match ended.outcome {
         Outcome::Deployed => {
             report.say("\n✅ Deployment complete!");
-            report.say(&format!("   Time: {}", span(took)));
-            report.say("   Downtime: 0s");
+            report.say(&format!("   Time: {}", span(ended.took)));
+            report.say(&format!("   Downtime: {}", ended.downtime));
             let warm = span(session.config.deploy.warm);
             // Nothing answers there, if this was the first deploy.
             if from_version.is_some() {
@@ -94,25 +97,35 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
                     "   {old} is kept running for {warm}: `uh-deploy rollback` brings it back at once"
                 ));
             }
+            // What was said in step 7 may have scrolled by.
+            let warnings = ended.serving.iter().flat_map(Serving::warnings);
+            warnings.for_each(|warning| report.say(&format!("   ⚠ {warning}")));
             super::prune::after_deploy(session).await;
         }
-        Outcome::Failed(Failure::Overtaken) => {
-            let serves = operation::serving(&front).await;
-            report.say(&format!("\n❌ Superseded: {version} was not put in place; {serves}"));
-        }
-        Outcome::Failed(_) => {
-            let serves = operation::serving(&front).await;
+        Outcome::Superseded => {
             report.say(&format!(
-                "\n❌ Deployment failed; nothing has changed for users: {serves}, {instance} is stopped"
+                "\n❌ Superseded: traffic had moved to {new}, and has been moved again since; {serves}. {instance} is left running"
             ));
+        }
+        Outcome::Failed(failure) => {
+            let what = if failure == Failure::Overtaken {
+                format!("Superseded: {version} was not put in place")
+            } else {
+                "Deployment failed; nothing has changed for users".to_owned()
+            };
+            let kept = args.keep_failed
+                && session.runtime.state(&instance).await.is_ok_and(|state| state.is_running());
+            let fate = if kept { "is left running, out of service" } else { "is stopped" };
+            report.say(&format!("\n❌ {what}: {serves}, {instance} {fate}"));
+            say_rollback_cost(session, &ended).await;
         }
         Outcome::Returned => {
-            report.say(&format!(
-                "\n❌ Rolled back: {to} (v{version}) died after the switch; {old} serves again"
-            ));
+            report.say(&format!("\n❌ Rolled back: {new} died after the switch; {serves} again"));
+            say_rollback_cost(session, &ended).await;
         }
-        Outcome::RolledBack | Outcome::Attention => operation::say_attention(session, &front).await,
+        Outcome::RolledBack | Outcome::Attention => operation::say_attention(session, &front, &ended).await,
     }
+    let outcome = ended.outcome;
     if outcome != Outcome::Deployed {
         monitor::drop_watch(session, &operation);
         return Ok(outcome.into());
@@ -133,6 +146,12 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
     }
 }
 
+async fn say_rollback_cost(session: &Session, ended: &Ended) {
+    if let Some(serving) = &ended.serving {
+        session.report.say(&format!("   {}", rollback::cost(session, serving).await));
+    }
+}
+
 fn version(args: &BlueGreenArgs) -> Result<String, Failed> {
     let version = args.deploy_version.clone().unwrap_or_default();
     if version.is_empty() {
@@ -145,33 +164,39 @@ fn version(args: &BlueGreenArgs) -> Result<String, Failed> {
     Ok(version)
 }
 
-/// Says so, too: whoever starts everything at once (`compose up`) does it more than once.
+/// Says so, too: whoever starts everything at once (`compose up`) does it more than once. Who serves is looked at.
 ///
 /// # Errors
-/// It was, and nothing of it runs: which version is wanted now is not for us to guess.
-async fn something_was_deployed(session: &Session) -> Result<bool, Failed> {
+/// Something was deployed, and nobody is served by it: which version is wanted now is not for us to guess.
+async fn serves_already(session: &Session, front: &Front) -> Result<bool, Failed> {
     let records = Records::new(&session.config.deploy.state_dir);
-    let mut gone = Vec::new();
+    let mut deployed = Vec::new();
     for backend in &session.config.backends {
-        let record = records.of(&backend.name);
-        let record = record.map_err(|e| Failed::new(Exit::Failed, format!("cannot read a record: {e}")))?;
-        let Some(record) = record else { continue };
-        let deployed = named(&backend.name, Some(&record.frozen.version));
-        if session.runtime.state(&record.instance).await?.is_running() {
-            session.report.say(&format!("{deployed} was deployed already: nothing to do for --first"));
-            return Ok(true);
-        }
-        gone.push(deployed);
+        let record = records.of(&backend.name).map_err(|e| Failed::new(Exit::Failed, e.to_string()))?;
+        deployed.extend(record.map(|record| named(&backend.name, Some(&record.frozen.version))));
     }
-    if gone.is_empty() {
+    if deployed.is_empty() {
         return Ok(false);
     }
-    let gone = gone.join(", ");
-    let message = format!(
-        "{gone}: deployed once, and not running: this is no first deploy; nothing was changed. `uh-deploy start` brings up \
-         the active one; or leave out --first, and say which version"
-    );
-    Err(Failed::new(Exit::Failed, message))
+    let serving = front.serving().await?;
+    let deployed = deployed.join(", ");
+    match alive::why_dead(session, &serving).await {
+        None => {
+            session.report.say(&format!(
+                "{deployed} was deployed already: nothing to do for --first; {}",
+                serving.sentence()
+            ));
+            serving.warnings().iter().for_each(|warning| session.report.warn(warning));
+            Ok(true)
+        }
+        Some(why) => {
+            let message = format!(
+                "{deployed}: deployed once, and not running: {} is active, but does not answer ({why}). This isn't the first deploy: start it with `uh-deploy start`, or drop --first and pass --version; nothing was changed",
+                serving.name()
+            );
+            Err(Failed::new(Exit::Failed, message))
+        }
+    }
 }
 
 /// Our records may be lost, and the front door's not: what it serves, or once served, is not for a first deploy to replace.
@@ -184,7 +209,7 @@ fn demand_nothing_served(view: &View) -> Result<(), Failed> {
     let serves = named(active, view.version(active).as_deref());
     let message = format!(
         "nothing is recorded here, but the front door knows of former deploys: {serves} is active; this is no first \
-         deploy. Leave out --first, and say which version; nothing was changed"
+         deploy. Drop --first and pass --version; nothing was changed"
     );
     Err(Failed::new(Exit::Failed, message))
 }
@@ -214,7 +239,7 @@ fn facts(
     front: &Front,
     view: &View,
     version: &str,
-    skip_health: bool,
+    args: &BlueGreenArgs,
 ) -> Result<Facts, Failed> {
     let to = choose(view).ok_or_else(|| {
         Failed::new(Exit::Failed, "the front door has only one backend: a second one is needed to deploy to")
@@ -232,7 +257,8 @@ fn facts(
         instance: InstanceId::new(&front.service, &to, &operation),
         to,
         operation,
-        skip_health,
+        skip_health: args.skip_health,
+        keep_failed: args.keep_failed,
         who: who(),
         why: None,
         breach: None,
@@ -245,7 +271,7 @@ fn facts(
 async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done {
     let front = session.front().await?;
     let view = front.view().await?;
-    let facts = facts(session, &front, &view, version, args.skip_health)?;
+    let facts = facts(session, &front, &view, version, args)?;
     let candidate = Candidate {
         service: facts.service.clone(),
         backend: facts.to.clone(),
@@ -260,7 +286,7 @@ async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done
     }
     let old = named(&facts.from, facts.from_version.as_deref());
     report.step(1, 7, "Determining inactive environment");
-    report.line(&format!("Active: {old} → Building: {} (v{version})", facts.to));
+    report.line(&format!("Active: {old} → Building: {}", named(&facts.to, Some(version))));
     report.step(2, 7, "Building");
     plan.build.iter().for_each(|line| report.line(line));
     report.step(3, 7, "Starting");

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use uh_protocol::client::ClientError;
 
+use crate::deploy::journal::JournalError;
 use crate::deploy::lock::LockError;
 use crate::deploy::machine::{Failure, Outcome};
 use crate::front::FrontError;
@@ -25,20 +26,27 @@ pub(super) enum Exit {
     Interrupted(u8),
 }
 
+impl Exit {
+    /// As a number.
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::RolledBack => 3,
+            Self::Locked => 4,
+            Self::Superseded => 5,
+            Self::Attention => 6,
+            Self::Breach => 7,
+            Self::NotEnoughData => 8,
+            Self::Interrupted(code) => code,
+        }
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Done => 0u8,
-            Exit::Failed => 1,
-            Exit::Usage => 2,
-            Exit::RolledBack => 3,
-            Exit::Locked => 4,
-            Exit::Superseded => 5,
-            Exit::Attention => 6,
-            Exit::Breach => 7,
-            Exit::NotEnoughData => 8,
-            Exit::Interrupted(code) => code,
-        })
+        Self::from(exit.code())
     }
 }
 
@@ -46,7 +54,7 @@ impl From<Outcome> for Exit {
     fn from(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Deployed | Outcome::RolledBack => Self::Done,
-            Outcome::Failed(Failure::Overtaken) => Self::Superseded,
+            Outcome::Superseded | Outcome::Failed(Failure::Overtaken) => Self::Superseded,
             Outcome::Failed(_) => Self::Failed,
             Outcome::Returned => Self::RolledBack,
             Outcome::Attention => Self::Attention,
@@ -66,13 +74,18 @@ impl Failed {
         Self { exit, message: message.into() }
     }
 
-    /// What was typed can't be meant.
+    /// Invalid arguments.
     pub(super) fn usage(message: impl Into<String>) -> Self {
         Self::new(Exit::Usage, message)
     }
 
     pub(super) fn exit(&self) -> Exit {
         self.exit
+    }
+
+    /// With something to try after it.
+    pub(super) fn with_hint(self, hint: &str) -> Self {
+        Self { message: format!("{}. {hint}", self.message), ..self }
     }
 
     /// The whole story in one line: what happened, and why.
@@ -90,18 +103,23 @@ impl From<anyhow::Error> for Failed {
 impl From<LockError> for Failed {
     fn from(error: LockError) -> Self {
         let exit = match error {
-            LockError::Held { .. } => Exit::Locked,
+            LockError::Held { .. } | LockError::JournalHeld { .. } => Exit::Locked,
             LockError::File { .. } => Exit::Failed,
         };
         Self::new(exit, crate::chain(&error))
     }
 }
 
+/// A journal that can't be used: nothing may be done that it does not know of.
+pub(super) fn journal_failed(error: &JournalError) -> Failed {
+    Failed::new(Exit::Attention, crate::chain(error))
+}
+
 impl From<FrontError> for Failed {
     fn from(error: FrontError) -> Self {
         let next = match &error {
             FrontError::Call(ClientError::NoProxy { .. }) => {
-                "; nothing was changed. Start uh-proxy, or mend deploy.admin_socket"
+                "; nothing was changed. Start uh-proxy or fix `deploy.admin_socket`"
             }
             _ => "",
         };

@@ -4,45 +4,42 @@ use serde_json::json;
 
 use super::exit::Exit;
 use super::session::Session;
-use super::{Done, operation};
-use crate::deploy::named;
+use super::{Done, alive, operation};
+use crate::deploy::lock;
 use crate::report::Form;
 use crate::time::span;
 
 pub(super) async fn health_check(session: &Session) -> Done {
     let front = session.front().await?;
-    let view = front.view().await?;
-    let active = &view.service.active;
+    let serving = front.serving().await?;
+    let (view, active) = (serving.view(), serving.active());
     let backend = view.backend(active);
-    let healthy = backend.and_then(|backend| backend.healthy);
     let in_flight = backend.map_or(0, |backend| backend.requests_in_flight + backend.tunnels);
-    let version = view.version(active);
     let since = view.service.last_switch.as_deref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
     let active_for = since.and_then(|since| jiff::Timestamp::now().duration_since(since).try_into().ok());
     let uptime = std::time::Duration::from_secs(view.status.proxy.uptime_s);
-    let unfinished = operation::unfinished(session)?;
-    let well = healthy != Some(false) && !view.service.maintenance;
+    // A probe of our own, now: the front door's last one may be of before it died.
+    let dead = alive::why_dead(session, &serving).await;
+    let at_work = lock::at_work(&session.config.deploy.state_dir)
+        .map_err(|e| super::exit::Failed::new(Exit::Failed, format!("cannot look at the lock: {e}")))?;
+    // What is under way is not interrupted.
+    let unfinished = if at_work.is_some() { None } else { operation::unfinished(session)? };
+    let well = dead.is_none() && !view.service.maintenance;
     if session.report.form() == Form::Json {
         session.report.document(&json!({
-            "active": active, "version": version, "healthy": healthy, "in_flight": in_flight,
+            "active": active, "version": serving.version(), "healthy": dead.is_none(), "reason": dead,
+            "in_flight": in_flight,
             "active_since": view.service.last_switch, "proxy_uptime_s": view.status.proxy.uptime_s,
             "previous": view.service.previous, "maintenance": view.service.maintenance,
             "generation": view.generation, "persisted": view.status.persisted,
             "interrupted": unfinished.as_ref().map(|story| &story.facts.operation),
+            "at_work": at_work.as_ref().map(ToString::to_string),
         }));
     } else {
         let mark = |good| if good { "✓" } else { "✗" };
         let say = |good: bool, text: String| session.report.say(&format!("{} {text}", mark(good)));
-        say(true, format!("Active: {}", named(active, version.as_deref())));
-        let error = backend.and_then(|b| b.last_probe.as_ref()).and_then(|probe| probe.error.clone());
-        say(
-            healthy != Some(false),
-            match healthy {
-                Some(true) => "Health: OK".to_owned(),
-                Some(false) => format!("Health: {}", error.unwrap_or_else(|| "bad".to_owned())),
-                None => "Health: not probed".to_owned(),
-            },
-        );
+        say(true, format!("Active: {}", serving.name()));
+        say(dead.is_none(), format!("Health: {}", dead.as_deref().unwrap_or("OK")));
         say(true, format!("Connections: {in_flight}"));
         let active_for: Option<std::time::Duration> = active_for;
         say(true, format!("Uptime: {}", span(active_for.unwrap_or(uptime))));
@@ -51,6 +48,9 @@ pub(super) async fn health_check(session: &Session) -> Done {
         }
         if !view.status.persisted {
             say(false, "State: the routing in force is not on disk".to_owned());
+        }
+        if let Some(held) = &at_work {
+            say(true, format!("Running: {held}"));
         }
         if let Some(story) = &unfinished {
             say(

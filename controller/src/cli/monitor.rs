@@ -10,13 +10,11 @@ use jiff::tz::TimeZone;
 use super::args::MonitorArgs;
 use super::exit::{Exit, Failed};
 use super::session::Session;
-use super::{Done, operation, rollback};
+use super::{Done, rollback};
 use crate::deploy::history::Line;
 use crate::deploy::link::Link;
-use crate::deploy::machine::Outcome;
 use crate::deploy::named;
 use crate::deploy::watch::{self, Plan};
-use crate::evidence::Breach;
 use crate::front::{Front, View};
 use crate::notice::{self, Hook};
 use crate::time::span;
@@ -106,7 +104,7 @@ async fn breached(session: &Session, front: &Front, watcher: &mut Watcher<'_>, r
         Line { reason: Some(breach.reason.clone()), breach: Some(breach.clone()), ..watcher.line("breach") };
     session.remember(line.clone());
     if watcher.plan().auto_rollback {
-        let done = auto_rollback(session, front, watcher, &breach).await;
+        let done = rollback::automatic(session, front, &watcher.watched, &breach).await;
         // Only what was carried out, or can't be, ends the watch: else the next command tries again.
         watcher.finish("breach");
         return done;
@@ -127,40 +125,6 @@ async fn tell(session: &Session, line: &Line) {
     if let Err(e) = notice::webhook(&session.config.notice, &event).await {
         session.report.warn(&e);
     }
-}
-
-async fn auto_rollback(session: &Session, front: &Front, watcher: &Watcher<'_>, breach: &Breach) -> Done {
-    let (watched, reason) = (&watcher.watched, &breach.reason);
-    session.report.say(&format!("Rolling back by itself, because of {watched}: {reason}"));
-    let outcome = roll_back_from(session, front, watcher, breach).await;
-    match outcome {
-        Ok(Outcome::RolledBack) => Ok(Exit::RolledBack),
-        Ok(_) => Err(Failed::new(
-            Exit::Attention,
-            format!("{watched} is bad ({reason}), and could not be rolled back: look at it now"),
-        )),
-        Err(failed) if failed.exit() == Exit::Superseded => Err(failed),
-        Err(failed) => {
-            let message =
-                format!("{watched} is bad ({reason}), and could not be rolled back: {}", failed.message());
-            Err(Failed::new(Exit::Attention, message))
-        }
-    }
-}
-
-/// What was interrupted before comes first; who is active after that is looked at again.
-async fn roll_back_from(
-    session: &Session,
-    front: &Front,
-    watcher: &Watcher<'_>,
-    breach: &Breach,
-) -> Result<Outcome, Failed> {
-    let watched = &watcher.watched;
-    let _lock = session.lock(&format!("automatic rollback from {watched}"))?;
-    if let Some((_, Outcome::Attention)) = operation::recover_if_needed(session, front).await? {
-        return Ok(Outcome::Attention);
-    }
-    rollback::roll_back(session, front, None, Some(watched), Some(breach)).await
 }
 
 fn say_verdict(session: &Session, verdict: &Verdict) {

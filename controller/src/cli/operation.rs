@@ -1,20 +1,19 @@
-//! What deploys and roll backs have in common: the journal, what was interrupted before, and being interrupted.
+//! What deploys and rollbacks have in common: the journal, what was interrupted before, and being interrupted.
 
 use uh_protocol::BackendName;
 
-use super::exit::{Exit, Failed};
+use super::exit::{Exit, Failed, journal_failed};
 use super::session::Session;
-use crate::deploy::driver::{Driver, DriverError, doing};
+use crate::deploy::driver::{Driver, DriverError, Ended, doing};
 use crate::deploy::facts::Facts;
-use crate::deploy::journal::{self, Journal, JournalError, Story};
+use crate::deploy::journal::{self, Story};
 use crate::deploy::link::Link;
 use crate::deploy::machine::{Kind, Outcome};
 use crate::deploy::records::Records;
-use crate::front::{Front, Standing, View};
+use crate::front::{Front, Serving, Standing, View};
 use crate::runtime;
 
-/// Carries an operation to its end. The lock is held, and what was interrupted before is recovered. Also says how long
-/// it took.
+/// Carries an operation to its end. The lock is held, and what was interrupted before is recovered.
 pub(super) async fn carry_out(
     session: &Session,
     front: &Front,
@@ -22,8 +21,8 @@ pub(super) async fn carry_out(
     facts: Facts,
     standing: Standing,
     link: Option<&Link>,
-) -> Result<(Outcome, std::time::Duration), Failed> {
-    let (journal, story) = Journal::open(&session.config.deploy.state_dir).map_err(|e| journal_failed(&e))?;
+) -> Result<Ended, Failed> {
+    let (journal, story) = session.journal()?;
     if let Some(story) = story.filter(Story::is_unfinished) {
         // A second beginning would make the first one's end unreadable.
         let message = format!(
@@ -33,26 +32,50 @@ pub(super) async fn carry_out(
         );
         return Err(Failed::new(Exit::Attention, message));
     }
-    let operation = facts.operation.clone();
+    let (operation, to) = (facts.operation.clone(), facts.to.clone());
     let driver = Driver::new(&session.config, &*session.runtime, front, &session.report, journal, facts);
     let mut driver = driver.linked(link);
     let name = tokio::select! {
         ended = driver.run(kind, standing) => {
             return match ended {
-                Ok(outcome) => Ok((outcome, driver.took())),
+                Ok(outcome) => {
+                    readmit(session, front).await;
+                    Ok(look_again(session, front, driver.ended(outcome), &to).await)
+                }
                 Err(e) => Err(stopped(&e, front).await),
             };
         }
         interrupt = session.interrupts.take() => interrupt.name,
     };
-    let took = driver.took();
     drop(driver);
     session.report.say(&format!(
-        "{name}: undoing what was begun (once more {name} ends at once; then run `uh-deploy recover`)"
+        "{name} received, rolling back (press Ctrl-C again to quit now, then run `uh-deploy recover`)"
     ));
     match recover_if_needed(session, front).await? {
-        Some((story, outcome)) if story.facts.operation == operation => Ok((outcome, took)),
+        Some((story, ended)) if story.facts.operation == operation => Ok(ended),
         _ => Err(Failed::new(Exit::Failed, "interrupted before anything was done")),
+    }
+}
+
+/// Hooks may have taken a while since the final look: what is printed last comes from a look of its own.
+async fn look_again(session: &Session, front: &Front, mut ended: Ended, to: &BackendName) -> Ended {
+    let Ok(serving) = front.serving().await else { return ended };
+    if matches!(ended.outcome, Outcome::Deployed | Outcome::RolledBack) && !serving.is(to) {
+        ended.outcome = Outcome::Superseded;
+        session.report.event("superseded", serde_json::json!({"active": serving.active()}));
+    }
+    ended.serving = Some(serving);
+    ended
+}
+
+/// Whatever was withdrawn to be stopped, and was not stopped, is put back into service.
+pub(super) async fn readmit(session: &Session, front: &Front) {
+    let done = crate::deploy::readmit::readmit(&session.config, &*session.runtime, front, &session.report);
+    if let Err(e) = done.await {
+        session.report.warn(&format!(
+            "a standby may be left withdrawn ({}): run `uh-deploy recover`",
+            crate::chain(&e)
+        ));
     }
 }
 
@@ -60,8 +83,8 @@ pub(super) async fn carry_out(
 pub(super) async fn recover_if_needed(
     session: &Session,
     front: &Front,
-) -> Result<Option<(Story, Outcome)>, Failed> {
-    let (journal, story) = Journal::open(&session.config.deploy.state_dir).map_err(|e| journal_failed(&e))?;
+) -> Result<Option<(Story, Ended)>, Failed> {
+    let (journal, story) = session.journal()?;
     let Some(story) = story.filter(Story::is_unfinished) else { return Ok(None) };
     let facts = &story.facts;
     session.report.say(&format!(
@@ -80,15 +103,20 @@ pub(super) async fn recover_if_needed(
         Ok(outcome) => outcome,
         Err(e) => return Err(stopped(&e, front).await),
     };
-    let serves = serving(front).await;
+    readmit(session, front).await;
+    let ended = driver.ended(outcome);
+    let serves = who_serves(&ended);
     report.say(&match outcome {
-        Outcome::Deployed => format!("Finished it: {serves}"),
-        Outcome::RolledBack => format!("Finished it: {serves}"),
+        Outcome::Deployed | Outcome::RolledBack => format!("Finished it: {serves}"),
         Outcome::Failed(_) => format!("Undone: the candidate is gone; {serves}"),
         Outcome::Returned => format!("Undone: traffic is back; {serves}"),
-        Outcome::Attention => format!("This needs somebody to look: {serves}"),
+        Outcome::Superseded => format!("Superseded by a newer change: {serves}"),
+        Outcome::Attention => {
+            let reason = ended.reason.iter().map(|reason| format!(" ({reason})")).collect::<String>();
+            format!("Manual intervention required: {serves}{reason}")
+        }
     });
-    Ok(Some((story, outcome)))
+    Ok(Some((story, ended)))
 }
 
 /// Only the runtime that started a candidate can tell whether it runs, and stop it: another one takes it for gone.
@@ -105,6 +133,14 @@ fn demand_runtime(session: &Session, facts: &Facts) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Who serves, by the operation's own final look.
+pub(super) fn who_serves(ended: &Ended) -> String {
+    ended.serving.as_ref().map_or_else(|| UNKNOWN.to_owned(), Serving::sentence)
+}
+
+/// Where nobody answers, nothing is said from memory.
+const UNKNOWN: &str = "can't determine the active backend: uh-proxy isn't responding";
+
 /// Whether something is unfinished, without touching it.
 pub(super) fn unfinished(session: &Session) -> Result<Option<Story>, Failed> {
     let story = journal::look(&session.config.deploy.state_dir).map_err(|e| journal_failed(&e))?;
@@ -113,20 +149,18 @@ pub(super) fn unfinished(session: &Session) -> Result<Option<Story>, Failed> {
 
 /// `green (v1.0.1) serves`
 pub(super) async fn serving(front: &Front) -> String {
-    match front.view().await {
-        Ok(view) => {
-            let active = &view.service.active;
-            format!("{} serves", crate::deploy::named(active, view.version(active).as_deref()))
-        }
-        Err(_) => "who serves can't be told, for the front door does not answer".to_owned(),
-    }
+    front.serving().await.map_or_else(|_| UNKNOWN.to_owned(), |serving| serving.sentence())
 }
 
 /// Says that an operation came to an end that needs somebody to look.
-pub(super) async fn say_attention(session: &Session, front: &Front) {
-    let serves = serving(front).await;
+pub(super) async fn say_attention(session: &Session, front: &Front, ended: &Ended) {
+    let serves = match &ended.serving {
+        Some(serving) => serving.sentence(),
+        None => serving(front).await,
+    };
+    let reason = ended.reason.iter().map(|reason| format!(" ({reason})")).collect::<String>();
     session.report.say(&format!(
-        "\n❌ This needs somebody to look: {serves}. See `uh-deploy history` and `uh-proxy status`"
+        "\n❌ Manual intervention required: {serves}{reason}. See `uh-deploy history` and `uh-proxy status`"
     ));
 }
 
@@ -154,18 +188,18 @@ pub(super) fn configured<'a>(
     })
 }
 
-fn journal_failed(error: &JournalError) -> Failed {
-    Failed::new(Exit::Attention, crate::chain(error))
-}
-
 async fn stopped(error: &DriverError, front: &Front) -> Failed {
+    if let DriverError::NotBegun(error) = error {
+        let message = format!("{}; nothing was changed: {}", crate::chain(error), serving(front).await);
+        return Failed::new(Exit::Failed, message);
+    }
     let serves = match error {
         // A switch that was sent may be carried out yet.
-        DriverError::Unanswered(_) => "whether traffic has moved can't be told".to_owned(),
+        DriverError::Unanswered(_) => "can't determine whether traffic has moved".to_owned(),
         _ => serving(front).await,
     };
     let message = format!(
-        "{}; stopped here: {serves}. When that is mended, run `uh-deploy recover`",
+        "{}; stopped here: {serves}. When that is fixed, run `uh-deploy recover`",
         crate::chain(error)
     );
     Failed::new(Exit::Attention, message)

@@ -1,31 +1,62 @@
 //! `uh-deploy recover`
 
-use super::exit::Exit;
+use super::exit::{Exit, Failed};
 use super::monitor::resume;
 use super::session::Session;
-use super::{Done, operation};
+use super::{Done, alive, operation};
 use crate::deploy::machine::Outcome;
 
 pub(super) async fn recover(session: &Session) -> Done {
-    let lock = session.lock("recover")?;
-    if operation::unfinished(session)?.is_none() {
-        drop(lock);
-        // Only a watch needs uh-proxy here, and only if there is one.
-        if let Some(exit) = resume::if_needed(session).await? {
-            return Ok(exit);
+    let lock = session.lock_patiently("recover").await?;
+    let unfinished = operation::unfinished(session)?.is_some();
+    let front = match session.front().await {
+        Ok(front) => front,
+        Err(failed) if unfinished => {
+            let message = format!(
+                "{}. What was interrupted can only be judged with the front door's answer; then run recover again",
+                failed.message()
+            );
+            return Err(Failed::new(Exit::Attention, message));
         }
-        session.report.say("Nothing to recover: the last deploy or roll back came to its end.");
-        return Ok(Exit::Done);
-    }
-    let front = session.front().await.map_err(|failed| {
-        let message = format!("{}. What was interrupted can only be judged with the front door's answer; then run recover again", failed.message());
-        super::exit::Failed::new(Exit::Attention, message)
-    })?;
-    match operation::recover_if_needed(session, &front).await? {
-        Some((_, Outcome::Attention)) => Ok(Exit::Attention),
-        _ => {
+        Err(failed) => {
             drop(lock);
-            Ok(resume::finish(session, &front).await?.unwrap_or(Exit::Done))
+            // Only a watch needs uh-proxy here, and only if there is one.
+            if let Some(exit) = resume::if_needed(session).await? {
+                return Ok(exit);
+            }
+            say_nothing_to_recover(session);
+            session.report.say(&format!("Whether the app serves is unknown: {}", failed.message()));
+            return Ok(Exit::Done);
         }
+    };
+    let recovered = operation::recover_if_needed(session, &front).await?;
+    if recovered.as_ref().is_some_and(|(_, ended)| ended.outcome == Outcome::Attention) {
+        return Ok(Exit::Attention);
     }
+    if recovered.is_none() {
+        operation::readmit(session, &front).await;
+    }
+    drop(lock);
+    let resumed = resume::finish(session, &front).await?;
+    if recovered.is_none() && resumed.is_none() {
+        say_nothing_to_recover(session);
+    }
+    if let Some(exit) = resumed.filter(|exit| *exit != Exit::Done) {
+        return Ok(exit);
+    }
+    let serving = front.serving().await?;
+    if alive::was_deployed(session, &serving)
+        && let Some(why) = alive::why_dead(session, &serving).await
+    {
+        let message = format!(
+            "{} is active, but does not answer ({why}): users get errors. Start it with `uh-deploy start`, or go back with `uh-deploy rollback`",
+            serving.name()
+        );
+        return Err(Failed::new(Exit::Attention, message));
+    }
+    Ok(Exit::Done)
+}
+
+fn say_nothing_to_recover(session: &Session) {
+    session.report.say("Nothing to recover: the last deploy or rollback came to its end.");
 }

@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
+use uh_protocol::BackendName;
+
 use super::args::RetireArgs;
-use super::exit::Exit;
+use super::exit::{Exit, Failed};
 use super::monitor::resume;
 use super::session::Session;
 use super::{Done, operation};
 use crate::deploy::history::Line;
-use crate::runtime::State;
+use crate::fault;
+use crate::front::{Front, OutOfService, View};
+use crate::runtime::{InstanceId, State};
 use crate::time::span;
 
 pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
@@ -25,13 +29,10 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
         return Ok(exit);
     }
     let _lock = session.lock("retire")?;
+    fault::point("retire.begun");
     let wanted = resume::needs(session);
     let report = &session.report;
     let view = front.view().await?;
-    let last_switch = view.service.last_switch.as_deref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
-    let standby_for =
-        last_switch.and_then(|at| Duration::try_from(jiff::Timestamp::now().duration_since(at)).ok());
-    let warm = session.config.deploy.warm;
     let mut stopped = 0;
     for backend in &session.config.backends {
         if view.is_active(&backend.name) {
@@ -42,8 +43,7 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
             if state == State::Absent {
                 continue;
             }
-            if !args.now && standby_for.is_none_or(|standby_for| standby_for < warm) {
-                let left = standby_for.map_or(warm, |standby_for| warm.saturating_sub(standby_for));
+            if let Some(left) = warm_for(session, &view).filter(|_| !args.now) {
                 if state.is_running() {
                     report.say(&format!("{instance} stays warm for another {}", span(left)));
                 }
@@ -57,30 +57,66 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
                 ));
                 continue;
             }
-            // What was true a moment ago may not be so now: nothing that is active is ever stopped.
-            if front.view().await?.is_active(&backend.name) {
-                report.say(&format!("{instance} is active now: it stays"));
-                continue;
-            }
-            session.runtime.stop(&instance, session.config.deploy.stop_timeout).await?;
-            if !state.is_running() {
-                // It has ended; stopped, it can't come back either, should it be between two restarts.
-                continue;
-            }
-            stopped += 1;
-            report.say(&format!("{instance} is stopped; a roll back would start it again as it was"));
-            session.remember(Line {
-                command: "retire".to_owned(),
-                service: Some(front.service.clone()),
-                to: Some(backend.name.clone()),
-                outcome: "done".to_owned(),
-                remarks: vec![format!("stopped {instance}")],
-                ..Line::default()
-            });
+            stopped += usize::from(stop(session, &front, &backend.name, &instance, &state).await?);
         }
     }
     if stopped == 0 {
         report.say("Nothing to retire.");
     }
     Ok(Exit::Done)
+}
+
+/// How long standbys are still kept; `None`: not any more.
+fn warm_for(session: &Session, view: &View) -> Option<Duration> {
+    let warm = session.config.deploy.warm;
+    let last_switch = view.service.last_switch.as_deref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+    let standby_for =
+        last_switch.and_then(|at| Duration::try_from(jiff::Timestamp::now().duration_since(at)).ok());
+    let Some(standby_for) = standby_for else { return Some(warm) };
+    (standby_for < warm).then(|| warm.saturating_sub(standby_for))
+}
+
+/// Takes the backend out of service, so that nobody can switch to it from here on, and stops its instance. Whether it
+/// was stopped: what has become active meanwhile is not.
+async fn stop(
+    session: &Session,
+    front: &Front,
+    backend: &BackendName,
+    instance: &InstanceId,
+    state: &State,
+) -> Result<bool, Failed> {
+    let (report, deploy) = (&session.report, &session.config.deploy);
+    let out = async {
+        let out = OutOfService::withdraw_standby(front, backend, report).await?;
+        fault::point("retire.withdrawn");
+        out.drain(front, deploy.drain_timeout, report).await?;
+        Ok(out)
+    };
+    let out = match out.await {
+        Ok(out) => out,
+        Err(crate::front::FrontError::Overtaken(_)) => {
+            report.say(&format!("{instance} is active now: it stays"));
+            return Ok(false);
+        }
+        Err(e) => return Err(e.into()),
+    };
+    if let Err(e) = out.stop(&*session.runtime, instance, deploy.stop_timeout).await {
+        operation::readmit(session, front).await;
+        return Err(e.into());
+    }
+    fault::point("retire.stopped");
+    if !state.is_running() {
+        // It had ended; stopped, it can't come back either, should it be between two restarts.
+        return Ok(false);
+    }
+    report.say(&format!("{instance} is stopped; a rollback would start it again as it was"));
+    session.remember(Line {
+        command: "retire".to_owned(),
+        service: Some(front.service.clone()),
+        to: Some(backend.clone()),
+        outcome: "done".to_owned(),
+        remarks: vec![format!("stopped {instance}")],
+        ..Line::default()
+    });
+    Ok(true)
 }

@@ -1,5 +1,8 @@
 //! `uh-deploy rollback`
 
+mod automatic;
+mod undo;
+
 use uh_protocol::BackendName;
 
 use super::args::RollbackArgs;
@@ -7,85 +10,166 @@ use super::exit::{Exit, Failed};
 use super::monitor::resume;
 use super::session::Session;
 use super::{Done, operation};
+use crate::deploy::driver::Ended;
 use crate::deploy::facts::{Facts, new_operation, who};
+use crate::deploy::history::{History, Line};
 use crate::deploy::machine::{Failure, Kind, Outcome};
 use crate::deploy::named;
-use crate::deploy::records::Records;
+use crate::deploy::records::{Record, Records};
 use crate::evidence::Breach;
-use crate::front::Front;
+use crate::front::{Front, Serving};
 use crate::runtime::InstanceId;
 use crate::time::{iso_millis, span};
 
+pub(super) use automatic::automatic;
+use undo::Wanted;
+
 pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
-    let _lock = session.lock("rollback")?;
+    let _lock = match session.lock("rollback") {
+        Err(failed) if failed.exit() != Exit::Locked => return Err(by_hand(session, failed).await),
+        other => other?,
+    };
     let front = session.front().await?;
-    if let Some((_, Outcome::Attention)) = operation::recover_if_needed(session, &front).await? {
+    let recovered = operation::recover_if_needed(session, &front).await;
+    if let Some((_, Ended { outcome: Outcome::Attention, .. })) = recovered? {
         return Ok(Exit::Attention);
     }
     resume::supersede(session, "a rollback by hand")?;
-    Ok(roll_back(session, &front, args.to.as_ref(), None, None).await?.into())
+    let serving = front.serving().await?;
+    let to = match (&args.to, &args.of) {
+        (Some(to), _) => to.clone(),
+        (None, of) => {
+            let wanted = of.as_deref().map_or(Wanted::LastChange, Wanted::Of);
+            let undo = undo::find(&history(session)?, &serving, wanted);
+            undo.map_err(|why| Failed::new(Exit::Failed, why))?.to
+        }
+    };
+    let again = args.to.is_some() && args.again;
+    match roll_back(session, &front, &serving, &to, again, None).await {
+        Ok(ended) if ended.outcome == Outcome::Returned => Ok(Exit::Attention),
+        Ok(ended) => Ok(ended.outcome.into()),
+        Err(failed) if failed.message().contains("journal") => Err(by_hand(session, failed).await),
+        Err(failed) => Err(failed),
+    }
 }
 
-/// Rolls back. `from`: only if this one is active. `breach`: what a watch found wrong with it. The lock is held.
-pub(super) async fn roll_back(
+/// Where our own files can't be written, a rollback is refused; but traffic can be moved without them.
+async fn by_hand(session: &Session, failed: Failed) -> Failed {
+    let Ok(front) = session.front().await else { return failed };
+    let Ok(serving) = front.serving().await else { return failed };
+    let service = &serving.view().service;
+    let previous = service.previous.as_ref().map_or("BACKEND", BackendName::as_str);
+    failed.with_hint(&format!(
+        "{}. To move traffic without uh-deploy, run `uh-proxy switch {previous} --service {}`",
+        serving.sentence(),
+        service.name
+    ))
+}
+
+fn history(session: &Session) -> Result<Vec<Line>, Failed> {
+    let lines = History::new(&session.config.deploy.state_dir).lines();
+    lines
+        .map_err(|e| Failed::new(Exit::Failed, format!("cannot read the history ({e}); nothing was changed")))
+}
+
+fn record(session: &Session, backend: &BackendName) -> Result<Option<Record>, Failed> {
+    let record = Records::new(&session.config.deploy.state_dir).of(backend);
+    record.map_err(|e| Failed::new(Exit::Failed, format!("{e}; nothing was changed")))
+}
+
+/// Rolls back from what serves to another backend. `breach`: what a watch found wrong with it. The lock is held.
+async fn roll_back(
     session: &Session,
     front: &Front,
-    to: Option<&BackendName>,
-    from: Option<&BackendName>,
+    serving: &Serving,
+    to: &BackendName,
+    again: bool,
     breach: Option<&Breach>,
-) -> Result<Outcome, Failed> {
+) -> Result<Ended, Failed> {
     let report = &session.report;
-    report.step(1, 4, "Reading current state");
-    let view = front.view().await?;
-    let active = view.service.active.clone();
-    if let Some(expected) = from.filter(|expected| **expected != active) {
-        let message = format!("{expected} is not active any more, {active} is: nothing was changed");
-        return Err(Failed::new(Exit::Superseded, message));
+    let refuse = |why: String| Err(Failed::new(Exit::Failed, format!("{why}: nothing was changed")));
+    let view = serving.view();
+    let configured = operation::configured(session, view, to)?;
+    if serving.is(to) {
+        return refuse(format!("{to} is active already"));
     }
-    let from_version = view.version(&active);
-    report.fact("Active", &named(&active, from_version.as_deref()));
-    let to = to.or(view.service.previous.as_ref()).cloned().ok_or_else(|| {
-        let message = format!("there is nothing to roll back to: {active} has been active from the start. Say --to to name a backend; nothing was changed");
-        Failed::new(Exit::Failed, message)
-    })?;
-    let configured = operation::configured(session, &view, &to)?;
-    if to == active {
-        return Err(Failed::new(Exit::Failed, format!("{to} is active already: nothing was changed")));
-    }
-    let record = Records::new(&session.config.deploy.state_dir).of(&to);
-    let record = record.map_err(|e| Failed::new(Exit::Failed, format!("cannot read a record: {e}")))?;
+    let record = record(session, to)?;
     let version = record.as_ref().map(|record| record.frozen.version.clone());
-    report.fact("Previous", &named(&to, version.as_deref()));
+    if !again && undo::was_rolled_back(&history(session)?, to, version.as_deref()) {
+        let name = named(to, version.as_deref());
+        return refuse(format!(
+            "{name} was rolled back before; {}. To switch to it all the same, run `uh-deploy rollback --to {to} --again`",
+            serving.sentence()
+        ));
+    }
+    report.step(1, 4, "Reading current state");
+    report.fact("Active", &serving.name());
+    report.fact("Previous", &named(to, version.as_deref()));
     let operation = new_operation(jiff::Timestamp::now());
     let facts = Facts {
         service: front.service.clone(),
-        from: active.clone(),
-        from_version,
+        from: serving.active().clone(),
+        from_version: serving.version(),
         version,
         endpoints: record.map_or_else(|| configured.endpoints.clone(), |record| record.frozen.endpoints),
         generation: view.generation,
-        instance: InstanceId::new(&front.service, &to, &operation),
+        instance: InstanceId::new(&front.service, to, &operation),
         to: to.clone(),
         operation,
         skip_health: false,
+        keep_failed: false,
         who: who(),
         why: breach.is_some().then(|| "monitor".to_owned()),
         breach: breach.cloned(),
         watch: None,
         began_at: iso_millis(jiff::Timestamp::now()),
     };
-    let standing = view.standing(&facts.to);
-    let (outcome, took) = operation::carry_out(session, front, Kind::Rollback, facts, standing, None).await?;
-    match outcome {
-        Outcome::RolledBack => report.say(&format!("\n✅ Rollback complete in {}!", span(took))),
-        Outcome::Failed(Failure::Overtaken) => {
-            report.say(&format!("\n❌ Superseded; {}", operation::serving(front).await));
+    let (standing, from) = (view.standing(&facts.to), serving.name());
+    let ended = operation::carry_out(session, front, Kind::Rollback, facts, standing, None).await?;
+    let serves = operation::who_serves(&ended);
+    match ended.outcome {
+        Outcome::RolledBack => {
+            report.say(&format!("\n✅ Rollback complete in {}!", span(ended.took)));
+            ended.moved_after.iter().for_each(|after| report.say(&format!("   Traffic moved after {}", span(*after))));
+            report.say(&format!("   {serves}; undone: {from}"));
         }
-        Outcome::Failed(_) => report
-            .say(&format!("\n❌ Rollback failed; nothing has changed: {}", operation::serving(front).await)),
-        Outcome::Deployed | Outcome::Returned | Outcome::Attention => {
-            operation::say_attention(session, front).await;
+        Outcome::Superseded | Outcome::Failed(Failure::Overtaken) => {
+            report.say(&format!("\n❌ Superseded; {serves}"));
         }
+        Outcome::Failed(_) => {
+            report.say(&format!("\n❌ Rollback failed; nothing has changed: {serves}"));
+        }
+        Outcome::Returned => report.say(&format!(
+            "\n❌ The rollback did not hold: {to} died after the switch; {serves} again. Manual intervention required"
+        )),
+        Outcome::Deployed | Outcome::Attention => operation::say_attention(session, front, &ended).await,
     }
-    Ok(outcome)
+    Ok(ended)
+}
+
+/// What a rollback from what serves would cost now, after a deploy that failed: it may have stopped the standby.
+pub(super) async fn cost(session: &Session, serving: &Serving) -> String {
+    let text = async {
+        let lines = history(session).map_err(|failed| failed.message().to_owned())?;
+        let undo = undo::find(&lines, serving, Wanted::Active)?;
+        let record = record(session, &undo.to).map_err(|failed| failed.message().to_owned())?;
+        let Some(record) = record else { return Err(format!("there is no record of {}", undo.to)) };
+        let name = named(&undo.to, Some(&record.frozen.version));
+        if undo::was_rolled_back(&lines, &undo.to, Some(&record.frozen.version)) {
+            return Err(format!("{name} was rolled back before"));
+        }
+        let command = serving.version().map_or_else(
+            || format!("uh-deploy rollback --to {}", undo.to),
+            |version| format!("uh-deploy rollback --of {version}"),
+        );
+        match session.runtime.state(&record.instance).await {
+            Ok(state) if state.is_running() => Ok(format!("instant, {name} runs: `{command}`")),
+            Ok(_) => Ok(format!("needs a start of {name}, which isn't running: `{command}`")),
+            Err(e) => Err(crate::chain(&e)),
+        }
+    };
+    match text.await {
+        Ok(cost) => format!("A rollback now: {cost}"),
+        Err(why) => format!("A rollback now: impossible ({})", why.trim_end_matches('.')),
+    }
 }

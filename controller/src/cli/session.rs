@@ -1,22 +1,27 @@
 //! What every command starts with: the configuration, and how to report.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
 use super::args::Args;
-use super::exit::{Exit, Failed};
+use super::exit::{Exit, Failed, journal_failed};
 use super::interrupts::Interrupts;
 use crate::config::{self, Config};
 use crate::deploy::facts::{BY, who};
 use crate::deploy::history::{History, Line};
-use crate::deploy::lock::{Holder, Lock};
+use crate::deploy::journal::{Journal, Story};
+use crate::deploy::lock::{Holder, Lock, LockError};
 use crate::deploy::records::Records;
 use crate::front::Front;
 use crate::report::{Form, Report};
 use crate::runtime::{self, Runtime};
-use crate::time::iso_millis;
+use crate::time::{iso_millis, span};
 use crate::{files, redact};
 
 /// A command under way.
@@ -25,7 +30,12 @@ pub(super) struct Session {
     pub(super) report: Report,
     pub(super) runtime: Box<dyn Runtime>,
     pub(super) interrupts: Interrupts,
+    journal: RefCell<Weak<File>>,
 }
+
+/// How long a command waits for the lock where giving up means that users go on seeing errors, or that nobody looks
+/// again: longer than a `retire` needs, shorter than an operator's patience.
+const LOCK_PATIENCE: Duration = Duration::from_secs(120);
 
 impl Session {
     pub(super) fn open(args: &Args) -> Result<Self, Failed> {
@@ -42,19 +52,31 @@ impl Session {
         redact::remember(redact::of_config(&config));
         let report = Report::new(form);
         let runtime = runtime::for_config(&config);
-        Ok(Self { config, report, runtime, interrupts: Interrupts::default() })
+        Ok(Self { config, report, runtime, interrupts: Interrupts::default(), journal: RefCell::default() })
     }
 
     /// Makes this command the only one that changes anything.
     pub(super) fn lock(&self, what: &str) -> Result<Lock, Failed> {
-        let holder = Holder {
-            pid: std::process::id(),
-            who: who(),
-            what: what.to_owned(),
-            since: iso_millis(jiff::Timestamp::now()),
-            program: env!("CARGO_PKG_VERSION").to_owned(),
+        let lock = Lock::take(&self.config.deploy.state_dir, &holder(what))?;
+        self.journal.replace(Rc::downgrade(&lock.journal()));
+        Ok(lock)
+    }
+
+    /// The same, for a command that must not give up because another is at work for a moment.
+    pub(super) async fn lock_patiently(&self, what: &str) -> Result<Lock, Failed> {
+        let waiting = |held: &LockError| {
+            self.report.say(&format!("Waiting up to {} for the lock: {held}", span(LOCK_PATIENCE)));
         };
-        Ok(Lock::take(&self.config.deploy.state_dir, &holder)?)
+        let lock = Lock::wait(&self.config.deploy.state_dir, &holder(what), LOCK_PATIENCE, waiting).await?;
+        self.journal.replace(Rc::downgrade(&lock.journal()));
+        Ok(lock)
+    }
+
+    /// The journal, and the newest operation in it. The lock must be held.
+    pub(super) fn journal(&self) -> Result<(Journal, Option<Story>), Failed> {
+        let file = self.journal.borrow().upgrade();
+        let file = file.ok_or_else(|| Failed::new(Exit::Failed, "internal fault: the lock is not held"))?;
+        Journal::open(&self.config.deploy.state_dir, file).map_err(|e| journal_failed(&e))
     }
 
     /// The front door's service.
@@ -73,5 +95,15 @@ impl Session {
         if let Err(e) = History::new(&self.config.deploy.state_dir).append(&line) {
             self.report.warn(&format!("the history could not be written: {}", crate::chain(&e)));
         }
+    }
+}
+
+fn holder(what: &str) -> Holder {
+    Holder {
+        pid: std::process::id(),
+        who: who(),
+        what: what.to_owned(),
+        since: iso_millis(jiff::Timestamp::now()),
+        program: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

@@ -63,7 +63,9 @@ pub(super) async fn start(session: &Session) -> Done {
         remember(session, &front, &record, "done", None);
     }
     // Only now: it would take an active backend that is down for one that has died of its version.
-    if let Some((_, Outcome::Attention)) = operation::recover_if_needed(session, &front).await? {
+    if let Some((_, ended)) = operation::recover_if_needed(session, &front).await?
+        && ended.outcome == Outcome::Attention
+    {
         return Ok(Exit::Attention);
     }
     let serves = operation::serving(&front).await;

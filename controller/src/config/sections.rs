@@ -140,6 +140,8 @@ pub struct Monitor {
     pub breach_after: u32,
     /// Whether a watch that could not decide is a failure (exit 8).
     pub require_verdict: bool,
+    /// A watch rolls back by itself only for so long after the deploy.
+    pub auto_rollback_within: Duration,
 }
 
 /// What `validate` asks for.
@@ -339,6 +341,7 @@ pub(super) fn monitor(section: &mut Section) -> Monitor {
         min_requests: u64::from(section.integer("min_requests", 20, (1, u32::MAX))),
         breach_after: section.integer("breach_after", 2, (1, 1000)),
         require_verdict: section.boolean("require_verdict", false),
+        auto_rollback_within: section.duration("auto_rollback_within", HOUR, (SECOND, 365 * DAY)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Performs what the machine says, one effect at a time, and writes every event down before it acts on it.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::facts::Facts;
 use super::history::{History, Line};
@@ -10,8 +10,9 @@ use super::link::Link;
 use super::machine::{Effect, Event, IllegalEvent, Kind, Outcome, Phase, step};
 use super::records::Records;
 use crate::config::Config;
+use crate::downtime::{Downtime, Sample};
 use crate::fault;
-use crate::front::{Front, FrontError, Standing};
+use crate::front::{Front, FrontError, Serving, Standing};
 use crate::report::Report;
 use crate::runtime::Runtime;
 
@@ -31,6 +32,12 @@ pub struct Driver<'a> {
     pub(super) standing: Option<Standing>,
     /// What the watch next to this operation is told by, and what it says to it.
     pub(super) link: Option<&'a Link>,
+    /// Who serves at the end, as [`Effect::Confirm`] has found.
+    pub(super) serving: Option<Serving>,
+    /// Whether a change of routing for the candidate may have reached the front door.
+    pub(super) may_serve: bool,
+    /// The front door's counters when it began.
+    counters: Option<Sample>,
     /// Why the front door could not be asked what must be known to go on.
     pub(super) unanswered: Option<FrontError>,
     began: Instant,
@@ -41,15 +48,45 @@ pub struct Driver<'a> {
 pub(super) struct Tally {
     /// The front door's generation as we left it.
     pub(super) generation: Option<u64>,
+    /// The switch, as the front door answered it.
+    pub(super) switched: Option<SwitchedAt>,
     /// How long each effect took, in milliseconds.
     pub(super) timings_ms: BTreeMap<String, u64>,
     pub(super) in_flight: Option<u64>,
     pub(super) finished: Option<u64>,
     pub(super) cut: Option<u64>,
     pub(super) artifact: Option<String>,
+    pub(super) downtime: Option<Downtime>,
     pub(super) remarks: Vec<String>,
     /// Why it failed.
     pub(super) reason: Option<String>,
+}
+
+/// A switch that the front door has answered.
+#[derive(Debug, Clone)]
+pub(super) struct SwitchedAt {
+    pub(super) generation: u64,
+    /// The front door's process.
+    pub(super) pid: u32,
+    pub(super) persisted: bool,
+    pub(super) at: Instant,
+}
+
+/// How an operation ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// How long it took.
+    pub took: Duration,
+    /// After so long traffic had moved, if it did.
+    pub moved_after: Option<Duration>,
+    /// Who serves, by a look after all that was done; `None`: the front door did not answer, and nothing was asked of it.
+    pub serving: Option<Serving>,
+    /// What users noticed.
+    pub downtime: Downtime,
+    /// Why it failed.
+    pub reason: Option<String>,
 }
 
 /// Why an operation could not be carried on. The journal says what may be left; who serves, only the front door.
@@ -58,6 +95,9 @@ pub enum DriverError {
     /// The journal can't be written: nothing may be done that it does not know of.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The same, at its first line: nothing was done.
+    #[error(transparent)]
+    NotBegun(JournalError),
     /// The front door does not answer, and only it knows whether the candidate may be stopped.
     #[error(transparent)]
     Unanswered(#[from] FrontError),
@@ -94,6 +134,9 @@ impl<'a> Driver<'a> {
             tally: Tally::default(),
             standing: None,
             link: None,
+            serving: None,
+            may_serve: false,
+            counters: None,
             unanswered: None,
             began: Instant::now(),
         }
@@ -112,6 +155,7 @@ impl<'a> Driver<'a> {
     pub async fn run(&mut self, kind: Kind, standing: Standing) -> Result<Outcome, DriverError> {
         self.kind = kind;
         self.standing = Some(standing);
+        self.counters = self.sample().await.ok();
         self.follow(Phase::Idle, Event::Begun(kind)).await
     }
 
@@ -123,17 +167,41 @@ impl<'a> Driver<'a> {
         if let Phase::Done(outcome) = story.phase {
             return Ok(outcome);
         }
-        self.kind = kind_of(story.phase).unwrap_or(Kind::Deploy);
+        self.kind = story.kind;
+        self.may_serve = story.may_serve;
         self.tally.remarks.push("recovered after an interruption".to_owned());
         self.tally.reason =
             story.note.clone().or_else(|| Some(format!("interrupted while {}", doing(story.phase))));
         self.follow(story.phase, Event::Interrupted).await
     }
 
-    /// How long it has taken.
+    /// How it ended, for whoever reports it.
     #[must_use]
-    pub fn took(&self) -> std::time::Duration {
-        self.began.elapsed()
+    pub fn ended(self, outcome: Outcome) -> Ended {
+        Ended {
+            outcome,
+            took: self.began.elapsed(),
+            moved_after: self.tally.switched.as_ref().map(|switched| switched.at - self.began),
+            serving: self.serving,
+            downtime: self.tally.downtime.unwrap_or_else(|| Downtime::unknown("it did not come to that")),
+            reason: self.tally.reason,
+        }
+    }
+
+    async fn sample(&self) -> Result<Sample, FrontError> {
+        let proxy = self.front.view().await?.status.proxy;
+        let metrics = self.front.client.metrics().await?;
+        Ok(Sample::read(&metrics, self.front.service.as_str(), proxy.pid, proxy.uptime_s))
+    }
+
+    /// What users have noticed since it began.
+    pub(super) async fn measure_downtime(&mut self) {
+        let downtime = match (&self.counters, self.sample().await) {
+            (Some(before), Ok(after)) => Downtime::between(before, &after, self.began.elapsed().as_secs()),
+            (None, _) => Downtime::unknown("uh-proxy's counters were not read at the start"),
+            (_, Err(e)) => Downtime::unknown(crate::chain(&e)),
+        };
+        self.tally.downtime = Some(downtime);
     }
 
     async fn follow(&mut self, mut phase: Phase, mut event: Event) -> Result<Outcome, DriverError> {
@@ -143,7 +211,8 @@ impl<'a> Driver<'a> {
             let note =
                 matches!(event, Event::Failed(_) | Event::Died).then(|| self.tally.reason.clone()).flatten();
             let facts = begins.then_some(&self.facts);
-            self.journal.write(&self.facts.operation, event, facts, note)?;
+            let written = self.journal.write(&self.facts.operation, event, facts, note);
+            written.map_err(|e| if begins { DriverError::NotBegun(e) } else { e.into() })?;
             phase = next;
             if let Phase::Done(outcome) = phase {
                 return Ok(outcome);
@@ -205,6 +274,9 @@ impl<'a> Driver<'a> {
             in_flight: self.tally.in_flight,
             finished: self.tally.finished,
             cut: self.tally.cut,
+            serves: self.serving.as_ref().map(|serving| serving.active().clone()),
+            serves_version: self.serving.as_ref().and_then(Serving::version),
+            downtime: self.tally.downtime.clone(),
         }
     }
 }
@@ -213,22 +285,10 @@ fn outcome_name(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Deployed => "deployed",
         Outcome::RolledBack => "rolled_back",
-        Outcome::Failed(super::machine::Failure::Overtaken) => "superseded",
+        Outcome::Superseded | Outcome::Failed(super::machine::Failure::Overtaken) => "superseded",
         Outcome::Failed(_) => "failed",
         Outcome::Returned => "returned",
         Outcome::Attention => "attention",
-    }
-}
-
-fn kind_of(phase: Phase) -> Option<Kind> {
-    match phase {
-        Phase::Building => Some(Kind::Deploy),
-        Phase::Checking => Some(Kind::Rollback),
-        Phase::Starting(kind) | Phase::Probing(kind) => Some(kind),
-        Phase::Switching(course) | Phase::Draining(course) | Phase::Returning(course) => Some(course.kind),
-        Phase::Undoing(course, _) => Some(course.kind),
-        Phase::Recording(Outcome::RolledBack) => Some(Kind::Rollback),
-        Phase::Recording(_) | Phase::Idle | Phase::Done(_) => None,
     }
 }
 
@@ -243,8 +303,10 @@ pub fn doing(phase: Phase) -> &'static str {
         Phase::Probing(_) => "waiting for health checks",
         Phase::Switching(_) => "switching traffic",
         Phase::Draining(_) => "draining the old backend",
+        Phase::Settling(_) => "watching the target of a rollback",
         Phase::Returning(_) => "moving traffic back",
         Phase::Undoing(..) => "undoing",
+        Phase::Confirming(_) => "looking who serves",
         Phase::Recording(_) => "writing the history",
         Phase::Done(_) => "done",
     }

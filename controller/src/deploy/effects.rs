@@ -2,6 +2,7 @@
 //! time got.
 
 mod candidate;
+mod confirm;
 mod traffic;
 mod undo;
 
@@ -24,11 +25,14 @@ impl Driver<'_> {
             Effect::Start => Some(self.start().await),
             Effect::Prove => Some(self.prove().await),
             Effect::Register => self.register().await,
+            Effect::Readmit => self.readmit().await,
             Effect::Switch => Some(self.switch().await),
             Effect::Commit => self.commit(),
             Effect::Drain => Some(self.drain().await),
+            Effect::Settle => Some(self.settle().await),
             Effect::SwitchBack => self.switch_back().await,
             Effect::Undo(course) => self.undo(course).await,
+            Effect::Confirm(outcome) => self.confirm(outcome).await,
             Effect::Record(outcome) => Some(self.record(outcome).await),
         }
     }
@@ -96,18 +100,28 @@ impl Driver<'_> {
         if matches!(outcome, Outcome::Deployed | Outcome::RolledBack) {
             self.keep_running().await;
         }
+        self.measure_downtime().await;
         match (self.kind, outcome) {
-            (Kind::Deploy, Outcome::Deployed) => {
-                self.report.step(7, 7, "Updating deployment state");
-                self.report.fact("Active", self.facts.to.as_str());
-                self.report.fact("Version", self.facts.version_or_unknown());
-            }
-            (Kind::Rollback, Outcome::RolledBack) => {
-                self.report.step(4, 4, "Updating state");
-                self.report.fact("Active", &named(&self.facts.to, self.facts.version.as_deref()));
-                self.report.fact("Previous", &named(&self.facts.from, self.facts.from_version.as_deref()));
-            }
+            (Kind::Deploy, Outcome::Deployed) => self.report.step(7, 7, "Updating deployment state"),
+            (Kind::Rollback, Outcome::RolledBack) => self.report.step(4, 4, "Updating state"),
             _ => {}
+        }
+        if let Some(serving) = self.serving.as_ref().filter(|_| outcome != Outcome::Attention) {
+            match (self.kind, outcome) {
+                (Kind::Deploy, Outcome::Deployed) => {
+                    self.report.fact("Active", serving.active().as_str());
+                    self.report.fact("Version", serving.version().as_deref().unwrap_or("unknown"));
+                }
+                (Kind::Rollback, Outcome::RolledBack) => {
+                    self.report.fact("Active", &serving.name());
+                    self.report
+                        .fact("Previous", &named(&self.facts.from, self.facts.from_version.as_deref()));
+                }
+                _ => {}
+            }
+            let warnings = serving.warnings();
+            warnings.iter().for_each(|warning| self.report.warn(warning));
+            self.tally.remarks.extend(warnings);
         }
         let line = self.line(outcome);
         if let Err(e) = self.history.append(&line) {
@@ -117,13 +131,13 @@ impl Driver<'_> {
         let hook = match outcome {
             Outcome::Deployed => None,
             Outcome::RolledBack | Outcome::Returned => Some(Hook::OnRollback),
-            Outcome::Failed(_) | Outcome::Attention => Some(Hook::OnFailure),
+            Outcome::Failed(_) | Outcome::Superseded | Outcome::Attention => Some(Hook::OnFailure),
         };
         let event = serde_json::json!({"outcome": line});
         if let Some(hook) = hook
             && let Err(e) = notice::hook(self.config, hook, &event, self.report).await
         {
-            self.report.warn(&format!("a hook failed, which changes nothing: {}", e.reason));
+            self.report.warn(&format!("the hook {} failed ({}); the outcome stands", hook.name(), e.reason));
         }
         if let Err(e) = notice::webhook(&self.config.notice, &event).await {
             self.report.warn(&e);
@@ -135,9 +149,30 @@ impl Driver<'_> {
 
 /// `blue (v1.0.0)`
 pub(crate) fn named(backend: &BackendName, version: Option<&str>) -> String {
-    version.map_or_else(|| backend.to_string(), |version| format!("{backend} (v{version})"))
+    version.map_or_else(|| backend.to_string(), |version| format!("{backend} ({})", version_text(version)))
+}
+
+/// `v1.0.0`, whether the version is called `1.0.0` or `v1.0.0`.
+pub(crate) fn version_text(version: &str) -> String {
+    let has_v =
+        version.strip_prefix(['v', 'V']).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    if has_v { version.to_owned() } else { format!("v{version}") }
 }
 
 fn port_text(endpoint: &runtime::Endpoint) -> String {
     endpoint.port().map_or_else(|| endpoint.to_string(), |port| port.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_shown_with_one_v() {
+        let blue = "blue".parse().unwrap();
+        let shown = |version| named(&blue, Some(version));
+        assert_eq!(shown("1.0.0"), "blue (v1.0.0)");
+        assert_eq!(shown("v1"), "blue (v1)");
+        assert_eq!(shown("vivid-9"), "blue (vvivid-9)");
+    }
 }

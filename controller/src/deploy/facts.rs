@@ -30,6 +30,9 @@ pub struct Facts {
     pub instance: InstanceId,
     /// Whether it goes without the health gate.
     pub skip_health: bool,
+    /// Whether a candidate that fails is left running, out of service.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_failed: bool,
     /// Who: user and host.
     pub who: String,
     /// Why, where that is not plain: `monitor`.

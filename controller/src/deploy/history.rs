@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
+use crate::downtime::Downtime;
 use crate::evidence::Breach;
 use crate::files;
 
@@ -39,7 +40,7 @@ pub struct Line {
     /// Image digest or program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact: Option<String>,
-    /// How it ended: `deployed`, `rolled_back`, `failed`, `returned`, `attention`, `done`; of a watch:
+    /// How it ended: `deployed`, `rolled_back`, `failed`, `returned`, `superseded`, `attention`, `done`; of a watch:
     /// `ok`, `not enough data`, `breach`, `superseded`.
     pub outcome: String,
     /// Why, in full.
@@ -63,6 +64,15 @@ pub struct Line {
     /// How many were cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<u64>,
+    /// Active at the end, by a look after all that was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serves: Option<BackendName>,
+    /// The version there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serves_version: Option<String>,
+    /// What users noticed, by the front door's counters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<Downtime>,
 }
 
 /// How long each part took, in milliseconds.

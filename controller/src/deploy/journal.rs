@@ -6,15 +6,16 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
 use super::facts::Facts;
-use super::machine::{Event, IllegalEvent, Phase, step};
+use super::machine::{Event, IllegalEvent, Kind, Phase, step};
 use crate::{fault, files, time};
 
-/// The version of the format.
-pub const SCHEMA: u32 = 1;
+/// The version of the format. Version 1 had no final look at who serves, and no settling after a rollback.
+pub const SCHEMA: u32 = 2;
 
 /// A journal that is longer begins anew with the next operation; the history has what matters of the old ones.
 const MAX_BYTES: u64 = 1 << 20;
@@ -49,6 +50,12 @@ pub enum JournalError {
         /// Why.
         source: io::Error,
     },
+    /// It is not the file any more that was locked.
+    #[error("the journal {} was moved or removed while this command was at work, so nothing more is written and nothing more is done; put it back, then run `uh-deploy recover`", path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
     /// A line other than the last can't be read.
     #[error("the journal {}, line {line}, is damaged: {reason}; look at it, then move the file away", path.display())]
     Damaged {
@@ -70,6 +77,10 @@ pub struct Story {
     pub phase: Phase,
     /// The last note.
     pub note: Option<String>,
+    /// What is being done.
+    pub kind: Kind,
+    /// Whether it got as far as to ask the front door for traffic: before that, its candidate can't serve.
+    pub may_serve: bool,
 }
 
 impl Story {
@@ -80,20 +91,22 @@ impl Story {
     }
 }
 
-/// The journal, open for writing. Only whoever holds the lock may have one.
+/// The journal, open for writing. Only whoever holds the lock has the file for one.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    file: File,
+    file: Rc<File>,
 }
 
 impl Journal {
-    /// Opens it, and tells the newest operation. A torn last line is cut off.
+    /// Tells the newest operation, and is ready to write on. A torn last line is cut off. `file`: as locked, from
+    /// [`super::lock::Lock::journal`].
     ///
     /// # Errors
-    /// The disk refuses, or it is damaged.
-    pub fn open(directory: &Path) -> Result<(Self, Option<Story>), JournalError> {
+    /// The disk refuses, it is damaged, or another file has its name now.
+    pub fn open(directory: &Path, file: Rc<File>) -> Result<(Self, Option<Story>), JournalError> {
         let path = path(directory);
+        must_be(&path, &file)?;
         let failed = |source| JournalError::File { path: path.clone(), source };
         let text = files::read(&path).map_err(failed)?.unwrap_or_default();
         let (story, whole) = tell(&text).map_err(|(line, reason)| JournalError::Damaged {
@@ -102,10 +115,9 @@ impl Journal {
             reason,
         })?;
         if text.len() as u64 > MAX_BYTES && !story.as_ref().is_some_and(Story::is_unfinished) {
-            files::replace(&path, b"").map_err(failed)?;
-        }
-        let file = files::append(&path).map_err(failed)?;
-        if whole < text.len() {
+            // In place: the lock is on this very file. All operations in it are at their ends.
+            file.set_len(0).and_then(|()| file.sync_all()).map_err(failed)?;
+        } else if whole < text.len() {
             file.set_len(whole as u64).and_then(|()| file.sync_all()).map_err(failed)?;
         }
         Ok((Self { path, file }, story))
@@ -127,10 +139,11 @@ impl Journal {
             Entry { schema: SCHEMA, at, operation: operation.to_owned(), event, facts: facts.cloned(), note };
         let name = event_name(event);
         fault::point(&format!("journal.{name}.before"));
+        must_be(&self.path, &self.file)?;
         let write = || -> io::Result<()> {
             let mut line = serde_json::to_string(&entry)?;
             line.push('\n');
-            (&self.file).write_all(line.as_bytes())?;
+            (&*self.file).write_all(line.as_bytes())?;
             fault::point(&format!("journal.{name}.written"));
             self.file.sync_data()
         };
@@ -151,8 +164,21 @@ pub fn look(directory: &Path) -> Result<Option<Story>, JournalError> {
     told.map(|(story, _)| story).map_err(|(line, reason)| JournalError::Damaged { path, line, reason })
 }
 
-fn path(directory: &Path) -> PathBuf {
+/// Where it is in a state directory.
+pub(super) fn path(directory: &Path) -> PathBuf {
     directory.join("journal.jsonl")
+}
+
+/// Whoever opens the file of this name must get the one that is locked: another could be locked by somebody else.
+fn must_be(path: &Path, file: &File) -> Result<(), JournalError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let failed = |source| JournalError::File { path: path.to_owned(), source };
+    let ours = file.metadata().map_err(failed)?;
+    match std::fs::metadata(path) {
+        Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => Ok(()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
+        _ => Err(JournalError::Replaced { path: path.to_owned() }),
+    }
 }
 
 fn event_name(event: Event) -> String {
@@ -201,12 +227,19 @@ fn follow(story: &mut Option<Story>, entry: Entry) -> Result<(), String> {
         }
         let facts = entry.facts.ok_or("an operation begins without its facts")?;
         let (phase, _) = step(Phase::Idle, entry.event).map_err(illegal)?;
-        *story = Some(Story { facts, phase, note: entry.note });
+        let kind = if phase == Phase::Checking { Kind::Rollback } else { Kind::Deploy };
+        *story = Some(Story { facts, phase, note: entry.note, kind, may_serve: false });
         return Ok(());
     }
     let story = story.as_mut().filter(|story| story.facts.operation == entry.operation);
     let story = story.ok_or_else(|| format!("{} has no beginning", entry.operation))?;
+    if entry.schema < 2 && entry.event == Event::Recorded {
+        for implied in [Event::Settled, Event::Confirmed] {
+            story.phase = step(story.phase, implied).map_or(story.phase, |(next, _)| next);
+        }
+    }
     story.phase = step(story.phase, entry.event).map_err(illegal)?.0;
+    story.may_serve |= matches!(story.phase, Phase::Switching(_));
     if entry.note.is_some() {
         story.note = entry.note;
     }
@@ -217,7 +250,7 @@ fn follow(story: &mut Option<Story>, entry: Entry) -> Result<(), String> {
 pub(crate) mod tests {
     use proptest::prelude::*;
 
-    use super::super::machine::{Failure, Kind, Outcome};
+    use super::super::machine::{Failure, Outcome};
     use super::*;
     use crate::runtime::InstanceId;
 
@@ -235,6 +268,7 @@ pub(crate) mod tests {
             endpoints: vec!["127.0.0.1:3009".parse().unwrap()],
             generation: 7,
             skip_health: false,
+            keep_failed: false,
             who: "me@here".to_owned(),
             why: None,
             breach: None,
@@ -243,11 +277,23 @@ pub(crate) mod tests {
         }
     }
 
-    const WELL: [Event; 6] =
-        [Event::Built, Event::Started, Event::Proven, Event::Switched, Event::Drained, Event::Recorded];
+    const WELL: [Event; 7] = [
+        Event::Built,
+        Event::Started,
+        Event::Proven,
+        Event::Switched,
+        Event::Drained,
+        Event::Confirmed,
+        Event::Recorded,
+    ];
+
+    fn open(directory: &Path) -> (Journal, Option<Story>) {
+        let file = files::append(&path(directory)).unwrap();
+        Journal::open(directory, Rc::new(file)).unwrap()
+    }
 
     fn write_all(directory: &Path, operation: &str, events: &[Event]) {
-        let (mut journal, _) = Journal::open(directory).unwrap();
+        let (mut journal, _) = open(directory);
         journal.write(operation, Event::Begun(Kind::Deploy), Some(&facts(operation)), None).unwrap();
         for event in events {
             journal.write(operation, *event, None, None).unwrap();
@@ -277,6 +323,44 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_an_earlier_version_has_finished_is_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let events =
+            ["\"built\"", "\"started\"", "\"proven\"", "\"switched\"", "\"drained\"", "\"recorded\""];
+        write_all(dir.path(), "one", &[]);
+        let mut text = std::fs::read_to_string(path(dir.path())).unwrap();
+        for event in events {
+            text.push_str(&format!("{{\"schema\":2,\"at\":\"\",\"operation\":\"one\",\"event\":{event}}}\n"));
+        }
+        std::fs::write(path(dir.path()), text.replace("\"schema\":2", "\"schema\":1")).unwrap();
+        assert_eq!(look(dir.path()).unwrap().unwrap().phase, Phase::Done(Outcome::Deployed));
+        let text = text.replace("\"begun\":\"deploy\"", "\"begun\":\"rollback\"");
+        let short =
+            [text.lines().next().unwrap(), text.lines().nth(4).unwrap(), text.lines().nth(6).unwrap()];
+        let alive = short[1].replace("switched", "alive");
+        let text =
+            [short[0], &alive, short[1], short[2], ""].join("\n").replace("\"schema\":2", "\"schema\":1");
+        std::fs::write(path(dir.path()), text).unwrap();
+        assert_eq!(look(dir.path()).unwrap().unwrap().phase, Phase::Done(Outcome::RolledBack));
+    }
+
+    #[test]
+    fn a_journal_that_was_moved_away_is_not_written_on() {
+        let dir = tempfile::tempdir().unwrap();
+        write_all(dir.path(), "one", &WELL);
+        let (mut journal, _) = open(dir.path());
+        std::fs::rename(path(dir.path()), dir.path().join("moved")).unwrap();
+        for another in [false, true] {
+            if another {
+                std::fs::write(path(dir.path()), "").unwrap();
+            }
+            let error =
+                journal.write("two", Event::Begun(Kind::Deploy), Some(&facts("two")), None).unwrap_err();
+            assert!(matches!(error, JournalError::Replaced { .. }), "{error}");
+        }
+    }
+
+    #[test]
     fn a_long_journal_begins_anew_once_nothing_is_unfinished() {
         let dir = tempfile::tempdir().unwrap();
         let line = |n: usize| {
@@ -289,11 +373,12 @@ pub(crate) mod tests {
         let mut text = std::fs::read_to_string(path(dir.path())).unwrap();
         text.push_str(&line(usize::try_from(MAX_BYTES).unwrap()));
         std::fs::write(path(dir.path()), &text).unwrap();
-        let (mut journal, story) = Journal::open(dir.path()).unwrap();
+        let (mut journal, story) = open(dir.path());
         assert!(story.unwrap().is_unfinished());
         journal.write("one", Event::Undone, None, None).unwrap();
+        journal.write("one", Event::Confirmed, None, None).unwrap();
         journal.write("one", Event::Recorded, None, None).unwrap();
-        let (_, story) = Journal::open(dir.path()).unwrap();
+        let (_, story) = open(dir.path());
         assert_eq!(story.unwrap().phase, Phase::Done(Outcome::Failed(Failure::Build)));
         assert!(look(dir.path()).unwrap().is_none());
     }
@@ -310,7 +395,7 @@ pub(crate) mod tests {
             let cut = cut.min(text.len());
             std::fs::write(path(dir.path()), &text[..cut]).unwrap();
             let whole = text[..cut].iter().filter(|b| **b == b'\n').count();
-            let (mut journal, story) = Journal::open(dir.path()).unwrap();
+            let (mut journal, story) = open(dir.path());
             prop_assert_eq!(story.is_some(), whole > 0);
             if story.is_some() {
                 journal.write("one", Event::Interrupted, None, None).unwrap();

@@ -6,11 +6,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use super::journal;
 use crate::files;
 
 /// How long the loser waits for the winner's name.
@@ -22,10 +24,18 @@ const MAX_HOLDER_BYTES: u64 = 64 << 10;
 /// How often it looks.
 const NAME_POLL: Duration = Duration::from_millis(5);
 
-/// The lock, held until this is dropped or the process ends.
+/// How often a caller that waits tries again.
+const WAIT_POLL: Duration = Duration::from_millis(50);
+
+/// A command that only asks whether the lock is held has it for microseconds: that must not refuse a deploy.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// The lock, held until this is dropped or the process ends. The journal is locked with it: a lock file that somebody
+/// removes can be locked a second time under the same name, the journal can't be written by two.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+    journal: Rc<File>,
 }
 
 /// Who holds it.
@@ -52,6 +62,12 @@ pub enum LockError {
         /// Who, if it has written that down already.
         holder: Option<Box<Holder>>,
     },
+    /// Somebody else is at work, and the lock file that says who was removed.
+    #[error("another uh-deploy is at work: it holds the journal {}, and its lock file was removed; nothing was changed. Wait until it has ended, and leave the lock file alone: it frees itself", path.display())]
+    JournalHeld {
+        /// The journal.
+        path: PathBuf,
+    },
     /// The file can't be opened or locked.
     #[error("cannot lock {}", path.display())]
     File {
@@ -73,6 +89,14 @@ fn held_by(holder: Option<&Holder>) -> String {
     )
 }
 
+impl LockError {
+    /// Whether somebody else has it, so that waiting may help.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::Held { .. } | Self::JournalHeld { .. })
+    }
+}
+
 impl Lock {
     /// Takes the lock, or says at once who has it.
     ///
@@ -82,20 +106,9 @@ impl Lock {
         let path = directory.join("lock");
         let failed = |source: io::Error| LockError::File { path: path.clone(), source };
         files::make_directory(directory).map_err(failed)?;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(LockError::Held { holder: holder_of(&mut file) });
-            }
-            Err(e) => return Err(failed(e.into())),
+        let mut file = open(&path).map_err(failed)?;
+        if !lock_soon(&file).map_err(failed)? {
+            return Err(LockError::Held { holder: holder_of(&mut file) });
         }
         let write = |file: &mut File| -> io::Result<()> {
             file.set_len(0)?;
@@ -103,7 +116,83 @@ impl Lock {
             file.write_all(serde_json::to_string(holder)?.as_bytes())
         };
         write(&mut file).map_err(failed)?;
-        Ok(Self { _file: file })
+        let path = journal::path(directory);
+        let failed = |source: io::Error| LockError::File { path: path.clone(), source };
+        let journal = files::append(&path).map_err(failed)?;
+        if !lock_soon(&journal).map_err(failed)? {
+            return Err(LockError::JournalHeld { path });
+        }
+        Ok(Self { _file: file, journal: Rc::new(journal) })
+    }
+
+    /// The same, but whoever has it is waited for. `waiting` is called once, before that.
+    ///
+    /// # Errors
+    /// Somebody has it for longer than that, or the system refuses.
+    pub async fn wait(
+        directory: &Path,
+        holder: &Holder,
+        patience: Duration,
+        waiting: impl FnOnce(&LockError),
+    ) -> Result<Self, LockError> {
+        let deadline = Instant::now() + patience;
+        let mut waiting = Some(waiting);
+        loop {
+            match Self::take(directory, holder) {
+                Err(error) if error.is_held() && Instant::now() < deadline => {
+                    waiting.take().into_iter().for_each(|waiting| waiting(&error));
+                    tokio::time::sleep(WAIT_POLL).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The journal, locked.
+    #[must_use]
+    pub fn journal(&self) -> Rc<File> {
+        Rc::clone(&self.journal)
+    }
+}
+
+/// Who is at work now; `None`: nobody.
+///
+/// # Errors
+/// The file is there and can't be opened.
+pub fn at_work(directory: &Path) -> io::Result<Option<LockError>> {
+    for path in [directory.join("lock"), journal::path(directory)] {
+        let mut file = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) if path.ends_with("lock") => {
+                return Ok(Some(LockError::Held { holder: holder_of(&mut file) }));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Some(LockError::JournalHeld { path })),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(None)
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Whether it could be locked. Somebody who only looks is waited for.
+fn lock_soon(file: &File) -> io::Result<bool> {
+    let deadline = Instant::now() + GLANCE;
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(NAME_POLL);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
+            Err(e) => return Err(e.into()),
+        }
     }
 }
 
@@ -147,5 +236,19 @@ mod tests {
         let _second = Lock::take(dir.path(), &holder("rollback")).unwrap();
         let message = Lock::take(dir.path(), &holder("x")).unwrap_err().to_string();
         assert!(message.contains("rollback") && !message.contains("long text"), "{message}");
+    }
+
+    #[test]
+    fn a_lock_file_that_is_removed_makes_no_second_controller() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Lock::take(dir.path(), &holder("deploy of 1.0.1")).unwrap();
+        std::fs::remove_file(dir.path().join("lock")).unwrap();
+        let error = Lock::take(dir.path(), &holder("deploy of 1.0.2")).unwrap_err();
+        assert!(error.is_held(), "{error}");
+        assert!(error.to_string().contains("its lock file was removed"), "{error}");
+        assert!(at_work(dir.path()).unwrap().is_some());
+        drop(first);
+        assert!(at_work(dir.path()).unwrap().is_none());
+        Lock::take(dir.path(), &holder("deploy of 1.0.3")).unwrap();
     }
 }

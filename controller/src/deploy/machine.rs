@@ -1,12 +1,15 @@
 //! What follows from what: pure, total, and the same for a live run, a replay and a recovery.
 //!
 //! ```text
-//! deploy     Idle → Building → Starting → Probing → Switching → Draining → Recording → Done
-//! roll back  Idle → Checking ───────────────────→ Switching ─────────────→ Recording → Done
+//! deploy     Idle → Building → Starting → Probing → Switching → Draining → Confirming → Recording → Done
+//! rollback   Idle → Checking ───────────────────→ Switching → Settling → Confirming → Recording → Done
 //!                       └ gone → Starting → Probing ┘
-//! failure    before traffic moved:  → Undoing → Recording → Done(Failed)
-//!            the candidate died:    Draining → Returning → Undoing → Recording → Done(Returned)
+//! failure    before traffic moved:  → Undoing → Confirming → Recording → Done(Failed)
+//!            the candidate died:    Draining, Settling → Returning → Undoing → Confirming → Recording → Done(Returned)
 //! ```
+//!
+//! No operation is recorded before `Confirming`, which looks at the front door once more: what an operation remembers
+//! of its own switch says nothing about who serves at its end.
 //!
 //! An interruption is an event like any other: before traffic moved it undoes, afterwards the same effects are
 //! performed again. That is why every effect must be fit to be performed twice.
@@ -76,6 +79,8 @@ pub enum Outcome {
     Failed(Failure),
     /// The new version served and died; the old one serves again.
     Returned,
+    /// Traffic was moved, and somebody else has moved it since.
+    Superseded,
     /// Somebody must look.
     Attention,
 }
@@ -98,10 +103,14 @@ pub enum Phase {
     Switching(Course),
     /// Traffic has moved; the old backend's exchanges are waited for, and the candidate is watched.
     Draining(Course),
+    /// Traffic has moved by a rollback; its target is watched.
+    Settling(Course),
     /// Traffic is being moved back.
     Returning(Course),
     /// What this operation started is being stopped.
     Undoing(Course, Failure),
+    /// The front door is asked once more who serves: this is the outcome if it says so too.
+    Confirming(Outcome),
     /// The outcome is being written down.
     Recording(Outcome),
     /// Nothing is left to do.
@@ -128,6 +137,8 @@ pub enum Event {
     Switched,
     /// The old backend's exchanges are over, or were waited for long enough.
     Drained,
+    /// The target of a rollback has kept running for as long as it had to.
+    Settled,
     /// The candidate ended after the switch.
     Died,
     /// Traffic goes to the old backend again.
@@ -136,6 +147,12 @@ pub enum Event {
     Undone,
     /// The candidate can't be stopped: it gets traffic.
     Serves,
+    /// The front door says that whoever should serve does.
+    Confirmed,
+    /// Somebody else has moved traffic since.
+    Superseded,
+    /// The front door has forgotten the switch: it was restarted before that was on disk.
+    Lost,
     /// The outcome is written down.
     Recorded,
     /// An effect failed.
@@ -159,16 +176,22 @@ pub enum Effect {
     Prove,
     /// Register the candidate's endpoints and version with the front door.
     Register,
+    /// Register the target of a rollback again if it was withdrawn and not stopped.
+    Readmit,
     /// Move traffic. → `Switched`
     Switch,
     /// Take the candidate's record as its backend's.
     Commit,
     /// Wait for the old backend's exchanges, and watch the candidate. → `Drained`, `Died`
     Drain,
+    /// Watch the target of a rollback. → `Settled`, `Died`
+    Settle,
     /// Move traffic back. → `Returned`
     SwitchBack,
     /// Withdraw the candidate from the front door, and stop it if it is ours. → `Undone`, `Serves`
     Undo(Course),
+    /// Look once more who serves. → `Confirmed`, `Superseded`, `Lost`
+    Confirm(Outcome),
     /// Write the outcome to the history, and tell whoever wants to know. → `Recorded`
     Record(Outcome),
 }
@@ -184,11 +207,14 @@ impl Effect {
             Self::Start => "start",
             Self::Prove => "prove",
             Self::Register => "register",
+            Self::Readmit => "readmit",
             Self::Switch => "switch",
             Self::Commit => "commit",
             Self::Drain => "drain",
+            Self::Settle => "settle",
             Self::SwitchBack => "switch_back",
             Self::Undo(_) => "undo",
+            Self::Confirm(_) => "confirm",
             Self::Record(_) => "record",
         }
     }
@@ -217,22 +243,28 @@ pub fn step(phase: Phase, event: Event) -> Result<(Phase, Vec<Effect>), IllegalE
         (Phase::Starting(kind), Event::Started) => Phase::Probing(kind),
         (Phase::Probing(kind), Event::Proven) => Phase::Switching(ours(kind)),
         (Phase::Switching(course), Event::Switched) => after_switch(course),
-        (Phase::Draining(_), Event::Drained) => Phase::Recording(Outcome::Deployed),
-        (Phase::Draining(course), Event::Died) => Phase::Returning(course),
+        (Phase::Draining(_), Event::Drained) => Phase::Confirming(Outcome::Deployed),
+        (Phase::Settling(_), Event::Settled) => Phase::Confirming(Outcome::RolledBack),
+        (Phase::Draining(course) | Phase::Settling(course), Event::Died) => Phase::Returning(course),
         (Phase::Returning(course), Event::Returned) => Phase::Undoing(course, Failure::Died),
-        (Phase::Undoing(_, Failure::Died), Event::Undone) => Phase::Recording(Outcome::Returned),
-        (Phase::Undoing(_, failure), Event::Undone) => Phase::Recording(Outcome::Failed(failure)),
+        (Phase::Undoing(_, Failure::Died), Event::Undone) => Phase::Confirming(Outcome::Returned),
+        (Phase::Undoing(_, failure), Event::Undone) => Phase::Confirming(Outcome::Failed(failure)),
         // A switch that nobody answered was carried out after all. Overtaken, and yet our candidate serves: whoever
         // overtook us has to look.
         (Phase::Undoing(_, Failure::Died | Failure::Overtaken), Event::Serves) => {
             Phase::Recording(Outcome::Attention)
         }
         (Phase::Undoing(course, _), Event::Serves) => after_switch(course),
+        (Phase::Confirming(outcome), Event::Confirmed) => Phase::Recording(outcome),
+        (Phase::Confirming(_), Event::Superseded) => Phase::Recording(Outcome::Superseded),
+        (Phase::Confirming(_), Event::Lost) => Phase::Recording(Outcome::Attention),
         (Phase::Recording(outcome), Event::Recorded) => Phase::Done(outcome),
-        (Phase::Undoing(..) | Phase::Returning(_), Event::Failed(_)) => Phase::Recording(Outcome::Attention),
+        (Phase::Undoing(..) | Phase::Returning(_) | Phase::Confirming(_), Event::Failed(_)) => {
+            Phase::Recording(Outcome::Attention)
+        }
         (_, Event::Failed(failure)) => undoing(phase, failure).ok_or(IllegalEvent { phase, event })?,
-        (Phase::Draining(_) | Phase::Returning(_) | Phase::Undoing(..), Event::Interrupted) => phase,
-        (Phase::Recording(_), Event::Interrupted) => phase,
+        (Phase::Draining(_) | Phase::Settling(_) | Phase::Returning(_), Event::Interrupted) => phase,
+        (Phase::Undoing(..) | Phase::Confirming(_) | Phase::Recording(_), Event::Interrupted) => phase,
         (_, Event::Interrupted) => {
             undoing(phase, Failure::Interrupted).ok_or(IllegalEvent { phase, event })?
         }
@@ -247,11 +279,11 @@ fn ours(kind: Kind) -> Course {
     Course { kind, origin: Origin::Ours }
 }
 
-/// A roll back is an emergency: it is over as soon as traffic has moved.
+/// A rollback is an emergency: it waits for nobody's exchanges, but its target must stay alive as a candidate must.
 fn after_switch(course: Course) -> Phase {
     match course.kind {
         Kind::Deploy => Phase::Draining(course),
-        Kind::Rollback => Phase::Recording(Outcome::RolledBack),
+        Kind::Rollback => Phase::Settling(course),
     }
 }
 
@@ -274,11 +306,16 @@ fn effects(phase: Phase) -> Vec<Effect> {
         Phase::Starting(_) => vec![Effect::Clear, Effect::Start],
         Phase::Probing(_) => vec![Effect::Prove],
         Phase::Switching(Course { origin: Origin::Ours, .. }) => vec![Effect::Register, Effect::Switch],
-        Phase::Switching(Course { origin: Origin::Found, .. }) => vec![Effect::Switch],
-        Phase::Draining(_) => vec![Effect::Commit, Effect::Drain],
+        Phase::Switching(Course { origin: Origin::Found, .. }) => vec![Effect::Readmit, Effect::Switch],
+        Phase::Draining(_) => vec![Effect::Drain],
+        Phase::Settling(_) => vec![Effect::Settle],
         Phase::Returning(_) => vec![Effect::SwitchBack],
         Phase::Undoing(course, _) => vec![Effect::Undo(course)],
-        Phase::Recording(outcome @ Outcome::RolledBack) => vec![Effect::Commit, Effect::Record(outcome)],
+        // Only what has stayed alive is taken as its backend's.
+        Phase::Confirming(outcome @ (Outcome::Deployed | Outcome::RolledBack)) => {
+            vec![Effect::Commit, Effect::Confirm(outcome)]
+        }
+        Phase::Confirming(outcome) => vec![Effect::Confirm(outcome)],
         Phase::Recording(outcome) => vec![Effect::Record(outcome)],
     }
 }

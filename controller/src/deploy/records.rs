@@ -110,5 +110,12 @@ impl Records {
 fn read(path: &Path) -> io::Result<Option<Record>> {
     let text = files::read(path)?;
     let record = text.map(|text| serde_json::from_slice(&text)).transpose();
-    record.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", path.display())))
+    record.map_err(|e| {
+        let backend = path.file_stem().unwrap_or_default().to_string_lossy();
+        let message = format!(
+            "the record of {backend}, {}, is damaged ({e}). Move that file away; what runs as {backend} goes on running, and a rollback to it is possible again after a deploy to it",
+            path.display()
+        );
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
 }

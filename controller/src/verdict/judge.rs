@@ -165,6 +165,7 @@ mod tests {
             min_requests: 20,
             breach_after: 2,
             require_verdict: false,
+            auto_rollback_within: Duration::from_secs(3600),
         }
     }
 

@@ -50,7 +50,7 @@ fn one_that_never_listens_is_given_up_with_the_last_error() {
         bad(1, &format!("{}\n[health]\nwithin = \"400ms\"", shell("echo dreaming; exec sleep 60")));
     ran.says("did not get healthy within 400ms: Connection refused")
         .says("dreaming")
-        .says("curl -i http://127.0.0.1:");
+        .says("uh-deploy logs --backend green");
 }
 
 #[test]

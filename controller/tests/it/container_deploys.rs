@@ -153,7 +153,7 @@ fn the_users_compose_files_are_deployed_and_rolled_back_under_load() {
         .says("cannot start: no database")
         .says("nothing has changed for users: green (v1.0.1) serves");
     // Blue's place was the bad version's; what was frozen of 1.0.0 knows nothing of the file as it is now.
-    harbour.expect(0, &["rollback"]).says("it is started again as it was");
+    harbour.expect(0, &["rollback", "--of", "1.0.1"]).says("it is started again as it was");
     assert_eq!(harbour.stage.served(), "blue 1.0.0");
     load.must_be_unharmed();
 }
@@ -169,7 +169,7 @@ fn deployed_and_rolled_back_under_load(harbour: &Harbour) {
     // Gone, and brought back from what was frozen: the very image, although its tag has moved.
     let green = harbour.running().into_iter().find(|name| name.contains("green")).unwrap();
     harbour.docker(&["rm", "-f", &green]);
-    harbour.expect(0, &["rollback", "--to", "green"]);
+    harbour.expect(0, &["rollback", "--to", "green", "--again"]);
     assert_eq!(harbour.stage.served(), "green 1.0.1");
     load.must_be_unharmed();
     harbour.expect(0, &["logs", "--backend", "green"]).says("listening as green 1.0.1");

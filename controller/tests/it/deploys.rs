@@ -236,7 +236,9 @@ fn hooks_and_the_webhook_get_the_event_and_only_the_first_may_say_no() {
         write("post", "1")
     );
     stage.configure("uh-deploy.toml", &hooks);
-    stage.deploy("1.0.0").says("post_switch failed, which changes nothing");
+    stage
+        .deploy("1.0.0")
+        .says("the hook post_switch failed (sh ended with exit status: 1); traffic has moved");
     assert!(took.join().unwrap().starts_with("POST /deploys HTTP/1.1"));
     for name in ["pre.json", "post.json"] {
         let text = fs::read_to_string(stage.path(name)).unwrap();

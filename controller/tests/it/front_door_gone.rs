@@ -18,9 +18,8 @@ fn without_a_front_door_nothing_is_begun() {
     assert_eq!(stage.history().len(), 1);
 }
 
-/// Whether the candidate may be stopped is for the front door to say: it may have become active.
 #[test]
-fn a_deploy_that_loses_its_front_door_stops_and_is_recovered_from() {
+fn a_deploy_that_loses_its_front_door_in_the_gate_has_changed_nothing() {
     let mut stage = Stage::new();
     stage.deploy("1.0.0");
     stage.configure("uh-deploy.toml", "[health]\nsuccesses = 40");
@@ -29,9 +28,36 @@ fn a_deploy_that_loses_its_front_door_stops_and_is_recovered_from() {
     until("the candidate runs", || (stage.apps() == 2).then_some(()));
     stage.kill_front_door();
     let ran = Ran::of(deploy.wait_with_output().unwrap());
+    // No change of routing was sent: the candidate was out of service from the start, and is gone.
+    assert_eq!(ran.code, Some(1), "{}", ran.text);
+    ran.says("no uh-proxy answers at ").says("can't determine the active backend: uh-proxy isn't responding");
+    assert_eq!(stage.apps(), 1);
+    stage.expect(0, &["recover"]).says("Nothing to recover");
+    stage.start_front_door();
+    until("the front door serves", || (stage.served() == "blue 1.0.0").then_some(()));
+    stage.deploy("1.0.2");
+    assert_eq!(stage.served(), "green 1.0.2");
+}
+
+/// Whether the candidate may be stopped is for the front door to say: it may have become active.
+#[cfg(feature = "fault-points")]
+#[test]
+fn a_deploy_that_loses_its_front_door_at_the_switch_stops_and_is_recovered_from() {
+    let mut stage = Stage::new();
+    stage.deploy("1.0.0");
+    let hold = stage.path("hold");
+    std::fs::write(&hold, "effect.switch.before").unwrap();
+    let mut command = stage.command(&["blue-green", "--version", "1.0.1"]);
+    command.env("UH_DEPLOY_HOLD_FILE", &hold).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let deploy = command.spawn().unwrap();
+    let held = stage.path("hold.held");
+    until("the candidate is registered", || held.exists().then_some(()));
+    stage.kill_front_door();
+    std::fs::remove_file(&hold).unwrap();
+    let ran = Ran::of(deploy.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(6), "{}", ran.text);
     ran.says("no uh-proxy answers at ")
-        .says("whether traffic has moved can't be told")
+        .says("can't determine whether traffic has moved")
         .says("run `uh-deploy recover`");
     assert_eq!(stage.apps(), 2, "nothing is stopped on a guess");
     stage.expect(6, &["recover"]).says("no uh-proxy answers at ").says("run recover again");
@@ -107,7 +133,7 @@ fn moving_back_without_a_front_door_is_left_for_recover() {
     let ran = Ran::of(deploy.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(6), "{}", ran.text);
     ran.says("no uh-proxy answers at ")
-        .says("whether traffic has moved can't be told")
+        .says("can't determine whether traffic has moved")
         .says("run `uh-deploy recover`");
     stage.start_front_door();
     assert_eq!(stage.active(), "green");

@@ -14,6 +14,20 @@ fn with_little_room(stage: &Stage, half_kib: usize, args: &[&str]) -> Ran {
 }
 
 #[test]
+fn a_rollback_on_a_full_disk_is_refused_and_names_the_switch_that_works() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    let ran = with_little_room(&stage, 0, &["rollback"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.text);
+    ran.says("green (v1.0.1) serves").says("uh-proxy switch blue --service app");
+    let mut command = Command::new(crate::harness::program("uh-proxy"));
+    command.args(["switch", "blue", "--service", "app", "--admin-socket"]).arg(stage.path("run/admin.sock"));
+    assert_eq!(command.status().unwrap().code(), Some(0));
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
+
+#[test]
 fn a_disk_that_is_full_at_any_line_leaves_a_journal_that_can_be_read() {
     let stage = Stage::new();
     stage.configure("uh-deploy.toml", "[deploy]\nsettle = \"20ms\"\n[health]\nsuccesses = 1");

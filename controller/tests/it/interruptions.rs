@@ -67,7 +67,7 @@ fn a_second_signal_ends_the_undoing_at_once_and_recover_goes_on() {
     until("it is undone", || {
         std::fs::read_to_string(&journal).unwrap().contains("interrupted").then_some(())
     });
-    end(deploy, Signal::TERM, 143).says("once more SIGINT ends at once").says("ended by SIGTERM");
+    end(deploy, Signal::TERM, 143).says("SIGINT received, rolling back").says("ended by SIGTERM");
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 2));
     stage.configure("uh-deploy.toml", "[deploy]\nstop_timeout = \"100ms\"");
     stage.expect(0, &["recover"]).says("Undone: the candidate is gone; blue (v1.0.0) serves");
@@ -136,6 +136,6 @@ fn a_rollback_that_can_not_be_undone_does_not_say_that_nothing_has_changed() {
     std::fs::create_dir(&record).unwrap();
     let ran = Ran::of(rollback.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(6), "{}", ran.text);
-    ran.says("This needs somebody to look: green (v1.0.1) serves");
+    ran.says("Manual intervention required: green (v1.0.1) serves");
     assert!(!ran.text.contains("nothing has changed"), "{}", ran.text);
 }

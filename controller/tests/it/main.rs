@@ -13,11 +13,15 @@ mod config_files;
 mod container_deploys;
 mod containers;
 mod deploys;
+#[cfg(feature = "fault-points")]
+mod final_look;
 mod front_door_gone;
 mod full_disk;
 mod fuzz;
 mod harness;
 mod hooks;
+#[cfg(feature = "fault-points")]
+mod interference;
 mod interruptions;
 mod reboots;
 mod redaction;
@@ -26,6 +30,9 @@ mod rollback_time;
 mod seams;
 #[cfg(feature = "fault-points")]
 mod supervision;
+#[cfg(feature = "fault-points")]
 mod sweep;
+#[cfg(feature = "fault-points")]
+mod undo;
 mod validation;
 mod watching;

@@ -25,7 +25,7 @@ fn a_rollback_is_felt_at_once_and_fails_nothing() {
         let wanted = if stage.active() == "green" { "blue " } else { "green " };
         let (address, found) = (stage.address, Arc::new(AtomicBool::new(false)));
         let start = Instant::now();
-        let mut command = stage.command(&["rollback"]);
+        let mut command = stage.command(&["rollback", "--to", wanted.trim(), "--again"]);
         let watcher = std::thread::spawn(move || {
             loop {
                 if get(address, "/").is_ok_and(|served| served.starts_with(wanted)) {

@@ -185,7 +185,7 @@ fn a_release_that_is_missing_is_named_before_anything_is_stopped() {
     stage.expect(0, &["retire", "--now"]);
     fs::remove_dir(stage.path("releases/1.0.0")).unwrap();
     let missing = format!("there is no directory {}", stage.path("releases/1.0.0").display());
-    stage.expect(1, &["rollback"]).says(&missing);
+    stage.expect(1, &["rollback", "--of", "1.0.1"]).says(&missing);
     assert_eq!(stage.served(), "green 1.0.1");
 }
 

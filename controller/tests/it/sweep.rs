@@ -59,7 +59,10 @@ impl Sweep {
     fn arguments(&self) -> Vec<String> {
         match self.killed {
             Killed::Deploy => ["blue-green", "--version", &self.next_version()].map(str::to_owned).to_vec(),
-            Killed::Rollback | Killed::RollbackToStopped => vec!["rollback".to_owned()],
+            Killed::Rollback | Killed::RollbackToStopped => {
+                let standby = if self.stage.active() == "blue" { "green" } else { "blue" };
+                ["rollback", "--to", standby, "--again"].map(str::to_owned).to_vec()
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use uh_protocol::BackendName;
 
 use super::{MAX_SILENCE, clock, name_of, too_short};
 use crate::cli::exit::{Exit, Failed};
+use crate::cli::operation;
 use crate::cli::session::Session;
 use crate::counters::{Counters, Reading};
 use crate::deploy::activation::{self, Activations, Before, same_switch};
@@ -416,8 +417,12 @@ impl<'a> Watcher<'a> {
 }
 
 fn instance(session: &Session, backend: &BackendName) -> Option<InstanceId> {
-    let record = Records::new(&session.config.deploy.state_dir).of(backend);
-    record.ok().flatten().map(|record| record.instance)
+    let records = Records::new(&session.config.deploy.state_dir);
+    // A deploy's candidate becomes its backend's record only at the deploy's end.
+    let unfinished = operation::unfinished(session).ok().flatten();
+    let unfinished = unfinished.filter(|story| story.facts.to == *backend);
+    let candidate = unfinished.and_then(|story| records.candidate(&story.facts.operation).ok().flatten());
+    candidate.or_else(|| records.of(backend).ok().flatten()).map(|record| record.instance)
 }
 
 fn figures(counters: &Counters) -> String {

@@ -2,13 +2,12 @@
 
 use std::time::Instant;
 
-use uh_protocol::BackendName;
-
 use super::port_text;
+use super::traffic::ELSEWHERE_ROUNDS;
 use crate::deploy::driver::Driver;
 use crate::deploy::machine::{Event, Failure, Kind};
 use crate::deploy::records::Record;
-use crate::front::{FrontError, View};
+use crate::front::{FrontError, OutOfService};
 use crate::gate::{self, Diagnosis};
 use crate::notice::{self, Hook};
 use crate::probe::Expected;
@@ -53,7 +52,7 @@ impl Driver<'_> {
         self.report.step(2, 4, "Validating rollback target");
         let record = match self.records.of(&self.facts.to) {
             Ok(record) => record,
-            Err(e) => return self.fail_aloud(Failure::Declined, format!("cannot read a record: {e}")),
+            Err(e) => return self.fail_aloud(Failure::Declined, e.to_string()),
         };
         let (instance, endpoints) = match &record {
             Some(record) => (record.instance.clone(), record.frozen.endpoints.clone()),
@@ -75,21 +74,16 @@ impl Driver<'_> {
         }
         let Some(record) = record else {
             let why = format!(
-                "{} does not answer ({}), and there is no record of it to start it again from: deploy the version you want; {} stays active",
+                "{} does not answer ({}), and there is no record of it to start it again from: deploy the version you want",
                 facts.to,
-                found.summary(),
-                facts.from
+                found.summary()
             );
             return self.fail_aloud(Failure::Declined, why);
         };
         match self.runtime.state(&instance).await {
             Ok(state) if state.is_running() => {
                 let diagnosis = Diagnosis {
-                    headline: format!(
-                        "{instance} runs, but is not healthy: {}; {} stays active",
-                        found.summary(),
-                        facts.from
-                    ),
+                    headline: format!("{instance} runs, but is not healthy: {}", found.summary()),
                     probe: found.lines,
                     advice: vec![format!("if it must be: uh-proxy switch {} --force", facts.to)],
                     ..Diagnosis::default()
@@ -117,53 +111,50 @@ impl Driver<'_> {
         }
     }
 
-    /// Whether the front door sends requests to this backend; asked right before anything of it is stopped.
-    pub(super) async fn must_not_be_active(&mut self, backend: &BackendName) -> Result<View, Event> {
-        match self.front.view().await {
-            Ok(view) if view.is_active(backend) => {
-                let overtaken =
-                    format!("{backend} has become active meanwhile (generation {})", view.generation);
-                Err(self.refused(&FrontError::Overtaken(overtaken)))
-            }
-            Ok(view) => Ok(view),
-            Err(e) => Err(self.refused(&e)),
-        }
-    }
-
+    /// The backend goes out of service first: until the candidate is registered, nobody can switch to what is stopped
+    /// here, nor to a candidate that has proven nothing yet.
     pub(super) async fn clear(&mut self) -> Option<Event> {
-        let (step, of) = if self.kind == Kind::Deploy { (3, 7) } else { (2, 4) };
         if self.kind == Kind::Deploy {
-            self.report.step(step, of, &format!("Starting {}", self.noun()));
+            self.report.step(3, 7, &format!("Starting {}", self.noun()));
         }
         let leftovers = match self.runtime.find(&self.facts.to).await {
             Ok(found) => found.into_iter().filter(|id| *id != self.facts.instance).collect::<Vec<_>>(),
             Err(e) => return Some(self.runtime_failed(Failure::Start, &e)),
         };
+        let out = match self.withdraw_target().await {
+            Ok(out) => out,
+            Err(e) => return Some(self.refused(&e)),
+        };
+        self.tally.generation = Some(out.generation());
+        fault::point("effect.clear.withdrawn");
         for leftover in leftovers {
-            if let Err(event) = self.clear_one(&leftover).await {
+            if let Err(event) = self.clear_one(&out, &leftover).await {
                 return Some(event);
             }
         }
         None
     }
 
-    async fn clear_one(&mut self, leftover: &InstanceId) -> Result<(), Event> {
-        let backend = self.facts.to.clone();
-        let running = self.runtime.state(leftover).await.is_ok_and(|state| state.is_running());
-        let view = self.must_not_be_active(&backend).await?;
-        if running {
-            let held = view.backend(&backend).map_or(0, |b| b.requests_in_flight + b.tunnels);
-            if held > 0 {
-                self.report.line(&format!("{leftover} still holds {held} exchanges: waiting for them"));
-                self.front
-                    .drain(&backend, self.config.deploy.drain_timeout)
-                    .await
-                    .map_err(|e| self.refused(&e))?;
-                self.must_not_be_active(&backend).await?;
+    /// As the routing was when this operation began; other services may have changed.
+    async fn withdraw_target(&self) -> Result<OutOfService, FrontError> {
+        let mut generation = self.facts.generation;
+        for _ in 0..ELSEWHERE_ROUNDS {
+            match OutOfService::withdraw(self.front, &self.facts.to, generation, self.report).await {
+                Err(e) if e.is_overtaken() => generation = self.moved_elsewhere(e).await?,
+                other => return other,
             }
-            self.report.line(&format!("Stopping {leftover}, which was kept for rolling back"));
         }
-        let stopped = self.runtime.stop(leftover, self.config.deploy.stop_timeout).await;
+        Err(FrontError::Overtaken("the routing changes faster than it can be read".to_owned()))
+    }
+
+    async fn clear_one(&mut self, out: &OutOfService, leftover: &InstanceId) -> Result<(), Event> {
+        let running = self.runtime.state(leftover).await.is_ok_and(|state| state.is_running());
+        if running {
+            let drained = out.drain(self.front, self.config.deploy.drain_timeout, self.report).await;
+            drained.map_err(|e| self.refused(&e))?;
+            self.report.line(&format!("Stopping {leftover}, which was kept for a rollback"));
+        }
+        let stopped = out.stop(self.runtime, leftover, self.config.deploy.stop_timeout).await;
         stopped.map_err(|e| self.runtime_failed(Failure::Start, &e))?;
         fault::point("effect.clear.stopped");
         self.runtime.remove(leftover).await.map_err(|e| self.runtime_failed(Failure::Start, &e))
@@ -213,7 +204,26 @@ impl Driver<'_> {
                 self.report.line(&format!("Healthy ✓ ({successes} in a row, after {took})"));
                 Event::Proven
             }
-            Err(diagnosis) => self.turned_away(&diagnosis),
+            Err(mut diagnosis) => {
+                diagnosis.advice.extend(self.ways_to_ask());
+                self.turned_away(&diagnosis)
+            }
         }
+    }
+
+    /// What can be tried after the candidate is gone; or while it is kept.
+    fn ways_to_ask(&self) -> Vec<String> {
+        if self.facts.keep_failed {
+            let ask = gate::curl(self.facts.endpoints.first(), &self.config.gate);
+            return vec![
+                format!("it is left running, out of service; ask it yourself: {ask}"),
+                "stop it with: uh-deploy retire --now".to_owned(),
+            ];
+        }
+        vec![
+            format!("read its whole log: uh-deploy logs --backend {}", self.facts.to),
+            "deploy it again with --keep-failed: it is left running, out of service, and you can ask it yourself"
+                .to_owned(),
+        ]
     }
 }

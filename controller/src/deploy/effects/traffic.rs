@@ -3,16 +3,17 @@
 use std::time::{Duration, Instant};
 
 use uh_protocol::BackendName;
-use uh_protocol::request::SwitchRequest;
+use uh_protocol::request::{SwitchRequest, Switched};
 
 use super::port_text;
 use crate::deploy::activation::{Activations, Handover};
-use crate::deploy::driver::Driver;
+use crate::deploy::driver::{Driver, SwitchedAt};
 use crate::deploy::link::Link;
 use crate::deploy::machine::{Event, Failure, Kind};
-use crate::front::FrontError;
+use crate::front::{FrontError, Registration};
 use crate::gate;
 use crate::notice::{self, Hook};
+use crate::runtime::State;
 use crate::{chain, time};
 
 /// How often the front door is asked whether it has found the candidate healthy.
@@ -25,25 +26,45 @@ const TRY_ANYWAY_AFTER: Duration = Duration::from_secs(1);
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 
 /// How often a change is tried again because other services of the front door have changed: they share its generation.
-const ELSEWHERE_ROUNDS: u32 = 20;
+pub(super) const ELSEWHERE_ROUNDS: u32 = 20;
 
 impl Driver<'_> {
     pub(super) async fn register(&mut self) -> Option<Event> {
         match self.try_to_register().await {
-            Ok(generation) => {
-                self.tally.generation = Some(generation);
+            Ok(registered) => {
+                self.tally.generation = Some(registered.generation);
+                self.may_serve = true;
+                if let Some(error) = &registered.persist_error {
+                    self.report.warn(&format!(
+                        "{} is registered, but the front door could not write that to disk yet: {error}",
+                        self.facts.to
+                    ));
+                    self.tally.remarks.push(format!("the registration was not on disk at once: {error}"));
+                }
                 let (endpoints, version) = (&self.facts.endpoints, self.facts.version.as_deref());
                 self.standing =
                     self.standing.take().map(|standing| standing.with_registered(endpoints, version));
                 None
             }
+            Err(e) => {
+                self.may_serve |= !e.is_unsent();
+                Some(self.refused(&e))
+            }
+        }
+    }
+
+    /// The target of a rollback that was withdrawn, and not stopped, is registered again.
+    pub(super) async fn readmit(&mut self) -> Option<Event> {
+        match self.front.view().await {
+            Ok(view) if view.is_withdrawn(&self.facts.to) => self.register().await,
+            Ok(_) => None,
             Err(e) => Some(self.refused(&e)),
         }
     }
 
-    async fn try_to_register(&self) -> Result<u64, FrontError> {
+    async fn try_to_register(&self) -> Result<Registration, FrontError> {
         let facts = &self.facts;
-        let mut generation = facts.generation;
+        let mut generation = self.tally.generation.unwrap_or(facts.generation);
         let mut rounds = 0;
         loop {
             let version = facts.version.as_deref();
@@ -61,7 +82,7 @@ impl Driver<'_> {
     ///
     /// # Errors
     /// This one has, or nobody answers.
-    async fn moved_elsewhere(&self, overtaken: FrontError) -> Result<u64, FrontError> {
+    pub(super) async fn moved_elsewhere(&self, overtaken: FrontError) -> Result<u64, FrontError> {
         let view = self.front.view().await?;
         let now = view.standing(&self.facts.to);
         let version = self.facts.version.as_deref();
@@ -91,7 +112,7 @@ impl Driver<'_> {
             force: facts.skip_health,
         };
         let handover = self.hand_over(&facts.to).await;
-        let switched = match self.switch_when_ready(request).await {
+        let (switched, pid) = match self.switch_when_ready(request).await {
             Ok(switched) => switched,
             Err(event) => return event,
         };
@@ -99,6 +120,12 @@ impl Driver<'_> {
         if let Some(link) = self.link {
             link.switched();
         }
+        self.tally.switched = Some(SwitchedAt {
+            generation: switched.generation,
+            pid,
+            persisted: switched.persisted,
+            at: Instant::now(),
+        });
         self.tally.in_flight = Some(switched.in_flight_previous);
         self.tally.generation = Some(switched.generation);
         if let Some(error) = &switched.persist_error {
@@ -133,10 +160,7 @@ impl Driver<'_> {
     }
 
     /// Switches as soon as the front door has found the candidate healthy too.
-    async fn switch_when_ready(
-        &mut self,
-        mut request: SwitchRequest,
-    ) -> Result<uh_protocol::request::Switched, Event> {
+    async fn switch_when_ready(&mut self, mut request: SwitchRequest) -> Result<(Switched, u32), Event> {
         let start = Instant::now();
         let deadline = start + self.config.deploy.ready_timeout;
         let mut rounds = 0;
@@ -145,8 +169,10 @@ impl Driver<'_> {
             let view = self.front.view().await.map_err(|e| self.refused(&e))?;
             let healthy = view.backend(&request.to).is_some_and(|backend| backend.healthy == Some(true));
             if healthy || Instant::now() >= try_at {
-                match self.front.switch(&request).await {
-                    Ok(switched) => return Ok(switched),
+                let sent = self.front.switch(&request).await;
+                self.may_serve |= !sent.as_ref().is_err_and(FrontError::is_unsent);
+                match sent {
+                    Ok(switched) => return Ok((switched, view.status.proxy.pid)),
                     Err(e) if e.is_overtaken() && rounds < ELSEWHERE_ROUNDS => {
                         rounds += 1;
                         let generation = self.moved_elsewhere(e).await.map_err(|e| self.refused(&e))?;
@@ -171,8 +197,12 @@ impl Driver<'_> {
     pub(super) fn commit(&mut self) -> Option<Event> {
         if let Err(e) = self.records.commit(&self.facts.operation) {
             // Traffic has moved, and that is what counts; only a roll back to this one needs the record.
-            self.report.warn(&format!("the record of {} could not be written: {e}", self.facts.to));
-            self.tally.remarks.push(format!("the record could not be written: {e}"));
+            let why = format!(
+                "the record of {} could not be written ({e}): `uh-deploy start` and a rollback to it would start the version before it",
+                self.facts.to
+            );
+            self.report.warn(&why);
+            self.tally.remarks.push(why);
         }
         None
     }
@@ -224,12 +254,50 @@ impl Driver<'_> {
         }
         if let Some((hook, drained)) = drained {
             if let Err(e) = hook {
-                self.report.warn(&format!("post_switch failed, which changes nothing: {}", e.reason));
+                self.report.warn(&format!("the hook post_switch failed ({}); traffic has moved", e.reason));
                 self.tally.remarks.push(format!("post_switch failed: {}", e.reason));
             }
             self.tell_drained(drained);
         }
         Event::Drained
+    }
+
+    /// The target of a rollback must stay alive, as a candidate must. Nobody's exchanges are waited for.
+    pub(super) async fn settle(&mut self) -> Event {
+        let instance = match self.watched_instance() {
+            Ok(instance) => instance,
+            Err(e) => {
+                self.report.warn(&e.to_string());
+                return Event::Settled;
+            }
+        };
+        let settled = Instant::now() + self.config.deploy.settle;
+        // A standby may have been restarted long ago.
+        let mut before = None;
+        while Instant::now() < settled {
+            let end = match self.runtime.state(&instance).await {
+                Ok(State::Exited(ending)) => Some(ending.to_string()),
+                Ok(State::Running { restarts }) if restarts > *before.get_or_insert(restarts) => {
+                    Some("it was restarted".to_owned())
+                }
+                Ok(State::Running { .. } | State::Absent) | Err(_) => None,
+            };
+            if let Some(end) = end {
+                let why = format!("{instance} died after traffic was moved to it: {end}");
+                self.report.say(&format!("❌ {why}"));
+                self.tally.reason = Some(why);
+                return Event::Died;
+            }
+            tokio::time::sleep(SETTLE_POLL.min(self.config.deploy.settle)).await;
+        }
+        Event::Settled
+    }
+
+    /// This operation's own instance, or the one that was found running.
+    fn watched_instance(&self) -> std::io::Result<crate::runtime::InstanceId> {
+        let own = self.records.candidate(&self.facts.operation)?;
+        let record = if own.is_some() { own } else { self.records.of(&self.facts.to)? };
+        Ok(record.map_or_else(|| self.facts.instance.clone(), |record| record.instance))
     }
 
     fn tell_drained(&mut self, drained: Result<uh_protocol::request::Drained, FrontError>) {
@@ -286,7 +354,7 @@ impl Driver<'_> {
         let facts = self.facts.clone();
         let deadline = Instant::now() + self.config.deploy.ready_timeout;
         loop {
-            let view = self.view_soon().await?;
+            let view = self.front.view_soon().await?;
             if view.is_active(&facts.from) {
                 return Ok(None);
             }
@@ -298,7 +366,15 @@ impl Driver<'_> {
             };
             let unknown = view.backend(&facts.from).is_some_and(|backend| backend.healthy.is_none());
             match self.front.switch(&request).await {
-                Ok(switched) => return Ok(switched.switched_at),
+                Ok(switched) => {
+                    if let Some(error) = &switched.persist_error {
+                        self.report.warn(&format!(
+                            "{} serves again, but the front door could not write that to disk yet: {error}",
+                            facts.from
+                        ));
+                    }
+                    return Ok(switched.switched_at);
+                }
                 // It may have been carried out all the same: look again.
                 Err(e) if e.is_unanswered() && Instant::now() < deadline => {}
                 Err(e) if e.is_unhealthy() && unknown && Instant::now() < deadline => {}

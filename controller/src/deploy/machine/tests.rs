@@ -12,7 +12,8 @@ fn failures() -> Vec<Failure> {
 fn all_events() -> Vec<Event> {
     use Event::*;
     let mut events = vec![Begun(Kind::Deploy), Begun(Kind::Rollback), Built, Alive, Gone, Started, Proven];
-    events.extend([Switched, Drained, Died, Returned, Undone, Serves, Recorded, Interrupted]);
+    events.extend([Switched, Drained, Settled, Died, Returned, Undone, Serves, Recorded, Interrupted]);
+    events.extend([Confirmed, Superseded, Lost]);
     events.extend(failures().into_iter().map(Failed));
     events
 }
@@ -51,13 +52,14 @@ fn a_deploy_that_goes_well_takes_these_steps() {
     use Event::*;
     let mut phase = Phase::Idle;
     let mut done = Vec::new();
-    for event in [Begun(Kind::Deploy), Built, Started, Proven, Switched, Drained, Recorded] {
+    for event in [Begun(Kind::Deploy), Built, Started, Proven, Switched, Drained, Confirmed, Recorded] {
         let (next, effects) = step(phase, event).unwrap();
         phase = next;
         done.extend(effects.iter().map(|effect| effect.name()));
     }
     assert_eq!(phase, Phase::Done(Outcome::Deployed));
-    let all = ["build", "clear", "start", "prove", "register", "switch", "commit", "drain", "record"];
+    let all =
+        ["build", "clear", "start", "prove", "register", "switch", "drain", "commit", "confirm", "record"];
     assert_eq!(done, all);
 }
 
@@ -69,10 +71,11 @@ proptest! {
         events in prop::collection::vec(prop::sample::select(all_events()), 0..40)
     ) {
         let mut phase = Phase::Idle;
-        let (mut proven, mut served) = (false, false);
+        let (mut proven, mut served, mut looked) = (false, false, false);
         for event in events {
             let Ok((next, effects)) = step(phase, event) else { continue };
             proven |= matches!(event, Event::Proven | Event::Alive);
+            looked |= matches!(event, Event::Confirmed | Event::Superseded);
             served |= matches!(event, Event::Switched | Event::Serves);
             if effects.contains(&Effect::Switch) {
                 prop_assert!(proven, "switched from {phase:?} by {event:?}");
@@ -82,6 +85,9 @@ proptest! {
             }
             if let Phase::Done(Outcome::Deployed | Outcome::RolledBack) = next {
                 prop_assert!(served);
+            }
+            if let Phase::Done(outcome) = next {
+                prop_assert!(looked || outcome == Outcome::Attention, "{outcome:?} without a final look");
             }
             phase = next;
         }
@@ -104,6 +110,8 @@ proptest! {
             let event = match at.1.last() {
                 None => break,
                 Some(Effect::Drain) => Event::Drained,
+                Some(Effect::Settle) => Event::Settled,
+                Some(Effect::Confirm(_)) => Event::Confirmed,
                 Some(Effect::SwitchBack) => Event::Returned,
                 Some(Effect::Undo(_)) => Event::Undone,
                 Some(Effect::Record(_)) => Event::Recorded,

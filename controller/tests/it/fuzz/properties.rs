@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::rc::Rc;
 
 use uh_controller::config;
 use uh_controller::deploy::journal::{self, Journal};
@@ -38,8 +39,10 @@ pub(crate) fn of_journal(bytes: &[u8], directory: &Path) -> Result<(), String> {
         return Err("looking has changed it".to_owned());
     }
     for _ in 0..2 {
-        let opened =
-            Journal::open(directory).map(|(_, story)| format!("{story:?}")).map_err(|e| e.to_string());
+        let file = fs::File::options().append(true).open(&path).map_err(|e| e.to_string())?;
+        let opened = Journal::open(directory, Rc::new(file))
+            .map(|(_, story)| format!("{story:?}"))
+            .map_err(|e| e.to_string());
         if opened != looked {
             return Err(format!("looked: {looked:?}\nopened: {opened:?}"));
         }

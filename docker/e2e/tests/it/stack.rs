@@ -123,8 +123,8 @@ async fn versions_come_and_go_under_load_and_only_a_bad_one_fails_requests() {
 
     // Its place was blue's, which is gone: it is started again from what was frozen.
     stack.configure(&[]).unwrap();
-    switches.push(moves(&stack, "blue", &["rollback"]).await);
-    switches.push(moves(&stack, "green", &["rollback"]).await);
+    switches.push(moves(&stack, "blue", &["rollback", "--of", "1.0.1"]).await);
+    switches.push(moves(&stack, "green", &["rollback", "--to", "green", "--again"]).await);
     let recording = good.stop().await.unwrap();
     let verdict = Verdict::of(&recording, &"blue".parse().unwrap(), &switches);
     println!("deploys and roll backs: {} requests, {} failed", verdict.requests, verdict.failed());

@@ -1,0 +1,154 @@
+//! What a rollback undoes. It is no toggle: whoever asks twice must not get the bad version back. Pure.
+
+use jiff::Timestamp;
+use uh_protocol::BackendName;
+
+use crate::deploy::history::Line;
+use crate::deploy::{named, version_text};
+use crate::front::Serving;
+
+/// What an operator, a pipeline or a watch asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted<'a> {
+    /// Undo the last change.
+    LastChange,
+    /// Undo the deploy of this version, which must serve.
+    Of(&'a str),
+    /// Undo whatever has made the active backend active: for a watch, which knows what it watches.
+    Active,
+}
+
+/// What is to be undone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Undo {
+    /// The backend that served before.
+    pub(super) to: BackendName,
+    /// When the change ended that is undone.
+    pub(super) at: Option<Timestamp>,
+}
+
+/// Finds it.
+///
+/// # Errors
+/// There is nothing to undo: why, who serves, and what can be done instead.
+pub(super) fn find(history: &[Line], serving: &Serving, wanted: Wanted<'_>) -> Result<Undo, String> {
+    let refuse = |why: &str, instead: &str| {
+        Err(format!("nothing to roll back to: {why}; {}. Nothing was changed{instead}", serving.sentence()))
+    };
+    let made_active = |line: &&Line| is_kept(line) && line.to.as_ref() == Some(serving.active());
+    let instead = history.iter().rev().find(made_active).and_then(|line| line.version.as_deref());
+    let instead = instead.map_or_else(
+        || ". To switch to a backend, run `uh-deploy rollback --to BACKEND`".to_owned(),
+        |version| {
+            format!(
+                ". To undo the deploy of {}, run `uh-deploy rollback --of {version}`",
+                version_text(version)
+            )
+        },
+    );
+    let line = match wanted {
+        Wanted::LastChange => history.iter().rev().find(|line| is_change(line)),
+        Wanted::Of(_) | Wanted::Active => history.iter().rev().find(made_active),
+    };
+    if let Wanted::Of(version) = wanted
+        && serving.version().as_deref() != Some(version)
+    {
+        return refuse(&format!("{} isn't active", version_text(version)), "");
+    }
+    let Some(line) = line else {
+        return refuse("uh-deploy has changed nothing here", &instead);
+    };
+    let change = describe(line);
+    if !is_kept(line) {
+        return match line.outcome.as_str() {
+            "failed" => refuse(&format!("{change} failed and changed nothing"), &instead),
+            "returned" => refuse(&format!("{change} was undone already: the candidate died"), ""),
+            "superseded" => refuse(&format!("{change} was superseded"), ""),
+            // Somebody had to look. If it does serve, it can be undone.
+            _ if line.to.as_ref() == Some(serving.active()) => target(line, serving),
+            _ => refuse(&format!("{change} didn't come to a good end, and does not serve"), ""),
+        };
+    }
+    if wanted == Wanted::LastChange && line.command == "rollback" {
+        return refuse(&format!("the last change was undone already by {change}"), "");
+    }
+    if line.to.as_ref() != Some(serving.active()) {
+        return refuse(&format!("{change} was undone already"), "");
+    }
+    target(line, serving)
+}
+
+fn target(line: &Line, serving: &Serving) -> Result<Undo, String> {
+    let to = line.from.clone().or_else(|| serving.view().service.previous.clone());
+    let to =
+        to.ok_or_else(|| format!("nothing to roll back to: {}. Nothing was changed", serving.sentence()))?;
+    Ok(Undo { to, at: line.at.parse().ok() })
+}
+
+/// A deploy, however it ended, or a rollback that moved traffic. A rollback that failed can be asked for again.
+fn is_change(line: &Line) -> bool {
+    line.command == "deploy" || is_kept(line)
+}
+
+/// Whether it moved traffic, and meant to leave it there.
+fn is_kept(line: &Line) -> bool {
+    matches!(
+        (line.command.as_str(), line.outcome.as_str()),
+        ("deploy", "deployed") | ("rollback", "rolled_back")
+    )
+}
+
+fn describe(line: &Line) -> String {
+    let name = line.to.as_ref().map(|to| named(to, line.version.as_deref())).unwrap_or_default();
+    format!("the last {} ({name})", line.command)
+}
+
+/// Whether this version was taken out of service as a bad one, and not put back since.
+pub(super) fn was_rolled_back(history: &[Line], backend: &BackendName, version: Option<&str>) -> bool {
+    let arrived = |line: &Line| line.to.as_ref() == Some(backend) && line.version.as_deref() == version;
+    let left = |line: &Line| line.from.as_ref() == Some(backend) && line.from_version.as_deref() == version;
+    for line in history.iter().rev() {
+        match line.outcome.as_str() {
+            "rolled_back" if left(line) => return true,
+            "returned" if arrived(line) => return true,
+            // Traffic had moved to it, and somebody has moved it away.
+            "superseded" if arrived(line) && line.in_flight.is_some() => return true,
+            "deployed" | "rolled_back" if arrived(line) => return false,
+            _ => {}
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(command: &str, outcome: &str, from: (&str, &str), to: (&str, &str)) -> Line {
+        Line {
+            command: command.to_owned(),
+            outcome: outcome.to_owned(),
+            from: Some(from.0.parse().unwrap()),
+            from_version: Some(from.1.to_owned()),
+            to: Some(to.0.parse().unwrap()),
+            version: Some(to.1.to_owned()),
+            ..Line::default()
+        }
+    }
+
+    #[test]
+    fn a_version_is_rolled_back_until_it_is_deployed_or_taken_again() {
+        let green = "green".parse().unwrap();
+        let was = |history: &[Line]| was_rolled_back(history, &green, Some("2"));
+        let deploy = line("deploy", "deployed", ("blue", "1"), ("green", "2"));
+        let back = line("rollback", "rolled_back", ("green", "2"), ("blue", "1"));
+        let again = line("rollback", "rolled_back", ("blue", "1"), ("green", "2"));
+        let died = line("deploy", "returned", ("blue", "1"), ("green", "2"));
+        assert!(!was(std::slice::from_ref(&deploy)));
+        assert!(was(&[deploy.clone(), back.clone()]));
+        assert!(!was(&[deploy.clone(), back.clone(), again]));
+        assert!(!was(&[deploy.clone(), back, deploy.clone()]));
+        assert!(was(&[died]));
+        assert!(!was_rolled_back(&[deploy], &green, Some("3")));
+    }
+}

@@ -1,0 +1,47 @@
+//! Puts back into service what was withdrawn to be stopped, and was not stopped: whoever wanted to was killed between
+//! the two, or could not.
+
+use super::named;
+use super::records::Records;
+use crate::config::Config;
+use crate::front::{Front, FrontError};
+use crate::report::Report;
+use crate::runtime::Runtime;
+
+/// Registers every withdrawn backend again whose recorded instance runs. A candidate that failed has no record, and
+/// stays withdrawn.
+///
+/// # Errors
+/// The front door does not answer, or refuses.
+pub async fn readmit(
+    config: &Config,
+    runtime: &dyn Runtime,
+    front: &Front,
+    report: &Report,
+) -> Result<(), FrontError> {
+    let records = Records::new(&config.deploy.state_dir);
+    for backend in &config.backends {
+        let view = front.view().await?;
+        if !view.is_withdrawn(&backend.name) {
+            continue;
+        }
+        let record = match records.of(&backend.name) {
+            Ok(Some(record)) => record,
+            Ok(None) => continue,
+            Err(e) => {
+                report.warn(&format!("{} stays withdrawn: {e}", backend.name));
+                continue;
+            }
+        };
+        if !runtime.state(&record.instance).await.is_ok_and(|state| state.is_running()) {
+            continue;
+        }
+        let (frozen, version) = (&record.frozen, record.frozen.version.as_str());
+        front.register(&backend.name, &frozen.endpoints, Some(version), view.generation).await?;
+        report.say(&format!(
+            "{} was withdrawn but still runs: it is registered again, and a rollback can use it",
+            named(&backend.name, Some(version))
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! Who serves, for people and for the end of every command.
+
+use std::time::{Duration, Instant};
+
+use uh_protocol::BackendName;
+
+use super::{Front, FrontError, View};
+use crate::deploy::named;
+
+/// How long a front door that does not answer is waited for: a restart takes two seconds, in a container too.
+const FRONT_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often it is asked.
+const FRONT_POLL: Duration = Duration::from_millis(100);
+
+/// Who serves, as the front door has just said. Only [`Front::serving`] makes one, so a line that is printed from it
+/// can't come from what a command remembers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Serving {
+    view: View,
+}
+
+impl Front {
+    /// Who serves now.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn serving(&self) -> Result<Serving, FrontError> {
+        Ok(Serving { view: self.view().await? })
+    }
+
+    /// The same; a front door that is being restarted is waited for.
+    ///
+    /// # Errors
+    /// Nobody answers in time.
+    pub async fn serving_soon(&self) -> Result<Serving, FrontError> {
+        Ok(Serving { view: self.view_soon().await? })
+    }
+
+    /// The service as it is; a front door that is being restarted is waited for.
+    ///
+    /// # Errors
+    /// Nobody answers in time.
+    pub async fn view_soon(&self) -> Result<View, FrontError> {
+        let deadline = Instant::now() + FRONT_WITHIN;
+        loop {
+            match self.view().await {
+                Err(error) if error.is_unanswered() && Instant::now() < deadline => {
+                    tokio::time::sleep(FRONT_POLL).await;
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+impl Serving {
+    /// What the front door said.
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The active backend.
+    #[must_use]
+    pub fn active(&self) -> &BackendName {
+        &self.view.service.active
+    }
+
+    /// Whether it is this one.
+    #[must_use]
+    pub fn is(&self, backend: &BackendName) -> bool {
+        self.view.is_active(backend)
+    }
+
+    /// Its version, as far as it is known.
+    #[must_use]
+    pub fn version(&self) -> Option<String> {
+        self.view.version(self.active())
+    }
+
+    /// `green (v1.0.1)`
+    #[must_use]
+    pub fn name(&self) -> String {
+        named(self.active(), self.version().as_deref())
+    }
+
+    /// `green (v1.0.1) serves`, or why nobody is served by it.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let name = self.name();
+        match (self.unhealthy(), self.view.service.maintenance) {
+            (None, false) => format!("{name} serves"),
+            (None, true) => {
+                format!("{name} is active, but maintenance is on: users get the maintenance page")
+            }
+            (Some(why), false) => format!("{name} is active, but fails its health checks ({why})"),
+            (Some(why), true) => format!(
+                "{name} is active, but maintenance is on and it fails its health checks ({why}): users get the maintenance page"
+            ),
+        }
+    }
+
+    /// Why the front door calls it unhealthy, if it does.
+    fn unhealthy(&self) -> Option<String> {
+        let backend = self.view.backend(self.active()).filter(|backend| backend.healthy == Some(false))?;
+        let probe = backend.last_probe.as_ref().and_then(|probe| probe.error.clone());
+        Some(probe.unwrap_or_else(|| "no reason given".to_owned()))
+    }
+
+    /// What an operator must know about it although it is active: one sentence each.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.view.service.maintenance {
+            warnings.push(
+                "Maintenance is on: users get the maintenance page until `uh-deploy maintenance off`"
+                    .to_owned(),
+            );
+        }
+        if let Some(why) = self.unhealthy() {
+            warnings.push(format!("{} fails its health checks: {why}", self.name()));
+        }
+        if !self.view.status.persisted {
+            warnings.push(
+                "The routing in force isn't on disk: if uh-proxy restarts now, an older backend serves. Free disk space; uh-proxy retries by itself"
+                    .to_owned(),
+            );
+        }
+        warnings
+    }
+}

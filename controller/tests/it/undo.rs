@@ -1,0 +1,184 @@
+//! A rollback is an undo: asked for twice, by a pipeline or in panic, it never puts a bad version back.
+
+use std::fs;
+
+use crate::final_look::{NO_RESTART, kill};
+use crate::harness::{Stage, until};
+
+#[test]
+fn a_second_rollback_is_refused_and_says_who_serves() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    stage.expect(0, &["rollback"]).says("✅ Rollback complete").says("blue (v1.0.0) serves");
+    let generation = stage.status().generation;
+    for args in [&["rollback"][..], &["rollback", "--of", "1.0.1"], &["rollback", "--to", "green"]] {
+        stage.expect(1, args).says("blue (v1.0.0) serves").says("othing was changed");
+    }
+    let json = stage.expect(1, &["--json", "rollback"]);
+    let refused: serde_json::Value =
+        json.text.lines().find_map(|line| serde_json::from_str(line).ok()).unwrap();
+    assert_eq!((refused["event"].as_str(), refused["exit"].as_u64()), (Some("refused"), Some(1)));
+    assert!(refused["message"].as_str().unwrap().contains("blue (v1.0.0) serves"), "{refused}");
+    assert_eq!((stage.served().as_str(), stage.status().generation), ("blue 1.0.0", generation));
+    stage.expect(0, &["rollback", "--to", "green", "--again"]);
+    assert_eq!(stage.served(), "green 1.0.1");
+}
+
+/// The step of the guide's workflow: `if: failure()` → `deploy:rollback`.
+#[test]
+fn the_rollback_step_after_a_failed_deploy_leaves_the_good_version_serving() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    stage.configure(
+        "uh-deploy.toml",
+        "[health]\nwithin = \"300ms\"\n[runtime.process]\nenv = { UNHEALTHY = \"1\" }",
+    );
+    stage
+        .expect(1, &["blue-green", "--version", "1.0.2"])
+        .says("green (v1.0.1) serves")
+        .says("A rollback now: needs a start of blue (v1.0.0), which isn't running: `uh-deploy rollback --of 1.0.1`");
+    stage.expect(1, &["rollback"]).says("failed and changed nothing").says("--of 1.0.1");
+    assert_eq!(stage.served(), "green 1.0.1");
+    stage.configure("uh-deploy.toml", "");
+    stage.expect(0, &["rollback", "--of", "1.0.1"]);
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
+
+#[test]
+fn the_rollback_step_after_an_automatic_rollback_leaves_the_good_version_serving() {
+    let stage = Stage::new();
+    stage.configure("uh-deploy.toml", NO_RESTART);
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", &format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\""));
+    stage.deploy("1.0.1");
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    kill(pid);
+    stage.expect(3, &["monitor", "--duration", "20s", "--auto-rollback"]);
+    stage.expect(1, &["rollback"]).says("undone already").says("blue (v1.0.0) serves");
+    assert_eq!(stage.served(), "blue 1.0.0");
+    // Nor does a watch put it back, when the old version fails too.
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".blue.")).unwrap();
+    kill(pid);
+    until("blue is gone", || stage.answers("blue").is_none().then_some(()));
+    stage.expect(7, &["monitor", "--duration", "20s", "--auto-rollback"]).says("was rolled back before");
+    assert_eq!(stage.active(), "blue");
+}
+
+#[test]
+fn an_automatic_rollback_comes_only_a_short_while_after_the_deploy() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let extra = format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\"\nauto_rollback_within = \"1s\"");
+    stage.configure("uh-deploy.toml", &extra);
+    stage.deploy("1.0.1");
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    kill(pid);
+    stage
+        .expect(7, &["monitor", "--duration", "20s", "--auto-rollback"])
+        .says("longer than monitor.auto_rollback_within (1s)")
+        .says("uh-deploy rollback --to blue");
+    assert_eq!(stage.active(), "green");
+}
+
+#[test]
+fn a_candidate_that_dies_in_settle_leaves_no_record() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", "[deploy]\nsettle = \"30s\"");
+    let mut command = stage.command(&["blue-green", "--version", "1.0.1"]);
+    let child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    until("traffic has moved", || (stage.active() == "green").then_some(()));
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    kill(pid);
+    let ran = crate::harness::Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(3), "{}", ran.text);
+    stage.configure("uh-deploy.toml", "");
+    assert!(!stage.path("deploy-state/records/green.json").exists());
+    stage.expect(1, &["rollback"]).says("undone already").says("blue (v1.0.0) serves");
+    assert_eq!((stage.served().as_str(), stage.apps()), ("blue 1.0.0", 1));
+}
+
+#[test]
+fn a_rollback_whose_target_dies_is_not_complete() {
+    let stage = Stage::new();
+    stage.configure("uh-deploy.toml", NO_RESTART);
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    stage.configure("uh-deploy.toml", "[deploy]\nsettle = \"30s\"");
+    let mut command = stage.command(&["rollback"]);
+    let child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    until("traffic has moved", || (stage.active() == "blue").then_some(()));
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".blue.")).unwrap();
+    kill(pid);
+    let ran = crate::harness::Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(6), "{}", ran.text);
+    ran.says("The rollback did not hold: blue died after the switch; green (v1.0.1) serves again");
+    assert_eq!(stage.served(), "green 1.0.1");
+}
+
+#[test]
+fn a_candidate_that_is_kept_after_it_failed_is_out_of_service() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure(
+        "uh-deploy.toml",
+        "[health]\nwithin = \"300ms\"\n[runtime.process]\nenv = { UNHEALTHY = \"1\" }",
+    );
+    let ran = stage.expect(1, &["blue-green", "--version", "1.0.1", "--keep-failed"]);
+    ran.says("is left running, out of service").says("curl -i http://127.0.0.1:");
+    assert_eq!(stage.answers("green").as_deref(), Some("green 1.0.1"));
+    assert_eq!(crate::final_look::uh_proxy(&stage, &["switch", "green", "--force"]).code, Some(3));
+    stage.expect(0, &["recover"]);
+    assert_eq!(crate::final_look::uh_proxy(&stage, &["switch", "green", "--force"]).code, Some(3));
+    stage.configure("uh-deploy.toml", "");
+    stage.deploy("1.0.2");
+    assert_eq!(stage.served(), "green 1.0.2");
+    // What is gone is not to be asked.
+    stage.configure(
+        "uh-deploy.toml",
+        "[health]\nwithin = \"300ms\"\n[runtime.process]\nenv = { UNHEALTHY = \"1\" }",
+    );
+    let ran = stage.expect(1, &["blue-green", "--version", "1.0.3"]);
+    ran.says("uh-deploy logs --backend blue").says("--keep-failed");
+    assert!(!ran.text.contains("curl"), "{}", ran.text);
+}
+
+#[test]
+fn a_damaged_record_is_named_with_its_backend_and_what_to_do() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.deploy("v2");
+    stage.expect(0, &["health-check"]).says("Active: green (v2)");
+    let record = stage.path("deploy-state/records/blue.json");
+    fs::write(&record, "").unwrap();
+    stage
+        .expect(1, &["rollback"])
+        .says("the record of blue, ")
+        .says("records/blue.json, is damaged")
+        .says("Move that file away")
+        .says("nothing was changed");
+    assert_eq!(stage.served(), "green v2");
+}
+
+#[test]
+fn an_automatic_rollback_waits_for_whoever_holds_the_lock() {
+    let stage = Stage::new();
+    stage.configure("uh-deploy.toml", &format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\""));
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    let retire = crate::final_look::Held::at(&stage, "retire.begun", &["retire"]);
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    kill(pid);
+    let mut command = stage.command(&["monitor", "--duration", "20s", "--auto-rollback"]);
+    let out = fs::File::create(stage.path("monitor.out")).unwrap();
+    let mut child = command.stdout(out).spawn().unwrap();
+    let text = || fs::read_to_string(stage.path("monitor.out")).unwrap();
+    until("it waits", || text().contains("for the lock").then_some(()));
+    assert_eq!(retire.end().code, Some(0));
+    let ended = until("it has ended", || child.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(3), "{}", text());
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
