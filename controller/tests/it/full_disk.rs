@@ -68,7 +68,7 @@ fn deployed_with_pages(stage: &Stage, pages: usize) -> Option<Ran> {
         words.map(|word| format!("{word:?} ")).collect::<String>()
     };
     let script = format!(
-        "mount -t tmpfs -o size=2m none {state:?} || exit 99; {}; code=$?; rm -f {state:?}/ballast; \
+        "mount -t tmpfs -o size=2m,mode=700 none {state:?} || exit 99; {}; code=$?; rm -f {state:?}/ballast; \
          [ $code = 0 ] || {} || exit 98; for instance in {state:?}/instances/*; do \
          echo \"instance ${{instance##*/}}\"; echo \"saved $(cat $instance/state.json)\"; done; exit $code",
         line(&deploy),
