@@ -132,31 +132,53 @@ fn bounded(path: &Path, file: File, most: usize) -> io::Result<Vec<u8>> {
 pub fn demand_ours_if_there(directory: &Path) -> io::Result<()> {
     match fs::metadata(directory) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        found => demand_ours(directory, &found.map_err(in_words)?),
+        found => {
+            let found = found.map_err(in_words)?;
+            if is_mount(directory, &found) {
+                demand_closed(directory, &found)
+            } else {
+                demand_ours(directory, &found)
+            }
+        }
     }
+}
+
+/// Whether a directory is a file system of its own, such as a container's volume: whoever started us has given it to us,
+/// whichever user its image has made it for.
+fn is_mount(directory: &Path, found: &fs::Metadata) -> bool {
+    fs::metadata(directory.join("..")).is_ok_and(|above| above.dev() != found.dev())
 }
 
 /// Group and others may write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 fn demand_ours(path: &Path, found: &fs::Metadata) -> io::Result<()> {
-    let (us, path) = (rustix::process::geteuid().as_raw(), path.display());
-    let reason = if ![us, 0].contains(&found.uid()) {
-        format!(
-            "{path} belongs to user {}, who could have uh-deploy (user {us}) run anything; if its content is yours: \
-             chown -R {us} {path}",
-            found.uid()
-        )
-    } else if found.mode() & WRITABLE_BY_OTHERS != 0 {
-        format!(
-            "{path} can be written by others (mode {:o}), who could have uh-deploy (user {us}) run anything; if its \
-             content is yours: chmod -R go-w {path}",
-            found.mode() & 0o7777
-        )
-    } else {
+    let us = rustix::process::geteuid().as_raw();
+    if [us, 0].contains(&found.uid()) {
+        return demand_closed(path, found);
+    }
+    let path = path.display();
+    Err(not_ours(format!(
+        "{path} belongs to user {}, who could have uh-deploy (user {us}) run anything; if its content is yours: \
+         chown -R {us} {path}",
+        found.uid()
+    )))
+}
+
+fn demand_closed(path: &Path, found: &fs::Metadata) -> io::Result<()> {
+    if found.mode() & WRITABLE_BY_OTHERS == 0 {
         return Ok(());
-    };
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
+    }
+    let (us, path) = (rustix::process::geteuid().as_raw(), path.display());
+    Err(not_ours(format!(
+        "{path} can be written by others (mode {:o}), who could have uh-deploy (user {us}) run anything; if its content \
+         is yours: chmod -R go-w {path}",
+        found.mode() & 0o7777
+    )))
+}
+
+fn not_ours(reason: String) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, reason)
 }
 
 #[cfg(test)]
@@ -200,6 +222,15 @@ mod tests {
             let refused = read(&path).unwrap_err().to_string();
             assert!(refused.contains(&format!("chown -R 0 {}", path.display())), "{refused}");
         }
+    }
+
+    /// The image's user is not the one that the compose file runs it as.
+    #[test]
+    fn a_volume_counts_as_ours_whoever_owns_it() {
+        let is = |path: &str| is_mount(Path::new(path), &fs::metadata(path).unwrap());
+        assert!(is("/proc") && !is("/proc/self"));
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_mount(dir.path(), &fs::metadata(dir.path()).unwrap()));
     }
 
     #[test]
