@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
 use crate::config::Config;
+use crate::redact::Foreign;
 
 /// How many kinds of failures are kept.
 const MAX_FAILURES: usize = 5;
@@ -134,7 +135,7 @@ fn request_ids(
         let ours = line.service.as_deref() == Some(service.as_str())
             && line.backend.as_deref() == Some(backend.as_str());
         if ours && line.has_failed() && !line.request_id.is_empty() {
-            ids.push(line.request_id);
+            ids.push(Foreign::new(&line.request_id).to_string());
         }
     }
     if !readable && !lines.is_empty() {

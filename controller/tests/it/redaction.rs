@@ -76,7 +76,8 @@ fn what_an_app_logs_does_nothing_to_a_terminal_and_is_itself_in_json() {
 /// Where bytes from outside become text: in `redact`, and where it is said here why not.
 #[test]
 fn foreign_bytes_become_text_only_where_their_secrets_are_taken_out() {
-    const OTHERS: [(&str, &str); 4] = [
+    const OTHERS: [(&str, &str); 5] = [
+        ("evidence.rs", "uh-proxy's access log: the ids that are shown of it are cleaned"),
         ("command.rs", "the output of a tool that is parsed, not shown"),
         ("runtime/engine/owner.rs", "a file of our own"),
         ("runtime/process/tree.rs", "compared, not shown"),
