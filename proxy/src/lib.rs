@@ -2,7 +2,7 @@
 //! every moment how many exchanges each backend holds.
 //!
 //! In reading order: [`config`] says what there is; [`switching`] decides which backend gets a request, and counts;
-//! [`http1`] understands messages; [`front`] carries them; [`health`] probes; [`state`] remembers; [`observe`] tells;
+//! [`http1`] understands messages; [`front`] carries them; [`health`] probes; [`state`] remembers; [`observe`] tells, and [`plain`] says what went wrong;
 //! [`lock`] keeps other processes away from it; [`admin`] takes orders; [`systemd`] speaks with the service manager; [`run`] puts it all together; [`cli`] is what an operator types.
 
 pub mod admin;
@@ -14,6 +14,7 @@ pub mod health;
 pub mod http1;
 pub mod lock;
 pub mod observe;
+pub mod plain;
 pub mod run;
 pub mod state;
 pub mod switching;

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::plain::plain;
 use rustix::fs::OFlags;
 
 /// Its owner may read and write it, nobody else.
@@ -74,7 +75,7 @@ pub fn take(path: &Path) -> Result<File, LockError> {
         if metadata.mode() & 0o077 != 0
             && let Err(error) = file.set_permissions(Permissions::from_mode(MODE))
         {
-            tracing::warn!(%error, path = %path.display(), "other users can open the lock, and that can't be changed");
+            tracing::warn!(error = %plain(&error), path = %path.display(), "other users can open the lock, and that can't be changed");
         }
         // Somebody may have removed it between the two: then the lock is on a file that nobody else can find.
         let there = fs::symlink_metadata(path).is_ok_and(|there| identity(&there) == identity(&metadata));

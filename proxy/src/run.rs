@@ -39,6 +39,7 @@ use crate::health::prober::{self, HealthNews};
 use crate::observe::access_log::{self, LogLane};
 use crate::observe::meters::Meters;
 use crate::observe::metrics::Metrics;
+use crate::plain::plain;
 use crate::state::file::StateFile;
 use crate::state::keeper::Keeper;
 use crate::state::store::{Loaded, Store, StoreError};
@@ -240,7 +241,7 @@ fn raise_descriptor_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "cannot raise the limit of file descriptors");
+        tracing::warn!(error = %plain(&error), "cannot raise the limit of file descriptors");
     }
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
@@ -280,7 +281,7 @@ fn keep_generations_apart(board: &Board, loaded: &Loaded, store: &Store) {
     // for so it would have been then.
     let written = StateFile::of(board).map(|state| store.save(&state));
     if let Some(Err(error)) = written {
-        tracing::warn!(%error, "cannot write the state: a restart would forget every switch");
+        tracing::warn!(error = %plain(&error), "cannot write the state: a restart would forget every switch");
         board.leap(seconds_since_1970());
     }
 }

@@ -4,6 +4,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
+use crate::plain::plain;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
@@ -16,7 +17,9 @@ pub fn ready(status: &str) {
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now, NotifyState::Status("reloading")]),
-        Err(error) => tracing::warn!(%error, "no clock to tell the service manager of a reload"),
+        Err(error) => {
+            tracing::warn!(error = %plain(&error), "no clock to tell the service manager of a reload");
+        }
     }
 }
 
@@ -41,7 +44,7 @@ pub fn alive() {
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         let message = state.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        tracing::warn!(%error, message, "cannot notify the service manager");
+        tracing::warn!(error = %plain(&error), message, "cannot notify the service manager");
     }
 }
 

@@ -15,6 +15,7 @@ use super::control::Control;
 use super::reload::Asked;
 use super::server::{BODY_TIMEOUT, MAX_BODY_BYTES};
 use super::socket::Peer;
+use crate::plain::plain;
 
 /// The media type of Prometheus' text format.
 const METRICS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -143,7 +144,7 @@ async fn bytes(request: Request<Incoming>) -> Result<Bytes, Problem> {
         Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
             Err(invalid(413, format!("the body is larger than {MAX_BODY_BYTES} bytes")))
         }
-        Ok(Err(e)) => Err(invalid(400, format!("the body can't be read: {e}"))),
+        Ok(Err(e)) => Err(invalid(400, format!("the body can't be read: {}", plain(&*e)))),
         Err(_) => Err(invalid(400, format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()))),
     }
 }

@@ -14,6 +14,7 @@ use super::socket::Peer;
 use crate::config::{self, Config, changes};
 use crate::front::settings::{Settings, SettingsCell};
 use crate::observe::access_log::{self, Outlet, Reopened, Sink};
+use crate::plain::plain;
 use crate::switching::Refusal;
 use crate::systemd;
 
@@ -86,7 +87,7 @@ impl Control {
                 tracing::info!(why, "the access log isn't a file; nothing to reopen");
             }
             Ok(Ok(Err(error))) => {
-                tracing::error!(%error, why, "access log not reopened; lines go to the old file")
+                tracing::error!(error = %plain(&error), why, "access log not reopened; lines go to the old file");
             }
             Ok(Err(_)) | Err(_) => {
                 tracing::error!(
@@ -199,10 +200,10 @@ impl Control {
 
 /// Reads and checks everything, and changes nothing.
 fn check(path: &Path) -> Result<Checked, Problem> {
-    let text = config::read(path).map_err(|e| unusable(path, &chain(&e)))?;
-    let config = config::parse(&text).map_err(|e| unusable(path, &chain(&e.in_file(path))))?;
-    let settings = Settings::load(&config.server).map_err(|e| unusable(path, &e.to_string()))?;
-    let log = access_log::open(&config.server.access_log).map_err(|e| unusable(path, &e.to_string()))?;
+    let text = config::read(path).map_err(|e| unusable(path, &plain(&e)))?;
+    let config = config::parse(&text).map_err(|e| unusable(path, &plain(&e.in_file(path))))?;
+    let settings = Settings::load(&config.server).map_err(|e| unusable(path, &plain(&e)))?;
+    let log = access_log::open(&config.server.access_log).map_err(|e| unusable(path, &plain(&e)))?;
     Ok(Checked { text, config, settings, log })
 }
 
@@ -217,15 +218,4 @@ fn refused(refusal: &Refusal) -> Problem {
         _ => Code::Conflict,
     };
     Problem::new(code, refusal.to_string())
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

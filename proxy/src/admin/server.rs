@@ -22,6 +22,7 @@ use uh_protocol::{Code, Problem};
 use super::api;
 use super::control::Control;
 use super::socket::{AdminSocket, Peer, Place};
+use crate::plain::plain;
 
 /// The largest request body: the largest call registers 64 endpoints.
 pub const MAX_BODY_BYTES: usize = 64 << 10;
@@ -132,7 +133,7 @@ impl SocketWatch {
                 }
                 Err(error) => {
                     if news {
-                        tracing::error!(path, %error, "the admin socket was removed and cannot be recreated; trying again");
+                        tracing::error!(path, error = %plain(&error), "the admin socket was removed and cannot be recreated; trying again");
                     }
                     false
                 }
@@ -145,7 +146,7 @@ impl SocketWatch {
         match listener {
             Ok(listener) => Some(listener),
             Err(error) => {
-                tracing::warn!(%error, "cannot listen on the admin socket; trying again");
+                tracing::warn!(error = %plain(&error), "cannot listen on the admin socket; trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 None
             }
@@ -184,7 +185,7 @@ impl Callers {
 
 /// Whether a caller may call, and there is room. Who has no right to call takes nobody's place.
 fn admit(stream: &UnixStream, users: &[u32], callers: &mut Callers) -> Result<Peer, Problem> {
-    let unknown = |error| Problem::new(Code::Forbidden, format!("the caller is unknown: {error}"));
+    let unknown = |error| Problem::new(Code::Forbidden, format!("the caller is unknown: {}", plain(&error)));
     let peer = peer_of(stream).map_err(unknown)?;
     if !may_call(peer, users) {
         tracing::warn!(target: "audit", %peer, result = "forbidden", "a user without the right to do so called the admin socket");
@@ -218,7 +219,7 @@ async fn accepted<S, A>(result: io::Result<(S, A)>) -> Option<S> {
     match result {
         Ok((stream, _)) => Some(stream),
         Err(error) => {
-            tracing::warn!(%error, "cannot accept an admin connection");
+            tracing::warn!(error = %plain(&error), "cannot accept an admin connection");
             tokio::time::sleep(ACCEPT_PAUSE).await;
             None
         }
@@ -254,7 +255,7 @@ where
     };
     tokio::select! {
         result = call => if let Err(error) = result {
-            tracing::debug!(%error, "an admin connection broke off");
+            tracing::debug!(error = %plain(&error), "an admin connection broke off");
         },
         () = too_long => tracing::debug!("a caller does not read its answer"),
     }

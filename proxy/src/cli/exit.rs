@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::plain::without_numbers;
 use serde_json::{Value, json};
 use uh_protocol::Problem;
 use uh_protocol::client::ClientError;
@@ -61,7 +62,7 @@ impl Failed {
             }
             _ => "",
         };
-        format!("{:#}{unknown}", self.error)
+        without_numbers(&format!("{:#}{unknown}", self.error))
     }
 
     /// The same for programs: the problem as the admin API has it, and the exit code.

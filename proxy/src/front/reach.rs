@@ -18,6 +18,7 @@ use crate::http1::response::{Recipient, ResponseHead};
 use crate::observe::broken::Broken;
 use crate::observe::meters::RetryReason;
 use crate::observe::termination::Termination;
+use crate::plain::plain;
 
 /// How much earlier than the backend we let go of an idle connection.
 const IDLE_MARGIN: Duration = Duration::from_secs(1);
@@ -190,7 +191,7 @@ async fn connect(
                 return Ok(upstream);
             }
             Err(error) => {
-                tracing::debug!(backend = %info.backend.name, %error, "endpoint not reached");
+                tracing::debug!(backend = %info.backend.name, error = %plain(&error), "endpoint not reached");
                 now = std::time::Instant::now();
                 pool.not_reached(choice.endpoint, now);
                 if last.replace(error).is_some() || fresh {

@@ -9,6 +9,7 @@ use pingora::protocols::Stream;
 use socket2::SockRef;
 
 use super::descriptor;
+use crate::plain::plain;
 
 /// From here on, closing the connection resets it; what the kernel has not sent yet is lost. Where that can't be done,
 /// it will simply be closed.
@@ -16,6 +17,6 @@ pub fn at_close(stream: &Stream) {
     let set = descriptor::copy(stream.id())
         .and_then(|socket| SockRef::from(&socket).set_linger(Some(Duration::ZERO)));
     if let Err(error) = set {
-        tracing::debug!(%error, "a connection can't be reset, and is closed");
+        tracing::debug!(error = %plain(&error), "a connection can't be reset, and is closed");
     }
 }

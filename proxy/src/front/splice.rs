@@ -15,6 +15,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::descriptor;
+use crate::plain::plain;
 
 /// How much must still be to come for it to be worth the preparation.
 pub const WORTHWHILE: u64 = 256 << 10;
@@ -61,7 +62,7 @@ impl Splice {
                 _place: place,
             }))
         };
-        open().inspect_err(|error| tracing::debug!(%error, "a large body is not spliced")).ok()
+        open().inspect_err(|error| tracing::debug!(error = %plain(error), "a large body is not spliced")).ok()
     }
 
     /// Whether everything that was taken from one socket has been given to the other.

@@ -5,6 +5,7 @@
 
 use std::os::fd::AsFd;
 
+use crate::plain::plain;
 use nix::libc;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SetStruct;
@@ -21,6 +22,6 @@ const MOST_UNSENT: u32 = 128 << 10;
 /// and then all works as well, but for that.
 pub fn limit(listener: &impl AsFd) {
     if let Err(error) = setsockopt(listener, NotSentLowWater, &MOST_UNSENT) {
-        tracing::warn!(%error, "the system can't limit what waits unsent for slow clients (TCP_NOTSENT_LOWAT)");
+        tracing::warn!(error = %plain(&error), "the system can't limit what waits unsent for slow clients (TCP_NOTSENT_LOWAT)");
     }
 }

@@ -23,6 +23,7 @@ use super::unsent;
 use super::upstream::Connector;
 use crate::observe::access_log::{HAND_OVER_AFTER, LogLane};
 use crate::observe::meters::Meters;
+use crate::plain::plain;
 
 /// How often idle upstream connections are looked through. Between two looks a dead one costs a file descriptor.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -186,7 +187,7 @@ async fn accept(
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::error!(%error, "cannot accept connections: those that are there go on, new ones wait");
+                    tracing::error!(error = %plain(&error), "cannot accept connections: those that are there go on, new ones wait");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -217,7 +218,9 @@ fn empty(worker: &Arc<Worker>, listener: &TcpListener) {
         match accepted {
             Ok((stream, address)) => take_in(worker, stream, address),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => tracing::debug!(%error, "cannot take in a connection while stopping"),
+            Err(error) => {
+                tracing::debug!(error = %plain(&error), "cannot take in a connection while stopping");
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ use uh_protocol::health::HealthBody;
 use uh_protocol::status::ProbeStatus;
 
 use crate::config::HealthCheck;
+use crate::plain::plain;
 use crate::state::time::iso_millis;
 use crate::switching::{Address, Endpoint};
 
@@ -45,7 +46,7 @@ pub async fn probe_within(
     let start = Instant::now();
     let found = match tokio::time::timeout(timeout, ask(endpoint, check)).await.ok()? {
         Ok((status, location, body)) => judge(status, location.as_deref(), &body, backend, check),
-        Err(error) => failed(format!("{}: {}", endpoint.address, chain(&*error))),
+        Err(error) => failed(format!("{}: {}", endpoint.address, plain(&*error))),
     };
     Some(finished(found, start))
 }
@@ -168,17 +169,6 @@ fn failed(error: String) -> ProbeStatus {
 fn head_of(body: &[u8]) -> String {
     let shown = printable(&String::from_utf8_lossy(&body[..body.len().min(SHOWN_BODY_BYTES)]));
     if shown.is_empty() { "(empty)".to_owned() } else { shown }
-}
-
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Resolve;
+use crate::plain::plain;
 use crate::switching::Endpoint;
 
 /// How many of a name's addresses are used.
@@ -27,7 +28,7 @@ const DOUBTED_INTERVAL: Duration = Duration::from_millis(250);
 /// # Errors
 /// Why it leads nowhere.
 pub async fn lookup(host: String, port: u16) -> Result<Box<[SocketAddr]>, String> {
-    let found = tokio::net::lookup_host((host.as_str(), port)).await.map_err(|e| e.to_string())?;
+    let found = tokio::net::lookup_host((host.as_str(), port)).await.map_err(|e| plain(&e))?;
     let mut addresses: Vec<SocketAddr> = found.collect();
     // In an order of our own: a resolver that turns them round would look like one that has news.
     addresses.sort_unstable();

@@ -19,6 +19,7 @@ use rustix::fs::OFlags;
 use super::line::{Clock, Line};
 use super::meters::Meters;
 use crate::config::{AccessLog, AccessLogFormat};
+use crate::plain::plain;
 
 /// A worker hands its buffer over when it holds this much.
 const HAND_OVER_BYTES: usize = 32 << 10;
@@ -267,7 +268,10 @@ fn open_file(path: &Path) -> io::Result<File> {
         } else {
             ""
         };
-        io::Error::new(e.kind(), format!("cannot open the access log {}: {e}{pipe}", path.display()))
+        io::Error::new(
+            e.kind(),
+            format!("cannot open the access log {}: {}{pipe}", path.display(), plain(&e)),
+        )
     })
 }
 
@@ -288,7 +292,7 @@ fn write_all(next: &Mutex<Next>, batches: &Receiver<Batch>, meters: &Meters, pen
             // Said once for each stretch of failures, not once a batch.
             Some(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, "cannot write the access log; lines are lost and counted");
+                    tracing::warn!(error = %plain(&error), "cannot write the access log; lines are lost and counted");
                 }
             }
         }

@@ -112,7 +112,7 @@ pub(super) fn supervise(
         (Ended::Hurried, cut) => tracing::warn!(cut, "a second signal: ending at once"),
         (Ended::InTime, _) => tracing::info!("stopped; nothing was cut"),
         (Ended::Late, 0) => {
-            tracing::warn!(cut, "stopped at the shutdown timeout; idle connections were closed")
+            tracing::warn!(cut, "stopped at the shutdown timeout; idle connections were closed");
         }
         (Ended::Late, cut) => tracing::warn!(cut, "stopped at the shutdown timeout; exchanges were cut"),
     }

@@ -13,6 +13,7 @@ use uh_protocol::ServiceName;
 
 use super::file::{ServiceEntry, StateFile};
 use super::store::Store;
+use crate::plain::plain;
 
 /// How long a switch waits for the disk before it replies that its state is not there yet.
 pub const PERSIST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -151,13 +152,13 @@ fn keep(store: &Store, inbox: &Inbox, report: &watch::Sender<Progress>) {
                 inbox.done.store(revision, Ordering::Release);
                 report.send_modify(|progress| *progress = Progress { done: revision, failed: None });
                 if let Err(error) = store.save_copy(&state) {
-                    tracing::warn!(%error, "cannot write the last-good copy of the state");
+                    tracing::warn!(error = %plain(&error), "cannot write the last-good copy of the state");
                 }
             }
             Err(error) => {
-                let reason = error.to_string();
+                let reason = plain(&error);
                 if failing.as_ref() != Some(&reason) {
-                    tracing::warn!(%error, "cannot write the state: traffic is as switched, but a restart would serve what is on disk; trying again every {} s", RETRY_EVERY.as_secs());
+                    tracing::warn!(error = %plain(&error), "cannot write the state: traffic is as switched, but a restart would serve what is on disk; trying again every {} s", RETRY_EVERY.as_secs());
                     failing = Some(reason.clone());
                 }
                 report.send_modify(|progress| progress.failed = Some((revision, reason)));

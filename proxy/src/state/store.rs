@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use super::file::{SCHEMA, StateFile};
 use crate::fault;
 use crate::lock::{self, LockError, beside};
+use crate::plain::plain;
 
 /// A state file larger than this is not one of ours.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -224,7 +225,8 @@ fn keep_damaged(path: &Path, reason: &str) -> String {
     match fs::rename(path, &kept) {
         Ok(()) => format!("{}: {reason}; kept as {}", path.display(), kept.display()),
         Err(error) => {
-            format!("{}: {reason}; it can't be kept as {}: {error}", path.display(), kept.display())
+            let (path, kept, error) = (path.display(), kept.display(), plain(&error));
+            format!("{path}: {reason}; it can't be kept as {kept}: {error}")
         }
     }
 }
@@ -255,5 +257,5 @@ fn create(path: &Path) -> io::Result<File> {
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
+    io::Error::new(error.kind(), format!("cannot write {}: {}", path.display(), plain(error)))
 }

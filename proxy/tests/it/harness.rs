@@ -155,7 +155,9 @@ impl Home {
 
     /// What the front door has said.
     pub(crate) fn messages(&self) -> String {
-        fs::read_to_string(self.path("stderr.log")).unwrap_or_default()
+        let said = fs::read_to_string(self.path("stderr.log")).unwrap_or_default();
+        assert!(!said.contains("os error"), "an operator reads a number: {said}");
+        said
     }
 
     /// Waits until the front door has said something.
@@ -254,6 +256,10 @@ pub(crate) async fn cli(socket: &Path, args: &[&str]) -> (i32, String, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_uh-proxy"));
     command.args(args).env("UH_PROXY_ADMIN_SOCKET", socket).stdin(Stdio::null()).kill_on_drop(true);
     let output = soon("a command", command.output()).await.unwrap();
+    let numbers = [&output.stdout, &output.stderr]
+        .iter()
+        .any(|said| String::from_utf8_lossy(said).contains("os error"));
+    assert!(!numbers, "an operator reads a number: {output:?}");
     (
         output.status.code().unwrap_or(-1),
         String::from_utf8_lossy(&output.stdout).into_owned(),

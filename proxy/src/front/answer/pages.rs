@@ -3,6 +3,7 @@
 //! `404.html` is for a status, `5xx.html` for every status of its hundred without a page of its own, and
 //! `maintenance.html` for a service in maintenance.
 
+use crate::plain::plain;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -59,11 +60,9 @@ impl Pages {
         let Some(directory) = directory else { return Ok(Self::default()) };
         let mut own = BTreeMap::new();
         let mut faults = Vec::new();
-        let unreadable = |e| {
-            io::Error::other(format!(
-                "server.error_pages: cannot read the directory {}: {e}",
-                directory.display()
-            ))
+        let unreadable = |e: io::Error| {
+            let (directory, reason) = (directory.display(), plain(&e));
+            io::Error::other(format!("server.error_pages: cannot read the directory {directory}: {reason}"))
         };
         for entry in fs::read_dir(directory).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
@@ -117,14 +116,14 @@ impl Pages {
 fn read_page(path: &Path) -> Result<(For, String), String> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let target = target(name).ok_or("not a page: write 404.html, 5xx.html or maintenance.html")?;
-    let metadata = fs::metadata(path).map_err(|e| e.to_string())?;
+    let metadata = fs::metadata(path).map_err(|e| plain(&e))?;
     if !metadata.is_file() {
         return Err("not a file".to_owned());
     }
     if metadata.len() > MAX_PAGE_BYTES {
         return Err(format!("larger than {} KiB", MAX_PAGE_BYTES >> 10));
     }
-    let text = fs::read_to_string(path).map_err(|e| e.to_string())?;
+    let text = fs::read_to_string(path).map_err(|e| plain(&e))?;
     let mut rest = text.as_str();
     while let Some((_, name, after)) = next_placeholder(rest) {
         if !PLACEHOLDERS.contains(&name) {

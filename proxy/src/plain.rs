@@ -1,0 +1,99 @@
+//! Errors as operators read them: each with its causes, and without the system's numbers for them. "No such file or
+//! directory" says it; "(os error 2)" says nothing more, and looks like a fault of the program.
+//!
+//! Everything that is logged, printed or sent in a reply goes through here; a test looks for what doesn't.
+
+use std::error::Error;
+
+/// What the standard library puts before and after an error's number.
+const BEFORE: &str = " (os error ";
+const AFTER: char = ')';
+
+/// An error with its causes, each after a colon.
+#[must_use]
+pub fn plain(error: &(dyn Error + 'static)) -> String {
+    let mut text = without_numbers(&error.to_string());
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = without_numbers(&cause.to_string());
+        // Some errors say their cause themselves.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The same text without the numbers of system errors.
+#[must_use]
+pub fn without_numbers(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(BEFORE) {
+        let (before, number) = (&rest[..at], &rest[at + BEFORE.len()..]);
+        let digits = number.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'-').count();
+        out.push_str(before);
+        rest = match number[digits..].strip_prefix(AFTER) {
+            Some(after) if digits > 0 => after,
+            _ => {
+                out.push_str(BEFORE);
+                number
+            }
+        };
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot listen on {0}")]
+    struct Outer(&'static str, #[source] io::Error);
+
+    #[test]
+    fn an_error_is_told_with_its_cause_and_without_its_number() {
+        assert_eq!(plain(&io::Error::from_raw_os_error(2)), "No such file or directory");
+        let error = Outer("[::1]:80", io::Error::from_raw_os_error(98));
+        assert_eq!(plain(&error), "cannot listen on [::1]:80: Address already in use");
+        let wrapped = io::Error::other(format!("cannot open a: {} (why)", io::Error::from_raw_os_error(13)));
+        assert_eq!(plain(&wrapped), "cannot open a: Permission denied (why)");
+    }
+
+    #[test]
+    fn only_numbers_of_system_errors_go() {
+        for text in
+            ["", "(os error 2)", "a (os error x) b", "a (os error ", "a (os error 2", "é (os errors 2)"]
+        {
+            assert_eq!(without_numbers(text), text);
+        }
+        assert_eq!(without_numbers("a (os error 2): b (os error 13)"), "a: b");
+    }
+
+    /// A field of a log line that is an error must go through [`plain`].
+    #[test]
+    fn no_log_line_shows_an_error_as_it_is() {
+        let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut folders = vec![source];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).unwrap();
+                let bare = ["%error,", "%error ", "%error)", "?error,", "%e,"];
+                // This file names them.
+                let found = bare.iter().find(|bare| text.contains(**bare) && !path.ends_with("plain.rs"));
+                assert_eq!(found, None, "{}: write error = %plain(&error)", path.display());
+            }
+        }
+    }
+}
