@@ -105,8 +105,10 @@ async fn breached(session: &Session, front: &Front, watcher: &mut Watcher<'_>, r
     session.remember(line.clone());
     if watcher.plan().auto_rollback {
         let done = rollback::automatic(session, front, &watcher.watched, &breach).await;
-        // Only what was carried out, or can't be, ends the watch: else the next command tries again.
-        watcher.finish("breach");
+        // What could not be done now is left for the next command: users still see errors.
+        if !matches!(&done, Err(failed) if failed.exit() == Exit::Attention) {
+            watcher.finish("breach");
+        }
         return done;
     }
     watcher.finish("breach");
