@@ -250,6 +250,24 @@ impl Stage {
     }
 }
 
+/// Lets the supervisors end what is below them: nobody else finds an app that has dropped its variables.
+fn end_instances(state_dir: &Path) {
+    let mut supervisors = Vec::new();
+    for entry in fs::read_dir(state_dir.join("instances")).into_iter().flatten().flatten() {
+        let saved = fs::read(entry.path().join("state.json")).unwrap_or_default();
+        let saved: Value = serde_json::from_slice(&saved).unwrap_or_default();
+        let _ = fs::write(entry.path().join("stop"), "");
+        if let Some(pid) = alive(&saved["app"]).and_then(|app| rustix::process::Pid::from_raw(app.pid)) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        supervisors.extend(alive(&saved["supervisor"]));
+    }
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while supervisors.iter().any(|supervisor| supervisor.is_alive()) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Kills everything of every instance, supervisors first: they would restart their apps.
 fn kill_instances(state_dir: &Path) {
     let entries = || fs::read_dir(state_dir.join("instances")).into_iter().flatten().flatten();
@@ -303,6 +321,7 @@ impl Drop for Stage {
     fn drop(&mut self) {
         let directories = fs::read_dir(self.dir.path()).into_iter().flatten().flatten();
         for state_dir in directories.map(|entry| entry.path()) {
+            end_instances(&state_dir);
             kill_instances(&state_dir);
         }
         let _ = self.proxy.kill();
