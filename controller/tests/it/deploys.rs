@@ -53,6 +53,8 @@ fn a_deploy_takes_the_guides_seven_steps_and_a_rollback_its_four() {
 #[test]
 fn a_first_deploy_is_made_once() {
     let stage = Stage::new();
+    // With the default, what is killed below would be restarted.
+    stage.configure("uh-deploy.toml", "[runtime.process]\nrestart = \"no\"");
     let first = stage.expect(0, &["blue-green", "--first", "--version", "1.0.0"]);
     first.says("✅ Deployment complete!");
     assert!(!first.text.contains("is kept running"), "nothing was there before: {}", first.text);
