@@ -79,7 +79,7 @@ fn carry_out(args: Args) -> Done {
 async fn command(session: &Session, command: &Command) -> Done {
     match command {
         Command::Validate => validate::validate(session).await,
-        Command::BlueGreen(args) => blue_green::blue_green(session, args).await,
+        Command::BlueGreen(args) => Box::pin(blue_green::blue_green(session, args)).await,
         Command::Monitor(args) => monitor::monitor(session, args).await,
         Command::Rollback(args) => rollback::rollback(session, args).await,
         Command::HealthCheck => health_check::health_check(session).await,

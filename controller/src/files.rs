@@ -35,6 +35,7 @@ fn put(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// The same error, in words: `No space left on device`, without the number behind them.
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
 fn in_words(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), crate::chain(&error))
 }

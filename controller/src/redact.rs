@@ -24,8 +24,9 @@ const BLOT: &str = "***";
 static SECRETS: RwLock<Redactor> = RwLock::new(Redactor { secrets: Vec::new() });
 
 /// From now on these values are secret.
+#[expect(clippy::needless_pass_by_value, reason = "whoever calls this is done with them")]
 pub fn remember(values: Vec<String>) {
-    SECRETS.write().unwrap_or_else(PoisonError::into_inner).add(values);
+    SECRETS.write().unwrap_or_else(PoisonError::into_inner).add(&values);
 }
 
 /// Text that came from outside, without secrets. Shown to people its control characters are escaped; in JSON it is what
@@ -144,7 +145,7 @@ struct Redactor {
 }
 
 impl Redactor {
-    fn add(&mut self, values: Vec<String>) {
+    fn add(&mut self, values: &[String]) {
         self.secrets.extend(values.iter().flat_map(|value| forms(value)));
         self.secrets.retain(|secret| secret.len() >= MIN_SECRET_BYTES);
         self.secrets.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
@@ -201,7 +202,7 @@ mod tests {
 
     fn redactor(values: &[&str]) -> Redactor {
         let mut redactor = Redactor::default();
-        redactor.add(values.iter().map(|value| (*value).to_owned()).collect());
+        redactor.add(&values.iter().map(|value| (*value).to_owned()).collect::<Vec<_>>());
         redactor
     }
 

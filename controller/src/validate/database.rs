@@ -76,6 +76,7 @@ pub(super) async fn ask(url: &str) -> Result<String, String> {
     answer
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
 fn said(error: tokio_postgres::Error) -> String {
     Foreign::error(&error).to_string()
 }
