@@ -23,6 +23,7 @@ mod hooks;
 #[cfg(feature = "fault-points")]
 mod interference;
 mod interruptions;
+mod pipelines;
 mod reboots;
 mod redaction;
 mod rivals;

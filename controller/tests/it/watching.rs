@@ -15,7 +15,7 @@ use crate::harness::{Ran, Stage, get, until};
 const QUICK: &str = "[monitor]\ninterval = \"200ms\"";
 
 /// Requests at a steady rate, one connection each, whatever becomes of them.
-struct Traffic {
+pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
     path: Arc<Mutex<&'static str>>,
     sent: Arc<AtomicU64>,
@@ -23,7 +23,7 @@ struct Traffic {
 }
 
 impl Traffic {
-    fn start(address: SocketAddr, per_second: u32, path: &'static str) -> Self {
+    pub(crate) fn start(address: SocketAddr, per_second: u32, path: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (path, sent) = (Arc::new(Mutex::new(path)), Arc::new(AtomicU64::new(0)));
         let gap = Duration::from_secs(1) / per_second;
@@ -42,7 +42,7 @@ impl Traffic {
         Self { stop, path, sent, thread: Some(thread) }
     }
 
-    fn ask_for(&self, path: &'static str) {
+    pub(crate) fn ask_for(&self, path: &'static str) {
         *self.path.lock().unwrap() = path;
     }
 
@@ -62,7 +62,7 @@ impl Drop for Traffic {
     }
 }
 
-fn failing(percent: u32, extra: &str) -> String {
+pub(crate) fn failing(percent: u32, extra: &str) -> String {
     format!("[runtime.process]\nenv = {{ FAIL_PERCENT = \"{percent}\" }}\n{extra}")
 }
 
@@ -328,45 +328,5 @@ fn a_restart_of_uh_proxy_within_the_watch_is_said_and_loses_no_errors() {
     let ran = Ran::of(deploy.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(3), "{}", ran.text);
     ran.says("uh-proxy was restarted").says("✅ Rollback complete");
-    assert_eq!(stage.served(), "blue 1.0.0");
-}
-
-/// The guide's four steps, word for word, with 0.2 requests a second: monitor can't know enough, and nobody rolls back.
-#[test]
-fn the_guide_s_workflow_with_little_traffic_leaves_the_good_version_in_place() {
-    let stage = Stage::new();
-    stage.deploy("1.0.0");
-    stage.configure(
-        "uh-deploy.toml",
-        "[monitor]\nduration = \"3s\"\ninterval = \"100ms\"\n[validate]\nmin_disk = \"1MiB\"\nmin_memory = \"1MiB\"",
-    );
-    // Five minutes at 0.2/s are 60 requests; the guide's 300 s are 3 s here, and too few to judge stay too few.
-    let _traffic = Traffic::start(stage.address, 3, "/");
-    let npm = |script: &str| -> Option<i32> {
-        let command = script.strip_prefix("deploy:").unwrap();
-        let mut command = stage.command(&[command]);
-        command.env("npm_package_version", "1.0.1").output().unwrap().status.code()
-    };
-    let mut failed = false;
-    for script in ["deploy:validate", "deploy:blue-green", "deploy:monitor"] {
-        failed = failed || npm(script) != Some(0);
-    }
-    // `if: failure()`
-    if failed {
-        npm("deploy:rollback");
-    }
-    assert_eq!(stage.served(), "green 1.0.1");
-}
-
-/// And with a bad version, which it was made for.
-#[test]
-fn the_guide_s_workflow_rolls_a_bad_version_back_once() {
-    let stage = Stage::new();
-    stage.deploy("1.0.0");
-    stage.configure("uh-deploy.toml", &failing(100, "[monitor]\nduration = \"20s\"\ninterval = \"200ms\""));
-    let _traffic = Traffic::start(stage.address, 50, "/");
-    stage.deploy("1.0.1");
-    assert_eq!(stage.run(&["monitor"]).code, Some(7));
-    stage.expect(0, &["rollback"]);
     assert_eq!(stage.served(), "blue 1.0.0");
 }
