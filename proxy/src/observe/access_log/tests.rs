@@ -1,3 +1,5 @@
+//! What a full disk, and whoever was here before, do to lines of the access log.
+
 use super::*;
 
 /// A disk with little room.
