@@ -12,6 +12,7 @@ use super::exit::{Exit, Failed};
 use super::session::Session;
 use super::{Done, blue_green, operation};
 use crate::deploy::history::Line;
+use crate::deploy::journal::Story;
 use crate::deploy::lock::Lock;
 use crate::deploy::machine::Outcome;
 use crate::deploy::named;
@@ -119,14 +120,10 @@ async fn bring_up(session: &Session, front: &Front, record: &Record) -> Result<(
         diagnosis.show(&session.report);
         return Err(diagnosis.headline);
     }
-    if operation::unfinished(session).is_ok_and(|story| story.is_none())
-        && let Err(e) = runtime.keep_running(&record.instance).await
-    {
-        session.report.warn(&format!(
-            "{} will not be restarted when it ends: {}",
-            record.instance,
-            crate::chain(&e)
-        ));
+    // A candidate is restarted only once its operation is at its end, which says so itself. All else was in place before.
+    let is_candidate = |story: Option<Story>| story.is_some_and(|story| story.facts.to == frozen.backend);
+    if !operation::unfinished(session).is_ok_and(is_candidate) {
+        keep_running(session, record).await;
     }
     let deadline = Instant::now() + config.deploy.ready_timeout;
     loop {
@@ -143,6 +140,14 @@ async fn bring_up(session: &Session, front: &Front, record: &Record) -> Result<(
             return Err("it answers, but uh-proxy's own probes do not find it healthy".to_owned());
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Starting it again has forgotten that it is to be restarted when it ends.
+async fn keep_running(session: &Session, record: &Record) {
+    if let Err(e) = session.runtime.keep_running(&record.instance).await {
+        let (instance, reason) = (&record.instance, crate::chain(&e));
+        session.report.warn(&format!("{instance} will not be restarted when it ends: {reason}"));
     }
 }
 

@@ -45,6 +45,12 @@ fn a_reboot_in_the_middle_of_a_deploy_is_undone_by_start() {
         let wanted = if point == "effect.switch.after" { "green 1.0.1" } else { "blue 1.0.0" };
         assert_eq!(stage.served(), wanted, "{point}: {}", ran.text);
         stage.expect(0, &["recover"]).says("Nothing to recover");
+        // Whatever was unfinished: what serves is restarted when it ends.
+        let (backend, _) = wanted.split_once(' ').unwrap();
+        let part = format!(".{backend}.");
+        let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(&part)).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        until("it is restarted", || (stage.answers(backend)? == wanted).then_some(()));
     }
 }
 
