@@ -100,7 +100,6 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
             // What was said in step 7 may have scrolled by.
             let warnings = ended.serving.iter().flat_map(Serving::warnings);
             warnings.for_each(|warning| report.say(&format!("   ⚠ {warning}")));
-            super::prune::after_deploy(session).await;
         }
         Outcome::Superseded => {
             report.say(&format!(
@@ -138,12 +137,17 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         Some(watched) => watched,
         None => watching.await,
     };
-    match watched? {
+    let exit = match watched? {
         Some((mut watcher, ended)) => {
-            monitor::conclude(session, &front, &mut watcher, ended, args.require_verdict).await
+            monitor::conclude(session, &front, &mut watcher, ended, args.require_verdict).await?
         }
-        None => Ok(outcome.into()),
+        None => outcome.into(),
+    };
+    // Only now: nothing of this may keep a rollback waiting, or take away what it would bring back.
+    if matches!(exit, Exit::Done | Exit::NotEnoughData) {
+        super::prune::after_deploy(session).await;
     }
+    Ok(exit)
 }
 
 async fn say_rollback_cost(session: &Session, ended: &Ended) {

@@ -27,10 +27,15 @@ pub(super) async fn prune(session: &Session, args: &PruneArgs) -> Done {
     Ok(Exit::Done)
 }
 
-/// After a deploy that went well; that it can't be done now is no fault of the deploy.
+/// After a deploy that went well, and its watch; that it can't be done now is no fault of the deploy. The lock is not
+/// held.
 pub(super) async fn after_deploy(session: &Session) {
     let Some(keep) = configured(session) else { return };
-    if let Err(failed) = remove(session, keep).await {
+    let removed = match session.lock("prune") {
+        Ok(_lock) => remove(session, keep).await,
+        Err(failed) => Err(failed),
+    };
+    if let Err(failed) = removed {
         session.report.warn(&format!("old images were not removed: {}", failed.message()));
     }
 }
