@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use uh_protocol::BackendName;
 use uh_protocol::client::ClientError;
 
-use super::args::BlueGreenArgs;
+use super::args::{BlueGreenArgs, RetireArgs};
 use super::exit::{Exit, Failed};
 use super::monitor::{self, resume};
+use super::retire::retire;
 use super::session::Session;
 use super::{Done, alive, operation, rollback};
 use crate::deploy::driver::Ended;
@@ -90,12 +91,9 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
             report.say("\n✅ Deployment complete!");
             report.say(&format!("   Time: {}", span(ended.took)));
             report.say(&format!("   Downtime: {}", ended.downtime));
-            let warm = span(session.config.deploy.warm);
             // Nothing answers there, if this was the first deploy.
             if from_version.is_some() {
-                report.say(&format!(
-                    "   {old} is kept running for {warm}: `uh-deploy rollback` brings it back at once"
-                ));
+                report.say(&format!("   {}", fate_of_old(session, &old)));
             }
             // What was said in step 7 may have scrolled by.
             let warnings = ended.serving.iter().flat_map(Serving::warnings);
@@ -145,9 +143,31 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
     };
     // Only now: nothing of this may keep a rollback waiting, or take away what it would bring back.
     if matches!(exit, Exit::Done | Exit::NotEnoughData) {
+        if session.config.deploy.warm.is_zero() && from_version.is_some() {
+            stop_old(session, &old).await;
+        }
         super::prune::after_deploy(session).await;
     }
     Ok(exit)
+}
+
+/// What becomes of what served before, and what a rollback to it takes.
+fn fate_of_old(session: &Session, old: &str) -> String {
+    let warm = session.config.deploy.warm;
+    if warm.is_zero() {
+        return format!("{old} is not kept running (warm is 0s): a rollback has to start it first");
+    }
+    format!("{old} is kept running for {}: `uh-deploy rollback` brings it back at once", span(warm))
+}
+
+/// Without a warm window nothing is kept for the timer. That it can't be stopped now is no fault of the deploy.
+async fn stop_old(session: &Session, old: &str) {
+    let problem = match retire(session, &RetireArgs { now: false }).await {
+        Ok(Exit::Done) => return,
+        Ok(_) => String::new(),
+        Err(failed) => format!(": {}", failed.message()),
+    };
+    session.report.warn(&format!("{old} may still run{problem}. Run `uh-deploy retire`"));
 }
 
 async fn say_rollback_cost(session: &Session, ended: &Ended) {
@@ -317,7 +337,12 @@ async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done
     let drain = span(session.config.deploy.drain_timeout);
     report.line(&format!("wait up to {drain} for what {} has in flight", facts.from));
     report.step(7, 7, "Updating deployment state");
-    report.line(&format!("keep {old} running for {}", span(session.config.deploy.warm)));
+    let warm = session.config.deploy.warm;
+    report.line(&if warm.is_zero() {
+        format!("stop {old} (warm is 0s)")
+    } else {
+        format!("keep {old} running for {}", span(warm))
+    });
     report.event("plan", serde_json::json!({"facts": facts, "plan": plan}));
     Ok(Exit::Done)
 }

@@ -312,3 +312,21 @@ fn an_app_outlives_its_supervisor_and_can_still_be_stopped() {
     until("blue is gone", || stage.answers("blue").is_none().then_some(()));
     stage.expect(0, &["rollback"]).says("started again as it was");
 }
+
+#[test]
+fn without_a_warm_window_the_old_version_is_stopped_by_its_deploy() {
+    let stage = Stage::new();
+    stage.configure("uh-deploy.toml", "[deploy]\nwarm = \"0s\"");
+    stage.deploy("1.0.0");
+    let ran = stage.deploy("1.0.1");
+    ran.says("blue (v1.0.0) is not kept running (warm is 0s): a rollback has to start it first")
+        .says("is stopped");
+    assert!(!ran.text.contains("at once"), "{}", ran.text);
+    assert_eq!((stage.served(), stage.apps()), ("green 1.0.1".to_owned(), 1));
+    // After the watch, where there is one.
+    let ran = stage.expect(0, &["blue-green", "--version", "1.0.2", "--watch", "500ms"]);
+    assert!(ran.text.find("Monitoring complete") < ran.text.rfind("is stopped"), "{}", ran.text);
+    assert_eq!((stage.served(), stage.apps()), ("blue 1.0.2".to_owned(), 1));
+    stage.expect(0, &["rollback"]).says("started again as it was");
+    assert_eq!(stage.served(), "green 1.0.1");
+}
