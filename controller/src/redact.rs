@@ -4,7 +4,8 @@
 //! [`Foreign`] of it, at once. From then on it holds no secret, and it does nothing to a terminal. Our own words, versions,
 //! names and JSON keys never come through here: a value that happens to be one of them would take them out.
 //!
-//! The secrets are those of the process: [`remember`] adds to them, at the start of every command.
+//! The secrets are those of the process: [`remember`] adds to them, at the start of every command and
+//! whenever something new is about to be started or followed.
 
 mod sources;
 

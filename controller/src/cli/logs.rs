@@ -7,7 +7,7 @@ use super::args::LogsArgs;
 use super::exit::{Exit, Failed};
 use super::session::Session;
 use crate::deploy::records::Records;
-use crate::redact::Foreign;
+use crate::redact::{self, Foreign};
 use crate::report::Form;
 use crate::runtime::{InstanceId, LogQuery};
 
@@ -36,6 +36,8 @@ pub(super) async fn logs(session: &Session, args: &LogsArgs) -> Done {
             }
         };
         let Some(next) = next else { return Ok(Exit::Done) };
+        // It was started with values that did not exist when this command began.
+        redact::remember(redact::of_config(&session.config));
         follow_on(session, &instance, &next);
         instance = next;
         query = LogQuery { tail: None, since: None, follow: true };

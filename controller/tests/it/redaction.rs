@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::harness::Stage;
+use crate::harness::{Stage, until};
 
 /// A stage whose app says something at its start, with an environment file.
 fn stage(env: &str, script: &str, extra: &str) -> Stage {
@@ -61,6 +61,42 @@ fn a_value_that_has_been_changed_in_its_file_since_is_still_redacted() {
     for backend in ["blue", "green"] {
         stage.expect(0, &["logs", "--backend", backend]).says("key ***");
     }
+}
+
+/// Whoever fetches secrets in `pre_deploy` writes values that did not exist when the command began.
+#[test]
+fn a_value_that_pre_deploy_has_fetched_is_redacted_in_the_candidates_last_words() {
+    let script = "echo API_KEY=brand-new-$((40+2)) > .env";
+    let hook = |stage: &Stage| {
+        let directory = stage.path(".env").parent().unwrap().display().to_string();
+        format!("[hooks]\npre_deploy = [\"sh\", \"-c\", \"cd {directory} && {script}\"]")
+    };
+    let stage = stage("API_KEY=the-old-one\n", "echo key $API_KEY; exit 1", "");
+    let text = fs::read_to_string(stage.path("uh-deploy.toml")).unwrap();
+    fs::write(stage.path("uh-deploy.toml"), format!("{text}\n{}\n", hook(&stage))).unwrap();
+    let ran = stage.expect(1, &["blue-green", "--version", "1.0.0"]);
+    ran.says("key ***");
+    assert!(!ran.text.contains("brand-new-42"), "{}", ran.text);
+}
+
+#[test]
+fn a_log_that_is_followed_to_a_successor_hides_that_ones_new_values_too() {
+    let stage = stage("API_KEY=the-old-one\n", "echo key $API_KEY", "");
+    stage.deploy("1.0.0");
+    let file = fs::File::create(stage.path("followed")).unwrap();
+    let mut command = stage.command(&["logs", "--follow"]);
+    let mut follower = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+    let followed = || fs::read_to_string(stage.path("followed")).unwrap();
+    until("it shows the first log", || followed().contains("key ***").then_some(()));
+    fs::write(stage.path(".env"), "API_KEY=the-new-one\n").unwrap();
+    stage.deploy("1.0.1");
+    until("it shows the next log", || {
+        let (_, next) = followed().split_once("took over").map(|(a, b)| (a.to_owned(), b.to_owned()))?;
+        next.contains("\nkey ").then_some(())
+    });
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+    assert!(!followed().contains("the-new-one"), "{}", followed());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::gate::{self, Diagnosis};
 use crate::notice::{self, Hook};
 use crate::probe::Expected;
 use crate::runtime::InstanceId;
-use crate::{fault, time};
+use crate::{fault, redact, time};
 
 impl Driver<'_> {
     pub(super) async fn build(&mut self) -> Event {
@@ -22,6 +22,8 @@ impl Driver<'_> {
             e.log.iter().for_each(|line| self.report.line(&format!("  {line}")));
             return failed;
         }
+        // It may have fetched new secrets, and the build shows them first.
+        redact::remember(redact::of_config(self.config));
         let what = if self.noun() == "process" { "Building" } else { "Building image" };
         self.report.step(2, 7, what);
         let start = Instant::now();
@@ -44,7 +46,10 @@ impl Driver<'_> {
     }
 
     fn propose(&mut self, record: &Record) -> Option<Event> {
-        let failed = self.records.propose(record).err()?;
+        let proposed = self.records.propose(record);
+        // What the candidate logs may be values that nothing else has: they are in its record.
+        redact::remember(redact::of_config(self.config));
+        let failed = proposed.err()?;
         Some(self.fail_aloud(Failure::Build, format!("cannot write the candidate's record: {failed}")))
     }
 
