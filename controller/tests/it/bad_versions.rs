@@ -1,6 +1,6 @@
 //! What becomes of versions that are no good, and what is said about them. The old one serves all the time.
 
-use crate::harness::{Ran, Stage, program};
+use crate::harness::{Ran, Stage, program, until};
 
 /// A first, good version; then a bad one by this configuration. The old one must have served all the time.
 fn bad(code: i32, extra: &str) -> (Stage, Ran) {
@@ -88,6 +88,27 @@ fn one_whose_port_is_taken_names_who_has_it() {
     ran.says(&format!("127.0.0.1:{} is taken by", stage.ports[1]))
         .says(&format!("(pid {})", std::process::id()));
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 1));
+}
+
+/// A standby that somebody has started by hand: the first deploy finds its port taken, stops nothing, and leaves it in
+/// service.
+#[test]
+fn one_whose_port_is_taken_leaves_the_standby_that_has_it_in_service() {
+    let stage = Stage::new();
+    let mut by_hand = std::process::Command::new(program("uh-sample-app"));
+    by_hand.env("PORT", stage.ports[0].to_string()).env("HOSTNAME", "127.0.0.1");
+    by_hand.env("DEPLOYMENT_ENV", "blue").env("APP_VERSION", "0.9.0");
+    let mut by_hand = by_hand.stdout(std::process::Stdio::null()).spawn().unwrap();
+    until("it answers", || stage.answers("blue"));
+    let ran = stage.run(&["blue-green", "--version", "1.0.0"]);
+    let service = stage.service();
+    let blue = service.backends.iter().find(|backend| backend.name.as_str() == "blue").unwrap();
+    let role = blue.role;
+    by_hand.kill().unwrap();
+    by_hand.wait().unwrap();
+    assert_eq!(ran.code, Some(1), "{}", ran.text);
+    ran.says(&format!("127.0.0.1:{} is taken by", stage.ports[0]));
+    assert_eq!(role, uh_protocol::status::Role::Standby, "{}", ran.text);
 }
 
 #[test]

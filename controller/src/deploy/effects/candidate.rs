@@ -11,8 +11,8 @@ use crate::front::{FrontError, OutOfService};
 use crate::gate::{self, Diagnosis};
 use crate::notice::{self, Hook};
 use crate::probe::Expected;
-use crate::runtime::InstanceId;
-use crate::{fault, redact, time};
+use crate::runtime::{Endpoint, InstanceId, RuntimeError};
+use crate::{fault, ports, redact, time};
 
 impl Driver<'_> {
     pub(super) async fn build(&mut self) -> Event {
@@ -126,6 +126,12 @@ impl Driver<'_> {
             Ok(found) => found.into_iter().filter(|id| *id != self.facts.instance).collect::<Vec<_>>(),
             Err(e) => return Some(self.runtime_failed(Failure::Start, &e)),
         };
+        // What holds the ports then is not ours to stop. It stays in service: it may be all that a switch by hand has left.
+        if leftovers.is_empty()
+            && let Some(taken) = self.taken_port()
+        {
+            return Some(self.runtime_failed(Failure::Start, &taken));
+        }
         let out = match self.withdraw_target().await {
             Ok(out) => out,
             Err(e) => return Some(self.refused(&e)),
@@ -138,6 +144,12 @@ impl Driver<'_> {
             }
         }
         None
+    }
+
+    fn taken_port(&self) -> Option<RuntimeError> {
+        let taken = |endpoint: &Endpoint| Some((endpoint.to_string(), ports::taken_by(endpoint)?));
+        let (endpoint, by) = self.facts.endpoints.iter().find_map(taken)?;
+        Some(RuntimeError::PortTaken { endpoint, by })
     }
 
     /// As the routing was when this operation began; other services may have changed.
