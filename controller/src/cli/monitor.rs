@@ -22,10 +22,10 @@ use crate::verdict::judge::Verdict;
 
 pub(super) use watcher::{Ended, Watcher};
 
-/// Without an answer from uh-proxy for this long, watching ends: a restart under systemd takes seconds.
+/// When uh-proxy answers no question for this long, watching ends: a restart under systemd takes seconds.
 const MAX_SILENCE: Duration = Duration::from_secs(30);
 
-/// How often it is asked before the first tick.
+/// How often it is asked before the first tick, and for the last look.
 const BEGIN_POLL: Duration = Duration::from_millis(200);
 
 pub(super) async fn monitor(session: &Session, args: &MonitorArgs) -> Done {

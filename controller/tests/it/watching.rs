@@ -186,6 +186,24 @@ fn a_killed_watch_is_continued_by_the_timer_before_it_stops_anything() {
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 2));
 }
 
+/// A restart of the front door just at the end is no reason to roll a good version back.
+#[test]
+fn an_unanswered_last_question_is_asked_again() {
+    let mut stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", "[monitor]\ninterval = \"1s\"");
+    let mut monitor = start(&stage, &["monitor", "--duration", "3s"]);
+    std::thread::sleep(Duration::from_millis(1500));
+    stage.kill_front_door();
+    let over = Instant::now() + Duration::from_secs(4);
+    until("its time is over", || (Instant::now() > over).then_some(()));
+    assert!(monitor.try_wait().unwrap().is_none_or(|status| !status.success()), "who answered it?");
+    stage.start_front_door();
+    let ran = Ran::of(monitor.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    ran.says("no uh-proxy answers").says("Monitoring complete");
+}
+
 #[test]
 fn what_happened_while_nobody_watched_counts() {
     let stage = Stage::new();

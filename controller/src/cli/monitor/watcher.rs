@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use uh_protocol::BackendName;
 
-use super::{MAX_SILENCE, clock, name_of, too_short};
+use super::{BEGIN_POLL, MAX_SILENCE, clock, name_of, too_short};
 use crate::cli::exit::{Exit, Failed};
 use crate::cli::operation;
 use crate::cli::session::Session;
@@ -221,10 +221,10 @@ impl<'a> Watcher<'a> {
         link: Option<&Link>,
     ) -> Result<Ended, Failed> {
         let end = Instant::now() + duration;
-        let mut answered = Instant::now();
+        let mut silent_since = None;
         loop {
             let next = (Instant::now() + self.plan.interval()).min(end);
-            let mut ended = None;
+            let mut ended = if Instant::now() >= end { self.instance_end(link).await } else { None };
             while Instant::now() < next && ended.is_none() {
                 let left = next.saturating_duration_since(Instant::now());
                 tokio::time::sleep(left.min(INSTANCE_POLL)).await;
@@ -232,16 +232,26 @@ impl<'a> Watcher<'a> {
             }
             match self.tick(ended).await {
                 Ok(Some(done)) => return Ok(done),
-                Ok(None) => answered = Instant::now(),
-                Err(e) if answered.elapsed() >= MAX_SILENCE || Instant::now() >= end => {
-                    return Err(self.silence(&e));
+                Ok(None) if Instant::now() >= end => {
+                    fault::point("watch.tick");
+                    return Ok(Ended::Well);
                 }
-                Err(e) => self.session.report.warn(&crate::chain(&e)),
+                Ok(None) => silent_since = None,
+                Err(e) => {
+                    let is_last = Instant::now() >= end;
+                    if !is_last || silent_since.is_none() {
+                        self.session.report.warn(&crate::chain(&e));
+                    }
+                    if silent_since.get_or_insert_with(Instant::now).elapsed() >= MAX_SILENCE {
+                        return Err(self.silence(&e));
+                    }
+                    // One unanswered question is no reason to give a version up, not even the last one.
+                    if is_last {
+                        tokio::time::sleep(BEGIN_POLL).await;
+                    }
+                }
             }
             fault::point("watch.tick");
-            if Instant::now() >= end {
-                return Ok(Ended::Well);
-            }
         }
     }
 
