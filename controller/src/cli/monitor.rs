@@ -30,7 +30,7 @@ const BEGIN_POLL: Duration = Duration::from_millis(200);
 
 pub(super) async fn monitor(session: &Session, args: &MonitorArgs) -> Done {
     let front = session.front().await?;
-    if let Some(exit) = resume::judge_now(session, &front).await? {
+    if let Some(exit) = resume::before_another(session, &front).await? {
         return Ok(exit);
     }
     let limits = &session.config.monitor;

@@ -186,6 +186,24 @@ fn a_killed_watch_is_continued_by_the_timer_before_it_stops_anything() {
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 2));
 }
 
+/// Somebody who looks must not take the deploy's promise away.
+#[test]
+fn monitor_keeps_the_promise_of_a_watch_that_lost_its_watcher() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let traffic = Traffic::start(stage.address, 100, "/");
+    stage.configure("uh-deploy.toml", QUICK);
+    lose_a_watch(&stage, &["--watch", "10m", "--auto-rollback"]);
+    let monitor = start(&stage, &["monitor", "--duration", "1s"]);
+    // Longer than it would watch by itself.
+    traffic.wait_for(300);
+    traffic.ask_for("/status/500");
+    let ran = Ran::of(monitor.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(3), "{}", ran.text);
+    ran.says("continuing it for the 9m").says("✅ Rollback complete");
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
+
 /// A restart of the front door just at the end is no reason to roll a good version back.
 #[test]
 fn an_unanswered_last_question_is_asked_again() {

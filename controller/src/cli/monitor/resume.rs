@@ -40,10 +40,15 @@ pub(in crate::cli) async fn if_needed(session: &Session) -> Result<Option<Exit>,
     finish(session, &front).await
 }
 
-/// Judges a watch that has lost its watcher by what was counted until now, and ends it. `Some`: it was bad, and what
-/// came of that; whoever asked has to stop. The lock is not held.
-pub(in crate::cli) async fn judge_now(session: &Session, front: &Front) -> Result<Option<Exit>, Failed> {
-    let ended = go_on(session, front, false).await?;
+/// A watch that has lost its watcher comes to its end before another one begins. One that may still have to roll back
+/// keeps its promise, and is continued for what is left of it; any other is judged by what was counted until now.
+/// `Some`: it was bad, and what came of that; whoever asked has to stop. The lock is not held.
+pub(in crate::cli) async fn before_another(session: &Session, front: &Front) -> Result<Option<Exit>, Failed> {
+    let newest = watch::look(&session.config.deploy.state_dir).map_err(|e| unusable(&e))?;
+    let planned = lost(session, newest.as_ref())?.map(|(_, plan)| plan);
+    let open = newest.filter(|watch| !watch.has_ended()).map(|watch| watch.plan);
+    let promised = open.or(planned).is_some_and(|plan| plan.auto_rollback);
+    let ended = go_on(session, front, promised).await?;
     Ok(ended.filter(|exit| !matches!(exit, Exit::Done | Exit::Superseded | Exit::NotEnoughData)))
 }
 
