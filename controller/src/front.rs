@@ -109,7 +109,7 @@ impl FrontError {
     /// Whether the call never reached the front door: then nothing was done.
     #[must_use]
     pub fn is_unsent(&self) -> bool {
-        matches!(self, Self::Call(ClientError::NoProxy { .. }))
+        matches!(self, Self::Call(ClientError::NoProxy { .. } | ClientError::NoPermission { .. }))
     }
 
     /// Whether the backend was not healthy enough for the front door.

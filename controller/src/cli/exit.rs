@@ -121,6 +121,7 @@ impl From<FrontError> for Failed {
             FrontError::Call(ClientError::NoProxy { .. }) => {
                 "; nothing was changed. Start uh-proxy or fix `deploy.admin_socket`"
             }
+            FrontError::Call(ClientError::NoPermission { .. }) => "; nothing was changed",
             _ => "",
         };
         let exit = if error.is_overtaken() { Exit::Superseded } else { Exit::Failed };
