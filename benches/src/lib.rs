@@ -9,7 +9,6 @@ pub mod http;
 pub mod judgement;
 pub mod load;
 pub mod percentiles;
-pub mod watch_simulation;
 pub mod watcher;
 pub mod websocket;
 

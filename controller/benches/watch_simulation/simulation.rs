@@ -7,26 +7,25 @@ use uh_controller::verdict::{Allowed, Answers};
 
 /// What one deploy is like.
 #[derive(Debug, Clone, Copy)]
-pub struct Deploy {
+pub(crate) struct Deploy {
     /// Requests per second, arriving at random.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// The share of requests that the old version fails.
-    pub old_errors: f64,
+    pub(crate) old_errors: f64,
     /// The share that the new one fails.
-    pub new_errors: f64,
+    pub(crate) new_errors: f64,
     /// How long the old version was active before.
-    pub history: Duration,
+    pub(crate) history: Duration,
     /// How long the new one is watched.
-    pub watch: Duration,
+    pub(crate) watch: Duration,
     /// From one tick to the next.
-    pub interval: Duration,
+    pub(crate) interval: Duration,
     /// `monitor.max_error_rate`.
-    pub limit: f64,
+    pub(crate) limit: f64,
 }
 
 /// A healthy deploy with the defaults: both versions fail the same share, less than the limit.
-#[must_use]
-pub fn healthy(rate: f64, errors: f64, interval: Duration) -> Deploy {
+pub(crate) fn healthy(rate: f64, errors: f64, interval: Duration) -> Deploy {
     Deploy {
         rate,
         old_errors: errors,
@@ -40,33 +39,30 @@ pub fn healthy(rate: f64, errors: f64, interval: Duration) -> Deploy {
 
 /// What many deploys came to.
 #[derive(Debug, Clone, Default)]
-pub struct Outcomes {
+pub(crate) struct Outcomes {
     /// How many there were.
-    pub deploys: u32,
+    pub(crate) deploys: u32,
     /// For each one that was found bad, in seconds: when. Ascending.
-    pub found_after: Vec<f64>,
+    pub(crate) found_after: Vec<f64>,
     /// For each one that was found bad: how many requests had failed by then. Ascending.
-    pub failed: Vec<u64>,
+    pub(crate) failed: Vec<u64>,
 }
 
 impl Outcomes {
     /// How many were found bad.
-    #[must_use]
-    pub fn found(&self) -> usize {
+    pub(crate) fn found(&self) -> usize {
         self.found_after.len()
     }
 
     /// When this share of those that were found bad had been found, in seconds.
-    #[must_use]
-    pub fn at(&self, share: f64) -> Option<f64> {
+    pub(crate) fn at(&self, share: f64) -> Option<f64> {
         let last = self.found_after.len().checked_sub(1)?;
         self.found_after.get((last as f64 * share) as usize).copied()
     }
 }
 
 /// Simulates so many deploys.
-#[must_use]
-pub fn simulate(deploy: Deploy, deploys: u32, seed: u64) -> Outcomes {
+pub(crate) fn simulate(deploy: Deploy, deploys: u32, seed: u64) -> Outcomes {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut outcomes = Outcomes { deploys, ..Outcomes::default() };
     for _ in 0..deploys {
@@ -134,45 +130,5 @@ fn successes(trials: u64, chance: f64, random: &mut fastrand::Rng) -> u64 {
             return count;
         }
         count += 1;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    /// A short form of the program's table. At a true rate of 1 in 40,000, not one of 9,600 is expected; two would be a
-    /// fault of the rule.
-    #[test]
-    fn healthy_deploys_are_not_rolled_back() {
-        let mut found = 0;
-        for interval in [SECOND, 10 * SECOND] {
-            for errors in [0.0005, 0.003, 0.008] {
-                for rate in [1.0, 5.0, 20.0, 100.0] {
-                    found += simulate(healthy(rate, errors, interval), 400, 7).found();
-                }
-            }
-        }
-        assert!(found <= 1, "{found} of 9600 healthy deploys would be rolled back");
-    }
-
-    #[test]
-    fn bad_versions_are_found_in_seconds() {
-        for (errors, p90) in [(1.0, 1.0), (0.2, 2.0), (0.05, 8.0)] {
-            let deploy = Deploy { new_errors: errors, ..healthy(100.0, 0.003, SECOND) };
-            let outcomes = simulate(deploy, 300, 7);
-            assert_eq!(outcomes.found(), 300, "{errors}");
-            assert!(outcomes.at(0.9).is_some_and(|after| after <= p90), "{errors}: {:?}", outcomes.at(0.9));
-        }
-    }
-
-    #[test]
-    fn a_version_that_is_no_worse_than_a_bad_old_one_stays() {
-        for (old, new) in [(0.03, 0.012), (0.05, 0.05)] {
-            let deploy = Deploy { old_errors: old, new_errors: new, ..healthy(20.0, 0.0, SECOND) };
-            assert_eq!(simulate(deploy, 300, 7).found(), 0, "{old} → {new}");
-        }
     }
 }
