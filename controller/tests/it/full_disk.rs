@@ -21,7 +21,7 @@ fn a_rollback_on_a_full_disk_is_refused_and_names_the_switch_that_works() {
     let ran = with_little_room(&stage, 0, &["rollback"]);
     assert_eq!(ran.code, Some(1), "{}", ran.text);
     ran.says("green (v1.0.1) serves").says("uh-proxy switch blue --service app");
-    let mut command = Command::new(crate::harness::program("uh-proxy"));
+    let mut command = Command::new(program("uh-proxy"));
     command.args(["switch", "blue", "--service", "app", "--admin-socket"]).arg(stage.path("run/admin.sock"));
     assert_eq!(command.status().unwrap().code(), Some(0));
     assert_eq!(stage.served(), "blue 1.0.0");
