@@ -179,6 +179,11 @@ impl Connection {
                     let head = scratch.get_or_insert_with(Scratch::take).request();
                     let before = head.len();
                     let unseen = buffer.filled();
+                    // Before it is taken for lines: what is no HTTP may have a line feed anywhere, as a TLS hello does.
+                    let first = unseen.first().copied().filter(|_| before == 0);
+                    if let Some(bad) = first.and_then(BadRequest::by_first_byte) {
+                        return Poll::Ready(HeadRead::Bad(bad));
+                    }
                     let found = if before == 0 {
                         // As most heads come: in one piece. What follows it, a body perhaps, is not copied.
                         let found = scanner.scan(unseen);

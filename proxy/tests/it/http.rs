@@ -109,14 +109,18 @@ async fn an_early_answer_is_passed_on_and_the_rest_of_the_request_read_away() {
     assert_eq!((response.status, response.text().as_str()), (413, "big!"));
 }
 
-/// The start of what every TLS client sends.
-const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+/// A whole first message of a TLS client: one record with one `ClientHello` that offers one cipher suite and the extension
+/// `supported_groups`, whose number 10 is a line feed to somebody who looks for lines.
+const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x00\x35\x01\x00\x00\x31\x03\x03\
+    0123456789abcdef0123456789abcdef\
+    \x00\x00\x02\x13\x01\x01\x00\x00\x06\x00\x0a\x00\x02\x00\x1d";
 
 #[tokio::test]
 async fn tls_on_the_plain_port_is_refused_at_the_first_byte() {
     let app = SampleApp::start("blue", "1").await;
     let home = Home::new(app.address, "127.0.0.1:9").server("limits = { header_timeout = \"10m\" }");
     let proxy = home.start().await;
+    assert!(CLIENT_HELLO.windows(2).any(|pair| pair == b"\x00\x0a"));
     for bytes in [CLIENT_HELLO, &CLIENT_HELLO[..1], b"\0", b"\x80\x2e"] {
         let mut wire = Wire::connect(proxy.address).await;
         wire.send(bytes).await;
