@@ -35,16 +35,17 @@ use crate::observe::termination::Termination;
 /// reset (RFC 9112 §9.6).
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
-/// And how long we read what a client sends that goes on: one that reads the answer to its upload only after the last
-/// byte of it must be able to write all of it, however much that is. The limit is for those that never stop.
+/// And how long we read what a client sends where no minimum rate is set (`limits.min_body_rate = 0`). One that keeps the
+/// rate is read to its end: if it reads the answer to its upload only after the last byte of it, it must be able to write
+/// all of it, however much that is.
 const LINGER_AT_MOST: Duration = Duration::from_secs(300);
+
+/// The minimum rate where no service is known: the default of `limits.min_body_rate`.
+const BODY_RATE: u64 = 500;
 
 /// After an idle connection's end was sent, how long a request that crossed it may still arrive, to be left unanswered
 /// without a reset: the client sees an orderly end before any response, and knows that it may ask again.
 const DISMISS_TIME: Duration = Duration::from_secs(1);
-
-/// As fast as that it must send, on average: slower than any upload, faster than somebody who only holds the connection.
-const LINGER_BYTES_PER_SECOND: u64 = 4 << 10;
 
 /// How much of that is read before the others on this thread have their turn.
 const LINGER_TURN_BYTES: usize = 128 << 10;
@@ -85,6 +86,8 @@ pub struct Connection {
     pub(super) attention: Attention,
     pub(super) watchdog: Watchdog,
     exchanges: u32,
+    /// The slowest that the client may send a body, in bytes per second, by the service that it asked last.
+    pub(super) body_rate: u64,
 }
 
 enum HeadRead {
@@ -121,6 +124,7 @@ impl Connection {
             attention,
             watchdog: Watchdog::default(),
             exchanges: 0,
+            body_rate: BODY_RATE,
         }
     }
 
@@ -151,8 +155,11 @@ impl Connection {
                 Next::KeepAlive => {}
                 Next::Close => return,
                 Next::Reset => return reset::at_close(&self.client),
-                Next::Linger => return Box::pin(self.linger(LINGER_TIME, LINGER_AT_MOST)).await,
-                Next::Dismiss => return Box::pin(self.linger(DISMISS_TIME, DISMISS_TIME)).await,
+                Next::Linger => {
+                    let most = (self.body_rate == 0).then_some(LINGER_AT_MOST);
+                    return Box::pin(self.linger(LINGER_TIME, most)).await;
+                }
+                Next::Dismiss => return Box::pin(self.linger(DISMISS_TIME, Some(DISMISS_TIME))).await,
             }
         }
     }
@@ -350,7 +357,7 @@ impl Connection {
         answer.write(&self.settings.pages, &mut out);
         if self.send(&out).await.is_ok() {
             // It has one of few turns.
-            self.linger(LINGER_TIME, LINGER_TIME).await;
+            self.linger(LINGER_TIME, Some(LINGER_TIME)).await;
         }
     }
 
@@ -358,7 +365,7 @@ impl Connection {
     async fn make_room(self) {
         let admission = Arc::clone(&self.worker.admission);
         let Some(_turn) = admission.tell() else { return };
-        self.linger(DISMISS_TIME, DISMISS_TIME).await;
+        self.linger(DISMISS_TIME, Some(DISMISS_TIME)).await;
     }
 
     /// Sends an answer of our own, within the header deadline.
@@ -386,11 +393,13 @@ impl Connection {
         .await
     }
 
-    /// Says that nothing more comes, and reads on without looking: until the client sends nothing for the time `quiet`,
-    /// or has sent something for the time `most`.
-    async fn linger(mut self, quiet: Duration, most: Duration) {
+    /// Says that nothing more comes, and reads on without looking: until the client sends nothing for the time `quiet`, is
+    /// slower than its minimum rate, or has sent something for the time `most`, if there is such a limit.
+    async fn linger(mut self, quiet: Duration, most: Option<Duration>) {
         let begun = Instant::now();
-        let (mut until, mut heard, mut total) = (begun + most, begun, 0);
+        let rate = self.body_rate.max(1);
+        let mut until = most.map(|most| begun + most);
+        let (mut heard, mut total) = (begun, 0_u64);
         let (mut shut, mut hurried) = (false, false);
         poll_fn(|cx| {
             self.attention.poll(cx);
@@ -421,10 +430,13 @@ impl Connection {
             }
             let stage = self.attention.stage();
             if stage != Stage::Running && !std::mem::replace(&mut hurried, true) {
-                until = until.min(Instant::now() + LINGER_TIME);
+                let hurried = Instant::now() + LINGER_TIME;
+                until = Some(until.map_or(hurried, |until| until.min(hurried)));
             }
-            let earned = begun + quiet + Duration::from_secs(total / LINGER_BYTES_PER_SECOND);
-            let deadline = until.min(heard + quiet).min(earned);
+            let quiet_until = heard + quiet;
+            // A client that sends faster than it must earns no more than it needs: it ends by itself, or it is quiet.
+            let earned = begun.checked_add(quiet + Duration::from_millis(total.saturating_mul(1000) / rate));
+            let deadline = [until, earned].into_iter().flatten().fold(quiet_until, Instant::min);
             if stage == Stage::Cutting || self.watchdog.poll_expired(cx, deadline) {
                 return Poll::Ready(());
             }

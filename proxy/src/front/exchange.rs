@@ -123,6 +123,7 @@ async fn forward(
     lease: &mut Lease,
 ) -> Next {
     let most = lease.owner().service.limits.body_bytes;
+    conn.body_rate = lease.owner().service.limits.min_body_rate;
     if let (Framing::Length(length), Some(most)) = (request.framing, most)
         && length > most
     {

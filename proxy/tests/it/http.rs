@@ -195,6 +195,25 @@ async fn an_early_answer_reaches_a_client_that_reads_only_after_its_upload_of_an
     assert!([401, 413].contains(&wire.response().await.status));
 }
 
+/// Slower than most, but faster than `limits.min_body_rate` demands.
+#[tokio::test]
+async fn an_early_answer_reaches_a_client_whose_upload_is_as_slow_as_is_allowed() {
+    let app = Scripted::start(|_, mut stream| async move {
+        let reply = b"HTTP/1.1 401 Who\r\nContent-Length: 4\r\nConnection: close\r\n\r\nwho?";
+        let _ = stream.write_all(reply).await;
+        (stream, Then::Close)
+    })
+    .await;
+    let (_home, proxy) = before(&app, "").await;
+    let mut wire = Wire::connect(proxy.address).await;
+    wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8000\r\n\r\n").await;
+    for _ in 0..16 {
+        wire.send([b'x'; 500]).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    assert_eq!(wire.response().await.status, 401);
+}
+
 #[tokio::test]
 async fn old_clients_get_no_chunks_and_no_interim_responses() {
     let app = Scripted::start(|_, mut stream| async move {
