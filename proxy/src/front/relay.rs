@@ -122,6 +122,8 @@ pub struct Relay {
     ended: Option<Instant>,
     /// It did so before the backend's answer came.
     ended_first: bool,
+    /// Everything that it sent before has been read.
+    end_read: bool,
     /// When the client was last looked at without reading from it.
     looked: Option<Instant>,
     /// The head of the final response has come.
@@ -162,6 +164,7 @@ impl Relay {
             up_broken: false,
             ended: None,
             ended_first: false,
+            end_read: false,
             looked: None,
             answered: false,
             before_answer: 0,
@@ -398,7 +401,7 @@ impl Relay {
 
     /// Reads ahead one buffer at most, until nothing more is there, so that the end wakes us: a pipelined request, or the news that the client has gone.
     fn watch_client(&mut self, cx: &mut Context<'_>, around: &mut Surroundings<'_>) -> Result<(), Failure> {
-        if self.client_ended() {
+        if self.end_read {
             return Ok(());
         }
         loop {
@@ -408,6 +411,7 @@ impl Relay {
             }
             match poll_fill(cx, around.client, ahead) {
                 Poll::Ready(Ok(0)) => {
+                    self.end_read = true;
                     self.note_client_ended(Instant::now());
                     return Ok(());
                 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Notify;
 use uh_protocol::request::DrainRequest;
 
 use crate::harness::{Home, Proxy, Scripted, Then, app, backend, until};
@@ -208,4 +209,78 @@ async fn an_upload_that_the_app_does_not_take_ends_when_its_client_resets() {
     drop(wire);
     assert_eq!(lines(&home, 1).await, [line("/deaf", 499, "DC")]);
     proxy.until_idle("blue").await;
+}
+
+/// An app that takes nothing of an upload until it is notified; then it reads all of it, and answers.
+async fn reluctant_app(may_read: &Arc<Notify>) -> Scripted {
+    let may_read = Arc::clone(may_read);
+    Scripted::start(move |head, mut stream| {
+        let may_read = Arc::clone(&may_read);
+        async move {
+            if head.starts_with("POST") {
+                may_read.notified().await;
+                let (mut seen, mut piece) = (Vec::new(), vec![0; 1 << 16]);
+                while !seen.ends_with(b"\r\n0\r\n\r\n") {
+                    let count = stream.read(&mut piece).await.unwrap_or(0);
+                    if count == 0 {
+                        return (stream, Then::Close);
+                    }
+                    seen.extend_from_slice(&piece[..count]);
+                    let needless = seen.len().saturating_sub(16);
+                    seen.drain(..needless);
+                }
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            (stream, Then::KeepAlive)
+        }
+    })
+    .await
+}
+
+/// How much of what the client has sent lies unread in the proxy's socket.
+fn unread(wire: &Wire) -> u64 {
+    let port = |address: std::io::Result<std::net::SocketAddr>| format!(":{:04X}", address.unwrap().port());
+    let (client, proxy) = (port(wire.stream.local_addr()), port(wire.stream.peer_addr()));
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let queue = table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let ours = fields.get(1)?.ends_with(&proxy) && fields.get(2)?.ends_with(&client);
+        ours.then(|| u64::from_str_radix(fields[4].split(':').nth(1).unwrap(), 16).unwrap())
+    });
+    queue.unwrap_or(0)
+}
+
+/// Its end is known long before what it sent has been read.
+#[tokio::test]
+async fn all_that_a_client_sent_before_its_end_is_served_however_late_it_is_read() {
+    for half_closed in ["10s", "500ms"] {
+        let may_read = Arc::new(Notify::new());
+        let app = reluctant_app(&may_read).await;
+        let timeouts = format!("[services.app.timeouts]\nhalf_closed = \"{half_closed}\"");
+        let home = Home::new(app.address, app.address).service(&timeouts);
+        let proxy = home.start().await;
+        proxy.until_healthy().await;
+        let mut wire = Wire::connect(proxy.address).await;
+        wire.send("POST /slow HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        let chunk = [b"4000\r\n".as_slice(), &[b'x'; 0x4000], b"\r\n"].concat();
+        // Until the app's connection is full, and the rest waits in ours.
+        let mut waiting = 0;
+        while waiting < 20 {
+            waiting = if unread(&wire) > 0 { waiting + 1 } else { 0 };
+            if waiting == 0 {
+                wire.send(&chunk).await;
+            } else {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        wire.send(&[b"0\r\n\r\n", get("/second").as_bytes()].concat()).await;
+        wire.stream.shutdown().await.unwrap();
+        // For longer than it takes to notice its end, and than the shorter of the two times.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        may_read.notify_one();
+        let response = wire.response().await;
+        assert_eq!((response.status, response.text().as_str()), (200, "ok"), "the upload, {half_closed}");
+        assert_eq!(wire.response().await.status, 200, "the second request, {half_closed}");
+        assert!(wire.is_closed().await);
+    }
 }

@@ -168,20 +168,26 @@ async fn a_reader_that_keeps_its_minimum_rate_gets_all_of_it() {
     .await;
     // What lies in the socket's buffer takes longer to read than the client may stand still.
     let limits = "[services.app.limits]\nmin_response_rate = \"100KiB\"\nrate_window = \"1s\"\n\
-                  [services.app.timeouts]\nclient = \"700ms\"";
+                  [services.app.timeouts]\nclient = \"700ms\"\nhalf_closed = \"700ms\"";
     let (home, proxy) = before(&app, "", limits).await;
-    let mut wire = Wire::connect(proxy.address).await;
-    wire.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
-    let (mut received, mut buffer) = (0, vec![0; 256 << 10]);
-    loop {
-        let read = soon("more of it", wire.stream.read(&mut buffer)).await.unwrap();
-        if read == 0 {
-            break;
+    // The second has nothing more to send and says so; both of its times run out at once.
+    for ends in [false, true] {
+        let mut wire = Wire::connect(proxy.address).await;
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        if ends {
+            wire.stream.shutdown().await.unwrap();
         }
-        received += read;
-        tokio::time::sleep(Duration::from_millis(40)).await;
+        let (mut received, mut buffer) = (0, vec![0; 256 << 10]);
+        loop {
+            let read = soon("more of it", wire.stream.read(&mut buffer)).await.unwrap();
+            if read == 0 {
+                break;
+            }
+            received += read;
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+        assert!(received > BYTES, "{received} of {BYTES}, ended: {ends}: {:?}", home.access_log());
     }
-    assert!(received > BYTES, "{received} of {BYTES}: {:?}", home.access_log());
 }
 
 /// What the kernel holds of what was written from port `near` to the client at port `far` and has not arrived, in bytes.

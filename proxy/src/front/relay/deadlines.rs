@@ -70,6 +70,8 @@ impl Relay {
             }
             let now = Instant::now();
             self.meet(due, now, around.client, around.lease)?;
+            // A client that was found to take something has its time again; asked twice in a row, it has taken nothing.
+            let deadline = self.last_move + limit;
             if now >= deadline && !self.client_takes(around.client) {
                 return Err(failure);
             }
@@ -218,10 +220,19 @@ impl Relay {
         self.looked.map_or(self.last_move, |looked| looked.max(self.last_move)) + LOOK_EVERY
     }
 
+    /// Whether some of the request is still to go up. A request without a body, of which nothing could go up yet, has
+    /// nothing that its client could still be sending.
+    fn still_sends(&self) -> bool {
+        let only_waits = self.up.sent() == 0 && self.up.body_complete();
+        !(self.up_done || self.up_broken || only_waits)
+    }
+
     fn look(&mut self, client: &Stream, now: Instant) -> Result<(), Failure> {
         self.looked = Some(now);
         match client::presence(client) {
             Presence::There => {}
+            // What it sent before may still lie in our socket, so its time begins when all of the request has gone up.
+            Presence::HalfClosed if self.still_sends() => {}
             Presence::HalfClosed => self.note_client_ended(now),
             Presence::Gone => return Err(Failure::Client(Termination::ClientGone)),
         }
