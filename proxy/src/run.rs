@@ -176,6 +176,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
             outlet: log.outlet,
             wanted: Notify::new(),
             reopen_wanted: Notify::new(),
+            reopening: Arc::default(),
         },
         admin_heartbeat: AtomicU64::new(0),
         news: Arc::default(),

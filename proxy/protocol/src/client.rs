@@ -23,6 +23,10 @@ use crate::status::Status;
 /// within its own deadline of five seconds.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a reload may take: it waits for its turn to open the log, opens it, checks the file and writes the state, each
+/// within five seconds at most.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(25);
+
 /// How long closing many tunnels one after the other may take at the end of a drain.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -192,7 +196,7 @@ impl Client {
     /// # Errors
     /// `Problem` when the file is bad; then nothing has changed.
     pub async fn reload(&self) -> Result<Reloaded, ClientError> {
-        self.call(Method::POST, "/v1/reload", None::<&()>, CALL_TIMEOUT).await
+        self.call(Method::POST, "/v1/reload", None::<&()>, RELOAD_TIMEOUT).await
     }
 
     /// `GET /metrics`, as text.

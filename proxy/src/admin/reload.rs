@@ -38,6 +38,8 @@ pub struct Reloading {
     pub wanted: Notify,
     /// Notified at SIGUSR1.
     pub reopen_wanted: Notify,
+    /// Held while the access log is opened again.
+    pub reopening: Arc<Mutex<()>>,
 }
 
 /// Who asked.
@@ -77,8 +79,21 @@ impl Control {
 
     /// Opens the access log again and logs how that went. What is wrong with it stops nothing.
     async fn reopen_log(&self, why: &str) {
+        // One at a time: each that hangs holds a thread, of which there are few.
+        let turn = Arc::clone(&self.reloading.reopening).lock_owned();
+        let Ok(turn) = tokio::time::timeout(CHECK_TIMEOUT, turn).await else {
+            tracing::error!(
+                why,
+                "the access log was not reopened: the disk is slow, and an earlier reopening still hangs; try again"
+            );
+            return;
+        };
         let outlet = self.reloading.outlet.clone();
-        let opening = tokio::task::spawn_blocking(move || outlet.reopen());
+        let opening = tokio::task::spawn_blocking(move || {
+            let opened = outlet.reopen();
+            drop(turn);
+            opened
+        });
         match tokio::time::timeout(CHECK_TIMEOUT, opening).await {
             Ok(Ok(Ok(Reopened::File(path)))) => {
                 tracing::info!(path = %path.display(), why, "access log reopened");
