@@ -42,6 +42,22 @@ pub enum LockError {
         /// The lock file.
         path: PathBuf,
     },
+    /// It is another user's, as one that an uh-proxy run by root leaves behind.
+    #[error(
+        "the lock {} belongs to the user with the id {owner}: remove it, or chown it to {user}",
+        path.display()
+    )]
+    Foreign {
+        /// The lock file.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Who we are.
+        user: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The system refuses.
     #[error("cannot open the lock {}", path.display())]
     Failed {
@@ -123,12 +139,19 @@ fn open(path: &Path) -> Result<File, LockError> {
             Err(LockError::NotAFile { path: path.to_owned() })
         }
         // A lock needs no write: on a disk that is read-only now, the file of an earlier run will do.
-        _ => OpenOptions::new()
-            .read(true)
-            .custom_flags(FLAGS)
-            .open(path)
-            .map_err(|_| LockError::Failed { path: path.to_owned(), source: error }),
+        _ => OpenOptions::new().read(true).custom_flags(FLAGS).open(path).map_err(|_| refused(path, error)),
     })
+}
+
+/// Whose it is says what to do about it, where it is there and not ours.
+fn refused(path: &Path, source: io::Error) -> LockError {
+    let user = rustix::process::geteuid().as_raw();
+    let owner = fs::symlink_metadata(path).ok().map(|metadata| metadata.uid()).filter(|owner| *owner != user);
+    let path = path.to_owned();
+    match owner.filter(|_| source.kind() == io::ErrorKind::PermissionDenied) {
+        Some(owner) => LockError::Foreign { path, owner, user, source },
+        None => LockError::Failed { path, source },
+    }
 }
 
 #[cfg(test)]

@@ -40,8 +40,9 @@ pub enum StoreError {
     },
     /// Its lock can't be taken.
     #[error(
-        "cannot lock the state file {}, and two processes must not write it: see that uh-proxy's user can write to its directory",
-        path.display()
+        "cannot lock the state file {}, and two processes must not write it{}",
+        path.display(),
+        lock_advice(source)
     )]
     Lock {
         /// The file.
@@ -71,6 +72,14 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+}
+
+/// What to do where the lock's own error doesn't say it.
+fn lock_advice(error: &LockError) -> &'static str {
+    match error {
+        LockError::Failed { .. } => ": see that uh-proxy's user can write to its directory",
+        _ => "",
+    }
 }
 
 /// What was found at the start.

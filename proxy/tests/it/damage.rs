@@ -255,6 +255,7 @@ async fn a_state_file_that_cannot_be_read_is_no_damage_and_nothing_starts_withou
     let (exit, said) = run_as_nobody(&home).await;
     assert_eq!(exit, Some(1), "{said}");
     assert!(said.contains("cannot lock the state file") && said.contains("Permission denied"), "{said}");
+    assert!(said.contains("belongs to the user with the id 0: remove it, or chown it to 65534"), "{said}");
     std::os::unix::fs::chown(&lock, Some(65534), Some(65534)).unwrap();
     for file in [home.state_file(), home.path("state/.deployment-state.json.last-good")] {
         fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
