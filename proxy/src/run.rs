@@ -261,34 +261,37 @@ fn board(
         restored.unwrap_or_default()
     };
     // After damage, a number that was never used before: an old expectation must not hold by chance.
-    let fresh = if damaged { seconds_since_1970() } else { 0 };
+    let fresh = if damaged { milliseconds_since_1970() } else { 0 };
     let generation = state.map_or(fresh, |state| state.generation);
     let graveyard = Arc::clone(graveyard);
     let pool = move |backend: &Arc<Backend>| IdlePool::new(backend, Arc::clone(&graveyard));
     Board::new(&config.services, restored, generation, workers, Arc::clone(meters), pool)
 }
 
-/// More changes than any run makes while its disk refuses them all.
+/// The fewest generations that a start after an earlier run leaves out, whatever the clock says: more changes than any
+/// run makes while its disk refuses them all.
 const RESTART_LEAP: u64 = 1000;
 
-/// Sees to it that no generation is handed out twice. An earlier run may have made changes that its disk refused, and their
-/// generations are in the hands of callers; this run must not reach the same numbers with other changes.
+/// Sees to it that no generation is handed out twice. Earlier runs may have made changes that their disk refused, and their
+/// generations are in the hands of callers; this run must not reach the same numbers with other changes. The disk can't
+/// say how many such runs there were. So each counts on from its own start: no run makes a change every millisecond.
+///
+/// Only the first run counts from 0. It is the first if the lock of the state file wasn't there: it stays when the state
+/// is moved away. Where even the first state can't be written, no later run could tell.
 fn keep_generations_apart(board: &Board, loaded: &Loaded, store: &Store) {
-    if loaded.state.is_some() {
-        board.leap(RESTART_LEAP);
-        return;
-    }
-    // Without a file, nobody knows whether there was an earlier run. There was none if the first state can be written,
-    // for so it would have been then.
-    let written = StateFile::of(board).map(|state| store.save(&state));
-    if let Some(Err(error)) = written {
+    let unwritten = || {
+        let error = StateFile::of(board).map(|state| store.save(&state))?.err()?;
         tracing::warn!(error = %plain(&error), "cannot write the state: a restart would forget every switch");
-        board.leap(seconds_since_1970());
+        Some(())
+    };
+    if loaded.state.is_some() || unwritten().is_some() || !store.is_new() {
+        let to_now = milliseconds_since_1970().saturating_sub(board.snapshot().generation);
+        board.leap(to_now.max(RESTART_LEAP));
     }
 }
 
-fn seconds_since_1970() -> u64 {
-    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default()
+fn milliseconds_since_1970() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
 }
 
 /// Backends that were active in an earlier run, and are not configured any more.

@@ -27,6 +27,7 @@ const DIRECTORY_MODE: u32 = 0o755;
 pub struct Store {
     path: PathBuf,
     lock: Mutex<File>,
+    new: bool,
 }
 
 /// Why the state file can't be used at all. Nothing was changed.
@@ -109,11 +110,19 @@ impl Store {
             let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory);
             made.map_err(|source| StoreError::Directory { path: path.to_owned(), source })?;
         }
-        let lock = lock::take(&beside(path, ".lock")).map_err(|error| match error {
+        let lock_path = beside(path, ".lock");
+        let new = fs::symlink_metadata(&lock_path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+        let lock = lock::take(&lock_path).map_err(|error| match error {
             LockError::Taken { .. } => StoreError::Taken { path: path.to_owned() },
             source => StoreError::Lock { path: path.to_owned(), source },
         })?;
-        Ok(Self { path: path.to_owned(), lock: Mutex::new(lock) })
+        Ok(Self { path: path.to_owned(), lock: Mutex::new(lock), new })
+    }
+
+    /// Whether this place was never used before: not even a lock was there, which no run removes.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.new
     }
 
     /// Reads the state: from the file, or else from its last-good copy. Says what is wrong. What is damaged is renamed.

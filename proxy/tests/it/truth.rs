@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -130,16 +131,20 @@ async fn every_client_command_prints_json_when_it_is_refused() {
 
 #[tokio::test]
 async fn no_permission_is_no_missing_proxy() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can become another user");
-        return;
-    }
     let (home, _proxy, _blue, _green) = pair().await;
     let program = home.path("uh-proxy");
     fs::copy(env!("CARGO_BIN_EXE_uh-proxy"), &program).unwrap();
     fs::set_permissions(home.path("."), fs::Permissions::from_mode(0o755)).unwrap();
-    let mut command = tokio::process::Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program);
+    let mut command = if rustix::process::geteuid().is_root() {
+        // No mode keeps root out, so the caller is another user.
+        let mut command = tokio::process::Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program);
+        command
+    } else {
+        // Only root can become another user, but nobody else may write to this socket.
+        fs::set_permissions(home.socket(), fs::Permissions::from_mode(0o400)).unwrap();
+        tokio::process::Command::new(&program)
+    };
     command.args(["status", "--json", "--admin-socket"]).arg(home.socket());
     // A program that was copied just now may still be open for writing in a process that another test starts.
     let output = until("it can be run", async || {
@@ -183,6 +188,46 @@ async fn a_generation_that_never_reached_the_disk_is_not_handed_out_again_after_
     fs::create_dir_all(home.path("state/.deployment-state.json.tmp/full")).unwrap();
     let proxy = home.start().await;
     assert!(proxy.switch_by_force("green").await.generation > 1_000_000);
+}
+
+#[tokio::test]
+async fn no_number_of_changes_is_handed_out_twice_however_often_it_crashes() {
+    let (home, mut proxy, _blue, _green) = pair().await;
+    let (state, away) = (home.path("state"), home.path("away"));
+    let mut handed_out = std::collections::BTreeSet::new();
+    for crash in 1..=3 {
+        // Writable at the start, so that it knows what was active; then it refuses every change.
+        fs::rename(&state, &away).unwrap();
+        let lost = proxy.switch_by_force("green").await;
+        assert!(lost.changed && !lost.persisted);
+        assert!(
+            handed_out.insert(lost.generation),
+            "{} was handed out before crash {crash}",
+            lost.generation
+        );
+        proxy.kill();
+        fs::rename(&away, &state).unwrap();
+        // The service manager waits for that long.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        proxy = home.start().await;
+    }
+}
+
+/// Whoever moves the state away wants the configuration's backends, and not that an old expectation holds by chance.
+#[tokio::test]
+async fn a_state_file_that_was_moved_away_makes_no_number_come_again() {
+    let (home, mut proxy, _blue, _green) = pair().await;
+    let old = proxy.switch_by_force("green").await;
+    assert!(old.persisted && old.generation < 1000, "a first run counts from the start");
+    proxy.kill();
+    for entry in fs::read_dir(home.path("state")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "lock") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let proxy = home.start().await;
+    assert!(proxy.switch_by_force("green").await.generation > old.generation + 1000);
 }
 
 #[tokio::test]
