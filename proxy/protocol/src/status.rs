@@ -81,6 +81,9 @@ pub enum Role {
     Standby,
     /// It gets none, and can't be switched to until it is registered again.
     Withdrawn,
+    /// Something that only a newer version knows.
+    #[serde(other)]
+    Other,
 }
 
 /// One backend of a service.
@@ -143,4 +146,15 @@ pub struct ProbeStatus {
     pub deployment: Option<String>,
     /// `version` as the app reported it.
     pub version: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_that_a_newer_version_adds_breaks_no_reader() {
+        assert_eq!(serde_json::from_str::<Role>("\"resting\"").unwrap(), Role::Other);
+        assert_eq!(serde_json::from_str::<Role>("\"withdrawn\"").unwrap(), Role::Withdrawn);
+    }
 }

@@ -69,6 +69,7 @@ fn tell_backend(backend: &BackendStatus) -> Result<(), Failed> {
         Role::Active => "active",
         Role::Standby => "standby",
         Role::Withdrawn => "withdrawn",
+        Role::Other => "?",
     };
     let endpoints: Vec<&str> = backend.endpoints.iter().map(|endpoint| endpoint.address.as_str()).collect();
     say(format_args!(
