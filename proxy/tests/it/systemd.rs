@@ -131,6 +131,14 @@ fn the_shipped_units_never_give_up_and_fit_the_program() {
     );
 }
 
+/// The socket has a mode of its own; the users of `server.admin_users` must be able to pass the directory to it.
+#[test]
+fn the_shipped_unit_lets_admin_users_reach_the_socket_and_see_nothing_else() {
+    let service = unit("uh-proxy.service");
+    assert_eq!(value(&service, "Service", "RuntimeDirectoryMode"), Some("0711"));
+    assert_eq!(value(&service, "Service", "StateDirectoryMode"), Some("0700"));
+}
+
 #[test]
 fn there_is_one_unit_of_each_name() {
     let config = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
