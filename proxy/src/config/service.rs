@@ -389,7 +389,7 @@ fn timeouts(section: &mut Section) -> Timeouts {
         read: section.duration("read", 60 * SECOND, (MS, DAY)),
         write: section.duration("write", 60 * SECOND, (MS, DAY)),
         half_closed: section.duration_or_off("half_closed", 3 * SECOND, (MS, DAY)),
-        overdue: section.duration_or_off("overdue", 10 * SECOND, (MS, DAY)),
+        overdue: section.duration_or_off("overdue", 30 * SECOND, (MS, DAY)),
         idle: section.duration("idle", 4 * SECOND, (Duration::ZERO, DAY)),
         client: section.duration("client", 60 * SECOND, (MS, DAY)),
         tunnel_idle: section.duration("tunnel_idle", 3600 * SECOND, (MS, 7 * DAY)),
