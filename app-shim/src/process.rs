@@ -6,6 +6,10 @@
 //! The app must not outlive us: killed, we would leave it on its port with nobody to stop it. Only the child itself can
 //! ask the kernel for that, between its fork and its exec. So the child is this program once more
 //! (`app-shim --exec-for PID COMMAND…`), which asks and then becomes the app: same process, same id.
+//!
+//! That covers the app's first process alone: the kernel passes the request on to none of its children, such as the server
+//! that `npm start` runs. As process 1 of a container they end with us; elsewhere, a killed app-shim can leave them behind,
+//! and the next start refuses the address that they listen on.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
