@@ -89,7 +89,9 @@ async fn a_switch_to_an_app_that_is_gone_since_its_last_probe_is_refused_and_say
 #[tokio::test]
 async fn a_bad_answer_refuses_a_switch_and_no_answer_leaves_it_to_the_last_probes() {
     let (address, mode) = probed().await;
-    let (home, proxy, _blue) = blue_and(address, ONCE).await;
+    // Time enough for an answer on a busy machine.
+    let patient = format!("{ONCE}switch_probe_timeout = \"2s\"\n");
+    let (home, proxy, _blue) = blue_and(address, &patient).await;
     until_its_probe_is_old(&proxy).await;
     mode.store(BAD, Ordering::SeqCst);
     let problem = refused(&proxy).await;
@@ -97,7 +99,7 @@ async fn a_bad_answer_refuses_a_switch_and_no_answer_leaves_it_to_the_last_probe
     mode.store(NEVER, Ordering::SeqCst);
     let (exit, stdout, _) = cli(&home.socket(), &["switch", "green"]).await;
     assert_eq!(exit, 0, "{stdout}");
-    assert!(stdout.contains("warning: green did not answer a fresh probe within 250 ms"), "{stdout}");
+    assert!(stdout.contains("warning: green did not answer a fresh probe within "), "{stdout}");
     mode.store(GOOD, Ordering::SeqCst);
     proxy.switch("blue").await;
     let switched = proxy.switch("green").await;
