@@ -267,6 +267,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_call_that_could_not_connect_was_never_sent() {
+        let path = std::path::PathBuf::from("admin.sock");
+        let error = |kind: std::io::ErrorKind| std::io::Error::from(kind);
+        let refused = error(std::io::ErrorKind::ConnectionRefused);
+        let forbidden = error(std::io::ErrorKind::PermissionDenied);
+        assert!(FrontError::Call(ClientError::NoProxy { path: path.clone(), source: refused }).is_unsent());
+        assert!(
+            FrontError::Call(ClientError::NoPermission { path: path.clone(), source: forbidden }).is_unsent()
+        );
+        let broken = error(std::io::ErrorKind::BrokenPipe).into();
+        assert!(!FrontError::Call(ClientError::Broken { path, source: broken }).is_unsent());
+    }
+
+    #[test]
     fn what_our_own_candidate_reports_is_no_change_and_all_else_is() {
         let standing = |active: &str, last_switch: &str, port: u16, version: Option<&str>| Standing {
             active: active.parse().unwrap(),
