@@ -8,8 +8,9 @@ use super::args::RetireArgs;
 use super::exit::{Exit, Failed};
 use super::monitor::resume;
 use super::session::Session;
-use super::{Done, operation};
+use super::{Done, alive, operation};
 use crate::deploy::history::Line;
+use crate::deploy::machine::Outcome;
 use crate::fault;
 use crate::front::{Front, OutOfService, View};
 use crate::runtime::{InstanceId, State};
@@ -19,7 +20,10 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
     let front = {
         let _lock = session.lock("retire")?;
         let front = session.front().await?;
-        operation::recover_if_needed(session, &front).await?;
+        let recovered = operation::recover_if_needed(session, &front).await?;
+        if recovered.is_some_and(|(_, ended)| ended.outcome == Outcome::Attention) {
+            return Ok(Exit::Attention);
+        }
         front
     };
     // Before anything is stopped that it may have to roll back to; and without the lock, for it may take its time.
@@ -57,6 +61,7 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
                 ));
                 continue;
             }
+            demand_active_lives(session, &front).await?;
             stopped += usize::from(stop(session, &front, &backend.name, &instance, &state).await?);
         }
     }
@@ -64,6 +69,20 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
         report.say("Nothing to retire.");
     }
     Ok(Exit::Done)
+}
+
+/// A standby is what users are brought back to: while the active backend serves nobody, none is stopped.
+async fn demand_active_lives(session: &Session, front: &Front) -> Result<(), Failed> {
+    let serving = front.serving().await?;
+    if !alive::was_deployed(session, &serving) {
+        return Ok(());
+    }
+    let Some(why) = alive::why_dead(session, &serving).await else { return Ok(()) };
+    let message = format!(
+        "{} is active, but does not answer ({why}): no standby was stopped. Start it with `uh-deploy start`, or go back with `uh-deploy rollback`",
+        serving.name()
+    );
+    Err(Failed::new(Exit::Attention, message))
 }
 
 /// How long standbys are still kept; `None`: not any more.
