@@ -278,6 +278,7 @@ fn facts(
         version: Some(version.to_owned()),
         endpoints,
         generation: view.generation,
+        last_switch: view.service.last_switch.clone(),
         instance: InstanceId::new(&front.service, &to, &operation),
         to,
         operation,

@@ -145,6 +145,7 @@ async fn roll_back(
         Outcome::Deployed | Outcome::Attention => operation::say_attention(session, front, &ended).await,
     }
     Ok(ended)
+        last_switch: view.service.last_switch.clone(),
 }
 
 /// What a rollback from what serves would cost now, after a deploy that failed: it may have stopped the standby.

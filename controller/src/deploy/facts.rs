@@ -26,6 +26,9 @@ pub struct Facts {
     pub endpoints: Vec<Endpoint>,
     /// The front door's generation when it began.
     pub generation: u64,
+    /// The front door's last switch before it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_switch: Option<String>,
     /// What the candidate's instance is called, if this operation starts one.
     pub instance: InstanceId,
     /// Whether it goes without the health gate.

@@ -267,6 +267,7 @@ pub(crate) mod tests {
             version: Some("2".to_owned()),
             endpoints: vec!["127.0.0.1:3009".parse().unwrap()],
             generation: 7,
+            last_switch: None,
             skip_health: false,
             keep_failed: false,
             who: "me@here".to_owned(),

@@ -1,6 +1,7 @@
 //! The final look. What an operation remembers of its own switch says nothing about who serves at its end: somebody may
 //! have switched since, and a front door that was restarted may have forgotten it.
 
+use crate::deploy::activation::same_switch;
 use crate::deploy::driver::Driver;
 use crate::deploy::machine::{Event, Outcome};
 use crate::front::View;
@@ -63,8 +64,11 @@ impl Driver<'_> {
     /// Whether the front door is as if the switch had never been.
     fn was_forgotten(&self, view: &View) -> bool {
         let Some(switched) = &self.tally.switched else {
-            // Recovered: all that is known is that registering and switching each made a generation.
-            return view.generation <= self.facts.generation;
+            // Recovered: registering and switching each made a generation; but others make some too, and what was
+            // registered may be on disk. The time of the last switch is this service's alone.
+            let now = view.service.last_switch.as_deref();
+            return view.generation <= self.facts.generation
+                || same_switch(now, self.facts.last_switch.as_deref());
         };
         let proxy = &view.status.proxy;
         // A second of grace: uptimes are whole seconds.
