@@ -358,13 +358,16 @@ impl Driver<'_> {
             if view.is_active(&facts.from) {
                 return Ok(None);
             }
+            if !view.is_active(&facts.to) {
+                let message = format!("somebody else has made {} active", view.service.active);
+                return Err(FrontError::Overtaken(message));
+            }
             let request = SwitchRequest {
                 to: facts.from.clone(),
                 expect_active: Some(facts.to.clone()),
                 expect_generation: Some(view.generation),
                 force: false,
             };
-            let unknown = view.backend(&facts.from).is_some_and(|backend| backend.healthy.is_none());
             match self.front.switch(&request).await {
                 Ok(switched) => {
                     if let Some(error) = &switched.persist_error {
@@ -377,7 +380,8 @@ impl Driver<'_> {
                 }
                 // It may have been carried out all the same: look again.
                 Err(e) if e.is_unanswered() && Instant::now() < deadline => {}
-                Err(e) if e.is_unhealthy() && unknown && Instant::now() < deadline => {}
+                // Its first look is yet to come, or it has had a bad moment; or another service has changed.
+                Err(e) if (e.is_unhealthy() || e.is_overtaken()) && Instant::now() < deadline => {}
                 Err(e) => return Err(e),
             }
             tokio::time::sleep(READY_POLL).await;
