@@ -96,14 +96,23 @@ pub trait Runtime {
         demand_kind(self.kind(), frozen)
     }
 
-    /// The instance has become its backend's: from now on the runtime's own means restart it when it ends, if the
-    /// configuration said so. Never called for a candidate, whose end must fail its deploy at once. By default nothing is
+    /// The instance has become its backend's, or is about to, having kept alive with traffic: from now on the runtime's
+    /// own means restart it when it ends, if the configuration said so. Never called for a candidate before that, whose
+    /// end must fail its deploy at once. By default nothing is
     /// done: an engine has its restart policy from the start.
     ///
     /// # Errors
     /// It can't be told to.
     async fn keep_running(&self, _instance: &InstanceId) -> Result<(), RuntimeError> {
         Ok(())
+    }
+
+    /// Whether nobody is left to restart an instance that runs. By default somebody is: the engine.
+    ///
+    /// # Errors
+    /// It can't be told.
+    async fn is_alone(&self, _instance: &InstanceId) -> Result<bool, RuntimeError> {
+        Ok(false)
     }
 
     /// Starts an instance again, under its own name, that has ended with its machine. One that runs is left alone.

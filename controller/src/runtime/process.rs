@@ -196,6 +196,12 @@ impl Runtime for Process {
         place.allow_restart().map_err(|e| failed("keep up", instance)(e.into()))
     }
 
+    async fn is_alone(&self, instance: &InstanceId) -> Result<bool, RuntimeError> {
+        let place = self.place(instance);
+        let alone = if place.exists() { place.is_unsupervised() } else { Ok(false) };
+        alone.map_err(|e| failed("look at", instance)(e.into()))
+    }
+
     async fn revive(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError> {
         self.can_start(frozen)?;
         let place = self.place(instance);

@@ -1,5 +1,7 @@
 //! What becomes of versions that are no good, and what is said about them. The old one serves all the time.
 
+use std::process::Stdio;
+
 use crate::harness::{Ran, Stage, program, until};
 
 /// A first, good version; then a bad one by this configuration. The old one must have served all the time.
@@ -125,16 +127,22 @@ fn one_whose_build_fails_shows_the_build() {
     assert_eq!(stage.history().last().unwrap()["outcome"], "failed");
 }
 
+/// It dies as soon as there is a file `die`.
+fn dies_when_asked(stage: &Stage) -> String {
+    let script = format!(
+        "{} & app=$!; until [ -e {:?} ]; do sleep 0.02; done; kill -9 $app; exit 9",
+        program("uh-sample-app").display(),
+        stage.path("die")
+    );
+    shell(&script)
+}
+
 /// It dies when it has got traffic: the hook that runs after the switch tells it to.
 fn dies_after_the_switch(stage: &Stage) -> String {
-    let die = stage.path("die");
-    let script = format!(
-        "{} & app=$!; until [ -e {die:?} ]; do sleep 0.02; done; kill -9 $app; exit 9",
-        program("uh-sample-app").display()
-    );
     format!(
-        "{}\n[hooks]\npost_switch = [\"touch\", {die:?}]\non_rollback = [\"touch\", {:?}]",
-        shell(&script),
+        "{}\n[hooks]\npost_switch = [\"touch\", {:?}]\non_rollback = [\"touch\", {:?}]",
+        dies_when_asked(stage),
+        stage.path("die"),
         stage.path("rolled-back")
     )
 }
@@ -157,10 +165,16 @@ fn one_that_dies_after_the_switch_gives_traffic_back_by_itself() {
 fn one_that_dies_while_it_is_watched_is_rolled_back_by_itself() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
+    // Not before it is deployed: what has died by the end of the drain is not complete.
     let extra = "[runtime.process]\nrestart = \"no\"\n[deploy]\nsettle = \"0s\"";
-    let extra = format!("{}\n{extra}", dies_after_the_switch(&stage));
-    stage.configure("uh-deploy.toml", &extra);
-    let ran = stage.expect(3, &["blue-green", "--version", "1.0.1", "--watch", "20s", "--auto-rollback"]);
+    stage.configure("uh-deploy.toml", &format!("{}\n{extra}", dies_when_asked(&stage)));
+    let mut command =
+        stage.command(&["blue-green", "--version", "1.0.1", "--watch", "20s", "--auto-rollback"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("it is deployed", || stage.history().iter().any(|line| line["version"] == "1.0.1").then_some(()));
+    std::fs::write(stage.path("die"), "").unwrap();
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(3), "{}", ran.text);
     ran.says("ended: exit code 9").says("Rolling back by itself").says("✅ Rollback complete");
     assert_eq!(stage.served(), "blue 1.0.0");
 }

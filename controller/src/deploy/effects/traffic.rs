@@ -13,7 +13,7 @@ use crate::deploy::machine::{Event, Failure, Kind};
 use crate::front::{FrontError, Registration};
 use crate::gate;
 use crate::notice::{self, Hook};
-use crate::runtime::State;
+use crate::runtime::{InstanceId, State};
 use crate::{chain, time};
 
 /// How often the front door is asked whether it has found the candidate healthy.
@@ -241,11 +241,12 @@ impl Driver<'_> {
             }
         };
         self.report.end_progress();
+        let died = match died {
+            None => self.end_at_last(&self.facts.instance).await,
+            died => died,
+        };
         if let Some(end) = died {
-            let why = format!("{} died after traffic was moved to it: {end}", self.facts.instance);
-            self.report.say(&format!("❌ {why}"));
-            self.tally.reason = Some(why);
-            return Event::Died;
+            return self.died(&self.facts.instance.clone(), &end);
         }
         if drained.is_none() {
             let what = "the new version is bad: post_switch and the drain of the old one were not waited for";
@@ -283,18 +284,42 @@ impl Driver<'_> {
                 Ok(State::Running { .. } | State::Absent) | Err(_) => None,
             };
             if let Some(end) = end {
-                let why = format!("{instance} died after traffic was moved to it: {end}");
-                self.report.say(&format!("❌ {why}"));
-                self.tally.reason = Some(why);
-                return Event::Died;
+                return self.died(&instance, &end);
             }
             tokio::time::sleep(SETTLE_POLL.min(self.config.deploy.settle)).await;
+        }
+        if let Some(end) = self.end_at_last(&instance).await {
+            return self.died(&instance, &end);
         }
         Event::Settled
     }
 
+    fn died(&mut self, instance: &InstanceId, end: &str) -> Event {
+        let why = format!("{instance} died after traffic was moved to it: {end}");
+        self.report.say(&format!("❌ {why}"));
+        self.tally.reason = Some(why);
+        Event::Died
+    }
+
+    /// From here on the instance is restarted when it ends. `Some`: it has ended before that, or nobody is there to
+    /// restart it: then it serves nobody for long. The target of a rollback is better than what it replaces even so, and
+    /// may be nobody's instance.
+    async fn end_at_last(&self, instance: &InstanceId) -> Option<String> {
+        let is_candidate = self.kind == Kind::Deploy;
+        // Told once more at the record, which reports it if that fails.
+        let _ = self.runtime.keep_running(instance).await;
+        match self.runtime.state(instance).await.ok()? {
+            State::Absent => is_candidate.then(|| "it is gone".to_owned()),
+            State::Exited(ending) => Some(ending.to_string()),
+            State::Running { .. } => {
+                let alone = is_candidate && self.runtime.is_alone(instance).await.unwrap_or(false);
+                alone.then(|| "its supervisor is gone, so nobody would restart it".to_owned())
+            }
+        }
+    }
+
     /// This operation's own instance, or the one that was found running.
-    fn watched_instance(&self) -> std::io::Result<crate::runtime::InstanceId> {
+    fn watched_instance(&self) -> std::io::Result<InstanceId> {
         let own = self.records.candidate(&self.facts.operation)?;
         let record = if own.is_some() { own } else { self.records.of(&self.facts.to)? };
         Ok(record.map_or_else(|| self.facts.instance.clone(), |record| record.instance))
