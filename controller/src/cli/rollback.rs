@@ -25,7 +25,8 @@ pub(super) use automatic::automatic;
 use undo::Wanted;
 
 pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
-    let _lock = match session.lock("rollback") {
+    // The timers' commands have it for a moment, and whoever gave up would leave the bad version serving.
+    let _lock = match session.lock_patiently("rollback").await {
         Err(failed) if failed.exit() != Exit::Locked => return Err(by_hand(session, failed).await),
         other => other?,
     };

@@ -27,6 +27,9 @@ const NAME_POLL: Duration = Duration::from_millis(5);
 /// How often a caller that waits tries again.
 const WAIT_POLL: Duration = Duration::from_millis(50);
 
+/// A caller that waits says so after this: most holders are done by then.
+const SAY_AFTER: Duration = Duration::from_secs(1);
+
 /// A command that only asks whether the lock is held has it for microseconds: that must not refuse a deploy.
 const GLANCE: Duration = Duration::from_millis(50);
 
@@ -125,7 +128,7 @@ impl Lock {
         Ok(Self { _file: file, journal: Rc::new(journal) })
     }
 
-    /// The same, but whoever has it is waited for. `waiting` is called once, before that.
+    /// The same, but whoever has it is waited for. `waiting` is called once, when that takes more than a moment.
     ///
     /// # Errors
     /// Somebody has it for longer than that, or the system refuses.
@@ -135,12 +138,14 @@ impl Lock {
         patience: Duration,
         waiting: impl FnOnce(&LockError),
     ) -> Result<Self, LockError> {
-        let deadline = Instant::now() + patience;
+        let start = Instant::now();
         let mut waiting = Some(waiting);
         loop {
             match Self::take(directory, holder) {
-                Err(error) if error.is_held() && Instant::now() < deadline => {
-                    waiting.take().into_iter().for_each(|waiting| waiting(&error));
+                Err(error) if error.is_held() && start.elapsed() < patience => {
+                    if start.elapsed() >= SAY_AFTER {
+                        waiting.take().into_iter().for_each(|waiting| waiting(&error));
+                    }
                     tokio::time::sleep(WAIT_POLL).await;
                 }
                 other => return other,
