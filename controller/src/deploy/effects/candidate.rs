@@ -1,6 +1,6 @@
 //! Effects on the candidate: build it, or check that a rollback's target is alive; clear what was there; start; prove.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::port_text;
 use super::traffic::ELSEWHERE_ROUNDS;
@@ -13,6 +13,12 @@ use crate::notice::{self, Hook};
 use crate::probe::Expected;
 use crate::runtime::{Endpoint, InstanceId, RuntimeError};
 use crate::{fault, ports, redact, time};
+
+/// How often the target of a rollback is asked: one slow answer must not leave the bad version serving.
+const CHECKS: u32 = 5;
+
+/// The time between.
+const CHECK_PAUSE: Duration = Duration::from_millis(200);
 
 impl Driver<'_> {
     pub(super) async fn build(&mut self) -> Event {
@@ -71,7 +77,16 @@ impl Driver<'_> {
             endpoints: &endpoints,
             expected: Expected { backend: &facts.to, version: facts.version.as_deref() },
         };
-        let found = target.probe_all(&self.config.gate).await;
+        let mut found = target.probe_all(&self.config.gate).await;
+        for _ in 1..CHECKS {
+            let ended = record.is_some()
+                && self.runtime.state(&instance).await.is_ok_and(|state| !state.is_running());
+            if found.is_healthy() || ended {
+                break;
+            }
+            tokio::time::sleep(CHECK_PAUSE).await;
+            found = target.probe_all(&self.config.gate).await;
+        }
         if found.is_healthy() {
             self.report.fact("Status", "Running ✓");
             self.report.fact("Health", "OK ✓");

@@ -55,7 +55,7 @@ impl Driver<'_> {
 
     /// The target of a rollback that was withdrawn, and not stopped, is registered again.
     pub(super) async fn readmit(&mut self) -> Option<Event> {
-        match self.front.view().await {
+        match self.front.view_soon().await {
             Ok(view) if view.is_withdrawn(&self.facts.to) => self.register().await,
             Ok(_) => None,
             Err(e) => Some(self.refused(&e)),
@@ -166,7 +166,11 @@ impl Driver<'_> {
         let mut rounds = 0;
         let mut try_at = start + if request.force { Duration::ZERO } else { TRY_ANYWAY_AFTER };
         loop {
-            let view = self.front.view().await.map_err(|e| self.refused(&e))?;
+            let view = match self.kind {
+                Kind::Deploy => self.front.view().await,
+                Kind::Rollback => self.front.view_soon().await,
+            };
+            let view = view.map_err(|e| self.refused(&e))?;
             let healthy = view.backend(&request.to).is_some_and(|backend| backend.healthy == Some(true));
             if healthy || Instant::now() >= try_at {
                 let sent = self.front.switch(&request).await;
@@ -180,6 +184,8 @@ impl Driver<'_> {
                         continue;
                     }
                     Err(e) if e.is_unhealthy() && Instant::now() < deadline => {}
+                    // Nothing was sent: the front door restarts. A deploy gives up, a rollback must not.
+                    Err(e) if e.is_unsent() && self.kind == Kind::Rollback && Instant::now() < deadline => {}
                     Err(e) => return Err(self.refused(&e)),
                 }
                 try_at = Instant::now() + TRY_ANYWAY_AFTER;
