@@ -104,7 +104,7 @@ async fn breached(session: &Session, front: &Front, watcher: &mut Watcher<'_>, r
         Line { reason: Some(breach.reason.clone()), breach: Some(breach.clone()), ..watcher.line("breach") };
     session.remember(line.clone());
     if watcher.plan().auto_rollback {
-        let done = rollback::automatic(session, front, &watcher.watched, &breach).await;
+        let done = rollback::automatic(session, front, watcher, &breach).await;
         // What could not be done now is left for the next command: users still see errors.
         if !matches!(&done, Err(failed) if failed.exit() == Exit::Attention) {
             watcher.finish("breach");

@@ -22,7 +22,7 @@ use crate::runtime::InstanceId;
 use crate::time::{iso_millis, span};
 
 pub(super) use automatic::automatic;
-use undo::Wanted;
+use undo::{Undo, Wanted};
 
 pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
     // The timers' commands have it for a moment, and whoever gave up would leave the bad version serving.
@@ -41,12 +41,11 @@ pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
         (Some(to), _) => to.clone(),
         (None, of) => {
             let wanted = of.as_deref().map_or(Wanted::LastChange, Wanted::Of);
-            let undo = undo::find(&history(session)?, &serving, wanted);
-            undo.map_err(|why| Failed::new(Exit::Failed, why))?.to
+            find_undo(session, &serving, wanted)?.to
         }
     };
     let again = args.to.is_some() && args.again;
-    match roll_back(session, &front, &serving, &to, again, None).await {
+    match roll_back(session, &front, &serving, &to, again, None).await.map_err(Failed::from) {
         Ok(ended) if ended.outcome == Outcome::Returned => Ok(Exit::Attention),
         Ok(ended) => Ok(ended.outcome.into()),
         Err(failed) if failed.message().contains("journal") => Err(by_hand(session, failed).await),
@@ -65,6 +64,38 @@ async fn by_hand(session: &Session, failed: Failed) -> Failed {
         serving.sentence(),
         service.name
     ))
+}
+
+/// Why there is no rollback.
+enum NoRollback {
+    /// It is not to be: to ask again comes to the same.
+    Refused(String),
+    /// It could not be begun: that may pass.
+    Failed(Failed),
+}
+
+impl From<Failed> for NoRollback {
+    fn from(failed: Failed) -> Self {
+        Self::Failed(failed)
+    }
+}
+
+impl From<NoRollback> for Failed {
+    fn from(no: NoRollback) -> Self {
+        match no {
+            NoRollback::Refused(why) => Self::new(Exit::Failed, why),
+            NoRollback::Failed(failed) => failed,
+        }
+    }
+}
+
+/// What is undone, and where that leads: to a backend that still holds what served before.
+fn find_undo(session: &Session, serving: &Serving, wanted: Wanted<'_>) -> Result<Undo, NoRollback> {
+    let undo = undo::find(&history(session)?, serving, wanted).map_err(NoRollback::Refused)?;
+    let record = record(session, &undo.to)?.map(|record| record.frozen.version);
+    let held = record.or_else(|| serving.view().version(&undo.to));
+    undo.demand_its_version(held.as_deref(), serving).map_err(NoRollback::Refused)?;
+    Ok(undo)
 }
 
 fn history(session: &Session) -> Result<Vec<Line>, Failed> {
@@ -86,9 +117,9 @@ async fn roll_back(
     to: &BackendName,
     again: bool,
     breach: Option<&Breach>,
-) -> Result<Ended, Failed> {
+) -> Result<Ended, NoRollback> {
     let report = &session.report;
-    let refuse = |why: String| Err(Failed::new(Exit::Failed, format!("{why}: nothing was changed")));
+    let refuse = |why: String| Err(NoRollback::Refused(format!("{why}: nothing was changed")));
     let view = serving.view();
     let configured = operation::configured(session, view, to)?;
     if serving.is(to) {
@@ -114,6 +145,7 @@ async fn roll_back(
         version,
         endpoints: record.map_or_else(|| configured.endpoints.clone(), |record| record.frozen.endpoints),
         generation: view.generation,
+        last_switch: view.service.last_switch.clone(),
         instance: InstanceId::new(&front.service, to, &operation),
         to: to.clone(),
         operation,
@@ -146,14 +178,14 @@ async fn roll_back(
         Outcome::Deployed | Outcome::Attention => operation::say_attention(session, front, &ended).await,
     }
     Ok(ended)
-        last_switch: view.service.last_switch.clone(),
 }
 
 /// What a rollback from what serves would cost now, after a deploy that failed: it may have stopped the standby.
 pub(super) async fn cost(session: &Session, serving: &Serving) -> String {
     let text = async {
         let lines = history(session).map_err(|failed| failed.message().to_owned())?;
-        let undo = undo::find(&lines, serving, Wanted::Active)?;
+        let undo = find_undo(session, serving, Wanted::Active);
+        let undo = undo.map_err(|no| Failed::from(no).message().to_owned())?;
         let record = record(session, &undo.to).map_err(|failed| failed.message().to_owned())?;
         let Some(record) = record else { return Err(format!("there is no record of {}", undo.to)) };
         let name = named(&undo.to, Some(&record.frozen.version));

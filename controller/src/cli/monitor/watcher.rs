@@ -184,6 +184,11 @@ impl<'a> Watcher<'a> {
         self.record.as_ref().map_or(Duration::ZERO, |record| record.watch.left(now))
     }
 
+    /// The switch by which it is active, as uh-proxy has it.
+    pub(in crate::cli) fn last_switch(&self) -> Option<&str> {
+        self.last_switch.as_deref()
+    }
+
     pub(in crate::cli) fn plan(&self) -> &Plan {
         &self.plan
     }

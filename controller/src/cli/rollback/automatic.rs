@@ -4,13 +4,14 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use uh_protocol::BackendName;
 
-use super::undo::{self, Wanted};
-use super::{history, roll_back};
+use super::undo::Wanted;
+use super::{NoRollback, find_undo, roll_back};
 use crate::cli::exit::{Exit, Failed};
+use crate::cli::monitor::Watcher;
 use crate::cli::session::Session;
 use crate::cli::{Done, alive, operation};
+use crate::deploy::activation::same_switch;
 use crate::deploy::driver::Ended;
 use crate::deploy::machine::Outcome;
 use crate::downtime::Sample;
@@ -24,18 +25,22 @@ const LOOK: Duration = Duration::from_secs(3);
 /// How often.
 const LOOK_POLL: Duration = Duration::from_millis(100);
 
-/// Rolls back from `watched`, because of `breach`, if it is still active and was deployed a short while ago. Whoever
-/// holds the lock is waited for.
+/// Rolls back from what is watched, because of `breach`, if it is still active, by the same switch, and was deployed a
+/// short while ago. Whoever holds the lock is waited for, and so is a front door that restarts.
+///
+/// # Errors
+/// [`Exit::Breach`]: it is not to be rolled back, and trying again would come to the same. [`Exit::Attention`]: it could
+/// not be done now, so somebody has to try again.
 pub(in crate::cli) async fn automatic(
     session: &Session,
     front: &Front,
-    watched: &BackendName,
+    watcher: &Watcher<'_>,
     breach: &Breach,
 ) -> Done {
-    let reason = &breach.reason;
+    let (reason, watched) = (&breach.reason, &watcher.watched);
     session.report.say(&format!("Rolling back by itself, because of {watched}: {reason}"));
-    match roll_back_from(session, front, watched, breach).await {
-        Ok(Ended { outcome: Outcome::RolledBack, .. }) => after(session, front).await,
+    match roll_back_from(session, front, watcher, breach).await {
+        Ok(Ended { outcome: Outcome::RolledBack, .. }) => Ok(after(session, front).await),
         Ok(ended) if ended.outcome == Outcome::Superseded => Ok(Exit::Superseded),
         Ok(ended) => Err(Failed::new(
             Exit::Attention,
@@ -57,22 +62,29 @@ pub(in crate::cli) async fn automatic(
 async fn roll_back_from(
     session: &Session,
     front: &Front,
-    watched: &BackendName,
+    watcher: &Watcher<'_>,
     breach: &Breach,
 ) -> Result<Ended, Failed> {
+    let watched = &watcher.watched;
     let _lock = session.lock_patiently(&format!("automatic rollback from {watched}")).await?;
     if let Some((_, ended)) = operation::recover_if_needed(session, front).await?
         && ended.outcome == Outcome::Attention
     {
         return Ok(ended);
     }
-    let serving = front.serving().await?;
+    let serving = front.serving_soon().await?;
+    if serving.is(watched) && !is_same(watcher, &serving) {
+        let message = format!(
+            "{watched} was switched to again since: nothing was changed for what was found before; {}",
+            serving.sentence()
+        );
+        return Err(Failed::new(Exit::Superseded, message));
+    }
     if !serving.is(watched) {
         let message = format!("{watched} isn't active any more: nothing was changed; {}", serving.sentence());
         return Err(Failed::new(Exit::Superseded, message));
     }
-    let undo = undo::find(&history(session)?, &serving, Wanted::Active);
-    let undo = undo.map_err(|why| Failed::new(Exit::Breach, why))?;
+    let undo = find_undo(session, &serving, Wanted::Active).map_err(for_good)?;
     let within = session.config.monitor.auto_rollback_within;
     let age = undo.at.and_then(|at| Duration::try_from(Timestamp::now().duration_since(at)).ok());
     if age.is_none_or(|age| age > within) {
@@ -85,22 +97,35 @@ async fn roll_back_from(
         );
         return Err(Failed::new(Exit::Breach, message));
     }
-    roll_back(session, front, &serving, &undo.to, false, Some(breach)).await.map_err(|failed| {
-        // It was rolled back before, or the like: nothing has changed, and the breach stands.
-        if failed.exit() == Exit::Failed { Failed::new(Exit::Breach, failed.message()) } else { failed }
-    })
+    roll_back(session, front, &serving, &undo.to, false, Some(breach)).await.map_err(for_good)
+}
+
+/// A refusal stands: nothing has changed, and the breach is what is left. Anything else may pass.
+fn for_good(no: NoRollback) -> Failed {
+    match no {
+        NoRollback::Refused(why) => Failed::new(Exit::Breach, why),
+        NoRollback::Failed(failed) => failed,
+    }
+}
+
+/// Whether it is active by the switch that is watched, and not by a later one.
+fn is_same(watcher: &Watcher<'_>, serving: &Serving) -> bool {
+    same_switch(serving.view().service.last_switch.as_deref(), watcher.last_switch())
 }
 
 /// Says so when going back has not helped: then the cause is elsewhere.
-async fn after(session: &Session, front: &Front) -> Done {
-    let serving = front.serving().await?;
-    let Some(why) = still_bad(session, front, &serving).await else { return Ok(Exit::RolledBack) };
+async fn after(session: &Session, front: &Front) -> Exit {
+    let Ok(serving) = front.serving_soon().await else {
+        session.report.warn("uh-proxy does not answer, so whether the rollback helped is unknown");
+        return Exit::RolledBack;
+    };
+    let Some(why) = still_bad(session, front, &serving).await else { return Exit::RolledBack };
     session.report.event("no_help", serde_json::json!({"active": serving.active(), "reason": why}));
     session.report.say(&format!(
         "❌ The rollback did not help: {} has errors too ({why}), so the cause is elsewhere. Manual intervention required",
         serving.name()
     ));
-    Ok(Exit::RolledBack)
+    Exit::RolledBack
 }
 
 async fn still_bad(session: &Session, front: &Front, serving: &Serving) -> Option<String> {

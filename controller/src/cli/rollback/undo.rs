@@ -23,8 +23,31 @@ pub(super) enum Wanted<'a> {
 pub(super) struct Undo {
     /// The backend that served before.
     pub(super) to: BackendName,
+    /// The version that served there.
+    version: Option<String>,
     /// When the change ended that is undone.
     pub(super) at: Option<Timestamp>,
+}
+
+impl Undo {
+    /// The backend may have got another version since: that one never served before what is undone, and may be what
+    /// somebody has just moved traffic away from.
+    ///
+    /// # Errors
+    /// It holds another one: what an operator can do about it.
+    pub(super) fn demand_its_version(&self, held: Option<&str>, serving: &Serving) -> Result<(), String> {
+        if held == self.version.as_deref() {
+            return Ok(());
+        }
+        let to = &self.to;
+        Err(format!(
+            "nothing to roll back to: {} served before, and {to} holds {} now; {}. Nothing was changed. To switch to {} instead, run `uh-deploy rollback --to {to} --again`",
+            named(to, self.version.as_deref()),
+            held.map_or_else(|| "an unknown version".to_owned(), version_text),
+            serving.sentence(),
+            named(to, held)
+        ))
+    }
 }
 
 /// Finds it.
@@ -75,6 +98,19 @@ pub(super) fn find(history: &[Line], serving: &Serving, wanted: Wanted<'_>) -> R
     if line.to.as_ref() != Some(serving.active()) {
         return refuse(&format!("{change} was undone already"), "");
     }
+    // Traffic was moved since by other means than ours: what is known of this backend's past is not all of it.
+    let newer =
+        history.iter().rev().take_while(|other| !std::ptr::eq(*other, line)).find(|other| is_kept(other));
+    if let Some(newer) = newer.filter(|newer| newer.to.as_ref() != Some(serving.active())) {
+        let to = newer.to.as_ref().map_or("BACKEND", BackendName::as_str);
+        let why =
+            format!("{} came after {change}, and traffic was moved back without uh-deploy", describe(newer));
+        let instead = format!(
+            ". To switch to {} in spite of that, run `uh-deploy rollback --to {to} --again`",
+            newer.to.as_ref().map(|to| named(to, newer.version.as_deref())).unwrap_or_default()
+        );
+        return refuse(&why, &instead);
+    }
     target(line, serving)
 }
 
@@ -82,7 +118,7 @@ fn target(line: &Line, serving: &Serving) -> Result<Undo, String> {
     let to = line.from.clone().or_else(|| serving.view().service.previous.clone());
     let to =
         to.ok_or_else(|| format!("nothing to roll back to: {}. Nothing was changed", serving.sentence()))?;
-    Ok(Undo { to, at: line.at.parse().ok() })
+    Ok(Undo { to, version: line.from_version.clone(), at: line.at.parse().ok() })
 }
 
 /// A deploy, however it ended, or a rollback that moved traffic. A rollback that failed can be asked for again.
