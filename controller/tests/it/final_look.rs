@@ -248,3 +248,76 @@ fn a_request_in_flight_does_not_hide_a_switch_by_hand() {
     assert!(served.starts_with("blue 1.0.0"), "{served}");
     ran.says("blue (v1.0.0) serves");
 }
+
+/// Killed after its switch, together with a front door whose disk holds nothing of that switch, but the registration.
+fn forgotten(stage: &mut Stage) {
+    stage.deploy("1.0.0");
+    let (state, kept) = (stage.path("state"), stage.path("kept"));
+    let mut held = Held::at(stage, "effect.switch.before", &["blue-green", "--version", "1.0.1"]);
+    copy(&state, &kept);
+    fs::remove_file(stage.path("hold.held")).unwrap();
+    fs::write(stage.path("hold"), "effect.drain.before").unwrap();
+    held.arrived();
+    held.child.kill().unwrap();
+    held.child.wait().unwrap();
+    fs::remove_file(stage.path("hold")).unwrap();
+    stage.kill_front_door();
+    copy(&kept, &state);
+    stage.start_front_door();
+    assert_eq!(stage.active(), "blue");
+}
+
+#[test]
+fn a_forgotten_switch_is_known_after_an_interruption_though_the_registration_is_on_disk() {
+    let mut stage = Stage::new();
+    forgotten(&mut stage);
+    stage.expect(6, &["recover"]).says("has forgotten it").says("blue (v1.0.0) serves");
+    assert_eq!((outcome(&stage).as_str(), stage.served().as_str()), ("attention", "blue 1.0.0"));
+}
+
+#[test]
+fn nothing_is_retired_where_a_recovery_needs_somebody_to_look() {
+    let mut stage = Stage::new();
+    forgotten(&mut stage);
+    stage.expect(6, &["retire", "--now"]).says("Manual intervention required");
+    assert_eq!(stage.apps(), 2);
+}
+
+#[test]
+fn no_standby_is_retired_while_the_active_backend_is_dead() {
+    let stage = Stage::new();
+    stage.configure("uh-deploy.toml", NO_RESTART);
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    kill(pid);
+    until("green is gone", || stage.answers("green").is_none().then_some(()));
+    stage.expect(6, &["retire", "--now"]).says("green (v1.0.1)").says("uh-deploy rollback");
+    assert_eq!(stage.answers("blue").as_deref(), Some("blue 1.0.0"));
+}
+
+#[test]
+fn a_candidate_that_is_dead_at_the_end_is_not_complete_without_settle_either() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", "[deploy]\nsettle = \"0s\"");
+    let held = Held::at(&stage, "effect.drain.before", &["blue-green", "--version", "1.0.1"]);
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    kill(pid);
+    let ran = held.end();
+    assert_eq!(ran.code, Some(3), "{}", ran.text);
+    assert_eq!((outcome(&stage).as_str(), stage.served().as_str()), ("returned", "blue 1.0.0"));
+}
+
+#[test]
+fn what_crashes_between_the_last_look_and_the_record_is_restarted() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let held = Held::at(&stage, "effect.confirm.before", &["blue-green", "--version", "1.0.1"]);
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    kill(pid);
+    until("it is gone", || stage.app_pids().iter().all(|(_, other)| *other != pid).then_some(()));
+    let ran = held.end();
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    until("it answers again", || stage.answers("green").filter(|answer| answer == "green 1.0.1"));
+}

@@ -23,6 +23,8 @@ mod hooks;
 #[cfg(feature = "fault-points")]
 mod interference;
 mod interruptions;
+#[cfg(feature = "fault-points")]
+mod patience;
 mod pipelines;
 mod reboots;
 mod redaction;

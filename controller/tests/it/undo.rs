@@ -182,3 +182,57 @@ fn an_automatic_rollback_waits_for_whoever_holds_the_lock() {
     assert_eq!(ended.code(), Some(3), "{}", text());
     assert_eq!(stage.served(), "blue 1.0.0");
 }
+
+#[test]
+fn a_backend_that_holds_another_version_by_now_is_not_what_an_undo_goes_back_to() {
+    let stage = Stage::new();
+    stage.configure("uh-deploy.toml", &format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\""));
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    stage.deploy("1.0.2");
+    assert_eq!(crate::final_look::uh_proxy(&stage, &["switch", "green"]).code, Some(0));
+    let ran = stage.expect(1, &["rollback", "--of", "1.0.1"]);
+    ran.says("blue (v1.0.2)").says("--to blue --again").says("green (v1.0.1) serves");
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    kill(pid);
+    stage.expect(7, &["monitor", "--duration", "20s", "--auto-rollback"]).says("--to blue --again");
+    assert_eq!(stage.active(), "green");
+}
+
+#[test]
+fn a_deploy_that_was_superseded_leaves_no_version_to_go_back_to_by_mistake() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    let held =
+        crate::final_look::Held::at(&stage, "effect.confirm.before", &["blue-green", "--version", "1.0.2"]);
+    assert_eq!(crate::final_look::uh_proxy(&stage, &["switch", "green"]).code, Some(0));
+    assert_eq!(held.end().code, Some(5));
+    stage.expect(1, &["rollback", "--of", "1.0.1"]).says("--to blue --again").says("green (v1.0.1) serves");
+    assert_eq!(stage.served(), "green 1.0.1");
+}
+
+#[test]
+fn what_was_put_in_place_meanwhile_is_not_undone_for_the_breach_before_it() {
+    let stage = Stage::new();
+    stage.configure("uh-deploy.toml", &format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\""));
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    let retire = crate::final_look::Held::at(&stage, "retire.begun", &["retire"]);
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    kill(pid);
+    let mut command = stage.command(&["monitor", "--duration", "20s", "--auto-rollback"]);
+    let out = fs::File::create(stage.path("monitor.out")).unwrap();
+    let mut child = command.stdout(out).spawn().unwrap();
+    let text = || fs::read_to_string(stage.path("monitor.out")).unwrap();
+    until("it waits", || text().contains("for the lock").then_some(()));
+    // Two switches are told apart by their second.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    for args in [&["switch", "blue"][..], &["switch", "green", "--force"]] {
+        assert_eq!(crate::final_look::uh_proxy(&stage, args).code, Some(0));
+    }
+    retire.end();
+    let ended = until("it has ended", || child.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(5), "{}", text());
+    assert_eq!(stage.active(), "green");
+}

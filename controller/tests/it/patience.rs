@@ -1,0 +1,127 @@
+//! What passes by itself, a restart of uh-proxy, a lock, a slow answer, makes nobody give up for good.
+
+use std::fs;
+use std::process::{Child, Stdio};
+
+use crate::final_look::{Held, NO_RESTART, kill};
+use crate::harness::{Stage, until};
+
+/// `uh-deploy` in the background, with what it says in a file.
+struct Spoken<'a> {
+    stage: &'a Stage,
+    child: Child,
+}
+
+impl<'a> Spoken<'a> {
+    fn start(stage: &'a Stage, args: &[&str]) -> Self {
+        let out = fs::File::create(stage.path("spoken")).unwrap();
+        let error = out.try_clone().unwrap();
+        let child = stage.command(args).stdout(out).stderr(error).spawn().unwrap();
+        Self { stage, child }
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(self.stage.path("spoken")).unwrap()
+    }
+
+    fn until_it_says(&self, text: &str) {
+        until(text, || self.text().contains(text).then_some(()));
+    }
+
+    fn must_end_with(mut self, code: i32) {
+        let ended = until("it has ended", || self.child.try_wait().unwrap());
+        assert_eq!(ended.code(), Some(code), "{}", self.text());
+    }
+}
+
+fn app_of(stage: &Stage, backend: &str) -> i32 {
+    let part = format!(".{backend}.");
+    stage.app_pids().into_iter().find(|(name, _)| name.contains(&part)).unwrap().1
+}
+
+fn signal(pid: i32, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+#[test]
+fn an_automatic_rollback_waits_for_a_front_door_that_restarts() {
+    let mut stage = Stage::new();
+    stage.configure("uh-deploy.toml", &format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\""));
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    kill(app_of(&stage, "green"));
+    let hold = stage.path("hold");
+    fs::write(&hold, "effect.switch.before").unwrap();
+    let mut command = stage.command(&["monitor", "--duration", "20s", "--auto-rollback"]);
+    command.env("UH_DEPLOY_HOLD_FILE", &hold).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let held = stage.path("hold.held");
+    until("it is about to switch", || held.exists().then_some(()));
+    stage.kill_front_door();
+    fs::remove_file(&hold).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    stage.start_front_door();
+    let ran = crate::harness::Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(3), "{}", ran.text);
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
+
+#[test]
+fn one_slow_answer_does_not_refuse_a_rollback() {
+    let stage = Stage::new();
+    stage.configure("uh-deploy.toml", "[health]\ntimeout = \"500ms\"");
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    let blue = app_of(&stage, "blue");
+    let held = Held::at(&stage, "effect.check.before", &["rollback"]);
+    signal(blue, rustix::process::Signal::STOP);
+    let later = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(800));
+        signal(blue, rustix::process::Signal::CONT);
+    });
+    let ran = held.end();
+    later.join().unwrap();
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
+
+#[test]
+fn a_rollback_by_hand_waits_for_whoever_holds_the_lock() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    let retire = Held::at(&stage, "retire.begun", &["retire"]);
+    let rollback = Spoken::start(&stage, &["rollback"]);
+    rollback.until_it_says("another uh-deploy is at work: ");
+    rollback.until_it_says(": retire;");
+    assert_eq!(retire.end().code, Some(0));
+    rollback.must_end_with(0);
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
+
+#[test]
+fn traffic_is_moved_back_to_a_standby_that_was_unhealthy_for_a_moment() {
+    let stage = Stage::new();
+    let front_door = stage.path("uh-proxy.toml");
+    let quick = fs::read_to_string(&front_door).unwrap() + "timeout = \"100ms\"\nunhealthy_after = 1\n";
+    fs::write(&front_door, quick).unwrap();
+    let mut stage = stage;
+    stage.kill_front_door();
+    stage.start_front_door();
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", "[deploy]\nsettle = \"30s\"\nready_timeout = \"30s\"");
+    let deploy = Spoken::start(&stage, &["blue-green", "--version", "1.0.1"]);
+    until("traffic has moved", || (stage.active() == "green").then_some(()));
+    let blue = app_of(&stage, "blue");
+    signal(blue, rustix::process::Signal::STOP);
+    until("blue is unhealthy", || {
+        let service = stage.service();
+        service.backends.iter().any(|b| b.name.as_str() == "blue" && b.healthy == Some(false)).then_some(())
+    });
+    kill(app_of(&stage, "green"));
+    deploy.until_it_says("Moving traffic back to blue");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    signal(blue, rustix::process::Signal::CONT);
+    deploy.must_end_with(3);
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
