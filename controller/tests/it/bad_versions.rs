@@ -100,7 +100,7 @@ fn one_whose_port_is_taken_leaves_the_standby_that_has_it_in_service() {
     let mut by_hand = std::process::Command::new(program("uh-sample-app"));
     by_hand.env("PORT", stage.ports[0].to_string()).env("HOSTNAME", "127.0.0.1");
     by_hand.env("DEPLOYMENT_ENV", "blue").env("APP_VERSION", "0.9.0");
-    let mut by_hand = by_hand.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut by_hand = by_hand.stdout(Stdio::null()).spawn().unwrap();
     until("it answers", || stage.answers("blue"));
     let ran = stage.run(&["blue-green", "--version", "1.0.0"]);
     let service = stage.service();
