@@ -130,7 +130,7 @@ async fn roll_back(
     if !again && undo::was_rolled_back(&history(session)?, to, version.as_deref()) {
         let name = named(to, version.as_deref());
         return refuse(format!(
-            "{name} was rolled back before; {}. To switch to it all the same, run `uh-deploy rollback --to {to} --again`",
+            "{name} was rolled back before; {}. To switch to it anyway, run `uh-deploy rollback --to {to} --again`",
             serving.sentence()
         ));
     }

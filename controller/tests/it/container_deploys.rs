@@ -146,6 +146,8 @@ fn the_users_compose_files_are_deployed_and_rolled_back_under_load() {
     );
 
     let load = harbour.stage.load();
+    // A compose file doesn't say which of its values are secret: all are, unless they are declared plain.
+    harbour.configure("[secrets]\nplain = [\"FAIL\"]\n");
     harbour.compose_file("      FAIL: no database\n");
     harbour
         .expect(1, &["blue-green", "--version", "1.0.2"])
