@@ -1,3 +1,5 @@
+//! Counters read from metrics: differences over restarts, and what counts as an error.
+
 use super::*;
 
 const METRICS: &str = r#"

@@ -1,3 +1,5 @@
+//! The rule: what is allowed, what exceeds it, and what never does.
+
 use super::*;
 
 fn answers(all: u64, bad: u64) -> Answers {
