@@ -1,7 +1,7 @@
 //! Commands that are run to their end: their output line by line, a deadline, and nothing left behind.
 //!
 //! A command has ended when its process has. What it has started may still hold its output open (a daemon, a notifier): its
-//! exit code counts all the same, and its output is read for [`GRACE`] more, no longer.
+//! exit code counts, and its output is read for a short grace after that, no longer.
 
 use std::collections::VecDeque;
 use std::os::unix::process::CommandExt as _;
