@@ -155,7 +155,7 @@ fn the_users_compose_files_are_deployed_and_rolled_back_under_load() {
         .says("cannot start: no database")
         .says("nothing has changed for users: green (v1.0.1) serves");
     // Blue's place was the bad version's; what was frozen of 1.0.0 knows nothing of the file as it is now.
-    harbour.expect(0, &["rollback", "--of", "1.0.1"]).says("it is started again as it was");
+    harbour.expect(0, &["rollback", "--to", "blue", "--again"]).says("it is started again as it was");
     assert_eq!(harbour.stage.served(), "blue 1.0.0");
     load.must_be_unharmed();
 }
