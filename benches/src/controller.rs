@@ -83,7 +83,10 @@ impl Controller {
         let instances = self.config.with_file_name("deploys").join("instances");
         let Ok(entries) = fs::read_dir(instances) else { return Ok(()) };
         for entry in entries {
-            let Ok(text) = fs::read(entry?.path().join("state.json")) else { continue };
+            let instance = entry?.path();
+            let Ok(text) = fs::read(instance.join("state.json")) else { continue };
+            // Else its supervisor would start it again.
+            fs::write(instance.join("stop"), "")?;
             let state: serde_json::Value = serde_json::from_slice(&text)?;
             let pid = state["app"]["pid"].as_i64().filter(|_| state["ended"].is_null());
             let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);

@@ -217,6 +217,15 @@ impl Stage {
     }
 }
 
+/// However a trial ends, nothing that it deployed runs on.
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Err(error) = self.controller.get_mut().end_instances() {
+            let _ = writeln!(io::stderr(), "an instance may be left running: {error:#}");
+        }
+    }
+}
+
 /// Requests that arrive at random, each on a connection of its own; some ask for an error, whichever version serves.
 struct Load {
     task: tokio::task::JoinHandle<()>,
