@@ -231,7 +231,7 @@ impl Runtime for Compose {
                 Check::passed(service, format!("service {} of project {}", spec.service, spec.project))
             }
             Err(failed) => {
-                Check::failed(service, failed.to_string(), "mend runtime.compose, or the compose files")
+                Check::failed(service, failed.to_string(), "fix runtime.compose or the compose files")
             }
         });
         checks

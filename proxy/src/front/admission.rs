@@ -140,7 +140,7 @@ impl Admission {
         address: Option<IpAddr>,
         worker: usize,
     ) -> Result<Place, Refused> {
-        // First, so that nobody is evicted for somebody who is turned away all the same.
+        // First, so that nobody is evicted for somebody who is rejected anyway.
         let source = match (limits.connections_per_address, address) {
             (Some(most), Some(address)) => Some(self.count_source(address, most)?),
             _ => None,

@@ -31,7 +31,7 @@ use crate::observe::termination::Termination;
 const MAX_INTERIM: u32 = 64;
 
 /// How long a client that waits for `100 Continue` waits for the backend's word before it gets ours: many apps ignore
-/// it, and clients wait for a second before they send their body all the same. Long enough for a refusal to come first.
+/// it, and clients wait for a second before they send their body anyway. Long enough for a refusal to come first.
 const CONTINUE_AFTER: Duration = Duration::from_millis(300);
 
 /// After a complete response, how long the backend may take none of the rest of the request.

@@ -63,7 +63,7 @@ fn node_address(node: &[u8]) -> Option<(IpAddr, &[u8])> {
     parse(text).filter(|_| good_port).map(|address| (address, text))
 }
 
-/// Appends what the app is told of the caller and of those before him. `client` is the client's address, `host` the
+/// Appends what the app learns about the caller and those before it. `client` is the client's address, `host` the
 /// request's, or empty.
 pub fn write(fields: &[Header<'_>], caller: &Caller<'_>, client: &str, host: &[u8], out: &mut Vec<u8>) {
     let believed = if caller.is_trusted() { fields } else { &[] };

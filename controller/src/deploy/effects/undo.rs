@@ -49,7 +49,7 @@ impl Driver<'_> {
             return Ok(self.forget_candidate());
         }
         if matches!(self.runtime.state(&self.facts.instance).await, Ok(runtime::State::Absent)) {
-            // It is told to stop all the same: a killed controller may have been about to start it.
+            // Stop it anyway: a killed controller may have been about to start it.
             let out = OutOfService::since_before_its_start(&self.facts.to, self.facts.generation);
             return Ok(self.undo_out_of_service(course, &out).await);
         }

@@ -52,7 +52,7 @@ impl Saved {
         self.app.as_ref().filter(|app| self.ended.is_none() && app.is_alive())
     }
 
-    /// How often it was restarted without having run well since: what a crash loop is told by.
+    /// How often it was restarted without having run well since: this is how a crash loop is recognised.
     pub(super) fn restarts_in_a_row(&self, now: jiff::Timestamp) -> u32 {
         let started: Option<jiff::Timestamp> = self.started_at.parse().ok();
         let runs_for = started.and_then(|at| Duration::try_from(now.duration_since(at)).ok());

@@ -106,7 +106,7 @@ async fn unwrapping_chunks_costs_by_the_byte_and_not_by_the_chunk() {
     assert!(most <= TURN_BYTES + crate::http1::buffer::BUFFER_BYTES as u64, "{most} were taken in one turn");
 }
 
-/// A thread that always has something to move must still hear of its other sockets.
+/// A thread that always has something to move must still look at its other sockets.
 #[tokio::test]
 async fn between_two_looks_at_the_sockets_no_more_is_moved_than_a_turn() {
     const BYTES: u64 = 16 << 20;
