@@ -24,7 +24,7 @@ const PROGRAMS: [&str; 2] = ["uh-proxy", "uh-sample-app"];
 fn script(text: &str) -> String {
     let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("\n```").next());
     let lines = blocks.flat_map(str::lines);
-    let ours = ["cargo build", "export PATH=", "cd \"$(mktemp -d)\""];
+    let ours = ["make build", "export PATH=", "cd \"$(mktemp -d)\""];
     let kept = lines.filter(|line| !ours.iter().any(|start| line.starts_with(start)));
     kept.map(|line| format!("{line}\n")).collect()
 }
