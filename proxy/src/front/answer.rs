@@ -1,10 +1,12 @@
 //! Answers of our own: what a client gets when no backend can answer.
 //!
-//! A short page, or a problem (RFC 9457) for a client that prefers JSON; the pages can be replaced by the operator's.
+//! A page for a browser, a problem (RFC 9457) for a client that prefers JSON, and text for everything else; the page can
+//! be replaced by the operator's.
 //! Nothing that a client sent is in them but its request id, which is checked, and escaped all the same.
 
 mod accept;
 pub mod pages;
+mod words;
 
 use serde::Serialize;
 
@@ -18,6 +20,25 @@ const SOON_S: u32 = 1;
 
 /// The body of a health answer in maintenance, when no backend can give one.
 const HEALTHY: &[u8] = b"{\"status\":\"maintenance\"}\n";
+
+const HTML: &str = "text/html; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// For the built-in page, which has its style in it and nothing else.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+
+/// A body, and what a client must know of it.
+struct Body {
+    media_type: &'static str,
+    policy: Option<&'static str>,
+    bytes: Vec<u8>,
+}
+
+impl Body {
+    fn new(media_type: &'static str, bytes: impl Into<Vec<u8>>) -> Self {
+        Self { media_type, policy: None, bytes: bytes.into() }
+    }
+}
 
 /// An answer without a backend.
 #[derive(Debug, Clone, Copy, Default)]
@@ -60,16 +81,21 @@ impl Answer<'_> {
             429 | 503 => Some(SOON_S),
             _ => None,
         });
-        let (media_type, body) = self.body(pages, retry_after_s);
+        let Body { media_type, policy, bytes: body } = self.body(pages, retry_after_s);
         out.extend_from_slice(b"HTTP/1.1 ");
         write_number(out, u64::from(self.status));
         out.push(b' ');
         out.extend_from_slice(reason(self.status).as_bytes());
         out.extend_from_slice(b"\r\nContent-Type: ");
         out.extend_from_slice(media_type.as_bytes());
-        out.extend_from_slice(b"\r\nCache-Control: no-store\r\nContent-Length: ");
+        out.extend_from_slice(
+            b"\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nContent-Length: ",
+        );
         write_number(out, body.len() as u64);
         out.extend_from_slice(b"\r\n");
+        if let Some(policy) = policy {
+            write_field(out, b"Content-Security-Policy", policy.as_bytes());
+        }
         if !self.request_id.is_empty() {
             write_field(out, b"X-Request-Id", self.request_id);
         }
@@ -90,19 +116,44 @@ impl Answer<'_> {
         body.len() as u64
     }
 
-    fn body(&self, pages: &Pages, retry_after_s: Option<u32>) -> (&'static str, Vec<u8>) {
+    fn body(&self, pages: &Pages, retry_after_s: Option<u32>) -> Body {
         let request_id = str::from_utf8(self.request_id).unwrap_or_default();
-        let (status, title, detail) = (self.status, reason(self.status), self.detail);
+        let (status, reason, detail) = (self.status, reason(self.status), self.detail);
         if status == 200 {
-            return ("application/json", HEALTHY.to_vec());
+            return Body::new("application/json", HEALTHY);
         }
-        if self.form == Form::Json {
-            let problem = Problem { r#type: "about:blank", title, status, detail, request_id, retry_after_s };
-            return ("application/problem+json", serde_json::to_vec(&problem).unwrap_or_default());
+        let maintenance = self.maintenance;
+        let values = Values { status, reason, detail, request_id, retry_after_s, maintenance };
+        match self.form {
+            Form::Json => {
+                let (r#type, title) = ("about:blank", reason);
+                let problem = Problem { r#type, title, status, detail, request_id, retry_after_s };
+                Body::new("application/problem+json", serde_json::to_vec(&problem).unwrap_or_default())
+            }
+            Form::Text => Body::new(TEXT, text(&values)),
+            Form::Any => match pages.own(&values) {
+                Some(page) => Body::new(HTML, page),
+                None => Body::new(TEXT, text(&values)),
+            },
+            Form::Html => match pages.own(&values) {
+                Some(page) => Body::new(HTML, page),
+                None => Body { policy: Some(POLICY), ..Body::new(HTML, Pages::built_in(&values)) },
+            },
         }
-        let values = Values { status, reason: title, detail, request_id };
-        ("text/html; charset=utf-8", pages.render(self.maintenance, &values).into_bytes())
     }
+}
+
+/// For a terminal: what happened, the id, and when to come back.
+fn text(values: &Values<'_>) -> String {
+    let Values { status, reason, detail, request_id, retry_after_s, .. } = values;
+    let mut text = format!("{status} {reason}: {detail}\n");
+    if !request_id.is_empty() {
+        text.push_str(&format!("request id: {request_id}\n"));
+    }
+    if let Some(seconds) = retry_after_s {
+        text.push_str(&format!("retry after: {seconds} s\n"));
+    }
+    text
 }
 
 fn reason(status: u16) -> &'static str {
@@ -163,6 +214,21 @@ mod tests {
         let problem: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(problem["detail"], NASTY.detail);
         assert_eq!((&problem["status"], &problem["request_id"]), (&503.into(), &"abc-1".into()));
+    }
+
+    #[test]
+    fn an_answer_in_text_is_what_a_terminal_can_show() {
+        for form in [Form::Any, Form::Text] {
+            let answer = Answer { form, detail: "gone", retry_after_s: Some(120), ..NASTY };
+            let text = written(&answer);
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains("Content-Type: text/plain; charset=utf-8\r\n"), "{head}");
+            assert!(head.contains("X-Content-Type-Options: nosniff\r\n"), "{head}");
+            assert!(!head.contains("Content-Security-Policy"), "{head}");
+            assert_eq!(body, "503 Service Unavailable: gone\nrequest id: abc-1\nretry after: 120 s\n");
+            let unknown = written(&Answer { request_id: b"", ..answer });
+            assert!(!unknown.contains("request id"), "{unknown}");
+        }
     }
 
     #[test]

@@ -352,6 +352,7 @@ impl Connection {
             Refused::Address => (429, "there are too many connections from this address"),
             Refused::Tls => return,
         };
+        // What the client prefers isn't known yet: text, unless the operator has a page.
         let answer = Answer { status, detail, ..Answer::default() };
         let mut out = Vec::new();
         answer.write(&self.settings.pages, &mut out);

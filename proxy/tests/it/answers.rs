@@ -23,13 +23,13 @@ async fn ask(home: &Home, method: &str, accept: &str) -> crate::wire::Response {
 async fn an_answer_has_the_form_that_the_client_prefers() {
     let app = SampleApp::start("blue", "1").await;
     let home = Home::new(app.address, "127.0.0.1:9").service("hosts = [\"app.test\"]");
-    for accept in ["*/*", "text/html,application/xhtml+xml,*/*;q=0.8", "image/png"] {
+    let (html, text) = ("text/html; charset=utf-8", "text/plain; charset=utf-8");
+    let browser = "text/html,application/xhtml+xml,*/*;q=0.8";
+    for (accept, form) in [(browser, html), ("*/*", text), ("text/plain", text), ("image/png", text)] {
         let page = ask(&home, "GET", accept).await;
-        assert_eq!(
-            (page.status, page.header("content-type")),
-            (404, Some("text/html; charset=utf-8")),
-            "{accept}"
-        );
+        assert_eq!((page.status, page.header("content-type")), (404, Some(form)), "{accept}");
+        assert_eq!(page.header("cache-control"), Some("no-store"));
+        assert_eq!(page.header("content-security-policy").is_some(), form == html, "{page:?}");
         assert!(page.text().contains("id-1") && !page.text().contains("<script>"), "{}", page.text());
         assert!(!page.text().contains("<b>"), "{}", page.text());
     }
@@ -37,7 +37,7 @@ async fn an_answer_has_the_form_that_the_client_prefers() {
     assert_eq!(problem.header("content-type"), Some("application/problem+json"));
     let problem: serde_json::Value = serde_json::from_slice(&problem.body).unwrap();
     assert_eq!((&problem["status"], &problem["request_id"]), (&404.into(), &"id-1".into()));
-    let head = ask(&home, "HEAD", "*/*").await;
+    let head = ask(&home, "HEAD", browser).await;
     assert!(head.status == 404 && head.header("content-length") != Some("0"), "{head:?}");
 }
 
@@ -51,6 +51,7 @@ async fn the_operators_pages_are_served_and_bad_ones_are_refused_at_once() {
     let home = home.server(&format!("error_pages = {pages:?}"));
     let page = ask(&home, "GET", "*/*").await;
     assert_eq!((page.status, page.text().as_str()), (404, "<h1>ours 404 id-1</h1>"));
+    assert!(page.header("content-security-policy").is_none(), "the operator's page may load what it wants");
     assert_eq!(
         ask(&home, "GET", "application/json").await.header("content-type"),
         Some("application/problem+json")

@@ -48,7 +48,8 @@ async fn clients_are_told_and_no_backend_hears_of_their_requests() {
     begin(&proxy).await;
     // The same connection, and it is kept.
     for _ in 0..2 {
-        let page = wire.get("/").await;
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n").await;
+        let page = wire.response().await;
         assert_eq!((page.status, page.header("retry-after")), (503, Some("120")));
         assert_eq!(page.header("connection"), Some("keep-alive"));
         assert!(

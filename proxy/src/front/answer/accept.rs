@@ -1,17 +1,20 @@
-//! What a client prefers, by its `Accept` fields (RFC 9110 §12.5.1): a page, unless it wants JSON more.
-//!
-//! `*/*`, as curl sends, and no `Accept` at all get the page: whoever wants the other form can ask for it.
+//! What a client prefers, by its `Accept` fields (RFC 9110 §12.5.1): a page for a browser, a problem for a program that
+//! asks for JSON, and plain text for everything else, such as curl with its `*/*`.
 
 use crate::http1::field::values;
 
 /// The form of an answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Form {
-    /// A page for people.
+    /// Nothing in particular: the operator's page if there is one, or else text.
     #[default]
+    Any,
+    /// A page for people.
     Html,
     /// A problem for programs.
     Json,
+    /// Plain text.
+    Text,
 }
 
 /// How much something is wanted: its quality in thousandths, and how exactly it was named.
@@ -21,7 +24,7 @@ impl Form {
     /// What the client that sent this head prefers. The head need not be complete, nor well-formed.
     #[must_use]
     pub fn preferred(head: &[u8]) -> Self {
-        let (mut html, mut json) = (Wish::default(), Wish::default());
+        let (mut html, mut json, mut text) = (Wish::default(), Wish::default(), Wish::default());
         for value in values(head, b"accept") {
             for range in value.split(|&b| b == b',') {
                 let mut parts = range.split(|&b| b == b';').map(<[u8]>::trim_ascii);
@@ -34,9 +37,19 @@ impl Form {
                     &[b"application/problem+json", b"application/json"],
                     b"application/*",
                 );
+                text.hear(name, quality, &[b"text/plain"], b"text/*");
             }
         }
-        if json.preference() > html.preference() { Self::Json } else { Self::Html }
+        let (page, problem, plain) = (html.preference(), json.preference(), text.preference());
+        if problem > page && problem >= plain {
+            Self::Json
+        } else if html.is_named() && page >= plain {
+            Self::Html
+        } else if text.is_named() {
+            Self::Text
+        } else {
+            Self::Any
+        }
     }
 }
 
@@ -61,6 +74,11 @@ impl Wish {
         if exactness > self.exactness || (exactness == self.exactness && quality > self.quality) {
             *self = Self { quality, exactness };
         }
+    }
+
+    /// Whether it is wanted, and named by more than `*/*`.
+    fn is_named(&self) -> bool {
+        self.quality > 0 && self.exactness > 1
     }
 
     fn preference(&self) -> Preference {
@@ -90,10 +108,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_unless_json_is_wanted_more() {
+    fn a_browser_gets_a_page_a_program_json_and_the_rest_text() {
         for (accept, form) in [
-            ("", Form::Html),
-            ("*/*", Form::Html),
+            ("", Form::Any),
+            ("*/*", Form::Any),
+            ("text/plain", Form::Text),
+            ("text/*", Form::Html),
+            ("text/plain, text/html;q=0.9", Form::Text),
+            ("text/html, text/plain", Form::Html),
+            ("text/plain, application/json;q=0.9, */*", Form::Text),
+            ("text/html;q=0, text/plain;q=0", Form::Any),
             ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Form::Html),
             ("application/json", Form::Json),
             ("Application/JSON", Form::Json),
@@ -104,18 +128,18 @@ mod tests {
             ("text/html;q=0.5, application/json", Form::Json),
             ("text/html; q=0.5 , application/json ;q=0.4", Form::Html),
             ("text/html;q=0, */*", Form::Json),
-            ("application/json;q=0", Form::Html),
-            ("application/json;q=0, */*;q=0.1", Form::Html),
-            ("application/json;q=7", Form::Html),
-            ("application/json;q=", Form::Html),
+            ("application/json;q=0", Form::Any),
+            ("application/json;q=0, */*;q=0.1", Form::Any),
+            ("application/json;q=7", Form::Any),
+            ("application/json;q=", Form::Any),
             ("application/json;q=1.0000, text/html;q=0.001", Form::Html),
-            ("image/png", Form::Html),
-            (",;,q=1;;", Form::Html),
+            ("image/png", Form::Any),
+            (",;,q=1;;", Form::Any),
         ] {
             let head = format!("GET / HTTP/1.1\r\nHost: a\r\naCCept: {accept}\r\n\r\n");
             assert_eq!(Form::preferred(head.as_bytes()), form, "{accept}");
         }
-        assert_eq!(Form::preferred(b""), Form::Html);
+        assert_eq!(Form::preferred(b""), Form::Any);
         let two = b"GET / HTTP/1.1\r\nAccept: text/html;q=0.1\r\nAccept: application/json\r\n\r\n";
         assert_eq!(Form::preferred(two), Form::Json);
     }

@@ -3,26 +3,27 @@
 //! `404.html` is for a status, `5xx.html` for every status of its hundred without a page of its own, and
 //! `maintenance.html` for a service in maintenance.
 
-use crate::plain::plain;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::words;
+use crate::plain::plain;
+
 /// The largest page: it is written whole into memory for every answer.
 const MAX_PAGE_BYTES: u64 = 64 << 10;
 
 /// What a page may name, as `{{detail}}`.
-const PLACEHOLDERS: [&str; 4] = ["status", "reason", "detail", "request_id"];
+const PLACEHOLDERS: [&str; 8] =
+    ["status", "reason", "detail", "request_id", "title", "explanation", "cause", "retry"];
 
 /// The longest word between braces that is taken for a placeholder.
 const MAX_PLACEHOLDER_CHARS: usize = 32;
 
-const BUILT_IN: &str = "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-    <meta name=\"viewport\" content=\"width=device-width\">\n<title>{{status}} {{reason}}</title>\n\
-    <h1>{{status}} {{reason}}</h1>\n<p style=\"white-space: pre-line\">{{detail}}</p>\n\
-    <p><small>request id: {{request_id}}</small></p>\n</html>\n";
+/// Whole in itself: it fetches nothing, runs nothing, and is small enough to be written for every answer.
+const BUILT_IN: &str = include_str!("page.html");
 
 /// Which answers a page is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +50,29 @@ pub struct Values<'a> {
     pub detail: &'a str,
     /// `{{request_id}}`
     pub request_id: &'a str,
+    /// When to come back, in seconds: `{{retry}}`, a sentence.
+    pub retry_after_s: Option<u32>,
+    /// Whether the service is in maintenance. Then `{{explanation}}` is the operator's message.
+    pub maintenance: bool,
+}
+
+impl Values<'_> {
+    fn push(&self, name: &str, out: &mut String) {
+        let words = words::of(self.status);
+        match name {
+            "status" => out.push_str(&self.status.to_string()),
+            "reason" => escape(self.reason, out),
+            "detail" => escape(self.detail, out),
+            "request_id" => escape(self.request_id, out),
+            "title" => escape(if self.maintenance { words::MAINTENANCE } else { words.title }, out),
+            "explanation" => escape(if self.maintenance { self.detail } else { words.explanation }, out),
+            "retry" => escape(&words::retry(self.retry_after_s), out),
+            // In maintenance, the explanation is the detail already.
+            "cause" if self.maintenance => out.push_str("planned maintenance"),
+            "cause" => escape(self.detail, out),
+            _ => {}
+        }
+    }
 }
 
 impl Pages {
@@ -86,26 +110,29 @@ impl Pages {
         self.own.len()
     }
 
-    /// The page for an answer, with its values.
+    /// The operator's page for an answer, with its values.
     #[must_use]
-    pub fn render(&self, maintenance: bool, values: &Values<'_>) -> String {
-        let of = |target| self.own.get(&target).map(String::as_str);
-        let maintenance = if maintenance { of(For::Maintenance) } else { None };
+    pub fn own(&self, values: &Values<'_>) -> Option<String> {
+        let of = |target| self.own.get(&target);
+        let maintenance = if values.maintenance { of(For::Maintenance) } else { None };
         let template = maintenance
             .or_else(|| of(For::Status(values.status)))
-            .or_else(|| of(For::Hundred(values.status / 100)))
-            .unwrap_or(BUILT_IN);
+            .or_else(|| of(For::Hundred(values.status / 100)))?;
+        Some(Self::fill(template, values))
+    }
+
+    /// The built-in page, with its values.
+    #[must_use]
+    pub fn built_in(values: &Values<'_>) -> String {
+        Self::fill(BUILT_IN, values)
+    }
+
+    fn fill(template: &str, values: &Values<'_>) -> String {
         let mut out = String::with_capacity(template.len() + 256);
         let mut rest = template;
         while let Some((before, name, after)) = next_placeholder(rest) {
             out.push_str(before);
-            match name {
-                "status" => out.push_str(&values.status.to_string()),
-                "reason" => escape(values.reason, &mut out),
-                "detail" => escape(values.detail, &mut out),
-                "request_id" => escape(values.request_id, &mut out),
-                _ => {}
-            }
+            values.push(name, &mut out);
             rest = after;
         }
         out.push_str(rest);
@@ -178,8 +205,17 @@ fn escape(text: &str, out: &mut String) {
 mod tests {
     use super::*;
 
-    const VALUES: Values<'_> =
-        Values { status: 504, reason: "Gateway Timeout", detail: "<slow>", request_id: "id-1" };
+    const VALUES: Values<'_> = Values {
+        status: 504,
+        reason: "Gateway Timeout",
+        detail: "<slow>",
+        request_id: "id-1",
+        retry_after_s: None,
+        maintenance: false,
+    };
+
+    /// The largest built-in page, with the longest detail of our own.
+    const MAX_BUILT_IN_BYTES: usize = 4 << 10;
 
     fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
@@ -202,10 +238,42 @@ mod tests {
         ];
         let pages = load(&files).unwrap();
         assert_eq!(pages.count(), 3);
-        assert_eq!(pages.render(false, &VALUES), "own 504");
-        assert_eq!(pages.render(false, &Values { status: 502, ..VALUES }), "any &lt;slow&gt; {{ x }}");
-        assert_eq!(pages.render(true, &Values { status: 503, ..VALUES }), "m");
-        assert!(pages.render(false, &Values { status: 404, ..VALUES }).contains("<h1>404 "));
+        let own = |values: Values<'_>| pages.own(&values);
+        assert_eq!(own(VALUES).as_deref(), Some("own 504"));
+        assert_eq!(own(Values { status: 502, ..VALUES }).as_deref(), Some("any &lt;slow&gt; {{ x }}"));
+        assert_eq!(own(Values { status: 503, maintenance: true, ..VALUES }).as_deref(), Some("m"));
+        assert_eq!(own(Values { status: 404, ..VALUES }), None);
+    }
+
+    #[test]
+    fn the_built_in_page_is_small_whole_in_itself_and_well_formed() {
+        for status in [400, 404, 405, 408, 413, 417, 429, 431, 501, 502, 503, 504, 505] {
+            for maintenance in [false, true] {
+                let page =
+                    Pages::built_in(&Values { status, maintenance, retry_after_s: Some(120), ..VALUES });
+                assert!(page.len() <= MAX_BUILT_IN_BYTES, "{status}: {} bytes", page.len());
+                let fetches = ["http:", "https:", "//", "url(", "src=", "@import", "<script", "<link", "{{"];
+                assert_eq!(fetches.iter().find(|part| page.contains(**part)), None, "{page}");
+                assert!(page.starts_with("<!doctype html>\n<html lang=\"en\">"), "{page}");
+                assert!(page.contains("<code>id-1</code>") && page.contains("in about 2 minutes."), "{page}");
+                assert!(page.contains("&lt;slow&gt;") && !page.contains("<slow>"), "{page}");
+                demand_closed(&page);
+            }
+        }
+    }
+
+    /// Every element that is opened is closed, in order.
+    fn demand_closed(page: &str) {
+        let mut open = Vec::new();
+        for tag in page.split('<').skip(1).filter_map(|rest| rest.split_once('>')).map(|(tag, _)| tag) {
+            let name = tag.split(' ').next().unwrap();
+            match name.strip_prefix('/') {
+                Some(closed) => assert_eq!(open.pop(), Some(closed), "{page}"),
+                None if ["!doctype", "meta"].contains(&name) => {}
+                None => open.push(name),
+            }
+        }
+        assert!(open.is_empty(), "{open:?} stay open in {page}");
     }
 
     #[test]
