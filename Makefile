@@ -31,7 +31,7 @@ demo: ## deploy good and bad versions of a live app under load, and roll back; c
 		'Compiling uh-proxy, uh-deploy, a sample app and the demo with what they depend on: about 280 crates, once.' \
 		'On two free cores this takes about two minutes. The demo starts right after it, and takes 16 seconds.'
 	$(CARGO) build --locked --profile $(PROFILE) --bin demo --bin uh-proxy --bin uh-deploy --bin uh-sample-app
-	@$(BIN_DIR)/demo
+	@$(BIN_DIR)/demo $(ARGS)
 
 # Tests that need a Docker Engine run if one answers, and say so in a line if none does, or it has not what they need;
 # with UH_NEED_ENGINE=1 that is a failure. Those that need the shipped images are in `stack`.

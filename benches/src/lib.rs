@@ -9,6 +9,7 @@ pub mod http;
 pub mod judgement;
 pub mod load;
 pub mod percentiles;
+pub mod picture;
 pub mod watcher;
 pub mod websocket;
 

@@ -1,13 +1,15 @@
 //! The demo: the real programs and real load; deploys, a roll back, and versions that are no good.
 
 use std::fmt::Display;
+use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -17,6 +19,7 @@ use uh_benches::http::Failure;
 use uh_benches::judgement::{Switch, Verdict};
 use uh_benches::load::{Group, Load, Plan, Recording, Reuse};
 use uh_benches::percentiles::{Times, grouped, milliseconds};
+use uh_benches::picture::{Picture, Span};
 use uh_benches::process::{self};
 use uh_benches::websocket::WebSocket;
 use uh_benches::workdir;
@@ -45,11 +48,20 @@ const DONE: i32 = 0;
 const FAILED: i32 = 1;
 const ROLLED_BACK: i32 = 3;
 
-fn main() -> ExitCode {
-    workdir::run(run)
+#[derive(Parser)]
+#[command(about = "Deploys good and bad versions of a live app under load, and rolls back")]
+struct Options {
+    /// Draw what happens until the version that fails requests comes, as an SVG file.
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
 }
 
-async fn run(dir: &Path) -> Result<()> {
+fn main() -> ExitCode {
+    let options = Options::parse();
+    workdir::run(async |dir: &Path| run(dir, &options).await)
+}
+
+async fn run(dir: &Path, options: &Options) -> Result<()> {
     let mut demo = Demo::start(dir).await?;
     demo.step("Look before the first deploy")?;
     demo.command(DONE, &["validate"]).await?;
@@ -96,12 +108,18 @@ async fn run(dir: &Path) -> Result<()> {
     demo.step("What was done")?;
     demo.command(DONE, &["history"]).await?;
     let recording = load.stop().await?;
-    let Demo { page, front_door, controller, switches, started } = demo;
+    let Demo { page, front_door, controller, switches, spans, started } = demo;
     front_door.stop(STOP_WITHIN).await?;
     controller.end_instances()?;
     summary(&page, &recording, &switches, rolled_back, bad)?;
+    if let Some(file) = &options.picture {
+        let backends = [("blue", "blue, 1.0.0"), ("green", "green, 1.0.1")];
+        let from = recording.samples.first().context("no requests")?.sent_at;
+        let picture = Picture { samples: &recording.samples, backends, spans: &spans, from, to: bad.0 };
+        fs::write(file, picture.svg()).with_context(|| format!("can't write {}", file.display()))?;
+    }
     page.line(format!(
-        "\nNobody noticed, but for what 1.0.3 answered itself. {:.1} s in all.",
+        "\nNobody noticed, but for what 1.0.3 answered itself. {:.1} s in all.\nNext: the same by hand, and with your app: docs/quickstart.md",
         started.elapsed().as_secs_f64()
     ))
 }
@@ -154,6 +172,7 @@ struct Demo {
     controller: Controller,
     front_door: FrontDoor,
     switches: Vec<Switch>,
+    spans: Vec<Span>,
     started: Instant,
 }
 
@@ -172,7 +191,7 @@ impl Demo {
         page.fact("blue, as soon as it runs", blue.address)?;
         page.fact("green, as soon as it runs", green.address)?;
         let controller = Controller::new(dir, [blue, green])?;
-        Ok(Self { page, controller, front_door, switches: Vec::new(), started })
+        Ok(Self { page, controller, front_door, switches: Vec::new(), spans: Vec::new(), started })
     }
 
     fn step(&mut self, title: &str) -> Result<()> {
@@ -180,9 +199,12 @@ impl Demo {
     }
 
     /// Shows a command and what it says, and demands its exit code.
-    async fn command(&self, code: i32, args: &[&str]) -> Result<()> {
+    async fn command(&mut self, code: i32, args: &[&str]) -> Result<()> {
         self.page.line(format!("   $ uh-deploy {}", args.join(" ")))?;
+        let from = Instant::now();
         let finished = process::run(self.controller.command(args), COMMAND_TIMEOUT).await?;
+        let label = format!("uh-deploy {}", args.join(" "));
+        self.spans.push(Span { label, from, to: Instant::now() });
         for line in finished.output.lines() {
             self.page.line(format!("   {line}").trim_end())?;
         }
