@@ -73,9 +73,11 @@ bench: build ## what everything costs, beside every other proxy that is installe
 	@$(BIN_DIR)/switch_under_load
 	@$(BIN_DIR)/compare $(ARGS)
 
-lint: ## check format, lints and documentation
+lint: ## check format, lints and documentation, and licences where cargo-deny is installed
 	@.ci/needs lint
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path benches/fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace --locked
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --offline --locked check bans licenses sources; \
+	else echo "skipped: licences, sources and banned crates, no cargo-deny (cargo install cargo-deny --locked)"; fi
