@@ -80,22 +80,7 @@ impl Controller {
     /// # Errors
     /// When the records can't be read.
     pub fn end_instances(&self) -> Result<()> {
-        let instances = self.config.with_file_name("deploys").join("instances");
-        let Ok(entries) = fs::read_dir(instances) else { return Ok(()) };
-        for entry in entries {
-            let instance = entry?.path();
-            let Ok(text) = fs::read(instance.join("state.json")) else { continue };
-            // Else its supervisor would start it again.
-            fs::write(instance.join("stop"), "")?;
-            let state: serde_json::Value = serde_json::from_slice(&text)?;
-            let pid = state["app"]["pid"].as_i64().filter(|_| state["ended"].is_null());
-            let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
-            if let Some(pid) = pid {
-                // It may have ended by itself.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-            }
-        }
-        Ok(())
+        end_instances(&self.config.with_file_name("deploys"))
     }
 }
 
@@ -104,6 +89,28 @@ impl Drop for Controller {
         // There is nobody left to tell.
         let _ = self.end_instances();
     }
+}
+
+/// Stops what a `uh-deploy` has started as processes, by its directory of records.
+///
+/// # Errors
+/// When the records can't be read.
+pub fn end_instances(state_dir: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(state_dir.join("instances")) else { return Ok(()) };
+    for entry in entries {
+        let instance = entry?.path();
+        let Ok(text) = fs::read(instance.join("state.json")) else { continue };
+        // Else its supervisor would start it again.
+        fs::write(instance.join("stop"), "")?;
+        let state: serde_json::Value = serde_json::from_slice(&text)?;
+        let pid = state["app"]["pid"].as_i64().filter(|_| state["ended"].is_null());
+        let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid {
+            // It may have ended by itself.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
+    Ok(())
 }
 
 /// Two ports of this machine that nobody has now.

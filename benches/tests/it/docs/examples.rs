@@ -2,6 +2,7 @@
 //! what docs/metrics.md lists.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use uh_benches::controller::two_free_addresses;
+use uh_benches::controller::end_instances;
 use uh_benches::process::sibling;
 
 use super::{chapter, rows, text};
@@ -18,7 +19,7 @@ use super::{chapter, rows, text};
 const WITHIN: Duration = Duration::from_secs(120);
 
 /// The programs that the examples call.
-const PROGRAMS: [&str; 2] = ["uh-proxy", "uh-sample-app"];
+const PROGRAMS: [&str; 3] = ["uh-proxy", "uh-deploy", "uh-sample-app"];
 
 /// The `sh` blocks of a text, without what builds the programs and chooses a directory.
 fn script(text: &str) -> String {
@@ -31,12 +32,13 @@ fn script(text: &str) -> String {
 
 /// Runs a script in a directory, and ends whatever it leaves running.
 fn run(script: &str, dir: &Path) -> String {
-    let [blue, green] = two_free_addresses().unwrap();
-    let [front, _] = two_free_addresses().unwrap();
+    // All at once: one that is given up is soon given to the next who asks.
+    let ports = ["3008", "3009", "8080"].map(|port| (port, TcpListener::bind("127.0.0.1:0").unwrap()));
     let mut script = script.to_owned();
-    for (written, free) in [("3008", blue), ("3009", green), ("8080", front)] {
-        script = script.replace(written, &free.port().to_string());
+    for (written, free) in &ports {
+        script = script.replace(written, &free.local_addr().unwrap().port().to_string());
     }
+    drop(ports);
     let programs = PROGRAMS.map(|program| sibling(program).unwrap().parent().unwrap().to_owned());
     let path = std::env::join_paths(
         programs.into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
@@ -64,6 +66,7 @@ fn run(script: &str, dir: &Path) -> String {
     // It is empty, if all went well.
     let _ = kill_process_group(group, Signal::KILL);
     let _ = shell.wait();
+    end_instances(&dir.join("deploys")).unwrap();
     let output = fs::read_to_string(dir.join("output")).unwrap();
     assert!(status.is_some_and(|status| status.success()), "{status:?}\n{script}\n{output}");
     output
@@ -83,14 +86,16 @@ fn the_start_in_the_readme_works_as_written() {
 #[test]
 fn the_quick_start_works_as_written_and_its_metrics_are_documented() {
     let page = text("docs/quickstart.md");
-    let (rest, stop) = page.split_at(page.find("## 8. Stop").unwrap());
+    let (rest, stop) = page.split_at(page.find("## 9. Stop").unwrap());
     let scrape = "curl --silent --unix-socket \"$UH_PROXY_ADMIN_SOCKET\" http://uh/metrics > metrics\n";
     let script = [&script(rest), scrape, &script(stop)].concat();
     // The refused switch, whose exit code is shown.
     let script = script.replace("uh-proxy switch green; echo", "uh-proxy switch green || echo");
     let dir = tempfile::tempdir().unwrap();
     let output = run(&script, dir.path());
-    for said in ["blue 1.0.0", "green 1.0.1", "blue: drained in", "exit code 3"] {
+    let said =
+        ["blue 1.0.0", "green 1.0.1", "blue: drained in", "exit code 3", "green 1.0.2", "Rollback complete"];
+    for said in said {
         assert!(output.contains(said), "no {said:?} in\n{output}");
     }
     demand_documented(&fs::read_to_string(dir.path().join("metrics")).unwrap());
