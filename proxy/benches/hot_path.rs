@@ -11,10 +11,11 @@ use std::time::{Duration, SystemTime};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use jiff::Timestamp;
-use uh_proxy::config::{self, AccessLogFormat, Headers, ServerField};
-use uh_proxy::http1::forwarded::Caller;
-use uh_proxy::http1::request;
-use uh_proxy::http1::response::{self, Recipient};
+use uh_http1::forwarded::Caller;
+use uh_http1::policy::{HeaderPolicy, ServerField};
+use uh_http1::request;
+use uh_http1::response::{self, Recipient};
+use uh_proxy::config::{self, AccessLogFormat};
 use uh_proxy::observe::line::{Clock, Line};
 use uh_proxy::observe::meters::Meters;
 use uh_proxy::observe::termination::Termination;
@@ -94,7 +95,7 @@ fn switching(c: &mut Criterion) {
 
 fn heads(c: &mut Criterion) {
     let mut out = Vec::new();
-    let headers = Headers::default();
+    let headers = HeaderPolicy::default();
     let address = Ipv4Addr::new(192, 0, 2, 7);
     let text = &address.to_string();
     let caller = Caller { address: address.into(), text, request_start: None, headers: &headers };
@@ -113,6 +114,7 @@ fn heads(c: &mut Criterion) {
         upgrade: None,
         server,
         fields: 1000,
+        clock: SystemTime::now,
     };
     c.bench_function("response head: check and write anew", |b| {
         b.iter(|| {

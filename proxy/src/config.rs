@@ -5,14 +5,11 @@
 
 pub mod changes;
 mod headers;
-mod network;
 mod server;
 mod service;
 
 use std::path::Path;
 
-pub use headers::{Headers, ServerField, Traceparent, Underscores};
-pub use network::Network;
 pub use server::{AccessLog, AccessLogFormat, LogFormat, Server, ServerLimits};
 pub use service::{
     BackendConfig, HealthCheck, Limits, MAX_ENDPOINTS, MaintenanceBypass, Resolve, Retries, SecretField,

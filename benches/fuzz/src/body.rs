@@ -1,6 +1,6 @@
 //! Chunked bodies, cut in any pieces → the front door's scanner; the reference must find the same end and the same content.
 
-use uh_proxy::http1::body::{BodyError, BodyScanner, Framing, Step};
+use uh_http1::body::{BodyError, BodyScanner, Framing, Step};
 
 use crate::reference::{Message, Read, read};
 use crate::target::{Target, behind};

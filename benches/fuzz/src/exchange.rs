@@ -5,8 +5,8 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use uh_proxy::http1::body::Framing;
-use uh_proxy::http1::field::MAX_LEADING_LINES;
+use uh_http1::body::Framing;
+use uh_http1::field::MAX_LEADING_LINES;
 
 use crate::front_door::{self, FrontDoor, SOON};
 use crate::reference::{Demand, Message, Read, is_same, read, read_all};

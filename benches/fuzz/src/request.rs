@@ -1,11 +1,11 @@
 //! Requests as they come → the front door's head scanner, check, rewriting and body scanner → the reference reader, which
 //! must find in what goes on what was meant.
 
-use uh_proxy::config::{Headers, Traceparent, Underscores};
-use uh_proxy::http1::body::{BodyScanner, Framing};
-use uh_proxy::http1::field::{self, HeadScanner};
-use uh_proxy::http1::forwarded::Caller;
-use uh_proxy::http1::{prefix, request};
+use uh_http1::body::{BodyScanner, Framing};
+use uh_http1::field::{self, HeadScanner};
+use uh_http1::forwarded::Caller;
+use uh_http1::policy::{HeaderPolicy, Traceparent, Underscores};
+use uh_http1::{prefix, request};
 
 use crate::reference::{Demand, Message, Read, is_same, read, read_all};
 use crate::target::{Target, behind};
@@ -50,7 +50,7 @@ fn seeds() -> Vec<Vec<u8>> {
 
 /// What the first byte of a case chooses.
 struct Circumstances {
-    headers: Headers,
+    headers: HeaderPolicy,
     trusted: bool,
     strips: bool,
     piece: usize,
@@ -64,7 +64,7 @@ impl Circumstances {
             1 => Underscores::Pass,
             _ => Underscores::Refuse,
         };
-        let headers = Headers {
+        let headers = HeaderPolicy {
             trusted_proxies: if is(2) {
                 vec!["192.0.2.0/29".parse().expect("a network")]
             } else {
@@ -75,7 +75,7 @@ impl Circumstances {
             request_start: is(3),
             traceparent: if is(4) { Traceparent::Make } else { Traceparent::Pass },
             underscores,
-            ..Headers::default()
+            ..HeaderPolicy::default()
         };
         let piece = [usize::MAX, 1, 7, 64][usize::from(byte >> 6)];
         Self { headers, trusted: is(2), strips: is(5), piece }

@@ -1,12 +1,14 @@
 //! Response heads as apps send them → the front door's check and rewriting → a strict reader, which must find in what goes on
 //! the same answer, framed so that no client can read it in two ways.
 
-use uh_proxy::config::{Headers, ServerField};
-use uh_proxy::http1::body::Framing;
-use uh_proxy::http1::field::HeadScanner;
-use uh_proxy::http1::forwarded::Caller;
-use uh_proxy::http1::request::{self, Version};
-use uh_proxy::http1::response::{self, Coding, Recipient, ResponseHead};
+use std::time::SystemTime;
+
+use uh_http1::body::Framing;
+use uh_http1::field::HeadScanner;
+use uh_http1::forwarded::Caller;
+use uh_http1::policy::{HeaderPolicy, ServerField};
+use uh_http1::request::{self, Version};
+use uh_http1::response::{self, Coding, Recipient, ResponseHead};
 
 use crate::target::{Target, behind};
 
@@ -185,7 +187,7 @@ fn check(case: &[u8]) -> Result<(), String> {
     let request_head = REQUESTS[usize::from(first & 3)];
     let keep_alive = first & 4 == 0;
     let server = if first & 8 == 0 { ServerField::Pass } else { ServerField::Drop };
-    let headers = Headers::default();
+    let headers = HeaderPolicy::default();
     let caller =
         Caller { address: [192, 0, 2, 1].into(), text: "192.0.2.1", request_start: None, headers: &headers };
     // A head is read up to its end before anything is made of it.
@@ -196,7 +198,15 @@ fn check(case: &[u8]) -> Result<(), String> {
     let request = request::translate(request_head.as_bytes(), &caller, &mut Vec::new()).expect("it is good");
     let request_head = request_head.as_bytes();
     let upgrade = (!request.upgrade.of_head(request_head).is_empty()).then_some("websocket");
-    let to = Recipient { request: &request, request_head, keep_alive, upgrade, server, fields: FIELDS };
+    let to = Recipient {
+        request: &request,
+        request_head,
+        keep_alive,
+        upgrade,
+        server,
+        fields: FIELDS,
+        clock: SystemTime::now,
+    };
     let mut out = Vec::new();
     let Ok(understood) = response::translate(bytes, to, &mut out) else { return Ok(()) };
     let (meant, length) =

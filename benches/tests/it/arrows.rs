@@ -5,14 +5,15 @@ use std::collections::BTreeSet;
 use super::workspace::{Workspace, is_pingora};
 
 /// For every member: the members it uses, and those that only its tests use.
-const ARROWS: [(&str, &[&str], &[&str]); 8] = [
+const ARROWS: [(&str, &[&str], &[&str]); 9] = [
+    ("uh-http1", &[], &[]),
     ("uh-protocol", &[], &[]),
     ("uh-settings", &[], &[]),
-    ("uh-proxy", &["uh-protocol", "uh-settings"], &["uh-sample-app"]),
+    ("uh-proxy", &["uh-http1", "uh-protocol", "uh-settings"], &["uh-sample-app"]),
     ("uh-controller", &["uh-protocol", "uh-settings"], &["uh-proxy"]),
     ("uh-app-shim", &["uh-protocol", "uh-settings"], &["uh-sample-app"]),
     ("uh-sample-app", &["uh-app-shim"], &[]),
-    ("uh-benches", &["uh-protocol"], &["uh-app-shim", "uh-controller", "uh-proxy"]),
+    ("uh-benches", &["uh-protocol"], &["uh-app-shim", "uh-controller", "uh-http1", "uh-proxy"]),
     ("uh-e2e", &["uh-benches", "uh-protocol"], &[]),
 ];
 

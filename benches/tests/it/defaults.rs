@@ -5,10 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use uh_proxy::config::{Headers, Traceparent};
-use uh_proxy::http1::field::{MAX_FIELDS, MOST_ADDED_FIELDS};
-use uh_proxy::http1::forwarded::Caller;
-use uh_proxy::http1::{prefix, request};
+use uh_http1::field::{MAX_FIELDS, MOST_ADDED_FIELDS};
+use uh_http1::forwarded::Caller;
+use uh_http1::policy::{HeaderPolicy, Traceparent};
+use uh_http1::{prefix, request};
 
 fn shipped(path: &str) -> (String, PathBuf) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
@@ -91,13 +91,13 @@ fn the_shim_takes_every_head_that_the_front_door_passes_on() {
 
 #[test]
 fn the_front_door_adds_no_more_fields_than_it_says() {
-    let headers = Headers {
+    let headers = HeaderPolicy {
         trusted_proxies: vec!["192.0.2.0/24".parse().unwrap()],
         forwarded: true,
         via: true,
         request_start: true,
         traceparent: Traceparent::Make,
-        ..Headers::default()
+        ..HeaderPolicy::default()
     };
     let caller = Caller {
         address: [192, 0, 2, 1].into(),

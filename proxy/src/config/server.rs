@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::headers::{self, Headers};
-use crate::http1::field::MAX_FIELDS;
+use super::headers;
+use uh_http1::field::MAX_FIELDS;
+use uh_http1::policy::HeaderPolicy;
 use uh_settings::Section;
 use uh_settings::units::{DAY, MS, SECOND};
 
@@ -37,7 +38,7 @@ pub struct Server {
     /// What a client may do before its request is known.
     pub limits: ServerLimits,
     /// What the app is told of its clients, and which of their words are passed on.
-    pub headers: Headers,
+    pub headers: HeaderPolicy,
 }
 
 /// Where the access log goes, and its format.

@@ -7,10 +7,10 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue};
 use uh_protocol::{BackendName, ServiceName};
 
-use super::network::Network;
-use crate::http1::field::{Known, classify, is_token_byte};
-use crate::http1::request::is_protocol;
 use crate::switching::{Address, route};
+use uh_http1::field::{Known, classify, is_token_byte};
+use uh_http1::network::Network;
+use uh_http1::request::is_protocol;
 use uh_settings::Section;
 use uh_settings::units::{DAY, MS, SECOND};
 

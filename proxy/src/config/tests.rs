@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use uh_http1::policy::HeaderPolicy;
+
 use super::*;
 
 const SMALLEST: &str = r#"
@@ -28,7 +30,7 @@ fn the_smallest_configuration_gets_the_documented_defaults() {
     assert_eq!(service.timeouts.idle, Duration::from_secs(4));
     assert_eq!(config.server.shutdown_timeout, Duration::from_secs(30));
     assert!(config.server.threads >= 1);
-    assert_eq!(config.server.headers, Headers::default());
+    assert_eq!(config.server.headers, HeaderPolicy::default());
     assert_eq!(config.server.admin_socket, Path::new("/run/uh-proxy/admin.sock"));
 }
 

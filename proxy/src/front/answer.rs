@@ -13,7 +13,7 @@ use serde::Serialize;
 pub use accept::Form;
 use pages::{Pages, Values};
 
-use crate::http1::field::{write_field, write_number};
+use uh_http1::field::{write_field, write_number};
 
 /// When to come back, for what may be over in a moment.
 const SOON_S: u32 = 1;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::config::{MaintenanceBypass, SecretField, Service};
-use crate::http1::field::values;
+use uh_http1::field::values;
 
 /// Why a request gets through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

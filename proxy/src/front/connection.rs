@@ -24,12 +24,12 @@ use super::scratch::Scratch;
 use super::settings::Settings;
 use super::watchdog::Watchdog;
 use super::worker::Worker;
-use crate::http1::buffer::Buffer;
-use crate::http1::field::HeadScanner;
-use crate::http1::forwarded::Caller;
-use crate::http1::request::{self, BadRequest, RequestId};
 use crate::observe::line::Line;
 use crate::observe::termination::Termination;
+use uh_http1::buffer::Buffer;
+use uh_http1::field::HeadScanner;
+use uh_http1::forwarded::Caller;
+use uh_http1::request::{self, BadRequest, RequestId};
 
 /// After our last answer, how long we go on reading while the client sends nothing, so that the answer is not lost to a
 /// reset (RFC 9112 §9.6).

@@ -18,12 +18,12 @@ use super::refusal::Refusal;
 use super::relay::{Failure, Protocol, Relay, RestOfRequest, Surroundings};
 use super::{Entry, Lease};
 use crate::config::Service;
-use crate::http1::body::Framing;
-use crate::http1::prefix;
-use crate::http1::request::{RequestHead, is_websocket, write_upgrade};
 use crate::observe::broken::Broken;
 use crate::observe::termination::Termination;
 use crate::switching::Maintenance;
+use uh_http1::body::Framing;
+use uh_http1::prefix;
+use uh_http1::request::{RequestHead, is_websocket, write_upgrade};
 
 /// nginx's status for a client that left before it was answered. Nobody sees it but the log and the counters.
 const CLIENT_GONE: u16 = 499;

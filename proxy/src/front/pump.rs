@@ -14,10 +14,10 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
 use super::splice::{self, Splice};
 use super::websocket::Frames;
-use crate::http1::body::{BodyScanner, Framing, Step};
-use crate::http1::buffer::Buffer;
-use crate::http1::field::write_hex;
-use crate::http1::response::Coding;
+use uh_http1::body::{BodyScanner, Framing, Step};
+use uh_http1::buffer::Buffer;
+use uh_http1::field::write_hex;
+use uh_http1::response::Coding;
 
 /// What a pump that makes no progress waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

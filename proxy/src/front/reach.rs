@@ -3,7 +3,7 @@
 
 use std::future::{Future as _, poll_fn};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::Lease;
 use super::connection::Connection;
@@ -12,13 +12,13 @@ use super::record::Record;
 use super::refusal::Refusal;
 use super::relay::{Failure, Relay, Surroundings, Unconnected};
 use super::upstream::{ConnectError, Upstream};
-use crate::http1::buffer::Buffer;
-use crate::http1::request::RequestHead;
-use crate::http1::response::{Recipient, ResponseHead};
 use crate::observe::broken::Broken;
 use crate::observe::meters::RetryReason;
 use crate::observe::termination::Termination;
 use crate::plain::plain;
+use uh_http1::buffer::Buffer;
+use uh_http1::request::RequestHead;
+use uh_http1::response::{Recipient, ResponseHead};
 
 /// How much earlier than the backend we let go of an idle connection.
 const IDLE_MARGIN: Duration = Duration::from_secs(1);
@@ -70,6 +70,7 @@ pub(super) async fn reach(
             upgrade: allowed_upgrade(request, scratch.request_head(), lease),
             server: conn.settings.headers.server,
             fields: lease.owner().service.limits.response_fields,
+            clock: SystemTime::now,
         };
         let mut around = Surroundings {
             client: &mut conn.client,

@@ -6,10 +6,10 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use crate::config::Service;
-use crate::http1::request::RequestHead;
 use crate::observe::line::Line;
 use crate::observe::termination::Termination;
 use crate::switching::Backend;
+use uh_http1::request::RequestHead;
 
 /// What the log and the counters say of an exchange.
 #[derive(Debug)]

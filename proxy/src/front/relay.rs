@@ -21,11 +21,11 @@ use super::pace::Pace;
 use super::pump::{Pump, PumpError, Waiting, poll_fill};
 use super::watchdog::Watchdog;
 use super::websocket;
-use crate::http1::body::Framing;
-use crate::http1::buffer::Buffer;
-use crate::http1::field::HeadScanner;
-use crate::http1::response::{self, Coding, Recipient, ResponseHead};
 use crate::observe::termination::Termination;
+use uh_http1::body::Framing;
+use uh_http1::buffer::Buffer;
+use uh_http1::field::HeadScanner;
+use uh_http1::response::{self, Coding, Recipient, ResponseHead};
 
 /// The most interim responses to one request: no app sends more than a few, and each is kept until it is written.
 const MAX_INTERIM: u32 = 64;

@@ -11,7 +11,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::answer::pages::Pages;
-use crate::config::{Headers, Server, ServerLimits};
+use crate::config::{Server, ServerLimits};
+use uh_http1::policy::HeaderPolicy;
 
 /// The settings in force for a request.
 #[derive(Debug, Clone)]
@@ -19,7 +20,7 @@ pub struct Settings {
     /// What a client may do before its request is known.
     pub limits: ServerLimits,
     /// What the app is told of its clients, and which of their words are passed on.
-    pub headers: Headers,
+    pub headers: HeaderPolicy,
     /// The pages of our own answers.
     pub pages: Pages,
     /// How long SIGTERM waits for exchanges in flight.

@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 
 use super::termination::Termination;
 use crate::config::AccessLogFormat;
-use crate::http1::field::write_number;
+use uh_http1::field::write_number;
 
 /// What there is to say of an exchange. Byte strings are as the client sent them: they are escaped here.
 #[derive(Debug, Clone, Copy)]

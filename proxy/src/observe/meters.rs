@@ -8,12 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use uh_http1::request::METHODS;
 use uh_protocol::{BackendName, ServiceName};
 
 use super::broken::Broken;
-
-/// The methods that are told apart; any other is `OTHER`.
-pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "OTHER"];
 
 /// The status codes that are told apart: those registered with IANA, and nginx's 499 for a client that left. Any
 /// other is counted under the first of its hundred.

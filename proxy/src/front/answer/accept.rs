@@ -1,7 +1,7 @@
 //! What a client prefers, by its `Accept` fields (RFC 9110 §12.5.1): a page for a browser, a problem for a program that
 //! asks for JSON, and plain text for everything else, such as curl with its `*/*`.
 
-use crate::http1::field::values;
+use uh_http1::field::values;
 
 /// The form of an answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -66,7 +66,7 @@ async fn one_that_has_much_to_move_lets_the_others_have_their_turn() {
     .unwrap();
     drop(to);
     assert_eq!(read.await.unwrap() as u64, BYTES);
-    let at_once = crate::http1::buffer::BUFFER_BYTES.max(splice::PIPE_BYTES) as u64;
+    let at_once = uh_http1::buffer::BUFFER_BYTES.max(splice::PIPE_BYTES) as u64;
     assert!(most <= TURN_BYTES + at_once, "{most} in one turn");
 }
 
@@ -103,7 +103,7 @@ async fn unwrapping_chunks_costs_by_the_byte_and_not_by_the_chunk() {
     assert!(all.len() as u64 == CHUNKS && all.iter().all(|&byte| byte == b'x'));
     // Each byte of content once, and once what followed the body.
     assert!(pump.shifted <= CHUNKS + 13, "{} bytes were moved for {CHUNKS} of content", pump.shifted);
-    assert!(most <= TURN_BYTES + crate::http1::buffer::BUFFER_BYTES as u64, "{most} were taken in one turn");
+    assert!(most <= TURN_BYTES + uh_http1::buffer::BUFFER_BYTES as u64, "{most} were taken in one turn");
 }
 
 /// A thread that always has something to move must still look at its other sockets.
@@ -148,7 +148,7 @@ async fn between_two_looks_at_the_sockets_no_more_is_moved_than_a_turn() {
     pumping.await.unwrap().unwrap();
     sender.join().unwrap().unwrap();
     assert_eq!(receiver.join().unwrap().unwrap(), BYTES);
-    let turn = TURN_BYTES + crate::http1::buffer::BUFFER_BYTES.max(splice::PIPE_BYTES) as u64;
+    let turn = TURN_BYTES + uh_http1::buffer::BUFFER_BYTES.max(splice::PIPE_BYTES) as u64;
     assert!(most <= 3 * turn, "{most} bytes between two looks at the sockets");
 }
 

@@ -1,4 +1,4 @@
-//! `Date` for responses that came without one (RFC 9110 §6.6.1 asks for it). The one place here that looks at a clock.
+//! `Date` for responses that came without one (RFC 9110 §6.6.1 asks for it).
 
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,9 +13,9 @@ thread_local! {
     static LAST: RefCell<(i64, [u8; LENGTH])> = const { RefCell::new((i64::MIN, [0; LENGTH])) };
 }
 
-/// Appends the field with the time of now. The text is made once a second by each thread.
-pub fn write(out: &mut Vec<u8>) {
-    let second = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+/// Appends the field for this time. The text is made once a second by each thread.
+pub fn write(at: SystemTime, out: &mut Vec<u8>) {
+    let second = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let second = i64::try_from(second).unwrap_or_default();
     out.extend_from_slice(b"Date: ");
     LAST.with_borrow_mut(|(of, text)| {
@@ -38,7 +38,7 @@ mod tests {
     #[test]
     fn it_is_the_form_that_rfc_9110_prefers() {
         let mut out = Vec::new();
-        write(&mut out);
+        write(SystemTime::now(), &mut out);
         let text = String::from_utf8(out).unwrap();
         let date = text.strip_prefix("Date: ").unwrap().strip_suffix("\r\n").unwrap();
         let parsed = jiff::fmt::rfc2822::parse(date).unwrap().timestamp();

@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_new_one_is_valid_and_follows_the_request_id() {
-        for id in [RequestId::make(), RequestId::FromClient(crate::http1::field::Span::default())] {
+        for id in [RequestId::make(), RequestId::FromClient(crate::field::Span::default())] {
             let mut out = Vec::new();
             write_new(&id, &mut out);
             let value = out.strip_prefix(b"traceparent: ").unwrap().strip_suffix(b"\r\n").unwrap();

@@ -1,17 +1,17 @@
 //! Request heads: what is understood, what is written for the backend, and what is refused.
 
 use super::*;
-use crate::config::Headers;
+use crate::policy::HeaderPolicy;
 
-fn caller<'a>(text: &'a str, headers: &'a Headers) -> Caller<'a> {
+fn caller<'a>(text: &'a str, headers: &'a HeaderPolicy) -> Caller<'a> {
     Caller { address: text.parse().unwrap(), text, request_start: None, headers }
 }
 
 fn upstream(head: &str) -> Result<(RequestHead, String), BadRequest> {
-    upstream_with(head, &Headers::default())
+    upstream_with(head, &HeaderPolicy::default())
 }
 
-fn upstream_with(head: &str, headers: &Headers) -> Result<(RequestHead, String), BadRequest> {
+fn upstream_with(head: &str, headers: &HeaderPolicy) -> Result<(RequestHead, String), BadRequest> {
     let mut out = Vec::new();
     let request = translate(head.as_bytes(), &caller("192.0.2.7", headers), &mut out)?;
     Ok((request, String::from_utf8(out).unwrap()))
@@ -53,7 +53,7 @@ fn an_absolute_target_names_the_host() {
 #[test]
 fn a_name_that_an_app_may_mistake_for_another_is_dropped_passed_or_refused() {
     let head = "GET / HTTP/1.1\r\nHost: a\r\nX_A: 1\r\nX.B: 2\r\nContent_Length: 3\r\nX_Forwarded_For: 6.6.6.6\r\n\r\n";
-    let with = |underscores| upstream_with(head, &Headers { underscores, ..Headers::default() });
+    let with = |underscores| upstream_with(head, &HeaderPolicy { underscores, ..HeaderPolicy::default() });
     let (request, out) = with(Underscores::Drop).unwrap();
     assert_eq!(request.framing, Framing::None);
     for name in ["X_A", "X.B", "Content_Length", "X_Forwarded_For"] {
@@ -64,11 +64,13 @@ fn a_name_that_an_app_may_mistake_for_another_is_dropped_passed_or_refused() {
     assert!(!out.contains("Content_Length") && !out.contains("X_Forwarded_For"), "{out}");
     assert_eq!(with(Underscores::Refuse).unwrap_err().status(), 400);
     let forwarded = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Client_Cert: x\r\n\r\n";
-    let refused =
-        upstream_with(forwarded, &Headers { underscores: Underscores::Refuse, ..Headers::default() });
+    let refused = upstream_with(
+        forwarded,
+        &HeaderPolicy { underscores: Underscores::Refuse, ..HeaderPolicy::default() },
+    );
     assert_eq!(refused.unwrap_err().status(), 400);
     let plain = "GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\r\n\r\n";
-    let refusing = Headers { underscores: Underscores::Refuse, ..Headers::default() };
+    let refusing = HeaderPolicy { underscores: Underscores::Refuse, ..HeaderPolicy::default() };
     assert!(upstream_with(plain, &refusing).is_ok());
 }
 
@@ -81,7 +83,7 @@ fn a_trace_is_passed_on_if_it_is_valid() {
     for bad in [String::new(), "traceparent: x\r\n".into(), format!("traceparent: {good}\r\n").repeat(2)] {
         let (_, out) = upstream(&head(&bad)).unwrap();
         assert!(!out.contains("trace"), "{bad:?} gave {out}");
-        let making = Headers { traceparent: Traceparent::Make, ..Headers::default() };
+        let making = HeaderPolicy { traceparent: Traceparent::Make, ..HeaderPolicy::default() };
         let (request, out) = upstream_with(&head(&bad), &making).unwrap();
         let made = String::from_utf8(request.id.text(&[]).to_vec()).unwrap();
         assert!(out.contains(&format!("traceparent: 00-{made}-")) && !out.contains("tracestate"), "{out}");
@@ -90,7 +92,8 @@ fn a_trace_is_passed_on_if_it_is_valid() {
 
 #[test]
 fn a_trusted_proxy_tells_the_client() {
-    let headers = Headers { trusted_proxies: vec!["192.0.2.7".parse().unwrap()], ..Headers::default() };
+    let headers =
+        HeaderPolicy { trusted_proxies: vec!["192.0.2.7".parse().unwrap()], ..HeaderPolicy::default() };
     let head = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6, 203.0.113.9\r\n\r\n";
     let (request, out) = upstream_with(head, &headers).unwrap();
     assert_eq!(request.client.of_head(head.as_bytes()), b"203.0.113.9");
@@ -102,7 +105,7 @@ fn a_trusted_proxy_tells_the_client() {
 
 #[test]
 fn via_names_the_version_that_came() {
-    let headers = Headers { via: true, ..Headers::default() };
+    let headers = HeaderPolicy { via: true, ..HeaderPolicy::default() };
     let (_, out) = upstream_with("GET / HTTP/1.0\r\nVia: 1.1 edge\r\n\r\n", &headers).unwrap();
     assert!(out.contains("Via: 1.1 edge\r\n") && out.contains("Via: 1.0 uh-proxy\r\n"), "{out}");
 }
@@ -191,7 +194,7 @@ fn request_ids_are_made_or_checked() {
 proptest::proptest! {
     #[test]
     fn no_bytes_panic_the_parser(head in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
-        let headers = Headers::default();
+        let headers = HeaderPolicy::default();
         let _ = translate(&head, &caller("192.0.2.7", &headers), &mut Vec::new());
     }
 }

@@ -5,9 +5,11 @@ use std::mem::MaybeUninit;
 use super::body::Framing;
 use super::field::{self, ConnectionOptions, Known, MAX_FIELDS, Span, classify, write_field, write_number};
 use super::forwarded::{self, Caller};
+use super::policy::{Traceparent, Underscores};
 use super::trace;
-use crate::config::{Traceparent, Underscores};
-use crate::observe::meters::METHODS;
+
+/// The methods that are told apart; any other is `OTHER`.
+pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "OTHER"];
 
 /// The longest request id that is taken over from a client.
 const MAX_REQUEST_ID_BYTES: usize = 128;

@@ -4,6 +4,9 @@
 //! parsed head into one buffer: no header map is built or copied, names keep their case and order. Bodies are passed
 //! on as they came; [`body`] only finds where they end.
 //!
+//! It knows no configuration, no meters and no clock: what it needs of them is handed in as values ([`policy`],
+//! [`response::Recipient`]).
+//!
 //! pingora-core has HTTP/1 sessions of its own; docs/adr/0001-own-http1-loop.md says why they are not used.
 
 pub mod body;
@@ -11,6 +14,8 @@ pub mod buffer;
 pub mod date;
 pub mod field;
 pub mod forwarded;
+pub mod network;
+pub mod policy;
 pub mod prefix;
 pub mod request;
 pub mod response;

@@ -1,13 +1,13 @@
 //! A backend's response head: checked, understood, and written anew for the client in the same pass.
 
 use std::mem::MaybeUninit;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::body::Framing;
 use super::date;
 use super::field::{self, ConnectionOptions, Known, MAX_FIELDS, classify, tokens, write_field, write_number};
+use super::policy::ServerField;
 use super::request::{RequestHead, Version};
-use crate::config::ServerField;
 
 /// What a response is written for.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +24,8 @@ pub struct Recipient<'a> {
     pub server: ServerField,
     /// The most fields that it may have.
     pub fields: usize,
+    /// What time it is, for a response without a `Date`.
+    pub clock: fn() -> SystemTime,
 }
 
 /// What we need to know of a response.
@@ -264,7 +266,7 @@ fn write_fields(
 
 fn write_connection(to: Recipient<'_>, facts: &Facts<'_>, response: &ResponseHead, out: &mut Vec<u8>) {
     if !facts.has_date || facts.connection.nominates(b"date") {
-        date::write(out);
+        date::write((to.clock)(), out);
     }
     if !facts.has_id {
         write_field(out, b"X-Request-Id", to.request.id.text(to.request_head));
@@ -287,12 +289,12 @@ fn keep_alive_timeout(value: &[u8]) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Headers;
-    use crate::http1::forwarded::Caller;
-    use crate::http1::request;
+    use crate::forwarded::Caller;
+    use crate::policy::HeaderPolicy;
+    use crate::request;
 
     fn understood(request_head: &str) -> RequestHead {
-        let headers = Headers::default();
+        let headers = HeaderPolicy::default();
         let caller = Caller {
             address: [192, 0, 2, 1].into(),
             text: "192.0.2.1",
@@ -311,7 +313,15 @@ mod tests {
         let server = ServerField::Pass;
         let upgrade = (!request.upgrade.of_head(request_head.as_bytes()).is_empty()).then_some("websocket");
         let request_head = request_head.as_bytes();
-        let to = Recipient { request: &request, request_head, keep_alive, upgrade, server, fields: FIELDS };
+        let to = Recipient {
+            request: &request,
+            request_head,
+            keep_alive,
+            upgrade,
+            server,
+            fields: FIELDS,
+            clock: SystemTime::now,
+        };
         let mut out = Vec::new();
         let response = translate(head.as_bytes(), to, &mut out)?;
         Ok((response, String::from_utf8(out).unwrap()))
@@ -473,7 +483,7 @@ mod tests {
             let server = ServerField::Drop;
             let request_head = GET.as_bytes();
             let (upgrade, fields) = (None, FIELDS);
-            let to = Recipient { request: &request, request_head, keep_alive: true, upgrade, server, fields };
+            let to = Recipient { request: &request, request_head, keep_alive: true, upgrade, server, fields, clock: SystemTime::now };
             let _ = translate(&head, to, &mut Vec::new());
         }
     }

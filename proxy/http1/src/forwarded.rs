@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use httparse::Header;
 
 use super::field::{self, Known, classify, tokens, write_field};
-use crate::config::Headers;
+use crate::policy::HeaderPolicy;
 
 /// Who called us, and what is believed of him.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +20,7 @@ pub struct Caller<'a> {
     /// When the request came, in milliseconds since 1970, for `X-Request-Start`; `None`: the app is not told.
     pub request_start: Option<u64>,
     /// What is believed, and what is told.
-    pub headers: &'a Headers,
+    pub headers: &'a HeaderPolicy,
 }
 
 impl Caller<'_> {
@@ -33,7 +33,7 @@ impl Caller<'_> {
 
 /// The client's address, as a part of the `X-Forwarded-For` fields that a trusted proxy sent: the right-most one that
 /// is not trusted itself. If all are, the left-most. Where the list can't be read, the search ends.
-pub fn client<'a>(fields: &[Header<'a>], headers: &Headers) -> Option<&'a [u8]> {
+pub fn client<'a>(fields: &[Header<'a>], headers: &HeaderPolicy) -> Option<&'a [u8]> {
     let mut last = None;
     for field in fields.iter().rev().filter(|field| classify(field.name.as_bytes()) == Known::ForwardedFor) {
         let value: &'a [u8] = field.value;
@@ -182,16 +182,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn trusting(networks: &[&str]) -> Headers {
+    fn trusting(networks: &[&str]) -> HeaderPolicy {
         let trusted_proxies = networks.iter().map(|network| network.parse().unwrap()).collect();
-        Headers { trusted_proxies, ..Headers::default() }
+        HeaderPolicy { trusted_proxies, ..HeaderPolicy::default() }
     }
 
     fn field<'a>(name: &'a str, value: &'a str) -> Header<'a> {
         Header { name, value: value.as_bytes() }
     }
 
-    fn told(fields: &[Header<'_>], headers: &Headers, from: &str, host: &str) -> String {
+    fn told(fields: &[Header<'_>], headers: &HeaderPolicy, from: &str, host: &str) -> String {
         let caller = Caller {
             address: from.parse().unwrap(),
             text: from,
@@ -217,7 +217,7 @@ mod tests {
             field("Forwarded", "for=6.6.6.6"),
             field("X-Request-Start", "t=6"),
         ];
-        let headers = Headers { forwarded: true, request_start: true, ..trusting(&["10.0.0.0/8"]) };
+        let headers = HeaderPolicy { forwarded: true, request_start: true, ..trusting(&["10.0.0.0/8"]) };
         assert_eq!(
             told(&fields, &headers, "192.0.2.7", "a.example:8080"),
             "X-Forwarded-For: 192.0.2.7\r\nX-Real-IP: 192.0.2.7\r\nX-Forwarded-Proto: http\r\n\
@@ -240,7 +240,7 @@ mod tests {
             field("Forwarded", "for=192.0.2.1"),
             field("X-Request-Start", "t=1600000000000"),
         ];
-        let headers = Headers { forwarded: true, request_start: true, ..trusting(&["10.0.0.0/8"]) };
+        let headers = HeaderPolicy { forwarded: true, request_start: true, ..trusting(&["10.0.0.0/8"]) };
         assert_eq!(
             told(&fields, &headers, "10.0.0.1", "inner:81"),
             "X-Forwarded-For: 6.6.6.6, 192.0.2.1, 10.0.0.2, 10.0.0.1\r\nX-Real-IP: 192.0.2.1\r\n\
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_caller_is_quoted_where_it_has_to_be() {
-        let headers = Headers { forwarded: true, ..Headers::default() };
+        let headers = HeaderPolicy { forwarded: true, ..HeaderPolicy::default() };
         let told = told(&[], &headers, "2001:db8::1", "");
         assert!(told.starts_with("X-Forwarded-For: 2001:db8::1\r\nX-Real-IP: 2001:db8::1\r\n"), "{told}");
         assert!(told.contains("Forwarded: for=\"[2001:db8::1]\";proto=http\r\n"), "{told}");
