@@ -355,7 +355,8 @@ impl Pump {
         }
         self.splice_sought = true;
         if self.coding == Coding::AsItIs && self.scanner.content().saturating_add(left) <= self.most {
-            self.splice = Splice::open(from, to);
+            self.splice =
+                splice::socket(from).zip(splice::socket(to)).and_then(|(from, to)| Splice::open(from, to));
         }
     }
 

@@ -9,7 +9,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
-use pingora::protocols::Stream;
+use pingora::protocols::l4::stream::Stream as Socket;
+use pingora::protocols::{Stream, UniqueID as _};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -46,16 +47,19 @@ pub struct Splice {
 }
 
 impl Splice {
-    /// A way from one stream to the other; none if there are enough of them already, or no descriptors left.
-    pub fn open(from: &Stream, to: &Stream) -> Option<Box<Self>> {
+    /// A way from one socket to the other; none if there are enough of them already, or no descriptors left.
+    ///
+    /// Takes plain sockets, not streams: what an encrypted stream reads and writes isn't what is on its socket, so its
+    /// bytes would leave without having been encrypted. [`socket`] gives the socket of a stream that is nothing more.
+    pub fn open(from: &Socket, to: &Socket) -> Option<Box<Self>> {
         let place = Place::take()?;
         let open = || -> io::Result<_> {
             let (out_of_pipe, into_pipe) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
             // One that stays small, as beyond what a user may have in pipes, serves as well but for its speed.
             let _ = fcntl_setpipe_size(&into_pipe, PIPE_BYTES);
             Ok(Box::new(Self {
-                from: socket(from)?,
-                to: socket(to)?,
+                from: own(from)?,
+                to: own(to)?,
                 into_pipe,
                 out_of_pipe,
                 held: 0,
@@ -106,10 +110,16 @@ impl Splice {
     }
 }
 
-/// A socket of our own for what a stream reads and writes. Nothing but readiness is asked of it, so that it may as well
-/// be a Unix socket.
-fn socket(stream: &Stream) -> io::Result<TcpStream> {
-    TcpStream::from_std(std::net::TcpStream::from(descriptor::copy(stream.id())?))
+/// The socket of a stream that is a plain one; `None`: something lies between the two.
+pub fn socket(stream: &Stream) -> Option<&Socket> {
+    // Of what is in the box: the box is a stream, too.
+    (**stream).as_any().downcast_ref()
+}
+
+/// A socket of our own for what another one reads and writes. Nothing but readiness is asked of it, so that it may as
+/// well be a Unix socket.
+fn own(socket: &Socket) -> io::Result<TcpStream> {
+    TcpStream::from_std(std::net::TcpStream::from(descriptor::copy(socket.id())?))
 }
 
 fn move_bytes(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {

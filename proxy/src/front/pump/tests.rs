@@ -262,9 +262,18 @@ async fn what_may_not_come_whole_is_not_spliced() {
 #[tokio::test]
 async fn only_so_many_bodies_are_spliced_at_a_time() {
     let ((one, _far), (other, _end)) = (pair().await, pair().await);
-    let (one, other): (Stream, Stream) = (Box::new(Socket::from(one)), Box::new(Socket::from(other)));
+    let (one, other) = (Socket::from(one), Socket::from(other));
     let mut all: Vec<_> = (0..splice::MOST).map(|_| Splice::open(&one, &other).unwrap()).collect();
     assert!(Splice::open(&one, &other).is_none());
     all.pop();
     assert!(Splice::open(&one, &other).is_some());
+}
+
+#[tokio::test]
+async fn only_a_plain_socket_can_be_spliced() {
+    let (near, _far) = pair().await;
+    let plain: Stream = Box::new(Socket::from(near));
+    assert!(splice::socket(&plain).is_some());
+    let other: Stream = Box::new(tokio::io::duplex(1).0);
+    assert!(splice::socket(&other).is_none());
 }
