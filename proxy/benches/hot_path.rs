@@ -2,12 +2,14 @@
 //! and the pick while other threads pick.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::marker::PhantomData;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use jiff::Timestamp;
@@ -19,8 +21,8 @@ use uh_proxy::config::{self, AccessLogFormat};
 use uh_proxy::observe::line::{Clock, Line};
 use uh_proxy::observe::meters::Meters;
 use uh_proxy::observe::termination::Termination;
-use uh_proxy::switching::board::Restored;
-use uh_proxy::switching::{SwitchOrder, Switchboard};
+use uh_switching::Bare;
+use uh_switching::board::SwitchOrder;
 
 const HOST: &[u8] = b"app.example.com";
 
@@ -37,13 +39,16 @@ const RESPONSE: &[u8] =
     ETag: \"abc\"\r\nVary: Accept-Encoding\r\nContent-Length: 1024\r\nDate: Mon, 23 Nov 2026 17:18:17 GMT\r\n\
     Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\n";
 
-fn board(workers: usize) -> Switchboard<()> {
+type Switchboard = uh_switching::Switchboard<Bare<config::Service>>;
+
+fn board(workers: usize) -> Switchboard {
     let config = config::parse(
         "[server]\nlisten = [\"127.0.0.1:0\"]\n[services.app]\nactive = \"blue\"\n[services.app.backends]\n\
          blue = { endpoints = [\"127.0.0.1:1\"] }\ngreen = { endpoints = [\"127.0.0.1:2\"] }\n",
     );
-    let meters = Arc::new(Meters::new(workers));
-    Switchboard::new(&config.unwrap().services, |_| Restored::default(), 0, workers, meters, |_| ())
+    let services: Vec<_> = config.unwrap().services.into_iter().map(Arc::new).collect();
+    let bare = Bare { clock: Instant::now, services: PhantomData };
+    Switchboard::new(bare, &services, &BTreeMap::new(), 0, workers)
 }
 
 /// Runs `measure` while `others` more threads do `work`, each as the worker of its number from 1 on.

@@ -1,7 +1,9 @@
 //! What the switching core costs: a pick with its release, and a switch while other threads pick.
 #![allow(clippy::unwrap_used, reason = "a benchmark")]
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -9,9 +11,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use uh_proxy::config;
-use uh_proxy::observe::meters::Meters;
-use uh_proxy::switching::board::Restored;
-use uh_proxy::switching::{SwitchOrder, Switchboard};
+use uh_switching::Bare;
+use uh_switching::board::SwitchOrder;
 
 const CONFIG: &str = r#"
     [server]
@@ -32,10 +33,13 @@ const PICKERS: usize = 2;
 /// Services of a large front door, for what routing costs.
 const SERVICES: usize = 100;
 
-fn board(text: &str) -> Switchboard<()> {
+type Switchboard = uh_switching::Switchboard<Bare<config::Service>>;
+
+fn board(text: &str) -> Switchboard {
     let config = config::parse(text).unwrap();
-    let meters = Arc::new(Meters::new(PICKERS));
-    Switchboard::new(&config.services, |_| Restored::default(), 0, PICKERS, meters, |_| ())
+    let services: Vec<_> = config.services.into_iter().map(Arc::new).collect();
+    let bare = Bare { clock: Instant::now, services: PhantomData };
+    Switchboard::new(bare, &services, &BTreeMap::new(), 0, PICKERS)
 }
 
 fn order(to: &str) -> SwitchOrder {
@@ -63,7 +67,7 @@ fn many() -> String {
 fn time_picks(
     out: &mut impl io::Write,
     what: &str,
-    board: &Switchboard<()>,
+    board: &Switchboard,
     host: &str,
     path: &str,
 ) -> io::Result<()> {

@@ -2,6 +2,7 @@
 //! asked of the front door, [`reload`] one thing in particular, [`api`] its HTTP form, [`server`] serves that, [`socket`] guards the door.
 
 pub mod api;
+mod audit;
 mod backends;
 pub mod control;
 mod drain;

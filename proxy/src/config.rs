@@ -12,8 +12,8 @@ use std::path::Path;
 
 pub use server::{AccessLog, AccessLogFormat, LogFormat, Server, ServerLimits};
 pub use service::{
-    BackendConfig, HealthCheck, Limits, MAX_ENDPOINTS, MaintenanceBypass, Resolve, Retries, SecretField,
-    Service, Timeouts, TunnelsAtDrain,
+    HealthCheck, Limits, MAX_ENDPOINTS, MaintenanceBypass, Resolve, Retries, SecretField, Service, Timeouts,
+    TunnelsAtDrain,
 };
 use uh_settings::Section;
 pub use uh_settings::{ConfigError, Mistake, Mistakes, read};

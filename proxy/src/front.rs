@@ -8,7 +8,7 @@
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
 //! buffer. In reading order: [`worker`], [`admission`], [`idle`], [`connection`], [`exchange`], [`relay`], [`pump`], [`splice`],
-//! [`pace`], [`pool`], [`budget`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`attention`], [`watchdog`],
+//! [`pace`], [`pool`], [`budget`], [`endpoint`], [`fittings`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`attention`], [`watchdog`],
 //! [`settings`], [`websocket`].
 
 pub mod admission;
@@ -19,7 +19,9 @@ pub mod bypass;
 pub mod client;
 pub mod connection;
 pub mod descriptor;
+pub mod endpoint;
 pub mod exchange;
+pub mod fittings;
 pub mod idle;
 pub mod pace;
 pub mod pool;
@@ -38,13 +40,22 @@ pub mod watchdog;
 pub mod websocket;
 pub mod worker;
 
-use crate::switching::snapshot::ActivationInfo;
+use uh_switching::ActivationInfo;
+
+use endpoint::Endpoint;
+use fittings::Fittings;
 
 /// The switchboard of a running front door.
-pub type Board = crate::switching::Switchboard<pool::IdlePool>;
+pub type Board = uh_switching::Switchboard<Fittings>;
 
 /// What becomes of a new request.
-pub type Entry = crate::switching::Entry<pool::IdlePool>;
+pub type Entry = uh_switching::Entry<Fittings>;
 
 /// An exchange's hold on an activation.
-pub type Lease = crate::switching::Lease<ActivationInfo, pool::IdlePool>;
+pub type Lease = uh_switching::Lease<ActivationInfo<Fittings>, pool::IdlePool>;
+
+/// A service as it is routed now.
+pub type LiveService = uh_switching::LiveService<Fittings>;
+
+/// A registered backend, with what is found out about its endpoints.
+pub type Backend = uh_switching::Registered<Endpoint>;

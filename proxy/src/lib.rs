@@ -1,7 +1,7 @@
 //! The front door: moves traffic between the backends of a service in one atomic act, loses nothing, and knows at
 //! every moment how many exchanges each backend holds.
 //!
-//! In reading order: [`config`] says what there is; [`switching`] decides which backend gets a request, and counts;
+//! In reading order: [`config`] says what there is; [`uh_switching`] decides which backend gets a request, and counts;
 //! [`uh_http1`] understands messages; [`front`] carries them; [`health`] probes; [`state`] remembers; [`observe`] tells, and [`plain`] says what went wrong;
 //! [`lock`] keeps other processes away from it; [`admin`] takes orders; [`systemd`] speaks with the service manager; [`run`] puts it all together; [`cli`] is what an operator types.
 
@@ -16,5 +16,4 @@ pub mod observe;
 pub mod plain;
 pub mod run;
 pub mod state;
-pub mod switching;
 pub mod systemd;

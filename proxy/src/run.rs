@@ -27,11 +27,12 @@ use crate::admin::control::Control;
 use crate::admin::reload::Reloading;
 use crate::admin::server;
 use crate::admin::socket::{Access, AdminSocket, SocketError};
-use crate::config::{Config, Server};
+use crate::config::{Config, Server, Service};
 use crate::front::Board;
 use crate::front::admission::Admission;
 use crate::front::attention::Bell;
-use crate::front::pool::{Graveyard, IdlePool};
+use crate::front::fittings::Fittings;
+use crate::front::pool::Graveyard;
 use crate::front::settings::{Settings, SettingsCell};
 use crate::front::upstream::Connector;
 use crate::front::worker::{self, Holder, Listener, Worker};
@@ -43,7 +44,6 @@ use crate::plain::plain;
 use crate::state::file::StateFile;
 use crate::state::keeper::Keeper;
 use crate::state::store::{Loaded, Store, StoreError};
-use crate::switching::Backend;
 use crate::systemd::{self, Inherited, InheritedError};
 
 /// What the front door starts from.
@@ -159,10 +159,16 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let listen = addresses(&bound.listeners)?;
     let control = Arc::new(Control {
         metrics: Metrics::new(
-            Arc::clone(&board),
+            {
+                let board = Arc::clone(&board);
+                Box::new(move || board.view())
+            },
             Arc::clone(&meters),
             Arc::clone(&keeper),
-            Arc::clone(&admission),
+            {
+                let admission = Arc::clone(&admission);
+                Box::new(move || admission.counts())
+            },
         )?,
         board: Arc::clone(&board),
         keeper,
@@ -197,7 +203,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     // The workers have listening sockets of their own: when they close theirs, the port is closed.
     drop(bound.listeners);
     for state in &board.snapshot().services {
-        tracing::info!(service = %state.config.name, active = %state.active_backend().name, "serving");
+        tracing::info!(service = %state.config.name, active = %state.active.backend, "serving");
     }
     tracing::info!(
         listen = listen.join(", "),
@@ -255,17 +261,16 @@ fn board(
     graveyard: &Arc<Graveyard>,
     damaged: bool,
 ) -> Board {
-    let first = config.services.first().map(|service| service.name.clone());
-    let restored = |service: &crate::config::Service| {
-        let restored = state.map(|state| state.restored(service, Some(&service.name) == first.as_ref()));
-        restored.unwrap_or_default()
+    let record = |(index, service): (usize, &Service)| {
+        Some((service.name.clone(), state?.record(&service.name, index == 0)?))
     };
+    let known = config.services.iter().enumerate().filter_map(record).collect();
     // After damage, a number that was never used before: an old expectation must not hold by chance.
     let fresh = if damaged { milliseconds_since_1970() } else { 0 };
     let generation = state.map_or(fresh, |state| state.generation);
-    let graveyard = Arc::clone(graveyard);
-    let pool = move |backend: &Arc<Backend>| IdlePool::new(backend, Arc::clone(&graveyard));
-    Board::new(&config.services, restored, generation, workers, Arc::clone(meters), pool)
+    let fittings = Fittings { meters: Arc::clone(meters), graveyard: Arc::clone(graveyard) };
+    let services: Vec<_> = config.services.iter().cloned().map(Arc::new).collect();
+    Board::new(fittings, &services, &known, generation, workers)
 }
 
 /// The fewest generations that a start after an earlier run leaves out, whatever the clock says: more changes than any
@@ -280,7 +285,7 @@ const RESTART_LEAP: u64 = 1000;
 /// is moved away. Where even the first state can't be written, no later run could tell.
 fn keep_generations_apart(board: &Board, loaded: &Loaded, store: &Store) {
     let unwritten = || {
-        let error = StateFile::of(board).map(|state| store.save(&state))?.err()?;
+        let error = StateFile::of(&board.view()).map(|state| store.save(&state))?.err()?;
         tracing::warn!(error = %plain(&error), "cannot write the state: a restart would forget every switch");
         Some(())
     };
@@ -297,14 +302,13 @@ fn milliseconds_since_1970() -> u64 {
 /// Backends that were active in an earlier run, and are not configured any more.
 fn unknown_actives(config: &Config, state: Option<&StateFile>, board: &Board) -> Vec<String> {
     let snapshot = board.snapshot();
-    let warn = |service: &crate::config::Service| {
-        let first = config.services.first().is_some_and(|first| first.name == service.name);
-        let active = state?.restored(service, first).active?;
+    let warn = |(index, service): (usize, &Service)| {
+        let active = state?.record(&service.name, index == 0)?.active;
         let gone = !service.backends.iter().any(|backend| backend.name == active);
-        let now = snapshot.service(service.name.as_str())?.active_backend().name.clone();
+        let now = snapshot.service(service.name.as_str())?.active.backend.clone();
         gone.then(|| format!("{active} was active for {}, but is not configured: {now} is", service.name))
     };
-    config.services.iter().filter_map(warn).collect()
+    config.services.iter().enumerate().filter_map(warn).collect()
 }
 
 fn addresses(listeners: &[Listener]) -> Result<Vec<String>, RunError> {

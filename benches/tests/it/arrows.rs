@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use super::workspace::{Workspace, is_pingora};
 
 /// For every member: the members it uses, and those that only its tests use.
-const ARROWS: [(&str, &[&str], &[&str]); 9] = [
+const ARROWS: [(&str, &[&str], &[&str]); 10] = [
     ("uh-http1", &[], &[]),
     ("uh-protocol", &[], &[]),
     ("uh-settings", &[], &[]),
-    ("uh-proxy", &["uh-http1", "uh-protocol", "uh-settings"], &["uh-sample-app"]),
+    ("uh-switching", &["uh-protocol"], &[]),
+    ("uh-proxy", &["uh-http1", "uh-protocol", "uh-settings", "uh-switching"], &["uh-sample-app"]),
     ("uh-controller", &["uh-protocol", "uh-settings"], &["uh-proxy"]),
     ("uh-app-shim", &["uh-protocol", "uh-settings"], &["uh-sample-app"]),
     ("uh-sample-app", &["uh-app-shim"], &[]),

@@ -2,14 +2,16 @@
 //! audit line each.
 
 use uh_protocol::request::{BackendRequest, Registered, UnsetRequest, WithdrawRequest, Withdrawn};
-use uh_protocol::{BackendName, Code, Problem, ServiceName};
+use uh_protocol::status::BackendStatus;
+use uh_protocol::{Address, BackendName, Code, Problem, ServiceName};
+use uh_switching::board::{RegisterOrder, RegisterOutcome};
+use uh_switching::{Backend, Refusal};
 
-use super::control::{Control, cut, internal};
+use super::audit::{Audit, Changed, Did, Wait};
+use super::control::{Control, internal};
 use super::socket::Peer;
 use crate::config::MAX_ENDPOINTS;
 use crate::fault;
-use crate::switching::board::{RegisterOrder, Registration};
-use crate::switching::{Address, Backend, Refusal};
 
 /// The longest version that can be registered, in characters.
 const MAX_VERSION_CHARS: usize = 128;
@@ -36,7 +38,7 @@ impl Control {
             force: request.force,
         };
         let done = self.board.set_backend(service, backend, &order);
-        self.registered("set_backend", service, backend, done, peer).await
+        self.registered(Audit::of_backend(peer, "set_backend", service, backend), done).await
     }
 
     /// Drops a backend's registration.
@@ -51,34 +53,39 @@ impl Control {
         peer: Peer,
     ) -> Result<Registered, Problem> {
         let done = self.board.unset_backend(service, backend, request.expect_generation, request.force);
-        self.registered("unset_backend", service, backend, done, peer).await
+        self.registered(Audit::of_backend(peer, "unset_backend", service, backend), done).await
     }
 
     async fn registered(
         &self,
-        action: &str,
-        service: &str,
-        backend: &BackendName,
-        done: Result<Registration, Refusal>,
-        peer: Peer,
+        audit: Audit<'_>,
+        done: Result<RegisterOutcome, Refusal>,
     ) -> Result<Registered, Problem> {
-        let done = done.map_err(|refusal| self.refused(action, service, backend, &refusal, peer))?;
+        let done = done.map_err(|refusal| self.refuse(audit, &refusal))?;
         self.news.backends.notify_one();
         // As it is now: by the time it is on disk, somebody may have changed it again.
-        let snapshot = self.board.snapshot();
-        let status = snapshot.service(service).map(|state| self.backend_status(state, &done.backend));
-        drop(snapshot);
-        let persisted = self.persist_change(done.changed).await;
-        tracing::info!(target: "audit", %peer, action, service = cut(service), %backend,
-            endpoints = endpoints(&done.backend), version = done.backend.version.as_deref(), changed = done.changed,
-            generation = done.generation, persisted = persisted.is_ok(), result = "done");
+        let status = self.status_of(audit.service.unwrap_or_default(), &done.backend.name);
+        let did = Did {
+            changed: Changed::Whether(done.changed),
+            generation: Some(done.generation),
+            endpoints: Some(&endpoints(&done.backend)),
+            version: done.backend.version.as_deref(),
+            ..Did::default()
+        };
+        let persisted = self.settle(Wait::after(done.changed), audit, did).await;
         Ok(Registered {
             backend: status.ok_or_else(|| internal("the service is gone"))?,
             changed: done.changed,
             generation: done.generation,
             persisted: persisted.is_ok(),
-            persist_error: persisted.err(),
+            persist_error: persisted.error(),
         })
+    }
+
+    fn status_of(&self, service: &str, backend: &BackendName) -> Option<BackendStatus> {
+        let live = self.board.live();
+        let service = live.service(service)?;
+        Some(self.backend_status(service, service.backend(backend)?))
     }
 
     /// Withdraws a standby before somebody stops it.
@@ -93,13 +100,18 @@ impl Control {
         peer: Peer,
     ) -> Result<Withdrawn, Problem> {
         let done = self.board.withdraw(service, backend, request.expect_generation);
-        let done = done.map_err(|refusal| self.refused("withdraw", service, backend, &refusal, peer))?;
+        let audit = Audit::of_backend(peer, "withdraw", service, backend);
+        let done = done.map_err(|refusal| self.refuse(audit, &refusal))?;
         fault::point("withdrawn");
         let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
-        let persisted = self.persist_change(done.changed).await;
-        tracing::info!(target: "audit", %peer, action = "withdraw", %service, %backend, changed = done.changed,
-            generation = done.generation, requests_in_flight = done.holding.requests,
-            tunnels = done.holding.tunnels, persisted = persisted.is_ok(), result = "done");
+        let did = Did {
+            changed: Changed::Whether(done.changed),
+            generation: Some(done.generation),
+            requests_in_flight: Some(done.holding.requests),
+            tunnels: Some(done.holding.tunnels),
+            ..Did::default()
+        };
+        let persisted = self.settle(Wait::after(done.changed), audit, did).await;
         Ok(Withdrawn {
             service,
             backend: backend.clone(),
@@ -108,7 +120,7 @@ impl Control {
             requests_in_flight: done.holding.requests,
             tunnels: done.holding.tunnels,
             persisted: persisted.is_ok(),
-            persist_error: persisted.err(),
+            persist_error: persisted.error(),
         })
     }
 }
@@ -138,7 +150,5 @@ fn invalid(detail: String) -> Problem {
 
 /// For a log line.
 fn endpoints(backend: &Backend) -> String {
-    let addresses: Vec<String> =
-        backend.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
-    addresses.join(", ")
+    backend.addresses().map(Address::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -4,22 +4,24 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use uh_protocol::status::{BackendStatus, EndpointStatus, ProxyStatus, Role, ServiceStatus, Status};
+use uh_protocol::status::{
+    BackendStatus, EndpointStatus, ProbeStatus, ProxyStatus, Role, ServiceStatus, Status,
+};
 use uh_protocol::{BackendName, Code, Problem, ServiceName};
+use uh_switching::{Health, Refusal, ServiceState};
 
 use super::maintenance::maintenance_status;
 use super::reload::Reloading;
-use super::socket::Peer;
 use super::switch::partly_healthy;
-use crate::front::Board;
+use crate::config::Service;
 use crate::front::attention::{Bell, Stage};
+use crate::front::{Backend, Board, LiveService};
 use crate::health::prober::HealthNews;
 use crate::observe::meters::{BackendMeters, Meters};
 use crate::observe::metrics::Metrics;
 use crate::state::file::StateFile;
 use crate::state::keeper::{Change, Keeper};
 use crate::state::time::iso_millis;
-use crate::switching::{Backend, Health, Refusal, ServiceState};
 
 /// A running front door, as the admin side sees it.
 pub struct Control {
@@ -52,7 +54,7 @@ pub struct Control {
 impl Control {
     /// `GET /v1/status`
     pub fn status(&self) -> Status {
-        let snapshot = self.board.snapshot();
+        let live = self.board.live();
         Status {
             proxy: ProxyStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -62,39 +64,36 @@ impl Control {
                 metrics: self.metrics_address.clone(),
                 stopping: self.bells.iter().any(|bell| bell.stage() != Stage::Running),
             },
-            generation: snapshot.generation,
+            generation: live.snapshot.generation,
             persisted: self.keeper.is_persisted(),
             warnings: self.warnings.clone(),
-            services: snapshot.services.iter().map(|state| self.service_status(state)).collect(),
+            services: live.services.iter().map(|service| self.service_status(service)).collect(),
         }
     }
 
-    fn service_status(&self, state: &ServiceState<crate::front::pool::IdlePool>) -> ServiceStatus {
+    fn service_status(&self, service: &LiveService) -> ServiceStatus {
+        let state = &service.state;
         ServiceStatus {
             name: state.config.name.clone(),
-            active: state.active_backend().name.clone(),
+            active: state.active.backend.clone(),
             previous: state.previous.clone(),
             last_switch: state.last_switch.map(iso_millis),
             maintenance: state.maintenance.is_some(),
             maintenance_details: state.maintenance.as_deref().map(maintenance_status),
-            warnings: partly_healthy(state.active_backend(), &[]).into_iter().collect(),
-            backends: state.backends.iter().map(|backend| self.backend_status(state, backend)).collect(),
+            warnings: partly_healthy(service.active_backend(), &[]).into_iter().collect(),
+            backends: service.backends.iter().map(|backend| self.backend_status(service, backend)).collect(),
         }
     }
 
-    pub(super) fn backend_status(
-        &self,
-        state: &ServiceState<crate::front::pool::IdlePool>,
-        backend: &Arc<Backend>,
-    ) -> BackendStatus {
-        let holding = self.board.holding(&state.config, &backend.name);
-        let meters = self.meters.backend(&state.config.name, &backend.name);
+    pub(super) fn backend_status(&self, service: &LiveService, backend: &Backend) -> BackendStatus {
+        let view = self.board.backend_view(service, backend);
+        let meters = self.meters.backend(&service.state.config.name, backend.name());
         BackendStatus {
-            name: backend.name.clone(),
-            version: backend.known_version(),
-            role: role(state, &backend.name),
-            healthy: backend.health().as_option(),
-            last_probe: backend.last_probe(),
+            name: backend.name().clone(),
+            version: view.version,
+            role: role(&service.state, backend.name()),
+            healthy: view.health.as_option(),
+            last_probe: last_probe(backend),
             endpoints: backend
                 .endpoints
                 .iter()
@@ -104,9 +103,9 @@ impl Control {
                     last_probe: endpoint.last_probe(),
                 })
                 .collect(),
-            requests_in_flight: holding.requests,
-            tunnels: holding.tunnels,
-            connections: state.connections(&backend.name, &meters),
+            requests_in_flight: view.holding.requests,
+            tunnels: view.holding.tunnels,
+            connections: meters.connections(view.idle),
         }
     }
 
@@ -122,46 +121,25 @@ impl Control {
     /// Tunnels in flight, of all backends.
     pub fn tunnels(&self) -> u64 {
         let snapshot = self.board.snapshot();
-        let of = |state: &ServiceState<_>| -> u64 {
+        let of = |state: &ServiceState<Service>| -> u64 {
             let names = state.backends.iter().map(|backend| &backend.name);
-            names.map(|name| self.board.holding(&state.config, name).tunnels).sum()
+            names.map(|name| self.board.holding(&state.config.name, name).tunnels).sum()
         };
         snapshot.services.iter().map(of).sum()
     }
 
     /// Writes the state in the background, for what nobody waits for.
     pub fn persist_later(&self) {
-        if let Some(state) = StateFile::of(&self.board) {
+        if let Some(state) = StateFile::of(&self.board.view()) {
             self.keeper.submit(state, Change::Facts);
         }
     }
 
-    /// Waits until a change is on disk. Where nothing has changed, that goes for the change before: the reply tells the
-    /// truth about what is in force.
-    pub(super) async fn persist_change(&self, changed: bool) -> Result<(), String> {
-        if changed { self.persist().await } else { self.keeper.wait(self.keeper.routing()).await }
-    }
-
     pub(super) async fn persist(&self) -> Result<(), String> {
-        match StateFile::of(&self.board) {
+        match StateFile::of(&self.board.view()) {
             Some(state) => self.keeper.wait(self.keeper.submit(state, Change::Routing)).await,
             None => Ok(()),
         }
-    }
-
-    /// Logs a refusal, and explains it.
-    pub(super) fn refused(
-        &self,
-        action: &str,
-        service: &str,
-        backend: &BackendName,
-        refusal: &Refusal,
-        peer: Peer,
-    ) -> Problem {
-        let problem = self.explain(service, refusal);
-        tracing::warn!(target: "audit", %peer, action, service = cut(service), %backend, result = "refused",
-            reason = problem.detail);
-        problem
     }
 
     /// What a refusal means to whoever asked: what is true, and what to do.
@@ -178,8 +156,9 @@ impl Control {
         };
         let mut detail = refusal.to_string();
         if let Refusal::Unhealthy { backend, health, .. } = refusal {
-            let snapshot = self.board.snapshot();
-            let probe = snapshot.service(service).and_then(|state| state.backend(backend)?.last_probe());
+            let live = self.board.live();
+            let found = live.service(service).and_then(|service| service.backend(backend));
+            let probe = found.and_then(|backend| last_probe(backend));
             let reason = match (probe.as_ref().and_then(|probe| probe.error.as_deref()), health) {
                 (Some(error), _) => format!("its last probe failed: {error}"),
                 (None, Health::Unknown) => {
@@ -194,7 +173,13 @@ impl Control {
     }
 }
 
-fn role(state: &ServiceState<crate::front::pool::IdlePool>, name: &BackendName) -> Role {
+/// The newest probe of any endpoint; a failed one before a good one.
+fn last_probe(backend: &Backend) -> Option<ProbeStatus> {
+    let probes = backend.endpoints.iter().filter_map(|endpoint| endpoint.last_probe());
+    probes.max_by(|a, b| (!a.ok, &a.at).cmp(&(!b.ok, &b.at)))
+}
+
+fn role(state: &ServiceState<Service>, name: &BackendName) -> Role {
     match (state.is_active(name), state.is_withdrawn(name)) {
         (true, _) => Role::Active,
         (false, true) => Role::Withdrawn,

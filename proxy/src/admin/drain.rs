@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use uh_protocol::request::{DrainRequest, Drained, MAX_DRAIN_TIMEOUT_MS};
 use uh_protocol::{BackendName, Code, Problem};
+use uh_switching::Farewell;
 
+use super::audit::Audit;
 use super::control::{Control, cut};
 use super::socket::Peer;
 use crate::config::TunnelsAtDrain;
-use crate::switching::board::Drain;
-use crate::switching::snapshot::Farewell;
+use crate::front::fittings::Fittings;
 
 /// Drains that may be waited for at the same time: fewer than calls, so that they can't keep a switch out.
 const MAX_DRAINS: i64 = 64;
@@ -19,6 +20,8 @@ const CUT_GRACE: Duration = Duration::from_secs(2);
 
 /// How often a drain looks whether the tunnels are gone while requests are not.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+type Drain = uh_switching::Drain<Fittings>;
 
 impl Control {
     /// `POST /v1/services/{s}/backends/{b}/drain`
@@ -39,7 +42,8 @@ impl Control {
         let deadline = start + timeout;
         let handle = || {
             let drain = self.board.drain(service, backend);
-            drain.map_err(|refusal| self.refused("drain", service, backend, &refusal, peer))
+            let audit = Audit::of_backend(peer, "drain", service, backend);
+            drain.map_err(|refusal| self.refuse(audit, &refusal))
         };
         // Taken anew until it says itself that nothing is left: the backend may have been active again for a while. If
         // it is active now, the answer would be worthless, and whoever asked must not stop it.

@@ -4,11 +4,12 @@ use jiff::Timestamp;
 use uh_protocol::request::{Maintained, MaintenanceRequest};
 use uh_protocol::status::MaintenanceStatus;
 use uh_protocol::{Code, Problem, ServiceName};
+use uh_switching::Maintenance;
 
-use super::control::{Control, cut, internal};
+use super::audit::{Audit, Changed, Did, Wait};
+use super::control::{Control, internal};
 use super::socket::Peer;
 use crate::state::time::iso_millis;
-use crate::switching::Maintenance;
 
 /// What clients are told unless the operator says something else.
 const MESSAGE: &str = "We are working on this service. It will be back soon.";
@@ -35,25 +36,24 @@ impl Control {
     ) -> Result<Maintained, Problem> {
         let wanted = wanted(request)?;
         let set = self.board.set_maintenance(service, wanted);
-        let (now, changed) = set.map_err(|refusal| {
-            let problem = self.explain(service, &refusal);
-            tracing::warn!(target: "audit", %peer, action = "maintenance", service = cut(service), result = "refused",
-                reason = problem.detail);
-            problem
-        })?;
+        let audit = Audit::new(peer, "maintenance", service);
+        let (now, changed) = set.map_err(|refusal| self.refuse(audit, &refusal))?;
         let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
-        let persisted = self.persist_change(changed).await;
-        let details = now.as_deref().map(maintenance_status);
-        tracing::info!(target: "audit", %peer, action = "maintenance", %service, on = now.is_some(), changed,
-            message = details.as_ref().map(|details| details.message.as_str()),
-            retry_after_s = details.as_ref().map(|details| details.retry_after_s), persisted = persisted.is_ok(), result = "done");
+        let did = Did {
+            changed: Changed::Whether(changed),
+            on: Some(now.is_some()),
+            message: now.as_ref().map(|now| now.message.as_str()),
+            retry_after_s: now.as_ref().map(|now| now.retry_after_s),
+            ..Did::default()
+        };
+        let persisted = self.settle(Wait::after(changed), audit, did).await;
         Ok(Maintained {
             service,
             on: now.is_some(),
             changed,
-            details,
+            details: now.as_deref().map(maintenance_status),
             persisted: persisted.is_ok(),
-            persist_error: persisted.err(),
+            persist_error: persisted.error(),
         })
     }
 }

@@ -8,14 +8,15 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 use uh_protocol::request::Reloaded;
 use uh_protocol::{Code, Problem};
+use uh_switching::Refusal;
 
+use super::audit::{Audit, Changed, Did, Wait};
 use super::control::Control;
 use super::socket::Peer;
 use crate::config::{self, Config, changes};
 use crate::front::settings::{Settings, SettingsCell};
 use crate::observe::access_log::{self, Outlet, Reopened, Sink};
 use crate::plain::plain;
-use crate::switching::Refusal;
 use crate::systemd;
 
 /// How long reading and checking may take: a file on a disk that hangs, or a log that is a pipe without a reader, must
@@ -122,20 +123,16 @@ impl Control {
         systemd::reloading();
         // First, whatever the file says: whoever has rotated the log must not lose lines to a mistake in the file.
         self.reopen_log("reload").await;
-        let result = self.check_and_apply(&mut text).await;
         let by = match asked {
             Asked::By(peer) => peer.to_string(),
             Asked::BySignal => "SIGHUP".to_owned(),
         };
+        let audit = Audit::reload(&by);
+        let result = self.check_and_apply(&mut text, audit).await;
         let said = match &result {
-            Ok(done) => {
-                tracing::info!(target: "audit", %by, action = "reload", changed = done.changed.join(", "),
-                    needs_restart = done.needs_restart.join(", "), overridden = done.overridden.join(", "),
-                    generation = done.generation, persisted = done.persisted, result = "done");
-                format!("serving, generation {}", done.generation)
-            }
+            Ok(done) => format!("serving, generation {}", done.generation),
             Err(problem) => {
-                tracing::warn!(target: "audit", %by, action = "reload", result = "refused", reason = problem.detail);
+                audit.refused(problem);
                 "serving; the last reload was refused, see the log".to_owned()
             }
         };
@@ -143,26 +140,26 @@ impl Control {
         result
     }
 
-    async fn check_and_apply(&self, text: &mut String) -> Result<Reloaded, Problem> {
+    async fn check_and_apply(&self, text: &mut String, audit: Audit<'_>) -> Result<Reloaded, Problem> {
         let path = self.reloading.path.clone();
         let checked = tokio::task::spawn_blocking(move || check(&path));
         let late = |_| unusable(&self.reloading.path, "reading it takes too long");
         let checked = tokio::time::timeout(CHECK_TIMEOUT, checked).await.map_err(late)?;
         let checked = checked.map_err(|e| Problem::new(Code::Internal, e.to_string()))??;
         let Checked { text: new_text, config, settings, log } = checked;
-        let before = self.board.snapshot().generation;
-        let restored = |service: &config::Service| {
-            self.keeper.entry(&service.name).map(|entry| entry.restored()).unwrap_or_default()
+        let record = |service: &config::Service| {
+            Some((service.name.clone(), self.keeper.entry(&service.name)?.record()))
         };
-        let generation =
-            self.board.reload(&config.services, restored).map_err(|refusal| refused(&refusal))?;
+        let known = config.services.iter().filter_map(record).collect();
+        let services = config.services.into_iter().map(Arc::new).collect();
+        let done = self.board.reload(services, known).map_err(|refusal| refused(&refusal))?;
         for cell in &self.reloading.settings {
             cell.store(settings.clone());
         }
         self.reloading.outlet.redirect(config.server.access_log, log);
         let keys = changes::changed_keys(text, &new_text);
         let overridden = self.overridden(&keys);
-        let only_order = keys.is_empty() && generation != before;
+        let only_order = keys.is_empty() && done.changed;
         let in_force = |key: &String| !changes::needs_restart(key) && !overridden.contains(key);
         let mut changed: Vec<String> = keys.into_iter().filter(in_force).collect();
         if only_order {
@@ -170,21 +167,28 @@ impl Control {
             changed.push("services".to_owned());
         }
         let needs_restart = changes::changed_keys(&self.reloading.text_at_start, &new_text);
-        let needs_restart = needs_restart.into_iter().filter(|key| changes::needs_restart(key)).collect();
+        let needs_restart: Vec<String> =
+            needs_restart.into_iter().filter(|key| changes::needs_restart(key)).collect();
         *text = new_text;
-        let persisted = if generation != before {
-            self.news.backends.notify_one();
-            self.persist().await
-        } else {
-            Ok(())
+        let did = Did {
+            changed: Changed::What(&changed.join(", ")),
+            needs_restart: Some(&needs_restart.join(", ")),
+            overridden: Some(&overridden.join(", ")),
+            generation: Some(done.generation),
+            ..Did::default()
         };
+        let wait = if done.changed { Wait::ForThis } else { Wait::ForNothing };
+        if done.changed {
+            self.news.backends.notify_one();
+        }
+        let persisted = self.settle(wait, audit, did).await;
         Ok(Reloaded {
-            generation,
+            generation: done.generation,
             changed,
             needs_restart,
             overridden,
             persisted: persisted.is_ok(),
-            persist_error: persisted.err(),
+            persist_error: persisted.error(),
         })
     }
 

@@ -5,14 +5,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use uh_protocol::request::{SwitchProbe, SwitchProbeResult, SwitchRequest, Switched};
 use uh_protocol::{BackendName, Problem, ServiceName};
+use uh_switching::board::SwitchOrder;
+use uh_switching::{Health, Refusal};
 
-use super::control::{Control, cut, internal};
+use super::audit::{Audit, Changed, Did, Wait};
+use super::control::{Control, internal};
 use super::socket::Peer;
 use crate::fault;
+use crate::front::Backend;
+use crate::front::endpoint::Endpoint;
 use crate::health::fresh::{Fresh, Verdict, probe_now};
 use crate::observe::metrics::SwitchResult;
 use crate::state::time::iso_millis;
-use crate::switching::{Backend, Health, Refusal, SwitchOrder};
 
 impl Control {
     /// Makes another backend active.
@@ -32,24 +36,40 @@ impl Control {
             force: request.force,
         };
         let fresh = self.fresh_probe(service, &mut order).await;
-        let refuse = |refusal: Refusal| self.refuse_switch(service, &order, &refusal, peer);
+        let audit = Audit {
+            to: Some(&request.to),
+            force: Some(request.force),
+            ..Audit::new(peer, "switch", service)
+        };
+        let refuse = |refusal: Refusal| {
+            let problem = self.refuse(audit, &refusal);
+            self.count_refusal(service, &request.to);
+            problem
+        };
         let fresh = fresh.map_err(refuse)?;
         fault::point("before_swap");
         let result = self.board.switch(service, &order, Timestamp::now());
         fault::point("swapped");
         let outcome = result.map_err(refuse)?;
-        let warnings =
-            if outcome.changed { warnings(&outcome.target, &fresh, outcome.health) } else { Vec::new() };
+        let warnings = if outcome.changed {
+            self.warnings(service, &order.to, &fresh, outcome.health)
+        } else {
+            Vec::new()
+        };
         let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
-        let persisted = self.persist_change(outcome.changed).await;
+        let did = Did {
+            changed: Changed::Whether(outcome.changed),
+            generation: Some(outcome.generation),
+            from: Some(&outcome.from),
+            forced_past_health: Some(order.force && !outcome.health.is_good()),
+            swap_took: Some(outcome.swap_took),
+            in_flight_previous: Some(outcome.in_flight_previous),
+            ..Did::default()
+        };
+        let persisted = self.settle(Wait::after(outcome.changed), audit, did).await;
         fault::point("persisted");
         let result = if outcome.changed { SwitchResult::Switched } else { SwitchResult::Unchanged };
         self.metrics.switched(&service, &outcome.from, &order.to, result, outcome.swap_took);
-        let forced = order.force && matches!(outcome.health, Health::Unhealthy | Health::Unknown);
-        tracing::info!(target: "audit", %peer, action = "switch", %service, from = %outcome.from, to = %order.to,
-            force = order.force, forced_past_health = forced, changed = outcome.changed,
-            generation = outcome.generation, swap_us = outcome.swap_took.as_micros() as u64,
-            in_flight_previous = outcome.in_flight_previous, persisted = persisted.is_ok(), result = "done");
         for warning in &warnings {
             tracing::warn!(target: "audit", action = "switch", %service, to = %order.to, warning);
         }
@@ -62,7 +82,7 @@ impl Control {
             switched_at: outcome.switched_at.map(iso_millis),
             in_flight_previous: outcome.in_flight_previous,
             persisted: persisted.is_ok(),
-            persist_error: persisted.err(),
+            persist_error: persisted.error(),
             probe: outcome.changed.then(|| reported(&fresh)),
             warnings,
         })
@@ -85,7 +105,7 @@ impl Control {
             order.expect_active = Some(order.to.clone());
             return Ok(fresh);
         }
-        let active = self.board.snapshot().service(service).map(|state| state.active_backend().name.clone());
+        let active = self.board.snapshot().service(service).map(|state| state.active.backend.clone());
         Err(Refusal::FailedProbe {
             backend: order.to.clone(),
             active: active.unwrap_or_else(|| target.service.active.clone()),
@@ -93,18 +113,25 @@ impl Control {
         })
     }
 
-    fn refuse_switch(&self, service: &str, order: &SwitchOrder, refusal: &Refusal, peer: Peer) -> Problem {
-        let problem = self.explain(service, refusal);
-        self.count_refusal(service, &order.to);
-        tracing::warn!(target: "audit", %peer, action = "switch", service = cut(service), to = %order.to,
-            force = order.force, result = "refused", reason = problem.detail);
-        problem
+    /// What an operator should know although the switch was done.
+    fn warnings(&self, service: &str, to: &BackendName, fresh: &Fresh, health: Health) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if fresh.verdict == Verdict::NoAnswer {
+            let limit = fresh.limit.as_millis();
+            warnings.push(format!(
+                "{to} did not answer a fresh probe within {limit} ms; it was {health} by its last probes"
+            ));
+        }
+        let live = self.board.live();
+        let target = live.service(service).and_then(|service| service.backend(to));
+        warnings.extend(target.and_then(|target| partly_healthy(target, &fresh.bad)));
+        warnings
     }
 
     fn count_refusal(&self, service: &str, to: &BackendName) {
         let snapshot = self.board.snapshot();
         if let Some(state) = snapshot.service(service).filter(|state| state.backend(to).is_some()) {
-            let from = &state.active_backend().name;
+            let from = &state.active.backend;
             self.metrics.switched(&state.config.name, from, to, SwitchResult::Refused, Duration::ZERO);
         }
     }
@@ -121,23 +148,9 @@ fn reported(fresh: &Fresh) -> SwitchProbe {
     SwitchProbe { result, took_ms: u64::try_from(fresh.took.as_millis()).unwrap_or(u64::MAX) }
 }
 
-/// What an operator should know although the switch was done.
-fn warnings(target: &Backend, fresh: &Fresh, health: Health) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if fresh.verdict == Verdict::NoAnswer {
-        let limit = fresh.limit.as_millis();
-        warnings.push(format!(
-            "{} did not answer a fresh probe within {limit} ms; it was {health} by its last probes",
-            target.name
-        ));
-    }
-    warnings.extend(partly_healthy(target, &fresh.bad));
-    warnings
-}
-
 /// Says so where only some of a backend's endpoints are healthy. `bad`: what a fresh probe found.
 pub(super) fn partly_healthy(backend: &Backend, bad: &[(String, String)]) -> Option<String> {
-    let reason = |endpoint: &crate::switching::Endpoint| {
+    let reason = |endpoint: &Endpoint| {
         let address = endpoint.address.to_string();
         let fresh = bad.iter().find(|(of, _)| *of == address).map(|(_, error)| error.clone());
         let last = || endpoint.last_probe().and_then(|probe| probe.error).unwrap_or(address);
@@ -149,5 +162,5 @@ pub(super) fn partly_healthy(backend: &Backend, bad: &[(String, String)]) -> Opt
         return None;
     }
     let well = all - sick.len();
-    Some(format!("only {well} of {all} endpoints of {} are healthy: {}", backend.name, sick.join("; ")))
+    Some(format!("only {well} of {all} endpoints of {} are healthy: {}", backend.name(), sick.join("; ")))
 }

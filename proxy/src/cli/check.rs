@@ -4,6 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
 
 use anyhow::Context as _;
+use uh_protocol::Address;
 use uh_protocol::client::{Client, ClientError};
 
 use super::exit::Exit;
@@ -12,7 +13,6 @@ use crate::config::{self, Config};
 use crate::front::settings::Settings;
 use crate::front::worker;
 use crate::lock::{self, LockError};
-use crate::switching::Address;
 
 pub(super) fn check(path: &Path) -> Done {
     let config = config::load(path).with_context(|| format!("{} can't be used", path.display()))?;

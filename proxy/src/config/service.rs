@@ -7,12 +7,13 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue};
 use uh_protocol::{BackendName, ServiceName};
 
-use crate::switching::{Address, route};
 use uh_http1::field::{Known, classify, is_token_byte};
 use uh_http1::network::Network;
 use uh_http1::request::is_protocol;
+use uh_protocol::Address;
 use uh_settings::Section;
 use uh_settings::units::{DAY, MS, SECOND};
+use uh_switching::{BackendDefinition, route};
 
 /// Whoever waits for a drain waits for this too.
 const MAX_TUNNEL_SPREAD: Duration = Duration::from_secs(60);
@@ -39,7 +40,7 @@ pub struct Service {
     /// Over how long many tunnels are closed, so that their clients don't all come back at once.
     pub tunnel_close_spread: Duration,
     /// At least one, in the order of the file.
-    pub backends: Vec<BackendConfig>,
+    pub backends: Vec<BackendDefinition>,
     /// How endpoints are probed.
     pub health: HealthCheck,
     /// How long each part of an exchange may take.
@@ -70,15 +71,38 @@ impl Service {
     }
 }
 
-/// One backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackendConfig {
-    /// Its name.
-    pub name: BackendName,
-    /// At least one.
-    pub endpoints: Vec<Address>,
-    /// The app's version, where it is known beforehand.
-    pub version: Option<String>,
+impl uh_switching::Service for Service {
+    fn name(&self) -> &ServiceName {
+        &self.name
+    }
+
+    fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    fn path_prefix(&self) -> &str {
+        &self.path_prefix
+    }
+
+    fn backends(&self) -> &[BackendDefinition] {
+        &self.backends
+    }
+
+    fn first_active(&self) -> &BackendName {
+        &self.active
+    }
+
+    fn is_probed(&self) -> bool {
+        self.health.enabled
+    }
+
+    fn is_probed_like(&self, other: &Self) -> bool {
+        self.health == other.health
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        *self == Self { active: self.active.clone(), ..other.clone() }
+    }
 }
 
 /// What becomes of a backend's tunnels when it is drained and nobody says whether to cut.
@@ -239,7 +263,7 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
     let maintenance = maintenance(&mut section.section("maintenance"));
     let retries = retries(&mut section.section("retries"));
     let resolve = resolve(&mut section.section("resolve"));
-    let backends: Vec<BackendConfig> = section
+    let backends: Vec<BackendDefinition> = section
         .sections("backends")
         .into_iter()
         .filter_map(|(name, section)| backend(&name, section))
@@ -299,7 +323,7 @@ fn path_prefix(section: &mut Section) -> String {
     prefix
 }
 
-fn backend(name: &str, mut section: Section) -> Option<BackendConfig> {
+fn backend(name: &str, mut section: Section) -> Option<BackendDefinition> {
     let (has_endpoints, none) = (section.has("endpoints"), section.is_empty_list("endpoints"));
     let endpoints = section.list::<Address>("endpoints").unwrap_or_default();
     if !has_endpoints {
@@ -311,7 +335,7 @@ fn backend(name: &str, mut section: Section) -> Option<BackendConfig> {
     }
     let version = section.text("version");
     match name.parse() {
-        Ok(name) => Some(BackendConfig { name, endpoints, version }),
+        Ok(name) => Some(BackendDefinition { name, endpoints, version }),
         Err(e) => {
             section.mistake("", format!("{e}"));
             None

@@ -15,6 +15,7 @@ use super::idle::{IdleClients, IdleSlot, Left};
 use super::pool::millis;
 use super::splice;
 use crate::config::ServerLimits;
+use crate::observe::metrics::ClientCounts;
 use crate::observe::seldom::Seldom;
 
 /// Of the file descriptors, what is kept for everything but exchanges: an eighth, within these bounds. The admin API
@@ -184,6 +185,12 @@ impl Admission {
     pub fn tell(self: &Arc<Self>) -> Option<Turn> {
         let turn = Turn(Arc::clone(self));
         (self.told.fetch_add(1, Ordering::Relaxed) < self.most_told).then_some(turn)
+    }
+
+    /// What became of connections for which there was no place.
+    #[must_use]
+    pub fn counts(&self) -> ClientCounts {
+        ClientCounts { refused: REASONS.into_iter().zip(self.refused()).collect(), evicted: self.evicted() }
     }
 
     /// Idle connections closed since the start to make room for others.

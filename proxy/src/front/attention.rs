@@ -14,7 +14,7 @@ use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 
 use crate::config::{Service, TunnelsAtDrain};
-use crate::switching::snapshot::Farewell;
+use uh_switching::Farewell;
 
 /// How far the process is with stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -20,10 +20,10 @@ use super::{Entry, Lease};
 use crate::config::Service;
 use crate::observe::broken::Broken;
 use crate::observe::termination::Termination;
-use crate::switching::Maintenance;
 use uh_http1::body::Framing;
 use uh_http1::prefix;
 use uh_http1::request::{RequestHead, is_websocket, write_upgrade};
+use uh_switching::Maintenance;
 
 /// nginx's status for a client that left before it was answered. Nobody sees it but the log and the counters.
 const CLIENT_GONE: u16 = 499;
@@ -236,7 +236,7 @@ fn note_broken(record: &mut Record, lease: &Lease, refusal: &Refusal, broken: Op
     let Some(left_out) = info.meters.may_warn(millis(std::time::Instant::now())) else { return };
     let endpoint = record.endpoint.and_then(|at| info.backend.endpoints.get(at));
     let endpoint = endpoint.map_or("-", |endpoint| endpoint.text());
-    let (service, backend) = (&info.service.name, &info.backend.name);
+    let (service, backend) = (&info.service.name, info.backend.name());
     let what = match broken {
         Broken::Unreachable => "cannot connect to the app; its clients get 502 or 504",
         _ => "cannot understand the app's response; its client gets a 502 or a response that is cut",

@@ -11,11 +11,12 @@ use parking_lot::Mutex;
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead as _, ReadBuf};
 
+use super::Backend;
 use super::budget::RetryBudget;
+use super::endpoint::{Busy, Endpoint};
 use super::upstream::Upstream;
 use crate::config;
-use crate::switching::backend::Busy;
-use crate::switching::{Backend, Endpoint, Health, LanePayload};
+use uh_switching::{Health, LanePayload};
 
 /// The most idle connections that a worker keeps for one endpoint. More than that are closed after use.
 const MAX_IDLE: usize = 512;
@@ -170,7 +171,8 @@ impl IdlePool {
             if endpoint.may_try(now_ms, now_ms + AVOID_MS) {
                 tried.add(best);
                 let unhealthy = endpoint.health() == Health::Unhealthy;
-                let fails_open = unhealthy && self.backend.health() == Health::Unhealthy;
+                let all = endpoints.iter().map(|endpoint| endpoint.health());
+                let fails_open = unhealthy && Health::of_any(all) == Health::Unhealthy;
                 return Some(Choice { endpoint: best, busy: Some(endpoint.begin()), fails_open });
             }
         }
@@ -256,13 +258,15 @@ fn is_quiet(stream: &mut Stream) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::switching::Address;
+    use uh_protocol::Address;
 
     fn pool(count: u16) -> IdlePool {
         let addresses: Vec<Address> =
             (1..=count).map(|port| format!("127.0.0.1:{port}").parse().unwrap()).collect();
-        let backend = Backend::new("blue".parse().unwrap(), None, &addresses, Health::Healthy);
-        IdlePool::new(&Arc::new(backend), Arc::default())
+        let backend = uh_switching::Backend::new("blue".parse().unwrap(), None, &addresses, 0);
+        let endpoint = |address| Arc::new(Endpoint::new(address, Health::Healthy));
+        let endpoints = addresses.into_iter().map(endpoint).collect();
+        IdlePool::new(&Arc::new(Backend { backend: Arc::new(backend), endpoints }), Arc::default())
     }
 
     fn choose(pool: &IdlePool, tried: &mut Tried, now: Instant) -> Option<Choice> {

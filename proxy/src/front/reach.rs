@@ -192,7 +192,7 @@ async fn connect(
                 return Ok(upstream);
             }
             Err(error) => {
-                tracing::debug!(backend = %info.backend.name, error = %plain(&error), "endpoint not reached");
+                tracing::debug!(backend = %info.backend.name(), error = %plain(&error), "endpoint not reached");
                 now = std::time::Instant::now();
                 pool.not_reached(choice.endpoint, now);
                 if last.replace(error).is_some() || fresh {

@@ -4,11 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use super::Backend;
 use super::connection::Connection;
 use crate::config::Service;
 use crate::observe::line::Line;
 use crate::observe::termination::Termination;
-use crate::switching::Backend;
 use uh_http1::request::RequestHead;
 
 /// What the log and the counters say of an exchange.
@@ -75,9 +75,9 @@ impl Record {
             request_time: self.took(),
             upstream_time: self.upstream_time,
             service: service.map(|service| service.name.as_str()),
-            backend: backend.map(|backend| backend.name.as_str()),
+            backend: backend.map(|backend| backend.name().as_str()),
             endpoint: endpoint.filter(|_| self.endpoint.is_some()).map(|endpoint| endpoint.text()),
-            version: backend.and_then(|backend| backend.version.as_deref()).or(reported),
+            version: backend.and_then(|backend| backend.version()).or(reported),
             request_id: request.id.text(head),
             referer: request.referer.of_head(head),
             user_agent: request.user_agent.of_head(head),

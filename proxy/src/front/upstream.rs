@@ -10,9 +10,9 @@ use pingora::protocols::Stream;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{BError, ErrorType};
 
+use super::endpoint::{Busy, Endpoint};
 use crate::observe::meters::BackendMeters;
-use crate::switching::backend::Busy;
-use crate::switching::{Address, Endpoint};
+use uh_protocol::Address;
 
 /// An open connection to an endpoint.
 #[derive(Debug)]
@@ -35,14 +35,14 @@ struct OpenGuard(Arc<BackendMeters>);
 
 impl OpenGuard {
     fn new(meters: &Arc<BackendMeters>) -> Self {
-        meters.connections.fetch_add(1, Ordering::Relaxed);
+        meters.open_connections.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(meters))
     }
 }
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.open_connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::probe::probe_within;
 use crate::config;
-use crate::switching::Backend;
+use crate::front::Backend;
 
 /// A good probe that is younger than this needs no other: a switch and the end of a probe can cross that closely anyway.
 const FRESH_ENOUGH: Duration = Duration::from_millis(100);
@@ -61,7 +61,7 @@ pub async fn probe_now(service: &Arc<config::Service>, backend: &Arc<Backend>) -
     for endpoint in &backend.endpoints {
         let (service, backend, endpoint) = (Arc::clone(service), Arc::clone(backend), Arc::clone(endpoint));
         probes.spawn(async move {
-            let found = probe_within(timeout, &endpoint, backend.name.as_str(), &service.health).await;
+            let found = probe_within(timeout, &endpoint, backend.name().as_str(), &service.health).await;
             (endpoint.address.to_string(), found)
         });
     }

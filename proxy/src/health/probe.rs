@@ -9,13 +9,14 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use uh_protocol::Address;
 use uh_protocol::health::HealthBody;
 use uh_protocol::status::ProbeStatus;
 
 use crate::config::HealthCheck;
+use crate::front::endpoint::Endpoint;
 use crate::plain::plain;
 use crate::state::time::iso_millis;
-use crate::switching::{Address, Endpoint};
 
 /// A health body is small. Of a larger one, only the head of the message is of interest.
 const MAX_BODY_BYTES: usize = 64 << 10;

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use uh_protocol::{BackendName, ServiceName};
+use uh_protocol::{Address, BackendName, ServiceName};
+use uh_switching::Health;
 
 use super::probe::probe;
 use super::resolver;
 use super::streak::Streak;
 use crate::config;
 use crate::front::Board;
-use crate::switching::{Address, Endpoint, Health};
+use crate::front::endpoint::Endpoint;
 
 /// How long a registration may go unnoticed, should its notice be lost.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -54,11 +55,11 @@ struct Target {
 
 fn targets(board: &Board) -> Vec<Target> {
     let mut targets = Vec::new();
-    for state in &board.snapshot().services {
-        for backend in &state.backends {
+    for service in &board.live().services {
+        for backend in &service.backends {
             targets.extend(backend.endpoints.iter().map(|endpoint| Target {
-                service: Arc::clone(&state.config),
-                backend: backend.name.clone(),
+                service: Arc::clone(&service.state.config),
+                backend: backend.name().clone(),
                 endpoint: Arc::clone(endpoint),
             }));
         }
@@ -116,9 +117,9 @@ async fn keep_probing(target: Target, board: Arc<Board>, news: Arc<HealthNews>) 
 }
 
 fn is_registered(board: &Board, target: &Target) -> bool {
-    let snapshot = board.snapshot();
-    let backend =
-        snapshot.service(target.service.name.as_str()).and_then(|state| state.backend(&target.backend));
+    let live = board.live();
+    let service = live.service(target.service.name.as_str());
+    let backend = service.and_then(|service| service.backend(&target.backend));
     backend.is_some_and(|backend| {
         backend.endpoints.iter().any(|endpoint| Arc::ptr_eq(endpoint, &target.endpoint))
     })

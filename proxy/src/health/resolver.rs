@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Resolve;
+use crate::front::endpoint::Endpoint;
 use crate::plain::plain;
-use crate::switching::Endpoint;
 
 /// How many of a name's addresses are used.
 const MAX_ADDRESSES: usize = 16;
@@ -98,7 +98,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::switching::Health;
+    use uh_switching::Health;
 
     const RESOLVE: Resolve =
         Resolve { interval: Duration::from_millis(1), timeout: Duration::from_millis(20) };

@@ -1,6 +1,6 @@
 //! What a row of probes means. Pure.
 
-use crate::switching::Health;
+use uh_switching::Health;
 
 /// Counts equal results in a row, so that one odd probe changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use uh_http1::request::METHODS;
+use uh_protocol::status::ConnectionCounts;
 use uh_protocol::{BackendName, ServiceName};
 
 use super::broken::Broken;
@@ -176,7 +177,7 @@ pub struct BackendMeters {
     pub backend: BackendName,
     lanes: Box<[BackendLane]>,
     /// Upstream connections that are open, idle ones included.
-    pub connections: AtomicU64,
+    pub open_connections: AtomicU64,
     /// When the last warning about the backend was logged, on the caller's clock, and how many were left out since.
     warned_ms: AtomicU64,
     left_out: AtomicU64,
@@ -223,10 +224,16 @@ impl BackendMeters {
             service: service.clone(),
             backend: backend.clone(),
             lanes: (0..workers.max(1)).map(|_| BackendLane::new()).collect(),
-            connections: AtomicU64::new(0),
+            open_connections: AtomicU64::new(0),
             warned_ms: AtomicU64::new(0),
             left_out: AtomicU64::new(0),
         }
+    }
+
+    /// Connections to it, by whether they carry an exchange: `idle` don't.
+    pub fn connections(&self, idle: u64) -> ConnectionCounts {
+        let open = self.open_connections.load(Ordering::Relaxed);
+        ConnectionCounts { active: open.saturating_sub(idle), idle }
     }
 
     /// A worker's counters.

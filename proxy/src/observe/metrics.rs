@@ -7,13 +7,12 @@ use std::time::Duration;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use uh_protocol::{BackendName, ServiceName};
+use uh_switching::RoutingView;
 
 use super::broken::Broken;
 use super::meters::{BOUNDS_US, HistogramReading, Meters, RETRY_REASONS};
-use crate::front::Board;
-use crate::front::admission::{self, Admission};
+use crate::config::Service;
 use crate::state::keeper::Keeper;
-use crate::switching::Health;
 
 /// Buckets for the swap: it takes microseconds.
 const SWAP_BUCKETS: [f64; 8] = [1e-6, 2.5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2, 1e-1];
@@ -21,12 +20,27 @@ const SWAP_BUCKETS: [f64; 8] = [1e-6, 2.5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2, 1e
 /// Buckets for drains: from at once to the longest that anybody waits for.
 const DRAIN_BUCKETS: [f64; 9] = [0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
 
+/// What became of client connections for which there was no place, since the start.
+#[derive(Debug, Clone)]
+pub struct ClientCounts {
+    /// Turned away, by reason.
+    pub refused: Vec<(&'static str, u64)>,
+    /// Idle ones closed to make room for others.
+    pub evicted: u64,
+}
+
+/// Where a scrape finds the routing.
+pub type Routing = Box<dyn Fn() -> RoutingView<Service> + Send + Sync>;
+
+/// Where a scrape finds what became of client connections.
+pub type Clients = Box<dyn Fn() -> ClientCounts + Send + Sync>;
+
 /// Makes the Prometheus text.
 pub struct Metrics {
-    board: Arc<Board>,
+    routing: Routing,
     meters: Arc<Meters>,
     keeper: Arc<Keeper>,
-    admission: Arc<Admission>,
+    clients: Clients,
     events: Registry,
     switches: IntCounterVec,
     swap: HistogramVec,
@@ -70,10 +84,10 @@ impl Metrics {
     /// # Errors
     /// A metric is defined wrongly.
     pub fn new(
-        board: Arc<Board>,
+        routing: Routing,
         meters: Arc<Meters>,
         keeper: Arc<Keeper>,
-        admission: Arc<Admission>,
+        clients: Clients,
     ) -> prometheus::Result<Self> {
         let switches = IntCounterVec::new(
             Opts::new("uh_proxy_switches_total", "Switches asked for, by result."),
@@ -100,7 +114,7 @@ impl Metrics {
         events.register(Box::new(switches.clone()))?;
         events.register(Box::new(swap.clone()))?;
         events.register(Box::new(drains.clone()))?;
-        Ok(Self { board, meters, keeper, admission, events, switches, swap, drains, waiting })
+        Ok(Self { routing, meters, keeper, clients, events, switches, swap, drains, waiting })
     }
 
     /// Counts a switch. `from` and `to` are names of backends that exist.
@@ -137,14 +151,16 @@ impl Metrics {
     /// The encoder refuses; it has no reason to.
     pub fn text(&self) -> prometheus::Result<String> {
         let mut families = self.events.gather();
-        families.extend(self.process());
-        families.extend(self.backends());
+        let routing = (self.routing)();
+        families.extend(self.process(routing.generation));
+        families.extend(self.backends(&routing));
         families.retain(|family| !family.get_metric().is_empty());
         families.sort_by(|a, b| a.name().cmp(b.name()));
         TextEncoder::new().encode_to_string(&families)
     }
 
-    fn process(&self) -> Vec<MetricFamily> {
+    fn process(&self, in_force: u64) -> Vec<MetricFamily> {
+        let clients = (self.clients)();
         let open = self.meters.sum(|worker| &worker.client_open);
         let active = self.meters.sum(|worker| &worker.client_active).min(open);
         let mut connections =
@@ -160,14 +176,14 @@ impl Metrics {
             "client_connections_refused_total",
             "Client connections turned away because there were too many.",
         );
-        for (reason, count) in admission::REASONS.iter().zip(self.admission.refused()) {
+        for (reason, count) in clients.refused {
             refused.add(&[("reason", reason)], count as f64);
         }
         let mut persisted = Family::gauge("state_persisted", "Whether the routing in force is on disk.");
         persisted.add(&[], f64::from(u8::from(self.keeper.is_persisted())));
         let mut generation =
             Family::gauge("generation", "Number of the routing in force; grows at every change.");
-        generation.add(&[], self.board.snapshot().generation as f64);
+        generation.add(&[], in_force as f64);
         let mut build = Family::gauge("build_info", "Always 1; the version is the label.");
         build.add(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
         vec![
@@ -181,7 +197,7 @@ impl Metrics {
             counter(
                 "client_connections_evicted_total",
                 "Idle client connections closed to make room for others.",
-                self.admission.evicted(),
+                clients.evicted,
             ),
             counter(
                 "unrouted_requests_total",
@@ -199,7 +215,7 @@ impl Metrics {
         ]
     }
 
-    fn backends(&self) -> Vec<MetricFamily> {
+    fn backends(&self, routing: &RoutingView<Service>) -> Vec<MetricFamily> {
         let mut in_flight =
             Family::gauge("backend_requests_in_flight", "Requests in flight, tunnels not counted.");
         let mut tunnels = Family::gauge("backend_tunnels", "Upgraded connections in flight.");
@@ -243,18 +259,18 @@ impl Metrics {
             "exchanges_overdue_total",
             "Exchanges that waited longer than timeouts.overdue for a response's head, counted while they wait.",
         );
-        let snapshot = self.board.snapshot();
-        for state in &snapshot.services {
+        for view in &routing.services {
+            let state = &view.state;
             let service = state.config.name.as_str();
             maintenance.add(&[("service", service)], f64::from(u8::from(state.maintenance.is_some())));
             if let Some(at) = state.last_switch {
                 last_switch.add(&[("service", service)], at.as_millisecond() as f64 / 1000.0);
             }
-            for backend in &state.backends {
+            for view in &view.backends {
+                let (backend, holding) = (&view.backend, view.holding);
                 let meters = self.meters.backend(&state.config.name, &backend.name);
                 let reading = meters.read();
-                let holding = self.board.holding(&state.config, &backend.name);
-                let counts = state.connections(&backend.name, &meters);
+                let counts = meters.connections(view.idle);
                 let labels = [("service", service), ("backend", backend.name.as_str())];
                 let with = |name: &'static str, value: &'static str| [labels[0], labels[1], (name, value)];
                 in_flight.add(&labels, holding.requests as f64);
@@ -263,8 +279,7 @@ impl Metrics {
                 connections.add(&with("state", "idle"), counts.idle as f64);
                 active.add(&labels, f64::from(u8::from(state.is_active(&backend.name))));
                 withdrawn.add(&labels, f64::from(u8::from(state.is_withdrawn(&backend.name))));
-                let is_healthy = matches!(backend.health(), Health::Healthy | Health::NotProbed);
-                healthy.add(&labels, f64::from(u8::from(is_healthy)));
+                healthy.add(&labels, f64::from(u8::from(view.health.is_good())));
                 for (method, code, count) in &reading.requests {
                     let code = code.to_string();
                     requests.add(&[labels[0], labels[1], ("code", &code), ("method", method)], *count as f64);

@@ -5,13 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use uh_protocol::{BackendName, ServiceName};
+use uh_protocol::{Address, BackendName, ServiceName};
+use uh_switching::{Maintenance, RoutingView, ServiceRecord, ServiceView};
 
 use super::time::iso_seconds;
 use crate::config;
-use crate::front::Board;
-use crate::switching::board::Restored;
-use crate::switching::{Address, Backend, Health, Maintenance};
 
 /// The version of the format.
 pub const SCHEMA: u32 = 1;
@@ -87,7 +85,7 @@ mod endpoints {
     use serde::de::Error as _;
     use serde::{Deserialize as _, Deserializer, Serializer};
 
-    use crate::switching::Address;
+    use uh_protocol::Address;
 
     pub(super) fn serialize<S: Serializer>(addresses: &[Address], to: S) -> Result<S::Ok, S::Error> {
         to.collect_seq(addresses.iter().map(ToString::to_string))
@@ -129,35 +127,21 @@ pub enum StateError {
 impl StateFile {
     /// The state to write for the routing now. `None`: there is no service.
     #[must_use]
-    pub fn of(board: &Board) -> Option<Self> {
-        let snapshot = board.snapshot();
-        let first = snapshot.services.first()?;
-        let active = first.active_backend();
-        let entry = |state: &crate::switching::ServiceState<_>| ServiceEntry {
-            active: state.active_backend().name.clone(),
-            previous: state.previous.clone(),
-            last_switch: state.last_switch.map(iso_seconds),
-            registered: registered(&state.config, &state.backends),
-            maintenance: state.maintenance.as_ref().map(|maintenance| MaintenanceEntry {
-                since: iso_seconds(maintenance.since),
-                message: maintenance.message.clone(),
-                retry_after_s: maintenance.retry_after_s,
-            }),
-            withdrawn: state.withdrawn.clone(),
+    pub fn of(routing: &RoutingView<config::Service>) -> Option<Self> {
+        let first = routing.services.first()?;
+        let active = first.active()?;
+        let entry = |service: &ServiceView<config::Service>| {
+            (service.state.config.name.clone(), ServiceEntry::of(ServiceRecord::of(&service.state)))
         };
         Some(Self {
-            active: active.name.clone(),
-            previous: first.previous.clone(),
-            last_switch: first.last_switch.map(iso_seconds),
-            version: active.known_version(),
-            healthy: matches!(active.health(), Health::Healthy | Health::NotProbed),
+            active: active.backend.name.clone(),
+            previous: first.state.previous.clone(),
+            last_switch: first.state.last_switch.map(iso_seconds),
+            version: active.version.clone(),
+            healthy: active.health.is_good(),
             schema: SCHEMA,
-            generation: snapshot.generation,
-            services: snapshot
-                .services
-                .iter()
-                .map(|state| (state.config.name.clone(), entry(state)))
-                .collect(),
+            generation: routing.generation,
+            services: routing.services.iter().map(entry).collect(),
         })
     }
 
@@ -238,35 +222,50 @@ impl StateFile {
     /// What it says of a service. `first`: it is the first one of the configuration, to which a file of the guide's
     /// belongs.
     #[must_use]
-    pub fn restored(&self, service: &config::Service, first: bool) -> Restored {
-        let Some(entry) = self.services.get(&service.name) else {
-            let of_guide = first && self.services.is_empty();
-            return if of_guide {
-                Restored {
-                    active: Some(self.active.clone()),
-                    previous: self.previous.clone(),
-                    last_switch: self.last_switch.as_deref().and_then(|text| text.parse().ok()),
-                    registered: Vec::new(),
-                    maintenance: None,
-                    withdrawn: BTreeSet::new(),
-                }
-            } else {
-                Restored::default()
-            };
-        };
-        entry.restored()
+    pub fn record(&self, service: &ServiceName, first: bool) -> Option<ServiceRecord> {
+        if let Some(entry) = self.services.get(service) {
+            return Some(entry.record());
+        }
+        let of_guide = first && self.services.is_empty();
+        of_guide.then(|| ServiceRecord {
+            active: self.active.clone(),
+            previous: self.previous.clone(),
+            last_switch: self.last_switch.as_deref().and_then(|text| text.parse().ok()),
+            registered: BTreeMap::new(),
+            maintenance: None,
+            withdrawn: BTreeSet::new(),
+        })
     }
 }
 
 impl ServiceEntry {
+    fn of(record: ServiceRecord) -> Self {
+        let registration = |(name, registration): (BackendName, uh_switching::Registration)| {
+            (name, Registration { endpoints: registration.endpoints, version: registration.version })
+        };
+        Self {
+            active: record.active,
+            previous: record.previous,
+            last_switch: record.last_switch.map(iso_seconds),
+            registered: record.registered.into_iter().map(registration).collect(),
+            maintenance: record.maintenance.map(|maintenance| MaintenanceEntry {
+                since: iso_seconds(maintenance.since),
+                message: maintenance.message,
+                retry_after_s: maintenance.retry_after_s,
+            }),
+            withdrawn: record.withdrawn,
+        }
+    }
+
     /// What it says of its service.
     #[must_use]
-    pub fn restored(&self) -> Restored {
+    pub fn record(&self) -> ServiceRecord {
         let registration = |(name, registration): (&BackendName, &Registration)| {
-            (name.clone(), registration.endpoints.clone(), registration.version.clone())
+            let Registration { endpoints, version } = registration.clone();
+            (name.clone(), uh_switching::Registration { endpoints, version })
         };
-        Restored {
-            active: Some(self.active.clone()),
+        ServiceRecord {
+            active: self.active.clone(),
             previous: self.previous.clone(),
             last_switch: self.last_switch.as_deref().and_then(|text| text.parse().ok()),
             registered: self.registered.iter().map(registration).collect(),
@@ -289,25 +288,6 @@ fn checksum(file: &serde_json::Value) -> Result<String, serde_json::Error> {
         fields.remove("checksum");
     }
     Ok(format!("{:08x}", crc32fast::hash(&serde_json::to_vec(&file)?)))
-}
-
-/// The backends that are not as the configuration has them.
-fn registered(
-    service: &config::Service,
-    backends: &[std::sync::Arc<Backend>],
-) -> BTreeMap<BackendName, Registration> {
-    let differs = |backend: &&std::sync::Arc<Backend>| {
-        !service
-            .backends
-            .iter()
-            .any(|configured| configured.name == backend.name && backend.is_as_configured(configured))
-    };
-    let entry = |backend: &std::sync::Arc<Backend>| {
-        let endpoints = backend.endpoints.iter().map(|endpoint| endpoint.address.clone()).collect();
-        let version = backend.version.as_deref().map(str::to_owned);
-        (backend.name.clone(), Registration { endpoints, version })
-    };
-    backends.iter().filter(differs).map(entry).collect()
 }
 
 #[cfg(test)]

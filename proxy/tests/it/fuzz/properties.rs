@@ -49,7 +49,7 @@ pub(crate) fn of_state(bytes: &[u8], config: &Config) -> Result<(), String> {
         Err(_) => return Ok(()),
     };
     for service in &config.services {
-        let _ = state.restored(service, true);
+        let _ = state.record(&service.name, true);
     }
     // One of the old scripts, or of a newer version whose fields are known, is written as one of ours.
     state.schema = 1;

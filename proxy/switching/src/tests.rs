@@ -1,13 +1,27 @@
 //! The switchboard against a model, and against threads that try to break it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+use parking_lot::Mutex;
 use proptest::prelude::*;
+use uh_protocol::{Address, BackendName, ServiceName};
 
-use super::*;
+use crate::backend::{EndpointId, Health};
+use crate::board::{RegisterOrder, SwitchOrder, SwitchOutcome};
+use crate::change::{Change, Step};
+use crate::drain::Holding;
+use crate::lease::Lease;
+use crate::live::{ActivationInfo, Fittings, Registered};
+use crate::refusal::Refusal;
+use crate::service::{BackendDefinition, Service};
+use crate::{Entry, Maintenance, Switchboard};
+
+mod values;
 
 const NAMES: [&str; 3] = ["blue", "green", "red"];
 
@@ -15,37 +29,114 @@ fn name(text: &str) -> BackendName {
     text.parse().unwrap()
 }
 
-fn board(workers: usize) -> Switchboard<()> {
-    let text = r#"
-        [server]
-        listen = ["127.0.0.1:0"]
-        [services.app]
-        active = "blue"
-        [services.app.backends]
-        blue = { endpoints = ["127.0.0.1:1"] }
-        green = { endpoints = ["127.0.0.1:2"] }
-        red = { endpoints = ["127.0.0.1:3"] }
-    "#;
-    let config = config::parse(text).unwrap();
-    Switchboard::new(
-        &config.services,
-        |_| Restored::default(),
-        0,
-        workers,
-        Arc::new(Meters::new(workers)),
-        |_| (),
-    )
+/// A service as these tests configure it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Conf {
+    name: ServiceName,
+    active: BackendName,
+    backends: Vec<BackendDefinition>,
+    /// How it is probed, if it is.
+    probed: Option<u8>,
+}
+
+impl Service for Conf {
+    fn name(&self) -> &ServiceName {
+        &self.name
+    }
+
+    fn hosts(&self) -> &[String] {
+        &[]
+    }
+
+    fn path_prefix(&self) -> &str {
+        "/"
+    }
+
+    fn backends(&self) -> &[BackendDefinition] {
+        &self.backends
+    }
+
+    fn first_active(&self) -> &BackendName {
+        &self.active
+    }
+
+    fn is_probed(&self) -> bool {
+        self.probed.is_some()
+    }
+
+    fn is_probed_like(&self, other: &Self) -> bool {
+        self.probed == other.probed
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        *self == Self { active: self.active.clone(), ..other.clone() }
+    }
+}
+
+/// Blue, green and red at ports 1, 2 and 3.
+fn conf() -> Conf {
+    let backend = |(index, text): (usize, &&str)| BackendDefinition {
+        name: name(text),
+        endpoints: vec![at(1 + u16::try_from(index).unwrap())],
+        version: None,
+    };
+    Conf {
+        name: "app".parse().unwrap(),
+        active: name("blue"),
+        backends: NAMES.iter().enumerate().map(backend).collect(),
+        probed: Some(0),
+    }
+}
+
+fn at(port: u16) -> Address {
+    Address::Socket(([127, 0, 0, 1], port).into())
+}
+
+/// Keeps nothing but the health of endpoints.
+struct HealthOnly;
+
+type Board = Switchboard<HealthOnly>;
+
+impl Fittings for HealthOnly {
+    type Service = Conf;
+    type Endpoint = Mutex<Health>;
+    type Meters = ();
+    type Lane = ();
+
+    fn endpoint(&self, service: &Conf, _id: &EndpointId) -> Mutex<Health> {
+        Mutex::new(if service.is_probed() { Health::Unknown } else { Health::NotProbed })
+    }
+
+    fn meters(&self, _service: &ServiceName, _backend: &BackendName) {}
+
+    fn lane(&self, _backend: &Arc<Registered<Mutex<Health>>>) {}
+
+    fn health(&self, endpoint: &Mutex<Health>) -> Health {
+        *endpoint.lock()
+    }
+
+    fn version(&self, _endpoint: &Mutex<Health>) -> Option<String> {
+        None
+    }
+
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+fn board(workers: usize) -> Board {
+    Switchboard::new(HealthOnly, &[Arc::new(conf())], &BTreeMap::new(), 0, workers)
 }
 
 fn order(to: &str) -> SwitchOrder {
     SwitchOrder { to: name(to), expect_active: None, expect_generation: None, force: true }
 }
 
-fn switch(board: &Switchboard<()>, order: &SwitchOrder) -> Result<SwitchOutcome, Refusal> {
+fn switch(board: &Board, order: &SwitchOrder) -> Result<SwitchOutcome, Refusal> {
     board.switch("app", order, Timestamp::UNIX_EPOCH)
 }
 
-fn pick(board: &Switchboard<()>, worker: usize) -> Lease<ActivationInfo, ()> {
+fn pick(board: &Board, worker: usize) -> Lease<ActivationInfo<HealthOnly>, ()> {
     board.pick(b"", b"/", worker).unwrap()
 }
 
@@ -55,8 +146,8 @@ fn a_switch_moves_the_next_pick_and_leaves_the_old_exchange() {
     let old = pick(&board, 0);
     let outcome = switch(&board, &order("green")).unwrap();
     assert_eq!((outcome.generation, outcome.in_flight_previous, outcome.changed), (1, 1, true));
-    assert_eq!(pick(&board, 1).owner().backend.name, name("green"));
-    assert_eq!(old.owner().backend.name, name("blue"));
+    assert_eq!(*pick(&board, 1).owner().backend.name(), name("green"));
+    assert_eq!(*old.owner().backend.name(), name("blue"));
     assert!(old.is_retired());
     let drain = board.drain("app", &name("blue")).unwrap();
     assert!(!drain.is_drained());
@@ -70,10 +161,9 @@ fn a_tunnel_is_counted_as_one() {
     let mut lease = pick(&board, 0);
     lease.becomes_tunnel();
     lease.becomes_tunnel();
-    let config = Arc::clone(&board.snapshot().services[0].config);
-    assert_eq!(board.holding(&config, &name("blue")), Holding { requests: 0, tunnels: 1 });
+    assert_eq!(board.holding(&conf().name, &name("blue")), Holding { requests: 0, tunnels: 1 });
     drop(lease);
-    assert_eq!(board.holding(&config, &name("blue")), Holding::default());
+    assert_eq!(board.holding(&conf().name, &name("blue")), Holding::default());
 }
 
 #[test]
@@ -81,8 +171,7 @@ fn an_unproven_backend_is_refused_unless_forced() {
     let board = board(1);
     let polite = SwitchOrder { force: false, ..order("green") };
     assert!(matches!(switch(&board, &polite), Err(Refusal::Unhealthy { .. })));
-    let snapshot = board.snapshot();
-    snapshot.services[0].backends[1].endpoints[0].set_health(Health::Healthy);
+    *board.live().services[0].backends[1].endpoints[0].lock() = Health::Healthy;
     assert!(switch(&board, &polite).unwrap().changed);
 }
 
@@ -99,9 +188,59 @@ fn registering_the_active_backend_anew_begins_a_new_activation() {
     assert!(!old.is_retired());
     assert!(register(true).unwrap() && old.is_retired());
     let new = pick(&board, 0);
-    assert_eq!(new.owner().backend.version.as_deref(), Some("2"));
+    assert_eq!(new.owner().backend.version(), Some("2"));
     assert!(!register(false).unwrap() && !new.is_retired());
     assert!(matches!(board.drain("app", &name("blue")), Err(Refusal::Active { .. })));
+}
+
+#[test]
+fn a_refused_change_leaves_the_routing_in_force_as_it_is() {
+    let board = board(1);
+    let (live, lease) = (board.live(), pick(&board, 0));
+    let switch = |to: &str, force| Step::Switch {
+        service: "app".to_owned(),
+        to: name(to),
+        expect_active: None,
+        force,
+        health: Health::Unknown,
+        at: Timestamp::UNIX_EPOCH,
+    };
+    let steps = vec![switch("green", true), switch("red", false)];
+    let refused = board.apply(|_| Change { expect_generation: None, steps });
+    assert!(matches!(refused.map(|_| ()), Err(Refusal::Unhealthy { .. })));
+    assert!(Arc::ptr_eq(&live, &board.live()) && !lease.is_retired());
+}
+
+#[test]
+fn maintenance_answers_new_requests_and_ends_no_activation() {
+    let board = board(1);
+    let lease = pick(&board, 0);
+    let wanted = Maintenance { message: "soon".to_owned(), retry_after_s: 5, since: Timestamp::UNIX_EPOCH };
+    assert!(board.set_maintenance("app", Some(wanted.clone())).unwrap().1);
+    assert!(!board.set_maintenance("app", Some(wanted)).unwrap().1);
+    assert!(matches!(board.enter(b"", b"/", 0), Entry::Closed(..)));
+    assert!(board.pick(b"", b"/", 0).is_some(), "a request that has entered before goes on");
+    assert!(board.set_maintenance("app", None).unwrap().1);
+    assert!(matches!(board.enter(b"", b"/", 0), Entry::Open(_)));
+    assert!(!lease.is_retired());
+    assert_eq!(board.snapshot().generation, 0);
+}
+
+#[test]
+fn a_reload_ends_the_activations_of_those_services_alone_that_are_different() {
+    let board = board(1);
+    let lease = pick(&board, 0);
+    let endpoint = || Arc::clone(&board.live().services[0].backends[1].endpoints[0]);
+    let kept = endpoint();
+    let reload = |conf: Conf| board.reload(vec![Arc::new(conf)], BTreeMap::new()).unwrap();
+    assert!(!reload(Conf { active: name("red"), ..conf() }).changed, "it is for the first start alone");
+    assert!(!lease.is_retired());
+    let mut fewer = conf();
+    fewer.backends.pop();
+    assert!(reload(fewer.clone()).changed && lease.is_retired());
+    assert!(Arc::ptr_eq(&kept, &endpoint()), "what the probes found is forgotten");
+    assert!(reload(Conf { probed: Some(1), ..fewer }).changed);
+    assert!(!Arc::ptr_eq(&kept, &endpoint()), "what other probes found is kept");
 }
 
 #[tokio::test]
@@ -133,7 +272,7 @@ fn no_pick_slips_behind_a_drain() {
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     let lease = pick(board, worker);
-                    let backend = lease.owner().backend.name.as_str();
+                    let backend = lease.owner().backend.name().as_str();
                     assert!(
                         !closed[backend].load(Ordering::SeqCst),
                         "picked {backend} after its drain was reported"
@@ -174,9 +313,8 @@ fn no_pick_slips_behind_a_drain() {
         stop.store(true, Ordering::Relaxed);
     });
     assert!(picks.load(Ordering::Relaxed) >= PICKS, "the pickers hardly ran");
-    let config = Arc::clone(&board.snapshot().services[0].config);
     for backend in NAMES {
-        assert_eq!(board.holding(&config, &name(backend)), Holding::default());
+        assert_eq!(board.holding(&conf().name, &name(backend)), Holding::default());
     }
 }
 
@@ -223,7 +361,7 @@ struct Model {
     ports: [u16; 3],
     withdrawn: [bool; 3],
     /// Backend, tunnel, lease.
-    held: Vec<(usize, bool, Lease<ActivationInfo, ()>)>,
+    held: Vec<(usize, bool, Lease<ActivationInfo<HealthOnly>, ()>)>,
 }
 
 proptest! {
@@ -238,7 +376,7 @@ proptest! {
     }
 }
 
-fn apply(board: &Switchboard<()>, model: &mut Model, op: Op) -> Result<(), TestCaseError> {
+fn apply(board: &Board, model: &mut Model, op: Op) -> Result<(), TestCaseError> {
     match op {
         Op::Switch { to, expect_active, expect_generation, force } => {
             let order = SwitchOrder {
@@ -263,12 +401,12 @@ fn apply(board: &Switchboard<()>, model: &mut Model, op: Op) -> Result<(), TestC
         }
         Op::Health { backend, healthy } => {
             let health = if healthy { Health::Healthy } else { Health::Unhealthy };
-            board.snapshot().services[0].backends[backend].endpoints[0].set_health(health);
+            *board.live().services[0].backends[backend].endpoints[0].lock() = health;
             model.healthy[backend] = Some(healthy);
         }
         Op::Pick { worker } => {
             let lease = pick(board, worker);
-            prop_assert_eq!(lease.owner().backend.name.as_str(), NAMES[model.active]);
+            prop_assert_eq!(lease.owner().backend.name().as_str(), NAMES[model.active]);
             model.held.push((model.active, false, lease));
         }
         Op::Release { nth } => {
@@ -291,7 +429,7 @@ fn apply(board: &Switchboard<()>, model: &mut Model, op: Op) -> Result<(), TestC
             }
         }
         Op::Register { backend, port } => {
-            let address = [Address::Socket(([127, 0, 0, 1], port).into())];
+            let address = [at(port)];
             let order =
                 RegisterOrder { addresses: &address, version: None, expect_generation: None, force: true };
             let changed = board.set_backend("app", &name(NAMES[backend]), &order).unwrap().changed;
@@ -330,16 +468,16 @@ fn registered(model: &mut Model, backend: usize, port: u16, changed: bool) -> Re
     Ok(())
 }
 
-fn check(board: &Switchboard<()>, model: &Model) -> Result<(), TestCaseError> {
+fn check(board: &Board, model: &Model) -> Result<(), TestCaseError> {
     let snapshot = board.snapshot();
     let state = &snapshot.services[0];
     prop_assert_eq!(snapshot.generation, model.generation);
-    prop_assert_eq!(state.active_backend().name.as_str(), NAMES[model.active]);
+    prop_assert_eq!(state.active.backend.as_str(), NAMES[model.active]);
     for (index, backend) in NAMES.iter().enumerate() {
         let held = |wanted| {
             model.held.iter().filter(|(of, tunnel, _)| *of == index && *tunnel == wanted).count() as u64
         };
-        let holding = board.holding(&state.config, &name(backend));
+        let holding = board.holding(&state.config.name, &name(backend));
         prop_assert_eq!(holding, Holding { requests: held(false), tunnels: held(true) });
         prop_assert_eq!(state.is_withdrawn(&name(backend)), model.withdrawn[index]);
     }

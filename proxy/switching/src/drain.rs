@@ -2,8 +2,8 @@
 
 use uh_protocol::request::Remaining;
 
-use super::InfoLedger;
-use crate::switching::snapshot::Farewell;
+use crate::board::InfoLedger;
+use crate::live::{Farewell, Fittings};
 
 /// What a backend holds now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,11 +21,11 @@ impl From<Holding> for Remaining {
 }
 
 /// The exchanges that a standby holds from its past activations. No new ones can join.
-pub struct Drain {
-    pub(super) ledgers: Vec<InfoLedger>,
+pub struct Drain<F: Fittings> {
+    pub(crate) ledgers: Vec<InfoLedger<F>>,
 }
 
-impl Drain {
+impl<F: Fittings> Drain<F> {
     /// What is left.
     #[must_use]
     pub fn remaining(&self) -> Holding {
@@ -66,7 +66,7 @@ impl Drain {
     }
 }
 
-pub(super) fn sum(ledgers: &[InfoLedger]) -> Holding {
+pub(crate) fn sum<F: Fittings>(ledgers: &[InfoLedger<F>]) -> Holding {
     ledgers.iter().fold(Holding::default(), |sum, ledger| Holding {
         requests: sum.requests + ledger.requests(),
         tunnels: sum.tunnels + ledger.tunnels(),

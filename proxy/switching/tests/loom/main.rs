@@ -8,13 +8,13 @@
     reason = "a test, around a file of the library"
 )]
 
-/// What the library's `switching::sync` is, for the model checker.
+/// What the library's `sync` is, for the model checker.
 mod sync {
     pub use loom::sync::Arc;
     pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 }
 
-#[path = "../../src/switching/lease.rs"]
+#[path = "../../src/lease.rs"]
 mod lease;
 
 use lease::{Activation, LedgerOwner};

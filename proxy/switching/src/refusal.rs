@@ -2,7 +2,7 @@
 
 use uh_protocol::{BackendName, ServiceName};
 
-use crate::switching::backend::Health;
+use crate::backend::Health;
 
 /// Why a change was refused. Nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

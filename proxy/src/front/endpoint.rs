@@ -1,6 +1,6 @@
-//! A backend as it is registered: its name, version and endpoints, and what the probes think of them.
+//! What is found out about an endpoint for as long as it is registered: by probes, by lookups of its name, and by the
+//! requests that go there.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -9,46 +9,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use uh_protocol::Address;
 use uh_protocol::status::ProbeStatus;
-use uh_protocol::{Address, BackendName};
-
-use crate::config::BackendConfig;
-
-/// What the probes think of an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Health {
-    /// Probing is on, but there have not been enough probes to tell.
-    Unknown,
-    /// Enough good probes in a row.
-    Healthy,
-    /// Enough bad probes in a row.
-    Unhealthy,
-    /// Nobody probes: taken as healthy, and said to be unknown.
-    NotProbed,
-}
-
-impl Health {
-    /// As the status shows it.
-    #[must_use]
-    pub fn as_option(self) -> Option<bool> {
-        match self {
-            Self::Healthy => Some(true),
-            Self::Unhealthy => Some(false),
-            Self::Unknown | Self::NotProbed => None,
-        }
-    }
-}
-
-impl fmt::Display for Health {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Healthy => "healthy",
-            Self::Unhealthy => "unhealthy",
-            Self::Unknown => "unknown",
-            Self::NotProbed => "not probed",
-        })
-    }
-}
+use uh_switching::Health;
 
 /// What the last lookups of a name found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +22,7 @@ pub struct Resolution {
     pub error: Option<String>,
 }
 
-/// One address of a backend, and what the prober last found there.
+/// One address of a backend, and what was last found there.
 #[derive(Debug)]
 pub struct Endpoint {
     /// Where it is.
@@ -260,89 +223,9 @@ impl Endpoint {
     }
 }
 
-/// A backend as it is registered. Registering it anew makes a new value, and with it new idle pools.
-#[derive(Debug)]
-pub struct Backend {
-    /// Its name.
-    pub name: BackendName,
-    /// The app's version, if it was registered with one.
-    pub version: Option<Arc<str>>,
-    /// At least one.
-    pub endpoints: Box<[Arc<Endpoint>]>,
-}
-
-impl Backend {
-    /// A backend whose endpoints nobody has probed yet.
-    #[must_use]
-    pub fn new(name: BackendName, version: Option<&str>, addresses: &[Address], health: Health) -> Self {
-        let endpoint = |address: &Address| Arc::new(Endpoint::new(address.clone(), health));
-        Self { name, version: version.map(Arc::from), endpoints: addresses.iter().map(endpoint).collect() }
-    }
-
-    /// Whether it is as a configuration has it, and not as it was registered at run time.
-    #[must_use]
-    pub fn is_as_configured(&self, configured: &BackendConfig) -> bool {
-        self.version.as_deref() == configured.version.as_deref() && self.has_addresses(&configured.endpoints)
-    }
-
-    /// Whether these are the addresses of its endpoints, in this order.
-    #[must_use]
-    pub fn has_addresses(&self, addresses: &[Address]) -> bool {
-        self.endpoints.iter().map(|endpoint| &endpoint.address).eq(addresses)
-    }
-
-    /// Healthy if any endpoint is: that is enough to take traffic.
-    pub fn health(&self) -> Health {
-        let any = |wanted| self.endpoints.iter().any(|endpoint| endpoint.health() == wanted);
-        [Health::NotProbed, Health::Healthy, Health::Unknown]
-            .into_iter()
-            .find(|&health| any(health))
-            .unwrap_or(Health::Unhealthy)
-    }
-
-    /// The newest probe of any endpoint; a failed one before a good one.
-    pub fn last_probe(&self) -> Option<ProbeStatus> {
-        let probes = self.endpoints.iter().filter_map(|endpoint| endpoint.last_probe());
-        probes.max_by(|a, b| (!a.ok, &a.at).cmp(&(!b.ok, &b.at)))
-    }
-
-    /// Its version: as registered, or else as the app reports it.
-    pub fn known_version(&self) -> Option<String> {
-        let reported = || self.endpoints.iter().find_map(|endpoint| endpoint.last_probe()?.version);
-        self.version.as_deref().map(str::to_owned).or_else(reported)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_address_reads_back_as_it_was_written() {
-        for text in ["127.0.0.1:3008", "[::1]:80", "blue:3008", "app-1.internal:8080", "unix:/run/blue.sock"]
-        {
-            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
-        }
-    }
-
-    #[test]
-    fn what_is_no_address_is_refused() {
-        for text in [
-            "",
-            "blue",
-            "blue:",
-            ":80",
-            "blue:0",
-            "127.0.0.1:0",
-            "256.1.1.1:80",
-            "a b:80",
-            "unix:rel",
-            "::1:80",
-            "x:99999",
-        ] {
-            assert!(text.parse::<Address>().is_err(), "{text:?} passed");
-        }
-    }
 
     #[test]
     fn a_failed_lookup_keeps_the_last_good_addresses() {
@@ -370,18 +253,5 @@ mod tests {
         assert!(endpoint.is_avoided(1500), "the second caller tries it too");
         endpoint.reached();
         assert!(!endpoint.is_avoided(1500));
-    }
-
-    #[test]
-    fn one_healthy_endpoint_is_enough() {
-        let addresses: Vec<Address> = ["127.0.0.1:1", "127.0.0.1:2"].map(|a| a.parse().unwrap()).into();
-        let backend = Backend::new("blue".parse().unwrap(), None, &addresses, Health::Unknown);
-        assert_eq!(backend.health(), Health::Unknown);
-        backend.endpoints[0].set_health(Health::Unhealthy);
-        assert_eq!(backend.health(), Health::Unknown);
-        backend.endpoints[1].set_health(Health::Healthy);
-        assert_eq!(backend.health(), Health::Healthy);
-        backend.endpoints[1].set_health(Health::Unhealthy);
-        assert_eq!(backend.health(), Health::Unhealthy);
     }
 }

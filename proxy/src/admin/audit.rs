@@ -1,0 +1,183 @@
+//! The end of every change of routing: it is on disk, or it is known why not, and the audit log says what was done and
+//! who asked.
+
+use std::time::Duration;
+
+use tracing::Value;
+use uh_protocol::{BackendName, Problem};
+use uh_switching::Refusal;
+
+use super::control::{Control, cut};
+use super::socket::Peer;
+
+/// What the audit log says of a call. What does not apply is left out.
+#[derive(Clone, Copy)]
+pub(super) struct Audit<'a> {
+    /// Who asked, on the admin socket.
+    pub peer: Option<Peer>,
+    /// Who asked, where that may be a signal.
+    pub by: Option<&'a str>,
+    /// What for.
+    pub action: &'static str,
+    /// For which service, as it was asked for.
+    pub service: Option<&'a str>,
+    /// For which backend.
+    pub backend: Option<&'a BackendName>,
+    /// To which backend.
+    pub to: Option<&'a BackendName>,
+    /// Whether by force.
+    pub force: Option<bool>,
+}
+
+impl<'a> Audit<'a> {
+    /// A call of the admin socket about a service.
+    pub(super) fn new(peer: Peer, action: &'static str, service: &'a str) -> Self {
+        let (peer, service) = (Some(peer), Some(service));
+        Self { peer, by: None, action, service, backend: None, to: None, force: None }
+    }
+
+    /// The same about a backend.
+    pub(super) fn of_backend(
+        peer: Peer,
+        action: &'static str,
+        service: &'a str,
+        backend: &'a BackendName,
+    ) -> Self {
+        Self { backend: Some(backend), ..Self::new(peer, action, service) }
+    }
+
+    /// A reload, which may be asked for by a signal.
+    pub(super) fn reload(by: &'a str) -> Self {
+        let (peer, service, backend, to, force) = (None, None, None, None, None);
+        Self { peer, by: Some(by), action: "reload", service, backend, to, force }
+    }
+
+    /// Logs that it was refused.
+    pub(super) fn refused(&self, problem: &Problem) {
+        let Self { peer, by, action, service, backend, to, force } = *self;
+        tracing::warn!(target: "audit", peer = peer.map(display), by = by.map(display), action, service = service.map(cut),
+            backend = backend.map(display), to = to.map(display), force, result = "refused", reason = problem.detail);
+    }
+
+    /// Logs that it was done.
+    fn done(&self, did: &Did<'_>, persisted: bool) {
+        let Self { peer, by, action, service, backend, to, force } = *self;
+        let changed: &dyn Value = match &did.changed {
+            Changed::Whether(changed) => changed,
+            Changed::What(changed) => changed,
+        };
+        tracing::info!(target: "audit", peer = peer.map(display), by = by.map(display), action, service = service.map(display),
+            backend = backend.map(display), from = did.from.map(display), to = to.map(display), force,
+            forced_past_health = did.forced_past_health, on = did.on, endpoints = did.endpoints, version = did.version,
+            changed, needs_restart = did.needs_restart, overridden = did.overridden,
+            generation = did.generation, swap_us = did.swap_took.map(|took| took.as_micros() as u64),
+            in_flight_previous = did.in_flight_previous, requests_in_flight = did.requests_in_flight,
+            tunnels = did.tunnels, message = did.message, retry_after_s = did.retry_after_s, persisted, result = "done");
+    }
+}
+
+/// What is different.
+#[derive(Clone, Copy)]
+pub(super) enum Changed<'a> {
+    /// Whether anything is.
+    Whether(bool),
+    /// The keys of the configuration that are.
+    What(&'a str),
+}
+
+/// What the audit log says of what was done. What does not apply is left out.
+#[derive(Clone, Copy)]
+pub(super) struct Did<'a> {
+    /// What is different.
+    pub changed: Changed<'a>,
+    /// The generation now.
+    pub generation: Option<u64>,
+    pub from: Option<&'a BackendName>,
+    pub forced_past_health: Option<bool>,
+    pub on: Option<bool>,
+    pub endpoints: Option<&'a str>,
+    pub version: Option<&'a str>,
+    pub needs_restart: Option<&'a str>,
+    pub overridden: Option<&'a str>,
+    pub swap_took: Option<Duration>,
+    pub in_flight_previous: Option<u64>,
+    pub requests_in_flight: Option<u64>,
+    pub tunnels: Option<u64>,
+    pub message: Option<&'a str>,
+    pub retry_after_s: Option<u32>,
+}
+
+impl Default for Did<'_> {
+    fn default() -> Self {
+        Self {
+            changed: Changed::Whether(false),
+            generation: None,
+            from: None,
+            forced_past_health: None,
+            on: None,
+            endpoints: None,
+            version: None,
+            needs_restart: None,
+            overridden: None,
+            swap_took: None,
+            in_flight_previous: None,
+            requests_in_flight: None,
+            tunnels: None,
+            message: None,
+            retry_after_s: None,
+        }
+    }
+}
+
+/// What has to be on disk before the reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// What the call has changed.
+    ForThis,
+    /// It has changed nothing: the change before, so that the reply tells the truth about what is in force.
+    ForTheLast,
+    /// Nothing.
+    ForNothing,
+}
+
+impl Wait {
+    /// For a call that has changed something or found it as it should be.
+    pub(super) fn after(changed: bool) -> Self {
+        if changed { Self::ForThis } else { Self::ForTheLast }
+    }
+}
+
+/// Whether a change is on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Persisted(Result<(), String>);
+
+impl Persisted {
+    pub(super) fn is_ok(&self) -> bool {
+        self.0.is_ok()
+    }
+
+    /// Why it is not.
+    pub(super) fn error(self) -> Option<String> {
+        self.0.err()
+    }
+}
+
+impl Control {
+    /// The end of a call that was not refused: waits for the disk, and logs it.
+    pub(super) async fn settle(&self, wait: Wait, audit: Audit<'_>, did: Did<'_>) -> Persisted {
+        let persisted = match wait {
+            Wait::ForThis => self.persist().await,
+            Wait::ForTheLast => self.keeper.wait(self.keeper.routing()).await,
+            Wait::ForNothing => Ok(()),
+        };
+        audit.done(&did, persisted.is_ok());
+        Persisted(persisted)
+    }
+
+    /// The end of a call that was refused: logs it, and explains it.
+    pub(super) fn refuse(&self, audit: Audit<'_>, refusal: &Refusal) -> Problem {
+        let problem = self.explain(audit.service.unwrap_or_default(), refusal);
+        audit.refused(&problem);
+        problem
+    }
+}

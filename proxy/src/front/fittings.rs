@@ -1,0 +1,52 @@
+//! What the data path keeps with its routing: what is found out about endpoints, counters, and idle connections.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use uh_protocol::{BackendName, ServiceName};
+use uh_switching::{EndpointId, Health, Registered};
+
+use super::endpoint::Endpoint;
+use super::pool::{Graveyard, IdlePool};
+use crate::config;
+use crate::observe::meters::{BackendMeters, Meters};
+
+/// Makes what the data path keeps with its routing.
+pub struct Fittings {
+    /// The data path's counters.
+    pub meters: Arc<Meters>,
+    /// Where connections go that are of no use any more.
+    pub graveyard: Arc<Graveyard>,
+}
+
+impl uh_switching::Fittings for Fittings {
+    type Service = config::Service;
+    type Endpoint = Endpoint;
+    type Meters = Arc<BackendMeters>;
+    type Lane = IdlePool;
+
+    fn endpoint(&self, service: &config::Service, id: &EndpointId) -> Endpoint {
+        let health = if service.health.enabled { Health::Unknown } else { Health::NotProbed };
+        Endpoint::new(id.address.clone(), health)
+    }
+
+    fn meters(&self, service: &ServiceName, backend: &BackendName) -> Arc<BackendMeters> {
+        self.meters.backend(service, backend)
+    }
+
+    fn lane(&self, backend: &Arc<Registered<Endpoint>>) -> IdlePool {
+        IdlePool::new(backend, Arc::clone(&self.graveyard))
+    }
+
+    fn health(&self, endpoint: &Endpoint) -> Health {
+        endpoint.health()
+    }
+
+    fn version(&self, endpoint: &Endpoint) -> Option<String> {
+        endpoint.last_probe()?.version
+    }
+
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
+}

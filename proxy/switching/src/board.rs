@@ -1,0 +1,270 @@
+//! The switchboard: the one place where routing changes, and the one from which requests pick.
+
+mod orders;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use uh_protocol::{BackendName, ServiceName};
+
+pub use orders::{RegisterOrder, RegisterOutcome, SwitchOrder, SwitchOutcome, Target, Withdrawal};
+
+use crate::backend::Health;
+use crate::change::{Change, Outcome, unknown_backend, unknown_service};
+use crate::drain::{self, Drain, Holding};
+use crate::lease::{Activation, Lease, Ledger};
+use crate::live::{ActivationInfo, Fittings, Live, LiveService, Registered, live_service};
+use crate::record::ServiceRecord;
+use crate::refusal::Refusal;
+use crate::service::Service;
+use crate::snapshot::{Maintenance, ServiceState, Snapshot};
+use crate::view::{BackendView, RoutingView, ServiceView};
+
+/// What becomes of a new request.
+pub enum Entry<F: Fittings> {
+    /// No service answers for this host and path.
+    Nowhere,
+    /// The service is in maintenance. Nothing was counted.
+    Closed(Arc<F::Service>, Arc<Maintenance>),
+    /// It takes part in the active backend.
+    Open(Lease<ActivationInfo<F>, F::Lane>),
+}
+
+pub(crate) type InfoLedger<F> = Arc<Ledger<ActivationInfo<F>>>;
+
+/// What a change did. It keeps no activation alive.
+pub struct Applied<S> {
+    /// The routing before.
+    pub before: Arc<Snapshot<S>>,
+    /// The routing now.
+    pub after: Arc<Snapshot<S>>,
+    /// What is different.
+    pub outcome: Outcome,
+    /// How long the swap itself took.
+    pub swap_took: Duration,
+    /// What the activations that ended held when traffic moved.
+    pub in_flight_before: Holding,
+}
+
+/// The one place where routing changes.
+pub struct Switchboard<F: Fittings> {
+    live: ArcSwap<Live<F>>,
+    /// The books of all activations that still hold something. Its lock serialises changes; requests never take it.
+    ledgers: Mutex<Vec<InfoLedger<F>>>,
+    workers: usize,
+    fittings: F,
+}
+
+impl<F: Fittings> Switchboard<F> {
+    /// A switchboard for these services, with what is known of them from an earlier run.
+    pub fn new(
+        fittings: F,
+        services: &[Arc<F::Service>],
+        known: &BTreeMap<ServiceName, ServiceRecord>,
+        generation: u64,
+        workers: usize,
+    ) -> Self {
+        let nothing = Snapshot { generation, leap: 0, services: Vec::new() };
+        let board = Self {
+            live: ArcSwap::from_pointee(Live::new(nothing, Vec::new())),
+            ledgers: Mutex::default(),
+            workers,
+            fittings,
+        };
+        let mut ledgers = board.ledgers.lock();
+        let first =
+            board.make(&mut ledgers, &board.live.load(), Snapshot::first(services, known, generation));
+        drop(ledgers);
+        board.live.store(Arc::new(first));
+        board
+    }
+
+    /// Makes the next change leave out so many generations: see [`Snapshot::leap`].
+    pub fn leap(&self, generations: u64) {
+        let mut ledgers = self.ledgers.lock();
+        let live = self.live.load_full();
+        let snapshot = Snapshot { leap: generations, ..Snapshot::clone(&live.snapshot) };
+        let next = self.make(&mut ledgers, &live, snapshot);
+        self.live.store(Arc::new(next));
+    }
+
+    /// Changes the routing: decides with [`Snapshot::after`], makes what the decision needs, and swaps. `change` is asked
+    /// under the lock, so that what it says of the routing is true when it is decided on.
+    ///
+    /// # Errors
+    /// Refused; then nothing has changed.
+    pub fn apply(
+        &self,
+        change: impl FnOnce(&Live<F>) -> Change<F::Service>,
+    ) -> Result<Applied<F::Service>, Refusal> {
+        let mut ledgers = self.ledgers.lock();
+        let live = self.live.load_full();
+        let (snapshot, outcome) = live.snapshot.after(&change(&live))?;
+        let before = Arc::clone(&live.snapshot);
+        if !outcome.changed {
+            let after = Arc::clone(&before);
+            let (swap_took, in_flight_before) = (Duration::ZERO, Holding::default());
+            return Ok(Applied { before, after, outcome, swap_took, in_flight_before });
+        }
+        let next = Arc::new(self.make(&mut ledgers, &live, snapshot));
+        let after = Arc::clone(&next.snapshot);
+        let ended = ended(&live, &next);
+        drop(live);
+        let start = self.fittings.clock();
+        let old = self.live.swap(next);
+        let swap_took = self.fittings.clock().saturating_duration_since(start);
+        let in_flight_before = drain::sum(&ended);
+        drop(old);
+        Ok(Applied { before, after, outcome, swap_took, in_flight_before })
+    }
+
+    /// What is made for a snapshot, with what there is already.
+    fn make(
+        &self,
+        ledgers: &mut Vec<InfoLedger<F>>,
+        before: &Live<F>,
+        snapshot: Snapshot<F::Service>,
+    ) -> Live<F> {
+        let mut service = |state: &ServiceState<F::Service>| {
+            let before = before.service(state.config.name().as_str());
+            live_service(&self.fittings, before, state, |backend| {
+                self.activate(ledgers, &state.config, backend)
+            })
+        };
+        let services = snapshot.services.iter().filter_map(&mut service).collect();
+        Live::new(snapshot, services)
+    }
+
+    fn activate(
+        &self,
+        ledgers: &mut Vec<InfoLedger<F>>,
+        service: &Arc<F::Service>,
+        backend: &Arc<Registered<F::Endpoint>>,
+    ) -> Arc<Activation<ActivationInfo<F>, F::Lane>> {
+        let info = ActivationInfo {
+            service: Arc::clone(service),
+            backend: Arc::clone(backend),
+            meters: self.fittings.meters(service.name(), backend.name()),
+            drained: Notify::new(),
+            farewell: OnceLock::new(),
+        };
+        let activation = Arc::new(Activation::new(info, self.workers, || self.fittings.lane(backend)));
+        ledgers.retain(|ledger| !ledger.is_drained());
+        ledgers.push(Arc::clone(activation.ledger()));
+        activation
+    }
+
+    /// Finds the service for a new request, and takes part in its active backend unless the service is in maintenance.
+    pub fn enter(&self, host: &[u8], path: &[u8], worker: usize) -> Entry<F> {
+        let live = self.live.load();
+        match live.route(host, path) {
+            None => Entry::Nowhere,
+            Some(LiveService {
+                state: ServiceState { config, maintenance: Some(maintenance), .. }, ..
+            }) => Entry::Closed(Arc::clone(config), Arc::clone(maintenance)),
+            Some(service) => Entry::Open(service.active.lease(worker)),
+        }
+    }
+
+    /// Finds the service for a request and takes part in its active backend: the pick and the count, in one act. For
+    /// requests that have entered: maintenance that began since does not concern them.
+    /// `None`: no service answers for this host and path.
+    pub fn pick(&self, host: &[u8], path: &[u8], worker: usize) -> Option<Lease<ActivationInfo<F>, F::Lane>> {
+        Some(self.live.load().route(host, path)?.active.lease(worker))
+    }
+
+    /// The routing now, as a value.
+    pub fn snapshot(&self) -> Arc<Snapshot<F::Service>> {
+        Arc::clone(&self.live.load().snapshot)
+    }
+
+    /// The routing now, with what was made for it. For the admin side: whoever holds it holds every service's
+    /// activation.
+    pub fn live(&self) -> Arc<Live<F>> {
+        self.live.load_full()
+    }
+
+    /// The routing now and what is known of its backends, for those who only report.
+    pub fn view(&self) -> RoutingView<F::Service> {
+        let live = self.live.load_full();
+        let service = |service: &LiveService<F>| ServiceView {
+            state: service.state.clone(),
+            backends: service.backends.iter().map(|backend| self.backend_view(service, backend)).collect(),
+        };
+        RoutingView {
+            generation: live.snapshot.generation,
+            services: live.services.iter().map(service).collect(),
+        }
+    }
+
+    /// What is known of a backend now.
+    pub fn backend_view(&self, service: &LiveService<F>, backend: &Registered<F::Endpoint>) -> BackendView {
+        let reported = || backend.endpoints.iter().find_map(|endpoint| self.fittings.version(endpoint));
+        BackendView {
+            backend: Arc::clone(&backend.backend),
+            health: self.health(backend),
+            version: backend.version().map(str::to_owned).or_else(reported),
+            holding: self.holding(service.state.config.name(), backend.name()),
+            idle: service.idle(backend.name()),
+        }
+    }
+
+    /// What the probes think of a backend now: healthy if any endpoint is.
+    pub fn health(&self, backend: &Registered<F::Endpoint>) -> Health {
+        Health::of_any(backend.endpoints.iter().map(|endpoint| self.fittings.health(endpoint)))
+    }
+
+    /// Calls back with every activation that is active now; for housekeeping on a worker's own lane.
+    pub fn for_each_active(&self, mut visit: impl FnMut(&Activation<ActivationInfo<F>, F::Lane>)) {
+        self.live.load().services.iter().for_each(|service| visit(&service.active));
+    }
+
+    /// A handle on the exchanges that a standby still holds.
+    ///
+    /// # Errors
+    /// Refused for the active backend.
+    pub fn drain(&self, service: &str, name: &BackendName) -> Result<Drain<F>, Refusal> {
+        let ledgers = self.ledgers.lock();
+        let live = self.live.load();
+        let services = &live.snapshot.services;
+        let state = live.snapshot.service(service).ok_or_else(|| unknown_service(services, service))?;
+        state.backend(name).ok_or_else(|| unknown_backend(state, name))?;
+        if state.is_active(name) {
+            return Err(Refusal::Active { backend: name.clone() });
+        }
+        Ok(Drain { ledgers: of(&ledgers, state.config.name(), name) })
+    }
+
+    /// What a backend holds now, in its current and all its past activations.
+    pub fn holding(&self, service: &ServiceName, name: &BackendName) -> Holding {
+        drain::sum(&of(&self.ledgers.lock(), service, name))
+    }
+}
+
+/// The books of a backend that still hold something.
+fn of<F: Fittings>(
+    ledgers: &[InfoLedger<F>],
+    service: &ServiceName,
+    backend: &BackendName,
+) -> Vec<InfoLedger<F>> {
+    let belongs = |ledger: &&InfoLedger<F>| {
+        let info = ledger.owner();
+        info.service.name() == service && info.backend.name() == backend && !ledger.is_drained()
+    };
+    ledgers.iter().filter(belongs).cloned().collect()
+}
+
+/// The books of the activations that get no new requests any more.
+fn ended<F: Fittings>(before: &Live<F>, after: &Live<F>) -> Vec<InfoLedger<F>> {
+    let goes_on =
+        |activation: &Arc<_>| after.services.iter().any(|service| Arc::ptr_eq(&service.active, activation));
+    let active = before.services.iter().map(|service| &service.active);
+    active
+        .filter(|activation| !goes_on(activation))
+        .map(|activation| Arc::clone(activation.ledger()))
+        .collect()
+}

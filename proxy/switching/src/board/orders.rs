@@ -1,0 +1,261 @@
+//! What operators ask for, one at a time: each is a [`Change`] of one step.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use uh_protocol::{Address, BackendName, ServiceName};
+
+use super::{Applied, Switchboard};
+use crate::backend::{Backend, Health};
+use crate::change::{Change, Outcome, Step, unknown_backend, unknown_service};
+use crate::drain::Holding;
+use crate::live::{Fittings, Live, Registered};
+use crate::record::ServiceRecord;
+use crate::refusal::Refusal;
+use crate::service::Service;
+use crate::snapshot::{Maintenance, ServiceState};
+
+/// What an operator asks for with a switch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwitchOrder {
+    /// The backend to make active.
+    pub to: BackendName,
+    /// Refuse unless this one is active.
+    pub expect_active: Option<BackendName>,
+    /// Refuse unless this is the generation.
+    pub expect_generation: Option<u64>,
+    /// Switch even if it is not known to be healthy.
+    pub force: bool,
+}
+
+/// What a switch would be to.
+pub struct Target<F: Fittings> {
+    /// The service.
+    pub service: Arc<F::Service>,
+    /// The backend.
+    pub backend: Arc<Registered<F::Endpoint>>,
+}
+
+/// What a switch did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SwitchOutcome {
+    /// Active before.
+    pub from: BackendName,
+    /// Whether that is another one now.
+    pub changed: bool,
+    /// The generation now.
+    pub generation: u64,
+    /// When the active backend last changed.
+    pub switched_at: Option<Timestamp>,
+    /// What the old backend held when traffic moved.
+    pub in_flight_previous: u64,
+    /// How long the swap itself took.
+    pub swap_took: Duration,
+    /// What the new active backend's health was.
+    pub health: Health,
+}
+
+/// What an operator asks for with a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegisterOrder<'a> {
+    /// At least one.
+    pub addresses: &'a [Address],
+    /// The app's version.
+    pub version: Option<&'a str>,
+    /// Refuse unless this is the generation.
+    pub expect_generation: Option<u64>,
+    /// Give even the active backend other endpoints.
+    pub force: bool,
+}
+
+/// What a registration did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegisterOutcome {
+    /// The backend as it is now.
+    pub backend: Arc<Backend>,
+    /// Whether anything is different.
+    pub changed: bool,
+    /// The generation now.
+    pub generation: u64,
+}
+
+/// What a withdrawal did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// Whether it was not withdrawn before.
+    pub changed: bool,
+    /// The generation now.
+    pub generation: u64,
+    /// What it still holds.
+    pub holding: Holding,
+}
+
+impl<F: Fittings> Switchboard<F> {
+    /// What a switch would be to: the service and the backend; `None` if that is active already. Changes nothing, so all
+    /// of it is checked again by the switch itself.
+    ///
+    /// # Errors
+    /// It would be refused.
+    pub fn target(&self, service: &str, order: &SwitchOrder) -> Result<Option<Target<F>>, Refusal> {
+        let live = self.live();
+        let (change, _) = self.switch_change(&live, service, order, Timestamp::UNIX_EPOCH);
+        let (_, outcome) = live.snapshot.after(&change)?;
+        let found = live.service(service).filter(|_| outcome.changed);
+        Ok(found.and_then(|service| {
+            let backend = Arc::clone(service.backend(&order.to)?);
+            Some(Target { service: Arc::clone(&service.state.config), backend })
+        }))
+    }
+
+    /// Makes another backend active.
+    ///
+    /// # Errors
+    /// Refused; then nothing has changed.
+    pub fn switch(
+        &self,
+        service: &str,
+        order: &SwitchOrder,
+        at: Timestamp,
+    ) -> Result<SwitchOutcome, Refusal> {
+        let mut health = Health::Unknown;
+        let applied = self.apply(|live| {
+            let (change, found) = self.switch_change(live, service, order, at);
+            health = found;
+            change
+        })?;
+        let (before, after) = applied.service(service)?;
+        Ok(SwitchOutcome {
+            from: before.active.backend.clone(),
+            changed: applied.outcome.changed,
+            generation: applied.outcome.generation,
+            switched_at: after.last_switch,
+            in_flight_previous: applied.in_flight_before.requests + applied.in_flight_before.tunnels,
+            swap_took: applied.swap_took,
+            health,
+        })
+    }
+
+    fn switch_change(
+        &self,
+        live: &Live<F>,
+        service: &str,
+        order: &SwitchOrder,
+        at: Timestamp,
+    ) -> (Change<F::Service>, Health) {
+        let target = live.service(service).and_then(|service| service.backend(&order.to));
+        let health = target.map_or(Health::Unknown, |target| self.health(target));
+        let step = Step::Switch {
+            service: service.to_owned(),
+            to: order.to.clone(),
+            expect_active: order.expect_active.clone(),
+            force: order.force,
+            health,
+            at,
+        };
+        (Change::one(order.expect_generation, step), health)
+    }
+
+    /// Registers a backend's endpoints and version, and ends its withdrawal. Unless nothing is different, it gets new
+    /// idle pools, and its probes start again.
+    ///
+    /// # Errors
+    /// Refused; then nothing has changed.
+    pub fn set_backend(
+        &self,
+        service: &str,
+        name: &BackendName,
+        order: &RegisterOrder<'_>,
+    ) -> Result<RegisterOutcome, Refusal> {
+        let step = Step::Register {
+            service: service.to_owned(),
+            backend: name.clone(),
+            endpoints: order.addresses.to_vec(),
+            version: order.version.map(str::to_owned),
+            force: order.force,
+        };
+        let applied = self.apply(|_| Change::one(order.expect_generation, step))?;
+        applied.registered(service, name)
+    }
+
+    /// Drops a backend's registration, so that it is as the configuration has it, and ends its withdrawal.
+    ///
+    /// # Errors
+    /// Refused; then nothing has changed.
+    pub fn unset_backend(
+        &self,
+        service: &str,
+        name: &BackendName,
+        expect_generation: Option<u64>,
+        force: bool,
+    ) -> Result<RegisterOutcome, Refusal> {
+        let step = Step::Unset { service: service.to_owned(), backend: name.clone(), force };
+        let applied = self.apply(|_| Change::one(expect_generation, step))?;
+        applied.registered(service, name)
+    }
+
+    /// Withdraws a standby: from here on nothing switches to it, whatever its probes say and even by force, until it is
+    /// registered again. So no exchange can start on it, and whoever drains it now may stop it.
+    ///
+    /// # Errors
+    /// Refused, as for the active backend; then nothing has changed.
+    pub fn withdraw(
+        &self,
+        service: &str,
+        name: &BackendName,
+        expect_generation: Option<u64>,
+    ) -> Result<Withdrawal, Refusal> {
+        let step = Step::Withdraw { service: service.to_owned(), backend: name.clone() };
+        let applied = self.apply(|_| Change::one(expect_generation, step))?;
+        let (_, after) = applied.service(service)?;
+        let holding = self.holding(after.config.name(), name);
+        let Outcome { changed, generation } = applied.outcome;
+        Ok(Withdrawal { changed, generation, holding })
+    }
+
+    /// Begins or ends maintenance; the time at which it began stays if it only changes its words. Returns what is in
+    /// force now, and whether anything is different.
+    ///
+    /// # Errors
+    /// No such service.
+    pub fn set_maintenance(
+        &self,
+        service: &str,
+        wanted: Option<Maintenance>,
+    ) -> Result<(Option<Arc<Maintenance>>, bool), Refusal> {
+        let step = Step::Maintain { service: service.to_owned(), wanted };
+        let applied = self.apply(|_| Change::one(None, step))?;
+        let (_, after) = applied.service(service)?;
+        Ok((after.maintenance.clone(), applied.outcome.changed))
+    }
+
+    /// Puts these services in force, all at once. `known` says what is known of services that were not there before.
+    ///
+    /// # Errors
+    /// Refused; then nothing has changed.
+    pub fn reload(
+        &self,
+        services: Vec<Arc<F::Service>>,
+        known: BTreeMap<ServiceName, ServiceRecord>,
+    ) -> Result<Outcome, Refusal> {
+        let step = Step::Reload { services, known };
+        Ok(self.apply(|_| Change::one(None, step))?.outcome)
+    }
+}
+
+impl<S: Service> Applied<S> {
+    /// A service before and now.
+    fn service(&self, name: &str) -> Result<(&ServiceState<S>, &ServiceState<S>), Refusal> {
+        let unknown = || unknown_service(&self.after.services, name);
+        let both = self.before.service(name).zip(self.after.service(name));
+        both.ok_or_else(unknown)
+    }
+
+    fn registered(&self, service: &str, name: &BackendName) -> Result<RegisterOutcome, Refusal> {
+        let (_, after) = self.service(service)?;
+        let backend = after.backend(name).ok_or_else(|| unknown_backend(after, name))?;
+        let Outcome { changed, generation } = self.outcome;
+        Ok(RegisterOutcome { backend: Arc::clone(backend), changed, generation })
+    }
+}

@@ -1,0 +1,69 @@
+//! What may become active: a backend is registered with endpoints and a version, goes back to what the configuration
+//! has, or is withdrawn before somebody stops it.
+
+use std::sync::Arc;
+
+use uh_protocol::{Address, BackendName};
+
+use super::{Draft, Effect};
+use crate::backend::Backend;
+use crate::refusal::Refusal;
+use crate::service::{Service, definition};
+
+impl<S: Service> Draft<'_, S> {
+    /// Unless nothing is different, its endpoints are new ones: nothing that was found out about those before holds.
+    pub(super) fn register(
+        &mut self,
+        service: usize,
+        name: &BackendName,
+        endpoints: &[Address],
+        version: Option<&str>,
+        force: bool,
+    ) -> Result<Effect, Refusal> {
+        let current = Arc::clone(self.find_backend(service, name)?);
+        let since = self.before.next_generation();
+        let state = &mut self.services[service];
+        let moved = !current.has_addresses(endpoints);
+        if !moved && current.version.as_deref() == version && !state.is_withdrawn(name) {
+            return Ok(Effect::Nothing);
+        }
+        if moved && state.is_active(name) && !force {
+            return Err(Refusal::ActiveMoved { backend: name.clone() });
+        }
+        let backend = Arc::new(Backend::new(name.clone(), version, endpoints, since));
+        for slot in state.backends.iter_mut().filter(|slot| slot.name == *name) {
+            *slot = Arc::clone(&backend);
+        }
+        state.withdrawn.remove(name);
+        if state.is_active(name) {
+            state.active.since = since;
+        }
+        Ok(Effect::Routing)
+    }
+
+    pub(super) fn unset(
+        &mut self,
+        service: &str,
+        name: &BackendName,
+        force: bool,
+    ) -> Result<Effect, Refusal> {
+        let service = self.find(service)?;
+        self.find_backend(service, name)?;
+        self.check_expectations(service, None)?;
+        let config = Arc::clone(&self.services[service].config);
+        // Every backend is one of the configuration's.
+        let Some(configured) = definition(&*config, name) else { return Ok(Effect::Nothing) };
+        self.register(service, name, &configured.endpoints, configured.version.as_deref(), force)
+    }
+
+    pub(super) fn withdraw(&mut self, service: &str, name: &BackendName) -> Result<Effect, Refusal> {
+        let service = self.find(service)?;
+        self.find_backend(service, name)?;
+        self.check_expectations(service, None)?;
+        let state = &mut self.services[service];
+        if state.is_active(name) {
+            return Err(Refusal::Active { backend: name.clone() });
+        }
+        Ok(if state.withdrawn.insert(name.clone()) { Effect::Routing } else { Effect::Nothing })
+    }
+}

@@ -1,0 +1,245 @@
+//! Changes of the routing as values: whatever is asked for, in whatever order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::{Conf, at, conf, name};
+use crate::backend::Health;
+use crate::change::{Change, Step};
+use crate::record::Record;
+use crate::refusal::Refusal;
+use crate::snapshot::{Maintenance, Snapshot};
+
+const SERVICES: [&str; 2] = ["app", "web"];
+
+fn named(text: &str) -> Conf {
+    Conf { name: text.parse().unwrap(), ..conf() }
+}
+
+fn services() -> Vec<Arc<Conf>> {
+    SERVICES.map(|name| Arc::new(named(name))).to_vec()
+}
+
+fn first() -> Snapshot<Conf> {
+    Snapshot::first(&services(), &BTreeMap::new(), 7)
+}
+
+fn some_service() -> impl Strategy<Value = String> {
+    // One of them is nobody's.
+    prop_oneof![8 => Just("app"), 8 => Just("web"), 1 => Just("none")].prop_map(str::to_owned)
+}
+
+fn some_backend() -> impl Strategy<Value = uh_protocol::BackendName> {
+    prop_oneof![8 => Just("blue"), 8 => Just("green"), 8 => Just("red"), 1 => Just("grey")].prop_map(name)
+}
+
+fn some_health() -> impl Strategy<Value = Health> {
+    prop_oneof![
+        Just(Health::Unknown),
+        Just(Health::Healthy),
+        Just(Health::Unhealthy),
+        Just(Health::NotProbed)
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step<Conf>> {
+    let (service, backend) = (some_service, some_backend);
+    let time = |s: u8| Timestamp::from_second(i64::from(s)).unwrap();
+    prop_oneof![
+        (service(), backend(), prop::option::of(backend()), any::<bool>(), some_health(), any::<u8>())
+            .prop_map(move |(service, to, expect_active, force, health, at)| {
+                Step::Switch { service, to, expect_active, force, health, at: time(at) }
+            }),
+        (service(), backend(), 1u16..5, prop::option::of("[12]"), any::<bool>()).prop_map(
+            |(service, backend, port, version, force)| {
+                Step::Register { service, backend, endpoints: vec![at(port)], version, force }
+            }
+        ),
+        (service(), backend(), any::<bool>()).prop_map(|(service, backend, force)| Step::Unset {
+            service,
+            backend,
+            force
+        }),
+        (service(), backend()).prop_map(|(service, backend)| Step::Withdraw { service, backend }),
+        (service(), prop::option::of(("[ab]", any::<u8>()))).prop_map(move |(service, words)| {
+            let maintenance =
+                |(message, since)| Maintenance { message, retry_after_s: 1, since: time(since) };
+            Step::Maintain { service, wanted: words.map(maintenance) }
+        }),
+        (1usize..4, 1usize..3, any::<bool>()).prop_map(|(backends, services, probed)| {
+            let conf = |name: &&str| {
+                let mut conf = Conf { probed: probed.then_some(0), ..named(name) };
+                conf.backends.truncate(backends);
+                Arc::new(conf)
+            };
+            Step::Reload { services: SERVICES[..services].iter().map(conf).collect(), known: BTreeMap::new() }
+        }),
+    ]
+}
+
+fn change() -> impl Strategy<Value = Change<Conf>> {
+    (prop::option::weighted(0.2, 7u64..12), prop::collection::vec(step(), 1..4))
+        .prop_map(|(expect_generation, steps)| Change { expect_generation, steps })
+}
+
+/// What holds of every routing, however it came about.
+fn check(snapshot: &Snapshot<Conf>) -> Result<(), TestCaseError> {
+    for state in &snapshot.services {
+        prop_assert!(
+            state.backend(&state.active.backend).is_some(),
+            "the active backend is none: {:?}",
+            state
+        );
+        prop_assert!(
+            !state.is_withdrawn(&state.active.backend),
+            "the active backend is withdrawn: {:?}",
+            state
+        );
+        prop_assert!(state.active.since <= snapshot.generation);
+        let names: Vec<_> = state.backends.iter().map(|backend| &backend.name).collect();
+        prop_assert!(
+            names.iter().copied().eq(state.config.backends.iter().map(|configured| &configured.name))
+        );
+        prop_assert!(state.withdrawn.iter().all(|name| names.contains(&name)));
+        for endpoint in state.backends.iter().flat_map(|backend| &backend.endpoints) {
+            prop_assert!(endpoint.since <= snapshot.generation);
+        }
+    }
+    Ok(())
+}
+
+/// All but what has to do with the generation.
+fn routes_alike(one: &Snapshot<Conf>, other: &Snapshot<Conf>) -> bool {
+    Record { generation: 0, ..Record::of(one) } == Record { generation: 0, ..Record::of(other) }
+}
+
+fn configured(snapshot: &Snapshot<Conf>) -> Vec<Arc<Conf>> {
+    snapshot.services.iter().map(|state| Arc::clone(&state.config)).collect()
+}
+
+fn is_reload(step: &Step<Conf>) -> bool {
+    matches!(step, Step::Reload { .. })
+}
+
+proptest! {
+    /// Deciding is a function of the routing and the change: nothing else goes into it, and the routing before is not
+    /// touched, whether the change is refused or not.
+    #[test]
+    fn the_same_changes_make_the_same_routing(changes in prop::collection::vec(change(), 0..20)) {
+        let (mut one, mut other) = (first(), first());
+        for change in &changes {
+            let before = one.clone();
+            let result = one.after(change);
+            prop_assert_eq!(&one, &before);
+            prop_assert_eq!(&result, &other.after(change));
+            if let Ok((after, outcome)) = result {
+                prop_assert_eq!(outcome.generation, after.generation);
+                prop_assert!(outcome.changed || after == before);
+                prop_assert!(after.generation == before.generation || after.generation == before.generation + 1);
+                (one, other) = (after.clone(), after);
+            }
+            check(&one)?;
+        }
+    }
+
+    /// A change of several steps does what those steps do one after the other, or nothing; but it is one generation.
+    #[test]
+    fn a_change_of_several_steps_is_all_of_them_or_none(
+        before in prop::collection::vec(change(), 0..6),
+        steps in prop::collection::vec(step(), 1..5),
+    ) {
+        let start = before.iter().fold(first(), |now, change| now.after(change).map_or(now, |(after, _)| after));
+        let whole = start.after(&Change { expect_generation: None, steps: steps.clone() });
+        let mut one_by_one = Ok(start.clone());
+        for step in steps {
+            one_by_one = one_by_one.and_then(|now: Snapshot<Conf>| {
+                now.after(&Change::one(None, step)).map(|(after, _)| after)
+            });
+        }
+        prop_assert_eq!(whole.is_ok(), one_by_one.is_ok());
+        if let (Ok((whole, _)), Ok(one_by_one)) = (whole, one_by_one) {
+            prop_assert!(routes_alike(&whole, &one_by_one));
+            prop_assert!(whole.generation <= start.generation + 1);
+        }
+    }
+
+    /// What must survive is enough to decide by: the record goes with the routing, step by step.
+    #[test]
+    fn the_record_decides_as_the_routing_does(changes in prop::collection::vec(change(), 0..20)) {
+        let mut now = first();
+        for change in &changes {
+            if change.steps.iter().any(is_reload) {
+                // It changes what is configured, which a record doesn't know.
+                now = now.after(change).map_or(now, |(after, _)| after);
+                continue;
+            }
+            let record = Record::of(&now).after(&configured(&now), change);
+            match now.after(change) {
+                Ok((after, outcome)) => {
+                    prop_assert_eq!(record, Ok((Record::of(&after), outcome)));
+                    now = after;
+                }
+                Err(refusal) => prop_assert_eq!(record, Err(refusal)),
+            }
+        }
+    }
+
+    /// What is written down is what comes back at the next start.
+    #[test]
+    fn a_record_read_back_is_the_same_record(changes in prop::collection::vec(change(), 0..20)) {
+        let mut now = first();
+        for change in &changes {
+            now = now.after(change).map_or(now, |(after, _)| after);
+        }
+        let record = Record::of(&now);
+        let again = Snapshot::first(&configured(&now), &record.services, record.generation);
+        prop_assert_eq!(Record::of(&again), record);
+        check(&again)?;
+    }
+}
+
+#[test]
+fn several_services_move_in_one_generation_or_none_does() {
+    let to = |service: &str, health| Step::Switch {
+        service: service.to_owned(),
+        to: name("green"),
+        expect_active: None,
+        force: false,
+        health,
+        at: Timestamp::UNIX_EPOCH,
+    };
+    let both = |second| Change {
+        expect_generation: Some(7),
+        steps: vec![to("app", Health::Healthy), to("web", second)],
+    };
+    let (after, outcome) = first().after(&both(Health::Healthy)).unwrap();
+    assert_eq!((outcome.changed, outcome.generation), (true, 8));
+    assert!(after.services.iter().all(|state| state.is_active(&name("green")) && state.active.since == 8));
+    let refused = first().after(&both(Health::Unhealthy)).unwrap_err();
+    assert!(matches!(refused, Refusal::Unhealthy { .. }), "{refused}");
+}
+
+#[test]
+fn a_leap_leaves_generations_out_once() {
+    let start = Snapshot { leap: 100, ..first() };
+    let withdraw = |backend: &str| {
+        Change::one(None, Step::Withdraw { service: "app".to_owned(), backend: name(backend) })
+    };
+    let (after, _) = start.after(&withdraw("green")).unwrap();
+    assert_eq!(after.generation, 108);
+    let (after, outcome) = after.after(&withdraw("green")).unwrap();
+    assert_eq!((after.generation, outcome.changed), (108, false));
+    assert_eq!(after.after(&withdraw("red")).unwrap().0.generation, 109);
+}
+
+#[test]
+fn a_record_keeps_what_is_known_of_services_that_are_not_configured() {
+    let all = Record::of(&first());
+    let change = Change::one(None, Step::Withdraw { service: "app".to_owned(), backend: name("red") });
+    let (after, _) = all.after(&services()[..1], &change).unwrap();
+    assert_eq!(after.services.keys().map(|name| name.as_str()).collect::<Vec<_>>(), SERVICES);
+    assert_eq!(after.services.values().next().unwrap().withdrawn, BTreeSet::from([name("red")]));
+}
