@@ -2,18 +2,14 @@
 //! the examples, which are run.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+
+use super::workspace::root;
 
 mod examples;
 mod keys;
 mod links;
 mod programs;
 mod words;
-
-/// The top folder of the repository.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
-}
 
 /// A file of the repository.
 fn text(path: &str) -> String {

@@ -9,6 +9,7 @@ mod defaults;
 mod docs;
 mod faults;
 mod files;
+mod modules;
 mod slow_clients;
 mod soak;
 mod workspace;

@@ -6,6 +6,11 @@ use std::process::Command;
 
 use serde::Deserialize;
 
+/// The top folder of the repository.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
 /// What `cargo metadata` says: every package, and which of them the workspace really resolves to.
 #[derive(Deserialize)]
 pub(crate) struct Workspace {

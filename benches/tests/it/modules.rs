@@ -1,0 +1,254 @@
+//! Which module may use which, inside the packages that have layers: those that come first use those that come later,
+//! never the other way round. And no package compiles another one's files.
+//!
+//! What breaks these rules today is listed here, file by file. A new breach fails, and so does a line for one that is no
+//! more: the lists only ever get shorter.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use super::workspace::root;
+
+/// One package's modules, from those that use others to those that are used, and the imports that run up today: the
+/// file, and the module that it uses.
+struct Layers {
+    src: &'static str,
+    order: &'static [&'static str],
+    up: &'static [(&'static str, &'static str)],
+}
+
+const LAYERS: [Layers; 3] = [
+    Layers {
+        src: "proxy/src",
+        order: &[
+            "cli", "run", "admin", "health", "front", "observe", "state", "config", "fault", "lock",
+            "systemd", "plain",
+        ],
+        up: &[],
+    },
+    Layers {
+        src: "controller/src",
+        order: &[
+            "cli", "validate", "deploy", "front", "gate", "probe", "notice", "ports", "runtime", "command",
+            "lines", "report", "evidence", "counters", "verdict", "redact", "config", "env_file", "files",
+            "check", "downtime", "fault", "time",
+        ],
+        up: &[
+            ("command.rs", "runtime"),
+            ("config/sections.rs", "runtime"),
+            ("front/serving.rs", "deploy"),
+            ("runtime/engine/places.rs", "ports"),
+            ("runtime/process.rs", "ports"),
+            ("verdict/judge.rs", "counters"),
+        ],
+    },
+    Layers {
+        src: "app-shim/src",
+        order: &[
+            "fuzzing",
+            "cli",
+            "ask",
+            "run",
+            "side",
+            "checks",
+            "supervise",
+            "forward",
+            "server",
+            "metrics",
+            "sockets",
+            "signals",
+            "settings",
+            "process",
+            "exit",
+            "drain",
+            "health",
+            "log",
+        ],
+        up: &[
+            ("checks.rs", "cli"),
+            ("exit.rs", "process"),
+            ("forward.rs", "checks"),
+            ("forward.rs", "supervise"),
+            ("settings.rs", "cli"),
+        ],
+    },
+];
+
+/// Files of one package that another one compiles, today: which file does it, and what it names.
+const BORROWED: [(&str, &str); 15] = [
+    ("app-shim/tests/it/fuzz.rs", "proxy/tests/it/fuzz/mutate.rs"),
+    ("app-shim/tests/it/fuzz.rs", "proxy/tests/it/fuzz/reference.rs"),
+    ("app-shim/tests/it/fuzz.rs", "proxy/tests/it/fuzz/witness.rs"),
+    ("benches/fuzz/src/files.rs", "controller/tests/it/fuzz/properties.rs"),
+    ("benches/fuzz/src/files.rs", "controller/tests/it/fuzz/words.rs"),
+    ("benches/fuzz/src/files.rs", "proxy/tests/it/fuzz/properties.rs"),
+    ("benches/fuzz/src/main.rs", "proxy/tests/it/fuzz/reference.rs"),
+    ("benches/fuzz/src/main.rs", "proxy/tests/it/fuzz/shipped.rs"),
+    ("benches/fuzz/src/main.rs", "proxy/tests/it/fuzz/words.rs"),
+    ("benches/fuzz/src/replay.rs", "proxy/tests/it/fuzz/reference.rs"),
+    ("benches/fuzz/src/replay.rs", "proxy/tests/it/fuzz/shipped.rs"),
+    ("benches/fuzz/src/replay.rs", "proxy/tests/it/fuzz/words.rs"),
+    ("benches/fuzz/src/shim.rs", "app-shim/tests/it/fuzz/words.rs"),
+    ("controller/tests/it/fuzz.rs", "proxy/tests/it/fuzz/mutate.rs"),
+    ("controller/tests/it/fuzz.rs", "proxy/tests/it/fuzz/shipped.rs"),
+];
+
+/// Folders with sources of ours.
+const FOLDERS: [&str; 5] = ["app-shim", "benches", "controller", "docker", "proxy"];
+
+#[test]
+fn modules_use_only_those_below_them() {
+    for Layers { src, order, up } in LAYERS {
+        let files = sources(&root().join(src));
+        let modules: BTreeSet<&str> = order.iter().copied().collect();
+        let found: BTreeSet<&str> = files
+            .keys()
+            .map(|file| module(file))
+            .filter(|module| !matches!(*module, "lib" | "main"))
+            .collect();
+        assert_eq!(found, modules, "every module of {src}, and no other, has its place in the order");
+        let place = |module: &str| order.iter().position(|other| *other == module);
+        let mut breaches = BTreeSet::new();
+        for (file, text) in &files {
+            // The crate's own root shows all of them.
+            let Some(from) = place(module(file)) else { continue };
+            for used in used(file, text) {
+                if place(&used).is_some_and(|to| to < from) {
+                    breaches.insert((file.as_str(), used));
+                }
+            }
+        }
+        let breaches: BTreeSet<(&str, &str)> =
+            breaches.iter().map(|(file, to)| (*file, to.as_str())).collect();
+        let listed: BTreeSet<(&str, &str)> = up.iter().copied().collect();
+        let new: Vec<_> = breaches.difference(&listed).collect();
+        assert!(new.is_empty(), "in {src}, these imports run up: {new:?}");
+        let mended: Vec<_> = listed.difference(&breaches).collect();
+        assert!(
+            mended.is_empty(),
+            "in {src}, these imports run up no more; take them off the list: {mended:?}"
+        );
+    }
+}
+
+#[test]
+fn no_package_compiles_the_files_of_another() {
+    let mut breaches = BTreeSet::new();
+    for folder in FOLDERS {
+        for (file, text) in sources(&root().join(folder)) {
+            let file = format!("{folder}/{file}");
+            for named in paths(&text) {
+                let target = normal(&Path::new(&file).parent().unwrap().join(named));
+                if package(Path::new(&file)) != package(&target) {
+                    breaches.insert((file.clone(), target.display().to_string()));
+                }
+            }
+        }
+    }
+    let listed: BTreeSet<(String, String)> =
+        BORROWED.iter().map(|(file, target)| ((*file).to_owned(), (*target).to_owned())).collect();
+    let new: Vec<_> = breaches.difference(&listed).collect();
+    assert!(new.is_empty(), "these files of other packages are compiled, too: {new:?}");
+    let mended: Vec<_> = listed.difference(&breaches).collect();
+    assert!(mended.is_empty(), "these are no more; take them off the list: {mended:?}");
+}
+
+#[test]
+fn imports_are_found_in_every_form() {
+    let text = "use crate::config;\nuse crate::{front::Board, observe::{line, meters}, plain};\n// crate::cli\n\
+                fn f() -> crate::state::Time { super::super::health::now() }\nmacro!($crate::run);\n";
+    let found = used("admin/api.rs", text);
+    let expected = ["config", "front", "health", "observe", "plain", "state"];
+    assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    assert_eq!(used("admin.rs", "use super::cli;").into_iter().collect::<Vec<_>>(), ["cli"]);
+    assert_eq!(paths("#[path = \"../a.rs\"]\nmod a;"), ["../a.rs"]);
+}
+
+/// All sources below a folder, by their path in it.
+fn sources(folder: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("target") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                let name = path.strip_prefix(folder).unwrap().display().to_string();
+                found.insert(name, fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// The top module that a file belongs to.
+fn module(file: &str) -> &str {
+    file.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+/// The top modules of its own package that a file uses, but for its own.
+fn used(file: &str, text: &str) -> BTreeSet<String> {
+    let code: String = text.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect();
+    let depth = file.trim_end_matches("/mod.rs").split('/').count();
+    let up = "super::".repeat(depth);
+    let mut found = BTreeSet::new();
+    for root in ["crate::", up.as_str()] {
+        for (at, _) in code.match_indices(root) {
+            let before = code[..at].chars().next_back();
+            if before.is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '_' | '$' | ':')) {
+                found.extend(first_names(&code[at + root.len()..]));
+            }
+        }
+    }
+    found.remove(module(file));
+    found
+}
+
+/// The name at the start of a text, or all that start the parts of a group.
+fn first_names(text: &str) -> Vec<String> {
+    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let Some(group) = text.strip_prefix('{') else { return vec![name(text)] };
+    let (mut names, mut depth, mut fresh) = (Vec::new(), 0, true);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => fresh = true,
+            c if fresh && !c.is_whitespace() => {
+                names.push(name(&group[at..]));
+                fresh = false;
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+/// What `#[path]` attributes name.
+fn paths(text: &str) -> Vec<&str> {
+    let named = text.lines().filter_map(|line| line.trim().strip_prefix("#[path = \"")?.split('"').next());
+    named.collect()
+}
+
+/// A path without `..`.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        if part == Component::ParentDir {
+            normal.pop();
+        } else {
+            normal.push(part);
+        }
+    }
+    normal
+}
+
+/// The folder of the package that a file belongs to.
+fn package(file: &Path) -> PathBuf {
+    let folders = file.ancestors().skip(1);
+    let mut packages = folders.filter(|folder| root().join(folder).join("Cargo.toml").exists());
+    packages.next().unwrap().to_owned()
+}
