@@ -1,4 +1,4 @@
-//! What an operator types. One file for each command; every exit code is decided in `exit`.
+//! The command line. One file for each command; exit codes are decided in `exit`.
 
 mod alive;
 mod args;
@@ -22,7 +22,7 @@ mod validate;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 
 use args::{Args, Command};
 use exit::{Exit, Failed};
@@ -31,12 +31,12 @@ use session::Session;
 
 use crate::report::{Form, Report};
 
-/// How a command ended.
+/// The result of a command.
 type Done = Result<Exit, Failed>;
 
-/// Parses the command line, carries it out, and says how it went.
+/// Parses the command line, runs the command, and returns its exit code.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::from_arg_matches(&args::command().get_matches()).unwrap_or_else(|error| error.exit());
     let json = args.json;
     match carry_out(args) {
         Ok(exit) => exit.into(),
@@ -53,24 +53,24 @@ pub fn main() -> ExitCode {
 
 fn carry_out(args: Args) -> Done {
     if let Command::Supervise { directory } = args.command {
-        crate::runtime::process::supervisor::supervise(directory).context("the supervisor")?;
+        crate::runtime::process::supervisor::supervise(directory).context("the supervisor failed")?;
         return Ok(Exit::Done);
     }
     let session = Session::open(&args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.context("cannot start")?;
+    let runtime = runtime.context("can't start the async runtime")?;
     let done = runtime.block_on(async {
-        let mut handlers = Handlers::install().context("cannot start")?;
+        let mut handlers = Handlers::install().context("can't install signal handlers")?;
         tokio::select! {
             done = command(&session, &args.command) => done,
             interrupt = handlers.not_taken(&session.interrupts) => {
                 session.report.end_progress();
-                let message = format!("ended by {}", interrupt.name);
+                let message = format!("interrupted by {}", interrupt.name);
                 Err(Failed::new(Exit::Interrupted(interrupt.exit_code()), message))
             }
         }
     });
-    // Whatever still runs beside is not waited for.
+    // Background tasks aren't waited for.
     runtime.shutdown_background();
     session.report.finish();
     done

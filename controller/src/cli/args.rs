@@ -1,67 +1,121 @@
-//! The command line. Fixed; see docs/cli.md.
+//! The command line. It is a contract: see docs/cli.md.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use uh_protocol::BackendName;
 
 use uh_settings::units::parse_duration;
 
-/// Exit codes, as shown by `--help`.
-const EXIT_CODES: &str = "Exit codes: 0 done · 1 failed, nothing changed · 2 usage · 3 rolled back · 4 locked · 5 superseded · 6 needs attention · 7 monitor breach · 8 not enough data (--require-verdict) · 128+n ended by signal n";
+/// Shown below the top-level `--help`.
+const AFTER_HELP: &str = "\
+Examples:
+  uh-deploy validate                                         check the machine and the configuration
+  uh-deploy blue-green --version 1.0.1                       deploy
+  uh-deploy blue-green --version 1.0.1 --watch 5m --auto-rollback
+                                                             deploy, watch, roll back if it misbehaves
+  uh-deploy rollback                                         undo the last deploy
 
-/// Deploys a version beside the one that serves, proves it, switches, and can be killed anywhere.
+Exit codes:
+  0      done
+  1      failed or refused; nothing changed for users
+  2      invalid arguments or configuration
+  3      rolled back automatically: the new version misbehaved
+  4      another uh-deploy is running
+  5      superseded by a newer change of the routing
+  6      manual intervention required
+  7      a watch found a breach
+  8      not enough data to decide (with --require-verdict)
+  128+n  ended by signal n";
+
+/// Deploy new versions of an app behind uh-proxy without downtime, watch them, and roll them back.
+///
+/// uh-deploy can be killed at any moment: `uh-deploy recover` finishes or undoes what it was doing.
 #[derive(Debug, Parser)]
-#[command(name = "uh-deploy", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+#[command(name = "uh-deploy", version, after_help = AFTER_HELP, arg_required_else_help = true)]
 pub(super) struct Args {
-    /// The configuration file
+    /// Configuration file
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
         value_name = "FILE",
         env = "UH_DEPLOY_CONFIG",
         default_value = "/etc/uh-deploy/uh-deploy.toml"
     )]
     pub(super) config: PathBuf,
-    /// Print JSON: one object a line while something happens, one document where something is shown
-    #[arg(long, global = true)]
+    /// Print JSON: one object per line for commands that change or watch something, otherwise one document
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub(super) json: bool,
-    /// Who is at work, for the history and hooks; left out: who called sudo, who started the CI job, or the user
-    #[arg(long, global = true, value_name = "NAME", env = "UH_DEPLOY_BY")]
+    /// Who runs the command, for the history and hooks [default: the sudo caller, the CI job's user, or the local user]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "NAME", env = "UH_DEPLOY_BY")]
     pub(super) by: Option<String>,
     #[command(subcommand)]
     pub(super) command: Command,
 }
 
+/// The heading of the options that every command takes.
+const GLOBAL: &str = "Global options";
+
+/// The headings of the top-level `--help`, each with its commands. Every command is in one of them.
+const GROUPS: [(&str, &[&str]); 3] = [
+    ("Deploy commands", &["validate", "blue-green", "monitor", "rollback"]),
+    ("Inspection commands", &["health-check", "logs", "history"]),
+    ("Upkeep commands", &["recover", "start", "retire", "prune", "maintenance"]),
+];
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Check everything that a deploy needs, and change nothing
+    /// Check everything a deploy needs, without changing anything
+    #[command(after_help = "\
+Examples:
+  uh-deploy validate
+  uh-deploy validate --json | jq '.checks[] | select(.passed | not)'
+
+Exits with 1 if a check fails.")]
     Validate,
-    /// Deploy a version to the backend that is not active, prove it, switch to it, drain the old one
+    /// Deploy a version to the inactive backend: start it, verify it, switch to it, drain the old one
     BlueGreen(BlueGreenArgs),
-    /// Watch the active backend's errors and latency; exit 7 if they are too high
+    /// Watch the active backend's errors, latency and health; exit with 7 if they are too high
     Monitor(MonitorArgs),
-    /// Undo the last deploy: switch back to what served before it
+    /// Undo the last deploy: switch back to the version that served before it
     Rollback(RollbackArgs),
-    /// Show what is active: version, health, what is in flight, uptime
+    /// Show the active backend with its version, health, requests in flight and uptime
+    #[command(after_help = "\
+Examples:
+  uh-deploy health-check
+  uh-deploy health-check --json | jq -r .active
+
+Exits with 1 if the active backend doesn't answer or the service is in maintenance.")]
     HealthCheck,
     /// Show a backend's log
     Logs(LogsArgs),
-    /// Show what was done
+    /// Show past deploys, rollbacks and other changes
     History(HistoryArgs),
-    /// Finish or undo a deploy or rollback that was interrupted
+    /// Finish or undo an interrupted deploy or rollback, and continue its watch
+    #[command(after_help = "\
+Examples:
+  uh-deploy recover
+
+Exits with 6 if manual intervention is required, or if the active backend is down.")]
     Recover,
-    /// Start the active backend from its record if it does not run: after a reboot
+    /// Start the active backend from its record if it isn't running, for example after a reboot
+    #[command(after_help = "\
+Examples:
+  uh-deploy start
+
+Neither switches nor stops anything. To run it at boot: config/systemd/uh-deploy-start.service")]
     Start,
     /// Stop standbys whose warm window is over
     Retire(RetireArgs),
-    /// Remove images that were deployed long ago; never one in use or on record for a rollback
+    /// Remove images of old deploys, never one that is in use or that a rollback would start
     Prune(PruneArgs),
-    /// Turn the front door's maintenance page on or off
+    /// Turn uh-proxy's maintenance page on or off
     Maintenance(MaintenanceArgs),
-    /// Start an instance's app and stay with it: for uh-deploy itself
+    /// Start an instance's app and supervise it; for uh-deploy itself
     #[command(hide = true, alias = "keep")]
     Supervise {
         /// The instance's directory
@@ -70,93 +124,132 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-deploy blue-green --version 1.0.1
+  uh-deploy blue-green --version 1.0.1 --dry-run
+  uh-deploy blue-green --version 1.0.1 --watch 5m --auto-rollback --require-verdict
+  uh-deploy blue-green --version 1.0.1 --keep-failed")]
 pub(super) struct BlueGreenArgs {
-    /// The version to deploy
+    /// Version to deploy
     #[arg(long = "version", value_name = "VERSION", env = "npm_package_version")]
     pub(super) deploy_version: Option<String>,
-    /// Only if nothing was ever deployed: do nothing otherwise. Waits for the front door, which may still be starting
+    /// Deploy only if nothing was ever deployed; otherwise do nothing. Waits for uh-proxy, which may still be starting
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) first: bool,
-    /// Only say what would be done
+    /// Show what would be built, stopped, started and switched, without changing anything
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Switch without proof that the version works
-    #[arg(long)]
+    /// Switch without checking that the version works
+    #[arg(long, help_heading = "Health checks")]
     pub(super) skip_health: bool,
-    /// Leave a candidate that fails running, out of service, so that you can ask it why
-    #[arg(long)]
+    /// If the candidate fails, leave it running, out of service, so that you can inspect it
+    #[arg(long, help_heading = "Health checks")]
     pub(super) keep_failed: bool,
-    /// Watch the new version for this long from the switch on; if this process ends, recover or the timer continues
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    /// Monitor the new version for this long after the switch; if this process is killed, `recover` or `retire` continues
+    #[arg(long, help_heading = "After the switch", value_name = "DURATION", value_parser = parse_duration)]
     pub(super) watch: Option<Duration>,
-    /// With --watch: roll back automatically if the new version is bad (exit 3)
-    #[arg(long, requires = "watch")]
+    /// With --watch: roll back automatically if the new version misbehaves (exit 3)
+    #[arg(long, help_heading = "After the switch", requires = "watch")]
     pub(super) auto_rollback: bool,
-    /// With --watch: exit 8 if there was not enough data to decide
-    #[arg(long, requires = "watch")]
+    /// With --watch: exit with 8 if there isn't enough data to decide
+    #[arg(long, help_heading = "After the switch", requires = "watch")]
     pub(super) require_verdict: bool,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-deploy monitor
+  uh-deploy monitor --duration 10m --interval 30s
+  uh-deploy monitor --auto-rollback
+
+Thresholds are in [monitor] of the configuration.")]
 pub(super) struct MonitorArgs {
-    /// How long; left out: monitor.duration
+    /// How long to watch [default: monitor.duration]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) duration: Option<Duration>,
-    /// How often; left out: monitor.interval
+    /// Time between two measurements [default: monitor.interval]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) interval: Option<Duration>,
-    /// Roll back automatically if it is bad (exit 3)
+    /// Roll back automatically if the version misbehaves (exit 3)
     #[arg(long)]
     pub(super) auto_rollback: bool,
-    /// Exit 8 if there was not enough data to decide
+    /// Exit with 8 if there isn't enough data to decide
     #[arg(long)]
     pub(super) require_verdict: bool,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-deploy rollback                       undo the last deploy
+  uh-deploy rollback --of 1.0.1            undo the deploy of 1.0.1 and nothing else (for CI)
+  uh-deploy rollback --to blue             switch to blue
+  uh-deploy rollback --to green --again    return to a version that was rolled back")]
 pub(super) struct RollbackArgs {
-    /// Undo the deploy of this version, if it serves; left out: undo the last change
+    /// Undo the deploy of this version, which must be serving [default: undo the last change]
     #[arg(long, value_name = "VERSION", conflicts_with = "to")]
     pub(super) of: Option<String>,
-    /// The backend to switch to; left out: what served before the change that is undone
+    /// Backend to switch to [default: the one that served before the change to undo]
     #[arg(long, value_name = "BACKEND")]
     pub(super) to: Option<BackendName>,
-    /// With --to: even a version that was rolled back
+    /// With --to: return even to a version that was rolled back before
     #[arg(long, requires = "to")]
     pub(super) again: bool,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-deploy logs --tail 100
+  uh-deploy logs --follow
+  uh-deploy logs --backend green --since 10m")]
 pub(super) struct LogsArgs {
-    /// The backend; left out: the active one
+    /// Backend whose log to show [default: the active one]
     #[arg(long, value_name = "BACKEND")]
     pub(super) backend: Option<BackendName>,
-    /// Go on with what is written from now on
+    /// Keep printing new lines; continues with the instance that takes over
     #[arg(long, short)]
     pub(super) follow: bool,
-    /// Only the last lines
+    /// Show only the last lines
     #[arg(long, value_name = "LINES")]
     pub(super) tail: Option<usize>,
-    /// Only what is newer: a duration ("10m") or an ISO 8601 time
+    /// Show only newer lines: a duration ("10m") or an ISO 8601 time
     #[arg(long, value_name = "WHEN", value_parser = moment)]
     pub(super) since: Option<Timestamp>,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-deploy history --limit 10
+  uh-deploy history --json --limit 1 | jq -r '.[0].outcome'")]
 pub(super) struct HistoryArgs {
-    /// Only the newest
+    /// Show only the newest entries
     #[arg(long, value_name = "LINES")]
     pub(super) limit: Option<usize>,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-deploy prune
+  uh-deploy prune --keep 3")]
 pub(super) struct PruneArgs {
-    /// How many of the newest deployed images stay; left out: image_keep
+    /// How many of the newest deployed images to keep [default: image_keep]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) keep: Option<u32>,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-deploy retire
+  uh-deploy retire --now
+
+Never stops the active backend. Stops nothing and exits with 6 if the active backend doesn't answer.
+To run it regularly: config/uh-deploy-retire.timer")]
 pub(super) struct RetireArgs {
     /// Stop standbys even within their warm window
     #[arg(long)]
@@ -165,22 +258,56 @@ pub(super) struct RetireArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum OnOff {
-    /// Show the page
+    /// Show the maintenance page
     On,
-    /// Serve again
+    /// Forward requests again
     Off,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-deploy maintenance on --message \"Back at noon.\" --retry-after 1800
+  uh-deploy maintenance off")]
 pub(super) struct MaintenanceArgs {
-    /// on or off
+    /// Turn the page on or off
     pub(super) state: OnOff,
-    /// Shown on the page
+    /// Text shown on the page
     #[arg(long)]
     pub(super) message: Option<String>,
-    /// For the Retry-After header, in seconds
+    /// Value of the Retry-After header
     #[arg(long, value_name = "SECONDS")]
     pub(super) retry_after: Option<u32>,
+}
+
+/// The command line, with its commands in groups: clap itself can only show them in one list.
+pub(super) fn command() -> clap::Command {
+    let command = Args::command();
+    let groups = groups(&command);
+    let names: Vec<String> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    let hide = |command: clap::Command, name| command.mut_subcommand(name, |command| command.hide(true));
+    let template =
+        format!("{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{groups}{{all-args}}{{after-help}}");
+    names
+        .into_iter()
+        .fold(command, hide)
+        .help_template(template)
+        .override_usage("uh-deploy [OPTIONS] <COMMAND>")
+}
+
+fn groups(command: &clap::Command) -> String {
+    let names = GROUPS.iter().flat_map(|(_, names)| names.iter());
+    let width = names.map(|name| name.len()).max().unwrap_or_default();
+    let mut text = String::new();
+    for (heading, names) in GROUPS {
+        let _ = writeln!(text, "{heading}:");
+        for command in names.iter().filter_map(|name| command.find_subcommand(name)) {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            let _ = writeln!(text, "  {:width$}  {about}", command.get_name());
+        }
+        text.push('\n');
+    }
+    text
 }
 
 fn moment(text: &str) -> Result<Timestamp, String> {
@@ -194,12 +321,18 @@ fn moment(text: &str) -> Result<Timestamp, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_visible_command_is_in_one_group_of_the_help() {
+        let shown = GROUPS.iter().flat_map(|(_, names)| names.iter().copied());
+        let command = Args::command();
+        let visible = command.get_subcommands().filter(|command| !command.is_hide_set());
+        assert!(shown.eq(visible.map(clap::Command::get_name)));
     }
 }

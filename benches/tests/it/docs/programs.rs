@@ -31,7 +31,7 @@ impl Help {
         let mut in_commands = false;
         for line in text.lines() {
             if !line.starts_with(' ') {
-                in_commands = line == "Commands:";
+                in_commands = line.to_lowercase().ends_with("commands:");
             }
             let word = line.split_whitespace().next().unwrap_or_default();
             if in_commands && line.starts_with("  ") && !line.starts_with("   ") && word != "help" {
