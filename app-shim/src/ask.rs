@@ -1,36 +1,37 @@
-//! `--check`: asks a running shim how it is, so that an image needs no other program for its health check.
+//! `--check`: asks a running shim whether it is healthy, so that an image needs no other program for its health
+//! check.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// For the whole answer. It may wait for the app's own, which has 1.5 s.
+/// Time limit for the whole answer. The shim may wait up to 1.5 s for the app's own.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(2_000);
 
-/// More than any head and body of a health answer.
+/// Larger than any health answer.
 const ANSWER_MAX_BYTES: usize = 16 << 10;
 
-/// Whether the shim that listens at this address says that it is healthy; if not, why.
+/// Asks the shim that listens on this address. `Err` says why it isn't healthy.
 pub(crate) fn ask(listen: SocketAddr, path: &str) -> Result<(), String> {
     let address = reachable(listen);
-    let answer = fetch(address, path).map_err(|error| format!("{address} does not answer: {error}"))?;
+    let answer = fetch(address, path).map_err(|error| format!("{address} doesn't answer: {error}"))?;
     let answer = String::from_utf8_lossy(&answer);
     let status = answer.split(' ').nth(1).unwrap_or_default();
     if is_success(status) {
         return Ok(());
     }
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    // With `--health app` the body is the app's own, and may be chunked: its longest line is what it says.
+    // With `--health app` the body is the app's own and may be chunked: its longest line is the content.
     let said = body.lines().max_by_key(|line| line.len()).unwrap_or_default().trim();
     let status = head.lines().next().and_then(|line| line.split_once(' ')).map_or(head, |(_, status)| status);
-    Err(format!("{address} is not healthy: {status}{}{said}", if said.is_empty() { "" } else { ": " }))
+    Err(format!("{address} is unhealthy: {status}{}{said}", if said.is_empty() { "" } else { ": " }))
 }
 
 fn is_success(status: &str) -> bool {
     status.len() == 3 && status.starts_with('2')
 }
 
-/// Reads the answer: only its head where that says it all, else as much of the body as comes in time.
+/// Reads the answer: only the head of a success, otherwise also as much of the body as arrives in time.
 fn fetch(address: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT)?;
@@ -58,7 +59,7 @@ fn fetch(address: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// A shim that listens on every address is reached over loopback.
+/// A shim that listens on all addresses is reached over loopback.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

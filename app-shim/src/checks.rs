@@ -1,4 +1,4 @@
-//! Health checks of the program: what is known of the app, put together into one answer.
+//! Answers health checks, from the phase of the app and a probe of it.
 
 mod probe;
 
@@ -27,10 +27,10 @@ pub(crate) struct Checks {
     health: Health,
 }
 
-/// What is in flight, as far as we can know.
+/// Where the number of requests in flight comes from.
 #[derive(Debug)]
 pub(crate) enum InFlight {
-    /// Exchanges and tunnels that pass through us.
+    /// Exchanges and tunnels that pass through the shim.
     Exchanges(Arc<Drain>),
     /// Connections to the app's port.
     Connections(u16),
@@ -71,7 +71,7 @@ impl Checks {
         request.uri().path() == self.path && matches!(*request.method(), Method::GET | Method::HEAD)
     }
 
-    /// Whether the app is to answer by itself.
+    /// Whether the app answers this health check itself.
     pub(crate) fn is_left_to_the_app(&self) -> bool {
         self.source == HealthSource::App && self.phase() == Phase::Serving
     }
@@ -80,7 +80,7 @@ impl Checks {
     pub(crate) async fn answer(&self, asking: usize) -> Response<Full<Bytes>> {
         let (status, reason) = match self.phase() {
             Phase::Starting => {
-                (Status::Starting, Some(format!("the app does not accept connections on {} yet", self.app)))
+                (Status::Starting, Some(format!("the app doesn't accept connections on {} yet", self.app)))
             }
             Phase::Draining => (Status::Draining, None),
             Phase::Serving => match self.probe().await {

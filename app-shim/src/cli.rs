@@ -1,4 +1,4 @@
-//! The command line: every option is also a variable, so that an image can be set up without one.
+//! The command line. Every option can also be set with a variable, so that an image needs no arguments.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -10,51 +10,73 @@ use clap::{Parser, ValueEnum};
 
 use crate::ask;
 use crate::exit::Exit;
+use crate::plain::plain;
 use crate::process;
 use crate::run;
 use crate::settings::{self, AppAddress, Settings};
 
-/// Exit codes, as shown by `--help`.
-const EXIT_CODES: &str = "Exit codes: the app's own, 128+n if signal n ended it · 0 stopped, nothing was cut · 2 usage · 124 exchanges were cut · 125 the shim failed · 126 the command can't be executed · 127 no such command · 137 stopped, but the app had to be killed";
+/// Shown below the options of `--help`.
+const AFTER_HELP: &str = "\
+Examples:
+  app-shim -- node server.js
+  app-shim --listen 0.0.0.0:3008 --app 127.0.0.1:3000 --health both -- node server.js
+  app-shim --app unix:/run/app.sock -- gunicorn --bind unix:/run/app.sock app
+  app-shim --check                           # in a HEALTHCHECK: exits with 0 if the running shim is healthy
 
-/// Starts an app, sits in the path of its requests, and lets them finish when it is told to stop.
+SIGTERM or SIGINT starts the drain. A second signal ends the wait for requests, a third the wait for the app.
+
+Exit codes:
+  the app's own, or 128+n if signal n ended it
+  0    asked to stop, and everything was drained
+  2    invalid arguments
+  124  requests or tunnels were cut
+  125  app-shim failed
+  126  the command can't be executed
+  127  the command doesn't exist
+  137  everything was drained, but the app had to be killed";
+
+/// The headings of the options in `--help`.
+const HEALTH: &str = "Health and metrics";
+const TIMEOUTS: &str = "Timeouts";
+
+/// Start an app, forward its requests, and let requests in flight finish before the app is stopped
 #[derive(Debug, Parser)]
-#[command(name = "app-shim", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+#[command(name = "app-shim", version, after_help = AFTER_HELP, arg_required_else_help = true)]
 pub(crate) struct Args {
-    /// Where clients connect; with --supervise-only, where only health is served [default: 0.0.0.0:3008; with --supervise-only: nowhere]
+    /// Where clients connect; with --supervise-only, where health is served [default: 0.0.0.0:3008; with --supervise-only: nowhere]
     #[arg(long, value_name = "ADDRESS", env = "APP_SHIM_LISTEN", value_parser = settings::listen_address)]
     pub(crate) listen: Option<std::net::SocketAddr>,
-    /// Where the app listens: ip:port, localhost:port or unix:/path; sets PORT and HOSTNAME for it
+    /// Where the app listens: ip:port, localhost:port or unix:/path; sets PORT and HOSTNAME for the app
     #[arg(long, value_name = "ADDRESS", env = "APP_SHIM_APP", default_value = "127.0.0.1:3000")]
     pub(crate) app: AppAddress,
-    /// The path of the health check
-    #[arg(long, value_name = "PATH", env = "APP_SHIM_HEALTH_PATH", default_value = "/api/health", value_parser = settings::path)]
-    pub(crate) health_path: String,
-    /// Who answers the health check
-    #[arg(long, value_name = "WHO", env = "APP_SHIM_HEALTH", default_value = "shim")]
-    pub(crate) health: HealthSource,
-    /// How long what is in flight may take after SIGTERM
-    #[arg(long, value_name = "DURATION", env = "APP_SHIM_DRAIN_TIMEOUT", default_value = "30s", value_parser = settings::duration)]
-    pub(crate) drain_timeout: Duration,
-    /// How long the app may take to end, after the drain, before it is killed
-    #[arg(long, value_name = "DURATION", env = "APP_SHIM_KILL_AFTER", default_value = "5s", value_parser = settings::duration)]
-    pub(crate) kill_after: Duration,
-    /// How long the app may take until it accepts connections
-    #[arg(long, value_name = "DURATION", env = "APP_SHIM_START_TIMEOUT", default_value = "5m", value_parser = settings::duration)]
-    pub(crate) start_timeout: Duration,
-    /// Stay out of the path: on SIGTERM, wait for the app's connections to end
-    #[arg(long, env = "APP_SHIM_SUPERVISE_ONLY", value_parser = FalseyValueParser::new())]
-    pub(crate) supervise_only: bool,
-    /// Serve Prometheus metrics and health here, until the very end
-    #[arg(long, value_name = "ADDRESS", env = "APP_SHIM_METRICS", value_parser = settings::listen_address)]
-    pub(crate) metrics: Option<std::net::SocketAddr>,
-    /// Start although something already listens on --app: only for an app that inherits its listening socket
+    /// Start even if a process already accepts connections on --app; only for an app that inherits its listening socket
     #[arg(long, env = "APP_SHIM_ALLOW_LISTENING", value_parser = FalseyValueParser::new())]
     pub(crate) allow_listening: bool,
-    /// Start nothing; ask the shim that listens there whether it is healthy. Exit code 0 if it is: for HEALTHCHECK
-    #[arg(long, conflicts_with = "command")]
+    /// Stay out of the request path; on SIGTERM, wait for the app's established TCP connections to end
+    #[arg(long, env = "APP_SHIM_SUPERVISE_ONLY", value_parser = FalseyValueParser::new())]
+    pub(crate) supervise_only: bool,
+    /// Path of the health check
+    #[arg(long, help_heading = HEALTH, value_name = "PATH", env = "APP_SHIM_HEALTH_PATH", default_value = "/api/health", value_parser = settings::path)]
+    pub(crate) health_path: String,
+    /// Who answers the health check
+    #[arg(long, help_heading = HEALTH, value_name = "WHO", env = "APP_SHIM_HEALTH", default_value = "shim")]
+    pub(crate) health: HealthSource,
+    /// Serve Prometheus metrics at /metrics, and health, until the very end
+    #[arg(long, help_heading = HEALTH, value_name = "ADDRESS", env = "APP_SHIM_METRICS", value_parser = settings::listen_address)]
+    pub(crate) metrics: Option<std::net::SocketAddr>,
+    /// Start nothing; ask the shim that listens on --listen whether it is healthy, and exit with 0 if it is
+    #[arg(long, help_heading = HEALTH, conflicts_with = "command")]
     pub(crate) check: bool,
-    /// The app
+    /// How long the app may take to accept connections after its start
+    #[arg(long, help_heading = TIMEOUTS, value_name = "DURATION", env = "APP_SHIM_START_TIMEOUT", default_value = "5m", value_parser = settings::duration)]
+    pub(crate) start_timeout: Duration,
+    /// How long requests in flight may take after SIGTERM
+    #[arg(long, help_heading = TIMEOUTS, value_name = "DURATION", env = "APP_SHIM_DRAIN_TIMEOUT", default_value = "30s", value_parser = settings::duration)]
+    pub(crate) drain_timeout: Duration,
+    /// How long the app may take to exit after the drain before it is killed
+    #[arg(long, help_heading = TIMEOUTS, value_name = "DURATION", env = "APP_SHIM_KILL_AFTER", default_value = "5s", value_parser = settings::duration)]
+    pub(crate) kill_after: Duration,
+    /// The app's command and its arguments
     #[arg(last = true, required_unless_present = "check", value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
@@ -70,13 +92,13 @@ pub fn command() -> clap::Command {
 pub(crate) enum HealthSource {
     /// The shim: healthy while the app accepts connections
     Shim,
-    /// The app, but for the time before it accepts and after SIGTERM
+    /// The app itself, except while it starts and drains
     App,
-    /// The shim, which asks the app too: healthy only if both are
+    /// The shim, healthy only if the app answers 2xx too
     Both,
 }
 
-/// Parses the command line, runs the app to its end, and says how it went.
+/// Parses the command line, runs the app until it exits, and returns the exit code.
 pub fn main() -> ExitCode {
     if let Some(exit) = process::become_the_app(std::env::args_os()) {
         return exit.into();
@@ -86,7 +108,7 @@ pub fn main() -> ExitCode {
         return match ask::ask(args.listen.unwrap_or(settings::DEFAULT_LISTEN), &args.health_path) {
             Ok(()) => ExitCode::SUCCESS,
             Err(reason) => {
-                let _ = writeln!(io::stderr(), "app-shim: {reason}");
+                let _ = writeln!(io::stderr(), "app-shim: {}", plain(&reason));
                 ExitCode::FAILURE
             }
         };
@@ -101,7 +123,7 @@ pub fn main() -> ExitCode {
     match run::run(settings) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            let _ = writeln!(io::stderr(), "app-shim: {error:#}");
+            let _ = writeln!(io::stderr(), "app-shim: {}", plain(&error.to_string()));
             Exit::Failed.into()
         }
     }

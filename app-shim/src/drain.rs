@@ -1,9 +1,9 @@
-//! What is in flight, and the end of it.
+//! Counts what is in flight, and waits for it to finish.
 //!
-//! Every connection and every tunnel holds a [`Work`] for as long as it lives, every exchange an [`Exchange`] until
-//! the last byte of its response is handed over. A drain is over when no work is left, so that the last bytes are
-//! written too; what is told to people are the exchanges and the tunnels. This module never ends any work itself:
-//! what is still there at the deadline is cut by the process leaving.
+//! Every connection and tunnel holds a [`Work`] while it is open; every exchange holds an [`Exchange`] until the last
+//! byte of its response is handed over. A drain ends when no work is left, so that the last bytes are written too.
+//! Logs and metrics report exchanges and tunnels. This module never ends any work itself: what is left at the
+//! deadline is cut when the process exits.
 
 mod sync;
 mod tally;
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use tally::{Held, Tally};
 
-/// Knows whether the app is leaving and how much it still has to finish.
+/// Whether the drain has started, and how much work is left.
 #[derive(Debug)]
 pub struct Drain {
     /// The deadline, once the drain has started.
@@ -27,19 +27,19 @@ pub struct Drain {
     tunnels: AtomicUsize,
 }
 
-/// One connection or tunnel that is open; dropping it says that it is done.
+/// An open connection or tunnel, until it is dropped.
 #[derive(Debug)]
 pub struct Work {
     deadline: watch::Receiver<Option<Instant>>,
     _held: Held,
 }
 
-/// One exchange in flight; dropping it says that it is over.
+/// An exchange in flight, until it is dropped.
 #[derive(Debug)]
 pub struct Exchange(Arc<Drain>);
 
-/// One tunnel in flight. It is work of its own: take it before the connection it comes from lets go, so that the
-/// count never touches zero in between.
+/// A tunnel in flight. It is work of its own: begin it before the connection it comes from closes, so that the count
+/// never reaches zero in between.
 #[derive(Debug)]
 pub struct Tunnel {
     drain: Arc<Drain>,
@@ -56,7 +56,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// With so many left in flight.
+    /// The outcome with this many left in flight.
     #[must_use]
     pub fn of(left: usize) -> Self {
         if left == 0 { Self::Clean } else { Self::Cut(left) }
@@ -92,8 +92,7 @@ impl Drain {
         Tunnel { drain: Arc::clone(self), work: self.begin_work() }
     }
 
-    /// Tells all work, present and to come, that the app is leaving and how long it may take. Only the first call
-    /// counts.
+    /// Starts the drain for all work, present and future, with this timeout. Only the first call counts.
     pub fn start(&self, timeout: Duration) {
         self.deadline.send_if_modified(|deadline| {
             let first = deadline.is_none();
@@ -117,12 +116,12 @@ impl Drain {
         self.tunnels.load(Ordering::Relaxed)
     }
 
-    /// How many connections and tunnels are open, idle ones too.
+    /// How many connections and tunnels are open, including idle ones.
     pub fn connections(&self) -> usize {
         self.work.left()
     }
 
-    /// Waits until no work is left or the deadline has come. Before the drain has started there is no deadline.
+    /// Waits until no work is left, or until the deadline. Before the drain has started there is no deadline.
     pub async fn finish(&self) -> Outcome {
         let deadline = *self.deadline.borrow();
         let over = self.work.over();
@@ -132,25 +131,25 @@ impl Drain {
         };
         match tokio::time::timeout_at(deadline, over).await {
             Ok(()) => Outcome::Clean,
-            // Connections without an exchange have nothing to lose.
+            // Closing a connection without an exchange loses nothing.
             Err(_) => Outcome::of(self.in_flight()),
         }
     }
 }
 
 impl Work {
-    /// Waits until the drain starts, and gives its deadline. May be dropped and called again.
+    /// Waits until the drain starts, and returns its deadline. Cancel-safe.
     pub async fn drain_started(&mut self) -> Instant {
         match self.deadline.wait_for(Option::is_some).await {
             Ok(deadline) => deadline.unwrap_or_else(Instant::now),
-            // The `Drain` is gone, which no work outlives by long: then it is time to leave too.
+            // The `Drain` is gone, so the process is exiting.
             Err(_) => Instant::now(),
         }
     }
 }
 
 impl Tunnel {
-    /// Waits until the drain starts, and gives its deadline. May be dropped and called again.
+    /// Waits until the drain starts, and returns its deadline. Cancel-safe.
     pub async fn drain_started(&mut self) -> Instant {
         self.work.drain_started().await
     }
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_begins_after_the_start_is_told_too() {
+    async fn work_that_begins_after_the_drain_has_started_sees_it() {
         let drain = Arc::new(Drain::default());
         drain.start(LONG);
         drain.begin_work().drain_started().await;

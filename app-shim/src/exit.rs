@@ -1,26 +1,27 @@
-//! How the whole ended, and the one place where that becomes an exit code.
+//! How the program ended, and the only place where that becomes an exit code.
 
 use std::io;
 use std::process::ExitCode;
 
 use crate::process::{Ended, SpawnError};
 
-/// The exit codes; see docs/cli.md. 2 (usage) is clap's. 124 to 127 mean what they mean for `timeout` and `env`.
+/// The exit codes; see docs/cli.md. 2 (invalid arguments) is clap's. 124 to 127 mean what they mean for `timeout` and
+/// `env`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Drained, and the app has ended when it was told to.
+    /// Drained, and the app exited when asked to.
     Drained,
-    /// The app ended by itself.
+    /// The app exited on its own.
     AppEnded(Ended),
     /// Exchanges were cut.
     Cut,
     /// Drained, but the app had to be killed.
     AppKilled,
-    /// We could not do our own work.
+    /// The shim itself failed.
     Failed,
     /// The command can't be executed.
     NotExecutable,
-    /// There is no such command.
+    /// The command doesn't exist.
     NotFound,
 }
 
@@ -38,7 +39,7 @@ impl Exit {
         }
     }
 
-    /// For an app that could not be started.
+    /// For an app that couldn't be started.
     pub(crate) fn of_spawn(error: &SpawnError) -> Self {
         match error.source.kind() {
             io::ErrorKind::NotFound => Self::NotFound,

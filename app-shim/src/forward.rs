@@ -1,7 +1,7 @@
-//! Carries requests to the app and answers back, and answers for the app where it can't.
+//! Forwards requests to the app and its responses to the client, and responds itself where the app can't.
 //!
-//! Bodies stream both ways at once. A client that leaves ends the app's work: everything an exchange holds goes with
-//! its future or its body. A request is sent again only if that can do no harm, see [`Forwarder::send`].
+//! Bodies stream in both directions at once. If a client leaves, the app's work is cancelled: dropping the exchange's
+//! future or body drops everything it holds. A request is sent again only if that is safe, see [`Forwarder::send`].
 
 mod body;
 mod expect;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use crate::checks::Checks;
 use crate::drain::Drain;
 use crate::metrics::Meters;
+use crate::plain::plain;
 use crate::settings::AppAddress;
 use crate::supervise::Phase;
 use body::{Body, RequestBody};
@@ -25,7 +26,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 use upstream::{AppConnection, Pool, Trouble};
 
-/// Everything that answering a request needs.
+/// Everything needed to respond to a request.
 pub(crate) struct Forwarder {
     app: AppAddress,
     pool: Arc<Pool>,
@@ -39,7 +40,7 @@ impl Forwarder {
         Self { app, pool: Arc::default(), drain, checks, meters }
     }
 
-    /// Closes idle connections to the app, for good: an app that waits for them to end need not.
+    /// Closes idle connections to the app and keeps none from now on, so that an app that waits for them can exit.
     pub(crate) fn close(&self) {
         self.pool.close();
     }
@@ -52,7 +53,7 @@ impl Forwarder {
         let response = if self.checks.phase() == Phase::Starting {
             starting()
         } else if request.method() == Method::CONNECT {
-            refusal(StatusCode::METHOD_NOT_ALLOWED, "this is not a proxy to other hosts")
+            refusal(StatusCode::METHOD_NOT_ALLOWED, "CONNECT isn't supported")
         } else if let Some(fault) = head::fault(&request) {
             refusal(StatusCode::BAD_REQUEST, fault)
         } else {
@@ -95,8 +96,8 @@ impl Forwarder {
 
     /// Sends a request and waits for the head of its response.
     ///
-    /// The app may close an idle connection at the moment we use it. Then the request goes out again on a fresh one:
-    /// if nothing of it was written, or if its method is safe and it has no body. Nothing else is ever sent twice.
+    /// The app may close an idle connection just as it is used. Then the request is sent again on a fresh one, if
+    /// none of it was written, or if its method is safe and it has no body. Nothing else is ever sent twice.
     async fn send(
         &self,
         mut request: Request<RequestBody>,
@@ -135,9 +136,9 @@ fn starting() -> Response<Body> {
     answer
 }
 
-/// An answer of our own, which says so.
+/// A response from the shim itself, marked as such.
 fn refusal(status: StatusCode, reason: &str) -> Response<Body> {
-    let mut response = Response::new(Body::whole(format!("app-shim: {reason}\n").into()));
+    let mut response = Response::new(Body::whole(format!("app-shim: {}\n", plain(reason)).into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response

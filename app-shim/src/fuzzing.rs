@@ -1,4 +1,4 @@
-//! For the fuzz targets alone, which need the path of requests without a process around it. Never in a shipped program.
+//! For fuzz targets only, which need the request path without an app process. Never compiled into a shipped program.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use crate::server;
 use crate::settings::Settings;
 use crate::supervise::Phase;
 
-/// Serves an app that accepts connections already, for ever.
+/// Serves an app that already accepts connections. Never returns.
 ///
 /// # Panics
-/// Its settings can't be made.
-#[allow(clippy::expect_used, reason = "for tests alone")]
+/// If the settings are invalid.
+#[allow(clippy::expect_used, reason = "for tests only")]
 pub async fn serve(listener: TcpListener, app: SocketAddr) {
     let args = Args::parse_from(["app-shim", "--app", &app.to_string(), "--", "true"]);
     let settings = Settings::new(args).expect("they are good");

@@ -1,4 +1,4 @@
-//! What an app says of itself, in the form of `/api/health`.
+//! The health answer of an app, in the format of `/api/health`.
 
 use std::time::Instant;
 
@@ -8,7 +8,9 @@ use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use uh_protocol::health::HealthBody;
 
-/// Who answers.
+use crate::plain::plain;
+
+/// Which backend and version an app is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// `DEPLOYMENT_ENV`, else `blue`: the backend's name.
@@ -17,20 +19,20 @@ pub struct Identity {
     pub version: Option<String>,
 }
 
-/// How an app is.
+/// The health of an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// It serves: 200.
+    /// The app serves: 200.
     Healthy,
-    /// It does not accept connections yet: 503.
+    /// The app doesn't accept connections yet: 503.
     Starting,
-    /// It does not serve: 503.
+    /// The app doesn't serve: 503.
     Unhealthy,
-    /// It is leaving: 503.
+    /// The app is draining: 503.
     Draining,
 }
 
-/// Answers for an app from its start on.
+/// Builds health answers for an app.
 #[derive(Debug)]
 pub struct Health {
     identity: Identity,
@@ -38,7 +40,7 @@ pub struct Health {
 }
 
 impl Identity {
-    /// Reads it from an environment given as a function from name to value. What is empty counts as not given.
+    /// Reads the identity from an environment, given as a function from name to value. Empty values count as missing.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
         let given = |name| lookup(name).filter(|value| !value.is_empty());
         Self {
@@ -49,7 +51,7 @@ impl Identity {
 }
 
 impl Status {
-    /// The word for it.
+    /// The value of `status` in the answer.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -60,7 +62,7 @@ impl Status {
         }
     }
 
-    /// The HTTP status for it.
+    /// The HTTP status of the answer.
     #[must_use]
     pub fn code(self) -> StatusCode {
         match self {
@@ -71,13 +73,13 @@ impl Status {
 }
 
 impl Health {
-    /// Its uptime begins now.
+    /// Starts counting the uptime now.
     #[must_use]
     pub fn new(identity: Identity) -> Self {
         Self { identity, started_at: Instant::now() }
     }
 
-    /// The answer to a health check. `in_flight` leaves out the check itself; `reason` says what is wrong.
+    /// The answer to a health check. `in_flight` doesn't include the check itself; `reason` says what is wrong.
     #[must_use]
     pub fn answer(&self, status: Status, in_flight: usize, reason: Option<String>) -> Response<Full<Bytes>> {
         let body = HealthBody {
@@ -87,9 +89,9 @@ impl Health {
             version: self.identity.version.clone(),
             uptime: Some(self.started_at.elapsed().as_secs_f64()),
             in_flight: Some(in_flight as u64),
-            reason,
+            reason: reason.map(|reason| plain(&reason)),
         };
-        // Plain data with string keys always becomes JSON.
+        // Plain data with string keys always serialises.
         let body = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = Response::new(Full::new(Bytes::from(body)));
         *response.status_mut() = status.code();
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_of_the_app_wins_over_the_one_npm_sets() {
+    fn app_version_takes_precedence_over_npm_package_version() {
         let npm = ("npm_package_version", "1.2.3");
         assert_eq!(identity(&[npm]).version.as_deref(), Some("1.2.3"));
         assert_eq!(identity(&[npm, ("APP_VERSION", "9.0.0")]).version.as_deref(), Some("9.0.0"));
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_body_has_the_fields_of_the_guide() {
+    async fn the_body_has_the_documented_fields() {
         let health = Health::new(identity(&[("DEPLOYMENT_ENV", "green"), ("APP_VERSION", "1.2.3")]));
         let answer = health.answer(Status::Healthy, 3, None);
         assert_eq!(answer.status(), StatusCode::OK);

@@ -1,14 +1,15 @@
-//! Makes any app drain properly: as process 1 beside it, or from within.
+//! Makes any app drain properly: as process 1 in front of it, or as a library.
 //!
-//! The program `app-shim` starts an app, sits in the path of its requests, and on SIGTERM lets what is in flight
-//! finish before the app gets to know. A Rust app needs no process beside it: it can embed [`drain`], [`server`] and
-//! [`health`], the parts the program is made of.
+//! The program `app-shim` starts an app, forwards its requests, and on SIGTERM lets requests in flight finish before
+//! it stops the app. A Rust app needs no extra process: it can use [`drain`], [`server`] and [`health`], the parts
+//! the program is made of.
 //!
-//! In reading order. For both: [`drain`] (what is in flight), [`server`] (accept, serve, leave), [`health`] (what is
-//! said of it). The program: [`cli`] → `settings` → `run` (puts it together) → `supervise` (the order of events) on
-//! top of `signals`, `process` (the app), `sockets` (of an app we don't sit in front of), `exit` and `log`; `forward`
-//! carries the requests, `checks` answers health checks, `metrics` counts, and `side` serves both beside the path.
-//! `ask` is the other end of a health check: `--check`, for images that have no curl.
+//! In reading order. For both: [`drain`] (counts what is in flight), [`server`] (accepts, serves, drains), [`health`]
+//! (builds health answers). The program: [`cli`] → `settings` → `run` (puts it together) → `supervise` (the order of
+//! events) on top of `signals`, `process` (the app), `sockets` (connection counts for `--supervise-only`), `exit`,
+//! `log` and `plain`; `forward` forwards requests, `checks` answers health checks, `metrics` counts, and `side`
+//! serves health and metrics on other ports. `ask` implements `--check`, the client of a health check for images
+//! without curl.
 
 mod ask;
 mod checks;
@@ -21,6 +22,7 @@ pub mod fuzzing;
 pub mod health;
 mod log;
 mod metrics;
+mod plain;
 mod process;
 mod run;
 pub mod server;

@@ -1,13 +1,15 @@
-//! Our own lines, to standard error, in the form of the guide: `[2025-12-03 10:30:00] Received SIGTERM` (UTC).
+//! The shim's own log lines, on standard error: `[2025-12-03 10:30:00] Received SIGTERM` (UTC).
 //!
-//! A thread of its own writes them: whoever reads standard error may be slow, stuck or gone, and must not hold up a
-//! drain. A line that can't wait in the queue is lost.
+//! A separate thread writes them, because a slow, stuck or vanished reader of standard error must not delay a drain.
+//! When the queue is full, lines are dropped.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
+
+use crate::plain::plain;
 
 /// Lines that wait for the writing thread.
 const QUEUE_LINES: usize = 1_000;
@@ -18,7 +20,7 @@ const FLUSH_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(crate) struct Log(SyncSender<String>);
 
-/// Says, by being closed, that everything is written.
+/// Closed once everything is written.
 #[derive(Debug)]
 pub(crate) struct Written(Receiver<()>);
 
@@ -29,7 +31,7 @@ impl Log {
         let (all_written, written) = sync_channel(0);
         thread::Builder::new().name("log".to_owned()).spawn(move || {
             for line in lines {
-                // With standard error gone there is nobody left to tell.
+                // If standard error is gone, the error can't be reported either.
                 let _ = io::stderr().write_all(line.as_bytes());
             }
             drop(all_written);
@@ -40,12 +42,12 @@ impl Log {
     /// Writes a line.
     pub(crate) fn line(&self, message: impl Display) {
         let time = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S");
-        let _ = self.0.try_send(format!("[{time}] {message}\n"));
+        let _ = self.0.try_send(format!("[{time}] {}\n", plain(&message.to_string())));
     }
 }
 
 impl Written {
-    /// Waits a while for the last lines. Every [`Log`] must be gone.
+    /// Waits briefly for the last lines. Every [`Log`] must have been dropped.
     pub(crate) fn wait(&self) {
         let _ = self.0.recv_timeout(FLUSH_WAIT);
     }

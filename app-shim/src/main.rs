@@ -1,4 +1,4 @@
-//! `app-shim`: process 1 beside any app.
+//! `app-shim`: process 1 in front of any app.
 
 use std::process::ExitCode;
 

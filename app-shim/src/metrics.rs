@@ -1,4 +1,4 @@
-//! What is counted, as Prometheus reads it.
+//! Counters, and their Prometheus text.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -8,17 +8,17 @@ use hyper::StatusCode;
 
 use crate::drain::Drain;
 
-/// The counters of the path of requests.
+/// The counters of the request path.
 #[derive(Debug)]
 pub(crate) struct Meters {
     drain: Arc<Drain>,
-    /// By the first digit of the status; 0 is none of them.
+    /// By the first digit of the status; 0 is for any other.
     responses: [AtomicU64; 6],
-    /// Exchanges that the app did not complete.
+    /// Exchanges that the app didn't complete.
     broken: AtomicUsize,
     /// Connections to the app that were opened.
     opened: AtomicU64,
-    /// Requests that went out again on another connection.
+    /// Requests that were sent again on another connection.
     resent: AtomicU64,
 }
 
@@ -51,12 +51,12 @@ impl Meters {
         self.resent.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many exchanges the app did not complete, ever.
+    /// How many exchanges the app didn't complete since the start.
     pub(crate) fn broken(&self) -> usize {
         self.broken.load(Ordering::Relaxed)
     }
 
-    /// In Prometheus' text format.
+    /// In the Prometheus text format.
     pub(crate) fn render(&self) -> String {
         let mut text = String::with_capacity(2_048);
         let exchanges = self.drain.in_flight() - self.drain.tunnels();
@@ -64,23 +64,23 @@ impl Meters {
         let (opened, resent) = (self.opened.load(Ordering::Relaxed), self.resent.load(Ordering::Relaxed));
         let draining = u64::from(self.drain.has_started());
         for (name, kind, help, value) in [
-            ("requests_in_flight", "gauge", "Requests whose response is not complete.", exchanges as u64),
-            ("tunnels", "gauge", "WebSockets that are open.", self.drain.tunnels() as u64),
-            ("client_connections", "gauge", "Connections of clients, idle ones too.", self.clients() as u64),
-            ("draining", "gauge", "1 once the shim was told to stop.", draining),
-            ("app_connections_opened_total", "counter", "Connections opened to the app.", opened),
+            ("requests_in_flight", "gauge", "Requests whose response isn't complete.", exchanges as u64),
+            ("tunnels", "gauge", "Open WebSockets.", self.drain.tunnels() as u64),
             (
-                "resent_total",
-                "counter",
-                "Requests sent again after the app closed an idle connection.",
-                resent,
+                "client_connections",
+                "gauge",
+                "Client connections, including idle ones.",
+                self.clients() as u64,
             ),
-            ("broken_total", "counter", "Exchanges that the app did not complete.", broken),
+            ("draining", "gauge", "1 once the shim was asked to stop.", draining),
+            ("app_connections_opened_total", "counter", "Connections opened to the app.", opened),
+            ("resent_total", "counter", "Requests retried after the app closed an idle connection.", resent),
+            ("broken_total", "counter", "Requests that the app didn't complete.", broken),
         ] {
             let _ = writeln!(text, "# HELP app_shim_{name} {help}\n# TYPE app_shim_{name} {kind}");
             let _ = writeln!(text, "app_shim_{name} {value}");
         }
-        let _ = writeln!(text, "# HELP app_shim_responses_total Responses by class of status.");
+        let _ = writeln!(text, "# HELP app_shim_responses_total Responses by status class.");
         let _ = writeln!(text, "# TYPE app_shim_responses_total counter");
         for (class, count) in self.responses.iter().enumerate().skip(1) {
             let count = count.load(Ordering::Relaxed);
@@ -92,7 +92,7 @@ impl Meters {
         text
     }
 
-    /// Tunnels are work too, and so is the listener until the drain.
+    /// Tunnels count as work too, and so does the listener until the drain.
     fn clients(&self) -> usize {
         let listener = usize::from(!self.drain.has_started());
         self.drain.connections().saturating_sub(self.drain.tunnels() + listener)

@@ -1,15 +1,15 @@
-//! The app as a process: started in a group of its own, signalled as a group, reaped with everything else.
+//! The app as a process: started in its own process group, signalled as a group, reaped with all other children.
 //!
-//! As process 1, or as a subreaper, we are the parent of every orphan below us, so all children are waited for here
-//! and by nobody else.
+//! As process 1 or as a subreaper, the shim is the parent of every orphan below it, so all children are waited for
+//! here and nowhere else.
 //!
-//! The app must not outlive us: killed, we would leave it on its port with nobody to stop it. Only the child itself can
-//! ask the kernel for that, between its fork and its exec. So the child is this program once more
-//! (`app-shim --exec-for PID COMMAND…`), which asks and then becomes the app: same process, same id.
+//! The app must not outlive the shim: if the shim is killed, nothing would stop the app and free its port. Only the
+//! child itself can ask the kernel for that, between its fork and its exec. So the child is this program again
+//! (`app-shim --exec-for PID COMMAND…`), which asks for it and then executes the app in the same process.
 //!
-//! That covers the app's first process alone: the kernel passes the request on to none of its children, such as the server
-//! that `npm start` runs. As process 1 of a container they end with us; elsewhere, a killed app-shim can leave them behind,
-//! and the next start refuses the address that they listen on.
+//! That covers only the app's first process: its children, such as the server that `npm start` runs, don't inherit
+//! the request. In a container they end with process 1. Elsewhere, a killed app-shim can leave them behind, and the
+//! next start refuses because they still listen on the app's address.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -23,24 +23,25 @@ use rustix::process::{
 };
 
 use crate::exit::Exit;
+use crate::plain::plain;
 
-/// This program, even where its file has been replaced or removed since.
+/// This program, even if its file has been replaced or removed since.
 const OURSELVES: &str = "/proc/self/exe";
-/// The word that makes it become the app. Not an option: nobody but [`App::spawn`] says it.
+/// The argument that makes this program execute the app. Not an option: only [`App::spawn`] passes it.
 const EXEC_FOR: &str = "--exec-for";
 
-/// How the app ended.
+/// How the app exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// By itself, with this code.
+    /// With this code.
     Exited(u8),
-    /// By this signal.
+    /// Killed by this signal.
     Killed(u8),
 }
 
-/// The app could not be started.
+/// The app couldn't be started.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start {program:?}")]
+#[error("can't start {program:?}")]
 pub(crate) struct SpawnError {
     program: OsString,
     /// Why.
@@ -51,13 +52,13 @@ pub(crate) struct SpawnError {
 /// The app's processes.
 #[derive(Debug)]
 pub(crate) struct App {
-    /// The first process, whose end is the app's; also the number of the group.
+    /// The first process, whose exit is the app's exit; also the id of the group.
     pid: Pid,
     ended: Option<Ended>,
 }
 
 impl Ended {
-    /// As shells say it: the code, or 128 and the signal.
+    /// As in shells: the code, or 128 plus the signal.
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Exited(code) => code,
@@ -71,12 +72,12 @@ impl Ended {
     }
 }
 
-/// Makes this process the parent of orphans below it, as process 1 is anyway.
+/// Makes this process the parent of orphaned descendants, as process 1 always is.
 pub(crate) fn adopt_orphans() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
-/// In the child of [`App::spawn`]: becomes the app. `None`: this is not that child. Returns only if it fails.
+/// In the child of [`App::spawn`]: executes the app. `None`: this isn't that child. Returns `Some` only if it fails.
 pub(crate) fn become_the_app(mut arguments: impl Iterator<Item = OsString>) -> Option<Exit> {
     if arguments.nth(1)? != EXEC_FOR {
         return None;
@@ -84,7 +85,7 @@ pub(crate) fn become_the_app(mut arguments: impl Iterator<Item = OsString>) -> O
     let parent: i32 = arguments.next()?.to_str()?.parse().ok()?;
     let program = arguments.next()?;
     let asked = set_parent_process_death_signal(Some(Signal::KILL));
-    // It may have died before we asked.
+    // The parent may have died before the request.
     if getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(parent) {
         return Some(Exit::Failed);
     }
@@ -93,14 +94,14 @@ pub(crate) fn become_the_app(mut arguments: impl Iterator<Item = OsString>) -> O
         Err(error) => error.into(),
     };
     let error = SpawnError { program, source };
-    // In one piece: app-shim writes there at the same time.
-    let line = format!("app-shim: {error}: {}\n", error.source);
+    // One write, because the parent writes to standard error at the same time.
+    let line = format!("app-shim: {error}: {}\n", plain(&error.source.to_string()));
     let _ = io::stderr().write_all(line.as_bytes());
     Some(Exit::of_spawn(&error))
 }
 
 impl App {
-    /// Starts it. Nobody may reap until this is back: a failure to execute shows as a child that ended.
+    /// Starts the app. Don't reap until this returns: a failed exec shows up as a child that exited.
     pub(crate) fn spawn(command: &[OsString], environment: &[(&str, String)]) -> Result<Self, SpawnError> {
         let (program, arguments) = command
             .split_first()
@@ -116,7 +117,7 @@ impl App {
         command.args(arguments).process_group(0);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         match command.spawn() {
-            // Never waited for as a `Child`, but with all others in `reap`.
+            // Not waited for as a `Child`, but with all others in `reap`.
             Ok(child) => Ok(Self { pid: Pid::from_child(&child), ended: None }),
             Err(source) => Err(SpawnError { program, source }),
         }
@@ -127,12 +128,12 @@ impl App {
         self.pid
     }
 
-    /// How its first process ended, if it has.
+    /// How its first process exited, if it has.
     pub(crate) fn ended(&self) -> Option<Ended> {
         self.ended
     }
 
-    /// Waits for every child that has ended, ours and adopted ones.
+    /// Reaps every child that has exited, including adopted ones.
     pub(crate) fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if pid == self.pid {
@@ -141,12 +142,12 @@ impl App {
         }
     }
 
-    /// Signals all of its processes. That there is none left to signal is no failure.
+    /// Signals all of its processes. It is fine if none is left.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = kill_process_group(self.pid, signal);
     }
 
-    /// Whether none of its processes is left.
+    /// Whether all of its processes have exited.
     pub(crate) fn is_gone(&self) -> bool {
         self.ended.is_some() && test_kill_process_group(self.pid).is_err()
     }

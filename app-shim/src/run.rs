@@ -1,5 +1,5 @@
-//! Puts the program together. The order matters: signal handlers first, so that no signal is lost; then the ports,
-//! so that a mistake shows before the app has started; then the app.
+//! Puts the program together. The order matters: signal handlers first, so that no signal is lost; then the ports, so
+//! that a mistake shows before the app starts; then the app.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -23,20 +23,20 @@ use crate::signals::Received;
 use crate::supervise::{Phase, Supervisor};
 use crate::{server, side, signals};
 
-/// The most connections of clients at once. Each needs two descriptors and some tens of KiB.
+/// The most client connections at once. Each needs two descriptors and some tens of KiB.
 const CONNECTIONS_MAX: u64 = 10_000;
-/// Descriptors that are not for clients: listeners, standard streams, idle connections to the app.
+/// Descriptors that aren't for clients: listeners, standard streams, idle connections to the app.
 const DESCRIPTORS_RESERVED: u64 = 100;
 
-/// Something that the system refuses us.
+/// Something the system refuses.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {what}: {source}")]
+#[error("can't {what}: {source}")]
 pub(crate) struct RunError {
     what: String,
     source: io::Error,
 }
 
-/// How long whoever listens at the app's address may take to accept. It is on this machine.
+/// How long a process that listens on the app's address may take to accept. It is on this machine.
 const TAKEN_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
@@ -44,7 +44,7 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
     move |source| RunError { what, source }
 }
 
-/// What must be had before the app starts.
+/// What must be in place before the app starts.
 struct Bound {
     signals: mpsc::Receiver<Received>,
     path: Option<TcpListener>,
@@ -52,11 +52,11 @@ struct Bound {
     metrics: Option<TcpListener>,
 }
 
-/// Runs the app to its end.
+/// Runs the app until it exits.
 pub(crate) fn run(settings: Settings) -> Result<Exit, RunError> {
     let bound = bind(&settings)?;
     let (log, written) = Log::start().map_err(system("start a thread"))?;
-    // One thread: it is small, and an app's own work is what the processors are for.
+    // One thread: the work is small, and the CPUs are for the app.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the runtime"))?;
     let exit = match App::spawn(&settings.command, &settings.app.environment()) {
@@ -67,7 +67,7 @@ pub(crate) fn run(settings: Settings) -> Result<Exit, RunError> {
             Ok(Exit::of_spawn(&error))
         }
     };
-    // Whatever is left is cut here.
+    // Anything left is cut here.
     runtime.shutdown_background();
     written.wait();
     exit
@@ -75,7 +75,7 @@ pub(crate) fn run(settings: Settings) -> Result<Exit, RunError> {
 
 fn bind(settings: &Settings) -> Result<Bound, RunError> {
     let signals = signals::install().map_err(system("handle signals"))?;
-    process::adopt_orphans().map_err(system("become the parent of orphans"))?;
+    process::adopt_orphans().map_err(system("adopt orphaned processes"))?;
     let (path, health) = match settings.path {
         Path::Through(address) => (Some(listen(address)?), None),
         Path::Beside(address) => (None, address.map(listen).transpose()?),
@@ -86,7 +86,7 @@ fn bind(settings: &Settings) -> Result<Bound, RunError> {
     Ok(Bound { signals, path, health, metrics: settings.metrics.map(listen).transpose()? })
 }
 
-/// Demands that nobody answers where the app is to listen: we would take them for the app, and give them its requests.
+/// Requires that nothing listens on the app's address yet: the shim would take it for the app and send it requests.
 fn demand_nobody_listens(app: &AppAddress) -> Result<(), RunError> {
     let answers = match app {
         AppAddress::Unix(path) => UnixStream::connect(path).is_ok(),
@@ -97,7 +97,7 @@ fn demand_nobody_listens(app: &AppAddress) -> Result<(), RunError> {
     if !answers {
         return Ok(());
     }
-    let taken = "another process listens there already; stop it, or give the app another address with --app";
+    let taken = "another process already listens there; stop it, or give the app another address with --app";
     Err(system(format!("start the app on {app}"))(io::Error::new(io::ErrorKind::AddrInUse, taken)))
 }
 

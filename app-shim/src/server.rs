@@ -1,9 +1,9 @@
-//! Accepts, serves and leaves so that no client loses an answer.
+//! Accepts and serves connections, and drains them without losing a response.
 //!
-//! When the drain starts, the port is closed, but only after what the kernel has accepted in our name is taken over.
-//! From then on every answer says `Connection: close`. A connection is closed once it has been quiet for a while: at
-//! that very moment a client may be sending its next request on it, and closing would lose that. Called by the
-//! program and by Rust apps that embed it.
+//! When the drain starts, connections the kernel has already accepted are taken over, and the port is closed. From
+//! then on every response has `Connection: close`. A keep-alive connection is closed only after it has been quiet for
+//! a while, because the client may just be sending its next request on it. Used by the program and by Rust apps that
+//! embed it.
 
 mod activity;
 mod port;
@@ -31,23 +31,23 @@ use crate::drain::{Drain, Work};
 use activity::{Activity, Busy};
 use tracked::{TrackedBody, TrackedStream};
 
-/// How long to leave `accept` alone after it failed: most often it ran out of descriptors, and only time frees some.
+/// How long to wait after a failed `accept`: usually the process is out of descriptors, and only time frees some.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a kept-alive connection must be quiet, in a drain, to be closed. A client that sends one request after
-/// the other sends the next within it.
+/// How long a keep-alive connection must be quiet, in a drain, before it is closed. A client that sends request after
+/// request sends the next one within this time.
 const QUIET: Duration = Duration::from_millis(500);
-/// How long a request's head may take, and how long a connection is kept between requests. Longer than front doors
-/// keep an idle connection (uh-proxy 4 s, nginx 60 s), so that closing it is their choice.
+/// How long a request's head may take, and how long an idle connection is kept. Longer than proxies in front keep one
+/// (uh-proxy 4 s, nginx 60 s), so that the proxy closes it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-/// The most fields of a request: more than uh-proxy lets pass (128 at most) and the dozen that it adds.
+/// The most fields of a request: more than uh-proxy forwards (at most 128) plus the dozen it adds.
 pub const REQUEST_FIELDS_MAX: usize = 160;
-/// The most fields of a response: as many as uh-proxy lets pass by default.
+/// The most fields of a response: as many as uh-proxy forwards by default.
 pub const RESPONSE_FIELDS_MAX: usize = 1000;
-/// The largest head of a request, and the most that is buffered in each direction.
+/// The largest request head, and the most that is buffered in each direction.
 const BUFFER_MAX: usize = 64 << 10;
 
-/// Serves until the drain starts, and closes the port. What is in flight goes on in tasks of its own, each of which
-/// is work of the drain. More than `connections_max` connections wait to be accepted.
+/// Serves until the drain starts, then closes the port. Connections continue in their own tasks, each of which is
+/// work of the drain. Connections beyond `connections_max` wait to be accepted.
 pub async fn serve<H, F, B>(listener: TcpListener, drain: Arc<Drain>, connections_max: usize, handler: H)
 where
     H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
@@ -56,7 +56,7 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let room = Arc::new(Semaphore::new(connections_max));
-    // Held until the port is closed, so that the drain can't be over before.
+    // Held until the port is closed, so that the drain can't end before.
     let mut work = drain.begin_work();
     let spawn = |(stream, peer): (TcpStream, SocketAddr), permit: Option<OwnedSemaphorePermit>| {
         let connection = Connection { peer, drain: Arc::clone(&drain), handler: handler.clone() };
@@ -76,7 +76,7 @@ where
             },
         }
     }
-    // These clients are connected, as far as they know, and may have sent their requests.
+    // From the clients' point of view these are connected, and requests may have been sent.
     for accepted in port::close(listener).await {
         spawn(accepted, None);
     }
@@ -104,9 +104,9 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    /// Serves requests until either side is done with the connection.
+    /// Serves requests until either side closes the connection.
     async fn serve(self, stream: TcpStream, mut work: Work) {
-        // Each piece of a stream must leave at once. Without it they only come later, which is no reason to refuse.
+        // Send each piece immediately. If this fails, pieces are only delayed.
         let _ = stream.set_nodelay(true);
         let activity = Arc::new(Activity::default());
         let stream = TrackedStream::new(stream, Arc::clone(&activity));
@@ -130,7 +130,7 @@ where
             .max_header_size(BUFFER_MAX);
         let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let mut connection = pin!(connection);
-        // How a connection ended is for the client to know: it either has its answer or sees that it has not.
+        // Errors aren't reported: the client either has its complete response or sees that it hasn't.
         tokio::select! {
             _ = connection.as_mut() => return,
             _ = work.drain_started() => {}

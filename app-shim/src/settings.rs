@@ -1,4 +1,4 @@
-//! What was typed, turned into values that need no further checks.
+//! The command line's arguments as validated values.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -11,13 +11,13 @@ use uh_settings::units::{DAY, parse_duration};
 
 use crate::cli::{Args, HealthSource};
 
-/// The guide's port of the first backend.
+/// The conventional port of the first backend.
 pub(crate) const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 3008);
-/// The longest any duration may be. Past any deploy's patience, and far from where sums overflow.
+/// The longest duration: longer than any deploy waits, and far from where sums overflow.
 const DURATION_MAX: Duration = DAY;
 
-/// Everything the program can be told.
+/// All settings of the program.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) path: Path,
@@ -28,17 +28,17 @@ pub(crate) struct Settings {
     pub(crate) kill_after: Duration,
     pub(crate) start_timeout: Duration,
     pub(crate) metrics: Option<SocketAddr>,
-    /// Whether something may listen at the app's address before the app is started.
+    /// Whether something may listen on the app's address before the app is started.
     pub(crate) allow_listening: bool,
     pub(crate) command: Vec<OsString>,
 }
 
-/// Whether we sit in the path of requests.
+/// Whether the shim is in the request path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Path {
-    /// Clients connect to us, here.
+    /// Clients connect to the shim on this address.
     Through(SocketAddr),
-    /// Clients connect to the app; health may be served here.
+    /// Clients connect to the app; health may be served on this address.
     Beside(Option<SocketAddr>),
 }
 
@@ -46,25 +46,25 @@ pub(crate) enum Path {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum AppAddress {
     Tcp(SocketAddr),
-    /// This port on 127.0.0.1 or on ::1: an app that listens on "localhost" takes either.
+    /// This port on 127.0.0.1 or ::1: an app that listens on "localhost" may use either.
     Localhost(u16),
     Unix(PathBuf),
 }
 
-/// Options that can't be meant together, or a value that is none.
+/// Options that contradict each other, or an invalid value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SettingsError {
-    #[error("{0:?} is not an address: write ip:port, as in \"0.0.0.0:3008\"")]
+    #[error("{0:?} isn't an address: write ip:port, as in \"0.0.0.0:3008\"")]
     Listen(String),
-    #[error("{0:?} is not an address: write ip:port, localhost:port or unix:/path, and no port 0")]
+    #[error("{0:?} isn't an address: write ip:port, localhost:port or unix:/path, with a port other than 0")]
     App(String),
-    #[error("{0:?} is not a duration: write a whole number and ms, s, m or h, at most 24h, as in \"30s\"")]
+    #[error("{0:?} isn't a duration: write a whole number and ms, s, m or h, at most 24h, as in \"30s\"")]
     Duration(String),
-    #[error("{0:?} is not a path: begin with / and write no ? or #, as in \"/api/health\"")]
+    #[error("{0:?} isn't a path: start with / and omit ? and #, as in \"/api/health\"")]
     Path(String),
     #[error("--listen and --app are both {0}: the app needs a port of its own")]
     SamePort(SocketAddr),
-    #[error("--supervise-only needs --app to be ip:port: connections to a Unix socket can't be told apart")]
+    #[error("--supervise-only needs a TCP address in --app: connections to a Unix socket can't be counted")]
     SuperviseUnix,
 }
 
@@ -99,7 +99,7 @@ impl Settings {
 }
 
 impl Settings {
-    /// The app's port, if its connections are all we can count.
+    /// The app's port, if its connections are counted instead of requests.
     pub(crate) fn watched_port(&self) -> Option<u16> {
         match self.path {
             Path::Beside(_) => self.app.sockets().first().map(SocketAddr::port),
@@ -108,13 +108,13 @@ impl Settings {
     }
 }
 
-/// Whether two listeners can't both have their port.
+/// Whether two listeners can't be bound at the same time.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
 impl Path {
-    /// Where we listen.
+    /// The address the shim listens on.
     pub(crate) fn listen(self) -> Option<SocketAddr> {
         match self {
             Self::Through(listen) => Some(listen),
@@ -135,7 +135,7 @@ impl AppAddress {
         }
     }
 
-    /// What the app gets as `Host` from a client that sends none.
+    /// The `Host` for requests of clients that send none.
     pub(crate) fn host(&self) -> String {
         match self {
             Self::Tcp(_) | Self::Localhost(_) => self.to_string(),
@@ -143,8 +143,8 @@ impl AppAddress {
         }
     }
 
-    /// What tells the app where to listen: Next.js and most others read `PORT`, Next.js also `HOSTNAME`. Node listens
-    /// on a Unix socket if the port is a path.
+    /// The variables that tell the app where to listen: Next.js and most others read `PORT`, Next.js also `HOSTNAME`.
+    /// Node listens on a Unix socket if the port is a path.
     pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Tcp(address) => {
@@ -203,7 +203,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, SettingsError> {
     duration.ok_or_else(|| SettingsError::Duration(shortened(text)))
 }
 
-/// Enough of it to be recognised in a message.
+/// The beginning of a value, enough to recognise it in a message.
 fn shortened(text: &str) -> String {
     text.chars().take(60).collect()
 }
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_those_of_the_guide() {
+    fn the_defaults_are_the_documented_ones() {
         let settings = read(&["--health", "shim"]).unwrap();
         assert_eq!(settings.path, Path::Through("0.0.0.0:3008".parse().unwrap()));
         assert_eq!(settings.app.to_string(), "127.0.0.1:3000");
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn an_app_address_is_tcp_or_unix_and_tells_the_app_where_to_listen() {
+    fn an_app_address_is_tcp_or_unix_and_sets_port_and_hostname() {
         let environment = |text: &str| text.parse::<AppAddress>().unwrap().environment();
         let tcp = |port: &str, host: &str| vec![("PORT", port.to_owned()), ("HOSTNAME", host.to_owned())];
         assert_eq!(environment("127.0.0.1:3000"), tcp("3000", "127.0.0.1"));
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_carry_a_unit_and_end_with_a_day() {
+    fn durations_need_a_unit_and_are_at_most_a_day() {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("24h"), Ok(DURATION_MAX));
         for bad in ["", "30", "s", "-1s", "1.5s", "30 s", "1d", "25h", "99999999999999999999s", "ä"] {
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_before_anything_starts() {
+    fn contradicting_settings_are_refused_before_anything_starts() {
         let same = read(&["--listen", "0.0.0.0:3000", "--app", "127.0.0.1:3000"]).unwrap_err();
         assert!(same.to_string().contains("needs a port of its own"), "{same}");
         let unix = read(&["--supervise-only", "--app", "unix:/run/app.sock"]).unwrap_err();

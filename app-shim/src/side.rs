@@ -1,4 +1,4 @@
-//! What is served beside the path of requests, until the very end: health, and metrics if asked for.
+//! Serves health, and metrics if configured, on separate ports, until the process exits.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::drain::Drain;
 use crate::metrics::Meters;
 use crate::server;
 
-/// More than any operator and prober need at once.
+/// More than operators and probes need at once.
 const CONNECTIONS_MAX: usize = 64;
 
-/// Starts serving. Ends with the runtime.
+/// Starts serving. Stops with the async runtime.
 pub(crate) fn start(
     listener: TcpListener,
     checks: Arc<Checks>,
@@ -33,7 +33,7 @@ pub(crate) fn start(
             }
         }
     };
-    // Its own drain never starts, and nobody waits for it.
+    // This drain never starts, and nothing waits for it.
     tokio::spawn(server::serve(listener, Arc::new(Drain::default()), CONNECTIONS_MAX, handler));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Which signals come, and what each is for.
+//! Signal handlers, and what each signal means.
 
 use std::io;
 use std::thread;
@@ -10,28 +10,28 @@ use signal_hook::consts::{
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
-/// Signals that wait to be handled. Each kind waits only once before it gets here, and a full queue holds up only
-/// the thread that fills it.
+/// Signals that wait to be handled. The kernel merges pending signals of a kind, and a full queue only blocks the
+/// signal thread.
 const QUEUE: usize = 16;
 
-/// Handled by us: the order to leave.
+/// Handled by the shim: requests to stop.
 const STOP: [i32; 2] = [SIGTERM, SIGINT];
-/// The app's own business. Left out are those that tell of a fault of ours, that can't be caught, and that belong
+/// Forwarded to the app. Not included: signals that report a fault of the shim, that can't be caught, or that belong
 /// to a terminal (TSTP, TTIN, TTOU).
 const FORWARDED: [i32; 7] = [SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH, SIGCONT];
 
-/// A signal, by what is to be done about it.
+/// A signal, by what it calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// Leave. With the signal's name.
+    /// Stop. With the signal's name.
     Stop(&'static str),
-    /// A child has ended.
+    /// A child has exited.
     Child,
-    /// The app should get it.
+    /// Forward it to the app.
     Forward(Signal),
 }
 
-/// Installs the handlers. From here on no signal is lost, nor ends the process by itself.
+/// Installs the handlers. From now on no signal is lost or kills the process.
 pub(crate) fn install() -> io::Result<mpsc::Receiver<Received>> {
     let mut signals = Signals::new(STOP.into_iter().chain(FORWARDED).chain([SIGCHLD]))?;
     let (sender, receiver) = mpsc::channel(QUEUE);
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_signal_that_is_caught_has_a_meaning() {
+    fn every_caught_signal_is_handled() {
         assert!(STOP.iter().all(|signal| matches!(received(*signal), Some(Received::Stop(_)))));
         for signal in FORWARDED {
             let named = Signal::from_named_raw(signal).unwrap();

@@ -1,9 +1,10 @@
-//! The kernel's table of TCP connections, for when nobody else counts them.
+//! Counts an app's TCP connections from the kernel's tables, for `--supervise-only`.
 
 use std::fs;
 use std::io;
 
-/// The tables of this process' network namespace, which the app shares. One may be missing: not every kernel has v6.
+/// The tables of this process's network namespace, which the app shares. One may be missing: not every kernel has
+/// IPv6.
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
 /// `TCP_ESTABLISHED`.
 const ESTABLISHED: &str = "01";
@@ -58,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_of_a_connection_and_of_its_end() {
+    fn a_connection_is_counted_from_its_start_to_its_end() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         assert_eq!(established(port).unwrap(), 0);

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! Starting ──app accepts──▶ Serving ──SIGTERM──▶ Draining ──all drained, deadline, or a second SIGTERM──▶ Stopping
-//!     └─────────────────────SIGTERM──────────────────▲                   app told, killed at its own deadline ──▶ end
+//!     └─────────────────────SIGTERM──────────────────▲                   SIGTERM, then SIGKILL to the app ──▶ end
 //! ```
-//! An app that ends by itself ends everything, whatever the phase.
+//! If the app exits on its own, the shim exits too, in any phase.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,33 +25,33 @@ use crate::settings::{AppAddress, Settings};
 use crate::signals::Received;
 use crate::sockets;
 
-/// How often the app is asked whether it accepts, while it starts.
+/// How often a connection to the app is tried while it starts.
 const START_POLL: Duration = Duration::from_millis(50);
-/// After this, an app that does not accept yet is logged, with what the system says.
+/// After this, an app that doesn't accept connections yet is logged, with the system's error.
 const START_LOGGED_AFTER: Duration = Duration::from_secs(5);
-/// How often it is looked whether the last process of the app's group is gone. Most ends are told by SIGCHLD.
+/// How often to check whether the last process of the app's group has exited. SIGCHLD reports most exits.
 const GONE_POLL: Duration = Duration::from_millis(20);
-/// How often the kernel's table is read. With thousands of connections that takes a millisecond.
+/// How often the kernel's table is read. With thousands of connections, that takes a millisecond.
 const SOCKETS_POLL: Duration = Duration::from_millis(200);
-/// How long answers may take to be written after the app has ended by itself: it has written its part.
+/// How long responses may take to reach clients after the app exited on its own.
 const SETTLE: Duration = Duration::from_secs(1);
-/// How long an app whose connections have broken may take to turn out dead.
+/// How long to wait for the app's exit after its connections broke.
 const DEATH_WAIT: Duration = Duration::from_millis(500);
-/// How long the kernel may take to end what was killed.
+/// How long the kernel may take to end killed processes.
 const KILL_WAIT: Duration = Duration::from_secs(2);
 
-/// What requests and health checks need to know of the order of events.
+/// The phase that requests and health checks depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// The app does not accept connections yet.
+    /// The app doesn't accept connections yet.
     Starting,
-    /// It has accepted one.
+    /// The app has accepted a connection.
     Serving,
-    /// We are leaving.
+    /// The drain has started.
     Draining,
 }
 
-/// Sees the app through.
+/// Takes the app from its start to its end.
 pub(crate) struct Supervisor {
     pub(crate) settings: Settings,
     pub(crate) log: Log,
@@ -59,7 +59,7 @@ pub(crate) struct Supervisor {
     pub(crate) app: App,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) drain: Arc<Drain>,
-    /// Ends when the port is closed.
+    /// Completes when the port is closed.
     pub(crate) serving: Option<JoinHandle<()>>,
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) meters: Arc<Meters>,
@@ -71,7 +71,7 @@ enum Event {
 }
 
 impl Supervisor {
-    /// Runs to the end.
+    /// Runs until the app has exited.
     pub(crate) async fn run(mut self) -> Exit {
         self.log.line(format_args!("Started {} (pid {})", self.command(), self.app.pid().as_raw_nonzero()));
         let signal = match self.until_stop().await {
@@ -90,7 +90,7 @@ impl Supervisor {
         words.join(" ")
     }
 
-    /// Starts and serves until there is an order to stop.
+    /// Starts and serves until a signal to stop.
     async fn until_stop(&mut self) -> Result<&'static str, Exit> {
         let (app, timeout) = (self.settings.app.clone(), self.settings.start_timeout);
         let mut starting = std::pin::pin!(accepts(app, timeout, self.log.clone()));
@@ -117,18 +117,17 @@ impl Supervisor {
 
     async fn start_failed(&mut self) -> Exit {
         let (app, timeout) = (&self.settings.app, self.settings.start_timeout);
-        self.log
-            .line(format_args!("App does not accept connections on {app} after {timeout:?}: stopping it"));
+        self.log.line(format_args!("App doesn't accept connections on {app} after {timeout:?}: stopping it"));
         self.end_app().await;
         Exit::Failed
     }
 
-    /// Lets what is in flight finish.
+    /// Lets requests in flight finish.
     async fn drained(&mut self) -> Result<Outcome, Exit> {
         self.phase.send_replace(Phase::Draining);
         self.drain.start(self.settings.drain_timeout);
         if let Some(serving) = self.serving.take() {
-            // It can't fail but by a panic, and then the port is closed too.
+            // It can only fail by a panic, and then the port is closed too.
             let _ = serving.await;
             self.log.line("Stopping new connections");
         }
@@ -137,7 +136,7 @@ impl Supervisor {
         let broken_before = self.meters.broken();
         tokio::select! {
             outcome = finish(&self.drain, self.settings.watched_port()) => {
-                // Where the app dies, its connections break before its end is told.
+                // If the app dies, its connections break before SIGCHLD arrives.
                 if self.meters.broken() > broken_before
                     && let Some(ended) = self.ends_within(DEATH_WAIT).await
                 {
@@ -166,7 +165,7 @@ impl Supervisor {
         match self.settings.watched_port() {
             None => self.drain.in_flight(),
             Some(port) => sockets::established(port).unwrap_or_else(|error| {
-                self.log.line(format_args!("Cannot tell the app's connections: {error}"));
+                self.log.line(format_args!("Can't count the app's connections: {error}"));
                 0
             }),
         }
@@ -190,11 +189,11 @@ impl Supervisor {
         exit
     }
 
-    /// Tells the app to end, and kills it if it does not. Says whether it had to be killed.
+    /// Sends SIGTERM to the app, and kills it if it doesn't exit. Returns whether it had to be killed.
     async fn end_app(&mut self) -> bool {
         self.forwarder.close();
         self.app.signal(Signal::TERM);
-        // A stopped process gets its signals only when it goes on.
+        // A stopped process receives its signals only once it continues.
         self.app.signal(Signal::CONT);
         if self.gone_within(self.settings.kill_after).await {
             return false;
@@ -207,7 +206,7 @@ impl Supervisor {
         true
     }
 
-    /// Waits until all of the app's processes are gone. Another order to stop ends the wait.
+    /// Waits until all of the app's processes have exited. Another signal to stop ends the wait.
     async fn gone_within(&mut self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         loop {
@@ -227,18 +226,18 @@ impl Supervisor {
         }
     }
 
-    /// The app has ended by itself: what it has answered is still delivered. In a drain, what it has not answered is
-    /// counted, from `broken_before` on.
+    /// The app exited on its own: its responses are still delivered. In a drain, requests without a complete response
+    /// are counted, from `broken_before` on.
     async fn app_ended(&mut self, ended: Ended, broken_before: Option<usize>) -> Exit {
         match ended {
-            Ended::Exited(code) => self.log.line(format_args!("App ended by itself with exit code {code}")),
+            Ended::Exited(code) => self.log.line(format_args!("App exited with code {code}")),
             Ended::Killed(signal) => {
-                self.log.line(format_args!("App was ended by signal {signal} (exit code {})", ended.code()));
+                self.log.line(format_args!("App was killed by signal {signal} (exit code {})", ended.code()));
             }
         }
         self.phase.send_replace(Phase::Draining);
         self.drain.start(SETTLE);
-        // It gives up at the deadline, which in a drain may be far.
+        // `finish` waits until the deadline, which may be far off in a drain.
         let _ = tokio::time::timeout(SETTLE, self.drain.finish()).await;
         let cut = broken_before.map_or(0, |before| self.drain.in_flight() + self.meters.broken() - before);
         if cut > 0 {
@@ -251,14 +250,14 @@ impl Supervisor {
     }
 }
 
-/// Waits until nothing is in flight, or the drain's deadline. Connections to a watched port are all that is known of
-/// an app that we don't sit in front of.
+/// Waits until nothing is in flight, or until the drain's deadline. With `--supervise-only`, connections to the app's
+/// port are counted instead of requests.
 async fn finish(drain: &Drain, watched_port: Option<u16>) -> Outcome {
     let Some(port) = watched_port else { return drain.finish().await };
     let mut work = drain.begin_work();
     let deadline = work.drain_started().await;
     loop {
-        // Without the table there is nothing to wait for.
+        // If the table can't be read, there is nothing to wait for.
         let outcome = Outcome::of(sockets::established(port).unwrap_or_default());
         if outcome == Outcome::Clean || Instant::now() >= deadline {
             return outcome;
@@ -267,7 +266,7 @@ async fn finish(drain: &Drain, watched_port: Option<u16>) -> Outcome {
     }
 }
 
-/// The next event that changes the order of things. Signals for the app are forwarded meanwhile.
+/// The next signal to stop, or the app's exit. Other signals are forwarded meanwhile.
 async fn next_event(signals: &mut mpsc::Receiver<Received>, app: &mut App) -> Event {
     loop {
         match signals.recv().await {
@@ -279,13 +278,14 @@ async fn next_event(signals: &mut mpsc::Receiver<Received>, app: &mut App) -> Ev
                     return Event::AppEnded(ended);
                 }
             }
-            // The signal thread has died, which it can't: we could not be told to stop any more.
+            // The signal thread has ended, which can't happen: without it no signal could arrive.
             None => return Event::Stop("nothing"),
         }
     }
 }
 
-/// Waits until the app accepts connections. Says whether it did in time; logs once that it takes long, and why.
+/// Waits until the app accepts connections. Returns whether it did in time; logs once if it takes long, with the
+/// reason.
 async fn accepts(app: AppAddress, timeout: Duration, log: Log) -> bool {
     let begun = Instant::now();
     let trying = async {
@@ -294,8 +294,7 @@ async fn accepts(app: AppAddress, timeout: Duration, log: Log) -> bool {
             if !logged && begun.elapsed() >= START_LOGGED_AFTER {
                 logged = true;
                 log.line(format_args!(
-                    "App does not accept connections on {app} yet: {error}; waiting for up to {timeout:?}. It must \
-                     listen there: it gets PORT and HOSTNAME, or say --app"
+                    "App doesn't accept connections on {app} yet: {error}; waiting up to {timeout:?}. It must listen on the PORT and HOSTNAME in its environment; set --app if it listens elsewhere"
                 ));
             }
             tokio::time::sleep(START_POLL).await;

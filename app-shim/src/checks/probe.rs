@@ -1,4 +1,4 @@
-//! Asking the app how it is, for a health check.
+//! Probes the app for a health check.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -18,30 +18,30 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_500);
 pub(super) async fn connects(app: &AppAddress) -> Result<(), String> {
     match timeout(ANSWER_TIMEOUT, connect(app)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(format!("the app on {app} can't be reached: {error}")),
-        Err(_) => Err(format!("the app on {app} accepts no connection within {ANSWER_TIMEOUT:?}")),
+        Ok(Err(error)) => Err(format!("can't reach the app on {app}: {error}")),
+        Err(_) => Err(format!("the app on {app} doesn't accept a connection within {ANSWER_TIMEOUT:?}")),
     }
 }
 
-/// Whether the app says that it is healthy. The status decides, so the body isn't read: it may be chunked, may end
-/// with the connection, and may be as large and slow as it likes.
+/// Whether the app reports that it is healthy. The status decides, so the body isn't read, however large or slow it
+/// is.
 pub(super) async fn asks(app: &AppAddress, path: &str) -> Result<(), String> {
     match timeout(ANSWER_TIMEOUT, status(app, path)).await {
         Ok(Ok(status)) if status.is_success() => Ok(()),
         Ok(Ok(status)) => Err(format!("the app answers {status} at {path}")),
         Ok(Err(reason)) => Err(reason),
-        Err(_) => Err(format!("the app does not answer at {path} within {ANSWER_TIMEOUT:?}")),
+        Err(_) => Err(format!("the app doesn't answer at {path} within {ANSWER_TIMEOUT:?}")),
     }
 }
 
 /// The status of the app's answer, as soon as its head is complete. Closes the connection.
 async fn status(app: &AppAddress, path: &str) -> Result<StatusCode, String> {
-    let stream = connect(app).await.map_err(|error| format!("the app on {app} can't be reached: {error}"))?;
-    let broken = |error: hyper::Error| format!("the app does not answer at {path}: {error}");
+    let stream = connect(app).await.map_err(|error| format!("can't reach the app on {app}: {error}"))?;
+    let broken = |error: hyper::Error| format!("the app doesn't answer at {path}: {error}");
     let (mut sender, connection) = http1::handshake(stream).await.map_err(broken)?;
-    let request = head::own(path, app).ok_or_else(|| format!("{path} is no path"))?;
+    let request = head::own(path, app).ok_or_else(|| format!("{path} isn't a valid path"))?;
     let mut response = pin!(sender.send_request(request));
-    // The connection ends only after the body, which nobody reads: it must never be waited for alone.
+    // The connection ends only after the body, which isn't read, so never wait for the connection alone.
     let answered = tokio::select! {
         biased;
         response = response.as_mut() => response,

@@ -1,4 +1,3 @@
-//! What [`super::tally`] is written against, so that a model checker can stand in for it: `tests/loom` compiles the same
-//! source file with loom's.
+//! The synchronisation types that [`super::tally`] uses. `tests/loom` compiles that file with loom's types instead.
 
 pub(super) use std::sync::{Arc, Mutex, MutexGuard};

@@ -1,7 +1,7 @@
-//! How much there is to finish, and who waits until all of it is.
+//! Counts open work, and wakes the tasks that wait for the count to reach zero.
 //!
-//! Both are under one lock: whoever finds something left is woken by the last of it, and nobody is woken before.
-//! `tests/loom` compiles this file with a model checker's lock, and tries every interleaving.
+//! Count and waiters are under one lock, so a waiter is woken exactly when the last work ends. `tests/loom` compiles
+//! this file with a model checker's lock and tries every interleaving.
 
 use std::future::poll_fn;
 use std::sync::PoisonError;
@@ -9,7 +9,7 @@ use std::task::{Poll, Waker};
 
 use super::sync::{Arc, Mutex, MutexGuard};
 
-/// Counts what there is to finish.
+/// Counts open work.
 #[derive(Debug, Default)]
 pub(super) struct Tally(Mutex<Counted>);
 
@@ -19,7 +19,7 @@ struct Counted {
     waiting: Vec<Waker>,
 }
 
-/// One thing to finish; dropping it says that it is done.
+/// One piece of open work, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Held(Arc<Tally>);
 
@@ -40,7 +40,7 @@ impl Tally {
         poll_fn(|context| self.poll_over(context.waker())).await;
     }
 
-    /// Whether none is left; if some are, the waker is told when there is none.
+    /// Whether none is left. If some is, the waker is woken when none is.
     pub(super) fn poll_over(&self, waker: &Waker) -> Poll<()> {
         let mut counted = self.lock();
         if counted.left == 0 {
@@ -53,7 +53,7 @@ impl Tally {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counted> {
-        // Counting does not panic.
+        // Counting doesn't panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

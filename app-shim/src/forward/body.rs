@@ -1,4 +1,4 @@
-//! Bodies on their way through. Neither kind holds more than the chunk that passes.
+//! Bodies being forwarded. Neither kind buffers more than the current chunk.
 
 use std::fmt;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use crate::metrics::Meters;
 /// A client's body on its way to the app.
 pub(super) struct RequestBody {
     body: Option<Incoming>,
-    /// While it is closed nothing is read: the first read tells the client to send.
+    /// While it is closed, nothing is read: the first read makes hyper send `100 Continue` to the client.
     gate: Option<Opening>,
 }
 
@@ -54,7 +54,7 @@ impl hyper::body::Body for RequestBody {
     }
 }
 
-/// The body of an answer.
+/// The body of a response.
 pub(crate) struct Body(Kind);
 
 enum Kind {
@@ -71,12 +71,12 @@ struct AppBody {
 }
 
 impl Body {
-    /// A body of our own.
+    /// A complete body from the shim itself.
     pub(super) fn whole(body: Full<Bytes>) -> Self {
         Self(Kind::Whole(body))
     }
 
-    /// The app's body. With its end the connection is free for the next exchange.
+    /// The app's body. When it ends, its connection is free for the next exchange.
     pub(super) fn from_app(body: Incoming, lease: Lease, meters: Arc<Meters>) -> Self {
         let ended = body.is_end_stream();
         Self(Kind::App(AppBody { body, ended, lease, meters }))

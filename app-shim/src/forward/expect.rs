@@ -1,5 +1,5 @@
-//! `Expect: 100-continue`, end to end: the client is told to send its body when the app says so. If the app refuses
-//! at once, the body is never sent.
+//! `Expect: 100-continue`, end to end: the client gets `100 Continue` when the app sends it. If the app rejects the
+//! request immediately, the body is never sent.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper::{Request, StatusCode};
 use tokio::sync::Notify;
 
-/// How long an app may be silent before it gets the body all the same: it may not know of 100-continue.
+/// How long to wait for the app before the body is sent anyway: it may not support 100-continue.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Holds back a request's body until the app asks for it.
@@ -23,7 +23,7 @@ struct Shared {
     opened: Notify,
 }
 
-/// Ends when the gate is open.
+/// Completes when the gate opens.
 pub(super) type Opening = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Gate {
@@ -50,7 +50,7 @@ impl Gate {
         self.0.is_open.load(Ordering::Relaxed)
     }
 
-    /// Waits for the app, but not for ever.
+    /// Waits for the app, but not indefinitely.
     pub(super) fn opening(self) -> Opening {
         Box::pin(async move {
             let _ = tokio::time::timeout(PATIENCE, self.0.opened.notified()).await;

@@ -1,7 +1,7 @@
-//! Where the frames of a WebSocket begin and end (RFC 6455, 5.2), so that a close can be put between two of them.
+//! Finds where the frames of a WebSocket begin and end (RFC 6455, 5.2), so that a close frame can be sent between
+//! two.
 //!
-//! Payloads are not looked at, and nothing is checked but what is needed to keep count: the two sides judge each
-//! other.
+//! Payloads aren't inspected, and only what is needed for counting is validated: the endpoints validate each other.
 
 /// `Going Away`: a server is going down (RFC 6455, 7.4.1).
 const GOING_AWAY: u16 = 1001;
@@ -9,7 +9,7 @@ const FIN_CLOSE: u8 = 0x88;
 const MASKED: u8 = 0x80;
 const OPCODE: u8 = 0x0F;
 const OPCODE_CLOSE: u8 = 0x8;
-/// First two bytes, 8 of an extended length, 4 of a mask.
+/// Two bytes, 8 of an extended length, 4 of a mask.
 const HEAD_MAX: usize = 14;
 
 /// Follows the frames of one direction.
@@ -17,13 +17,13 @@ const HEAD_MAX: usize = 14;
 pub(super) struct Frames {
     head: [u8; HEAD_MAX],
     head_length: usize,
-    /// Of the payload; it counts only once the head is complete.
+    /// Remaining bytes of the payload, once the head is complete.
     left: u64,
     in_payload: bool,
     closed: bool,
 }
 
-/// Who must mask what it sends: a client.
+/// The sender of a direction. A client must mask its frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sender {
     Client,
@@ -31,8 +31,8 @@ pub(super) enum Sender {
 }
 
 impl Frames {
-    /// Follows the next bytes. Returns how many of them belong to the frames that are complete with them: after so
-    /// many bytes the direction is between two frames. `None` if no frame ends in them.
+    /// Follows the next bytes. Returns where in them the last complete frame ends, or `None` if no frame ends in
+    /// them.
     pub(super) fn follow(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut boundary = None;
         let mut at = 0;
@@ -81,12 +81,13 @@ fn payload_length(head: &[u8]) -> Option<u64> {
     (head.len() >= end).then_some(length)
 }
 
-/// A close frame that says that this side is going away.
+/// A close frame with the code 1001 (going away).
 pub(super) fn going_away(sender: Sender) -> Vec<u8> {
     let [high, low] = GOING_AWAY.to_be_bytes();
     match sender {
         Sender::Server => vec![FIN_CLOSE, 2, high, low],
-        // A mask must be there, not be secret: it guards caches between us and the app, and there are none.
+        // The mask is required but need not be secret: it protects caches, and there are none between the shim and
+        // the app.
         Sender::Client => vec![FIN_CLOSE, MASKED | 2, 0, 0, 0, 0, high, low],
     }
 }
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn every_boundary_is_found_however_the_bytes_are_cut() {
+    fn every_boundary_is_found_however_the_bytes_are_split() {
         let frames: Vec<Vec<u8>> =
             [(0, true), (5, false), (125, true), (126, false), (70_000, true), (0, false)]
                 .map(|(payload, masked)| frame(0x82, masked, payload))
@@ -135,7 +136,7 @@ mod tests {
                 found.extend(boundary.map(|boundary| index * piece + boundary));
                 assert_eq!(follower.is_between(), boundary == Some(chunk.len()));
             }
-            // A piece with several ends tells the last one.
+            // For a piece with several ends, the last one is returned.
             ends.dedup();
             assert!(found.iter().all(|end| ends.contains(end)), "{piece}: {found:?}");
             assert_eq!(found.last(), ends.last());
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_is_seen_once_it_is_complete_and_ours_is_one() {
+    fn a_close_frame_is_recognised_once_complete_including_our_own() {
         for sender in [Sender::Client, Sender::Server] {
             let close = going_away(sender);
             let mut frames = Frames::default();

@@ -1,5 +1,5 @@
-//! What of a head is passed on. Everything but what belongs to one connection (RFC 9110, 7.6.1), and framing, which
-//! is written anew.
+//! What of a head is forwarded: everything except hop-by-hop fields (RFC 9110, 7.6.1) and framing, which is
+//! rewritten.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,32 +19,32 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Of one connection only, whether `Connection` names them or not. `Trailer` is not among them: it announces what
-/// the body still brings.
+/// Hop-by-hop fields, whether `Connection` names them or not. `Trailer` isn't one: it announces fields after the
+/// body.
 const HOP_BY_HOP: [HeaderName; 6] =
     [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, UPGRADE];
 
-/// Whether a request asks for a WebSocket. Other upgrades are not offered to the app: nobody could end them well.
+/// Whether a request asks for a WebSocket. Other upgrades aren't forwarded: the shim couldn't close them gracefully.
 pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
     headers.contains_key(UPGRADE)
         && has_token(headers, &UPGRADE, "websocket")
         && has_token(headers, &CONNECTION, "upgrade")
 }
 
-/// Whether a client waits for permission to send its body.
+/// Whether a client waits for `100 Continue` before it sends its body.
 pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
     headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Why a request can't be passed on: it is not certain which host is meant (RFC 9112, 3.2), the app would take a body that is
-/// still coded for one that is not, or its `Connection` would take away a field that the message hangs on, such as the client's
-/// address from the proxy before us.
+/// Why a request can't be forwarded: its host is ambiguous (RFC 9112, 3.2), the app would take a coded body for a
+/// plain one, or its `Connection` would remove a field that must stay, such as the client's address from the proxy in
+/// front.
 pub(super) fn fault<B>(request: &Request<B>) -> Option<&'static str> {
     let headers = request.headers();
     if !is_target(request.method(), request.uri()) {
         return Some("the request target is malformed");
     }
-    // hyper has taken off `chunked`, and would take off what stands before it with it.
+    // hyper has decoded `chunked`, and would drop any other coding listed before it.
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let coding = codings.next().map(HeaderValue::as_bytes);
     if codings.next().is_some() || coding.is_some_and(|coding| !coding.eq_ignore_ascii_case(b"chunked")) {
@@ -52,7 +52,7 @@ pub(super) fn fault<B>(request: &Request<B>) -> Option<&'static str> {
     }
     let hosts = headers.get_all(HOST).iter().count();
     if hosts > 1 || (hosts == 0 && request.version() != Version::HTTP_10) {
-        return Some("the request must have one Host field");
+        return Some("the request must have exactly one Host field");
     }
     let must_stay = |name: HeaderName| {
         name == HOST
@@ -62,10 +62,10 @@ pub(super) fn fault<B>(request: &Request<B>) -> Option<&'static str> {
     };
     named_by_connection(headers)
         .any(must_stay)
-        .then_some("the Connection field names a field that it must not")
+        .then_some("the Connection field lists a field that can't be hop-by-hop")
 }
 
-/// What hyper takes for a target need not be one (RFC 9112, 3.2): `b` would be a request for `/` of the host b.
+/// hyper accepts targets that aren't valid (RFC 9112, 3.2): it would read `b` as a request for `/` on the host b.
 fn is_target(method: &Method, uri: &Uri) -> bool {
     match (uri.scheme_str(), uri.authority()) {
         (None, None) => uri.path() != "*" || method == Method::OPTIONS,
@@ -79,13 +79,13 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
 }
 
-/// Makes a client's request one for the app.
+/// Turns a client's request into one for the app.
 pub(super) fn for_app(parts: &mut Parts, peer: SocketAddr, app: &AppAddress, websocket: bool) {
     let trailers = has_token(&parts.headers, &TE, "trailers");
     let chunked = parts.headers.contains_key(TRANSFER_ENCODING);
     strip(&mut parts.headers);
     if chunked {
-        // Else hyper would leave out the body of a GET, which hardly ever has one.
+        // Otherwise hyper would drop the body of a GET.
         parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     parts.headers.remove(TE);
@@ -98,7 +98,7 @@ pub(super) fn for_app(parts: &mut Parts, peer: SocketAddr, app: &AppAddress, web
     }
     to_origin_form(parts);
     if !parts.headers.contains_key(HOST) {
-        // HTTP/1.0 has none; to HTTP/1.1 it is due.
+        // HTTP/1.0 requests may have none, but HTTP/1.1 requires it.
         let host = HeaderValue::try_from(app.host());
         parts.headers.insert(HOST, host.unwrap_or(HeaderValue::from_static("localhost")));
     }
@@ -121,7 +121,7 @@ fn to_origin_form(parts: &mut Parts) {
     parts.uri = Uri::from(path.unwrap_or(PathAndQuery::from_static("/")));
 }
 
-/// Makes the app's response one for the client.
+/// Turns the app's response into one for the client.
 pub(super) fn for_client(headers: &mut HeaderMap) {
     strip(headers);
 }
@@ -131,7 +131,7 @@ fn strip(headers: &mut HeaderMap) {
         value.as_bytes().eq_ignore_ascii_case(b"keep-alive")
             || value.as_bytes().eq_ignore_ascii_case(b"close")
     };
-    // `close` and `keep-alive`, or what they name, which is rare. There may be several.
+    // Most values are just `close` or `keep-alive`; named fields are rare.
     if !headers.get_all(CONNECTION).iter().all(is_plain) {
         strip_named(headers);
     }
@@ -149,14 +149,14 @@ fn strip_named(headers: &mut HeaderMap) {
     }
 }
 
-/// By bytes: what can't be a name must not save the others.
+/// Parsed as bytes: one invalid name must not protect the others.
 fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
     let values = headers.get_all(CONNECTION).into_iter().map(HeaderValue::as_bytes);
     let names = values.flat_map(|value| value.split(|&byte| byte == b','));
     names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
 }
 
-/// How long the app says it keeps an idle connection: `Keep-Alive: timeout=5`.
+/// How long the app keeps an idle connection, as in `Keep-Alive: timeout=5`.
 pub(super) fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(KEEP_ALIVE)?.to_str().ok()?;
     let seconds = value.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
@@ -172,7 +172,7 @@ pub(super) fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
     copy
 }
 
-/// A request of our own for the app.
+/// A request from the shim itself to the app.
 pub(crate) fn own(
     path: &str,
     app: &AppAddress,
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_the_connection_stays_on_it() {
+    fn hop_by_hop_fields_are_not_forwarded() {
         let parts = for_app_of(
             "/",
             &[
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_app_would_take_for_something_else_is_a_fault() {
+    fn a_request_that_the_app_would_read_differently_is_a_fault() {
         let fault_of = |method: Method, target: &str, coding: Option<&str>| {
             let mut request = Request::builder().method(method).uri(target).header(HOST, "a");
             for coding in coding.into_iter().flat_map(|coding| coding.split('|')) {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_websocket_is_asked_for_anew() {
+    fn a_websocket_upgrade_is_rewritten() {
         let parts = for_app_of(
             "/",
             &[("host", "a"), ("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")],
@@ -262,12 +262,12 @@ mod tests {
         assert_eq!(parts.headers[UPGRADE], "websocket");
         assert!(
             !is_websocket(&map(&[("upgrade", "websocket")])),
-            "nothing says that it is for this connection"
+            "without a Connection field it isn't for this connection"
         );
     }
 
     #[test]
-    fn the_app_gets_a_path_a_host_and_the_client() {
+    fn the_app_gets_a_path_a_host_and_the_client_address() {
         let parts = for_app_of("http://example.com/a?b=%20", &[("host", "other")]);
         assert_eq!(
             (parts.uri.to_string().as_str(), &parts.headers[HOST]),
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keep_alive_time_of_the_app_is_understood() {
+    fn the_keep_alive_timeout_of_the_app_is_parsed() {
         let read = |value| keep_alive(&map(&[("keep-alive", value)]));
         assert_eq!(read("timeout=5"), Some(Duration::from_secs(5)));
         assert_eq!(read("max=100, timeout=15"), Some(Duration::from_secs(15)));

@@ -1,9 +1,9 @@
 //! A WebSocket, once both sides have agreed on it.
 //!
-//! When the drain starts, a tunnel goes on: nobody but the two sides knows when a conversation is over. As soon as
-//! it has been quiet for a while, or when the deadline comes near, both sides are told with a close frame (1001,
-//! going away), put between two frames. Each then has until the deadline to answer with its own. The client connects
-//! anew, which takes it to another backend.
+//! When the drain starts, a tunnel continues: only its two sides know when a conversation is over. As soon as it has
+//! been quiet for a while, or shortly before the deadline, both sides get a close frame (1001, going away) between
+//! two frames. Each then has until the deadline to answer with its own. The client reconnects and reaches another
+//! backend.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,14 +18,14 @@ use tokio::time::{Instant, sleep_until};
 use super::frames::{Frames, Sender, going_away};
 use crate::drain::Tunnel;
 
-/// How long a tunnel must be quiet, in a drain, to be told.
+/// How long a tunnel must be quiet, in a drain, before it is closed.
 const QUIET: Duration = Duration::from_secs(2);
-/// How long before the deadline it is told at the latest; half of the drain, if that is less.
+/// How long before the deadline it is closed at the latest; half of the drain, if that is shorter.
 const TELL_BEFORE: Duration = Duration::from_secs(5);
-/// What is read at once.
+/// How much is read at once.
 const BUFFER: usize = 8 << 10;
 
-/// Carries frames both ways until both sides are done.
+/// Forwards frames in both directions until both sides are done.
 pub(super) async fn run(client: OnUpgrade, app: OnUpgrade, mut tunnel: Tunnel) {
     let (Ok(client), Ok(app)) = tokio::join!(client, app) else { return };
     let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
@@ -35,7 +35,7 @@ pub(super) async fn run(client: OnUpgrade, app: OnUpgrade, mut tunnel: Tunnel) {
     let carrying = async {
         let up = carry(from_client, to_app, Sender::Client, &clock, told.clone());
         let down = carry(from_app, to_client, Sender::Server, &clock, told);
-        // If one direction breaks, nothing can come of the other.
+        // If one direction breaks, the other is useless.
         let _ = tokio::try_join!(up, down);
     };
     tokio::select! {
@@ -44,7 +44,7 @@ pub(super) async fn run(client: OnUpgrade, app: OnUpgrade, mut tunnel: Tunnel) {
     }
 }
 
-/// Remembers when a frame last moved.
+/// When data last moved.
 #[derive(Debug)]
 struct Clock {
     started_at: Instant,
@@ -67,7 +67,7 @@ impl Clock {
     }
 }
 
-/// Tells both directions when it is time. Never ends.
+/// Signals both directions when it is time to close. Never returns.
 async fn tell_in_time(tunnel: &mut Tunnel, clock: &Clock, tell: &watch::Sender<bool>) {
     let deadline = tunnel.drain_started().await;
     let left = deadline.saturating_duration_since(Instant::now());
@@ -83,7 +83,7 @@ async fn tell_in_time(tunnel: &mut Tunnel, clock: &Clock, tell: &watch::Sender<b
     std::future::pending::<()>().await;
 }
 
-/// Carries one direction, from the side called `sender`.
+/// Forwards one direction, from `sender`.
 async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -113,8 +113,8 @@ async fn carry(
     close(from, to, sender, frames, buffer).await
 }
 
-/// Puts a close after the frame that is in transit, and drops what comes after: nothing may follow a close. Ends
-/// with the sender's own close.
+/// Sends a close frame after the frame in transit and drops what follows: nothing may come after a close frame.
+/// Returns after the sender's own close frame.
 async fn close(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -126,7 +126,7 @@ async fn close(
     let mut said = false;
     loop {
         if may_say && !said {
-            // A sender that has closed by itself has said it.
+            // A sender that has already closed needs no second close frame.
             if !frames.is_closed() {
                 to.write_all(&going_away(sender)).await?;
                 to.flush().await?;

@@ -1,4 +1,4 @@
-//! Connections to the app: opening one, using it, keeping it for the next exchange.
+//! Connections to the app: opens, uses and pools them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -21,33 +21,33 @@ use super::expect::Gate;
 use crate::server::RESPONSE_FIELDS_MAX;
 use crate::settings::AppAddress;
 
-/// How long the app may take to accept a connection. It is on this machine; what takes longer is a full backlog.
+/// How long the app may take to accept a connection. It is on this machine, so only a full backlog takes longer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most idle connections that are kept.
 const IDLE_MAX: usize = 256;
-/// How long an idle connection is kept: below the 5 s after which Node, the strictest of the common servers, closes
-/// it. An app that says `Keep-Alive: timeout=…` is believed.
+/// How long an idle connection is kept: less than the 5 s after which Node, the strictest of the common servers,
+/// closes it. `Keep-Alive: timeout=…` from the app takes precedence.
 const IDLE_KEEP: Duration = Duration::from_secs(4);
-/// How much earlier than the app says we stop using a connection.
+/// How much earlier than the app's timeout a connection is dropped.
 const KEEP_MARGIN: Duration = Duration::from_secs(1);
-/// An unsafe request can't be sent again once it is written, so it goes only over a connection that was in use just
-/// now, or over a fresh one.
+/// An unsafe request can't be sent again once it is written, so it only uses a connection that was in use just
+/// before, or a fresh one.
 const UNSAFE_IDLE_MAX: Duration = Duration::from_secs(1);
-/// How long a request's body may go on after its response has ended, for its connection to be kept.
+/// How long a request's body may continue after its response has ended if its connection is to be kept.
 const REST_MAX: Duration = Duration::from_secs(60);
-/// The largest head of a response, and the most that is buffered in each direction.
+/// The largest response head, and the most that is buffered in each direction.
 const BUFFER_MAX: usize = 64 << 10;
 
-/// Why there is no answer of the app.
+/// Why the app gave no response.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Trouble {
     #[error("can't be reached: {0}")]
     Unreachable(io::Error),
     #[error("closed the connection before its response was complete")]
     Closed(hyper::Error),
-    #[error("sent a response that is not HTTP: {0}")]
+    #[error("sent a response that isn't HTTP: {0}")]
     Malformed(hyper::Error),
-    #[error("did not get the whole request: {0}")]
+    #[error("didn't receive the whole request: {0}")]
     Request(hyper::Error),
     #[error("switched protocols without being asked to")]
     Unasked,
@@ -56,11 +56,11 @@ pub(crate) enum Trouble {
 /// A request that got no response.
 pub(super) struct Failed {
     pub(super) trouble: Trouble,
-    /// The request, if nothing of it was written.
+    /// The request, if none of it was written.
     pub(super) unsent: Option<Request<RequestBody>>,
 }
 
-/// A connection to the app. Dropping it closes it, which ends the app's work on it.
+/// A connection to the app. Dropping it closes it, which cancels the app's work on it.
 pub(super) struct AppConnection {
     sender: SendRequest<RequestBody>,
     task: TaskGuard,
@@ -89,7 +89,7 @@ pub(crate) async fn connect(app: &AppAddress) -> io::Result<Box<dyn AppStream>> 
             AppAddress::Tcp(address) => tcp(*address).await,
             AppAddress::Localhost(port) => match tcp((Ipv4Addr::LOCALHOST, *port).into()).await {
                 Ok(stream) => Ok(stream),
-                // What IPv4 says is the one to show: hardly any app listens on ::1 alone.
+                // Report the IPv4 error: hardly any app listens on ::1 only.
                 Err(error) => tcp((Ipv6Addr::LOCALHOST, *port).into()).await.map_err(|_| error),
             },
             AppAddress::Unix(path) => {
@@ -102,7 +102,7 @@ pub(crate) async fn connect(app: &AppAddress) -> io::Result<Box<dyn AppStream>> 
 
 async fn tcp(address: SocketAddr) -> io::Result<Box<dyn AppStream>> {
     let stream = TcpStream::connect(address).await?;
-    // Each piece must leave at once; without it they only come later.
+    // Send each piece immediately. If this fails, pieces are only delayed.
     let _ = stream.set_nodelay(true);
     Ok(Box::new(TokioIo::new(stream)))
 }
@@ -113,7 +113,7 @@ impl AppConnection {
         let mut builder = http1::Builder::new();
         builder.max_headers(RESPONSE_FIELDS_MAX).max_buf_size(BUFFER_MAX).max_header_size(BUFFER_MAX);
         let (sender, connection) = builder.handshake(stream).await.map_err(Trouble::Closed)?;
-        // How it ends is told to the exchange that uses it.
+        // The exchange that uses it sees how it ends.
         let task = tokio::spawn(async move {
             let _ = connection.with_upgrades().await;
         });
@@ -136,18 +136,18 @@ impl AppConnection {
         })
     }
 
-    /// Leaves the connection to the tunnel that it has become.
+    /// Hands the connection over to the tunnel it has become.
     pub(super) fn into_tunnel(mut self) {
         self.task.0 = None;
     }
 
-    /// Whether the next request can be sent at once.
+    /// Whether the next request can be sent immediately.
     fn is_ready(&self) -> bool {
         self.sender.is_ready() && !self.sender.is_closed()
     }
 }
 
-/// The idle connections to the app; the one used last is used next. None once it is closed.
+/// The idle connections to the app; the most recently used one is taken first. `None` once the pool is closed.
 pub(super) struct Pool {
     idle: Mutex<Option<VecDeque<Idle>>>,
 }
@@ -165,14 +165,14 @@ impl Default for Pool {
 }
 
 impl Pool {
-    /// A connection that is worth a try.
+    /// A connection that can probably be reused.
     pub(super) fn take(&self, safe: bool) -> Option<AppConnection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.as_mut()?;
         let now = Instant::now();
         while let Some(last) = idle.back() {
             if last.connection.is_ready() && now < last.until {
-                // The others have been idle for even longer.
+                // The others have been idle even longer.
                 let fresh_enough = safe || now.duration_since(last.since) < UNSAFE_IDLE_MAX;
                 return if fresh_enough { idle.pop_back().map(|idle| idle.connection) } else { None };
             }
@@ -191,13 +191,13 @@ impl Pool {
         idle.push_back(Idle { connection, since: now, until: now + keep });
     }
 
-    /// Closes all, and keeps none from here on.
+    /// Closes all connections, and keeps none from now on.
     pub(super) fn close(&self) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
-/// A connection in use, to be given back when the response has ended.
+/// A connection in use, returned to the pool when the response has ended.
 pub(super) struct Lease {
     connection: Option<AppConnection>,
     pool: Arc<Pool>,
@@ -206,7 +206,7 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// `keep` is what the app says on how long it keeps an idle connection.
+    /// `keep`: how long the app keeps an idle connection, if it says so.
     pub(super) fn new(
         connection: AppConnection,
         pool: Arc<Pool>,
@@ -217,13 +217,13 @@ impl Lease {
         Self { connection: Some(connection), pool, keep, gate }
     }
 
-    /// Gives the connection back, if it can be used again.
+    /// Returns the connection to the pool if it can be reused.
     pub(super) fn give_back(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         if connection.is_ready() {
             self.pool.put(connection, self.keep);
         } else if !connection.sender.is_closed() && self.gate.as_ref().is_none_or(Gate::is_open) {
-            // The response has ended before the request: its rest goes on to the app.
+            // The response has ended before the request: the rest of the request still goes to the app.
             let (pool, keep) = (Arc::clone(&self.pool), self.keep);
             tokio::spawn(async move {
                 if matches!(timeout(REST_MAX, connection.sender.ready()).await, Ok(Ok(()))) {

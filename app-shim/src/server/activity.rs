@@ -1,22 +1,22 @@
-//! What happens on one connection, as far as it must be known to close it well.
+//! Tracks what happens on one connection, so that it can be closed without losing a request or response.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::drain::Exchange;
 
-/// Shared by a connection's stream, its exchanges and whoever closes it.
+/// Shared by a connection's stream, its exchanges and the task that closes it.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
     begun: AtomicUsize,
     over: AtomicUsize,
-    /// Bytes have come after an exchange: a head in the making.
+    /// Bytes arrived after an exchange: an incomplete head.
     head_begun: AtomicBool,
-    /// Bytes have come within the last exchange: a body, which may not be at its end.
+    /// Bytes arrived within the last exchange: a body, which may be incomplete.
     body_seen: AtomicBool,
 }
 
-/// An exchange on a connection, counted both there and by the drain.
+/// An exchange on a connection, counted by both the connection and the drain.
 #[derive(Debug)]
 pub(super) struct Busy {
     activity: Arc<Activity>,
@@ -28,8 +28,8 @@ impl Activity {
         self.over.load(Ordering::Relaxed) != self.begun.load(Ordering::Relaxed)
     }
 
-    /// Notes that bytes have come.
-    pub(super) fn hear(&self) {
+    /// Records that bytes arrived.
+    pub(super) fn record_bytes(&self) {
         let flag = if self.is_busy() { &self.body_seen } else { &self.head_begun };
         flag.store(true, Ordering::Relaxed);
     }
@@ -39,7 +39,7 @@ impl Activity {
         self.body_seen.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing is going on, and nothing has since the last call with the same `seen`.
+    /// Whether the connection is idle, and has been since the last call with the same `seen`.
     pub(super) fn was_quiet_since(&self, seen: &mut Option<usize>) -> bool {
         let begun = self.begun.load(Ordering::Relaxed);
         let idle = !self.is_busy() && !self.head_begun.load(Ordering::Relaxed);

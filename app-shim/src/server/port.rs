@@ -1,9 +1,9 @@
-//! Closes a port without losing a connection that a client has made.
+//! Closes a port without losing an established connection.
 //!
-//! Between the last `accept` and the close the kernel goes on accepting in our name, and resets those connections
-//! with the close: their clients have sent requests and get no answer. So first a socket filter stops new handshakes
-//! (their first packet is dropped as if it were lost; the next one, a second later, is refused), then what the kernel
-//! has accepted is taken over, and only then is the port closed.
+//! Between the last `accept` and the close, the kernel keeps completing handshakes, and the close resets those
+//! connections although clients may have sent requests. So first a socket filter stops new handshakes: their first
+//! packet is dropped as if it were lost, and the next one, a second later, is refused. Then the connections the
+//! kernel has completed are accepted, and only then is the port closed.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use std::time::Duration;
 use socket2::{SockFilter, SockRef};
 use tokio::net::{TcpListener, TcpStream};
 
-/// How long handshakes under way may take to be completed.
+/// How long handshakes in progress may take to complete.
 const HANDSHAKE_WAIT: Duration = Duration::from_millis(50);
 
-/// `accept` for what is there, close for the rest.
+/// Accepts what is in the queue, then closes the port.
 pub(super) async fn close(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
     let Ok(listener) = listener.into_std() else { return Vec::new() };
     take_over(&listener).await
 }
 
-/// Stops new handshakes, waits for those under way, and accepts all that came of them.
+/// Stops new handshakes, waits for those in progress, and accepts the resulting connections.
 async fn take_over(listener: &std::net::TcpListener) -> Vec<(TcpStream, SocketAddr)> {
     let mut accepted = Vec::new();
     stop_handshakes(listener);
@@ -30,12 +30,12 @@ async fn take_over(listener: &std::net::TcpListener) -> Vec<(TcpStream, SocketAd
     accepted
 }
 
-/// Where filters are not allowed, a handshake between the last accept and the close is lost.
+/// If filters aren't allowed, a handshake between the last accept and the close is lost.
 fn stop_handshakes(listener: &std::net::TcpListener) {
     let _ = SockRef::from(listener).attach_filter(&no_new_handshakes());
 }
 
-/// Asks the kernel itself: the runtime may not have heard of the last ones yet.
+/// Asks the kernel directly: the async runtime may not have been notified of the last ones yet.
 fn take_accepted(listener: &std::net::TcpListener, accepted: &mut Vec<(TcpStream, SocketAddr)>) {
     while let Ok((stream, peer)) = listener.accept() {
         let taken = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
@@ -43,8 +43,8 @@ fn take_accepted(listener: &std::net::TcpListener, accepted: &mut Vec<(TcpStream
     }
 }
 
-/// Drops segments that are `SYN` and not `ACK`; they begin a handshake. The filter sees the TCP header first, whose
-/// byte 13 has the flags (Linux, `Documentation/networking/filter.rst`).
+/// Drops segments with `SYN` but not `ACK`, which begin a handshake. The filter starts at the TCP header, whose byte
+/// 13 has the flags (Linux, `Documentation/networking/filter.rst`).
 fn no_new_handshakes() -> [SockFilter; 5] {
     const LOAD_BYTE: u16 = 0x30;
     const AND: u16 = 0x54;
@@ -71,7 +71,7 @@ mod tests {
 
     use super::*;
 
-    /// Connects, asks, and wants an answer, over and over. Counts the connections that were made and got none.
+    /// Repeatedly connects, sends a byte and waits for one. Counts established connections that got none.
     fn knock(address: SocketAddr, stop: &AtomicBool, lost: &AtomicUsize) {
         while !stop.load(Ordering::Relaxed) {
             let connected = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5));
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn no_connection_that_was_made_is_lost_when_the_port_closes() {
+    async fn no_established_connection_is_lost_when_the_port_closes() {
         let answer = |(mut stream, _): (TcpStream, SocketAddr)| async move {
             let mut asked = [0];
             stream.read_exact(&mut asked).await.unwrap();
@@ -106,7 +106,7 @@ mod tests {
         for accepted in take_over(&listener).await {
             tokio::spawn(answer(accepted));
         }
-        // The time between the last accept and the close, drawn out: nobody gets in.
+        // Extends the time between the last accept and the close: no handshake may complete in it.
         tokio::time::sleep(Duration::from_millis(200)).await;
         drop(listener);
         stop.store(true, Ordering::Relaxed);

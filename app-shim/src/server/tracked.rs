@@ -1,4 +1,4 @@
-//! A connection's stream and its responses' bodies, watched.
+//! Wrappers of a connection's stream and of response bodies that record activity.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,15 +13,15 @@ use tokio::time::Sleep;
 
 use super::activity::{Activity, Busy};
 
-/// How long a client that may still be sending has to read our answer and hang up.
+/// How long a client that may still be sending has to read the response and close the connection.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// A client's socket. It notes when bytes come, and closes without a reset where it can: a reset could take the end
-/// of an answer with it.
+/// A client's socket. Records when bytes arrive, and avoids closing with a reset, which could discard the end of a
+/// response.
 pub(super) struct TrackedStream {
     stream: TcpStream,
     activity: Arc<Activity>,
-    /// Our side is closed; until this is over, what the client still sends is read and dropped.
+    /// Set once our side is closed: until it elapses, what the client still sends is read and dropped.
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
@@ -56,7 +56,7 @@ impl AsyncRead for TrackedStream {
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
         if buffer.filled().len() > before {
-            this.activity.hear();
+            this.activity.record_bytes();
         }
         read
     }
@@ -95,7 +95,7 @@ impl AsyncWrite for TrackedStream {
     }
 }
 
-/// The body of a response. The exchange is over when it is dropped, which hyper does with its last byte.
+/// The body of a response. Its exchange ends when it is dropped, which hyper does after the last byte.
 pub(super) struct TrackedBody<B> {
     body: Pin<Box<B>>,
     _busy: Busy,

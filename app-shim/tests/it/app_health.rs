@@ -1,4 +1,4 @@
-//! The app's own health answer, in every shape that HTTP/1 knows: with `--health both` its status decides.
+//! The app's own health answer in every form of HTTP/1: with `--health both` its status decides.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,7 +10,7 @@ use tokio::process::Command;
 use crate::client::{Wire, get};
 use crate::shim::{Shim, TALKER, command, within};
 
-/// An answer of the app: what it writes, and whether it closes the connection then or leaves it open.
+/// An answer of the app: what it writes, and whether it then closes the connection.
 #[derive(Clone)]
 struct Answer {
     pieces: Vec<String>,
@@ -43,7 +43,7 @@ async fn app(answer: Answer) -> SocketAddr {
                     wire.try_send(piece).await;
                 }
                 if !answer.closes {
-                    // Held open until the shim has had enough.
+                    // Held open until the shim closes it.
                     let _ = wire.rest().await;
                 }
             });
@@ -62,7 +62,7 @@ async fn health(answer: Answer, who: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_good_answer_is_healthy_whatever_its_shape() {
+async fn a_good_answer_is_healthy_in_any_form() {
     let huge = "x".repeat(8 << 20);
     let shapes = [
         ("a length", answer(&["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"])),
@@ -93,7 +93,7 @@ async fn a_good_answer_is_healthy_whatever_its_shape() {
 }
 
 #[tokio::test]
-async fn a_sick_answer_gives_its_status_as_the_reason_whatever_its_shape() {
+async fn a_bad_answer_gives_its_status_as_the_reason_in_any_form() {
     let head = "HTTP/1.1 503 Service Unavailable\r\n";
     let shapes = [
         ("chunked", answer(&[head, "transfer-encoding: chunked\r\n\r\n", "2\r\nno\r\n0\r\n\r\n"]), "503"),
@@ -110,17 +110,17 @@ async fn a_sick_answer_gives_its_status_as_the_reason_whatever_its_shape() {
 }
 
 #[tokio::test]
-async fn no_answer_is_told_from_a_late_one() {
+async fn a_missing_answer_is_distinguished_from_a_late_one() {
     let silent = health(answer(&[]), "both").await;
-    assert!(silent.contains("does not answer at /api/health within 1.5s"), "{silent}");
+    assert!(silent.contains("doesn't answer at /api/health within 1.5s"), "{silent}");
     let closed = health(closing(&[]), "both").await;
-    assert!(closed.contains("does not answer at /api/health: "), "{closed}");
+    assert!(closed.contains("doesn't answer at /api/health: "), "{closed}");
     let half = health(closing(&["HTTP/1.1 200 OK\r\ncontent-"]), "both").await;
-    assert!(half.contains("does not answer at /api/health: "), "{half}");
+    assert!(half.contains("doesn't answer at /api/health: "), "{half}");
 }
 
 #[tokio::test]
-async fn a_check_of_an_app_that_answers_by_itself_goes_by_the_status_too() {
+async fn with_health_app_the_status_decides_too() {
     let head = "HTTP/1.1 503 Service Unavailable\r\ntransfer-encoding: chunked\r\n\r\n";
     let cases = [
         (answer(&[OK_CHUNKED, "2\r\nok\r\n"]), 0, ""),
@@ -145,7 +145,7 @@ async fn a_check_of_an_app_that_answers_by_itself_goes_by_the_status_too() {
     }
 }
 
-/// Waits until the shim says that it and its app are healthy.
+/// Waits until the shim reports that it and its app are healthy.
 async fn becomes_healthy(shim: &Shim) {
     let address = shim.address().await;
     shim.log.wait_for("App accepts connections").await;
@@ -172,8 +172,8 @@ async fn node_after_write_head_is_healthy() {
     becomes_healthy(&Shim::spawn(command(&options, &["node", "-e", script]))).await;
 }
 
-/// The guide's own health route, in a real Next.js app. It is set up by `tests/node/next.sh DIRECTORY`, which needs
-/// the npm registry, so the test runs only where somebody has done that and says so.
+/// A health route in a real Next.js app. `tests/node/next.sh DIRECTORY` sets it up from the npm registry, so the test
+/// only runs if `UH_NEXT_APP` names that directory.
 #[tokio::test]
 #[allow(clippy::print_stdout, reason = "who reads the results must know what was not run")]
 async fn a_real_next_app_is_healthy() {

@@ -1,4 +1,4 @@
-//! A client that speaks HTTP/1.1 byte by byte, and a scripted app that does.
+//! A client and a scripted app that handle HTTP/1.1 byte by byte.
 
 use std::net::SocketAddr;
 
@@ -24,7 +24,7 @@ impl Wire {
         within("bytes to leave", self.0.write_all(bytes.as_ref())).await.unwrap();
     }
 
-    /// Sends where the other side may have gone.
+    /// Sends, although the other side may have closed.
     pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = within("bytes to leave", self.0.write_all(bytes.as_ref())).await;
     }
@@ -45,7 +45,7 @@ impl Wire {
         self.send(format!("GET {path} HTTP/1.1\r\nhost: a.test\r\n\r\n")).await;
     }
 
-    /// Reads until what came ends with `end`, and gives it.
+    /// Reads until the received bytes end with `end`, and returns them.
     pub(crate) async fn until(&mut self, end: &str) -> String {
         let mut text = Vec::new();
         while !text.ends_with(end.as_bytes()) {
@@ -55,12 +55,12 @@ impl Wire {
         String::from_utf8(text).unwrap()
     }
 
-    /// Reads a head, with its empty line.
+    /// Reads a head, including its empty line.
     pub(crate) async fn head(&mut self) -> String {
         self.until("\r\n\r\n").await
     }
 
-    /// Reads an answer with a length, head and body.
+    /// Reads head and body of a response with a length.
     pub(crate) async fn answer(&mut self) -> String {
         let head = self.head().await;
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
@@ -75,32 +75,32 @@ impl Wire {
         bytes
     }
 
-    /// Reads all that comes until the other side closes. A reset is told apart.
+    /// Reads until the other side closes. Distinguishes a reset.
     pub(crate) async fn rest(&mut self) -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         within("the end", self.0.read_to_end(&mut bytes)).await?;
         Ok(bytes)
     }
 
-    /// As text, where no reset may come.
+    /// Reads the rest as text, and fails on a reset.
     pub(crate) async fn rest_text(&mut self) -> String {
         String::from_utf8(self.rest().await.unwrap()).unwrap()
     }
 
-    /// As text, whatever the bytes are.
+    /// Any bytes as text.
     pub(crate) async fn rest_lossy(&mut self) -> String {
         String::from_utf8_lossy(&self.rest().await.unwrap()).into_owned()
     }
 }
 
-/// One exchange on a connection of its own.
+/// One exchange on a new connection.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
     let mut wire = Wire::open(address).await;
     wire.send(format!("GET {path} HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n")).await;
     wire.rest_text().await
 }
 
-/// An answer with a length.
+/// A response with a length.
 pub(crate) fn response(body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
@@ -118,13 +118,13 @@ pub(crate) async fn websocket(address: SocketAddr) -> Wire {
     wire
 }
 
-/// A text frame as a client sends it, with a mask of zeroes.
+/// A client's text frame, with a mask of zeroes.
 pub(crate) fn masked(text: &str) -> Vec<u8> {
     [&[0x81, 0x80 | text.len() as u8, 0, 0, 0, 0], text.as_bytes()].concat()
 }
 
 impl Wire {
-    /// Sends a text over a WebSocket and wants it back.
+    /// Sends a text over a WebSocket and expects its echo.
     pub(crate) async fn echoes(&mut self, text: &str) {
         self.send(masked(text)).await;
         let echo = [&[0x81, text.len() as u8], text.as_bytes()].concat();
@@ -132,7 +132,7 @@ impl Wire {
     }
 }
 
-/// `Close`, 1001, as a server sends it.
+/// A server's close frame with code 1001.
 pub(crate) const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xE9];
 /// The same from a client.
 pub(crate) const GOING_AWAY_MASKED: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xE9];

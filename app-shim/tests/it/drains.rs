@@ -1,4 +1,4 @@
-//! What becomes of what is in flight when SIGTERM comes.
+//! What happens to requests in flight after SIGTERM.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::client::{GOING_AWAY, GOING_AWAY_MASKED, Wire, get, masked, response, websocket};
 use crate::shim::{Shim, TALKER};
 
-/// Where health and metrics are served to the end.
+/// Where health and metrics are served until the end.
 async fn side(shim: &Shim) -> SocketAddr {
     let line = shim.log.wait_for("(metrics)").await;
     line.split("Listening on ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
@@ -37,7 +37,7 @@ async fn in_flight_is(side: SocketAddr, count: usize) {
     }
 }
 
-/// An answer that takes so long.
+/// A response that takes this long.
 async fn slow(address: SocketAddr, ms: u64) {
     let mut wire = Wire::open(address).await;
     wire.get(&format!("/slow?ms={ms}")).await;
@@ -74,7 +74,7 @@ async fn conversation(address: SocketAddr, rounds: usize, pause: Duration) {
     assert_eq!(wire.read_exact(4).await, [0x88, 2, 0x03, 0xE8]);
 }
 
-/// The guide's drain: 45 connections, the last one over after ten seconds.
+/// The documented example: 45 requests, the last one ends after ten seconds.
 #[tokio::test]
 async fn forty_five_exchanges_in_flight_are_all_completed() {
     const COUNT: usize = 45;
@@ -117,7 +117,7 @@ async fn forty_five_exchanges_in_flight_are_all_completed() {
 }
 
 #[tokio::test]
-async fn a_kept_alive_connection_gets_one_more_answer_and_is_closed() {
+async fn a_keep_alive_connection_gets_one_more_response_and_is_closed() {
     let (mut shim, address, _) = serving(&[]).await;
     let mut busy = Wire::open(address).await;
     busy.get("/").await;
@@ -126,7 +126,7 @@ async fn a_kept_alive_connection_gets_one_more_answer_and_is_closed() {
     idle.get("/").await;
     idle.answer().await;
     let never_used = Wire::open(address).await;
-    // Two requests in one, so that the second is in flight when the first is answered.
+    // Two requests in one write, so that the second is in flight when the first is answered.
     let mut slow = Wire::open(address).await;
     slow.send("GET / HTTP/1.1\r\nhost: a\r\n\r\nGET /slow?ms=1500 HTTP/1.1\r\nhost: a\r\n\r\n").await;
     slow.answer().await;
@@ -146,12 +146,12 @@ async fn a_kept_alive_connection_gets_one_more_answer_and_is_closed() {
 }
 
 #[tokio::test]
-async fn what_the_kernel_has_taken_in_our_name_is_answered() {
+async fn connections_in_the_accept_queue_are_served() {
     let (mut shim, address, _) = serving(&[]).await;
     let mut kept = Wire::open(address).await;
     kept.get("/").await;
     kept.answer().await;
-    // While the shim is stopped the kernel accepts connections and requests for it.
+    // While the shim is suspended, the kernel accepts connections and requests for it.
     shim.signal(Signal::STOP);
     let mut waiting = Vec::new();
     for _ in 0..20 {
@@ -164,8 +164,8 @@ async fn what_the_kernel_has_taken_in_our_name_is_answered() {
     shim.signal(Signal::CONT);
     waiting.push(kept);
     for mut wire in waiting {
-        // Read to its end: the shim closes it. Whether the answer says so depends on what the shim, when it goes on, hears
-        // of first: the request or the signal.
+        // Read to its end: the shim closes it. Whether the response has `Connection: close` depends on whether the
+        // resumed shim sees the request or the signal first.
         let answer = wire.rest_text().await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert!(answer.ends_with("green 1.2.3\n"), "{answer}");
@@ -174,7 +174,7 @@ async fn what_the_kernel_has_taken_in_our_name_is_answered() {
 }
 
 #[tokio::test]
-async fn what_outlives_the_deadline_is_cut_counted_and_told_by_the_exit_code() {
+async fn requests_that_outlive_the_deadline_are_cut_and_counted_and_set_the_exit_code() {
     let (mut shim, address, side) = serving(&["--drain-timeout", "1s"]).await;
     let mut endless = Wire::open(address).await;
     endless.get("/stream?events=0&interval_ms=100").await;
@@ -205,7 +205,7 @@ async fn a_second_sigterm_ends_the_wait() {
 }
 
 #[tokio::test]
-async fn the_app_hears_of_it_only_when_all_is_drained() {
+async fn the_app_gets_sigterm_only_after_the_drain() {
     let (mut shim, address, side) = serving(&[]).await;
     let begun = Instant::now();
     let exchange = tokio::spawn(slow(address, 1_000));
@@ -225,7 +225,7 @@ async fn the_app_hears_of_it_only_when_all_is_drained() {
 }
 
 #[tokio::test]
-async fn an_app_that_dies_while_draining_ends_it_with_its_code_and_the_count() {
+async fn an_app_that_dies_during_the_drain_ends_it_with_its_code_and_the_count() {
     for (end, code) in [("kill -KILL $$", 137), ("exit 3", 3), ("exit 0", 124)] {
         let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = app.local_addr().unwrap().to_string();
@@ -245,7 +245,7 @@ async fn an_app_that_dies_while_draining_ends_it_with_its_code_and_the_count() {
         shim.log.wait_for("Draining 1 active connections").await;
         shim.signal(Signal::USR1);
         shim.output.wait_for("dying").await;
-        // The app's connections go with it.
+        // The app's connections close with it.
         drop(asked);
         drop(app);
         assert!(client.rest_text().await.starts_with("HTTP/1.1 502 "));
@@ -255,7 +255,7 @@ async fn an_app_that_dies_while_draining_ends_it_with_its_code_and_the_count() {
 }
 
 #[tokio::test]
-async fn the_last_answer_of_an_app_that_ends_by_itself_is_delivered() {
+async fn the_last_response_of_an_app_that_exits_is_delivered() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let script = "trap 'exit 5' USR1; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done";
     let mut shim = Shim::start(&app.local_addr().unwrap().to_string(), &[], script);
@@ -267,7 +267,7 @@ async fn the_last_answer_of_an_app_that_ends_by_itself_is_delivered() {
     client.get("/").await;
     let mut asked = Wire::accept(&app).await;
     asked.head().await;
-    // Too much for one read, and all of it sent before the end.
+    // Too much for one read, and sent completely before the exit.
     let body = "x".repeat(1_000_000);
     let sending = tokio::spawn(async move { asked.send(response(&body)).await });
     assert!(client.head().await.starts_with("HTTP/1.1 200 "));
@@ -278,7 +278,7 @@ async fn the_last_answer_of_an_app_that_ends_by_itself_is_delivered() {
 }
 
 #[tokio::test]
-async fn a_quiet_tunnel_is_told_with_a_close_and_a_busy_one_goes_on() {
+async fn a_quiet_tunnel_gets_a_close_frame_and_a_busy_one_continues() {
     let (mut shim, address, side) = serving(&[]).await;
     let mut quiet = websocket(address).await;
     quiet.echoes("before").await;
@@ -288,7 +288,7 @@ async fn a_quiet_tunnel_is_told_with_a_close_and_a_busy_one_goes_on() {
     shim.signal(Signal::TERM);
     assert_eq!(quiet.read_exact(4).await, GOING_AWAY);
     assert!(told_at.elapsed() < Duration::from_secs(15));
-    // A peer that got a close answers with one, and is let go.
+    // A peer that got a close frame answers with one, and the tunnel ends.
     quiet.send(GOING_AWAY_MASKED).await;
     assert_eq!(quiet.rest().await.unwrap(), b"");
     busy.await.unwrap();
@@ -296,7 +296,7 @@ async fn a_quiet_tunnel_is_told_with_a_close_and_a_busy_one_goes_on() {
 }
 
 #[tokio::test]
-async fn both_sides_of_a_tunnel_are_told_between_two_frames_and_given_until_the_deadline() {
+async fn both_sides_of_a_tunnel_get_a_close_between_two_frames_and_have_until_the_deadline() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let options = ["--drain-timeout", "4s", "--metrics", "127.0.0.1:0"];
     let mut shim = Shim::start(&app.local_addr().unwrap().to_string(), &options, TALKER);
@@ -311,18 +311,18 @@ async fn both_sides_of_a_tunnel_are_told_between_two_frames_and_given_until_the_
     app.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
     client.head().await;
     in_flight_is(side, 1).await;
-    // Half of a frame from the app, and a whole one from the client.
+    // Half a frame from the app, and a whole one from the client.
     app.send([0x81, 4, b'a', b'b']).await;
     client.send(masked("hi")).await;
     assert_eq!(client.read_exact(4).await, [0x81, 4, b'a', b'b']);
     assert_eq!(app.read_exact(8).await, masked("hi"));
     shim.signal(Signal::TERM);
-    // The client's direction is between frames: the app is told.
+    // The client's direction is between frames: the app gets a close frame.
     assert_eq!(app.read_exact(8).await, GOING_AWAY_MASKED);
-    // The app's is not: the frame comes first, then the close, and nothing after it.
+    // The app's direction isn't: the frame comes first, then the close frame, then nothing.
     app.send([b'c', b'd', 0x81, 5, b'x']).await;
     assert_eq!(client.read_exact(6).await, [b'c', b'd', 0x88, 2, 0x03, 0xE9]);
-    // Neither answers: at the deadline the tunnel is cut.
+    // Neither side answers, so the tunnel is cut at the deadline.
     assert_eq!(shim.code().await, Some(124));
     shim.log.wait_for("Cutting 1 active connections").await;
     assert_eq!(client.rest().await.unwrap_or_default(), b"");
@@ -341,7 +341,7 @@ async fn supervise_only_waits_for_the_connections_to_the_app() {
     shim.log.wait_for("App accepts connections").await;
     shim.output.wait_for("ready").await;
     let client = TcpStream::connect(app.local_addr().unwrap()).await.unwrap();
-    // Health asks the app too, so its own connection comes and goes.
+    // The health check connects to the app too, so the count varies.
     let (answer, served) = tokio::join!(get(health, "/api/health"), async {
         let served = Wire::accept(&app).await;
         (served, Wire::accept(&app).await)

@@ -1,4 +1,4 @@
-//! Every way the whole can end, and its exit code.
+//! Every way the shim can end, and its exit code.
 
 use std::time::{Duration, Instant};
 
@@ -6,48 +6,48 @@ use rustix::process::Signal;
 
 use crate::shim::{Shim, TALKER, command, sample_app, within};
 
-/// Where no app is. A Unix socket, so that nobody else can be there.
+/// An address without an app. A Unix socket, so that nothing else can listen there.
 const NOWHERE: &str = "unix:/nonexistent/app.sock";
 
 #[tokio::test]
-async fn an_app_that_ends_by_itself_ends_the_shim_with_its_code() {
+async fn an_app_that_exits_ends_the_shim_with_its_code() {
     for (script, code) in [("exit 0", 0), ("exit 1", 1), ("exit 2", 2), ("exit 255", 255)] {
         let mut shim = Shim::start(NOWHERE, &[], script);
         assert_eq!(shim.code().await, Some(code), "{script}");
-        shim.log.wait_for(&format!("App ended by itself with exit code {code}")).await;
+        shim.log.wait_for(&format!("App exited with code {code}")).await;
     }
 }
 
 #[tokio::test]
-async fn an_app_ended_by_a_signal_gives_128_and_the_signal() {
+async fn an_app_killed_by_a_signal_gives_128_plus_the_signal() {
     for (signal, code) in [("KILL", 137), ("SEGV", 139), ("TERM", 143)] {
         let mut shim = Shim::start(NOWHERE, &[], &format!("kill -{signal} $$"));
         assert_eq!(shim.code().await, Some(code), "{signal}");
-        shim.log.wait_for(&format!("App was ended by signal {} (exit code {code})", code - 128)).await;
+        shim.log.wait_for(&format!("App was killed by signal {} (exit code {code})", code - 128)).await;
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_executed_gives_126_and_what_does_not_exist_127() {
+async fn a_command_that_can_not_be_executed_gives_126_and_a_missing_one_127() {
     for (program, code) in
         [("/etc/passwd", 126), ("/", 126), ("no-such-program", 127), ("/no/such/program", 127)]
     {
         let mut shim = Shim::spawn(command(&["--listen", "127.0.0.1:0"], &[program]));
         assert_eq!(shim.code().await, Some(code), "{program}");
-        shim.log.wait_for(&format!("app-shim: cannot start \"{program}\": ")).await;
+        shim.log.wait_for(&format!("app-shim: can't start \"{program}\": ")).await;
     }
 }
 
 #[tokio::test]
-async fn wrong_options_give_2_and_a_port_that_is_taken_gives_125() {
+async fn invalid_options_give_2_and_a_port_in_use_gives_125() {
     let mut wrong = Shim::spawn(command(&["--drain-timeout", "soon"], &["true"]));
     assert_eq!(wrong.code().await, Some(2));
-    wrong.log.wait_for("is not a duration").await;
+    wrong.log.wait_for("isn't a duration").await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let holder = std::net::TcpListener::bind(taken).unwrap();
     let mut shim = Shim::spawn(command(&["--listen", &taken.to_string()], &["sh", "-c", "echo started"]));
     assert_eq!(shim.code().await, Some(125));
-    shim.log.wait_for(&format!("cannot listen on {taken}: ")).await;
+    shim.log.wait_for(&format!("can't listen on {taken}: ")).await;
     assert!(shim.output.to_end().await.is_empty(), "the app must not be started");
     drop(holder);
 }
@@ -56,7 +56,7 @@ async fn wrong_options_give_2_and_a_port_that_is_taken_gives_125() {
 async fn an_app_that_never_accepts_is_stopped_after_the_start_timeout() {
     let mut shim = Shim::start(NOWHERE, &["--start-timeout", "200ms"], TALKER);
     assert_eq!(shim.code().await, Some(125));
-    shim.log.wait_for("App does not accept connections on unix:/nonexistent/app.sock after 200ms").await;
+    shim.log.wait_for("App doesn't accept connections on unix:/nonexistent/app.sock after 200ms").await;
     assert!(shim.output.to_end().await.contains(&"got TERM".to_owned()));
 }
 
@@ -72,7 +72,7 @@ async fn sigterm_and_sigint_end_an_idle_shim_with_0() {
 }
 
 #[tokio::test]
-async fn sigterm_during_start_up_ends_with_0_at_once() {
+async fn sigterm_during_the_start_ends_with_0_immediately() {
     let mut shim = Shim::start(NOWHERE, &[], TALKER);
     shim.output.wait_for("ready").await;
     shim.signal(Signal::TERM);
@@ -89,7 +89,7 @@ async fn sigterm_during_start_up_ends_with_0_at_once() {
 }
 
 #[tokio::test]
-async fn an_app_that_ignores_sigterm_is_killed_and_137_recorded() {
+async fn an_app_that_ignores_sigterm_is_killed_with_137() {
     let app = sample_app().await.to_string();
     let mut shim = Shim::start(
         &app,
@@ -137,11 +137,11 @@ async fn a_check_is_0_while_the_shim_is_healthy_and_1_with_the_reason_when_it_is
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let said = check(&nobody.to_string()).await;
     assert_eq!(said.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&said.stderr).contains("does not answer"), "{said:?}");
+    assert!(String::from_utf8_lossy(&said.stderr).contains("doesn't answer"), "{said:?}");
 }
 
 #[tokio::test]
-async fn it_refuses_to_start_where_somebody_listens_already() {
+async fn it_refuses_to_start_if_another_process_already_listens() {
     let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = stranger.local_addr().unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -155,7 +155,7 @@ async fn it_refuses_to_start_where_somebody_listens_already() {
             command
         });
         assert_eq!(shim.code().await, Some(125), "{app}");
-        let refused = format!("cannot start the app on {app}: another process listens there already");
+        let refused = format!("can't start the app on {app}: another process already listens there");
         shim.log.wait_for(&refused).await;
         assert!(shim.output.to_end().await.is_empty(), "the app must not be started");
     }
@@ -163,7 +163,7 @@ async fn it_refuses_to_start_where_somebody_listens_already() {
 
 #[tokio::test]
 async fn the_app_dies_with_its_shim() {
-    // An app that ignores SIGTERM, and does not look whether its parent lives.
+    // An app that ignores SIGTERM and the death of its parent.
     let shim = Shim::start(NOWHERE, &[], "trap '' TERM; echo pid $$; while :; do sleep 0.05; done");
     let line = shim.output.wait_for("pid ").await;
     let app: i32 = line.strip_prefix("pid ").unwrap().parse().unwrap();
@@ -178,7 +178,7 @@ async fn the_app_dies_with_its_shim() {
 }
 
 #[tokio::test]
-async fn an_app_that_listens_on_the_other_localhost_is_found() {
+async fn an_app_that_listens_on_ipv6_localhost_is_found() {
     let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else {
         return; // no IPv6 here
     };
@@ -190,7 +190,5 @@ async fn an_app_that_listens_on_the_other_localhost_is_found() {
 #[tokio::test]
 async fn an_app_that_does_not_accept_is_logged_after_some_seconds_with_the_address() {
     let shim = Shim::start(NOWHERE, &[], TALKER);
-    shim.log
-        .wait_for("App does not accept connections on unix:/nonexistent/app.sock yet: No such file")
-        .await;
+    shim.log.wait_for("App doesn't accept connections on unix:/nonexistent/app.sock yet: No such file").await;
 }

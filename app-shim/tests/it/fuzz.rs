@@ -1,4 +1,4 @@
-//! Nearly right requests through the shim into an app that reads by the rules.
+//! Nearly valid requests through the shim into an app with a strict parser.
 
 #[path = "../../../proxy/tests/it/fuzz/mutate.rs"]
 mod mutate;
@@ -17,13 +17,13 @@ use reference::{Demand, is_same, read_leniently};
 use witness::{Witness, all_came, compare};
 use words::{KNOWN, REQUESTS, WORDS};
 
-/// How long the shim may be silent before a client that has not sent all leaves.
+/// How long a client that hasn't sent everything waits for the shim before it leaves.
 const PATIENCE: Duration = Duration::from_millis(30);
 
-/// What the front door would refuse, hyper may take; but whatever the app gets is by the rules, and what came by the rules is
-/// what the app gets.
+/// hyper may accept what uh-proxy would reject. But whatever the app gets is valid, and a valid request reaches the
+/// app unchanged.
 #[test]
-fn what_the_app_sees_is_what_was_meant() {
+fn the_app_receives_what_the_client_meant() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let witness = Witness::start();
     let (shim, address) = runtime.block_on(async {
@@ -33,13 +33,14 @@ fn what_the_app_sees_is_what_was_meant() {
         (shim, address)
     });
     let seeds = REQUESTS.iter().copied();
-    // The witness never asks for a body, and the shim waits until it is asked.
+    // The test's app never sends 100 Continue, and the shim waits for it.
     let unasked = REQUESTS.iter().filter(|request| !request.contains("Expect:"));
     for request in unasked.map(|request| request.as_bytes()) {
         all_came(request, &witness.send(address, request, Some(PATIENCE)).unwrap(), Demand::WellFormed)
             .unwrap();
     }
-    // A client that sends its end has left, for the shim, and what is under way may reach the app when nobody waits any more.
+    // For the shim, a client that closes its sending side has left, so its request may reach the app late or not at
+    // all.
     let mut before = Vec::new();
     fuzz(200, near(seeds, WORDS), KNOWN, |bytes| {
         let bytes = [bytes, b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"].concat();

@@ -1,4 +1,4 @@
-//! The shim as a real process, with real children and real sockets.
+//! The shim as a real process, with real children and sockets.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, helpers too may fail by panicking")]
 

@@ -1,4 +1,4 @@
-//! A plain Node server that handles no signal: wrapped, and bare.
+//! A plain Node server without signal handling: behind the shim, and without it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,16 +21,16 @@ const FRESH: usize = 10;
 #[derive(Debug, Default)]
 struct Counts {
     answered: AtomicUsize,
-    /// Connected and asked, but no whole answer came.
+    /// Sent a request, but got no complete response.
     cut: AtomicUsize,
 }
 
 enum End {
-    /// The answer is whole, and the connection goes on.
+    /// The response is complete, and the connection stays open.
     Kept,
-    /// The answer is whole, and says that the connection is closed.
+    /// The response is complete, and closes the connection.
     Closed,
-    /// It is not.
+    /// The response is incomplete.
     Cut,
 }
 
@@ -50,7 +50,7 @@ async fn ask(stream: &mut TcpStream) -> End {
     if text.contains("connection: close") { End::Closed } else { End::Kept }
 }
 
-/// Asks over and over until it is refused.
+/// Sends requests until it is refused.
 async fn client(address: SocketAddr, keep: bool, counts: Arc<Counts>, stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Relaxed) {
         let Ok(mut stream) = TcpStream::connect(address).await else { return };
@@ -75,7 +75,7 @@ async fn client(address: SocketAddr, keep: bool, counts: Arc<Counts>, stop: Arc<
     }
 }
 
-/// Puts load on it, signals, and waits until every client is refused.
+/// Applies load, sends SIGTERM, and waits until every client is refused.
 async fn load_and_terminate(address: SocketAddr, process: Pid) -> (usize, usize) {
     let (counts, stop) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
     let mut clients = JoinSet::new();
@@ -96,7 +96,7 @@ async fn load_and_terminate(address: SocketAddr, process: Pid) -> (usize, usize)
 }
 
 #[tokio::test]
-async fn a_plain_node_server_that_is_wrapped_cuts_no_answer() {
+async fn a_plain_node_server_behind_the_shim_cuts_no_response() {
     let directory = tempfile::tempdir().unwrap();
     let app = format!("unix:{}", directory.path().join("app.sock").display());
     let mut shim = Shim::spawn(command(&["--listen", "127.0.0.1:0", "--app", &app], &["node", PLAIN]));
@@ -110,9 +110,9 @@ async fn a_plain_node_server_that_is_wrapped_cuts_no_answer() {
     shim.log.wait_for("Server exiting gracefully").await;
 }
 
-/// What the test above would see without the shim: it could fail.
+/// Shows that the test above can fail: the same without the shim.
 #[tokio::test]
-async fn the_same_server_bare_cuts_what_is_in_flight() {
+async fn the_same_server_without_the_shim_cuts_responses() {
     let mut node = Command::new("node");
     node.arg(PLAIN).env("PORT", "0").env("HOSTNAME", "127.0.0.1");
     let mut node = Shim::spawn(with_streams(node));

@@ -1,4 +1,4 @@
-//! Processes that lose their parent, and the shim as process 1.
+//! Orphaned processes, and the shim as process 1.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::shim::{Lines, Shim, within};
 
 const NOWHERE: &str = "unix:/nonexistent/app.sock";
 
-/// A process of its own that ends after a moment, with its parent gone.
+/// An orphaned process that exits after a moment.
 const ORPHAN: &str = "sh -c 'sleep 0.5 & echo orphan $!'; echo ready; exec sleep 600";
 
 /// The state of a process and its parent, if there is such a process (`/proc/PID/stat`).
@@ -39,7 +39,7 @@ async fn an_orphan_is_adopted_and_reaped() {
 
 #[tokio::test]
 async fn stopping_waits_for_the_whole_group() {
-    // The first process is gone at once; what it leaves behind needs a moment for its own end.
+    // The first process exits immediately; the one it leaves behind takes a moment.
     let script =
         "(trap 'sleep 0.5; echo cleaned up; exit 0' TERM; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done) &
         trap 'exit 0' TERM; wait";
@@ -50,7 +50,7 @@ async fn stopping_waits_for_the_whole_group() {
     assert!(shim.output.to_end().await.contains(&"cleaned up".to_owned()));
 }
 
-/// Runs a shim as process 1 of a namespace of its own. `None`, with a line, if that is not permitted here.
+/// Runs a shim as process 1 of a new namespace. `None`, with a message, if that isn't permitted.
 #[allow(clippy::print_stdout, reason = "who reads the results must know what was not run")]
 async fn as_process_1(script: &str) -> Option<Shim> {
     let flags = ["--pid", "--fork", "--mount-proc", "--kill-child"];
@@ -65,7 +65,7 @@ async fn as_process_1(script: &str) -> Option<Shim> {
     Some(Shim::spawn(crate::shim::with_streams(command)))
 }
 
-/// The process that runs as process 1 within; `unshare` itself ignores what the test would send it.
+/// The process with id 1 in the namespace; `unshare` itself ignores signals.
 async fn inner(output: &Lines, shim: &Shim) -> rustix::process::Pid {
     output.wait_for("ready").await;
     let children = format!("/proc/{0}/task/{0}/children", shim.pid().as_raw_nonzero());
@@ -85,7 +85,7 @@ async fn as_process_1_it_reaps_forwards_and_ends_with_0() {
     let process = inner(&shim.output, &shim).await;
     rustix::process::kill_process(process, Signal::USR1).unwrap();
     shim.output.wait_for("got USR1").await;
-    // Long after the orphan has ended.
+    // Long after the orphan has exited.
     for _ in 0..15 {
         shim.output.wait_for("zombies").await;
     }

@@ -1,8 +1,8 @@
 //! A shim as a process, and a deadline for every wait.
 //!
-//! Where a test needs an app that answers, it is a sample app in this process, while the shim's child is a shell
-//! that says which signals it gets. Where the child itself must answer, it listens on a Unix socket, so that no port
-//! has to be guessed.
+//! If a test needs an app that answers, that is a sample app in this process, while the shim's child is a shell that
+//! prints the signals it gets. If the child itself must answer, it listens on a Unix socket, so that no port has to
+//! be guessed.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -17,11 +17,11 @@ use tokio::sync::{oneshot, watch};
 use uh_sample_app::server::Server;
 use uh_sample_app::settings::Settings;
 
-/// Far beyond what anything here takes, so that only a hang reaches it.
+/// Far longer than anything here takes, so that only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A child that says which signals it gets, and goes on. It ends with 0 on SIGTERM, and with its parent: a test that is
-/// killed leaves nobody behind who runs on for ever.
+/// A child that prints the signals it gets and continues. It exits with 0 on SIGTERM, and when its parent dies, so
+/// that a killed test leaves no process behind.
 pub(crate) const TALKER: &str = "
     for s in HUP QUIT USR1 USR2 ALRM WINCH; do trap \"echo got $s\" $s; done
     trap 'echo got TERM; exit 0' TERM
@@ -38,7 +38,7 @@ pub(crate) async fn sample_app() -> SocketAddr {
     sample_app_with(&[]).await
 }
 
-/// The same, with variables of its own.
+/// The same, with its own variables.
 pub(crate) async fn sample_app_with(variables: &[(&str, &str)]) -> SocketAddr {
     let fixed = [("PORT", "0"), ("DEPLOYMENT_ENV", "green"), ("APP_VERSION", "1.2.3")];
     let settings = Settings::from_lookup(|name| {
@@ -57,13 +57,13 @@ pub(crate) async fn sample_app_with(variables: &[(&str, &str)]) -> SocketAddr {
 /// A running shim.
 pub(crate) struct Shim {
     child: Child,
-    /// What it says, line by line.
+    /// Its log, line by line.
     pub(crate) log: Lines,
-    /// What its child says.
+    /// The output of its child.
     pub(crate) output: Lines,
 }
 
-/// Lines that come from a process.
+/// Output lines of a process.
 #[derive(Clone)]
 pub(crate) struct Lines(watch::Receiver<Vec<String>>, Arc<Mutex<usize>>);
 
@@ -79,12 +79,12 @@ impl Lines {
         Self(receiver, Arc::default())
     }
 
-    /// All that has come.
+    /// All lines so far.
     pub(crate) fn all(&self) -> Vec<String> {
         self.0.borrow().clone()
     }
 
-    /// Waits for a line with these words, after the one that was found last, and gives it.
+    /// Waits for a line with this text after the one found last, and returns it.
     pub(crate) async fn wait_for(&self, words: &str) -> String {
         let find = |lines: &Vec<String>| {
             let mut read = self.1.lock().unwrap();
@@ -104,7 +104,7 @@ impl Lines {
         found.unwrap()
     }
 
-    /// Waits until the process and all its children have closed the stream, and gives all that has come.
+    /// Waits until the process and all its children have closed the stream, and returns all lines.
     pub(crate) async fn to_end(&self) -> Vec<String> {
         let mut receiver = self.0.clone();
         within("the end of the output", async { while receiver.changed().await.is_ok() {} }).await;
@@ -112,7 +112,7 @@ impl Lines {
     }
 }
 
-/// A shim that is dropped is killed, and can't take its child with it any more.
+/// A dropped shim is killed, and can't stop its child any more.
 impl Drop for Shim {
     fn drop(&mut self) {
         let Some(pid) = self.child.id() else { return };
@@ -130,7 +130,7 @@ impl Drop for Shim {
 pub(crate) fn command(options: &[&str], command: &[&str]) -> Command {
     let mut shim = Command::new(env!("CARGO_BIN_EXE_app-shim"));
     shim.args(options).arg("--").args(command);
-    // In most tests the app is in this process, and listens already.
+    // In most tests the app is in this process and already listens.
     shim.env("APP_SHIM_ALLOW_LISTENING", "1");
     with_streams(shim)
 }
@@ -142,7 +142,7 @@ pub(crate) fn with_streams(mut command: Command) -> Command {
 }
 
 impl Shim {
-    /// Starts one in the path of the app at this address, with a shell script as its child.
+    /// Starts one in front of the app at this address, with a shell script as its child.
     pub(crate) fn start(app: &str, options: &[&str], script: &str) -> Self {
         let path = ["--listen", "127.0.0.1:0", "--app", app];
         Self::spawn(command(&[&path, options].concat(), &["sh", "-c", script]))
@@ -165,7 +165,7 @@ impl Shim {
         (shim, address)
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub(crate) async fn address(&self) -> SocketAddr {
         let line = self.log.wait_for("Listening on ").await;
         line.split("Listening on ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
@@ -179,12 +179,12 @@ impl Shim {
         kill_process(self.pid(), signal).unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits for its exit.
     pub(crate) async fn status(&mut self) -> ExitStatus {
         within("the shim to end", self.child.wait()).await.unwrap()
     }
 
-    /// Waits for its end and gives the exit code.
+    /// Waits for its exit and returns the exit code.
     pub(crate) async fn code(&mut self) -> Option<i32> {
         self.status().await.code()
     }

@@ -1,4 +1,4 @@
-//! What reaches the app's processes, and what becomes of them.
+//! Which signals reach the app's processes.
 
 use rustix::process::Signal;
 
@@ -26,7 +26,7 @@ async fn signals_are_forwarded_to_the_app() {
 }
 
 #[tokio::test]
-async fn the_whole_group_gets_them_so_wrappers_need_not_pass_them_on() {
+async fn the_whole_process_group_gets_them_so_wrappers_need_not_forward_them() {
     // The outer shell, like npm, only waits.
     let script = format!("sh -c '{}' & wait; wait; exit 0", TALKER.replace('\'', "'\\''"));
     let mut shim = Shim::start(NOWHERE, &[], &format!("trap : USR1 TERM; {script}"));

@@ -1,8 +1,9 @@
-//! The end of a drain under a model checker: every interleaving of connections that begin and end, a port that closes, and
-//! whoever waits for the end of it all. The source file that counts is the real one; only its `Arc` and its lock are loom's.
+//! The end of a drain under a model checker: every interleaving of connections that open and close, a port that
+//! closes, and the tasks that wait for the end. The source file that counts is the real one; only its `Arc` and lock
+//! are loom's.
 #![allow(dead_code, clippy::unwrap_used, reason = "a test, around a file of the library")]
 
-/// What the library's `drain::sync` is, for the model checker.
+/// Replaces the library's `drain::sync`.
 mod sync {
     pub(super) use loom::sync::{Arc, Mutex, MutexGuard};
 }
@@ -17,7 +18,7 @@ use loom::thread::{self, JoinHandle, Thread};
 use sync::Arc;
 use tally::{Held, Tally};
 
-/// The server and its clients. `answered` is what really became of them.
+/// The server and its clients. `answered` counts the responses actually sent.
 #[derive(Clone, Default)]
 struct World {
     tally: Arc<Tally>,
@@ -29,7 +30,7 @@ impl World {
         Tally::begin(&self.tally)
     }
 
-    /// A connection's task: its exchange is answered, and then it lets go.
+    /// A connection's task: it answers its exchange, then ends.
     fn serve(&self, work: Held) {
         self.answered.fetch_add(1, Ordering::SeqCst);
         drop(work);
@@ -40,7 +41,7 @@ impl World {
         thread::spawn(move || task(&world))
     }
 
-    /// Whoever drains: waits for the end, and then leaves, which cuts what is not answered.
+    /// The draining task: waits for the end and then exits, which cuts unanswered requests.
     fn finish(&self, clients: usize) {
         wait(|waker| self.tally.poll_over(waker));
         assert_eq!(self.answered.load(Ordering::SeqCst), clients, "drained, and an exchange was cut");
@@ -56,7 +57,7 @@ impl Wake for Unpark {
     }
 }
 
-/// What a runtime does with a future. A wake-up that is lost leaves the model with nobody who can go on, which loom reports.
+/// Runs a future like an async runtime. A lost wake-up deadlocks the model, which loom reports.
 fn wait(mut poll: impl FnMut(&Waker) -> Poll<()>) {
     let waker = Waker::from(std::sync::Arc::new(Unpark(thread::current())));
     while poll(&waker).is_pending() {
@@ -64,9 +65,9 @@ fn wait(mut poll: impl FnMut(&Waker) -> Poll<()>) {
     }
 }
 
-/// The order in which `server::serve` does it: the port is work until the last connection that was made has been taken over.
+/// The order used by `server::serve`: the port is work until the last established connection is taken over.
 #[test]
-fn drained_is_told_when_the_last_work_ends_and_not_before() {
+fn the_drain_ends_with_the_last_work_and_not_before() {
     loom::model(|| {
         let world = World::default();
         let (port, early) = (world.begin(), world.begin());
@@ -82,9 +83,9 @@ fn drained_is_told_when_the_last_work_ends_and_not_before() {
     });
 }
 
-/// A second order to stop gives up one wait, and another one may begin.
+/// A second signal cancels one wait, and another one may start.
 #[test]
-fn everybody_who_waits_is_told() {
+fn every_waiting_task_is_woken() {
     loom::model(|| {
         let world = World::default();
         let work = world.begin();
@@ -96,9 +97,9 @@ fn everybody_who_waits_is_told() {
     });
 }
 
-/// A tunnel is work of its own before the connection that it comes from lets go.
+/// A tunnel is work of its own before its connection ends.
 #[test]
-fn a_tunnel_that_takes_over_from_its_connection_is_waited_for() {
+fn a_drain_waits_for_a_tunnel_that_takes_over_from_its_connection() {
     loom::model(|| {
         let world = World::default();
         let connection = world.begin();
@@ -112,10 +113,10 @@ fn a_tunnel_that_takes_over_from_its_connection_is_waited_for() {
     });
 }
 
-/// The mistake that the order avoids, to show that the model would find it.
+/// The mistake that this order prevents, to show that the model would find it.
 #[test]
 #[should_panic(expected = "an exchange was cut")]
-fn a_port_that_lets_go_before_it_has_taken_over_would_be_caught() {
+fn a_port_that_ends_its_work_before_taking_over_would_be_caught() {
     loom::model(|| {
         let world = World::default();
         let port = world.begin();
@@ -128,12 +129,12 @@ fn a_port_that_lets_go_before_it_has_taken_over_would_be_caught() {
     });
 }
 
-/// The mistake that the one lock avoids: looking, and then asking to be woken.
+/// The mistake that the single lock prevents: checking the count, then registering the waker separately.
 #[test]
 #[should_panic(expected = "deadlock")]
 fn a_wait_in_two_steps_would_be_caught() {
     loom::model(|| {
-        // Leaked: what loom counts can't be dropped when it gives up.
+        // Leaked: loom's objects can't be dropped when it gives up.
         let left: &AtomicUsize = Box::leak(Box::new(AtomicUsize::new(1)));
         let waiting: &sync::Mutex<Option<Waker>> = Box::leak(Box::default());
         thread::spawn(|| {

@@ -1,12 +1,12 @@
-//! A small HTTP/1.1 server that stands in for Unite-Hub (a Next.js app) behind the front door.
+//! A small HTTP/1.1 server that stands in for a real app behind uh-proxy.
 //!
-//! It says on every answer which backend and version gave it, so that a test can tell who served, and it has one
-//! endpoint for each kind of traffic the front door must carry. It never keeps state between requests and never
-//! holds more than a chunk of a body in memory.
+//! Every response names its backend and version, so that a test sees which one served, and there is one endpoint for
+//! each kind of traffic that uh-proxy must forward. It keeps no state between requests, and never holds more than a
+//! chunk of a body in memory.
 //!
-//! In reading order: [`settings`] (environment → values), [`server`] (what is served until when, by the server and the
-//! drain of `uh_app_shim`), `routes` (which path answers what), then the families `streams`, `uploads` and
-//! [`websocket`] on top of `reply` (bodies and refusals) and `query`.
+//! In reading order: [`settings`] (environment → values), [`server`] (the listener, with the server and drain of
+//! `uh_app_shim`), `routes` (paths and simple endpoints), then `streams`, `uploads` and [`websocket`] on top of
+//! `reply` (bodies and rejections) and `query`.
 
 mod query;
 mod reply;
@@ -20,8 +20,8 @@ pub mod websocket;
 use std::fmt::Display;
 use std::io::Write;
 
-/// Writes one line for the operator to stderr. Stdout carries the `listening on` line and nothing else.
+/// Writes one line to stderr. Stdout only has the `listening on` line.
 pub fn note(message: impl Display) {
-    // With stderr gone there is nobody left to tell.
+    // If stderr is gone, the error can't be reported either.
     let _ = writeln!(std::io::stderr(), "sample-app: {message}");
 }

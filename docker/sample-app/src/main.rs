@@ -1,7 +1,6 @@
-//! `uh-sample-app`: reads the environment, listens, waits for a signal, drains, leaves.
+//! `uh-sample-app`: reads the environment, listens, waits for a signal, drains, exits.
 //!
-//! Exit codes: 0 after a clean drain, 1 when it could not listen or had to cut what was in flight, 2 for a setting
-//! that is wrong.
+//! Exit codes: 0 after a clean drain, 1 if it can't listen or had to cut requests, 2 for an invalid setting.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -14,7 +13,7 @@ use uh_sample_app::note;
 use uh_sample_app::server::Server;
 use uh_sample_app::settings::Settings;
 
-// Two workers, so that a thread busy hashing an upload never holds up a health answer.
+// Two workers, so that a thread that hashes an upload doesn't delay a health check.
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     let settings = match Settings::from_env() {
@@ -27,7 +26,7 @@ async fn main() -> ExitCode {
     match run(settings).await {
         Ok(Outcome::Clean) => ExitCode::SUCCESS,
         Ok(Outcome::Cut(count)) => {
-            note(format_args!("left with {count} in flight cut"));
+            note(format_args!("exiting, {count} requests in flight were cut"));
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -38,7 +37,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(settings: Settings) -> anyhow::Result<Outcome> {
-    let mut signals = Signals::install().context("signal handlers could not be installed")?;
+    let mut signals = Signals::install().context("can't install signal handlers")?;
     if !settings.start_delay.is_zero() {
         note(format_args!("listening in {:?}", settings.start_delay));
     }
@@ -52,8 +51,8 @@ async fn run(settings: Settings) -> anyhow::Result<Outcome> {
 
     let drain_timeout = settings.drain_timeout;
     let address = settings.address;
-    let server = Server::bind(settings).await.with_context(|| format!("could not listen on {address}"))?;
-    announce(server.local_addr()).context("could not write to stdout")?;
+    let server = Server::bind(settings).await.with_context(|| format!("can't listen on {address}"))?;
+    announce(server.local_addr()).context("can't write to stdout")?;
 
     let drain = server.serve_until(signals.next()).await;
     note(format_args!("draining {} active connections, at most {drain_timeout:?}", drain.in_flight()));
@@ -66,14 +65,14 @@ async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     })
 }
 
-/// The one line on stdout: whoever started this learns the port from it.
+/// Prints the only line on stdout, which tells the parent the port.
 fn announce(address: SocketAddr) -> std::io::Result<()> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "listening on {address}")?;
     stdout.flush()
 }
 
-/// SIGTERM and SIGINT. Installed before anything else, since as process 1 of a container the defaults do nothing.
+/// SIGTERM and SIGINT. Installed before anything else, because process 1 of a container has no default actions.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

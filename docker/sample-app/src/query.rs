@@ -1,4 +1,4 @@
-//! The query string of a request: numbers only, so nothing needs to be decoded.
+//! The query string of a request. All values are numbers, so nothing needs decoding.
 
 use std::ops::RangeInclusive;
 
@@ -6,7 +6,7 @@ use hyper::Uri;
 
 use crate::reply::Refusal;
 
-/// The `name=value` pairs of one request. The first of a name counts; names nobody asks for are ignored.
+/// The `name=value` pairs of one request. The first value of a name counts; unknown names are ignored.
 #[derive(Clone, Copy)]
 pub(crate) struct Query<'a>(&'a str);
 
@@ -15,7 +15,7 @@ impl<'a> Query<'a> {
         Self(uri.query().unwrap_or_default())
     }
 
-    /// The number called `name`, if it was given. One that is out of range is refused, never bent to fit.
+    /// The number `name`, if given. A number out of range is rejected, not clamped.
     pub(crate) fn number(self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Refusal> {
         let mut pairs = self.0.split('&').filter_map(|pair| pair.split_once('='));
         match pairs.find(|(key, _)| *key == name) {

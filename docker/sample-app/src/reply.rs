@@ -1,4 +1,4 @@
-//! What an endpoint can answer with: a whole body, one that is produced as it is read, or a refusal.
+//! The kinds of responses: a whole body, one that is produced while it is read, or a rejection.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -13,10 +13,10 @@ use hyper::{Response, StatusCode};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-/// The body of every answer. Its error is the one of a request body that is being sent back.
+/// The body of every response. Its error is that of an echoed request body.
 pub(crate) type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
-/// A request that is not served, with the reason as the body of the answer.
+/// A rejected request, with the reason as the body of the response.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     status: StatusCode,
@@ -33,7 +33,7 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, reason)
     }
 
-    /// Says what would have been accepted.
+    /// Adds a header that says what would have been accepted.
     pub(crate) fn with_header(mut self, name: HeaderName, value: &'static str) -> Self {
         self.headers.push((name, HeaderValue::from_static(value)));
         self
@@ -61,15 +61,15 @@ pub(crate) fn response(status: StatusCode, content_type: &'static str, body: Bod
     response
 }
 
-/// An answer without a body and without a word on its type.
+/// A response without a body and content type.
 pub(crate) fn bare(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Empty::new().map_err(never).boxed_unsync());
     *response.status_mut() = status;
     response
 }
 
-/// A body that an async function writes chunk by chunk as the client takes it. It runs inside the body, not in a task
-/// of its own, so it ends with the connection and never runs ahead of it by more than one chunk.
+/// A body that an async function writes chunk by chunk as the client reads it. It runs inside the body rather than in
+/// its own task, so it ends with the connection and is never more than one chunk ahead.
 pub(crate) fn produced<F>(produce: impl FnOnce(mpsc::Sender<Bytes>) -> F) -> Body
 where
     F: Future<Output = ()> + Send + 'static,
@@ -93,7 +93,7 @@ impl hyper::body::Body for Produced {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         if this.producer.as_mut().is_some_and(|producer| producer.as_mut().poll(cx).is_ready()) {
-            // Dropping it drops its writer, which is how `chunks` learns of the end.
+            // Dropping it drops its writer, which ends `chunks`.
             this.producer = None;
         }
         this.chunks.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
@@ -104,7 +104,7 @@ fn whole(body: impl Into<Bytes>) -> Body {
     whole_body(Full::new(body.into()))
 }
 
-/// Makes a body that is all there one of ours.
+/// Converts a complete body.
 pub(crate) fn whole_body(body: Full<Bytes>) -> Body {
     body.map_err(never).boxed_unsync()
 }

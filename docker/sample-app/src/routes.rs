@@ -1,7 +1,7 @@
-//! Which path answers what, and the endpoints that need no file of their own.
+//! The paths, and the simple endpoints.
 //!
-//! Every answer given here carries `x-backend` and `x-version`, refusals and upgrades too; only what hyper answers
-//! itself (a request head it cannot read) does not.
+//! Every response has `x-backend` and `x-version`, including rejections and upgrades, except hyper's own response to
+//! an unreadable request head.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{streams, uploads, websocket};
 
 /// The longest wait a request may ask for, in milliseconds: ten minutes.
 pub(crate) const WAIT_MAX_MS: u64 = 600_000;
-/// What `/slow` waits when not told, in milliseconds.
+/// How long `/slow` waits by default, in milliseconds.
 const SLOW_DEFAULT_MS: u64 = 1_000;
 
 /// Answers one request.
@@ -52,7 +52,7 @@ async fn route(app: &App, request: Request<Incoming>) -> Result<Response<Body>, 
     }
 }
 
-/// Who answers, as a line: `blue 1.0.0`.
+/// Backend and version in one line: `blue 1.0.0`.
 pub(crate) fn identity(app: &App) -> String {
     format!("{} {}", app.settings.backend.as_str(), app.settings.version.as_str())
 }
@@ -61,7 +61,7 @@ fn greeting(app: &App) -> Response<Body> {
     reply::text(StatusCode::OK, format!("{}\n", identity(app)))
 }
 
-/// A drain shows only to a request that comes over a connection from before it: the listener is closed by then.
+/// During a drain, only requests on older connections arrive, because the listener is closed.
 fn health(app: &App) -> Response<Body> {
     let status = match (app.drain.has_started(), app.settings.health) {
         (true, _) => Status::Draining,
@@ -79,7 +79,7 @@ async fn slow(app: &App, request: &Request<Incoming>) -> Result<Response<Body>, 
     Ok(greeting(app))
 }
 
-/// The request as hyper gives it: names in lower case, values of one name side by side.
+/// The request as hyper parses it: names in lower case, values of a name together.
 fn request_as_seen(request: &Request<Incoming>) -> Response<Body> {
     let headers: Vec<_> = request
         .headers()
@@ -112,9 +112,9 @@ mod tests {
     use super::*;
     use crate::settings::Settings;
 
-    /// Here and not over a socket, where hyper gives no sign of when it has read half a head.
+    /// Not over a socket, because hyper doesn't signal when it has read half a head.
     #[tokio::test]
-    async fn health_says_draining_whether_healthy_or_not() {
+    async fn health_reports_draining_whether_healthy_or_not() {
         for unhealthy in ["0", "1"] {
             let lookup = |name: &str| (name == "UNHEALTHY").then(|| unhealthy.into());
             let settings = Settings::from_lookup(lookup).unwrap();

@@ -1,5 +1,5 @@
-//! The listener, and what every request may look at. Called by `main` and by tests that want the app in their own
-//! process. Accepting, serving and leaving well is the work of `uh_app_shim`.
+//! The listener, and the state shared by all requests. Called by `main` and by tests that run the app in their own
+//! process. `uh_app_shim` accepts, serves and drains.
 
 use std::future::Future;
 use std::io;
@@ -14,7 +14,7 @@ use uh_app_shim::health::{Health, Identity};
 use crate::routes;
 use crate::settings::Settings;
 
-/// More connections than any demo or test opens. Those beyond wait to be accepted.
+/// The most connections: more than any demo or test opens. Others wait to be accepted.
 const CONNECTIONS_MAX: usize = 20_000;
 
 /// A bound listener, not yet accepting.
@@ -26,20 +26,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds. Does not wait for `settings.start_delay`, that is the caller's to do.
+    /// Binds. The caller waits for `settings.start_delay`.
     pub async fn bind(settings: Settings) -> io::Result<Self> {
         let listener = TcpListener::bind(settings.address).await?;
         let local_addr = listener.local_addr()?;
         Ok(Self { listener, local_addr, app: Arc::new(App::new(settings)) })
     }
 
-    /// The address really bound, with its port.
+    /// The bound address, with the actual port.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Serves until `stop` is ready, then starts the drain and closes the listener. The drain is returned. What is in
-    /// flight goes on in tasks of its own.
+    /// Serves until `stop` is ready, then starts the drain, closes the listener and returns the drain. Requests in
+    /// flight continue in their own tasks.
     pub async fn serve_until<T>(self, stop: impl Future<Output = T>) -> Arc<Drain> {
         let Self { listener, app, .. } = self;
         let (drain, drain_timeout) = (Arc::clone(&app.drain), app.settings.drain_timeout);
@@ -57,14 +57,14 @@ impl Server {
     }
 }
 
-/// What every request may look at.
+/// The state shared by all requests.
 #[derive(Debug)]
 pub(crate) struct App {
-    /// What the app was told at its start.
+    /// The settings.
     pub(crate) settings: Settings,
-    /// What it says of itself, from when it began to listen.
+    /// The health answer.
     pub(crate) health: Health,
-    /// What is in flight. Shared with whoever waits for the end.
+    /// Counts what is in flight.
     pub(crate) drain: Arc<Drain>,
     pages_asked_for: AtomicU64,
 }
@@ -78,7 +78,7 @@ impl App {
         Self { settings, health, drain: Arc::default(), pages_asked_for: AtomicU64::new(0) }
     }
 
-    /// Whether this request is one of those that fail: they are spread evenly, and the last of each hundred is one.
+    /// Whether this request is one of those that fail. They are spread evenly, and the last of each hundred is one.
     pub(crate) fn fails_now(&self) -> bool {
         let percent = self.settings.fail_percent;
         let before = self.pages_asked_for.fetch_add(1, Ordering::Relaxed) % 100;

@@ -1,7 +1,7 @@
-//! The environment, turned into values that need no further checks.
+//! The environment as validated values.
 //!
-//! A setting that is wrong is an error that names its variable; it never becomes the default. The environment is
-//! read through a function, so that tests need not touch the real one.
+//! An invalid setting is an error that names its variable; it never falls back to the default. The environment is
+//! read through a function, so that tests don't touch the real one.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use hyper::header::HeaderValue;
 
-/// The longest a start may be put off: ten minutes, well past any deploy's patience.
+/// The longest start delay: ten minutes, longer than any deploy waits.
 const START_DELAY_MAX_MS: u64 = 600_000;
-/// How long a drain may take when nothing is said: what orchestrators commonly grant before they kill.
+/// The default drain timeout: the time orchestrators commonly allow before they kill.
 const DRAIN_TIMEOUT_DEFAULT_MS: u64 = 30_000;
-/// The longest a drain may take: an hour, since a demo may want to watch a long one.
+/// The longest drain timeout: an hour, for demos of long drains.
 const DRAIN_TIMEOUT_MAX_MS: u64 = 3_600_000;
 
-/// Everything the app can be told.
+/// All settings of the app.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// `HOSTNAME` and `PORT`; port 0 is any free port.
@@ -27,16 +27,16 @@ pub struct Settings {
     pub version: Label,
     /// `START_DELAY_MS`: nothing listens before this has passed.
     pub start_delay: Duration,
-    /// `UNHEALTHY`: what `/api/health` says while not draining.
+    /// `UNHEALTHY`: what `/api/health` reports while not draining.
     pub health: Health,
-    /// `FAIL_PERCENT`: how many of a hundred requests are answered with 500, health checks excepted: a version that
-    /// looks healthy and is not.
+    /// `FAIL_PERCENT`: how many of a hundred requests get a 500, except health checks: a version that only looks
+    /// healthy.
     pub fail_percent: u64,
-    /// `DRAIN_TIMEOUT_MS`: how long what is in flight may take after the first signal.
+    /// `DRAIN_TIMEOUT_MS`: how long requests in flight may take after the first signal.
     pub drain_timeout: Duration,
 }
 
-/// What the app says of itself while it is not draining.
+/// The health that the app reports while it isn't draining.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
     /// Answers 200.
@@ -45,7 +45,7 @@ pub enum Health {
     Unhealthy,
 }
 
-/// A name that fits in a header and in a line of text: visible ASCII, never empty.
+/// A name that is valid in a header and in text: visible ASCII, never empty.
 #[derive(Debug, Clone)]
 pub struct Label {
     text: String,
@@ -75,7 +75,7 @@ impl Label {
     }
 }
 
-/// A variable whose value is no good.
+/// A variable with an invalid value.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{variable} is {value:?}: expected {expected}")]
 pub struct SettingsError {
@@ -140,8 +140,8 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
     }
 }
 
-/// Where to bind. Next.js takes an address from `HOSTNAME`, but containers put their own name there: such a name says
-/// that we run in one, where only a bind to every address can be reached from outside.
+/// Where to bind. Next.js takes an address from `HOSTNAME`, but containers put their own name there. In a container,
+/// only a bind to all addresses can be reached from outside.
 fn bind_ip(hostname: Option<&str>) -> IpAddr {
     match hostname {
         None => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostname_that_is_no_address_binds_everywhere() {
+    fn a_hostname_that_is_not_an_address_binds_to_all_addresses() {
         for (hostname, bound) in
             [("0.0.0.0", "0.0.0.0:0"), ("::1", "[::1]:0"), ("4f2a9c", "0.0.0.0:0"), ("", "0.0.0.0:0")]
         {
@@ -183,14 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn app_version_wins_over_the_version_npm_sets() {
+    fn app_version_takes_precedence_over_npm_package_version() {
         let npm = ("npm_package_version", "1.2.3");
         assert_eq!(read(&[npm]).unwrap().version.as_str(), "1.2.3");
         assert_eq!(read(&[npm, ("APP_VERSION", "9.0.0")]).unwrap().version.as_str(), "9.0.0");
     }
 
     #[test]
-    fn a_wrong_value_is_an_error_that_names_its_variable() {
+    fn an_invalid_value_is_an_error_that_names_its_variable() {
         for (variable, value) in [
             ("PORT", "65536"),
             ("PORT", ""),

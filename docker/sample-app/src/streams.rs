@@ -1,4 +1,4 @@
-//! Answers that take time: server-sent events, and downloads of any size. Memory does not grow with either.
+//! Long responses: server-sent events, and downloads of any size. Neither needs memory in proportion.
 
 use std::time::Duration;
 
@@ -13,23 +13,23 @@ use crate::reply::{self, Body, Refusal};
 use crate::routes::{WAIT_MAX_MS, identity};
 use crate::server::App;
 
-/// Events a client may ask for by number; for more there is 0, which is endless.
+/// The most events a client may request; 0 is endless.
 const EVENTS_MAX: u64 = 1_000_000;
 const EVENTS_DEFAULT: u64 = 10;
 const INTERVAL_DEFAULT_MS: u64 = 100;
 
 /// The largest download, 64 GiB: hours of traffic, and far from where byte counts overflow.
 const BYTES_MAX: u64 = 64 << 30;
-/// The fastest pace that can be asked for; unpaced is faster.
+/// The highest rate that can be requested; without a rate it is faster.
 const RATE_MAX_BYTES_PER_S: u64 = 1 << 40;
-/// How many chunks a paced download sends in a second, so that it flows rather than jumps.
+/// How many chunks a paced download sends per second, so that it flows evenly.
 const CHUNKS_PER_S: u64 = 20;
-/// The most that is sent in one piece.
+/// The largest chunk.
 const CHUNK_MAX: usize = 64 * 1024;
-/// The length of the pattern. A prime, so that a lost, doubled or moved piece of any common size shows.
+/// The length of the pattern. A prime, so that a lost, doubled or moved piece of any common size is detected.
 const PERIOD: usize = 251;
 
-/// `/stream`: events counted from 0, each sent when it is due.
+/// `/stream`: events numbered from 0, each sent when it is due.
 pub(crate) fn events(app: &App, request: &Request<Incoming>) -> Result<Response<Body>, Refusal> {
     let query = Query::of(request.uri());
     let count = match query.number("events", 0..=EVENTS_MAX)?.unwrap_or(EVENTS_DEFAULT) {
@@ -55,7 +55,7 @@ pub(crate) fn events(app: &App, request: &Request<Incoming>) -> Result<Response<
     Ok(response)
 }
 
-/// `/bytes/{n}`: byte `i` of the answer is `i % 251`.
+/// `/bytes/{n}`: byte `i` of the response is `i % 251`.
 pub(crate) fn bytes(count: &str, request: &Request<Incoming>) -> Result<Response<Body>, Refusal> {
     let count = query::number("the number of bytes", count, 0..=BYTES_MAX)?;
     let query = Query::of(request.uri());

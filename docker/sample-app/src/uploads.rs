@@ -1,4 +1,4 @@
-//! Endpoints that read a request body: one tells what came, one sends it back. Neither keeps it.
+//! Endpoints that read a request body: one reports its size and hash, one echoes it. Neither stores it.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::reply::{self, Body, Refusal};
 use crate::routes::WAIT_MAX_MS;
 use crate::server::App;
 
-/// `/upload`: reads the whole body, pausing before each chunk if asked to, and says how much came and its hash.
+/// `/upload`: reads the whole body, pausing before each chunk on request, and returns its size and hash.
 pub(crate) async fn upload(app: &App, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
     if !matches!(*request.method(), Method::POST | Method::PUT) {
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "upload with POST or PUT")
@@ -43,7 +43,7 @@ pub(crate) async fn upload(app: &App, request: Request<Incoming>) -> Result<Resp
     Ok(reply::json(StatusCode::OK, &answer))
 }
 
-/// `/echo`: the body goes back as it comes. The answer begins before the body has ended, or even begun.
+/// `/echo`: sends the body back as it arrives. The response starts before the body has ended, or even started.
 pub(crate) fn echo(request: Request<Incoming>) -> Response<Body> {
     let (head, body) = request.into_parts();
     let mut response = Response::new(body.boxed_unsync());

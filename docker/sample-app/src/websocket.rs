@@ -1,8 +1,8 @@
-//! `/ws`: a WebSocket that sends back what it gets (RFC 6455, server side).
+//! `/ws`: a WebSocket echo server (RFC 6455).
 //!
-//! Frames are echoed one by one, so a message in fragments comes back in the same fragments and memory is bounded by
-//! one frame, whose length is checked before it is believed. Text is not checked to be UTF-8. There are no extensions
-//! and no subprotocols. A drain does not end a tunnel: it may go on until the deadline.
+//! Frames are echoed one by one, so a fragmented message comes back in the same fragments, and memory is bounded by
+//! one frame, whose length is checked first. Text isn't checked for UTF-8. There are no extensions and no
+//! subprotocols. A drain doesn't end a tunnel: it may continue until the deadline.
 
 use std::io;
 use std::time::Duration;
@@ -22,17 +22,17 @@ use crate::note;
 use crate::reply::{self, Body, Refusal};
 use crate::server::App;
 
-/// The largest payload of one frame. More is refused with close code 1009.
+/// The largest payload of one frame. Larger ones are rejected with close code 1009.
 pub const FRAME_PAYLOAD_MAX: u64 = 1 << 20;
 /// The largest payload of a ping, pong or close (RFC 6455, 5.5).
 const CONTROL_PAYLOAD_MAX: u64 = 125;
-/// How long to wait, after a close was sent, for the client to hang up, so that it gets to read the close.
+/// How long to wait, after sending a close frame, for the client to close, so that it can read the frame.
 const HANG_UP_WAIT: Duration = Duration::from_secs(1);
 
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
 
-/// Switches the connection to a WebSocket and echoes on it in a task of its own.
+/// Switches the connection to a WebSocket and echoes on it in a separate task.
 pub(crate) fn upgrade(app: &App, mut request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
     let accept = accept(request.method(), request.headers())?;
     let upgraded = hyper::upgrade::on(&mut request);
@@ -56,19 +56,19 @@ pub(crate) fn upgrade(app: &App, mut request: Request<Incoming>) -> Result<Respo
     Ok(response)
 }
 
-/// Checks the opening handshake (RFC 6455, 4.2.1) and gives the value that proves we understood it.
+/// Checks the opening handshake (RFC 6455, 4.2.1) and returns the accept value.
 fn accept(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Refusal> {
     let has = |name, token: &str| {
         let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
     };
     if method != Method::GET || !has(CONNECTION, "upgrade") || !has(UPGRADE, "websocket") {
-        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket")
+        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "this endpoint is a WebSocket")
             .with_header(CONNECTION, "Upgrade")
             .with_header(UPGRADE, "websocket"));
     }
     if !has(SEC_WEBSOCKET_VERSION, "13") {
-        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket of version 13")
+        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "only WebSocket version 13 is supported")
             .with_header(SEC_WEBSOCKET_VERSION, "13"));
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
@@ -106,7 +106,7 @@ struct FrameHead {
     mask: [u8; 4],
 }
 
-/// Why the server closes, as the code it sends (RFC 6455, 7.4.1).
+/// Why the server closes, with the code it sends (RFC 6455, 7.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 enum Violation {
@@ -151,7 +151,7 @@ async fn read_first_byte<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Opt
     Ok((count == 1).then_some(first[0]))
 }
 
-/// Reads the rest of a frame's head and holds it against the rules a client must keep.
+/// Reads the rest of a frame's head and validates it.
 async fn read_head<S: AsyncRead + Unpin>(
     stream: &mut S,
     first: u8,
@@ -164,7 +164,7 @@ async fn read_head<S: AsyncRead + Unpin>(
         short => u64::from(short),
     };
     let fin = first & FIN != 0;
-    // The nibble beside the opcode, less FIN, is reserved for extensions, of which there are none.
+    // The other bits next to the opcode, except FIN, are reserved for extensions, which aren't supported.
     let Some(opcode) = Opcode::parse(first & !FIN) else { return Ok(Err(Violation::Protocol)) };
     let in_order = match opcode {
         Opcode::Continuation => inside_message,
@@ -207,11 +207,11 @@ async fn write_frame<S: AsyncWrite + Unpin>(
     stream.flush().await
 }
 
-/// Ends our side and reads on until the client ends its own: closing on unread bytes would reset the connection and
-/// could take the close frame with it.
+/// Shuts down our side and reads until the client closes: closing with unread bytes would reset the connection, and
+/// the close frame could be lost.
 async fn hang_up<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<()> {
     stream.shutdown().await?;
-    // A client that neither hangs up nor reads in time has had its chance.
+    // A client that doesn't close in time is cut off.
     let _ = tokio::time::timeout(HANG_UP_WAIT, tokio::io::copy(stream, &mut tokio::io::sink())).await;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What the fuzz test of the shim begins with, and what it puts in.
+//! Seeds and words of the shim's fuzz test.
 
 pub(crate) const REQUESTS: &[&str] = &[
     "GET /a?b=c HTTP/1.1\r\nHost: app.test\r\nCookie: a=b; c=d\r\n\r\n",
@@ -53,7 +53,7 @@ pub(crate) const WORDS: &[&str] = &[
     "X: y\r\n",
 ];
 
-/// Found by this test, or by what others have found in other programs.
+/// Found by this test, or known from advisories about other programs.
 pub(crate) const KNOWN: &[&str] = &[
     "DELETE /d HTTP/1.1\r\nHost: a\r\nConnection: host\r\n\r\n",
     "GET / HTTP/1.1\r\nHost: a\r\nConnection: \u{80}, x-hop\r\nX-Hop: 1\r\n\r\n",

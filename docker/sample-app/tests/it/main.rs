@@ -1,4 +1,4 @@
-//! The sample app over real sockets: each endpoint in this process, start and stop as a process of its own.
+//! The sample app over real sockets: endpoints in this process, start and stop in a separate process.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, helpers too may fail by panicking")]
 

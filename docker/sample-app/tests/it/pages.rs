@@ -1,4 +1,4 @@
-//! The endpoints that answer at once, and what all answers share.
+//! The simple endpoints, and what all responses have in common.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::{TestApp, empty, request};
 
 #[tokio::test]
-async fn the_front_page_says_who_answers() {
+async fn the_front_page_names_backend_and_version() {
     let answer = TestApp::start(&[]).await.get("/").await;
     assert_eq!((answer.status, answer.text()), (StatusCode::OK, "green 1.2.3\n"));
     assert!(answer.header("content-type").unwrap().starts_with("text/plain"));
@@ -37,7 +37,7 @@ async fn every_answer_names_backend_and_version() {
 }
 
 #[tokio::test]
-async fn health_has_the_shape_of_unite_hubs_own() {
+async fn health_has_the_documented_fields() {
     let answer = TestApp::start(&[]).await.get("/api/health").await;
     let health = answer.json();
     assert_eq!(answer.status, StatusCode::OK);
@@ -52,7 +52,7 @@ async fn health_has_the_shape_of_unite_hubs_own() {
 }
 
 #[tokio::test]
-async fn a_broken_version_fails_its_share_of_requests_and_looks_healthy() {
+async fn a_bad_version_fails_its_share_of_requests_and_looks_healthy() {
     let app = TestApp::start(&[("FAIL_PERCENT", "30")]).await;
     let mut failed = 0;
     for _ in 0..100 {
@@ -63,7 +63,7 @@ async fn a_broken_version_fails_its_share_of_requests_and_looks_healthy() {
 }
 
 #[tokio::test]
-async fn an_unhealthy_app_says_so_and_still_serves() {
+async fn an_unhealthy_app_reports_it_and_still_serves() {
     let app = TestApp::start(&[("UNHEALTHY", "1")]).await;
     let health = app.get("/api/health").await;
     assert_eq!(
@@ -74,7 +74,7 @@ async fn an_unhealthy_app_says_so_and_still_serves() {
 }
 
 #[tokio::test]
-async fn slow_answers_after_the_time_asked_for() {
+async fn slow_responds_after_the_requested_time() {
     let app = TestApp::start(&[]).await;
     let asked_at = Instant::now();
     assert_eq!(app.get("/slow?ms=150").await.text(), "green 1.2.3\n");
@@ -83,7 +83,7 @@ async fn slow_answers_after_the_time_asked_for() {
 }
 
 #[tokio::test]
-async fn headers_shows_the_request_as_it_came() {
+async fn headers_shows_the_request_as_received() {
     let app = TestApp::start(&[]).await;
     let mut request = request("PATCH", "/headers?a=%20b&c", empty());
     request.headers_mut().append("x-one", "1".parse().unwrap());
@@ -101,7 +101,7 @@ async fn headers_shows_the_request_as_it_came() {
 }
 
 #[tokio::test]
-async fn status_answers_with_the_status_asked_for() {
+async fn status_responds_with_the_requested_status() {
     let app = TestApp::start(&[]).await;
     for code in [200, 204, 304, 404, 429, 500, 503, 999] {
         let answer = app.get(&format!("/status/{code}")).await;

@@ -1,4 +1,4 @@
-//! The real program: how it starts, and how it leaves.
+//! The real program: how it starts and exits.
 
 use std::net::SocketAddr;
 use std::process::{Output, Stdio};
@@ -35,7 +35,7 @@ async fn output(mut command: Command) -> Output {
     within("the process to leave", command.output()).await.unwrap()
 }
 
-/// Reads until what came ends with `end`.
+/// Reads until the received bytes end with `end`.
 async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut text = String::new();
     while !text.ends_with(end) {
@@ -55,7 +55,7 @@ impl Process {
         Self { child, address, stdout, stderr }
     }
 
-    /// Signals, and waits until the drain has begun.
+    /// Sends a signal, and waits until the drain has started.
     async fn drain(&mut self) {
         signal(&self.child, Signal::TERM);
         self.says("draining").await;
@@ -67,10 +67,10 @@ impl Process {
                 return;
             }
         }
-        panic!("it left without saying {words:?}");
+        panic!("it exited without logging {words:?}");
     }
 
-    /// Waits for the end and gives the exit code. Nothing but the address may have come on stdout.
+    /// Waits for the exit and returns the code. Stdout may only contain the address.
     async fn exit_code(mut self) -> Option<i32> {
         let status = within("the process to leave", self.child.wait()).await.unwrap();
         assert_eq!(self.stdout.next_line().await.unwrap(), None);
@@ -79,7 +79,7 @@ impl Process {
 }
 
 #[tokio::test]
-async fn an_idle_app_leaves_at_once_on_either_signal() {
+async fn an_idle_app_exits_immediately_on_either_signal() {
     for signal_sent in [Signal::TERM, Signal::INT] {
         let process = Process::start(&[]).await;
         assert!(process.address.ip().is_loopback());
@@ -92,7 +92,7 @@ async fn an_idle_app_leaves_at_once_on_either_signal() {
 async fn a_slow_request_in_flight_is_answered_and_its_connection_closed() {
     let mut process = Process::start(&[]).await;
     let mut stream = TcpStream::connect(process.address).await.unwrap();
-    // The two requests arrive as one, so once the first is answered the second is in flight.
+    // The two requests arrive together, so once the first is answered, the second is in flight.
     stream
         .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET /slow?ms=400 HTTP/1.1\r\nhost: a\r\n\r\n")
         .await
@@ -148,7 +148,7 @@ async fn a_drain_closes_the_listener_and_idle_connections_but_not_busy_ones() {
 }
 
 #[tokio::test]
-async fn a_tunnel_lives_through_the_drain() {
+async fn a_tunnel_continues_during_the_drain() {
     let mut process = Process::start(&[]).await;
     let mut socket = WebSocket::open(process.address).await;
     process.drain().await;
@@ -158,7 +158,7 @@ async fn a_tunnel_lives_through_the_drain() {
 }
 
 #[tokio::test]
-async fn what_outlives_the_deadline_is_cut_and_counted() {
+async fn requests_that_outlive_the_deadline_are_cut_and_counted() {
     let mut process = Process::start(&[("DRAIN_TIMEOUT_MS", "200")]).await;
     let socket = WebSocket::open(process.address).await;
     let mut stream = connect(process.address).await;
@@ -167,14 +167,14 @@ async fn what_outlives_the_deadline_is_cut_and_counted() {
     assert!(next_chunk(&mut events).await.is_some());
     let drain_started_at = Instant::now();
     process.drain().await;
-    process.says("left with 2 in flight cut").await;
+    process.says("exiting, 2 requests in flight were cut").await;
     assert!(drain_started_at.elapsed() >= Duration::from_millis(200));
     assert_eq!(process.exit_code().await, Some(1));
     drop(socket);
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_the_drain_at_once() {
+async fn a_second_signal_ends_the_drain_immediately() {
     let mut process = Process::start(&[("DRAIN_TIMEOUT_MS", "3600000")]).await;
     let socket = WebSocket::open(process.address).await;
     process.drain().await;
@@ -185,7 +185,7 @@ async fn a_second_signal_ends_the_drain_at_once() {
 }
 
 #[tokio::test]
-async fn a_wrong_setting_is_named_and_exits_with_2() {
+async fn an_invalid_setting_is_named_and_exits_with_2() {
     let output = output(command(&[("DRAIN_TIMEOUT_MS", "soon")])).await;
     assert_eq!((output.status.code(), output.stdout), (Some(2), Vec::new()));
     let message = String::from_utf8(output.stderr).unwrap();
@@ -198,7 +198,7 @@ async fn an_address_in_use_exits_with_1() {
     let output = output(command(&[("PORT", &first.address.port().to_string())])).await;
     assert_eq!((output.status.code(), output.stdout), (Some(1), Vec::new()));
     let message = String::from_utf8(output.stderr).unwrap();
-    assert!(message.contains(&format!("could not listen on {}: ", first.address)), "{message}");
+    assert!(message.contains(&format!("can't listen on {}: ", first.address)), "{message}");
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn nothing_listens_before_the_start_delay_is_over() {
 }
 
 #[tokio::test]
-async fn a_signal_during_the_start_delay_leaves_at_once() {
+async fn a_signal_during_the_start_delay_exits_immediately() {
     let mut child = command(&[("START_DELAY_MS", "600000")]).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
     let line = within("a message", stderr.next_line()).await.unwrap().unwrap();
@@ -220,7 +220,7 @@ async fn a_signal_during_the_start_delay_leaves_at_once() {
 }
 
 #[tokio::test]
-async fn a_host_name_binds_everywhere() {
+async fn a_host_name_binds_to_all_addresses() {
     let process = Process::start(&[("HOSTNAME", "4f2a9c")]).await;
     assert!(process.address.ip().is_unspecified());
 }

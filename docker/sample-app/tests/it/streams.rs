@@ -8,7 +8,7 @@ use uh_app_shim::drain::Outcome;
 use crate::support::{TestApp, empty, next_chunk, request, within};
 
 #[tokio::test]
-async fn a_stream_sends_the_events_asked_for_and_ends() {
+async fn a_stream_sends_the_requested_events_and_ends() {
     let app = TestApp::start(&[]).await;
     let answer = app.get("/stream?events=3&interval_ms=1").await;
     assert_eq!(answer.header("content-type"), Some("text/event-stream"));
@@ -22,7 +22,7 @@ async fn each_event_is_sent_when_it_is_due() {
     let asked_at = Instant::now();
     let mut body = app.send(request("GET", "/stream?events=0&interval_ms=100", empty())).await.into_body();
     for index in 0..3 {
-        // One event a chunk: had they been held back, they would have come together.
+        // One event per chunk: if they had been buffered, they would have arrived together.
         assert_eq!(next_chunk(&mut body).await.unwrap(), format!("data: green 1.2.3 {index}\n\n"));
         assert!(asked_at.elapsed() >= Duration::from_millis(100) * index);
     }
@@ -45,7 +45,7 @@ async fn an_endless_stream_ends_when_its_client_leaves() {
 }
 
 #[tokio::test]
-async fn bytes_come_sized_or_chunked_and_always_in_the_same_pattern() {
+async fn bytes_are_sized_or_chunked_and_always_in_the_same_pattern() {
     let app = TestApp::start(&[]).await;
     for count in [0, 1, 251, 65_536, 1_000_003] {
         let expected: Vec<u8> = (0..count).map(|index| (index % 251) as u8).collect();
@@ -74,7 +74,7 @@ async fn a_rate_paces_the_download() {
 }
 
 #[tokio::test]
-async fn a_size_or_a_rate_out_of_range_is_refused() {
+async fn a_size_or_rate_out_of_range_is_rejected() {
     let app = TestApp::start(&[]).await;
     for target in
         ["/bytes/68719476737", "/bytes/x", "/bytes/1?rate=0", "/bytes/1?chunked=yes", "/stream?events=-1"]

@@ -19,7 +19,7 @@ use uh_app_shim::drain::Drain;
 use uh_sample_app::server::Server;
 use uh_sample_app::settings::Settings;
 
-/// Far beyond what anything here takes, so that only a hang reaches it.
+/// Far longer than anything here takes, so that only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for something that must happen.
@@ -57,14 +57,14 @@ impl TestApp {
         self.fetch(request("GET", target, empty())).await
     }
 
-    /// One exchange on a connection of its own, the body read to its end.
+    /// One exchange on a new connection, with the whole body.
     pub(crate) async fn fetch(&self, request: Request<ClientBody>) -> Answer {
         let (head, body) = self.send(request).await.into_parts();
         let body = within("the body", body.collect()).await.unwrap().to_bytes();
         Answer { status: head.status, headers: head.headers, body }
     }
 
-    /// One exchange on a connection of its own, the body left to the caller.
+    /// One exchange on a new connection, with the body left to the caller.
     pub(crate) async fn send(&self, request: Request<ClientBody>) -> Response<Incoming> {
         let mut connection = connect(self.address).await;
         within("an answer", connection.send_request(request)).await.unwrap()

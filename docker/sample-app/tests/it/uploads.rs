@@ -15,7 +15,7 @@ fn chunked() -> (http_body_util::channel::Sender<Bytes, std::io::Error>, ClientB
 }
 
 #[tokio::test]
-async fn upload_tells_size_and_hash() {
+async fn upload_returns_size_and_hash() {
     let app = TestApp::start(&[]).await;
     // The one-block vector of FIPS 180-2, B.1.
     let expected = json!({

@@ -1,4 +1,4 @@
-//! The WebSocket, spoken frame by frame.
+//! The WebSocket, frame by frame.
 
 use std::net::SocketAddr;
 
@@ -78,7 +78,7 @@ fn handshake() -> Request<ClientBody> {
     request
 }
 
-/// A frame as a client must send it: masked.
+/// A masked frame, as from a client.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xFA, 0x21, 0x3D];
     let mut frame = vec![first];
@@ -123,7 +123,7 @@ async fn a_frame_may_be_as_large_as_the_limit_and_no_larger() {
 }
 
 #[tokio::test]
-async fn a_length_is_not_believed_before_it_is_checked() {
+async fn a_length_is_checked_before_the_payload_is_read() {
     let app = TestApp::start(&[]).await;
     let mut socket = WebSocket::open(app.address).await;
     socket.send(&[FIN | BINARY, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]).await;
@@ -163,7 +163,7 @@ async fn a_close_is_answered_with_its_own_code() {
 }
 
 #[tokio::test]
-async fn a_frame_against_the_rules_closes_with_a_protocol_error() {
+async fn an_invalid_frame_closes_with_a_protocol_error() {
     let app = TestApp::start(&[]).await;
     for (rule, frames) in [
         ("unmasked", vec![FIN | TEXT, 2, b'h', b'i']),
@@ -181,7 +181,7 @@ async fn a_frame_against_the_rules_closes_with_a_protocol_error() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_is_none_is_refused() {
+async fn an_invalid_handshake_is_rejected() {
     let app = TestApp::start(&[]).await;
     for (name, status) in [
         ("connection", StatusCode::UPGRADE_REQUIRED),
