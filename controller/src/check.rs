@@ -1,13 +1,13 @@
-//! One question that `validate` asks, and its answer.
+//! One check of `validate`, with its result.
 
 use serde::Serialize;
 
-/// A question with its answer.
+/// A check and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What holds if all is well: `Docker Engine running`.
+    /// What holds if it passes: `Docker Engine running`.
     pub name: String,
-    /// Whether it does.
+    /// Whether it passed.
     pub passed: bool,
     /// What was found: a version, a size, an error.
     pub found: String,
@@ -17,13 +17,13 @@ pub struct Check {
 }
 
 impl Check {
-    /// All is well.
+    /// A check that passed.
     #[must_use]
     pub fn passed(name: impl Into<String>, found: impl Into<String>) -> Self {
         Self { name: name.into(), passed: true, found: found.into(), remedy: None }
     }
 
-    /// It is not, and this is what to do.
+    /// A check that failed, with what to do about it.
     #[must_use]
     pub fn failed(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { name: name.into(), passed: false, found: found.into(), remedy: Some(remedy.into()) }

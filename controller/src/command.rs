@@ -1,7 +1,7 @@
-//! Commands that are run to their end: their output line by line, a deadline, and nothing left behind.
+//! Runs external commands to their end, with a deadline, and leaves no processes behind.
 //!
-//! A command has ended when its process has. What it has started may still hold its output open (a daemon, a notifier): its
-//! exit code counts, and its output is read for a short grace after that, no longer.
+//! A command has ended when its process has exited, even if a child (a daemon, a notifier) keeps its output open:
+//! after the exit, output is read only for a short grace period.
 
 use std::collections::VecDeque;
 use std::os::unix::process::CommandExt as _;
@@ -16,25 +16,25 @@ use tokio::sync::mpsc;
 use crate::lines::LineCutter;
 use crate::redact::Foreign;
 
-/// How long output is read after a command's end: what it wrote itself is in the pipe already.
+/// How long output is read after the command's exit. Its own output is already in the pipe.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// How much is read at once.
 const CHUNK_BYTES: usize = 16 << 10;
 
-/// How many lines may wait to be shown: with the longest ones 4 MiB.
+/// How many lines may wait to be shown: at most 4 MiB.
 const LINES_WAITING: usize = 64;
 
-/// The largest output that is taken as a whole: a resolved compose file has some kilobytes.
+/// The largest output that is returned as a whole: a resolved compose file has some kilobytes.
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
 
-/// What is kept of the standard error of such a command.
+/// How much of such a command's standard error is kept.
 const MAX_ERROR_BYTES: usize = 256 << 10;
 
-/// A command that did not do what it was run for.
+/// Why a command failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandFailed {
-    /// How it ended: `npm ended with exit status: 1`.
+    /// How it ended: `npm failed: exit status: 1`.
     pub reason: String,
     /// The last lines of its output.
     pub log: Vec<Foreign>,
@@ -45,7 +45,7 @@ impl CommandFailed {
         Self { reason, log: Vec::new() }
     }
 
-    /// Whether one of its last lines has these words.
+    /// Whether one of its last lines contains this text.
     #[must_use]
     pub fn said(&self, words: &str) -> bool {
         self.log.iter().any(|line| line.as_str().contains(words))
@@ -60,10 +60,10 @@ impl std::fmt::Display for CommandFailed {
     }
 }
 
-/// Runs a command, gives each line of its output to `line`, and keeps the last ones for the error.
+/// Runs a command, passes each line of its output to `line`, and keeps the last ones for the error.
 ///
 /// # Errors
-/// It can't be started, ends with another code than 0, or does not end in time; then it and what it started are killed.
+/// It can't be started, fails, or doesn't exit in time; then it and its children are killed.
 pub async fn run_lines(
     command: &Command,
     timeout: Duration,
@@ -109,7 +109,7 @@ pub async fn run(
 /// Runs a command and returns its standard output; its standard error is what an error shows.
 ///
 /// # Errors
-/// As for [`run_lines`]; or it prints more than anything that it is asked for could have.
+/// As for [`run_lines`], or it prints too much.
 pub async fn output(command: &Command, timeout: Duration, keep: usize) -> Result<String, CommandFailed> {
     answer(command, None, timeout, keep).await
 }
@@ -140,7 +140,7 @@ pub async fn answer(
             }
             log.push_back(line);
         };
-        // Some tools, credential helpers among them, complain on standard output.
+        // Some tools, such as credential helpers, report errors on standard output.
         let complaint = if said.is_empty() { &output[..output.len().min(MAX_ERROR_BYTES)] } else { &said };
         cutter.push(complaint, &mut last);
         cutter.finish(&mut last);
@@ -153,7 +153,7 @@ pub async fn answer(
     Ok(String::from_utf8_lossy(&output).into_owned())
 }
 
-/// A command that runs.
+/// A running command.
 struct Running {
     program: String,
     child: Child,
@@ -168,16 +168,16 @@ impl Running {
         ready.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let spawned = ready.spawn();
         let mut child =
-            spawned.map_err(|e| CommandFailed::new(format!("cannot run {program}: {}", crate::chain(&e))))?;
+            spawned.map_err(|e| CommandFailed::new(format!("can't run {program}: {}", crate::chain(&e))))?;
         let group = Group(child.id());
         if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-            // A command that does not care for its input is fine.
+            // A command may ignore its input.
             tokio::spawn(async move { drop(stdin.write_all(&input).await) });
         }
         Ok(Self { program, child, group })
     }
 
-    /// Waits for its end while its output is read, and for the rest of that output.
+    /// Waits for its exit while reading its output, then briefly for the rest of the output.
     async fn end(mut self, timeout: Duration, output: impl Future<Output = ()>) -> Result<(), String> {
         tokio::pin!(output);
         let ended = tokio::time::timeout(timeout, async {
@@ -189,7 +189,7 @@ impl Running {
                 }
             };
             if !all_read {
-                // Whoever still has it open is no part of the command.
+                // A child that still has it open isn't waited for.
                 let _ = tokio::time::timeout(GRACE, output).await;
             }
             status
@@ -201,8 +201,8 @@ impl Running {
                 self.group.forget();
                 Ok(())
             }
-            Ok(Ok(status)) => Err(format!("{program} ended with {status}")),
-            Ok(Err(e)) => Err(format!("cannot wait for {program}: {}", crate::chain(&e))),
+            Ok(Ok(status)) => Err(format!("{program} failed: {status}")),
+            Ok(Err(e)) => Err(format!("can't wait for {program}: {}", crate::chain(&e))),
             Err(_) => Err(format!(
                 "{program} was still running after {} and was killed",
                 crate::time::span(timeout)
@@ -211,7 +211,7 @@ impl Running {
     }
 }
 
-/// The same command, with the environment that it names and no other, in a process group of its own.
+/// The same command in its own process group, with only the environment it sets.
 fn in_its_own_group(command: &Command) -> tokio::process::Command {
     let mut own = Command::new(command.get_program());
     own.args(command.get_args()).process_group(0).env_clear();
@@ -229,7 +229,7 @@ async fn read_lines(mut stream: impl AsyncRead + Unpin, lines: mpsc::Sender<Fore
     loop {
         let read = tokio::select! {
             read = stream.read(&mut chunk) => read,
-            // Nobody reads any more: what still has the other end open is not waited for.
+            // The reader is gone: don't wait for a child that still has the other end open.
             () = lines.closed() => return,
         };
         match read {
@@ -247,7 +247,7 @@ async fn read_lines(mut stream: impl AsyncRead + Unpin, lines: mpsc::Sender<Fore
     }
 }
 
-/// Reads a stream to its end, and keeps no more than one byte beyond the limit.
+/// Reads a stream to its end, and keeps at most one byte more than the limit.
 async fn read_some(stream: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>, limit: usize) {
     let Some(mut stream) = stream else { return };
     let mut chunk = vec![0; CHUNK_BYTES];
@@ -256,7 +256,7 @@ async fn read_some(stream: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>, l
     }
 }
 
-/// The command's process group: killed when this is dropped, unless all went well.
+/// The command's process group, killed on drop unless the command succeeded.
 struct Group(Option<u32>);
 
 impl Group {

@@ -1,8 +1,8 @@
-//! Configuration: a TOML file → checked values. Every mistake in a file is reported at once, each with its key; an
-//! unknown key is a mistake; nothing malformed is ever replaced by a default.
+//! Configuration: a TOML file → checked values. All mistakes in a file are reported at once, each with its key. An
+//! unknown key is a mistake, and an invalid value never falls back to a default.
 //!
-//! [`load`] reads a file, [`parse`] a text; the values here are what the rest of the program works with. Relative
-//! paths are relative to the file's directory.
+//! [`load`] reads a file, [`parse`] a text. The rest of the program works with these values. Relative paths start at
+//! the file's directory.
 
 mod containers;
 mod sections;
@@ -20,25 +20,25 @@ pub use uh_settings::{ConfigError, Mistake, Mistakes};
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Where the file is: relative paths start here, and so do the commands it names.
+    /// The file's directory: relative paths start here, and commands run here.
     pub directory: PathBuf,
-    /// The front door, the state directory, and how long things may take.
+    /// uh-proxy, the state directory, and time limits.
     pub deploy: Deploy,
     /// At least two, in the order of the file.
     pub backends: Vec<BackendConfig>,
-    /// How copies of the app are run.
+    /// How instances of the app run.
     pub runtime: RuntimeConfig,
-    /// When a candidate counts as proven.
+    /// The health gate of a candidate.
     pub gate: Gate,
-    /// What `monitor` watches for.
+    /// Thresholds of a watch.
     pub monitor: Monitor,
-    /// What `validate` asks for.
+    /// What `validate` requires.
     pub validate: Validate,
-    /// Commands to run on the way.
+    /// Commands to run during a deploy.
     pub hooks: Hooks,
-    /// Whom to tell how it ended.
+    /// The webhook to notify.
     pub notice: Notice,
-    /// What is no secret.
+    /// What isn't secret.
     pub secrets: Secrets,
 }
 
@@ -53,7 +53,7 @@ impl Config {
 /// Reads and checks a configuration file.
 ///
 /// # Errors
-/// The file can't be read, is not TOML, or has mistakes.
+/// The file can't be read, isn't TOML, or has mistakes.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let text = uh_settings::read(path)?;
     let path = std::path::absolute(path)
@@ -61,10 +61,10 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     parse(&text, path.parent().unwrap_or(Path::new("/"))).map_err(|error| error.in_file(&path))
 }
 
-/// Checks a configuration that lies in this directory.
+/// Checks a configuration located in this directory.
 ///
 /// # Errors
-/// It is not TOML, or has mistakes.
+/// It isn't TOML, or has mistakes.
 pub fn parse(text: &str, directory: &Path) -> Result<Config, ConfigError> {
     uh_settings::parse(text, directory, |root| Config {
         directory: directory.to_owned(),

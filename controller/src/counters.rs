@@ -1,4 +1,4 @@
-//! A backend's counters, read from uh-proxy's metrics, and what they add up to. Pure.
+//! A backend's counters from uh-proxy's metrics, and what they add up to. Pure.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,26 +8,28 @@ use uh_protocol::status::ProxyStatus;
 
 use crate::verdict::Answers;
 
-/// nginx's and our status for a client that left before its answer was complete. It says nothing about the backend.
+/// uh-proxy's status (and nginx's) for a client that left before its response was complete. It says nothing about the
+/// backend.
 const CLIENT_GONE: &str = "499";
 
-/// Reasons of `exchanges_broken_total` for an answer that broke off after its head: the status says nothing about it. The
-/// other reasons ended in a 502 or 504, which is counted as that.
+/// Reasons of `exchanges_broken_total` for a response that broke off after its head, which its status doesn't show.
+/// The other reasons end in a 502 or 504 and are counted by that status.
 const BROKE_OFF: [&str; 3] = ["cut_short", "stalled", "garbled"];
 
-/// What a backend's exchanges came to: since uh-proxy started, or in some stretch of time.
+/// How a backend's exchanges ended, since uh-proxy started or within some period.
 ///
-/// Every series is kept on its own, because each starts from zero on its own when uh-proxy restarts.
+/// Every series is kept separately, because each can tell on its own that uh-proxy restarted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counters {
     /// Exchanges that ended, by method and status: `GET 200`.
     ended: BTreeMap<String, u64>,
-    /// Exchanges whose answer broke off after its head, by reason. Those that broke before it are 502s and 504s.
+    /// Exchanges whose response broke off after its head, by reason. Those that broke before it are 502s and 504s.
     broken: BTreeMap<String, u64>,
-    /// Exchanges that passed their bound while they were still open. `None`: this uh-proxy doesn't count them.
+    /// Exchanges that became overdue while they were open. `None`: this uh-proxy doesn't count them.
     overdue: Option<u64>,
-    /// Exchanges by their duration: the bucket's upper bound in seconds as uh-proxy writes it, and how many took no longer.
+    /// Exchanges by duration: the bucket's upper bound in seconds as in the metrics, and how many took at most that
+    /// long.
     took: BTreeMap<String, u64>,
 }
 
@@ -66,7 +68,7 @@ impl Counters {
         counters
     }
 
-    /// What was added since. A series that is smaller than before started from zero in between.
+    /// What was added since. A series that is smaller than before has started from zero in between.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         let one = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
@@ -101,30 +103,30 @@ impl Counters {
         self
     }
 
-    /// Whether this uh-proxy counts exchanges that are overdue: without it a backend that hangs looks like an idle one.
+    /// Whether this uh-proxy counts overdue exchanges: without that, a backend that hangs looks idle.
     #[must_use]
     pub fn knows_overdue(&self) -> bool {
         self.overdue.is_some()
     }
 
-    /// Exchanges that ended, whatever they came to.
+    /// Exchanges that ended, in whatever way.
     #[must_use]
     pub fn requests(&self) -> u64 {
         sum(self.ended.values())
     }
 
-    /// Clients that left before their answer was complete.
+    /// Clients that left before their response was complete.
     #[must_use]
     pub fn clients_gone(&self) -> u64 {
         self.with_code(|code| code == CLIENT_GONE)
     }
 
-    /// What they say about the backend.
+    /// How many exchanges were good and bad, as far as the backend is concerned.
     ///
-    /// No exchange counts twice as a failure. One that breaks before its answer's head ends as 502 or 504 and counts as
-    /// that alone. One that breaks off within its answer has the app's status; if that is a 5xx, too, it would count in both
-    /// series, so no more than all that ended can have ended badly. An overdue one counts while it waits and most often
-    /// *also* ends badly, and the series don't say which, so the larger of the two figures counts: a lower bound.
+    /// No exchange counts twice as a failure. One that breaks before its response head ends as 502 or 504 and counts
+    /// only as that. One that breaks off later has the app's status; if that is a 5xx, it is in both series, so the
+    /// failures are capped at the exchanges that ended. An overdue one counts while it waits and usually *also* ends
+    /// badly, and the series don't tell which, so the larger of the two figures is used: a lower bound.
     #[must_use]
     pub fn answers(&self) -> Answers {
         let (server_errors, broken) = (self.server_errors(), sum(self.broken.values()));
@@ -150,7 +152,7 @@ impl Counters {
         kinds
     }
 
-    /// The p95, as Prometheus estimates it: evenly spread within a bucket. `None`: nothing was measured.
+    /// The p95 as Prometheus estimates it, by linear interpolation within a bucket. `None`: nothing was measured.
     #[must_use]
     pub fn p95(&self) -> Option<Duration> {
         let bound = |le: &String| if le == "+Inf" { Some(f64::INFINITY) } else { le.parse().ok() };
@@ -209,7 +211,7 @@ impl<'a> Sample<'a> {
         Some(Self { name, labels, value: value.split_ascii_whitespace().next()?.parse().ok()? })
     }
 
-    /// Our label values have no quotes and no commas.
+    /// uh-proxy's label values contain no quotes or commas.
     fn label(&self, name: &str) -> Option<&'a str> {
         self.labels
             .split(',')
@@ -217,22 +219,22 @@ impl<'a> Sample<'a> {
     }
 }
 
-/// Which uh-proxy process counted: a restarted one counts from zero.
+/// The uh-proxy process that counted: a restarted one starts from zero.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Process {
     pid: u32,
-    /// Seconds of the machine's monotonic clock. It goes on counting through a change of the wall clock.
+    /// When it started, in seconds of the monotonic clock, which a change of the wall clock doesn't affect.
     started_s: i64,
-    /// Which boot of the machine: both others may be the same in the next one.
+    /// The boot of the machine: the other two may repeat in another boot.
     boot: String,
 }
 
-/// How far apart two readings of one process's start may be: uptime is in whole seconds, and is asked for over a socket.
+/// How far apart two readings of one process's start may be: uptime is in whole seconds, and is read over a socket.
 const START_TOLERANCE_S: i64 = 2;
 
 impl Process {
-    /// From its own status. `monotonic`: that clock now.
+    /// From uh-proxy's status and the current monotonic clock.
     #[must_use]
     pub fn new(status: &ProxyStatus, monotonic: Duration, boot: &str) -> Self {
         let seconds = |s: u64| i64::try_from(s).unwrap_or(i64::MAX);
@@ -248,19 +250,19 @@ impl Process {
     }
 }
 
-/// What one process had counted at some moment.
+/// What one process had counted at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reading {
-    /// Who counted.
+    /// The process.
     pub process: Process,
-    /// What.
+    /// Its counters.
     pub counters: Counters,
 }
 
 impl Reading {
-    /// What was added since an earlier one. A process that started since counted from zero; what its predecessor counted
-    /// after `before` is lost, and nobody can say how much that was.
+    /// What was added since an earlier reading. A process that started since then counts from zero; what its
+    /// predecessor counted after `before` is lost.
     #[must_use]
     pub fn since(&self, before: &Self) -> Counters {
         if self.process.is(&before.process) {

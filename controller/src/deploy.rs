@@ -1,8 +1,8 @@
-//! A deploy or a rollback, from the first word in the journal to the last.
+//! A deploy or rollback, from its first journal entry to its last.
 //!
-//! [`machine`] decides, [`journal`] remembers, [`driver`] acts. An event is written to the journal and synced to disk
-//! before any effect that follows from it begins, so after `kill -9` the journal says what may have been done, and
-//! [`driver::Driver::recover`] goes on from there.
+//! [`machine`] decides, [`journal`] records, [`driver`] acts. An event is written to the journal and synced to disk
+//! before any effect that follows from it starts. So after `kill -9` the journal says what may have been done, and
+//! [`driver::Driver::recover`] continues from there.
 
 pub mod activation;
 pub mod driver;

@@ -1,32 +1,32 @@
-//! What users noticed of an operation, from the front door's own counters before and after it. Pure.
+//! What users noticed of an operation, from uh-proxy's counters before and after it. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Answers that the front door makes itself when a backend gives none. An app may give them too: then users have failed
-/// all the same.
+/// Statuses that uh-proxy sends itself if a backend doesn't respond. If an app sends them, users see a failure as
+/// well.
 const FAILED_CODES: [&str; 3] = ["502", "503", "504"];
 
 /// The counters at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
-    /// The front door's process: another one counts from zero.
+    /// The id of uh-proxy's process: a new one counts from zero.
     pub pid: u32,
-    /// How long it has run, in seconds: in a container every process is the first.
+    /// Its uptime in seconds: in a container every process has the id 1.
     pub uptime_s: u64,
     /// Exchanges of the service that ended.
     requests: u64,
-    /// Those with a 5xx answer.
+    /// Those with a 5xx status.
     errors: u64,
-    /// Those of them that failed, by code.
+    /// Those with a status of a failure, by status.
     failed: BTreeMap<String, u64>,
-    /// Exchanges whose answer broke off.
+    /// Exchanges whose response broke off.
     broken: u64,
-    /// Requests that the front door answered before it picked a backend: the maintenance page among them.
+    /// Requests that uh-proxy answered before it picked a backend, such as with the maintenance page.
     unrouted: u64,
-    /// Client connections that it turned away.
+    /// Client connections that it refused.
     refused: u64,
 }
 
@@ -37,13 +37,13 @@ impl Sample {
         Self { pid, uptime_s, ..Self::count(metrics, service, None) }
     }
 
-    /// Those of one backend.
+    /// Reads those of one backend.
     #[must_use]
     pub fn of_backend(metrics: &str, service: &str, backend: &str) -> Self {
         Self::count(metrics, service, Some(backend))
     }
 
-    /// Requests since, and how many of them got a 5xx answer.
+    /// The requests since then, and how many of them got a 5xx status.
     #[must_use]
     pub fn since(&self, before: &Self) -> (u64, u64) {
         (self.requests.saturating_sub(before.requests), self.errors.saturating_sub(before.errors))
@@ -99,22 +99,22 @@ fn whole(value: &str) -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "measured")]
 pub enum Downtime {
-    /// There was nothing to measure, or nothing to measure it with.
+    /// Not measured.
     No {
         /// Why.
         reason: String,
     },
-    /// Requests came.
+    /// Requests arrived.
     Yes {
-        /// So many exchanges ended.
+        /// How many exchanges ended.
         requests: u64,
-        /// Those that failed, by code.
+        /// Those that failed, by status.
         failed: BTreeMap<String, u64>,
-        /// Those whose answer broke off.
+        /// Those whose response broke off.
         broken: u64,
-        /// Requests that the front door answered before it picked a backend.
+        /// Requests that uh-proxy answered before it picked a backend.
         unrouted: u64,
-        /// Connections that it turned away.
+        /// Connections that it refused.
         refused: u64,
     },
 }
@@ -126,12 +126,12 @@ impl Downtime {
         Self::No { reason: reason.into() }
     }
 
-    /// What came between two samples, the second taken `elapsed_s` after the first.
+    /// The difference between two samples, the second taken `elapsed_s` after the first.
     #[must_use]
     pub fn between(before: &Sample, after: &Sample, elapsed_s: u64) -> Self {
-        // A second of grace: uptimes are whole seconds.
+        // One second of tolerance: uptimes are whole seconds.
         if after.pid != before.pid || after.uptime_s + 1 < before.uptime_s + elapsed_s {
-            return Self::unknown("uh-proxy was restarted meanwhile");
+            return Self::unknown("uh-proxy was restarted");
         }
         let since = |after: u64, before: u64| after.saturating_sub(before);
         let mut failed = BTreeMap::new();
@@ -145,14 +145,14 @@ impl Downtime {
             (since(after.requests, before.requests), since(after.unrouted, before.unrouted));
         let refused = since(after.refused, before.refused);
         if requests + unrouted + refused == 0 {
-            return Self::unknown("no requests came meanwhile");
+            return Self::unknown("no requests arrived");
         }
         let broken = since(after.broken, before.broken);
         Self::Yes { requests, failed, broken, unrouted, refused }
     }
 }
 
-/// What follows `Downtime: `.
+/// The text after `Downtime: `.
 impl fmt::Display for Downtime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -174,7 +174,7 @@ impl fmt::Display for Downtime {
                         .filter(|(count, _)| **count > 0)
                         .map(|(count, what)| format!("{count} {what}")),
                 );
-                write!(f, "of {requests} requests {}", parts.join(", "))
+                write!(f, "{} (of {requests} requests)", parts.join(", "))
             }
         }
     }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_said_only_where_requests_came_and_none_failed() {
+    fn zero_is_reported_only_if_requests_arrived_and_none_failed() {
         let none = sample("");
         let served = sample(
             "uh_proxy_requests_total{service=\"app\",backend=\"blue\",code=\"200\",method=\"GET\"} 5\n",
@@ -202,11 +202,11 @@ mod tests {
         );
         let text = |before: &Sample, after: &Sample| Downtime::between(before, after, 0).to_string();
         assert_eq!(text(&none, &served), "0s");
-        assert_eq!(text(&served, &served), "not measured (no requests came meanwhile)");
-        assert_eq!(text(&none, &failed), "of 7 requests 2 × 502, 3 answered by uh-proxy itself");
+        assert_eq!(text(&served, &served), "not measured (no requests arrived)");
+        assert_eq!(text(&none, &failed), "2 × 502, 3 answered by uh-proxy itself (of 7 requests)");
         let restarted = Sample { pid: 8, ..served.clone() };
-        assert_eq!(text(&none, &restarted), "not measured (uh-proxy was restarted meanwhile)");
+        assert_eq!(text(&none, &restarted), "not measured (uh-proxy was restarted)");
         let restarted = Downtime::between(&none, &Sample { uptime_s: 3, ..served }, 20).to_string();
-        assert_eq!(restarted, "not measured (uh-proxy was restarted meanwhile)");
+        assert_eq!(restarted, "not measured (uh-proxy was restarted)");
     }
 }

@@ -1,4 +1,4 @@
-//! Environment files, as compose v2 reads them (compose-go's `dotenv`), or not at all.
+//! Environment files, read as compose v2 reads them (compose-go's `dotenv`), or rejected.
 //!
 //! ```text
 //! # a comment             NAME=value             export NAME=value       NAME = value
@@ -7,27 +7,27 @@
 //! NAME="a\nb \"c\" \$d"   → a, a new line, b "c" $d; over several lines if need be
 //! ```
 //!
-//! The last assignment of a name counts. What compose would understand in another way than it looks is refused, with its
-//! line: `$` outside single quotes (compose replaces `$NAME`; write it in single quotes, or `\$` in double ones), a name
-//! without `=` (compose hands on its own variable), a quote that is never closed, text after a closing quote, an unknown
-//! escape. docker-compose 1.29 kept `$` and cut comments after any white space; where the two differ, v2 counts.
+//! The last assignment of a name counts. What compose would read differently than it looks is rejected, with its
+//! line: `$` outside single quotes (compose replaces `$NAME`; use single quotes, or `\$` in double quotes), a name
+//! without `=` (compose passes on its own variable), an unclosed quote, text after a closing quote, an unknown
+//! escape. docker-compose 1.29 kept `$` and stripped comments after any white space; where the two differ, v2 counts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::files;
 
-/// The largest file: a hundred times what the kernel hands to a program as its environment by default.
+/// The largest file: far more than the kernel accepts as a program's environment.
 const MAX_BYTES: usize = 16 << 20;
 
-/// Reads a file. Errors name the line, never its value.
+/// Reads a file. Errors name the line, but never its value.
 ///
 /// # Errors
-/// It can't be read, or can't be understood as compose understands it.
+/// It can't be read, or not as compose would read it.
 pub fn read(path: &Path) -> Result<BTreeMap<String, String>, String> {
     let found = files::read_foreign(path, MAX_BYTES);
-    let bytes = found.map_err(|e| format!("cannot read {}: {}", path.display(), crate::chain(&e)))?;
-    let text = String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", path.display()))?;
+    let bytes = found.map_err(|e| format!("can't read {}: {}", path.display(), crate::chain(&e)))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("{} isn't UTF-8", path.display()))?;
     parse(&text).map_err(|wrong| format!("{}, line {}: {}", path.display(), wrong.line, wrong.reason))
 }
 
@@ -38,7 +38,7 @@ struct Wrong {
     reason: &'static str,
 }
 
-const DOLLAR: &str = "compose would replace what follows the $: put the value in single quotes to keep it";
+const DOLLAR: &str = "compose would interpolate the $: put the value in single quotes to keep it";
 
 fn parse(text: &str) -> Result<BTreeMap<String, String>, Wrong> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n");
@@ -56,11 +56,11 @@ fn parse(text: &str) -> Result<BTreeMap<String, String>, Wrong> {
         let (value, after) = match value.chars().next() {
             Some(quote @ ('"' | '\'')) => {
                 let within = &value[1..];
-                let end = closing(within, quote).ok_or(wrong("a quote is opened and never closed"))?;
+                let end = closing(within, quote).ok_or(wrong("unclosed quote"))?;
                 let (value, after) = (&within[..end], &within[end + 1..]);
                 let left = after.split('\n').next().unwrap_or_default().trim_matches(blank);
                 if !left.is_empty() && !left.starts_with('#') {
-                    return Err(wrong("text follows the closing quote"));
+                    return Err(wrong("text after the closing quote"));
                 }
                 let read = if quote == '"' { double_quoted(value) } else { Ok(value.replace("\\'", "'")) };
                 (read.map_err(wrong)?, after)
@@ -75,7 +75,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, String>, Wrong> {
             }
         };
         if value.contains('\0') {
-            return Err(wrong("a value can't have a NUL byte"));
+            return Err(wrong("a value can't contain a NUL byte"));
         }
         variables.insert(name.to_owned(), value);
         let next = after.split_once('\n').map_or("", |(_, rest)| rest);
@@ -85,7 +85,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, String>, Wrong> {
     Ok(variables)
 }
 
-/// White, but no end of a line.
+/// White space other than a line end.
 fn blank(c: char) -> bool {
     c != '\n' && c.is_whitespace()
 }
@@ -94,7 +94,7 @@ fn value_end(statement: &str) -> usize {
     statement.find('\n').unwrap_or(statement.len())
 }
 
-/// `export NAME = ` and what follows.
+/// Splits `export NAME = VALUE…` into the name and the rest.
 fn name(statement: &str) -> Result<(&str, &str), &'static str> {
     const EXPECTED: &str = "expected NAME=value";
     let exported = statement.strip_prefix("export").filter(|rest| rest.starts_with(blank));
@@ -133,7 +133,7 @@ fn double_quoted(text: &str) -> Result<String, &'static str> {
                 Some('r') => '\r',
                 Some('t') => '\t',
                 Some(c @ ('"' | '\\' | '$')) => c,
-                _ => return Err("an unknown escape: \\n, \\r, \\t, \\\", \\\\ and \\$ are known"),
+                _ => return Err("unknown escape: only \\n, \\r, \\t, \\\", \\\\ and \\$ are supported"),
             },
             c => c,
         });
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quoted_value_goes_on_over_lines_and_the_lines_after_it_are_counted_right() {
+    fn a_quoted_value_may_span_lines_and_later_line_numbers_stay_right() {
         reads(
             "KEY=\"-----BEGIN-----\nabc=\n-----END-----\"\nB='x\ny'\nC=3\n",
             &[("KEY", "-----BEGIN-----\nabc=\n-----END-----"), ("B", "x\ny"), ("C", "3")],
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_compose_would_understand_in_another_way_is_refused_with_its_line() {
+    fn what_compose_would_read_differently_is_rejected_with_its_line() {
         for (text, line) in [
             ("A=1\nsecret words\n", 2),
             ("A=1\nNAME_ALONE\n", 2),

@@ -1,4 +1,4 @@
-//! What is kept of a breach, for whoever looks at it later: why, what failed most, and requests to look up.
+//! What is recorded about a breach: the reason, the most frequent failures, and the ids of failed requests.
 
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -12,24 +12,24 @@ use crate::redact::Foreign;
 /// How many kinds of failures are kept.
 const MAX_FAILURES: usize = 5;
 
-/// How many request ids are kept: enough to look some up, few enough for a message.
+/// How many request ids are kept: enough for an investigation, few enough for a message.
 const MAX_REQUEST_IDS: usize = 5;
 
-/// How much of the access log's end is read: at 100 failing requests a second, well over half a minute.
+/// How much of the end of the access log is read: at 100 failing requests per second, well over half a minute.
 const MAX_LOG_BYTES: u64 = 2 << 20;
 
-/// The largest configuration of uh-proxy that is read for the access log's place.
+/// The largest configuration of uh-proxy that is read to find the access log.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Why a version was found bad.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Breach {
-    /// In words.
+    /// The reason.
     pub reason: String,
-    /// What failed, the most frequent first.
+    /// The kinds of failures, the most frequent first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<FailureCount>,
-    /// The newest requests that failed, as the access log has them.
+    /// The newest failed requests from the access log.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub request_ids: Vec<String>,
     /// Why there are no request ids.
@@ -37,7 +37,7 @@ pub struct Breach {
     pub request_ids_unknown: Option<String>,
 }
 
-/// How often requests failed in one way.
+/// How often one kind of failure occurred.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailureCount {
     /// A status, `broken off (…)` or `overdue`.
@@ -47,7 +47,7 @@ pub struct FailureCount {
 }
 
 impl Breach {
-    /// Collects what can be known. `since`: when the version got traffic, ISO 8601.
+    /// Collects what is known. `since`: when the version became active, ISO 8601.
     #[must_use]
     pub fn collect(
         config: &Config,
@@ -66,7 +66,7 @@ impl Breach {
         let (request_ids, request_ids_unknown) = match request_ids(config, service, backend, since) {
             _ if !failed => (Vec::new(), None),
             Ok(ids) if ids.is_empty() => {
-                (ids, Some("the access log shows no failed request of it".to_owned()))
+                (ids, Some("the access log shows no failed request of this backend".to_owned()))
             }
             Ok(ids) => (ids, None),
             Err(why) => (Vec::new(), Some(why)),
@@ -74,7 +74,7 @@ impl Breach {
         Self { reason, failures, request_ids, request_ids_unknown }
     }
 
-    /// In lines for people, without the reason.
+    /// The evidence as lines of text, without the reason.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -86,12 +86,12 @@ impl Breach {
         if !self.request_ids.is_empty() {
             lines.push(format!("request ids: {}", self.request_ids.join(", ")));
         }
-        lines.extend(self.request_ids_unknown.iter().map(|why| format!("request ids: unknown, {why}")));
+        lines.extend(self.request_ids_unknown.iter().map(|why| format!("request ids: not available, {why}")));
         lines
     }
 }
 
-/// What of an access log's line counts here.
+/// The relevant fields of an access log line.
 #[derive(Deserialize)]
 struct LogLine {
     time: String,
@@ -104,13 +104,13 @@ struct LogLine {
 }
 
 impl LogLine {
-    /// `-` is a good end, `DC` a client that left; everything else broke off.
+    /// `-` is a normal end, `DC` a client that left; everything else broke off.
     fn has_failed(&self) -> bool {
         self.status >= 500 || !matches!(self.termination.as_str(), "" | "-" | "DC")
     }
 }
 
-/// The newest ones first. `Err`: why they can't be known.
+/// The newest ones first. `Err`: why they aren't available.
 fn request_ids(
     config: &Config,
     service: &ServiceName,
@@ -118,9 +118,9 @@ fn request_ids(
     since: &str,
 ) -> Result<Vec<String>, String> {
     let path = access_log(config.deploy.proxy.config.as_deref())?;
-    let text = tail(&path, MAX_LOG_BYTES).map_err(|e| format!("{} can't be read: {e}", path.display()))?;
-    // Both are ISO 8601 in UTC: as text they are in the order of time. To the second, which is all that a restarted
-    // uh-proxy knows of a switch.
+    let text = tail(&path, MAX_LOG_BYTES).map_err(|e| format!("can't read {}: {e}", path.display()))?;
+    // Both are ISO 8601 in UTC, so they compare as text. To the second, since a restarted uh-proxy knows its last
+    // switch only to the second.
     let since = since.get(.."2026-11-25T10:00:05".len()).unwrap_or(since);
     // The first line may be cut.
     let lines = String::from_utf8_lossy(&text);
@@ -139,28 +139,30 @@ fn request_ids(
         }
     }
     if !readable && !lines.is_empty() {
-        return Err(format!("{} has no JSON lines, and only those hold request ids", path.display()));
+        return Err(format!("{} isn't in JSON format, so it has no request ids", path.display()));
     }
     Ok(ids)
 }
 
-/// Where uh-proxy's configuration says that its access log is.
+/// The path of the access log, from uh-proxy's configuration.
 fn access_log(config: Option<&Path>) -> Result<PathBuf, String> {
     let Some(path) = config else {
-        return Err("deploy.proxy.config doesn't say where uh-proxy's configuration is".to_owned());
+        return Err("deploy.proxy.config isn't set".to_owned());
     };
-    let failed = |e: io::Error| format!("{} can't be read: {e}", path.display());
+    let failed = |e: io::Error| format!("can't read {}: {e}", path.display());
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(failed)?;
     file.take(MAX_CONFIG_BYTES).read_to_string(&mut text).map_err(failed)?;
     let log = uh_settings::text_at(&text, &["server", "access_log", "path"])
-        .map_err(|e| format!("{} can't be read: {e}", path.display()))?;
+        .map_err(|e| format!("can't read {}: {e}", path.display()))?;
     match log.as_deref() {
         None | Some("-") => {
             Err("uh-proxy writes its access log to standard output; look for 5xx there".to_owned())
         }
-        // Relative to wherever uh-proxy was started.
-        Some(log) if !log.starts_with('/') => Err(format!("uh-proxy's access log {log} is no absolute path")),
+        // Relative to the directory uh-proxy was started in.
+        Some(log) if !log.starts_with('/') => {
+            Err(format!("the path of uh-proxy's access log, {log}, isn't absolute"))
+        }
         Some(log) => Ok(PathBuf::from(log)),
     }
 }
@@ -217,12 +219,12 @@ mod tests {
     }
 
     #[test]
-    fn what_can_t_be_known_is_said() {
+    fn missing_request_ids_are_explained() {
         assert!(ids(None).unwrap_err().contains("standard output"));
         assert!(
             ids(Some("1.2.3.4 - - [25/Nov/2026] \"GET / HTTP/1.1\" 500\n"))
                 .unwrap_err()
-                .contains("no JSON lines")
+                .contains("isn't in JSON format")
         );
         assert_eq!(ids(Some("")).unwrap(), Vec::<String>::new());
         assert!(access_log(None).unwrap_err().contains("deploy.proxy.config"));

@@ -1,9 +1,10 @@
-//! Named points at which a test can end the process, as `kill -9` would, or hold it up. Empty but with the feature `fault-points`.
+//! Named points at which a test can kill the process, like `kill -9`, or pause it. Only with the feature
+//! `fault-points`.
 
-/// Ends the process here if the file that `UH_DEPLOY_FAULT_FILE` names holds this point's name; the file that
-/// `UH_DEPLOY_TRACE_FILE` names gets the name of every point that is passed. If the file that `UH_DEPLOY_HOLD_FILE` names
-/// holds this point's name, the process waits here until that file is gone, and says so by a file of that name with
-/// `.held` added.
+/// Kills the process if the file named by `UH_DEPLOY_FAULT_FILE` contains this point's name. Appends the name of
+/// every point to the file named by `UH_DEPLOY_TRACE_FILE`. If the file named by `UH_DEPLOY_HOLD_FILE` contains this
+/// point's name, the process waits until that file is gone, and signals that with a file of the same name plus
+/// `.held`.
 #[cfg(feature = "fault-points")]
 pub fn point(name: &str) {
     use std::io::Write as _;
@@ -20,7 +21,7 @@ pub fn point(name: &str) {
     }
 }
 
-/// How long a test may hold the process up.
+/// How long a test may pause the process.
 #[cfg(feature = "fault-points")]
 const HELD_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
 

@@ -1,24 +1,24 @@
-//! Files that survive a crash: written next to their name, synced, and renamed into place.
+//! Files that survive a crash: written to a temporary file, synced, and renamed into place.
 //!
-//! And files that nobody else can have written: what is read here decides what runs, with our rights. So a file counts
-//! only if it and its directory belong to us or to root and nobody else may write to them. Everything that reads or
-//! appends to state does so through [`read`] and [`append`].
+//! State decides what uh-deploy runs with its own rights. So a file is only read if it and its directory belong to
+//! uh-deploy's user or root and no other user may write to them. All state is read and appended to through [`read`]
+//! and [`append`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// What we write is for its owner alone: records hold secrets.
+/// State is only for its owner: records hold secrets.
 const FILE_MODE: u32 = 0o600;
 
 /// The same for directories.
 const DIR_MODE: u32 = 0o700;
 
-/// Replaces a file as a whole: after a crash it is the old one or the new one.
+/// Replaces a file atomically: after a crash, it has the old or the new content.
 ///
 /// # Errors
-/// The disk refuses; then it is the old one.
+/// The file can't be written; then it has the old content.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     put(path, content).map_err(in_words)
 }
@@ -34,8 +34,8 @@ fn put(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_directory(path)
 }
 
-/// The same error, in words: `No space left on device`, without the number behind them.
-#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
+/// The same error without its number: `No space left on device`.
+#[expect(clippy::needless_pass_by_value, reason = "the signature map_err needs")]
 fn in_words(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), crate::chain(&error))
 }
@@ -46,20 +46,20 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Makes a change in a file's directory (a rename, a removal, a new file) last.
+/// Makes a change in a file's directory (a rename, a removal, a new file) durable.
 ///
 /// # Errors
-/// The disk refuses.
+/// The directory can't be synced.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new("/")))
         .and_then(|directory| directory.sync_all())
         .map_err(in_words)
 }
 
-/// Opens a file for appending, made with mode 0600 if it is missing.
+/// Opens a file for appending, and creates it with mode 0600 if it is missing.
 ///
 /// # Errors
-/// The system refuses.
+/// The system refuses the operation.
 pub fn append(path: &Path) -> io::Result<File> {
     let new = !path.exists();
     let file = OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path).map_err(in_words)?;
@@ -70,18 +70,18 @@ pub fn append(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes a directory and those above it, of mode 0700; one that is there is fine.
+/// Creates a directory and its parents with mode 0700, unless it exists.
 ///
 /// # Errors
-/// The system refuses.
+/// The system refuses the operation.
 pub fn make_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(path).map_err(in_words)
 }
 
-/// Removes a file; one that is not there is fine.
+/// Removes a file if it exists.
 ///
 /// # Errors
-/// The system refuses.
+/// The system refuses the operation.
 pub fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -89,13 +89,13 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The largest file of ours: a history of a hundred thousand deploys.
+/// The largest state file: a history of a hundred thousand deploys.
 const MAX_BYTES: usize = 256 << 20;
 
-/// Reads a file of our own; `None`: it is not there.
+/// Reads a state file; `None`: it doesn't exist.
 ///
 /// # Errors
-/// It is there and can't be read, or somebody else could have written it.
+/// It exists but can't be read, or another user could have written it.
 pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -108,7 +108,7 @@ pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     bounded(path, file, MAX_BYTES).map(Some)
 }
 
-/// Reads a file that is the user's, whoever wrote it, up to a size.
+/// Reads a file of the user, with any owner, up to a size.
 ///
 /// # Errors
 /// It can't be read, or is larger.
@@ -126,10 +126,11 @@ fn bounded(path: &Path, file: File, most: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Demands that a directory, if it is there, belongs to us or root, and nobody else may write to it.
+/// Requires that a directory, if it exists, belongs to uh-deploy's user or root, and that no other user may write to
+/// it.
 ///
 /// # Errors
-/// It does not. The error says which command sets that right.
+/// It doesn't. The error names the command that fixes it.
 pub fn demand_ours_if_there(directory: &Path) -> io::Result<()> {
     match fs::metadata(directory) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -144,8 +145,8 @@ pub fn demand_ours_if_there(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a directory is a file system of its own, such as a container's volume: whoever started us has given it to us,
-/// whichever user its image has made it for.
+/// Whether a directory is a file system of its own, such as a container's volume, which is trusted regardless of
+/// its owner, because the user that started uh-deploy mounted it.
 fn is_mount(directory: &Path, found: &fs::Metadata) -> bool {
     fs::metadata(directory.join("..")).is_ok_and(|above| above.dev() != found.dev())
 }
@@ -160,8 +161,7 @@ fn demand_ours(path: &Path, found: &fs::Metadata) -> io::Result<()> {
     }
     let path = path.display();
     Err(not_ours(format!(
-        "{path} belongs to user {}, who could have uh-deploy (user {us}) run anything; if its content is yours: \
-         chown -R {us} {path}",
+        "{path} belongs to user {}, who could make uh-deploy (user {us}) run any command. If you trust its content: chown -R {us} {path}",
         found.uid()
     )))
 }
@@ -172,8 +172,7 @@ fn demand_closed(path: &Path, found: &fs::Metadata) -> io::Result<()> {
     }
     let (us, path) = (rustix::process::geteuid().as_raw(), path.display());
     Err(not_ours(format!(
-        "{path} can be written by others (mode {:o}), who could have uh-deploy (user {us}) run anything; if its content \
-         is yours: chmod -R go-w {path}",
+        "{path} is writable by other users (mode {:o}), who could make uh-deploy (user {us}) run any command. If you trust its content: chmod -R go-w {path}",
         found.mode() & 0o7777
     )))
 }
@@ -189,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_for_its_owner_alone() {
+    fn state_is_only_readable_by_its_owner() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/record.json");
         make_directory(path.parent().unwrap()).unwrap();
@@ -204,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_could_have_written_is_not_read_and_the_error_says_what_to_do() {
+    fn a_file_that_others_could_have_written_is_not_read_and_the_error_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("records/blue.json");
         make_directory(path.parent().unwrap()).unwrap();
@@ -225,9 +224,9 @@ mod tests {
         }
     }
 
-    /// The image's user is not the one that the compose file runs it as.
+    /// A volume may belong to the image's user, while the compose file runs uh-deploy as another one.
     #[test]
-    fn a_volume_counts_as_ours_whoever_owns_it() {
+    fn a_volume_is_trusted_regardless_of_its_owner() {
         let is = |path: &str| is_mount(Path::new(path), &fs::metadata(path).unwrap());
         assert!(is("/proc") && !is("/proc/self"));
         let dir = tempfile::tempdir().unwrap();
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_never_ends_is_an_error() {
+    fn an_endless_file_is_an_error() {
         let refused = read_foreign(Path::new("/dev/zero"), 1 << 20).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::FileTooLarge);
     }

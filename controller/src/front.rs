@@ -1,7 +1,7 @@
-//! The front door, seen from here: one service of it.
+//! uh-proxy, as uh-deploy uses it: one of its services.
 //!
-//! Who serves is said only by a [`Serving`], which nothing but a fresh view can make; nothing is stopped without an
-//! [`OutOfService`], which nothing but a withdrawal can make.
+//! Only a [`Serving`] reports which backend serves, and it is only made from a fresh status. Nothing is stopped
+//! without an [`OutOfService`], which takes a withdrawal.
 
 mod out_of_service;
 mod serving;
@@ -16,7 +16,7 @@ use uh_protocol::{BackendName, Code, ServiceName};
 use crate::config::Config;
 use crate::runtime::Endpoint;
 
-/// One service of the front door.
+/// One service of uh-proxy.
 #[derive(Debug, Clone)]
 pub struct Front {
     /// The admin client.
@@ -25,10 +25,10 @@ pub struct Front {
     pub service: ServiceName,
 }
 
-/// The service as it is.
+/// The current status of the service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct View {
-    /// The front door's generation.
+    /// uh-proxy's generation.
     pub generation: u64,
     /// The service.
     pub service: ServiceStatus,
@@ -36,8 +36,8 @@ pub struct View {
     pub status: Status,
 }
 
-/// What nobody else may change between an operation's first look and its switch. The generation counts the changes of
-/// all services; this is what it stands for in one of them.
+/// What must not change in a service between an operation's first look and its switch. The generation counts changes
+/// of all services, so it can't tell this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     active: BackendName,
@@ -47,14 +47,14 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// The same, but for what is registered as the candidate.
+    /// The same, with the candidate registered.
     #[must_use]
     pub fn with_registered(self, endpoints: &[Endpoint], version: Option<&str>) -> Self {
         Self { endpoints: texts(endpoints), version: version.map(str::to_owned), ..self }
     }
 
-    /// Whether it is still so. Where no version is registered, the front door tells what the app there reports: that may
-    /// be our candidate's by now, or nobody's.
+    /// Whether nothing has changed. If no version is registered, uh-proxy shows what the app reports, which by now
+    /// may be the candidate's version or none.
     #[must_use]
     pub fn holds(&self, now: Self, our_version: Option<&str>) -> bool {
         let ours = now.version.is_none() || now.version.as_deref() == our_version;
@@ -63,36 +63,36 @@ impl Standing {
     }
 }
 
-/// What a registration led to.
+/// The result of a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
     /// The generation now.
     pub generation: u64,
-    /// Why it is not on disk yet, if it is not.
+    /// Why it isn't on disk yet.
     pub persist_error: Option<String>,
 }
 
-/// Why the front door could not be asked, or said no.
+/// Why uh-proxy couldn't be asked, or refused.
 #[derive(Debug, thiserror::Error)]
 pub enum FrontError {
     /// The call failed or was refused.
     #[error(transparent)]
     Call(#[from] ClientError),
-    /// The service is not there, or it is not clear which one is meant.
+    /// There is no such service, or it isn't clear which one is meant.
     #[error("{0}")]
     Service(String),
-    /// Somebody else changed the routing meanwhile.
+    /// The routing was changed by another command.
     #[error("{0}")]
     Overtaken(String),
 }
 
 impl FrontError {
-    /// Whether somebody else changed the routing meanwhile.
+    /// Whether the routing was changed by another command.
     #[must_use]
     pub fn is_overtaken(&self) -> bool {
         match self {
             Self::Overtaken(_) => true,
-            // What was a standby when we looked has become active.
+            // The backend has become active since the last look.
             Self::Call(ClientError::Problem(problem)) => {
                 matches!(problem.code, Code::Conflict | Code::BackendActive)
             }
@@ -100,19 +100,19 @@ impl FrontError {
         }
     }
 
-    /// Whether the front door did not answer at all, or broke off.
+    /// Whether uh-proxy didn't answer, or broke off.
     #[must_use]
     pub fn is_unanswered(&self) -> bool {
         matches!(self, Self::Call(error) if !matches!(error, ClientError::Problem(_)))
     }
 
-    /// Whether the call never reached the front door: then nothing was done.
+    /// Whether the call never reached uh-proxy: then nothing was done.
     #[must_use]
     pub fn is_unsent(&self) -> bool {
         matches!(self, Self::Call(ClientError::NoProxy { .. } | ClientError::NoPermission { .. }))
     }
 
-    /// Whether the backend was not healthy enough for the front door.
+    /// Whether uh-proxy refused because the backend isn't healthy.
     #[must_use]
     pub fn is_unhealthy(&self) -> bool {
         matches!(self, Self::Call(ClientError::Problem(p)) if p.code == Code::BackendUnhealthy)
@@ -126,7 +126,7 @@ impl View {
         self.service.backends.iter().find(|backend| backend.name == *name)
     }
 
-    /// Whether this backend gets new requests.
+    /// Whether this backend receives new requests.
     #[must_use]
     pub fn is_active(&self, name: &BackendName) -> bool {
         self.service.active == *name
@@ -151,14 +151,14 @@ impl View {
         }
     }
 
-    /// Whether the front door has exactly these endpoints for a backend.
+    /// Whether uh-proxy has exactly these endpoints for a backend.
     #[must_use]
     pub fn has_endpoints(&self, name: &BackendName, endpoints: &[Endpoint]) -> bool {
         let Some(backend) = self.backend(name) else { return false };
         backend.endpoints.iter().map(|endpoint| endpoint.address.clone()).eq(texts(endpoints))
     }
 
-    /// The version there: as registered, or else as the app reports it.
+    /// The version of a backend: the registered one, or else the one its app reports.
     #[must_use]
     pub fn version(&self, name: &BackendName) -> Option<String> {
         let backend = self.backend(name)?;
@@ -175,7 +175,7 @@ impl Front {
     /// Finds the service that the configuration names, or the only one.
     ///
     /// # Errors
-    /// Nobody answers, or there is no such service.
+    /// uh-proxy doesn't answer, or there is no such service.
     pub async fn find(config: &Config) -> Result<Self, FrontError> {
         let client = Client::new(&config.deploy.admin_socket);
         let status = client.status().await?;
@@ -186,33 +186,40 @@ impl Front {
             }
             (None, [only]) => only.name.clone(),
             (Some(wanted), _) => {
-                let message = format!("the front door has no service {wanted}; it has: {}", names.join(", "));
+                let message = format!(
+                    "uh-proxy has no service {wanted}, only {}: fix `deploy.service`",
+                    names.join(", ")
+                );
                 return Err(FrontError::Service(message));
             }
             (None, _) => {
-                let message = format!("say which service in deploy.service: {}", names.join(", "));
+                let message = format!(
+                    "uh-proxy has several services: set `deploy.service` to one of {}",
+                    names.join(", ")
+                );
                 return Err(FrontError::Service(message));
             }
         };
         Ok(Self { client, service })
     }
 
-    /// The service as it is.
+    /// The current status of the service.
     ///
     /// # Errors
-    /// Nobody answers.
+    /// uh-proxy doesn't answer.
     pub async fn view(&self) -> Result<View, FrontError> {
         let status = self.client.status().await?;
         let service = status.services.iter().find(|service| service.name == self.service).cloned();
-        let service = service
-            .ok_or_else(|| FrontError::Service(format!("the front door has no service {}", self.service)))?;
+        let service = service.ok_or_else(|| {
+            FrontError::Service(format!("uh-proxy no longer has a service {}", self.service))
+        })?;
         Ok(View { generation: status.generation, service, status })
     }
 
     /// Registers a backend's endpoints and version, which also puts it back into service.
     ///
     /// # Errors
-    /// Refused, or overtaken.
+    /// uh-proxy refused, or the routing was changed by another command.
     pub async fn register(
         &self,
         backend: &BackendName,
@@ -233,7 +240,7 @@ impl Front {
         let ours = version.or(known.as_deref());
         if !before.with_registered(endpoints, version).holds(after.standing(backend), ours) {
             return Err(FrontError::Overtaken(format!(
-                "the routing has changed since: {} is active (generation {})",
+                "the routing was changed in the meantime: {} is active (generation {})",
                 after.service.active, after.generation
             )));
         }
@@ -243,15 +250,15 @@ impl Front {
     /// Makes a backend active.
     ///
     /// # Errors
-    /// Refused, or overtaken; then nothing has changed.
+    /// uh-proxy refused, or the routing was changed by another command; then nothing was switched.
     pub async fn switch(&self, request: &SwitchRequest) -> Result<Switched, FrontError> {
         Ok(self.client.switch(&self.service, request).await?)
     }
 
-    /// Waits until a standby's exchanges are over.
+    /// Waits for a standby's exchanges to finish.
     ///
     /// # Errors
-    /// Refused: it is active.
+    /// uh-proxy refused, because the backend is active.
     pub async fn drain(
         &self,
         backend: &BackendName,
@@ -281,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_our_own_candidate_reports_is_no_change_and_all_else_is() {
+    fn only_what_our_own_candidate_reports_is_not_a_change() {
         let standing = |active: &str, last_switch: &str, port: u16, version: Option<&str>| Standing {
             active: active.parse().unwrap(),
             last_switch: Some(last_switch.to_owned()),

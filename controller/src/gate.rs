@@ -1,5 +1,5 @@
-//! The health gate: a candidate has to answer well, several times in a row, as itself. And if it does not, everything
-//! that helps to see why.
+//! The health gate: a candidate must answer several probes in a row well and with the right identity. If it doesn't,
+//! a diagnosis shows why.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -10,37 +10,37 @@ use crate::redact::Foreign;
 use crate::report::Report;
 use crate::runtime::{Endpoint, InstanceId, LogQuery, Runtime, RuntimeError, State};
 
-/// How often an instance is asked whether it still runs, between probes.
+/// How often to check between probes whether the instance is still running.
 const STATE_POLL: Duration = Duration::from_millis(100);
 
-/// How long an engine may take to say how an instance is: on a busy machine some hundred milliseconds.
+/// How long an engine may take to report an instance's state: on a busy machine some hundred milliseconds.
 const STATE_WITHIN: Duration = Duration::from_secs(2);
 
-/// How often it is said that an engine does not answer.
+/// How often to report that an engine doesn't answer.
 const SILENCE_TOLD_EVERY: Duration = Duration::from_secs(5);
 
-/// How long an engine may take to give the last lines of a log.
+/// How long an engine may take to return the last lines of a log.
 const LOG_WITHIN: Duration = Duration::from_secs(5);
 
-/// So many restarts by the runtime's own means are a crash loop.
+/// This many restarts by the runtime are a crash loop.
 const CRASH_LOOP_RESTARTS: u32 = 2;
 
-/// How an instance came to an end, if it did: it exited, or the runtime's own means start it again and again.
+/// Why an instance counts as ended: it exited, or the runtime keeps restarting it.
 #[must_use]
 pub fn end_of(state: &State) -> Option<String> {
     match state {
         State::Exited(ending) => Some(ending.to_string()),
         State::Running { restarts } if *restarts >= CRASH_LOOP_RESTARTS => {
-            Some(format!("restarted {restarts} times, a crash loop"))
+            Some(format!("restarted {restarts} times (a crash loop)"))
         }
         State::Running { .. } | State::Absent => None,
     }
 }
 
-/// How many lines of its log are shown.
+/// How many lines of the log are shown.
 const SHOWN_LOG_LINES: usize = 50;
 
-/// How long an engine has not said how the candidate is.
+/// How long an engine hasn't reported the candidate's state.
 #[derive(Debug, Default)]
 struct Silence {
     since: Cell<Option<Instant>>,
@@ -51,7 +51,7 @@ impl Silence {
     fn tell(&self, state: &Result<State, RuntimeError>, instance: &InstanceId, report: &Report) {
         let Err(error) = state else {
             if self.told.take().is_some() {
-                report.line(&format!("the engine answers again about {instance}"));
+                report.line(&format!("the engine responds again, and {instance} can be checked"));
             }
             self.since.set(None);
             return;
@@ -62,17 +62,17 @@ impl Silence {
         if self.told.get().is_none_or(|told| now.duration_since(told) >= SILENCE_TOLD_EVERY) {
             self.told.set(Some(now));
             report.line(&format!(
-                "can't determine whether {instance} runs: {}; waiting, the active backend serves",
+                "can't determine whether {instance} is running: {}; still waiting while the active backend serves",
                 crate::chain(error)
             ));
         }
     }
 }
 
-/// Why a candidate was turned away.
+/// Why a candidate was rejected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Diagnosis {
-    /// In one line.
+    /// The reason in one line.
     pub headline: String,
     /// The last probe.
     pub probe: Vec<String>,
@@ -83,7 +83,7 @@ pub struct Diagnosis {
 }
 
 impl Diagnosis {
-    /// Shows it.
+    /// Prints it.
     pub fn show(&self, report: &Report) {
         report.end_progress();
         report.say(&format!("❌ {}", self.headline));
@@ -99,23 +99,23 @@ impl Diagnosis {
     }
 }
 
-/// A candidate before the gate.
+/// A candidate and the health gate it must pass.
 pub struct Candidate<'a> {
-    /// What runs it.
+    /// Its runtime.
     pub runtime: &'a dyn Runtime,
     /// Its instance.
     pub instance: &'a InstanceId,
     /// Its endpoints.
     pub endpoints: &'a [Endpoint],
-    /// Who it should be.
+    /// Its expected identity.
     pub expected: Expected<'a>,
 }
 
 impl Candidate<'_> {
-    /// Waits until it has proven itself.
+    /// Waits until it has passed the gate.
     ///
     /// # Errors
-    /// It has ended, is somebody else, or did not get healthy in time.
+    /// It exited, has another identity, or didn't become healthy in time.
     pub async fn prove(&self, gate: &Gate, report: &Report) -> Result<(), Diagnosis> {
         let deadline = Instant::now() + gate.within;
         let attempts = (gate.within.as_millis() / gate.interval.as_millis().max(1)).max(1);
@@ -150,15 +150,15 @@ impl Candidate<'_> {
         }
     }
 
-    /// Fails as soon as it does not run any more. An engine that does not answer is waited for until the gate's own
-    /// deadline, and that is said.
+    /// Fails as soon as it isn't running any more. If the engine doesn't answer, reports that and waits until the
+    /// gate's deadline.
     async fn must_run_or_wait(
         &self,
         last: &Found,
         silence: &Silence,
         report: &Report,
     ) -> Result<(), Diagnosis> {
-        // What a process has come to is in a file of ours; only an engine can keep silent.
+        // The state of a process is in a local file; only an engine can fail to answer.
         let state = if self.runtime.kind() == "process" {
             self.runtime.state(self.instance).await
         } else {
@@ -172,7 +172,7 @@ impl Candidate<'_> {
         self.judge(state, Some(last)).await
     }
 
-    /// Every endpoint; the first that is not healthy counts for all.
+    /// Probes every endpoint. The first unhealthy one counts for all.
     pub async fn probe_all(&self, gate: &Gate) -> Found {
         let mut last = None;
         for endpoint in self.endpoints {
@@ -189,10 +189,10 @@ impl Candidate<'_> {
         })
     }
 
-    /// Fails as soon as it does not run any more.
+    /// Fails if it isn't running any more.
     ///
     /// # Errors
-    /// It has ended, or restarts again and again.
+    /// It exited, or is in a crash loop.
     pub async fn must_run(&self, last: Option<&Found>) -> Result<(), Diagnosis> {
         self.judge(self.runtime.state(self.instance).await, last).await
     }
@@ -201,22 +201,22 @@ impl Candidate<'_> {
         let probe =
             last.filter(|found| !found.is_healthy()).map(|found| found.lines.clone()).unwrap_or_default();
         let (headline, advice) = match state {
-            // An engine that does not answer now may in a moment; the deadline ends this.
+            // An engine that doesn't answer now may answer soon; the gate's deadline limits this.
             Err(_) => return Ok(()),
             Ok(State::Running { restarts }) if restarts < CRASH_LOOP_RESTARTS => return Ok(()),
             Ok(State::Running { restarts }) => (
-                format!("{} was restarted {restarts} times: a crash loop", self.instance),
-                vec!["see its log for why it ends".to_owned()],
+                format!("{} was restarted {restarts} times (a crash loop)", self.instance),
+                vec!["read its log to see why it exits".to_owned()],
             ),
-            Ok(State::Absent) => (format!("{} is gone", self.instance), Vec::new()),
+            Ok(State::Absent) => (format!("{} no longer exists", self.instance), Vec::new()),
             Ok(State::Exited(ending)) if ending.out_of_memory => (
-                format!("{} ended: {ending}", self.instance),
-                vec!["give it more memory (memory_limit), or find what it needs it for".to_owned()],
+                format!("{} exited: {ending}", self.instance),
+                vec!["raise memory_limit, or find out why it needs more memory".to_owned()],
             ),
             Ok(State::Exited(ending)) => (
-                format!("{} ended: {ending}", self.instance),
+                format!("{} exited: {ending}", self.instance),
                 vec![
-                    "see its log for why".to_owned(),
+                    "read its log".to_owned(),
                     "run the same command by hand with the same environment".to_owned(),
                 ],
             ),
@@ -226,12 +226,12 @@ impl Candidate<'_> {
 
     async fn stranger(&self, found: &Found) -> Diagnosis {
         Diagnosis {
-            headline: format!("somebody else answers in place of {}: {}", self.instance, found.summary()),
+            headline: format!("another instance answers in place of {}: {}", self.instance, found.summary()),
             probe: found.lines.clone(),
             log: self.log().await,
             advice: vec![
-                format!("see who listens at {}", self.endpoints_text()),
-                "see that the app reports DEPLOYMENT_ENV as deployment, and the version that is deployed"
+                format!("find out what listens on {}", self.endpoints_text()),
+                "make sure the app reports DEPLOYMENT_ENV as `deployment` and APP_VERSION as `version`"
                     .to_owned(),
                 "or set identity = \"ignored\" in [health]".to_owned(),
             ],
@@ -241,14 +241,14 @@ impl Candidate<'_> {
     async fn too_late(&self, gate: &Gate, found: &Found) -> Diagnosis {
         Diagnosis {
             headline: format!(
-                "health check failed: {} did not get healthy within {}: {}",
+                "health check failed: {} didn't become healthy within {}: {}",
                 self.instance,
                 crate::time::span(gate.within),
                 found.summary()
             ),
             probe: found.lines.clone(),
             log: self.log().await,
-            advice: vec!["if it only needs longer: within in [health]".to_owned()],
+            advice: vec!["if it only needs more time, raise within in [health]".to_owned()],
         }
     }
 
@@ -260,13 +260,13 @@ impl Candidate<'_> {
         let lines = std::cell::RefCell::new(Vec::new());
         let query = LogQuery { tail: Some(SHOWN_LOG_LINES), since: None, follow: false };
         let keep = |line: &Foreign| lines.borrow_mut().push(line.clone());
-        // No log is no reason to hide the rest.
+        // Without the log, the rest is still shown.
         let _ = tokio::time::timeout(LOG_WITHIN, self.runtime.logs(self.instance, &query, &keep)).await;
         lines.into_inner()
     }
 }
 
-/// A command line that asks what a probe asks.
+/// A command that sends the same request as a probe.
 pub(crate) fn curl(endpoint: Option<&Endpoint>, gate: &Gate) -> String {
     let headers: String = gate
         .headers

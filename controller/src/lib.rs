@@ -1,9 +1,12 @@
-//! Deploys a version beside the one that serves, proves it, switches, and can be killed anywhere.
+//! Deploys a new version next to the one that serves, verifies it and switches. It can be killed at any moment and
+//! recovers.
 //!
-//! In reading order: [`config`] says what there is; [`deploy`] decides, remembers and acts; [`runtime`] builds, starts
-//! and stops copies of the app; [`front`] is the front door as seen from here; [`gate`] lets a candidate pass, by
-//! [`probe`]; [`counters`] tell how a backend fares, [`downtime`] what users noticed; [`report`] tells an operator, without secrets ([`redact`]); [`notice`] tells others; [`validate`] asks before a deploy what could go wrong; [`cli`] is what an operator types. Small tools beside
-//! them: [`check`], [`command`], [`env_file`], [`files`], [`ports`], [`time`], [`fault`], [`lines`].
+//! In reading order: [`config`] is the configuration; [`deploy`] decides, records and acts; [`runtime`] builds,
+//! starts and stops instances of the app; [`front`] talks to uh-proxy; [`gate`] is the health gate, which uses
+//! [`probe`]; [`counters`] and [`verdict`] judge a backend, with [`evidence`] for a breach; [`downtime`] measures
+//! what users noticed; [`report`] prints, without secrets ([`redact`]); [`notice`] runs hooks and the webhook;
+//! [`validate`] checks everything before a deploy; [`cli`] is the command line. Helpers: [`check`], [`command`],
+//! [`env_file`], [`files`], [`ports`], [`time`], [`fault`], [`lines`].
 
 pub mod check;
 pub mod cli;
@@ -29,7 +32,7 @@ pub mod time;
 pub mod validate;
 pub mod verdict;
 
-/// A system's error in words: `No such file or directory`, without the number that the library puts behind it.
+/// System errors without their numbers: `No such file or directory`, without `(os error 2)`.
 fn plain(text: &str) -> String {
     let Some((words, rest)) = text.split_once(" (os error ") else { return text.to_owned() };
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
@@ -39,14 +42,14 @@ fn plain(text: &str) -> String {
     }
 }
 
-/// An error with its causes, in one line.
+/// An error and its causes, in one line.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = plain(&error.to_string());
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = plain(&cause.to_string());
-        // Some say their cause themselves.
+        // Some errors include their cause themselves.
         if !text.ends_with(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
@@ -59,7 +62,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_systems_error_is_told_in_words() {
+    fn a_system_error_is_shown_without_its_number() {
         let error = std::io::Error::from_raw_os_error(2);
         assert_eq!(super::chain(&error), "No such file or directory");
         let twice = std::io::Error::other(format!("a: {error}; b: {error}"));

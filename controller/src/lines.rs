@@ -1,12 +1,12 @@
-//! Lines out of chunks of foreign bytes. Everything that reads lines from outside reads them with this: a line has a
-//! largest length, whoever writes it.
+//! Splits foreign output into lines. All output of other programs is read through this, so every line has a maximum
+//! length.
 
 use crate::redact::Foreign;
 
-/// Of a longer line only so much is kept; the rest is counted. Docker cuts at 16 KiB, stack traces fit many times over.
+/// Longer lines are cut, and the rest is counted. Docker cuts at 16 KiB; stack traces fit many times over.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
 
-/// Puts chunks together and cuts them into lines.
+/// Joins chunks and splits them into lines.
 #[derive(Debug, Default)]
 pub struct LineCutter {
     kept: Vec<u8>,
@@ -14,7 +14,7 @@ pub struct LineCutter {
 }
 
 impl LineCutter {
-    /// Takes a chunk, and gives the lines that end in it.
+    /// Takes a chunk, and passes on the lines that end in it.
     pub fn push(&mut self, chunk: &[u8], line: &mut dyn FnMut(Foreign)) {
         for part in chunk.split_inclusive(|&byte| byte == b'\n') {
             let room = MAX_LINE_BYTES - self.kept.len();
@@ -27,7 +27,7 @@ impl LineCutter {
         }
     }
 
-    /// Gives what came after the last line's end, if anything did.
+    /// Passes on an incomplete last line, if there is one.
     pub fn finish(&mut self, line: &mut dyn FnMut(Foreign)) {
         if !self.kept.is_empty() {
             self.end(line);
@@ -58,12 +58,12 @@ mod tests {
     }
 
     #[test]
-    fn chunks_become_lines_wherever_they_are_cut() {
+    fn chunks_become_lines_wherever_they_are_split() {
         assert_eq!(lines(&[b"one\ntw", b"o\r\n", b"\nthree"]), ["one", "two", "", "three"]);
     }
 
     #[test]
-    fn a_line_without_end_takes_no_more_than_its_limit() {
+    fn an_endless_line_takes_no_more_memory_than_its_limit() {
         let mut cutter = LineCutter::default();
         for _ in 0..100 {
             cutter.push(&[b'x'; MAX_LINE_BYTES], &mut |_| panic!("it has no end"));

@@ -1,4 +1,4 @@
-//! `uh-deploy`: deploys, roll backs, and what belongs to them.
+//! `uh-deploy`: deploys, rollbacks and related commands.
 
 use std::process::ExitCode;
 

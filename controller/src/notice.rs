@@ -1,4 +1,4 @@
-//! Hooks and the webhook: others get to know, and may say no only before anything is done.
+//! Hooks and the webhook. Only `pre_deploy` can veto; all others are notifications.
 
 use std::process::Command;
 
@@ -17,7 +17,7 @@ use crate::report::Report;
 /// How many lines of a failed hook are shown.
 const HOOK_LOG_LINES: usize = 20;
 
-/// What is read of a webhook's answer, which nobody looks at.
+/// How much of a webhook's response body is read and discarded.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 /// When a hook runs.
@@ -46,11 +46,11 @@ impl Hook {
     }
 }
 
-/// Runs a hook, if there is one, with the event on its standard input and `UH_DEPLOY_HOOK` in its environment. It has
-/// the controller's environment otherwise, and runs in the configuration's directory.
+/// Runs a hook, if there is one, with the event on its standard input. It runs in the configuration's directory, with
+/// uh-deploy's environment and `UH_DEPLOY_HOOK`.
 ///
 /// # Errors
-/// It could not be run, failed, or took too long.
+/// It couldn't be run, failed, or took too long.
 pub async fn hook(config: &Config, hook: Hook, event: &Value, report: &Report) -> Result<(), CommandFailed> {
     let hooks = &config.hooks;
     let words = match hook {
@@ -61,7 +61,7 @@ pub async fn hook(config: &Config, hook: Hook, event: &Value, report: &Report) -
     };
     let Some((program, arguments)) = words.split_first() else { return Ok(()) };
     report.line(&format!("hook {}: {}", hook.name(), words.join(" ")));
-    // `./migrate.sh` starts at the configuration, like every path in it; a bare name is found in PATH.
+    // `./migrate.sh` is relative to the configuration, like every path in it; a bare name is looked up in PATH.
     let program = if program.contains('/') { config.directory.join(program) } else { program.into() };
     let mut command = Command::new(program);
     command.args(arguments).current_dir(&config.directory).envs(std::env::vars_os());
@@ -73,22 +73,18 @@ pub async fn hook(config: &Config, hook: Hook, event: &Value, report: &Report) -
 /// Sends the event to the webhook, if there is one.
 ///
 /// # Errors
-/// It did not take it. The text names no secret.
+/// The webhook failed. The text contains no secret.
 pub async fn webhook(notice: &Notice, event: &Value) -> Result<(), String> {
     let secret = notice.webhook_env.as_ref().and_then(|name| std::env::var(name).ok());
     let Some(url) = secret.or_else(|| notice.webhook.clone()) else { return Ok(()) };
     match tokio::time::timeout(notice.timeout, post(&url, event)).await {
-        Ok(result) => {
-            result.map_err(|e| format!("the webhook did not take the notice: {}", Foreign::error(&*e)))
-        }
-        Err(_) => {
-            Err(format!("the webhook did not take the notice within {}", crate::time::span(notice.timeout)))
-        }
+        Ok(result) => result.map_err(|e| format!("the webhook failed: {}", Foreign::error(&*e))),
+        Err(_) => Err(format!("the webhook didn't reply within {}", crate::time::span(notice.timeout))),
     }
 }
 
 async fn post(url: &str, event: &Value) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let rest = url.strip_prefix("http://").ok_or("only http:// URLs are understood")?;
+    let rest = url.strip_prefix("http://").ok_or("only http:// URLs are supported")?;
     let (authority, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
     let address = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
     let stream = TcpStream::connect(&address).await?;

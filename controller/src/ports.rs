@@ -1,4 +1,4 @@
-//! Who has a port.
+//! Which process uses a port.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,8 +9,8 @@ use crate::redact::Foreign;
 use crate::runtime::Endpoint;
 use crate::runtime::process::INSTANCE_VARIABLE;
 
-/// Who listens at an endpoint of this machine, as far as it can be told: `node (pid 4711)`. `None`: nobody, or the
-/// endpoint is another machine's.
+/// Which process listens on an endpoint of this machine, if known: `node (pid 4711)`. `None`: none does, or the
+/// endpoint belongs to another machine.
 #[must_use]
 pub fn taken_by(endpoint: &Endpoint) -> Option<String> {
     match endpoint {
@@ -19,9 +19,9 @@ pub fn taken_by(endpoint: &Endpoint) -> Option<String> {
             let addresses = (host.as_str(), *port).to_socket_addrs().ok()?;
             addresses.into_iter().any(in_use).then(|| listener(*port))
         }
-        Endpoint::Unix(path) => std::os::unix::net::UnixStream::connect(path)
-            .is_ok()
-            .then(|| "a process that listens there".to_owned()),
+        Endpoint::Unix(path) => {
+            std::os::unix::net::UnixStream::connect(path).is_ok().then(|| "another process".to_owned())
+        }
     }
 }
 
@@ -38,13 +38,13 @@ fn listener(port: u16) -> String {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let name = Foreign::new(&name);
         match instance(pid) {
-            Some(instance) => format!("{} (pid {pid}) of our instance {instance}", name.trimmed()),
+            Some(instance) => format!("{} (pid {pid}) of instance {instance}", name.trimmed()),
             None => format!("{} (pid {pid})", name.trimmed()),
         }
     })
 }
 
-/// Which instance a process is of, if it is of one: then stopping that is what helps.
+/// The instance that a process belongs to, if any: then that instance has to be stopped.
 fn instance(pid: u32) -> Option<Foreign> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let mark = format!("{INSTANCE_VARIABLE}=");
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_taken_port_names_its_holder() {
+    fn a_port_in_use_names_its_process() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
         let by = taken_by(&endpoint).unwrap();

@@ -1,4 +1,4 @@
-//! One probe of an instance's own endpoint: one connection, one request, one deadline. And what the answer means.
+//! One probe of an instance's endpoint: one connection, one request, one deadline. And the verdict on the answer.
 
 use std::time::{Duration, Instant};
 
@@ -16,13 +16,13 @@ use crate::config::{Gate, Identity};
 use crate::redact::Foreign;
 use crate::runtime::Endpoint;
 
-/// A health body is small. Of a larger one, only the head of the message is of interest.
+/// Health bodies are small. A larger body is ignored, and only the status counts.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// How much of a body is shown.
 const SHOWN_CHARACTERS: usize = 300;
 
-/// Headers that tell who answered, and why not as it should.
+/// Header fields that help to see which instance answered, and why the response is unhealthy.
 const SHOWN_HEADERS: [HeaderName; 5] = [
     hyper::header::LOCATION,
     hyper::header::SERVER,
@@ -33,7 +33,7 @@ const SHOWN_HEADERS: [HeaderName; 5] = [
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Who should answer.
+/// The expected identity of an answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected<'a> {
     /// The backend.
@@ -45,33 +45,33 @@ pub struct Expected<'a> {
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Whether it is good.
+    /// The verdict.
     pub verdict: Verdict,
     /// How long it took.
     pub took: Duration,
-    /// What to show of it: status, headers that matter, head of the body, or the error.
+    /// What to show of it: status, some header fields, the beginning of the body, or the error.
     pub lines: Vec<String>,
 }
 
 /// What an answer means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is who it should be, and well.
+    /// Healthy, with the right identity.
     Healthy,
-    /// It is not well, or nobody answers.
+    /// Unhealthy, or no answer.
     Unhealthy(String),
-    /// Somebody else answers.
+    /// Another instance answered.
     Stranger(String),
 }
 
 impl Found {
-    /// Whether it is good.
+    /// Whether the verdict is healthy.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.verdict == Verdict::Healthy
     }
 
-    /// In a few words.
+    /// The verdict in a few words.
     #[must_use]
     pub fn summary(&self) -> &str {
         match &self.verdict {
@@ -81,7 +81,7 @@ impl Found {
     }
 }
 
-/// Asks an endpoint once. Redirects are not followed: whoever answers from elsewhere is not this instance.
+/// Probes an endpoint once. Redirects aren't followed, because the target may not be this instance.
 pub async fn probe(endpoint: &Endpoint, expected: Expected<'_>, gate: &Gate) -> Found {
     let start = Instant::now();
     let mut found = match tokio::time::timeout(gate.timeout, ask(endpoint, gate)).await {
@@ -128,7 +128,7 @@ async fn exchange(
         let (head, body) = response.into_parts();
         let body = match Limited::new(body, MAX_BODY_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
-            // Its status is what counts.
+            // Only the status counts.
             Err(e) if e.is::<http_body_util::LengthLimitError>() => Bytes::new(),
             Err(e) => return Err(e),
         };
@@ -137,7 +137,7 @@ async fn exchange(
     tokio::pin!(answer, connection);
     tokio::select! {
         answer = &mut answer => answer,
-        // However the connection ended: the answer may be complete.
+        // The answer may be complete although the connection has ended.
         _ = &mut connection => answer.await,
     }
 }
@@ -164,8 +164,9 @@ fn judge(
     lines.push(format!("body: {}", head_of(body)));
     let reported: HealthBody = serde_json::from_slice(body).unwrap_or_default();
     let verdict = if status.is_redirection() {
-        let to =
-            headers.get(hyper::header::LOCATION).map_or("nowhere".to_owned(), |l| printable(l.as_bytes()));
+        let to = headers
+            .get(hyper::header::LOCATION)
+            .map_or("no location".to_owned(), |l| printable(l.as_bytes()));
         Verdict::Unhealthy(format!("status {}, redirected to {to}", status.as_u16()))
     } else if !status.is_success() {
         Verdict::Unhealthy(format!("status {status}"))
@@ -175,7 +176,7 @@ fn judge(
     Found { verdict, took: Duration::ZERO, lines }
 }
 
-/// Why whoever answered is not who should have; `None`: it is.
+/// Why the answer has the wrong identity; `None`: it has the right one.
 fn who(reported: &HealthBody, expected: Expected<'_>, identity: Identity) -> Option<String> {
     let wrong = |given: Option<&str>, wanted: &str| match (given, identity) {
         (_, Identity::Ignored) | (None, Identity::IfReported) => false,
@@ -185,7 +186,7 @@ fn who(reported: &HealthBody, expected: Expected<'_>, identity: Identity) -> Opt
     let version = expected.version.is_some_and(|version| wrong(reported.version.as_deref(), version));
     (backend || version).then(|| {
         format!(
-            "{} {} was expected, but {} {} answered",
+            "expected {} {}, but {} {} answered",
             expected.backend,
             expected.version.unwrap_or("(any version)"),
             printable(reported.deployment.as_deref().unwrap_or("(no deployment)").as_bytes()),
@@ -199,7 +200,7 @@ fn head_of(body: &[u8]) -> String {
     if shown.is_empty() { "(empty)".to_owned() } else { shown }
 }
 
-/// Its secrets are taken out before it is cut: half a secret is one too.
+/// Secrets are redacted before the text is cut, because half a secret is still one.
 fn printable(bytes: &[u8]) -> String {
     let text = Foreign::from_bytes(bytes).shortened(SHOWN_CHARACTERS);
     text.as_str().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()

@@ -1,11 +1,11 @@
-//! Text from outside, without secrets.
+//! Redacts secrets from foreign text.
 //!
-//! An app's log, a build's output, an answer to a probe, another program's error: whoever reads such text makes a
-//! [`Foreign`] of it, at once. From then on it holds no secret, and it does nothing to a terminal. Our own words, versions,
-//! names and JSON keys never come through here: a value that happens to be one of them would take them out.
+//! App logs, build output, probe answers and errors of other programs are turned into a [`Foreign`] as soon as they
+//! are read. From then on the text contains no secrets, and is safe to print on a terminal. uh-deploy's own words,
+//! versions, names and JSON keys never pass through here: a secret that happens to equal one of them would mask it.
 //!
-//! The secrets are those of the process: [`remember`] adds to them, at the start of every command and
-//! whenever something new is about to be started or followed.
+//! The secrets are global to the process. [`remember`] adds to them at the start of every command, and whenever
+//! something new is about to be started or followed.
 
 mod sources;
 
@@ -16,39 +16,38 @@ use serde::{Serialize, Serializer};
 
 pub use self::sources::of_config;
 
-/// A shorter value is not redacted: it would take out half of every text, and guessing it costs nothing.
+/// Shorter values aren't redacted: they would mask too much of every text, and are easy to guess anyway.
 pub const MIN_SECRET_BYTES: usize = 6;
 
-/// What is put in a secret's place.
+/// The replacement for a secret.
 const BLOT: &str = "***";
 
 static SECRETS: RwLock<Redactor> = RwLock::new(Redactor { secrets: Vec::new() });
 
-/// From now on these values are secret.
-#[expect(clippy::needless_pass_by_value, reason = "whoever calls this is done with them")]
+/// Redacts these values from now on.
+#[expect(clippy::needless_pass_by_value, reason = "no caller needs them afterwards")]
 pub fn remember(values: Vec<String>) {
     SECRETS.write().unwrap_or_else(PoisonError::into_inner).add(&values);
 }
 
-/// Text that came from outside, without secrets. Shown to people its control characters are escaped; in JSON it is what
-/// it is.
+/// Foreign text without secrets. Control characters are escaped when it is displayed, but not in JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Foreign(String);
 
 impl Foreign {
-    /// Takes the secrets out.
+    /// Redacts a text.
     #[must_use]
     pub fn new(text: &str) -> Self {
         Self(SECRETS.read().unwrap_or_else(PoisonError::into_inner).clean(text))
     }
 
-    /// The same for bytes; what is not UTF-8 is replaced.
+    /// The same for bytes; invalid UTF-8 is replaced.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
         Self::new(&String::from_utf8_lossy(bytes))
     }
 
-    /// The beginning of something longer: a secret that was cut in two is taken out too. `left_out`: how many bytes are
+    /// The beginning of a longer text: a secret that was cut in two is redacted too. `left_out`: how many bytes are
     /// missing.
     #[must_use]
     pub fn beginning(bytes: &[u8], left_out: u64) -> Self {
@@ -57,31 +56,31 @@ impl Foreign {
         Self(format!("{} … ({left_out} more bytes)", secrets.without_cut_secret(&text)))
     }
 
-    /// An error of somebody else's, with its causes.
+    /// An error of another program or library, with its causes.
     #[must_use]
     pub fn error(error: &dyn std::error::Error) -> Self {
         Self::new(&crate::chain(error))
     }
 
-    /// At most so many characters.
+    /// Its first characters.
     #[must_use]
     pub fn shortened(&self, characters: usize) -> Self {
         Self(self.0.chars().take(characters).collect())
     }
 
-    /// Without what is white at its end.
+    /// Without trailing white space.
     #[must_use]
     pub fn trimmed(&self) -> Self {
         Self(self.0.trim_end().to_owned())
     }
 
-    /// Whether there is nothing in it.
+    /// Whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Without secrets, its control characters as they came.
+    /// The text without secrets, with its control characters.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -102,12 +101,12 @@ impl Serialize for Foreign {
 
 impl std::error::Error for Foreign {}
 
-/// The marks that turn the direction of writing: they hide what stands there.
+/// Characters that change the direction of writing, which can disguise text.
 fn turns(c: char) -> bool {
     matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// A JSON document in which a terminal finds nothing to obey either. Such characters only stand within its strings.
+/// A JSON document without terminal control characters. They can only occur within its strings.
 pub(crate) fn escaped_in_json(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
     for c in json.chars() {
@@ -120,7 +119,7 @@ pub(crate) fn escaped_in_json(json: &str) -> String {
     shown
 }
 
-/// A text whose control characters are shown, not obeyed.
+/// A text with its control characters escaped.
 pub(crate) fn escaped(text: &str, harmless: impl Fn(char) -> bool) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -139,7 +138,7 @@ pub(crate) fn escaped(text: &str, harmless: impl Fn(char) -> bool) -> String {
     shown
 }
 
-/// Knows secrets, the longest first: one may be a part of another.
+/// The secrets, the longest first, because one may contain another.
 #[derive(Debug, Default)]
 struct Redactor {
     secrets: Vec<String>,
@@ -163,7 +162,7 @@ impl Redactor {
         text
     }
 
-    /// A text that was cut off, without the beginning of a secret at its end.
+    /// A cut text, without the beginning of a secret at its end.
     fn without_cut_secret(&self, text: &str) -> String {
         let begun = |secret: &String| {
             let fits =
@@ -177,7 +176,7 @@ impl Redactor {
     }
 }
 
-/// How a value shows up: whole, line by line where it has several, as a JSON text, and the password in a URL.
+/// The forms in which a secret may occur: as a whole, line by line, in JSON, and the password in a URL.
 fn forms(value: &str) -> Vec<String> {
     let mut forms = vec![value.to_owned()];
     if value.contains('\n') {

@@ -1,8 +1,8 @@
-//! What an operator sees: steps and lines as in the guide, with a progress bar on a terminal and plain lines in a pipe;
-//! or one JSON object a line.
+//! What an operator sees: steps and lines, with a progress bar on a terminal and plain lines in a pipe; or one JSON
+//! object per line.
 //!
-//! What is said here is said as it is. Text from outside has its secrets taken out where it is read (`redact`), and what
-//! could steer a terminal is escaped, whoever it came from.
+//! Nothing is redacted here: foreign text is redacted where it is read (`redact`). Terminal control characters are
+//! escaped in all text.
 
 mod output;
 
@@ -18,16 +18,16 @@ use serde_json::json;
 use self::output::{Output, Wait};
 use crate::{redact, time};
 
-/// How it is told.
+/// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// For people.
+    /// Text.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Tells an operator what happens.
+/// Prints what happens.
 #[derive(Debug)]
 pub struct Report {
     form: Form,
@@ -37,14 +37,14 @@ pub struct Report {
     output: RefCell<Output<io::Stdout>>,
 }
 
-/// In a pipe, an attempt that came to the same as the one before is told only this often.
+/// In a pipe, an attempt with the same result as the previous one is printed only this often.
 const REPEAT_EVERY: u64 = 10;
 
-/// How often the bar moves by itself.
+/// How often the bar is redrawn.
 const TICK: Duration = Duration::from_millis(120);
 
 impl Report {
-    /// To standard output.
+    /// A report to standard output.
     #[must_use]
     pub fn new(form: Form) -> Self {
         let terminal = form == Form::Text && io::stdout().is_terminal();
@@ -57,27 +57,28 @@ impl Report {
         }
     }
 
-    /// How it is told.
+    /// The output format.
     #[must_use]
     pub fn form(&self) -> Form {
         self.form
     }
 
-    /// From now on nothing is lost, however slowly it is read: for commands that only show something, and hold no lock.
+    /// Waits for a slow reader from now on, instead of dropping lines: for commands that only show something and hold
+    /// no lock.
     pub fn wait_for_reader(&self) {
         self.output.borrow_mut().wait(Wait::ForEver);
     }
 
-    /// Says how much nobody has read, if anything was lost.
+    /// Reports how many lines were dropped, if any.
     pub fn finish(&self) {
         self.end_progress();
         let lost = self.output.borrow().lost();
         if lost > 0 {
-            complain(&format!("standard output was not read: {lost} lines are lost"));
+            complain(&format!("standard output wasn't read: {lost} lines were dropped"));
         }
     }
 
-    /// A step begins: `[3/7] Starting process...`
+    /// Starts a step: `[3/7] Starting process...`
     pub fn step(&self, number: u32, of: u32, title: &str) {
         self.end_progress();
         match self.form {
@@ -107,7 +108,7 @@ impl Report {
         }
     }
 
-    /// A line that stands for itself.
+    /// A line outside of steps.
     pub fn say(&self, text: &str) {
         self.end_progress();
         match self.form {
@@ -116,7 +117,7 @@ impl Report {
         }
     }
 
-    /// Something that should not have been.
+    /// A warning.
     pub fn warn(&self, text: &str) {
         match self.form {
             Form::Text => self.print(&format!("      ⚠ {text}")),
@@ -124,7 +125,7 @@ impl Report {
         }
     }
 
-    /// What a tool prints: on a terminal the last line beside the bar, in a pipe every line.
+    /// Output of a tool: on a terminal only the last line, next to the bar; in a pipe every line.
     pub fn output(&self, text: &(impl Display + ?Sized)) {
         let text = text.to_string();
         if self.terminal {
@@ -149,14 +150,14 @@ impl Report {
         }
     }
 
-    /// A value for programs; printed only as JSON.
+    /// An event for programs; printed only as JSON.
     pub fn event(&self, name: &str, value: impl Serialize) {
         if self.form == Form::Json {
             self.json(name, serde_json::to_value(value).unwrap_or_default());
         }
     }
 
-    /// A whole document: pretty in place of text, for commands that only show.
+    /// A whole JSON document, for commands that only show something.
     pub fn document(&self, value: &impl Serialize) {
         self.print(&serde_json::to_string_pretty(value).unwrap_or_default());
     }
@@ -179,7 +180,7 @@ impl Report {
         update(bar);
     }
 
-    /// Takes the bar away, if there is one.
+    /// Removes the bar, if there is one.
     pub fn end_progress(&self) {
         if let Some(bar) = self.bar.borrow_mut().take() {
             bar.finish_and_clear();
@@ -189,7 +190,7 @@ impl Report {
     fn print(&self, text: &str) {
         let text = match self.form {
             Form::Text => redact::escaped(text, |c| matches!(c, '\n' | '\t')),
-            // What JSON allows to stand as it is, and a terminal would obey.
+            // JSON allows some control characters that a terminal would interpret.
             Form::Json => redact::escaped_in_json(text),
         };
         let print = || self.output.borrow_mut().line(&text);
@@ -200,12 +201,12 @@ impl Report {
     }
 }
 
-/// A line of this program's on standard error, which nobody need read.
+/// Prints an error to standard error. Never blocks for long.
 pub fn complain(text: &str) {
     output::to_standard_error(&format!("uh-deploy: {}", redact::escaped(text, |c| matches!(c, '\n' | '\t'))));
 }
 
-/// Within its step, and cut where the line ends.
+/// Indented like a step's lines, and cut at the width of the terminal.
 fn spinner_style() -> ProgressStyle {
     ProgressStyle::with_template("      {spinner} {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())

@@ -1,33 +1,22 @@
-//! What runs a copy of the app: the seam between a deploy and the machine it happens on.
+//! Runs instances of the app: the interface between a deploy and the machine.
 //!
-//! The driver decides *when* something is built, started, asked about and stopped; a [`Runtime`] knows *how*. A
-//! runtime decides nothing: it never looks at the front door, never chooses a backend, and never stops an instance
-//! that it was not asked to stop. [`for_config`] makes the one that the configuration asks for.
+//! The driver decides *when* to build, start, check and stop something; a [`Runtime`] knows *how*. A runtime decides
+//! nothing: it never talks to uh-proxy, never chooses a backend, and never stops an instance that it wasn't asked to
+//! stop. [`for_config`] makes the configured one.
 //!
 //! # Rules for every runtime
 //!
-//! **An instance's name comes first.** The driver chooses the [`InstanceId`] and writes it to its journal before
-//! [`Runtime::start`] is called, so whatever `start` makes must be found again by that name alone, after a `kill -9`
-//! at any moment within it. The container's name (or a label, a record in a file) is the name; there is no handle that
-//! lives only in memory.
+//! **An instance's name comes first.** The driver chooses the [`InstanceId`] and writes it to its journal before it calls [`Runtime::start`]. Whatever `start` creates must be found by that name alone, even after a `kill -9` at any moment: the container's name, a label or a record in a file is the name, and no handle lives only in memory.
 //!
-//! **Everything may be asked for twice.** After a crash the driver asks again for what may have been done already:
-//! `start` of an instance that runs, `stop` and `remove` of one that is gone, are successes that change nothing.
-//! After `stop` or `remove` has returned, a `start` that was under way in a killed controller must not bring the
-//! instance back.
+//! **Every call may be repeated.** After a crash, the driver repeats calls that may already have been carried out: `start` of a running instance, and `stop` and `remove` of a missing one, succeed and change nothing. After `stop` or `remove` has returned, a `start` that was in progress in a killed uh-deploy must not bring the instance back.
 //!
-//! **Frozen means frozen.** [`Runtime::build`] decides everything that makes the copy what it is (image digest,
-//! command, environment, limits) and puts it into [`Frozen::spec`]. `start` uses that and nothing else: not the
-//! configuration, not the environment of this process. The driver keeps it, and hands it to `start` again if a roll
-//! back finds its target gone.
+//! **Frozen means frozen.** [`Runtime::build`] decides everything about the instance (image digest, command, environment, limits) and puts it into [`Frozen::spec`]. `start` uses only that: neither the configuration nor the environment of this process. The driver stores it, and passes it to `start` again if a rollback finds its target stopped.
 //!
-//! **Secrets stay out of sight.** The spec may hold secrets (the environment): the driver keeps it in a file of mode
-//! 0600 and shows it to nobody. A runtime puts none into arguments, labels, errors or progress lines.
+//! **Secrets stay hidden.** The spec may hold secrets (the environment): the driver stores it in a file of mode 0600 and never prints it. A runtime puts no secrets into arguments, labels, errors or progress lines.
 //!
-//! **Instances outlive us.** An instance must not notice that the controller ends, by itself or by a signal, nor when
-//! its terminal goes away.
+//! **Instances outlive uh-deploy.** An instance must not be affected when uh-deploy exits or is killed, or when its terminal closes.
 //!
-//! **Waits have deadlines.** No call may hang because an engine does. Dropping a call's future stops the waiting.
+//! **Waits have deadlines.** No call may hang because an engine hangs. Dropping a call's future stops the waiting.
 
 pub mod compose;
 pub mod docker;
@@ -51,71 +40,69 @@ use crate::check::Check;
 use crate::config::{Config, RuntimeConfig};
 use crate::redact::Foreign;
 
-/// A way to run copies of the app. See the module for the rules.
+/// A way to run instances of the app. See the module for the rules.
 ///
-/// Futures need not be `Send`: the driver runs on one thread.
+/// Futures don't have to be `Send`: the driver runs on one thread.
 #[async_trait(?Send)]
 pub trait Runtime {
     /// `process`, `docker` or `compose`.
     fn kind(&self) -> &'static str;
 
-    /// What `validate` asks of the machine before a deploy: that the engine answers and which version it is, that the
-    /// compose tool is there, that the image can be built or the command be found, that what the configuration names
-    /// (environment files, volumes, networks) exists. One [`Check`] for each question, in the order of the guide;
-    /// changes nothing. A question that can't be answered is a failed check, never an error.
+    /// The checks of `validate`: that the engine answers, that the compose tool is installed, that the image can be
+    /// built or the command is found, and that what the configuration names (environment files, volumes, networks)
+    /// exists. Changes nothing. What can't be determined is a failed check, never an error.
     async fn checks(&self, candidate: &Candidate) -> Vec<Check>;
 
     /// What [`Runtime::build`] and [`Runtime::start`] would do, for `--dry-run`. Changes nothing.
     ///
     /// # Errors
-    /// It can be told already that they would fail.
+    /// They would certainly fail.
     async fn plan(&self, candidate: &Candidate) -> Result<Plan, RuntimeError>;
 
-    /// Makes what the candidate will run, and freezes it: an image built or pulled and named by its digest, a command
-    /// with its environment. `progress` gets a line at a time, as the tool prints it.
+    /// Builds what the candidate will run, and freezes it: an image that is built or pulled and named by its digest,
+    /// or a command with its environment. `progress` gets the tool's output line by line.
     ///
     /// # Errors
     /// [`RuntimeError::Build`] with the last lines of output.
     async fn build(&self, candidate: &Candidate, progress: Lines<'_>) -> Result<Frozen, RuntimeError>;
 
-    /// Starts an instance from what was frozen, and returns as soon as it is running; whether it is any good is for
-    /// the health gate to find out. If the name exists and runs, nothing is done. The instance must restart by itself
-    /// after a reboot only if the runtime's own means do that (a restart policy); the driver does not count on it.
+    /// Starts an instance from what was frozen, and returns as soon as it is running; the health gate checks whether
+    /// it works. If an instance of this name is running, nothing is done. Restarting after a reboot is up to the
+    /// runtime (a restart policy); the driver doesn't rely on it.
     ///
     /// # Errors
-    /// It can't be started; then nothing by that name runs. [`RuntimeError::PortTaken`] if something else has its
-    /// port, as far as the runtime can tell.
+    /// It can't be started; then nothing of that name is running. [`RuntimeError::PortTaken`] if the runtime finds
+    /// that another process uses its port.
     async fn start(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError>;
 
-    /// Whether what was frozen can still be started here, as far as that can be known without starting it. Asked before
-    /// anything is stopped for it. By default, yes.
+    /// Whether what was frozen can still be started, as far as that is known without starting it. Called before
+    /// anything is stopped for it. By default, it can.
     ///
     /// # Errors
-    /// Its directory, its program or its runtime is not what it was.
+    /// Its directory or program is missing, or another runtime started it.
     fn can_start(&self, frozen: &Frozen) -> Result<(), RuntimeError> {
         demand_kind(self.kind(), frozen)
     }
 
-    /// The instance has become its backend's, or is about to, having kept alive with traffic: from now on the runtime's
-    /// own means restart it when it ends, if the configuration said so. Never called for a candidate before that, whose
-    /// end must fail its deploy at once. By default nothing is
-    /// done: an engine has its restart policy from the start.
+    /// Enables restarts, if configured, once the instance has stayed alive with traffic. Not called for a candidate
+    /// before that, because its exit must fail the deploy immediately. By default nothing is done: an engine has a
+    /// restart policy from the start.
     ///
     /// # Errors
-    /// It can't be told to.
+    /// Restarts can't be enabled.
     async fn keep_running(&self, _instance: &InstanceId) -> Result<(), RuntimeError> {
         Ok(())
     }
 
-    /// Whether nobody is left to restart an instance that runs. By default somebody is: the engine.
+    /// Whether nothing would restart a running instance. By default, the engine would.
     ///
     /// # Errors
-    /// It can't be told.
+    /// It can't be determined.
     async fn is_alone(&self, _instance: &InstanceId) -> Result<bool, RuntimeError> {
         Ok(false)
     }
 
-    /// Starts an instance again, under its own name, that has ended with its machine. One that runs is left alone.
+    /// Starts an instance again under its own name, for example after a reboot. A running one is left alone.
     ///
     /// # Errors
     /// As for [`Runtime::start`].
@@ -123,47 +110,48 @@ pub trait Runtime {
         self.start(instance, frozen).await
     }
 
-    /// How an instance is now. Asked several times a second while the health gate waits, so it must be cheap, and
-    /// must know of an exit within a few hundred milliseconds.
+    /// The current state of an instance. Called several times a second by the health gate, so it must be cheap, and
+    /// must report an exit within a few hundred milliseconds.
     ///
     /// # Errors
-    /// It can't be told (the engine does not answer). Never for an instance that is not there: [`State::Absent`].
+    /// It can't be determined, because the engine doesn't answer. Not for a missing instance: that is
+    /// [`State::Absent`].
     async fn state(&self, instance: &InstanceId) -> Result<State, RuntimeError>;
 
-    /// All instances of a backend that are ours, running or not, newest last. Found by name, label or record; those
-    /// of other services, of other state directories and of nobody are left out.
+    /// All instances of a backend that were started from this state directory, running or not, newest last. Found by
+    /// name, label or record.
     ///
     /// # Errors
-    /// It can't be told.
+    /// It can't be determined.
     async fn find(&self, backend: &BackendName) -> Result<Vec<InstanceId>, RuntimeError>;
 
-    /// Asks an instance to end (SIGTERM), and kills it at the timeout. Returns when it is gone; what [`Runtime::logs`]
-    /// needs stays. Says how it ended.
+    /// Sends SIGTERM to an instance, and kills it at the timeout. Returns its final state once it has exited. What
+    /// [`Runtime::logs`] needs stays.
     ///
     /// # Errors
-    /// It still runs.
+    /// It is still running.
     async fn stop(&self, instance: &InstanceId, timeout: Duration) -> Result<State, RuntimeError>;
 
-    /// Removes what [`Runtime::stop`] left behind (container, record, logs). Stops it first, at once, if it runs.
+    /// Removes what [`Runtime::stop`] leaves behind (container, record, logs). Kills it first if it is running.
     ///
     /// # Errors
     /// Something is left.
     async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError>;
 
-    /// Removes those of these artifacts (image ids) that nothing uses. Says what became of each that was here.
+    /// Removes those of these artifacts (image ids) that nothing uses. Returns a line about each that existed.
     ///
     /// # Errors
     /// The engine does not answer.
     async fn prune(&self, artifacts: &[String]) -> Result<Vec<String>, RuntimeError> {
         let _ = artifacts;
-        Err(RuntimeError::Unsupported(format!("the {} runtime makes no images", self.kind())))
+        Err(RuntimeError::Unsupported(format!("the {} runtime has no images to remove", self.kind())))
     }
 
-    /// Gives an instance's log to `line`, a line at a time, standard output and error together, oldest first. With
-    /// [`LogQuery::follow`] it goes on until the instance has ended. No log is no line.
+    /// Passes an instance's log to `line`, standard output and error together, oldest first. With
+    /// [`LogQuery::follow`], continues until the instance has exited. A missing log has no lines.
     ///
     /// # Errors
-    /// It can't be read, or the query asks for what this runtime does not know.
+    /// The log can't be read, or this runtime doesn't support the query.
     async fn logs(
         &self,
         instance: &InstanceId,
@@ -172,7 +160,7 @@ pub trait Runtime {
     ) -> Result<(), RuntimeError>;
 }
 
-/// Makes the runtime that the configuration asks for.
+/// Makes the configured runtime.
 #[must_use]
 pub fn for_config(config: &Config) -> Box<dyn Runtime> {
     match &config.runtime {
@@ -182,84 +170,83 @@ pub fn for_config(config: &Config) -> Box<dyn Runtime> {
     }
 }
 
-/// Demands that what was frozen was frozen by this kind of runtime: no other can start or stop it.
+/// Requires that this kind of runtime froze it: no other can start or stop it.
 ///
 /// # Errors
-/// It was not.
+/// Another runtime did.
 pub fn demand_kind(kind: &str, frozen: &Frozen) -> Result<(), RuntimeError> {
     if frozen.runtime == kind {
         return Ok(());
     }
     Err(RuntimeError::Unsupported(format!(
-        "version {} of {} was started by the {} runtime, and runtime.kind is {kind} now: set it back to {} for this, or \
-         deploy the version again",
+        "version {} of {} was started by the {} runtime, but runtime.kind is now {kind}: set it back to {}, or deploy the version again",
         frozen.version, frozen.backend, frozen.runtime, frozen.runtime
     )))
 }
 
-/// Whoever wants lines of foreign text, one at a time, as they come.
+/// Receives foreign text line by line.
 pub type Lines<'a> = &'a (dyn Fn(&Foreign) + 'a);
 
-/// A copy of the app that is about to be: what the driver has decided.
+/// An instance that is about to be created.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// The service.
     pub service: ServiceName,
-    /// The backend that it will be.
+    /// Its backend.
     pub backend: BackendName,
     /// The app's version.
     pub version: String,
-    /// Where it must listen, as this machine and the front door reach it; at least one.
+    /// Where it must listen, as this machine and uh-proxy reach it; at least one.
     pub endpoints: Vec<Endpoint>,
 }
 
-/// What was decided about a copy when it was built. Enough to start the very same again.
+/// Everything that was decided about an instance when it was built: enough to start the same again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frozen {
-    /// The backend that it is.
+    /// Its backend.
     pub backend: BackendName,
     /// The app's version.
     pub version: String,
     /// Where it listens.
     pub endpoints: Vec<Endpoint>,
-    /// The runtime that froze it, by [`Runtime::kind`].
+    /// The runtime that froze it ([`Runtime::kind`]).
     pub runtime: String,
-    /// What it is made of, for people and the history: an image digest, a program's path. No secret.
+    /// What it runs, for messages and the history: an image digest or a program's path. Not secret.
     pub artifact: String,
-    /// The runtime's own: whatever `start` needs. May hold secrets.
+    /// Whatever the runtime's `start` needs. May hold secrets.
     pub spec: serde_json::Value,
 }
 
-/// How an instance is.
+/// The state of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum State {
-    /// There is none by that name, or it was never started.
+    /// There is none of that name, or it was never started.
     Absent,
-    /// It runs.
+    /// It is running.
     Running {
-        /// How often the runtime's own means have started it again since; the process runtime leaves out what was
-        /// before it last ran well. More and more: a crash loop.
+        /// How often the runtime has restarted it. The process runtime only counts restarts since it last ran well.
+        /// An increasing number means a crash loop.
         restarts: u32,
     },
-    /// It has ended.
+    /// It exited.
     Exited(Ending),
 }
 
 impl State {
-    /// Whether it runs.
+    /// Whether it is running.
     #[must_use]
     pub fn is_running(&self) -> bool {
         matches!(self, Self::Running { .. })
     }
 }
 
-/// How an instance ended.
+/// How an instance exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
-    /// Its exit code, if it exited and that is known; 128 + n for signal n, as a shell has it.
+    /// Its exit code, if known; 128 + n for signal n, as in shells.
     pub code: Option<i32>,
-    /// It was killed for using too much memory.
+    /// Whether it was killed for using too much memory.
     pub out_of_memory: bool,
 }
 
@@ -276,7 +263,7 @@ impl fmt::Display for Ending {
     }
 }
 
-/// What a build and a start would do, a sentence for each step.
+/// What a build and a start would do, one line for each step.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// What would be built or pulled.
@@ -290,33 +277,33 @@ pub struct Plan {
 pub struct LogQuery {
     /// Only the last lines.
     pub tail: Option<usize>,
-    /// Only what was written since.
+    /// Only newer lines.
     pub since: Option<Timestamp>,
-    /// And what is written from now on.
+    /// Also what is written from now on.
     pub follow: bool,
 }
 
-/// Why a runtime could not do what it was asked.
+/// Why a call of a runtime failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// Nothing could be made to run.
+    /// The build failed.
     #[error("the build failed: {reason}")]
     Build {
-        /// Which step, and how it ended.
+        /// Which step failed, and how.
         reason: String,
         /// The last lines of its output.
         log: Vec<Foreign>,
     },
-    /// Something else has the port.
-    #[error("{endpoint} is taken by {by}")]
+    /// Another process uses the port.
+    #[error("{endpoint} is in use by {by}")]
     PortTaken {
         /// The candidate's endpoint.
         endpoint: String,
-        /// Who has it, as far as it can be told.
+        /// The process, if known.
         by: String,
     },
-    /// Something about an instance.
-    #[error("cannot {action} {instance}")]
+    /// An action on an instance failed.
+    #[error("can't {action} {instance}")]
     Instance {
         /// `start`, `stop` …
         action: &'static str,
@@ -326,8 +313,8 @@ pub enum RuntimeError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The engine or the tool behind the runtime does not answer.
-    #[error("{what} does not answer")]
+    /// The runtime's engine or tool doesn't answer.
+    #[error("{what} doesn't answer")]
     Unreachable {
         /// The engine or tool.
         what: String,
@@ -335,8 +322,8 @@ pub enum RuntimeError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A file of the runtime's own can't be read or written.
-    #[error("cannot use {}", path.display())]
+    /// A file of the runtime can't be read or written.
+    #[error("can't use {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -344,7 +331,7 @@ pub enum RuntimeError {
         #[source]
         source: io::Error,
     },
-    /// The runtime has no such thing.
+    /// The runtime doesn't support it.
     #[error("{0}")]
     Unsupported(String),
 }
@@ -365,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ending_is_told_as_a_shell_has_it() {
+    fn an_exit_code_is_shown_as_in_shells() {
         let ending = |code, out_of_memory| Ending { code, out_of_memory }.to_string();
         assert_eq!(ending(Some(3), false), "exit code 3");
         assert_eq!(ending(Some(137), false), "killed by signal 9 (exit code 137)");

@@ -1,14 +1,14 @@
-//! Times as text: ISO 8601, UTC.
+//! Times and durations as text.
 
 use jiff::Timestamp;
 
-/// To the millisecond.
+/// ISO 8601 in UTC, to the millisecond.
 #[must_use]
 pub fn iso_millis(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
-/// A length of time for people: `850ms`, `12.3s`, `3m 45s`, `72h 15m`.
+/// A duration for messages: `850ms`, `12.3s`, `3m 45s`, `72h 15m`.
 #[must_use]
 pub fn span(length: std::time::Duration) -> String {
     let (millis, seconds) = (length.as_millis(), length.as_secs());
@@ -26,7 +26,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn spans_are_told_in_two_units_at_most() {
+    fn durations_are_shown_in_at_most_two_units() {
         let told =
             [850, 12_300, 30_000, 225_000, 260_100_000].map(|ms| super::span(Duration::from_millis(ms)));
         assert_eq!(told, ["850ms", "12.3s", "30s", "3m 45s", "72h 15m"]);

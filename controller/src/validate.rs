@@ -1,5 +1,4 @@
-//! What could go wrong with a deploy, asked before it begins. Changes nothing. Each question gets an answer, whatever
-//! becomes of the others.
+//! Checks everything a deploy needs, without changing anything. Every check runs, whatever the result of the others.
 
 mod database;
 
@@ -13,19 +12,19 @@ use crate::front::{Front, View};
 use crate::runtime::{Candidate, Endpoint, Runtime};
 use crate::{chain, command, env_file, ports};
 
-/// How long the front door's own check may take.
+/// How long `uh-proxy check` may take.
 const PROXY_CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a database may take to answer.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A clock before this is wrong: 2026-01-01.
+/// A clock that shows an earlier time is wrong: 2026-01-01.
 const EARLIEST_SECOND: i64 = 1_767_225_600;
 
-/// How far a clock may be behind what was written by it.
+/// How far the clock may be behind the last switch.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
-/// Asks everything.
+/// Runs all checks.
 pub async fn validate(config: &Config, runtime: &dyn Runtime) -> Vec<Check> {
     let front = match Front::find(config).await {
         Ok(front) => front.view().await.map(|view| (front, view)),
@@ -39,7 +38,7 @@ pub async fn validate(config: &Config, runtime: &dyn Runtime) -> Vec<Check> {
     checks.push(match &front {
         Ok((front, view)) => proxy_answers(config, front, view),
         Err(e) => Check::failed(
-            "Front door answers",
+            "uh-proxy answers",
             chain(e),
             "start uh-proxy, or fix deploy.admin_socket and deploy.service",
         ),
@@ -53,7 +52,7 @@ pub async fn validate(config: &Config, runtime: &dyn Runtime) -> Vec<Check> {
     checks
 }
 
-/// What a deploy would choose now.
+/// The candidate that a deploy would choose now.
 fn candidate(config: &Config, front: Option<&(Front, View)>) -> Candidate {
     let inactive = front.and_then(|(_, view)| config.backends.iter().find(|b| !view.is_active(&b.name)));
     let backend = inactive.or(config.backends.last());
@@ -72,7 +71,7 @@ fn unnamed<T: std::str::FromStr<Err = uh_protocol::name::NameError>>(text: &'sta
 }
 
 async fn proxy_configuration(config: &Config) -> Option<Check> {
-    let name = "Front door's configuration valid";
+    let name = "uh-proxy configuration valid";
     let path = config.deploy.proxy.config.as_ref()?;
     let mut check = Command::new(&config.deploy.proxy.program);
     check.args(["check", "--config"]).arg(path).envs(std::env::vars_os());
@@ -91,7 +90,7 @@ async fn proxy_configuration(config: &Config) -> Option<Check> {
 }
 
 fn proxy_answers(config: &Config, front: &Front, view: &View) -> Check {
-    let name = "Front door answers";
+    let name = "uh-proxy answers";
     let unknown: Vec<&str> = config
         .backends
         .iter()
@@ -104,7 +103,7 @@ fn proxy_answers(config: &Config, front: &Front, view: &View) -> Check {
     }
     if !view.status.persisted {
         let remedy = "free or repair the disk of its state file";
-        return Check::failed(name, "its routing is not on disk", remedy);
+        return Check::failed(name, "its routing isn't on disk", remedy);
     }
     let proxy = &view.status.proxy;
     Check::passed(
@@ -113,7 +112,7 @@ fn proxy_answers(config: &Config, front: &Front, view: &View) -> Check {
     )
 }
 
-/// A variable as the app would get it.
+/// The value of a variable that the app would get.
 fn variable(config: &Config, name: &str) -> Option<String> {
     let (env, file, handed_on) = match &config.runtime {
         RuntimeConfig::Process(process) => {
@@ -122,7 +121,7 @@ fn variable(config: &Config, name: &str) -> Option<String> {
         RuntimeConfig::Docker(docker) => {
             (&docker.env, &docker.env_file, docker.env_from.contains(&name.to_owned()))
         }
-        // The compose tool hands on all of ours.
+        // The compose tool passes on all of uh-deploy's variables.
         RuntimeConfig::Compose(compose) => (&compose.env, &compose.env_file, true),
     };
     let file = file.as_deref().and_then(|path| env_file::read(path).ok()).unwrap_or_default();
@@ -147,7 +146,7 @@ fn environment(config: &Config) -> Check {
         .map(String::as_str)
         .collect();
     if required.is_empty() {
-        return Check::passed(name, "validate.required_env names none, so none was checked");
+        return Check::passed(name, "none checked: validate.required_env is empty");
     }
     if missing.is_empty() {
         return Check::passed(name, format!("{} required, all set", required.len()));
@@ -162,7 +161,7 @@ async fn database(config: &Config) -> Option<Check> {
     let url = variable(config, variable_name).or_else(|| std::env::var(variable_name).ok());
     let Some(url) = url.filter(|url| !url.is_empty()) else {
         let remedy = format!("set {variable_name}");
-        return Some(Check::failed(name, format!("{variable_name} is not set"), remedy));
+        return Some(Check::failed(name, format!("{variable_name} isn't set"), remedy));
     };
     let found = match tokio::time::timeout(DATABASE_TIMEOUT, database::ask(&url)).await {
         Ok(Ok(found)) => return Some(Check::passed(name, found)),
@@ -170,7 +169,7 @@ async fn database(config: &Config) -> Option<Check> {
         Err(_) => format!("no answer within {} s", DATABASE_TIMEOUT.as_secs()),
     };
     let remedy = format!(
-        "see that the database runs and takes connections from here, and that {variable_name} is right"
+        "make sure that the database runs and accepts connections from here, and that {variable_name} is correct"
     );
     Some(Check::failed(name, found, remedy))
 }
@@ -178,7 +177,7 @@ async fn database(config: &Config) -> Option<Check> {
 fn disk(config: &Config) -> Check {
     let least = config.validate.min_disk;
     let name = format!("Disk space sufficient (>{})", size(least));
-    // The state directory may not be there before the first deploy.
+    // The state directory may not exist before the first deploy.
     let dir = config.deploy.state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     match rustix::fs::statvfs(dir) {
         Ok(found) => {
@@ -187,7 +186,11 @@ fn disk(config: &Config) -> Check {
             if free >= least {
                 Check::passed(name, told)
             } else {
-                Check::failed(name, told, "free some: old images, logs, releases; or lower validate.min_disk")
+                Check::failed(
+                    name,
+                    told,
+                    "free some space (old images, logs, releases), or lower validate.min_disk",
+                )
             }
         }
         Err(e) => Check::failed(name, format!("{}: {}", dir.display(), chain(&e)), "fix deploy.state_dir"),
@@ -198,11 +201,11 @@ fn memory(config: &Config) -> Check {
     let least = config.validate.min_memory;
     let name = format!("Memory available (>{})", size(least));
     let remedy =
-        "both versions run at once during a deploy: free some, add some, or lower validate.min_memory";
+        "both versions run at once during a deploy: free memory, add some, or lower validate.min_memory";
     match available_memory() {
         Some(available) if available >= least => Check::passed(name, size(available)),
         Some(available) => Check::failed(name, size(available), remedy),
-        None => Check::failed(name, "/proc/meminfo does not say", remedy),
+        None => Check::failed(name, "/proc/meminfo has no MemAvailable", remedy),
     }
 }
 
@@ -221,14 +224,14 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// The candidate's ports must be free, or be held by our own standby, which the deploy stops.
+/// The candidate's ports must be free, or used by a standby that the deploy stops.
 async fn candidate_ports(
     config: &Config,
     runtime: &dyn Runtime,
     candidate: &Candidate,
     view: Option<&View>,
 ) -> Option<Check> {
-    let name = format!("Port of {} not served by something else", candidate.backend);
+    let name = format!("Port of {} available", candidate.backend);
     let mut ours = false;
     for instance in runtime.find(&candidate.backend).await.unwrap_or_default() {
         ours |= runtime.state(&instance).await.is_ok_and(|state| state.is_running());
@@ -239,31 +242,31 @@ async fn candidate_ports(
         .unwrap_or_default();
     for endpoint in &candidate.endpoints {
         if active.contains(&endpoint.to_string()) {
-            let found = format!("{endpoint} is the active backend's");
+            let found = format!("{endpoint} belongs to the active backend");
             return Some(Check::failed(name, found, "give each backend endpoints of its own"));
         }
         if let Some(by) = ports::taken_by(endpoint).filter(|_| !ours) {
             let remedy = "stop it, or give the backend another endpoint";
-            return Some(Check::failed(name, format!("{endpoint} is taken by {by}"), remedy));
+            return Some(Check::failed(name, format!("{endpoint} is in use by {by}"), remedy));
         }
     }
     let endpoints: Vec<String> = candidate.endpoints.iter().map(Endpoint::to_string).collect();
-    let found = if ours { "held by our own standby, which a deploy stops" } else { "free" };
+    let found = if ours { "in use by the standby that a deploy stops" } else { "free" };
     let _ = config;
     Some(Check::passed(name, format!("{}: {found}", endpoints.join(", "))))
 }
 
-/// A wrong clock spoils warm windows, histories and certificates.
+/// A wrong clock breaks warm windows, the history and certificates.
 fn clock(view: Option<&View>) -> Check {
-    let name = "Clock sane";
+    let name = "Clock plausible";
     let now = jiff::Timestamp::now();
     let remedy = "set the clock (timedatectl set-ntp true)";
     if now.as_second() < EARLIEST_SECOND {
-        return Check::failed(name, format!("it is {now}"), remedy);
+        return Check::failed(name, format!("the clock says {now}"), remedy);
     }
     let last = view.and_then(|view| view.service.last_switch.as_deref()?.parse::<jiff::Timestamp>().ok());
     if last.is_some_and(|last| now.checked_add(CLOCK_SLACK).is_ok_and(|now| last > now)) {
-        return Check::failed(name, format!("it is {now}, before the last switch"), remedy);
+        return Check::failed(name, format!("the clock says {now}, before the last switch"), remedy);
     }
     Check::passed(name, crate::time::iso_millis(now))
 }

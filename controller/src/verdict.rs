@@ -1,47 +1,49 @@
-//! Decides whether a version fails more than it may: a sequential test over its requests. Pure: no I/O, no clock.
+//! Decides whether a version fails more than allowed, with a sequential test over its requests. Pure: no I/O, no
+//! clock.
 //!
-//! The test compares two explanations of what a version has answered since it got traffic: that it fails at most as
-//! often as it may (`p₀`), or that it fails noticeably more often. The evidence for the second is
+//! The test compares two explanations of a version's answers since it became active: that it fails at most as often
+//! as allowed (`p₀`), or that it fails noticeably more often. The evidence for the second is
 //!
 //! ```text
 //! E = mean over δ of (p₁/p₀)^bad · ((1−p₁)/(1−p₀))^good      p₁ = p₀ + δ(1−p₀),  δ ∈ {1, 2, 5, 20, 70 %}
 //! ```
 //!
-//! While the true rate is at most p₀, E is a nonnegative supermartingale that starts at 1, so by Ville's inequality it
-//! *ever* reaches 40,000 in at most 1 of 40,000 deploys, however often and whenever somebody looks. So a look costs
-//! nothing, a clear failure is found as soon as there is evidence for it, and a rare error now and then never adds up to a
-//! breach. (Lindon, Sanden, Shirikian: Rapid Regression Detection in Software Deployments, KDD 2022.)
+//! While the true rate is at most p₀, E is a nonnegative supermartingale that starts at 1, so by Ville's inequality
+//! it *ever* reaches 40,000 in at most 1 of 40,000 deploys, however often it is checked. So checking is free, a clear
+//! failure is found as soon as there is evidence for it, and occasional errors never add up to a breach. (Lindon,
+//! Sanden, Shirikian: Rapid Regression Detection in Software Deployments, KDD 2022.)
 //!
-//! What it can't tell: an outage that hits both versions at once looks like a failure of the new one. Only a control
-//! group that gets the old version at the same moment can tell the two apart.
+//! Limitation: an outage that affects both versions at once looks like a failure of the new one. Only a control group
+//! that uses the old version at the same time could tell the two apart.
 //!
 //! [`judge`] applies it tick by tick, with the other limits of `[monitor]`.
 
 pub mod judge;
 
-/// How sure a breach must be: false in at most 1 of 40,000 watches of a version that fails as often as it may.
+/// How certain a breach must be: wrong in at most 1 of 40,000 watches of a version that fails as often as allowed.
 pub const BREACH_EVIDENCE: f64 = 40_000.0;
 
-/// A breach has at least this many errors: one user's bad moment is no reason to move everybody.
+/// A breach takes at least this many errors: a single failure mustn't move all users.
 pub const MIN_ERRORS: u64 = 3;
 
-/// How much more often than the old version the new one may fail: its rate then is no better known than to a half.
+/// How much more often than the old version the new one may fail, since the old rate is only known roughly.
 const HISTORY_FACTOR: f64 = 1.5;
 
-/// The history counts with its upper bound at three standard deviations: short histories prove little.
+/// The old version's rate counts with its upper bound at three standard deviations: short histories prove little.
 const HISTORY_Z: f64 = 3.0;
 
-/// The history never allows more than this: a version that fails every other request is broken, whatever came before.
+/// The old version's rate never allows more than this: a version that fails every other request is broken in any
+/// case.
 const MAX_FROM_HISTORY: f64 = 0.5;
 
-/// The excesses that the test looks for, as shares of what is left above p₀. Several, because nobody knows beforehand how
-/// bad a bad version is; the mean of several tests is as honest as one of them.
+/// The excess rates that the test looks for, as shares of the range above p₀. Several, because it is unknown how bad
+/// a bad version is; the mean of several tests is as valid as one of them.
 const EXCESSES: [f64; 5] = [0.01, 0.02, 0.05, 0.2, 0.7];
 
 /// `p₀` is at least this: a limit of 0 % would make the first error infinitely strong evidence.
 const MIN_ALLOWED: f64 = 1e-4;
 
-/// No explanation says that everything fails: then one success would be infinitely strong evidence against it.
+/// No explanation assumes that everything fails: one success would be infinitely strong evidence against it.
 const MAX_RATE: f64 = 0.99;
 
 /// How many requests were answered well, and how many failed.
@@ -60,21 +62,20 @@ impl Answers {
         self.good.saturating_add(self.bad)
     }
 
-    /// The share that failed, from 0 to 1. Nothing answered is nothing failed.
+    /// The share that failed, from 0 to 1; 0 if nothing was answered.
     #[must_use]
     pub fn rate(self) -> f64 {
         if self.all() == 0 { 0.0 } else { self.bad as f64 / self.all() as f64 }
     }
 }
 
-/// The share of requests that a version may fail (`p₀`).
+/// The share of requests that may fail (`p₀`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Allowed(f64);
 
 impl Allowed {
-    /// The larger of the absolute limit and 1.5 times the upper Wilson bound of what the old version failed in its last
-    /// activation. An old version without a single failure on record gives no reason to allow more than the limit, however
-    /// short its record is.
+    /// The larger of the absolute limit and 1.5 times the upper Wilson bound of the old version's rate in its last
+    /// activation. If the old version had no failure, only the limit counts, however short its record is.
     #[must_use]
     pub fn new(max_error_rate: f64, before: Option<Answers>) -> Self {
         let history = before.filter(|before| before.bad > 0).map_or(0.0, |before| {
@@ -89,7 +90,7 @@ impl Allowed {
         self.0
     }
 
-    /// The natural logarithm of the evidence that a version with these answers fails more than it may.
+    /// The natural logarithm of the evidence that a version with these answers fails more than allowed.
     #[must_use]
     pub fn ln_evidence(self, answers: Answers) -> f64 {
         let p0 = self.0;
@@ -106,10 +107,10 @@ impl Allowed {
         largest + (sum / EXCESSES.len() as f64).ln()
     }
 
-    /// Whether there is enough evidence that a version fails more than it may.
+    /// Whether there is enough evidence that a version fails more than allowed.
     #[must_use]
     pub fn is_exceeded_by(self, answers: Answers) -> bool {
-        // At or below what is allowed, no explanation that allows more fits better.
+        // At or below the allowed rate, no other explanation fits better.
         answers.bad >= MIN_ERRORS
             && answers.rate() > self.0
             && self.ln_evidence(answers) >= BREACH_EVIDENCE.ln()

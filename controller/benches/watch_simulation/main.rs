@@ -1,7 +1,7 @@
-//! What the watch's rule does to healthy and to bad deploys, by simulation. No programs, no network.
+//! Simulates what the watch's rule does to healthy and bad deploys. Needs no programs and no network.
 //!
-//! `cargo bench -p uh-controller --bench watch_simulation [DEPLOYS]` prints the tables for so many deploys in each cell (10,000 if
-//! left out). `cargo test` runs a short form. Both fail where the rule is worse than it promises.
+//! `cargo bench -p uh-controller --bench watch_simulation [DEPLOYS]` prints the tables for this many deploys in each
+//! cell (10,000 by default). `cargo test` runs a short form. Both fail if the rule is worse than documented.
 
 mod simulation;
 
@@ -17,19 +17,20 @@ const INTERVALS: [Duration; 2] = [SECOND, Duration::from_secs(10)];
 
 const RATES: [f64; 4] = [1.0, 5.0, 20.0, 100.0];
 
-/// The new version's errors, and for 100 requests/s and ticks of a second: seconds by which nine in ten are found.
+/// The new version's error rate, and the seconds within which nine in ten are found, at 100 requests/s and ticks of a
+/// second.
 const BAD: [(f64, Option<f64>); 4] = [(1.0, Some(1.0)), (0.2, Some(2.0)), (0.05, Some(8.0)), (0.02, None)];
 
-/// Of 10,000 healthy deploys in a cell, more than this rolled back is a fault: the rule promises 0.25 on average.
+/// The most of 10,000 healthy deploys in a cell that may be rolled back: the rule guarantees 0.25 on average.
 const MAX_FOUND: usize = 4;
 
-/// Deploys in each cell: of the tables, and of the short form.
+/// Deploys in each cell: for the tables, and for the short form.
 const LONG: u32 = 10_000;
 const SHORT: u32 = 400;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // Cargo says by this argument that it is a benchmark and no test.
+    // Cargo passes this argument for benchmarks, but not for tests.
     let long = arguments.iter().any(|argument| argument == "--bench");
     let number = arguments.iter().find(|argument| !argument.starts_with('-') && long);
     let deploys = match number {
@@ -95,7 +96,7 @@ fn bad_deploys(out: &mut impl Write, deploys: u32) -> Result<()> {
     Ok(())
 }
 
-/// A version that is no worse than a bad old one stays.
+/// A version that is no worse than a bad old one isn't rolled back.
 fn old_errors(out: &mut impl Write, deploys: u32) -> Result<()> {
     writeln!(
         out,

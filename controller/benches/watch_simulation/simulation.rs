@@ -1,14 +1,14 @@
-//! Simulates watches, request by request, against the controller's own rule: how many healthy deploys it would roll back,
-//! and how soon it finds a bad one. Deterministic for a seed.
+//! Simulates watches, request by request, with uh-deploy's own rule: how many healthy deploys it would roll back, and
+//! how soon it finds bad ones. Deterministic for a seed.
 
 use std::time::Duration;
 
 use uh_controller::verdict::{Allowed, Answers};
 
-/// What one deploy is like.
+/// The parameters of one deploy.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deploy {
-    /// Requests per second, arriving at random.
+    /// Requests per second, arriving randomly.
     pub(crate) rate: f64,
     /// The share of requests that the old version fails.
     pub(crate) old_errors: f64,
@@ -18,7 +18,7 @@ pub(crate) struct Deploy {
     pub(crate) history: Duration,
     /// How long the new one is watched.
     pub(crate) watch: Duration,
-    /// From one tick to the next.
+    /// The time between two ticks.
     pub(crate) interval: Duration,
     /// `monitor.max_error_rate`.
     pub(crate) limit: f64,
@@ -37,14 +37,14 @@ pub(crate) fn healthy(rate: f64, errors: f64, interval: Duration) -> Deploy {
     }
 }
 
-/// What many deploys came to.
+/// The results of many deploys.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Outcomes {
-    /// How many there were.
+    /// How many deploys.
     pub(crate) deploys: u32,
-    /// For each one that was found bad, in seconds: when. Ascending.
+    /// When each bad one was found, in seconds, ascending.
     pub(crate) found_after: Vec<f64>,
-    /// For each one that was found bad: how many requests had failed by then. Ascending.
+    /// How many requests had failed when each bad one was found, ascending.
     pub(crate) failed: Vec<u64>,
 }
 
@@ -54,14 +54,14 @@ impl Outcomes {
         self.found_after.len()
     }
 
-    /// When this share of those that were found bad had been found, in seconds.
+    /// After how many seconds this share of the bad ones had been found.
     pub(crate) fn at(&self, share: f64) -> Option<f64> {
         let last = self.found_after.len().checked_sub(1)?;
         self.found_after.get((last as f64 * share) as usize).copied()
     }
 }
 
-/// Simulates so many deploys.
+/// Simulates this many deploys.
 pub(crate) fn simulate(deploy: Deploy, deploys: u32, seed: u64) -> Outcomes {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut outcomes = Outcomes { deploys, ..Outcomes::default() };
@@ -92,7 +92,7 @@ fn one(deploy: Deploy, random: &mut fastrand::Rng) -> Option<(f64, u64)> {
     None
 }
 
-/// A stretch of time in which so many requests are expected.
+/// The number of requests in a period with this expectation.
 fn answers(expected: f64, errors: f64, random: &mut fastrand::Rng) -> Answers {
     let all = poisson(expected, random);
     let bad = successes(all, errors, random);
@@ -114,7 +114,7 @@ fn poisson(mean: f64, random: &mut fastrand::Rng) -> u64 {
     count
 }
 
-/// How many of `trials` succeed, exactly: from one success to the next the gap is geometric.
+/// How many of `trials` succeed, exactly: the gaps between successes are geometric.
 fn successes(trials: u64, chance: f64, random: &mut fastrand::Rng) -> u64 {
     if chance <= 0.0 {
         return 0;

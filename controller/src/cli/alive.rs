@@ -1,4 +1,5 @@
-//! Whether what should serve lives: asked of the runtime and of the app itself, now, and not read from an older probe.
+//! Whether the active backend answers: probed now, and checked with the runtime, rather than read from an older
+//! probe.
 
 use super::session::Session;
 use crate::deploy::records::Records;
@@ -6,10 +7,10 @@ use crate::front::Serving;
 use crate::probe::{Expected, probe};
 use crate::runtime::{InstanceId, State};
 
-/// Why the active backend can't serve, if so. `None` too where nothing is known here that could be asked.
+/// Why the active backend can't serve. `None`: it can, or there is nothing to probe.
 pub(super) async fn why_dead(session: &Session, serving: &Serving) -> Option<String> {
     let backend = serving.active();
-    // A damaged record is no answer; the probe is.
+    // A damaged record doesn't matter: the probe decides.
     let record = Records::new(&session.config.deploy.state_dir).of(backend).ok().flatten();
     let instance = record.as_ref().map(|record| record.instance.clone());
     let configured = session.config.backend(backend).map(|backend| backend.endpoints.clone());
@@ -32,12 +33,12 @@ async fn ended(session: &Session, instance: Option<&InstanceId>) -> Option<Strin
     let instance = instance?;
     match session.runtime.state(instance).await.ok()? {
         State::Running { .. } => None,
-        State::Exited(ending) => Some(format!("{instance} ended: {ending}")),
-        State::Absent => Some(format!("{instance} is not running")),
+        State::Exited(ending) => Some(format!("{instance} exited: {ending}")),
+        State::Absent => Some(format!("{instance} isn't running")),
     }
 }
 
-/// Whether anything was deployed as the active backend from here: only then is its death ours to report.
+/// Whether uh-deploy deployed the active backend: only then does its failure matter here.
 pub(super) fn was_deployed(session: &Session, serving: &Serving) -> bool {
     Records::new(&session.config.deploy.state_dir).of(serving.active()).is_ok_and(|record| record.is_some())
 }

@@ -25,10 +25,10 @@ use crate::time::{iso_millis, span};
 /// A version is an environment variable, a label and a word in many messages.
 const MAX_VERSION_CHARS: usize = 128;
 
-/// How long a front door that is being started is waited for.
+/// How long to wait for a uh-proxy that is starting.
 const FRONT_WITHIN: Duration = Duration::from_secs(30);
 
-/// How often it is asked for.
+/// How often to ask it.
 const FRONT_POLL: Duration = Duration::from_millis(100);
 
 pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done {
@@ -47,7 +47,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         return Ok(Exit::Attention);
     }
     resume::supersede(session, &format!("the deploy of {version}"))?;
-    // It may have been finished just now.
+    // The recovery may just have finished a deploy.
     if args.first && serves_already(session, &front).await? {
         return Ok(Exit::Done);
     }
@@ -91,33 +91,35 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
             report.say("\n✅ Deployment complete!");
             report.say(&format!("   Time: {}", span(ended.took)));
             report.say(&format!("   Downtime: {}", ended.downtime));
-            // Nothing answers there, if this was the first deploy.
+            // After the first deploy there is no old version.
             if from_version.is_some() {
                 report.say(&format!("   {}", fate_of_old(session, &old)));
             }
-            // What was said in step 7 may have scrolled by.
+            // The warnings of step 7 may have scrolled out of view.
             let warnings = ended.serving.iter().flat_map(Serving::warnings);
             warnings.for_each(|warning| report.say(&format!("   ⚠ {warning}")));
         }
         Outcome::Superseded => {
             report.say(&format!(
-                "\n❌ Superseded: traffic had moved to {new}, and has been moved again since; {serves}. {instance} is left running"
+                "\n❌ Superseded: traffic was switched to {new} and then moved again; {serves}. {instance} keeps running"
             ));
         }
         Outcome::Failed(failure) => {
             let what = if failure == Failure::Overtaken {
-                format!("Superseded: {version} was not put in place")
+                format!("Superseded: {version} wasn't deployed")
             } else {
                 "Deployment failed; nothing has changed for users".to_owned()
             };
             let kept = args.keep_failed
                 && session.runtime.state(&instance).await.is_ok_and(|state| state.is_running());
-            let fate = if kept { "is left running, out of service" } else { "is stopped" };
-            report.say(&format!("\n❌ {what}: {serves}, {instance} {fate}"));
+            let fate = if kept { "keeps running, out of service" } else { "was stopped" };
+            report.say(&format!("\n❌ {what}: {serves}; {instance} {fate}"));
             say_rollback_cost(session, &ended).await;
         }
         Outcome::Returned => {
-            report.say(&format!("\n❌ Rolled back: {new} died after the switch; {serves} again"));
+            report.say(&format!(
+                "\n❌ Rolled back: {new} died after the switch, so traffic was moved back; {serves}"
+            ));
             say_rollback_cost(session, &ended).await;
         }
         Outcome::RolledBack | Outcome::Attention => operation::say_attention(session, &front, &ended).await,
@@ -127,9 +129,9 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         monitor::drop_watch(session, &operation);
         return Ok(outcome.into());
     }
-    // Whoever wants to roll back by hand meanwhile must be able to.
+    // A manual rollback must be possible meanwhile.
     drop(lock);
-    // An operation that was interrupted and finished by its recovery has no link.
+    // An operation that its recovery finished hasn't signalled the switch.
     link.switched();
     let watched = match watched {
         Some(watched) => watched,
@@ -141,7 +143,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         }
         None => outcome.into(),
     };
-    // Only now: nothing of this may keep a rollback waiting, or take away what it would bring back.
+    // Only now, since a rollback mustn't wait for this or find its target gone.
     if matches!(exit, Exit::Done | Exit::NotEnoughData) {
         if session.config.deploy.warm.is_zero() && from_version.is_some() {
             stop_old(session, &old).await;
@@ -151,23 +153,23 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
     Ok(exit)
 }
 
-/// What becomes of what served before, and what a rollback to it takes.
+/// What happens to the old version, and what a rollback to it takes.
 fn fate_of_old(session: &Session, old: &str) -> String {
     let warm = session.config.deploy.warm;
     if warm.is_zero() {
-        return format!("{old} is not kept running (warm is 0s): a rollback has to start it first");
+        return format!("{old} isn't kept running (warm is 0s): a rollback has to start it first");
     }
-    format!("{old} is kept running for {}: `uh-deploy rollback` brings it back at once", span(warm))
+    format!("{old} keeps running for {}: `uh-deploy rollback` switches back to it instantly", span(warm))
 }
 
-/// Without a warm window nothing is kept for the timer. That it can't be stopped now is no fault of the deploy.
+/// Without a warm window, the old version is stopped here. If that fails, the deploy has still succeeded.
 async fn stop_old(session: &Session, old: &str) {
     let problem = match retire(session, &RetireArgs { now: false }).await {
         Ok(Exit::Done) => return,
         Ok(_) => String::new(),
         Err(failed) => format!(": {}", failed.message()),
     };
-    session.report.warn(&format!("{old} may still run{problem}. Run `uh-deploy retire`"));
+    session.report.warn(&format!("{old} may still be running{problem}. Run `uh-deploy retire` to stop it"));
 }
 
 async fn say_rollback_cost(session: &Session, ended: &Ended) {
@@ -179,19 +181,24 @@ async fn say_rollback_cost(session: &Session, ended: &Ended) {
 fn version(args: &BlueGreenArgs) -> Result<String, Failed> {
     let version = args.deploy_version.clone().unwrap_or_default();
     if version.is_empty() {
-        return Err(Failed::usage("say which version with --version (npm run sets it by itself)"));
+        return Err(Failed::usage(
+            "no version given: pass --version VERSION (under npm run, it is npm_package_version)",
+        ));
     }
     if version.chars().count() > MAX_VERSION_CHARS || !version.chars().all(|c| c.is_ascii_graphic()) {
-        let message = format!("--version: write 1 to {MAX_VERSION_CHARS} visible ASCII characters");
+        let message = format!(
+            "invalid --version: use 1 to {MAX_VERSION_CHARS} visible ASCII characters without spaces"
+        );
         return Err(Failed::usage(message));
     }
     Ok(version)
 }
 
-/// Says so, too: whoever starts everything at once (`compose up`) does it more than once. Who serves is looked at.
+/// Whether something was already deployed and the active backend answers. Reports it, because `compose up` runs this
+/// every time.
 ///
 /// # Errors
-/// Something was deployed, and nobody is served by it: which version is wanted now is not for us to guess.
+/// Something was deployed, but the active backend doesn't answer: which version to start isn't ours to guess.
 async fn serves_already(session: &Session, front: &Front) -> Result<bool, Failed> {
     let records = Records::new(&session.config.deploy.state_dir);
     let mut deployed = Vec::new();
@@ -207,7 +214,7 @@ async fn serves_already(session: &Session, front: &Front) -> Result<bool, Failed
     match alive::why_dead(session, &serving).await {
         None => {
             session.report.say(&format!(
-                "{deployed} was deployed already: nothing to do for --first; {}",
+                "{deployed} was already deployed, so --first has nothing to do; {}",
                 serving.sentence()
             ));
             serving.warnings().iter().for_each(|warning| session.report.warn(warning));
@@ -215,7 +222,7 @@ async fn serves_already(session: &Session, front: &Front) -> Result<bool, Failed
         }
         Some(why) => {
             let message = format!(
-                "{deployed}: deployed once, and not running: {} is active, but does not answer ({why}). This isn't the first deploy: start it with `uh-deploy start`, or drop --first and pass --version; nothing was changed",
+                "this isn't the first deploy: {deployed} was deployed before, and {} is active but doesn't answer ({why}); nothing was changed. Start it with `uh-deploy start`, or drop --first and pass --version",
                 serving.name()
             );
             Err(Failed::new(Exit::Failed, message))
@@ -223,7 +230,8 @@ async fn serves_already(session: &Session, front: &Front) -> Result<bool, Failed
     }
 }
 
-/// Our records may be lost, and the front door's not: what it serves, or once served, is not for a first deploy to replace.
+/// Our records may be lost while uh-proxy's state isn't: a first deploy must not replace what uh-proxy serves or
+/// served.
 fn demand_nothing_served(view: &View) -> Result<(), Failed> {
     let (service, active) = (&view.service, &view.service.active);
     let healthy = view.backend(active).and_then(|backend| backend.healthy) == Some(true);
@@ -232,13 +240,12 @@ fn demand_nothing_served(view: &View) -> Result<(), Failed> {
     }
     let serves = named(active, view.version(active).as_deref());
     let message = format!(
-        "nothing is recorded here, but the front door knows of former deploys: {serves} is active; this is no first \
-         deploy. Drop --first and pass --version; nothing was changed"
+        "this isn't the first deploy: {serves} is active in uh-proxy, although this state directory has no record of a deploy; nothing was changed. Drop --first and pass --version"
     );
     Err(Failed::new(Exit::Failed, message))
 }
 
-/// A front door that is being started beside us.
+/// Finds uh-proxy, which may still be starting.
 pub(super) async fn front_soon(session: &Session) -> Result<Front, Failed> {
     let deadline = Instant::now() + FRONT_WITHIN;
     loop {
@@ -251,7 +258,7 @@ pub(super) async fn front_soon(session: &Session) -> Result<Front, Failed> {
     }
 }
 
-/// The backend that is not active, according to the front door. Of several, not the one that a roll back would want.
+/// A backend that isn't active, and if possible not the one that a rollback would need.
 fn choose(view: &View) -> Option<BackendName> {
     let mut standbys = view.service.backends.iter().map(|b| &b.name).filter(|name| !view.is_active(name));
     let first = standbys.clone().next().cloned();
@@ -266,7 +273,10 @@ fn facts(
     args: &BlueGreenArgs,
 ) -> Result<Facts, Failed> {
     let to = choose(view).ok_or_else(|| {
-        Failed::new(Exit::Failed, "the front door has only one backend: a second one is needed to deploy to")
+        Failed::new(
+            Exit::Failed,
+            "uh-proxy has only one backend for this service: a deploy needs a second one",
+        )
     })?;
     let endpoints = operation::configured(session, view, &to)?.endpoints.clone();
     let from = view.service.active.clone();
@@ -292,7 +302,7 @@ fn facts(
     })
 }
 
-/// Says what would be done. Takes no lock, writes nothing.
+/// Shows what a deploy would do. Takes no lock, writes nothing.
 async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done {
     let front = session.front().await?;
     let view = front.view().await?;
@@ -305,9 +315,10 @@ async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done
     };
     let plan = session.runtime.plan(&candidate).await?;
     let report = &session.report;
-    report.say("Dry run: this is what would be done; nothing is changed.");
+    report.say("Dry run: nothing is changed. A deploy would do this:");
     if let Some(story) = operation::unfinished(session)? {
-        report.say(&format!("First, {} would be recovered: it was interrupted.", story.facts.operation));
+        report
+            .say(&format!("First, the interrupted operation {} would be recovered.", story.facts.operation));
     }
     let old = named(&facts.from, facts.from_version.as_deref());
     report.step(1, 7, "Determining inactive environment");
@@ -327,7 +338,7 @@ async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done
         report.warn("skipped (--skip-health)");
     } else {
         let (successes, within) = (gate.successes, span(gate.within));
-        report.line(&format!("{successes} good answers in a row from {} within {within}", gate.path));
+        report.line(&format!("{successes} good answers in a row from {}, within {within}", gate.path));
     }
     report.step(5, 7, "Switching traffic");
     report.line(&format!(
@@ -336,7 +347,7 @@ async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done
     ));
     report.step(6, 7, "Draining old environment");
     let drain = span(session.config.deploy.drain_timeout);
-    report.line(&format!("wait up to {drain} for what {} has in flight", facts.from));
+    report.line(&format!("wait up to {drain} for the requests in flight on {}", facts.from));
     report.step(7, 7, "Updating deployment state");
     let warm = session.config.deploy.warm;
     report.line(&if warm.is_zero() {

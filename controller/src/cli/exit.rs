@@ -1,4 +1,4 @@
-//! How a command ended, and the one place where that becomes an exit code.
+//! How a command ended, and the only place where that becomes an exit code.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use crate::deploy::lock::LockError;
 use crate::deploy::machine::{Failure, Outcome};
 use crate::front::FrontError;
 
-/// The exit codes. Fixed; see docs/cli.md. 2 (usage) is clap's.
+/// The exit codes. They are a contract: see docs/cli.md. 2 (invalid arguments) is clap's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
     Done,
@@ -22,7 +22,7 @@ pub(super) enum Exit {
     Breach,
     /// Not enough data to decide, where a verdict was required.
     NotEnoughData,
-    /// By a signal: 128 and its number.
+    /// Ended by a signal: 128 plus its number.
     Interrupted(u8),
 }
 
@@ -62,7 +62,7 @@ impl From<Outcome> for Exit {
     }
 }
 
-/// A command that did not do what it was asked.
+/// Why a command failed, and its exit code.
 #[derive(Debug)]
 pub(super) struct Failed {
     exit: Exit,
@@ -83,12 +83,12 @@ impl Failed {
         self.exit
     }
 
-    /// With something to try after it.
+    /// Appends something to try.
     pub(super) fn with_hint(self, hint: &str) -> Self {
         Self { message: format!("{}. {hint}", self.message), ..self }
     }
 
-    /// The whole story in one line: what happened, and why.
+    /// What happened and why, in one line.
     pub(super) fn message(&self) -> &str {
         &self.message
     }
@@ -110,7 +110,7 @@ impl From<LockError> for Failed {
     }
 }
 
-/// A journal that can't be used: nothing may be done that it does not know of.
+/// If the journal can't be used, nothing may be done, because nothing could be recorded.
 pub(super) fn journal_failed(error: &JournalError) -> Failed {
     Failed::new(Exit::Attention, crate::chain(error))
 }

@@ -18,11 +18,11 @@ pub(super) async fn health_check(session: &Session) -> Done {
     let since = view.service.last_switch.as_deref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
     let active_for = since.and_then(|since| jiff::Timestamp::now().duration_since(since).try_into().ok());
     let uptime = std::time::Duration::from_secs(view.status.proxy.uptime_s);
-    // A probe of our own, now: the front door's last one may be of before it died.
+    // Our own probe: uh-proxy's last one may be from before the app died.
     let dead = alive::why_dead(session, &serving).await;
     let at_work = lock::at_work(&session.config.deploy.state_dir)
-        .map_err(|e| super::exit::Failed::new(Exit::Failed, format!("cannot look at the lock: {e}")))?;
-    // What is under way is not interrupted.
+        .map_err(|e| super::exit::Failed::new(Exit::Failed, format!("can't read the lock: {e}")))?;
+    // A running operation isn't an interrupted one.
     let unfinished = if at_work.is_some() { None } else { operation::unfinished(session)? };
     let well = dead.is_none() && !view.service.maintenance;
     if session.report.form() == Form::Json {
@@ -44,10 +44,10 @@ pub(super) async fn health_check(session: &Session) -> Done {
         let active_for: Option<std::time::Duration> = active_for;
         say(true, format!("Uptime: {}", span(active_for.unwrap_or(uptime))));
         if view.service.maintenance {
-            say(false, "Maintenance: the page is on, requests are not served".to_owned());
+            say(false, "Maintenance: on, users get the maintenance page".to_owned());
         }
         if !view.status.persisted {
-            say(false, "State: the routing in force is not on disk".to_owned());
+            say(false, "State: the current routing isn't on disk".to_owned());
         }
         if let Some(held) = &at_work {
             say(true, format!("Running: {held}"));
@@ -55,7 +55,7 @@ pub(super) async fn health_check(session: &Session) -> Done {
         if let Some(story) = &unfinished {
             say(
                 false,
-                format!("Interrupted: {} is unfinished: run `uh-deploy recover`", story.facts.operation),
+                format!("Interrupted: {} is unfinished; run `uh-deploy recover`", story.facts.operation),
             );
         }
     }

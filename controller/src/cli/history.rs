@@ -11,7 +11,7 @@ use crate::report::Form;
 
 pub(super) fn history(session: &Session, args: &HistoryArgs) -> Done {
     let mut lines =
-        History::new(&session.config.deploy.state_dir).lines().context("cannot read the history")?;
+        History::new(&session.config.deploy.state_dir).lines().context("can't read the history")?;
     if let Some(limit) = args.limit {
         lines.drain(..lines.len().saturating_sub(limit));
     }

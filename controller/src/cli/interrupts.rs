@@ -1,6 +1,6 @@
-//! SIGINT, SIGTERM and SIGHUP. They end the command at once, as they would without us; but an operation takes the first
-//! one to undo what it has begun. Handlers stay for good, which is why all of it is decided in one place: a signal that
-//! nobody waits for would be lost, and as process 1 of a container the system has no defaults.
+//! SIGINT, SIGTERM and SIGHUP. They end a command immediately, as by default, except that an operation takes the
+//! first one and undoes its changes. Handlers stay installed, so all of this is decided here: a signal without a
+//! waiter would be lost, and process 1 of a container has no default actions.
 
 use std::cell::RefCell;
 use std::io;
@@ -16,31 +16,31 @@ pub(super) struct Interrupt {
 }
 
 impl Interrupt {
-    /// 128+n, as a shell has it.
+    /// 128+n, as in shells.
     pub(super) fn exit_code(self) -> u8 {
         128 + self.number
     }
 }
 
-/// Lets an operation take a signal.
+/// Lets an operation take the next signal.
 #[derive(Debug, Default)]
 pub(super) struct Interrupts {
     taker: RefCell<Option<oneshot::Sender<Interrupt>>>,
 }
 
 impl Interrupts {
-    /// The next signal, which then does not end the command, as long as this is waited for.
+    /// Waits for the next signal, which then doesn't end the command.
     pub(super) async fn take(&self) -> Interrupt {
         let (sender, receiver) = oneshot::channel();
         self.taker.replace(Some(sender));
         match receiver.await {
             Ok(interrupt) => interrupt,
-            // Somebody else takes it.
+            // Another caller takes it now.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Whether somebody has taken it.
+    /// Whether an operation has taken it.
     fn hand_over(&self, interrupt: Interrupt) -> bool {
         self.taker.take().is_some_and(|taker| taker.send(interrupt).is_ok())
     }
@@ -54,7 +54,7 @@ pub(super) struct Handlers {
 }
 
 impl Handlers {
-    /// Installs them. Within a tokio runtime.
+    /// Installs them. Must run within a tokio runtime.
     pub(super) fn install() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -63,7 +63,7 @@ impl Handlers {
         })
     }
 
-    /// The next signal that nobody takes.
+    /// The next signal that no operation takes.
     pub(super) async fn not_taken(&mut self, interrupts: &Interrupts) -> Interrupt {
         loop {
             let (name, kind) = tokio::select! {

@@ -11,7 +11,7 @@ use crate::redact::{self, Foreign};
 use crate::report::Form;
 use crate::runtime::{InstanceId, LogQuery};
 
-/// How often a log that is followed is asked whether it is still the one that is meant.
+/// How often to check whether a followed log is still the right one.
 const SUCCESSOR_POLL: Duration = Duration::from_secs(1);
 
 pub(super) async fn logs(session: &Session, args: &LogsArgs) -> Done {
@@ -29,14 +29,14 @@ pub(super) async fn logs(session: &Session, args: &LogsArgs) -> Done {
             tokio::select! {
                 ended = log => {
                     ended?;
-                    // It may have ended because something else has taken its place.
+                    // It may have ended because another instance has taken over.
                     meant(session, args).await.ok().filter(|meant| *meant != instance)
                 }
                 next = successor(session, args, &instance) => Some(next),
             }
         };
         let Some(next) = next else { return Ok(Exit::Done) };
-        // It was started with values that did not exist when this command began.
+        // It may have been started with secrets that didn't exist when this command began.
         redact::remember(redact::of_config(&session.config));
         follow_on(session, &instance, &next);
         instance = next;
@@ -44,21 +44,24 @@ pub(super) async fn logs(session: &Session, args: &LogsArgs) -> Done {
     }
 }
 
-/// The instance whose log is meant now: of the backend that is named, or else of the active one.
+/// The instance whose log to show now: of the given backend, or of the active one.
 async fn meant(session: &Session, args: &LogsArgs) -> Result<InstanceId, Failed> {
     let backend = match &args.backend {
         Some(backend) => backend.clone(),
         None => session.front().await?.view().await?.service.active,
     };
-    // The newest one, which may be a candidate that failed; or else the one on record.
+    // The newest instance, which may be a failed candidate, or else the recorded one.
     let newest = session.runtime.find(&backend).await?.pop();
     let record = Records::new(&session.config.deploy.state_dir).of(&backend).ok().flatten();
     newest.or_else(|| record.map(|record| record.instance)).ok_or_else(|| {
-        Failed::new(Exit::Failed, format!("uh-deploy has started nothing as {backend}: there is no log"))
+        Failed::new(
+            Exit::Failed,
+            format!("there is no log of {backend}: uh-deploy has started no instance of it"),
+        )
     })
 }
 
-/// Waits until another instance is meant. Who can't be asked now is asked again.
+/// Waits until another instance has taken over. Errors are retried.
 async fn successor(session: &Session, args: &LogsArgs, instance: &InstanceId) -> InstanceId {
     loop {
         tokio::time::sleep(SUCCESSOR_POLL).await;

@@ -22,10 +22,10 @@ use crate::verdict::judge::Verdict;
 
 pub(super) use watcher::{Ended, Watcher};
 
-/// When uh-proxy answers no question for this long, watching ends: a restart under systemd takes seconds.
+/// If uh-proxy doesn't answer for this long, the watch ends: a restart under systemd takes seconds.
 const MAX_SILENCE: Duration = Duration::from_secs(30);
 
-/// How often it is asked before the first tick, and for the last look.
+/// How often to retry before the first tick, and for the last one.
 const BEGIN_POLL: Duration = Duration::from_millis(200);
 
 pub(super) async fn monitor(session: &Session, args: &MonitorArgs) -> Done {
@@ -42,7 +42,7 @@ pub(super) async fn monitor(session: &Session, args: &MonitorArgs) -> Done {
     conclude(session, &front, &mut watcher, ended, args.require_verdict).await
 }
 
-/// Says what a watch came to, writes it down, and does what follows from it. The lock is not held.
+/// Reports and records the result of a watch, and acts on it. The lock isn't held.
 pub(super) async fn conclude(
     session: &Session,
     front: &Front,
@@ -59,7 +59,7 @@ pub(super) async fn conclude(
                 Verdict::Ok => None,
                 Verdict::NotEnoughData(why) => Some(why.clone()),
             };
-            // A `monitor` that found nothing changed nothing, and may run every minute.
+            // A `monitor` without findings isn't recorded: it may run every minute.
             if watcher.is_recorded() || reason.is_some() {
                 session.remember(Line { reason, ..watcher.line(verdict.name()) });
             }
@@ -75,13 +75,13 @@ pub(super) async fn conclude(
     }
 }
 
-/// Somebody else made another backend active.
+/// The active backend has changed.
 fn moved_on(session: &Session, watcher: &mut Watcher<'_>, view: &View) {
     let (watched, active) = (&watcher.watched, &view.service.active);
     let reason = if view.is_active(watched) {
-        format!("{watched} was switched to again: watching ends")
+        format!("stopped watching: traffic was switched to {watched} again")
     } else {
-        format!("{watched} is not active any more, {active} is: watching ends")
+        format!("stopped watching: {active} is active now, not {watched}")
     };
     session.report.say(&reason);
     session.report.event("verdict", serde_json::json!({"verdict": "superseded", "reason": reason}));
@@ -105,7 +105,7 @@ async fn breached(session: &Session, front: &Front, watcher: &mut Watcher<'_>, r
     session.remember(line.clone());
     if watcher.plan().auto_rollback {
         let done = rollback::automatic(session, front, watcher, &breach).await;
-        // What could not be done now is left for the next command: users still see errors.
+        // A rollback that failed is left to the next command, because users still see errors.
         if !matches!(&done, Err(failed) if failed.exit() == Exit::Attention) {
             watcher.finish("breach");
         }
@@ -118,11 +118,11 @@ async fn breached(session: &Session, front: &Front, watcher: &mut Watcher<'_>, r
     Ok(Exit::Breach)
 }
 
-/// To the hook and the webhook. An automatic rollback tells them itself.
+/// Notifies the hook and the webhook. An automatic rollback does that itself.
 async fn tell(session: &Session, line: &Line) {
     let event = serde_json::json!({"outcome": line});
     if let Err(e) = notice::hook(&session.config, Hook::OnFailure, &event, &session.report).await {
-        session.report.warn(&format!("on_failure failed: {}", e.reason));
+        session.report.warn(&format!("the hook on_failure failed: {}", e.reason));
     }
     if let Err(e) = notice::webhook(&session.config.notice, &event).await {
         session.report.warn(&e);
@@ -139,7 +139,7 @@ fn say_verdict(session: &Session, verdict: &Verdict) {
     report.say(&format!("[{}] ✓ Monitoring complete - {text}", clock()));
 }
 
-/// The watch of a deploy: begins with the switch, next to the drain and the hooks.
+/// The watch of a deploy: starts with the switch, in parallel with the drain and the hooks.
 pub(super) async fn after_switch<'a>(
     session: &'a Session,
     front: &'a Front,
@@ -159,7 +159,7 @@ pub(super) async fn after_switch<'a>(
     Ok((watcher, ended))
 }
 
-/// uh-proxy may be restarting just now. If it doesn't come back, `recover` finds the planned watch in the journal.
+/// uh-proxy may be restarting. If it doesn't come back, `recover` finds the planned watch in the journal.
 async fn begin<'a>(
     session: &'a Session,
     front: &'a Front,
@@ -172,8 +172,7 @@ async fn begin<'a>(
             Ok(watcher) => return Ok(watcher),
             Err(e) if Instant::now() >= deadline => {
                 let message = format!(
-                    "traffic has moved, and uh-proxy doesn't answer, so that the new version can't be watched: {}. Look at \
-                     uh-proxy; then run `uh-deploy recover`, which begins the watch",
+                    "traffic has moved, but the new version can't be watched because uh-proxy doesn't answer: {}. Check uh-proxy, then run `uh-deploy recover` to start the watch",
                     crate::chain(&e)
                 );
                 return Err(Failed::new(Exit::Attention, message));
@@ -183,26 +182,26 @@ async fn begin<'a>(
     }
 }
 
-/// The deploy that was to be watched did not come to a good end, and says so itself: nobody is to continue its watch.
+/// Closes the watch of a deploy that didn't succeed and reports that itself, so that its watch isn't continued.
 pub(super) fn drop_watch(session: &Session, operation: &str) {
     if let Err(e) = watch::close(&session.config.deploy.state_dir, operation, "superseded") {
-        session.report.warn(&format!("the watch could not be ended: {e}"));
+        session.report.warn(&format!("can't close the watch: {e}"));
     }
 }
 
-/// `None`: nothing to say about it.
+/// A warning if the watch is too short to judge everything.
 fn too_short(duration: Duration, interval: Duration, breach_after: u32) -> Option<String> {
     let ticks = duration.as_millis().div_ceil(interval.as_millis().max(1));
     (ticks < u128::from(breach_after)).then(|| {
         format!(
-            "{} is too short to judge latency and health: that takes {breach_after} ticks of {}; errors are judged",
+            "{} is too short to judge latency and health, which takes {breach_after} intervals of {}; only errors are judged",
             span(duration),
             span(interval)
         )
     })
 }
 
-/// The time of day here, for people.
+/// The local time of day.
 fn clock() -> String {
     TimeZone::system().to_datetime(jiff::Timestamp::now()).strftime("%H:%M:%S").to_string()
 }

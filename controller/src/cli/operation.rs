@@ -1,4 +1,4 @@
-//! What deploys and rollbacks have in common: the journal, what was interrupted before, and being interrupted.
+//! What deploys and rollbacks have in common: the journal, recovery of interrupted operations, and interruption.
 
 use uh_protocol::BackendName;
 
@@ -13,7 +13,7 @@ use crate::deploy::records::Records;
 use crate::front::{Front, Serving, Standing, View};
 use crate::runtime;
 
-/// Carries an operation to its end. The lock is held, and what was interrupted before is recovered.
+/// Runs an operation to its end. The lock is held, and any interrupted operation was recovered before.
 pub(super) async fn carry_out(
     session: &Session,
     front: &Front,
@@ -24,9 +24,9 @@ pub(super) async fn carry_out(
 ) -> Result<Ended, Failed> {
     let (journal, story) = session.journal()?;
     if let Some(story) = story.filter(Story::is_unfinished) {
-        // A second beginning would make the first one's end unreadable.
+        // Starting a second operation would make the end of the first one unreadable.
         let message = format!(
-            "{} was interrupted while {}, and is not at its end; nothing was changed. Run `uh-deploy recover`",
+            "operation {} was interrupted while {} and is unfinished; nothing was changed. Run `uh-deploy recover`",
             story.facts.operation,
             doing(story.phase)
         );
@@ -57,7 +57,7 @@ pub(super) async fn carry_out(
     }
 }
 
-/// Hooks may have taken a while since the final look: what is printed last comes from a look of its own.
+/// Hooks may have taken a while since the final look, so the last lines of the output come from a fresh one.
 async fn look_again(session: &Session, front: &Front, mut ended: Ended, to: &BackendName) -> Ended {
     let Ok(serving) = front.serving().await else { return ended };
     if matches!(ended.outcome, Outcome::Deployed | Outcome::RolledBack) && !serving.is(to) {
@@ -68,18 +68,18 @@ async fn look_again(session: &Session, front: &Front, mut ended: Ended, to: &Bac
     ended
 }
 
-/// Whatever was withdrawn to be stopped, and was not stopped, is put back into service.
+/// Puts backends back into service that were withdrawn but not stopped.
 pub(super) async fn readmit(session: &Session, front: &Front) {
     let done = crate::deploy::readmit::readmit(&session.config, &*session.runtime, front, &session.report);
     if let Err(e) = done.await {
         session.report.warn(&format!(
-            "a standby may be left withdrawn ({}): run `uh-deploy recover`",
+            "a standby may still be withdrawn ({}); run `uh-deploy recover`",
             crate::chain(&e)
         ));
     }
 }
 
-/// Brings an interrupted operation to an end, if there is one. The lock is held.
+/// Finishes or undoes an interrupted operation, if there is one. The lock is held.
 pub(super) async fn recover_if_needed(
     session: &Session,
     front: &Front,
@@ -88,7 +88,7 @@ pub(super) async fn recover_if_needed(
     let Some(story) = story.filter(Story::is_unfinished) else { return Ok(None) };
     let facts = &story.facts;
     session.report.say(&format!(
-        "Found {} of {} to {}, interrupted while {} (begun {} by {})",
+        "Found operation {} ({} to {}), interrupted while {} (started {} by {})",
         facts.operation,
         facts.version_or_unknown(),
         facts.to,
@@ -107,9 +107,9 @@ pub(super) async fn recover_if_needed(
     let ended = driver.ended(outcome);
     let serves = who_serves(&ended);
     report.say(&match outcome {
-        Outcome::Deployed | Outcome::RolledBack => format!("Finished it: {serves}"),
-        Outcome::Failed(_) => format!("Undone: the candidate is gone; {serves}"),
-        Outcome::Returned => format!("Undone: traffic is back; {serves}"),
+        Outcome::Deployed | Outcome::RolledBack => format!("Finished: {serves}"),
+        Outcome::Failed(_) => format!("Undone: the candidate was removed; {serves}"),
+        Outcome::Returned => format!("Undone: traffic was moved back; {serves}"),
         Outcome::Superseded => format!("Superseded by a newer change: {serves}"),
         Outcome::Attention => {
             let reason = ended.reason.iter().map(|reason| format!(" ({reason})")).collect::<String>();
@@ -119,29 +119,30 @@ pub(super) async fn recover_if_needed(
     Ok(Some((story, ended)))
 }
 
-/// Only the runtime that started a candidate can tell whether it runs, and stop it: another one takes it for gone.
+/// Only the runtime that started a candidate can check and stop it: to another one it seems gone.
 fn demand_runtime(session: &Session, facts: &Facts) -> Result<(), Failed> {
     let records = Records::new(&session.config.deploy.state_dir);
     let committed = records.of(&facts.to).map(|record| record.filter(|r| r.operation == facts.operation));
     let found = [records.candidate(&facts.operation), committed];
     for record in found.into_iter().flatten().flatten() {
         if let Err(e) = runtime::demand_kind(session.runtime.kind(), &record.frozen) {
-            let message = format!("{} is unfinished, and nothing was changed: {e}", facts.operation);
+            let message =
+                format!("operation {} can't be recovered; nothing was changed: {e}", facts.operation);
             return Err(Failed::new(Exit::Attention, message));
         }
     }
     Ok(())
 }
 
-/// Who serves, by the operation's own final look.
+/// Which backend serves, according to the operation's final look.
 pub(super) fn who_serves(ended: &Ended) -> String {
     ended.serving.as_ref().map_or_else(|| UNKNOWN.to_owned(), Serving::sentence)
 }
 
-/// Where nobody answers, nothing is said from memory.
+/// If uh-proxy doesn't answer, nothing is reported from memory.
 const UNKNOWN: &str = "can't determine the active backend: uh-proxy isn't responding";
 
-/// Whether something is unfinished, without touching it.
+/// The unfinished operation, if there is one. Changes nothing.
 pub(super) fn unfinished(session: &Session) -> Result<Option<Story>, Failed> {
     let story = journal::look(&session.config.deploy.state_dir).map_err(|e| journal_failed(&e))?;
     Ok(story.filter(Story::is_unfinished))
@@ -152,7 +153,7 @@ pub(super) async fn serving(front: &Front) -> String {
     front.serving().await.map_or_else(|_| UNKNOWN.to_owned(), |serving| serving.sentence())
 }
 
-/// Says that an operation came to an end that needs somebody to look.
+/// Reports that an operation needs manual intervention.
 pub(super) async fn say_attention(session: &Session, front: &Front, ended: &Ended) {
     let serves = match &ended.serving {
         Some(serving) => serving.sentence(),
@@ -164,7 +165,7 @@ pub(super) async fn say_attention(session: &Session, front: &Front, ended: &Ende
     ));
 }
 
-/// The service's backends must be known on both sides.
+/// The configuration of a backend. Both uh-proxy and the configuration must know it.
 pub(super) fn configured<'a>(
     session: &'a Session,
     view: &View,
@@ -174,16 +175,13 @@ pub(super) fn configured<'a>(
         let names: Vec<&str> = view.service.backends.iter().map(|b| b.name.as_str()).collect();
         return Err(Failed::new(
             Exit::Failed,
-            format!(
-                "the front door has no backend {backend}, only {}; nothing was changed",
-                names.join(", ")
-            ),
+            format!("uh-proxy has no backend {backend}, only {}; nothing was changed", names.join(", ")),
         ));
     }
     session.config.backend(backend).ok_or_else(|| {
         Failed::new(
             Exit::Failed,
-            format!("there is no [backends.{backend}] in the configuration; nothing was changed"),
+            format!("the configuration has no [backends.{backend}]; nothing was changed"),
         )
     })
 }
@@ -194,12 +192,12 @@ async fn stopped(error: &DriverError, front: &Front) -> Failed {
         return Failed::new(Exit::Failed, message);
     }
     let serves = match error {
-        // A switch that was sent may be carried out yet.
+        // A switch that was sent may still be carried out.
         DriverError::Unanswered(_) => "can't determine whether traffic has moved".to_owned(),
         _ => serving(front).await,
     };
     let message = format!(
-        "{}; stopped here: {serves}. When that is fixed, run `uh-deploy recover`",
+        "{}; the operation stopped here: {serves}. Fix the cause, then run `uh-deploy recover`",
         crate::chain(error)
     );
     Failed::new(Exit::Attention, message)

@@ -1,8 +1,7 @@
-//! `uh-deploy prune`: removes images of versions that were deployed long ago. Also after each deploy, where `image_keep`
-//! is set.
+//! `uh-deploy prune`: removes images of old deploys. Also runs after each deploy if `image_keep` is set.
 //!
-//! Only images that the history names as deployed by uh-deploy are removed; never one that a container uses or that is
-//! on record, which is what a rollback would start again.
+//! Only images that uh-deploy deployed according to the history are removed, and never one that a container uses or
+//! that is on record, which a rollback would start again.
 
 use std::collections::HashSet;
 
@@ -17,7 +16,7 @@ pub(super) async fn prune(session: &Session, args: &PruneArgs) -> Done {
     let _lock = session.lock("prune")?;
     let keep = args.keep.or_else(|| configured(session)).ok_or_else(|| {
         Failed::usage(
-            "say how many images to keep: --keep N, or image_keep in [runtime.docker] or [runtime.compose]",
+            "no number of images to keep: pass --keep N, or set image_keep in [runtime.docker] or [runtime.compose]",
         )
     })?;
     let done = remove(session, keep).await?;
@@ -27,8 +26,7 @@ pub(super) async fn prune(session: &Session, args: &PruneArgs) -> Done {
     Ok(Exit::Done)
 }
 
-/// After a deploy that went well, and its watch; that it can't be done now is no fault of the deploy. The lock is not
-/// held.
+/// After a successful deploy and its watch. If it fails, the deploy has still succeeded. The lock isn't held.
 pub(super) async fn after_deploy(session: &Session) {
     let Some(keep) = configured(session) else { return };
     let removed = match session.lock("prune") {
@@ -36,7 +34,7 @@ pub(super) async fn after_deploy(session: &Session) {
         Err(failed) => Err(failed),
     };
     if let Err(failed) = removed {
-        session.report.warn(&format!("old images were not removed: {}", failed.message()));
+        session.report.warn(&format!("old images weren't removed: {}", failed.message()));
     }
 }
 
@@ -48,19 +46,19 @@ fn configured(session: &Session) -> Option<u32> {
     }
 }
 
-/// Says what became of each.
+/// Removes old images, and reports the result for each.
 async fn remove(session: &Session, keep: u32) -> Result<Vec<String>, Failed> {
     let state_dir = &session.config.deploy.state_dir;
     let recorded = session.recorded_artifacts().map_err(|e| {
         Failed::new(
             Exit::Failed,
-            format!("cannot read the records, so nothing was removed: {}", crate::chain(&e)),
+            format!("can't read the records, so nothing was removed: {}", crate::chain(&e)),
         )
     })?;
     let history = History::new(state_dir).lines().map_err(|e| {
         Failed::new(
             Exit::Failed,
-            format!("cannot read the history, so nothing was removed: {}", crate::chain(&e)),
+            format!("can't read the history, so nothing was removed: {}", crate::chain(&e)),
         )
     })?;
     let deployed = history.into_iter().rev().filter_map(|line| line.artifact);
@@ -70,7 +68,7 @@ async fn remove(session: &Session, keep: u32) -> Result<Vec<String>, Failed> {
     Ok(done)
 }
 
-/// What is not among the newest, and not on record. The newest comes first.
+/// The artifacts that are neither among the newest nor on record. The newest comes first.
 fn beyond(artifacts: impl Iterator<Item = String>, keep: u32, recorded: &HashSet<String>) -> Vec<String> {
     let mut seen = HashSet::new();
     let distinct = artifacts.filter(|artifact| seen.insert(artifact.clone()));

@@ -13,19 +13,19 @@ pub(super) async fn recover(session: &Session) -> Done {
         Ok(front) => front,
         Err(failed) if unfinished => {
             let message = format!(
-                "{}. What was interrupted can only be judged with the front door's answer; then run recover again",
+                "{}. An interrupted operation can only be recovered once uh-proxy answers; then run `uh-deploy recover` again",
                 failed.message()
             );
             return Err(Failed::new(Exit::Attention, message));
         }
         Err(failed) => {
             drop(lock);
-            // Only a watch needs uh-proxy here, and only if there is one.
+            // Without an interrupted operation, only an open watch needs uh-proxy.
             if let Some(exit) = resume::if_needed(session).await? {
                 return Ok(exit);
             }
             say_nothing_to_recover(session);
-            session.report.say(&format!("Whether the app serves is unknown: {}", failed.message()));
+            session.report.say(&format!("Can't determine whether the app serves: {}", failed.message()));
             return Ok(Exit::Done);
         }
     };
@@ -49,7 +49,7 @@ pub(super) async fn recover(session: &Session) -> Done {
         && let Some(why) = alive::why_dead(session, &serving).await
     {
         let message = format!(
-            "{} is active, but does not answer ({why}): users get errors. Start it with `uh-deploy start`, or go back with `uh-deploy rollback`",
+            "{} is active but doesn't answer ({why}), so users get errors. Start it with `uh-deploy start`, or roll back with `uh-deploy rollback`",
             serving.name()
         );
         return Err(Failed::new(Exit::Attention, message));
@@ -58,5 +58,5 @@ pub(super) async fn recover(session: &Session) -> Done {
 }
 
 fn say_nothing_to_recover(session: &Session) {
-    session.report.say("Nothing to recover: the last deploy or rollback came to its end.");
+    session.report.say("Nothing to recover: the last deploy or rollback is complete.");
 }

@@ -1,4 +1,4 @@
-//! `uh-deploy retire`: stops standbys whose warm window is over. Made to be run by a timer.
+//! `uh-deploy retire`: stops standbys whose warm window is over. Meant to be run by a timer.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
         }
         front
     };
-    // Before anything is stopped that it may have to roll back to; and without the lock, for it may take its time.
+    // Before stopping anything that a watch may have to roll back to, and without the lock, since it may take long.
     if let Some(exit @ (Exit::RolledBack | Exit::Breach | Exit::Attention)) =
         resume::finish(session, &front).await?
     {
@@ -57,7 +57,7 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
                 wanted.as_ref().filter(|(needed, _)| !args.now && *needed == backend.name)
             {
                 report.say(&format!(
-                    "{instance} stays: {watched} is being watched, and may have to be rolled back"
+                    "{instance} keeps running: {watched} is being watched and may have to be rolled back"
                 ));
                 continue;
             }
@@ -71,7 +71,7 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
     Ok(Exit::Done)
 }
 
-/// A standby is what users are brought back to: while the active backend serves nobody, none is stopped.
+/// A standby is the target of a rollback, so none is stopped while the active backend doesn't answer.
 async fn demand_active_lives(session: &Session, front: &Front) -> Result<(), Failed> {
     let serving = front.serving().await?;
     if !alive::was_deployed(session, &serving) {
@@ -79,13 +79,13 @@ async fn demand_active_lives(session: &Session, front: &Front) -> Result<(), Fai
     }
     let Some(why) = alive::why_dead(session, &serving).await else { return Ok(()) };
     let message = format!(
-        "{} is active, but does not answer ({why}): no standby was stopped. Start it with `uh-deploy start`, or go back with `uh-deploy rollback`",
+        "{} is active but doesn't answer ({why}), so no standby was stopped. Start it with `uh-deploy start`, or roll back with `uh-deploy rollback`",
         serving.name()
     );
     Err(Failed::new(Exit::Attention, message))
 }
 
-/// How long standbys are still kept; `None`: not any more.
+/// How much longer standbys are kept; `None`: their warm window is over.
 fn warm_for(session: &Session, view: &View) -> Option<Duration> {
     let warm = session.config.deploy.warm;
     let last_switch = view.service.last_switch.as_deref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
@@ -95,8 +95,8 @@ fn warm_for(session: &Session, view: &View) -> Option<Duration> {
     (standby_for < warm).then(|| warm.saturating_sub(standby_for))
 }
 
-/// Takes the backend out of service, so that nobody can switch to it from here on, and stops its instance. Whether it
-/// was stopped: what has become active meanwhile is not.
+/// Withdraws the backend, so that nothing can switch to it any more, and stops its instance. Returns whether it was
+/// stopped: a backend that has become active meanwhile isn't.
 async fn stop(
     session: &Session,
     front: &Front,
@@ -114,7 +114,7 @@ async fn stop(
     let out = match out.await {
         Ok(out) => out,
         Err(crate::front::FrontError::Overtaken(_)) => {
-            report.say(&format!("{instance} is active now: it stays"));
+            report.say(&format!("{instance} has become active and keeps running"));
             return Ok(false);
         }
         Err(e) => return Err(e.into()),
@@ -125,10 +125,10 @@ async fn stop(
     }
     fault::point("retire.stopped");
     if !state.is_running() {
-        // It had ended; stopped, it can't come back either, should it be between two restarts.
+        // It had already exited. Stopping it also prevents a pending restart.
         return Ok(false);
     }
-    report.say(&format!("{instance} is stopped; a rollback would start it again as it was"));
+    report.say(&format!("{instance} was stopped; a rollback would start it again"));
     session.remember(Line {
         command: "retire".to_owned(),
         service: Some(front.service.clone()),

@@ -25,7 +25,7 @@ pub(super) use automatic::automatic;
 use undo::{Undo, Wanted};
 
 pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
-    // The timers' commands have it for a moment, and whoever gave up would leave the bad version serving.
+    // The timers hold the lock only briefly, and giving up would leave a bad version serving.
     let _lock = match session.lock_patiently("rollback").await {
         Err(failed) if failed.exit() != Exit::Locked => return Err(by_hand(session, failed).await),
         other => other?,
@@ -35,7 +35,7 @@ pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
     if let Some((_, Ended { outcome: Outcome::Attention, .. })) = recovered? {
         return Ok(Exit::Attention);
     }
-    resume::supersede(session, "a rollback by hand")?;
+    resume::supersede(session, "a manual rollback")?;
     let serving = front.serving().await?;
     let to = match (&args.to, &args.of) {
         (Some(to), _) => to.clone(),
@@ -53,7 +53,7 @@ pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
     }
 }
 
-/// Where our own files can't be written, a rollback is refused; but traffic can be moved without them.
+/// Without a writable state directory a rollback is refused, but uh-proxy can still move traffic.
 async fn by_hand(session: &Session, failed: Failed) -> Failed {
     let Ok(front) = session.front().await else { return failed };
     let Ok(serving) = front.serving().await else { return failed };
@@ -68,9 +68,9 @@ async fn by_hand(session: &Session, failed: Failed) -> Failed {
 
 /// Why there is no rollback.
 enum NoRollback {
-    /// It is not to be: to ask again comes to the same.
+    /// Refused: another attempt would be refused too.
     Refused(String),
-    /// It could not be begun: that may pass.
+    /// Failed for a reason that may pass.
     Failed(Failed),
 }
 
@@ -89,7 +89,7 @@ impl From<NoRollback> for Failed {
     }
 }
 
-/// What is undone, and where that leads: to a backend that still holds what served before.
+/// The change to undo, whose target must still hold the version that served before.
 fn find_undo(session: &Session, serving: &Serving, wanted: Wanted<'_>) -> Result<Undo, NoRollback> {
     let undo = undo::find(&history(session)?, serving, wanted).map_err(NoRollback::Refused)?;
     let record = record(session, &undo.to)?.map(|record| record.frozen.version);
@@ -100,8 +100,7 @@ fn find_undo(session: &Session, serving: &Serving, wanted: Wanted<'_>) -> Result
 
 fn history(session: &Session) -> Result<Vec<Line>, Failed> {
     let lines = History::new(&session.config.deploy.state_dir).lines();
-    lines
-        .map_err(|e| Failed::new(Exit::Failed, format!("cannot read the history ({e}); nothing was changed")))
+    lines.map_err(|e| Failed::new(Exit::Failed, format!("can't read the history ({e}); nothing was changed")))
 }
 
 fn record(session: &Session, backend: &BackendName) -> Result<Option<Record>, Failed> {
@@ -109,7 +108,7 @@ fn record(session: &Session, backend: &BackendName) -> Result<Option<Record>, Fa
     record.map_err(|e| Failed::new(Exit::Failed, format!("{e}; nothing was changed")))
 }
 
-/// Rolls back from what serves to another backend. `breach`: what a watch found wrong with it. The lock is held.
+/// Rolls back from the active backend to another one. `breach`: what a watch found wrong. The lock is held.
 async fn roll_back(
     session: &Session,
     front: &Front,
@@ -119,18 +118,18 @@ async fn roll_back(
     breach: Option<&Breach>,
 ) -> Result<Ended, NoRollback> {
     let report = &session.report;
-    let refuse = |why: String| Err(NoRollback::Refused(format!("{why}: nothing was changed")));
+    let refuse = |why: String| Err(NoRollback::Refused(why));
     let view = serving.view();
     let configured = operation::configured(session, view, to)?;
     if serving.is(to) {
-        return refuse(format!("{to} is active already"));
+        return refuse(format!("{to} is already active; nothing was changed"));
     }
     let record = record(session, to)?;
     let version = record.as_ref().map(|record| record.frozen.version.clone());
     if !again && undo::was_rolled_back(&history(session)?, to, version.as_deref()) {
         let name = named(to, version.as_deref());
         return refuse(format!(
-            "{name} was rolled back before; {}. To switch to it anyway, run `uh-deploy rollback --to {to} --again`",
+            "{name} was rolled back before; {}. Nothing was changed. To switch to it anyway, run `uh-deploy rollback --to {to} --again`",
             serving.sentence()
         ));
     }
@@ -167,20 +166,20 @@ async fn roll_back(
             report.say(&format!("   {serves}; undone: {from}"));
         }
         Outcome::Superseded | Outcome::Failed(Failure::Overtaken) => {
-            report.say(&format!("\n❌ Superseded; {serves}"));
+            report.say(&format!("\n❌ Superseded by a newer change: {serves}"));
         }
         Outcome::Failed(_) => {
             report.say(&format!("\n❌ Rollback failed; nothing has changed: {serves}"));
         }
         Outcome::Returned => report.say(&format!(
-            "\n❌ The rollback did not hold: {to} died after the switch; {serves} again. Manual intervention required"
+            "\n❌ The rollback failed: {to} died after the switch, so traffic was moved back; {serves}. Manual intervention required"
         )),
         Outcome::Deployed | Outcome::Attention => operation::say_attention(session, front, &ended).await,
     }
     Ok(ended)
 }
 
-/// What a rollback from what serves would cost now, after a deploy that failed: it may have stopped the standby.
+/// What a rollback would take now, after a failed deploy, which may have stopped the standby.
 pub(super) async fn cost(session: &Session, serving: &Serving) -> String {
     let text = async {
         let lines = history(session).map_err(|failed| failed.message().to_owned())?;
@@ -197,8 +196,8 @@ pub(super) async fn cost(session: &Session, serving: &Serving) -> String {
             |version| format!("uh-deploy rollback --of {version}"),
         );
         match session.runtime.state(&record.instance).await {
-            Ok(state) if state.is_running() => Ok(format!("instant, {name} runs: `{command}`")),
-            Ok(_) => Ok(format!("needs a start of {name}, which isn't running: `{command}`")),
+            Ok(state) if state.is_running() => Ok(format!("instant, {name} is running: `{command}`")),
+            Ok(_) => Ok(format!("has to start {name} first, which isn't running: `{command}`")),
             Err(e) => Err(crate::chain(&e)),
         }
     };

@@ -1,4 +1,4 @@
-//! What every command starts with: the configuration, and how to report.
+//! What every command starts with: configuration, report, runtime and lock.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -24,7 +24,7 @@ use crate::runtime::{self, Runtime};
 use crate::time::{iso_millis, span};
 use crate::{files, redact};
 
-/// A command under way.
+/// A running command.
 pub(super) struct Session {
     pub(super) config: Config,
     pub(super) report: Report,
@@ -33,14 +33,14 @@ pub(super) struct Session {
     journal: RefCell<Weak<File>>,
 }
 
-/// How long a command waits for the lock where giving up means that users go on seeing errors, or that nobody looks
-/// again: longer than a `retire` needs, shorter than an operator's patience.
+/// How long rollbacks and `recover` wait for the lock: longer than a `retire` takes, shorter than an operator's
+/// patience.
 const LOCK_PATIENCE: Duration = Duration::from_secs(120);
 
 impl Session {
     pub(super) fn open(args: &Args) -> Result<Self, Failed> {
         let config = config::load(&args.config)
-            .with_context(|| format!("{} can't be used", args.config.display()))
+            .with_context(|| format!("can't use {}", args.config.display()))
             .map_err(|e| Failed::usage(format!("{e:#}")))?;
         if let Some(by) = args.by.clone().filter(|by| !by.trim().is_empty()) {
             let _ = BY.set(by);
@@ -55,14 +55,14 @@ impl Session {
         Ok(Self { config, report, runtime, interrupts: Interrupts::default(), journal: RefCell::default() })
     }
 
-    /// Makes this command the only one that changes anything.
+    /// Takes the lock, so that no other command changes anything.
     pub(super) fn lock(&self, what: &str) -> Result<Lock, Failed> {
         let lock = Lock::take(&self.config.deploy.state_dir, &holder(what))?;
         self.journal.replace(Rc::downgrade(&lock.journal()));
         Ok(lock)
     }
 
-    /// The same, for a command that must not give up because another is at work for a moment.
+    /// The same, for a command that must not give up because another one is running briefly.
     pub(super) async fn lock_patiently(&self, what: &str) -> Result<Lock, Failed> {
         let waiting = |held: &LockError| {
             self.report.say(&format!("Waiting up to {} for the lock: {held}", span(LOCK_PATIENCE)));
@@ -72,28 +72,28 @@ impl Session {
         Ok(lock)
     }
 
-    /// The journal, and the newest operation in it. The lock must be held.
+    /// The journal and its newest operation. The lock must be held.
     pub(super) fn journal(&self) -> Result<(Journal, Option<Story>), Failed> {
         let file = self.journal.borrow().upgrade();
-        let file = file.ok_or_else(|| Failed::new(Exit::Failed, "internal fault: the lock is not held"))?;
+        let file = file.ok_or_else(|| Failed::new(Exit::Failed, "internal error: the lock isn't held"))?;
         Journal::open(&self.config.deploy.state_dir, file).map_err(|e| journal_failed(&e))
     }
 
-    /// The front door's service.
+    /// The service at uh-proxy.
     pub(super) async fn front(&self) -> Result<Front, Failed> {
         Ok(Front::find(&self.config).await?)
     }
 
-    /// What is on record, by any backend or as a candidate: images that a rollback would start again.
+    /// The recorded artifacts of all backends and of a candidate, which a rollback would start again.
     pub(super) fn recorded_artifacts(&self) -> io::Result<HashSet<String>> {
         Records::new(&self.config.deploy.state_dir).artifacts()
     }
 
-    /// A line in the history for a command that is no operation.
+    /// Adds an entry to the history, for a command that isn't an operation.
     pub(super) fn remember(&self, line: Line) {
         let line = Line { at: iso_millis(jiff::Timestamp::now()), who: who(), ..line };
         if let Err(e) = History::new(&self.config.deploy.state_dir).append(&line) {
-            self.report.warn(&format!("the history could not be written: {}", crate::chain(&e)));
+            self.report.warn(&format!("can't write the history: {}", crate::chain(&e)));
         }
     }
 }

@@ -1,7 +1,7 @@
-//! `uh-deploy start`: brings up the active backend from its record, where it does not run: after a reboot. Made to be
-//! run by a boot unit.
+//! `uh-deploy start`: starts the active backend from its record if it isn't running, for example after a reboot.
+//! Meant to be run by a boot unit.
 //!
-//! Which backend is active, only uh-proxy knows; what runs as it, only our record. Nothing is switched and nothing is
+//! uh-proxy knows which backend is active; the record knows what runs as that backend. Nothing is switched or
 //! stopped.
 
 use std::time::{Duration, Instant};
@@ -21,10 +21,10 @@ use crate::front::Front;
 use crate::gate;
 use crate::probe::Expected;
 
-/// How long another uh-deploy may take: at boot the timer that retires standbys may be at work.
+/// How long to wait for another uh-deploy: at boot, the timer that retires standbys may be running.
 const LOCK_WITHIN: Duration = Duration::from_secs(60);
 
-/// How often anything is looked at while it is waited for.
+/// How often to poll while waiting.
 const POLL: Duration = Duration::from_millis(100);
 
 pub(super) async fn start(session: &Session) -> Done {
@@ -38,22 +38,21 @@ pub(super) async fn start(session: &Session) -> Done {
         if healthy {
             session
                 .report
-                .say(&format!("{version} serves; it was not started by uh-deploy. Nothing to start."));
+                .say(&format!("{version} serves and wasn't started by uh-deploy: nothing to start"));
             return Ok(Exit::Done);
         }
         let message = format!(
-            "{active} is active and not healthy, and there is no record of it to start it from; deploy a version: \
-             uh-deploy blue-green --version VERSION"
+            "{active} is active but unhealthy, and there is no record to start it from. Deploy a version with `uh-deploy blue-green --version VERSION`"
         );
         return Err(Failed::new(Exit::Failed, message));
     };
     let version = named(&active, Some(&record.frozen.version));
     let was_running = session.runtime.state(&record.instance).await?.is_running();
     if !was_running {
-        session.report.say(&format!("{version} is active and does not run: starting {}", record.instance));
+        session.report.say(&format!("{version} is active but isn't running: starting {}", record.instance));
     }
     if let Err(reason) = bring_up(session, &front, &record).await {
-        session.report.say(&format!("❌ {version} is active and can't be started: {reason}"));
+        session.report.say(&format!("❌ {version} is active but can't be started: {reason}"));
         session.report.line(&format!(
             "users get errors; see `uh-deploy logs --backend {active}`, or deploy another version"
         ));
@@ -63,7 +62,7 @@ pub(super) async fn start(session: &Session) -> Done {
     if !was_running {
         remember(session, &front, &record, "done", None);
     }
-    // Only now: it would take an active backend that is down for one that has died of its version.
+    // Only now: otherwise the recovery would blame the new version for a backend that is down.
     if let Some((_, ended)) = operation::recover_if_needed(session, &front).await?
         && ended.outcome == Outcome::Attention
     {
@@ -90,11 +89,11 @@ async fn lock_soon(session: &Session) -> Result<Lock, Failed> {
     }
 }
 
-/// What runs as the active backend: the candidate of a deploy that was interrupted after its switch, else what is
-/// recorded for the backend.
+/// What runs as the active backend: the candidate of a deploy that was interrupted after its switch, or else the
+/// backend's record.
 fn record_of(session: &Session, active: &BackendName) -> Result<Option<Record>, Failed> {
     let records = Records::new(&session.config.deploy.state_dir);
-    let unreadable = |e: std::io::Error| Failed::new(Exit::Attention, format!("cannot read a record: {e}"));
+    let unreadable = |e: std::io::Error| Failed::new(Exit::Attention, format!("can't read a record: {e}"));
     if let Some(story) = operation::unfinished(session)?.filter(|story| story.facts.to == *active)
         && let Some(candidate) = records.candidate(&story.facts.operation).map_err(unreadable)?
     {
@@ -103,7 +102,7 @@ fn record_of(session: &Session, active: &BackendName) -> Result<Option<Record>, 
     records.of(active).map_err(unreadable)
 }
 
-/// Starts it if it does not run, and waits until it is healthy, for us and for uh-proxy.
+/// Starts it if it isn't running, and waits until it is healthy for uh-deploy and for uh-proxy.
 async fn bring_up(session: &Session, front: &Front, record: &Record) -> Result<(), String> {
     let (config, frozen) = (&session.config, &record.frozen);
     let runtime = &*session.runtime;
@@ -120,7 +119,7 @@ async fn bring_up(session: &Session, front: &Front, record: &Record) -> Result<(
         diagnosis.show(&session.report);
         return Err(diagnosis.headline);
     }
-    // A candidate is restarted only once its operation is at its end, which says so itself. All else was in place before.
+    // The operation itself enables restarts of its candidate at its end. Everything else was deployed before.
     let is_candidate = |story: Option<Story>| story.is_some_and(|story| story.facts.to == frozen.backend);
     if !operation::unfinished(session).is_ok_and(is_candidate) {
         keep_running(session, record).await;
@@ -137,17 +136,17 @@ async fn bring_up(session: &Session, front: &Front, record: &Record) -> Result<(
             return Ok(());
         }
         if Instant::now() > deadline {
-            return Err("it answers, but uh-proxy's own probes do not find it healthy".to_owned());
+            return Err("it answers, but uh-proxy's own probes fail".to_owned());
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
-/// Starting it again has forgotten that it is to be restarted when it ends.
+/// Enables restarts again, which starting it again has reset.
 async fn keep_running(session: &Session, record: &Record) {
     if let Err(e) = session.runtime.keep_running(&record.instance).await {
         let (instance, reason) = (&record.instance, crate::chain(&e));
-        session.report.warn(&format!("{instance} will not be restarted when it ends: {reason}"));
+        session.report.warn(&format!("{instance} won't be restarted when it exits: {reason}"));
     }
 }
 

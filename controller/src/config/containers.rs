@@ -1,56 +1,56 @@
-//! What the `docker` and `compose` runtimes are told.
+//! Settings of the `docker` and `compose` runtimes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use uh_settings::Section;
 
-/// How containers are made through the Engine API.
+/// How containers are created through the Engine API.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DockerSettings {
-    /// The directory that the image is built from; `None`: the image is pulled.
+    /// The build context directory; `None`: the image is pulled.
     pub context: Option<PathBuf>,
     /// Its Dockerfile, relative to the context.
     pub dockerfile: String,
     /// The stage to build; `None`: the last one.
     pub target: Option<String>,
-    /// Build arguments. They end up in the image's history: no place for a secret.
+    /// Build arguments. They end up in the image's history, so they must not be secret.
     pub build_args: BTreeMap<String, String>,
-    /// The image's name. With a context it is what the built image is called.
+    /// The image's name. With a context, the name given to the built image.
     pub image: String,
-    /// Whether an image that is here already is asked for again.
+    /// When to pull the image.
     pub pull: Pull,
-    /// In place of the image's own command; empty: the image's.
+    /// The command; empty: the image's own.
     pub command: Vec<String>,
-    /// The port that the app listens on in its container; `None`: the endpoint's.
+    /// The port the app listens on in its container; `None`: the endpoint's.
     pub port: Option<u16>,
-    /// Added to the environment.
+    /// Variables to set.
     pub env: BTreeMap<String, String>,
-    /// `NAME=value` lines added to the environment. Secret.
+    /// Environment file. Its values are secret.
     pub env_file: Option<PathBuf>,
-    /// Variables handed on from the controller's own environment. Secret.
+    /// Variables to pass on from uh-deploy's environment. Their values are secret.
     pub env_from: Vec<String>,
     /// Networks to join; empty: the engine's own bridge.
     pub networks: Vec<String>,
-    /// `name:/path` or `/host/path:/path`, with `:ro` if it is only read.
+    /// `name:/path` or `/host/path:/path`, with `:ro` for read-only.
     pub volumes: Vec<String>,
-    /// A container that uses more is killed, in bytes; `None`: no limit.
+    /// Memory limit in bytes; `None`: none.
     pub memory_limit: Option<u64>,
-    /// Thousandths of a processor; `None`: no limit.
+    /// CPU limit in thousandths of a CPU; `None`: none.
     pub cpu_millis: Option<u32>,
-    /// More processes than this can't be made in it; `None`: no limit.
+    /// The most processes; `None`: no limit.
     pub pids_limit: Option<u32>,
-    /// Whether its root file system can't be written to.
+    /// Whether the root file system is read-only.
     pub read_only: bool,
     /// Directories in memory: `/tmp`, or `/tmp:size=64m`.
     pub tmpfs: Vec<String>,
-    /// Capabilities that it does without: `ALL`.
+    /// Capabilities to drop: `ALL`.
     pub cap_drop: Vec<String>,
-    /// The engine's `--security-opt`: `no-new-privileges:true`.
+    /// Security options: `no-new-privileges:true`.
     pub security_opt: Vec<String>,
-    /// Whether it comes back after a reboot or a crash.
+    /// Whether it is restarted after a crash or reboot.
     pub restart: Restart,
-    /// A log file that is larger is put aside, in bytes.
+    /// Size in bytes at which a log file is rotated.
     pub log_size: u64,
     /// How many log files are kept.
     pub log_files: u32,
@@ -61,18 +61,18 @@ pub struct DockerSettings {
 /// When an image is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pull {
-    /// If it is not here.
+    /// If it isn't on this host.
     Missing,
     /// At every deploy.
     Always,
-    /// Never: it must be here.
+    /// Never: it must be on this host.
     Never,
 }
 
-/// Whether an instance is restarted when it ends.
+/// Whether an instance is restarted when it exits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restart {
-    /// Always, until it was stopped.
+    /// Always, until it is stopped.
     UnlessStopped,
     /// Never.
     No,
@@ -83,17 +83,17 @@ pub enum Restart {
 pub struct ComposeSettings {
     /// The files, in their order.
     pub files: Vec<PathBuf>,
-    /// The project; `None`: as the tool has it, after the first file's directory.
+    /// The project; `None`: the tool's default, from the first file's directory.
     pub project: Option<String>,
     /// The compose service of a backend. `{backend}` is replaced.
     pub service: String,
-    /// Profiles that are on.
+    /// Profiles to enable.
     pub profiles: Vec<String>,
-    /// Variables for the files' `${…}`; the same replacements, and `{version}`.
+    /// Variables for the files' `${…}`. `{backend}` and `{version}` are replaced.
     pub env: BTreeMap<String, String>,
-    /// `NAME=value` lines for the files' `${…}`. Secret.
+    /// Environment file for the files' `${…}`. Its values are secret.
     pub env_file: Option<PathBuf>,
-    /// Whether an image that is here already is asked for again.
+    /// When to pull the image.
     pub pull: Pull,
     /// How many deployed images are kept; `None`: all.
     pub image_keep: Option<u32>,
@@ -110,7 +110,7 @@ pub(super) fn docker(section: &mut Section) -> DockerSettings {
     let context = section.optional_path("context");
     let image = section.text("image");
     if context.is_none() && image.is_none() {
-        section.mistake("image", "missing: an image to pull, or a context to build one from");
+        section.mistake("image", "missing: name an image to pull, or set context to build one");
     }
     DockerSettings {
         context,
@@ -144,7 +144,7 @@ pub(super) fn docker(section: &mut Section) -> DockerSettings {
     }
 }
 
-/// The engine refuses less (Engine API, `Memory`).
+/// The engine rejects less (Engine API, `Memory`).
 const MIN_MEMORY: u64 = 6 << 20;
 
 fn volumes(section: &mut Section) -> Vec<String> {
@@ -154,8 +154,9 @@ fn volumes(section: &mut Section) -> Vec<String> {
         let source = parts.next().unwrap_or_default();
         let inside = parts.next().unwrap_or_default();
         if source.is_empty() || source.starts_with('.') || !inside.starts_with('/') {
-            let reason =
-                format!("{volume:?} is not a volume: write name:/path or /host/path:/path, with :ro");
+            let reason = format!(
+                "{volume:?} isn't a volume: write name:/path or /host/path:/path, optionally with :ro"
+            );
             section.mistake(&format!("volumes[{index}]"), reason);
         }
     }
@@ -166,7 +167,7 @@ fn tmpfs(section: &mut Section) -> Vec<String> {
     let directories = section.list::<String>("tmpfs").unwrap_or_default();
     for (index, directory) in directories.iter().enumerate() {
         if !directory.starts_with('/') {
-            let reason = format!("{directory:?} is not a directory: write /path or /path:size=64m");
+            let reason = format!("{directory:?} isn't a directory: write /path or /path:size=64m");
             section.mistake(&format!("tmpfs[{index}]"), reason);
         }
     }
@@ -179,11 +180,12 @@ pub(super) fn compose(section: &mut Section) -> ComposeSettings {
     if files.is_empty() && !given {
         files = vec![section.resolve("docker-compose.yml")];
     } else if files.is_empty() {
-        section.mistake("files", "empty: at least one compose file");
+        section.mistake("files", "empty: list at least one compose file");
     }
     let service = section.text("service").unwrap_or_else(|| "{backend}".to_owned());
     if !service.contains("{backend}") {
-        let reason = format!("{service:?} would be one container for all backends: name {{backend}} in it");
+        let reason =
+            format!("{service:?} would be one container for all backends: include {{backend}} in it");
         section.mistake("service", reason);
     }
     ComposeSettings {

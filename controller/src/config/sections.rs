@@ -12,32 +12,32 @@ use crate::runtime::Endpoint;
 use uh_settings::Section;
 use uh_settings::units::{DAY, HOUR, MS, SECOND};
 
-/// The front door, the state directory, and how long things may take.
+/// uh-proxy, the state directory, and time limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deploy {
-    /// The front door's admin socket.
+    /// uh-proxy's admin socket.
     pub admin_socket: PathBuf,
-    /// The service; `None`: the only one there is.
+    /// The service; `None`: the only one.
     pub service: Option<ServiceName>,
     /// Lock, journal, history and records.
     pub state_dir: PathBuf,
     /// How long a build may take.
     pub build_timeout: Duration,
-    /// How long the front door may take to find the candidate healthy too, once we have.
+    /// How long uh-proxy's probes may take to find the candidate healthy, after uh-deploy's have.
     pub ready_timeout: Duration,
-    /// How long the old backend's exchanges are waited for after the switch. They are not cut.
+    /// How long to wait for the old backend's exchanges after the switch. They aren't cut.
     pub drain_timeout: Duration,
-    /// How long the candidate is watched after the switch: if it dies within, the old backend serves again.
+    /// How long the candidate is watched after the switch: if it dies within this time, traffic moves back.
     pub settle: Duration,
-    /// From SIGTERM to SIGKILL. By default longer than app-shim's own drain (30 s) and what it then gives the app (5 s).
+    /// From SIGTERM to SIGKILL. By default longer than app-shim's drain (30 s) plus its `--kill-after` (5 s).
     pub stop_timeout: Duration,
     /// How long a standby is kept running after it was active.
     pub warm: Duration,
-    /// The front door's own files, for `validate`.
+    /// uh-proxy's files, for `validate`.
     pub proxy: ProxyFiles,
 }
 
-/// The front door's own files, for `validate`.
+/// uh-proxy's files, for `validate`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyFiles {
     /// The program.
@@ -55,7 +55,7 @@ pub struct BackendConfig {
     pub endpoints: Vec<Endpoint>,
 }
 
-/// How copies of the app are run.
+/// How instances of the app run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RuntimeConfig {
     /// Plain local processes.
@@ -66,105 +66,105 @@ pub enum RuntimeConfig {
     Compose(ComposeSettings),
 }
 
-/// How local processes are run.
+/// How local processes run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessSettings {
-    /// Run before each start, to its end; empty: nothing to build.
+    /// Command to run before each deploy; empty: nothing to build.
     pub build: Vec<String>,
     /// The app. `{backend}`, `{version}`, `{host}` and `{port}` are replaced.
     pub command: Vec<String>,
-    /// Where both run.
+    /// The working directory of both.
     pub directory: PathBuf,
-    /// Added to the environment; the same replacements.
+    /// Variables to set; the same placeholders.
     pub env: BTreeMap<String, String>,
-    /// `NAME=value` lines added to the environment. Secret.
+    /// Environment file. Its values are secret.
     pub env_file: Option<PathBuf>,
-    /// Variables handed on from the controller's own environment. Secret.
+    /// Variables to pass on from uh-deploy's environment. Their values are secret.
     pub env_from: Vec<String>,
-    /// A process that uses more, with all that it started, is killed; `None`: no limit.
+    /// Memory limit of all processes of an instance, in bytes; `None`: none.
     pub memory_limit: Option<u64>,
-    /// Whether it is restarted when it ends.
+    /// Whether it is restarted when it exits.
     pub restart: Restart,
-    /// A log file that is larger is put aside.
+    /// Size in bytes at which a log file is rotated.
     pub log_size: u64,
-    /// How many are kept beside the current one.
+    /// How many rotated log files are kept.
     pub log_files: u32,
 }
 
-/// When a candidate counts as proven.
+/// The health gate of a candidate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gate {
-    /// What is asked for.
+    /// The path to request.
     pub path: String,
     /// The `Host` header; `None`: the endpoint.
     pub host: Option<String>,
-    /// Other header fields that a probe sends.
+    /// Other header fields to send.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// From one probe's start to the next.
+    /// From the start of one probe to the start of the next.
     pub interval: Duration,
-    /// How long a probe may take.
+    /// Time limit for one probe.
     pub timeout: Duration,
-    /// How long a candidate may take in all until it is proven.
+    /// How long a candidate may take in total.
     pub within: Duration,
-    /// Good probes in a row, of every endpoint.
+    /// Consecutive good probes of every endpoint.
     pub successes: u32,
-    /// Whether an answer must name the backend and the version.
+    /// Whether the answer must name the backend and the version.
     pub identity: Identity,
 }
 
-/// How strictly an answer must say who gave it.
+/// How strictly an answer must identify the candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Identity {
-    /// What it says must be right; it need not say anything.
+    /// What it reports must match; it may report nothing.
     IfReported,
-    /// It must say both, and be right.
+    /// It must report both, and both must match.
     Required,
-    /// It may say what it likes.
+    /// What it reports doesn't matter.
     Ignored,
 }
 
-/// What `monitor` watches for.
+/// Thresholds of a watch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Monitor {
-    /// How long.
+    /// How long to watch.
     pub duration: Duration,
-    /// How often.
+    /// The time between two measurements.
     pub interval: Duration,
-    /// The largest share of 5xx answers, from 0 to 1.
+    /// The largest acceptable share of failed requests, from 0 to 1.
     pub max_error_rate: f64,
-    /// The largest p95.
+    /// The largest acceptable p95.
     pub max_p95: Duration,
-    /// Below this many requests nothing is judged by its share.
+    /// With fewer requests there is not enough data.
     pub min_requests: u64,
-    /// Ticks in a row with a bad p95 or bad health that are a breach.
+    /// How many consecutive ticks with a bad p95 or bad health are a breach.
     pub breach_after: u32,
-    /// Whether a watch that could not decide is a failure (exit 8).
+    /// Whether a watch without a verdict exits with 8.
     pub require_verdict: bool,
-    /// A watch rolls back by itself only for so long after the deploy.
+    /// A watch rolls back automatically only for this long after the deploy.
     pub auto_rollback_within: Duration,
 }
 
-/// What `validate` asks for.
+/// What `validate` requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Validate {
-    /// Variables that must be set and not empty, in the app's environment.
+    /// Variables that must be set and not empty in the app's environment.
     pub required_env: Vec<String>,
     /// The variable that holds a PostgreSQL URL.
     pub database_url_env: Option<String>,
-    /// Free space where the state directory is.
+    /// Required free space in the state directory's file system.
     pub min_disk: u64,
-    /// Available memory: room for a second copy of the app.
+    /// Required available memory: room for a second copy of the app.
     pub min_memory: u64,
 }
 
-/// Commands to run on the way. They get a JSON event on standard input.
+/// Commands to run during a deploy. They get a JSON event on standard input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hooks {
-    /// Before anything is done; if it fails, nothing is.
+    /// Before anything is done. If it fails, nothing is deployed.
     pub pre_deploy: Vec<String>,
-    /// After traffic has moved; if it fails, that is reported.
+    /// After traffic has moved. A failure is reported.
     pub post_switch: Vec<String>,
-    /// After a deploy or roll back has failed.
+    /// After a failed deploy or rollback.
     pub on_failure: Vec<String>,
     /// After traffic has moved back.
     pub on_rollback: Vec<String>,
@@ -172,25 +172,25 @@ pub struct Hooks {
     pub timeout: Duration,
 }
 
-/// Whom to tell how it ended.
+/// The webhook to notify.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// `http://` URL that gets the outcome as JSON by POST.
+    /// `http://` URL that receives the outcome as JSON by POST.
     pub webhook: Option<String>,
-    /// The variable that holds such a URL, where it is secret.
+    /// The variable that holds the URL, if the URL is secret.
     pub webhook_env: Option<String>,
-    /// How long that may take.
+    /// Time limit for the request.
     pub timeout: Duration,
 }
 
-/// What is no secret.
+/// What isn't secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Secrets {
     /// Variables whose values may be shown.
     pub plain: Vec<String>,
 }
 
-/// What is written to a log file at most before it is put aside, unless told.
+/// The default size at which a log file is rotated.
 const LOG_SIZE: u64 = 10 << 20;
 
 pub(super) fn deploy(section: &mut Section) -> Deploy {
@@ -216,14 +216,14 @@ pub(super) fn deploy(section: &mut Section) -> Deploy {
 pub(super) fn backends(root: &mut Section) -> Vec<BackendConfig> {
     let sections = root.sections("backends");
     if sections.len() < 2 {
-        root.mistake("backends", "at least two, as in [backends.blue] and [backends.green]");
+        root.mistake("backends", "at least two are required, as in [backends.blue] and [backends.green]");
     }
     let mut backends: Vec<BackendConfig> = Vec::new();
     for (name, section) in sections {
         let Some(backend) = backend(&name, section) else { continue };
         for other in &backends {
             if let Some(shared) = backend.endpoints.iter().find(|e| other.endpoints.contains(e)) {
-                let reason = format!("{shared} is {}'s already", other.name);
+                let reason = format!("{shared} is already used by {}", other.name);
                 root.mistake(&format!("backends.{name}.endpoints"), reason);
             }
         }
@@ -236,9 +236,9 @@ fn backend(name: &str, mut section: Section) -> Option<BackendConfig> {
     let (given, none) = (section.has("endpoints"), section.is_empty_list("endpoints"));
     let endpoints = section.list::<Endpoint>("endpoints").unwrap_or_default();
     if !given {
-        section.mistake("endpoints", "missing: at least one, as in [\"127.0.0.1:3008\"]");
+        section.mistake("endpoints", "missing: list at least one, as in [\"127.0.0.1:3008\"]");
     } else if none {
-        section.mistake("endpoints", "empty: at least one, as in [\"127.0.0.1:3008\"]");
+        section.mistake("endpoints", "empty: list at least one, as in [\"127.0.0.1:3008\"]");
     }
     match name.parse() {
         Ok(name) => (!endpoints.is_empty()).then_some(BackendConfig { name, endpoints }),
@@ -268,7 +268,7 @@ pub(super) fn runtime(section: &mut Section) -> RuntimeConfig {
 fn process(section: &mut Section) -> ProcessSettings {
     let command = section.list::<String>("command").unwrap_or_default();
     if command.is_empty() {
-        section.mistake("command", "missing: what to run, as in [\"node\", \"server.js\"]");
+        section.mistake("command", "missing: set the command to run, as in [\"node\", \"server.js\"]");
     }
     ProcessSettings {
         build: section.list::<String>("build").unwrap_or_default(),
@@ -289,11 +289,12 @@ fn process(section: &mut Section) -> ProcessSettings {
 pub(super) fn gate(section: &mut Section) -> Gate {
     let path = section.text("path").unwrap_or_else(|| "/api/health".to_owned());
     if !path.starts_with('/') || path.bytes().any(|b| b <= b' ' || b >= 0x7f) {
-        section.mistake("path", format!("{path:?} is not a path"));
+        section
+            .mistake("path", format!("{path:?} isn't a path: start with / and use visible ASCII characters"));
     }
     let host = section.text("host");
     if host.as_ref().is_some_and(|host| host.is_empty() || host.bytes().any(|b| b <= b' ' || b >= 0x7f)) {
-        section.mistake("host", "not a host");
+        section.mistake("host", "not a host: use visible ASCII characters without spaces");
     }
     let identities = [
         ("if_reported", Identity::IfReported),
@@ -312,7 +313,7 @@ pub(super) fn gate(section: &mut Section) -> Gate {
     }
 }
 
-/// What a probe says by itself, or what would change where a message ends.
+/// Header fields that a probe sets itself, or that would change where a message ends.
 const OURS: [&str; 6] =
     ["host", "connection", "content-length", "transfer-encoding", "upgrade", "user-agent"];
 
@@ -322,11 +323,11 @@ fn probe_headers(section: &mut Section) -> Vec<(HeaderName, HeaderValue)> {
         let key = format!("headers.{name}");
         match (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) {
             (Ok(name), _) if OURS.contains(&name.as_str()) => {
-                let remedy = if name == "host" { "; for Host there is health.host" } else { "" };
-                section.mistake(&key, format!("a probe sets this field by itself{remedy}"));
+                let remedy = if name == "host" { "; set health.host instead" } else { "" };
+                section.mistake(&key, format!("probes set this field themselves{remedy}"));
             }
             (Ok(name), Ok(value)) => headers.push((name, value)),
-            _ => section.mistake(&key, "not a header field: visible ASCII characters"),
+            _ => section.mistake(&key, "not a valid header field: use visible ASCII characters"),
         }
     }
     headers
@@ -372,7 +373,7 @@ pub(super) fn secrets(section: &mut Section) -> Secrets {
 pub(super) fn notice(section: &mut Section) -> Notice {
     let webhook = section.text("webhook");
     if webhook.as_ref().is_some_and(|url| !url.starts_with("http://")) {
-        let reason = "write http://HOST…: TLS is not built in; send to a relay on this machine, or use a hook with curl";
+        let reason = "only http:// is supported: for TLS, send to a relay on this machine, or use a hook that runs curl";
         section.mistake("webhook", reason);
     }
     Notice {

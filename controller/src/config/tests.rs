@@ -1,4 +1,4 @@
-//! What is taken, what is refused, and that all mistakes come at once.
+//! What is accepted and what is rejected, with all mistakes at once.
 
 use std::path::Path;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn the_smallest_file_gives_the_defaults() {
 }
 
 #[test]
-fn all_mistakes_come_at_once_each_with_its_key() {
+fn all_mistakes_are_reported_at_once_each_with_its_key() {
     let text = r#"
 nonsense = 1
 [deploy]
@@ -67,7 +67,7 @@ webhook = "https://example.com/"
 }
 
 #[test]
-fn a_mistake_in_a_file_is_told_with_file_and_line() {
+fn a_mistake_in_a_file_is_reported_with_file_and_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("uh-deploy.toml");
     std::fs::write(&path, format!("{SMALLEST}\n[backends.red]\nendpoints = [\"1.2.3.999:80\"]\n")).unwrap();
@@ -82,17 +82,20 @@ fn a_mistake_in_a_file_is_told_with_file_and_line() {
 #[test]
 fn two_backends_can_not_share_an_endpoint() {
     let message = read(&SMALLEST.replace("3009", "3008")).unwrap_err();
-    assert!(message.contains("backends.green.endpoints: 127.0.0.1:3008 is blue's already"), "{message}");
+    assert!(
+        message.contains("backends.green.endpoints: 127.0.0.1:3008 is already used by blue"),
+        "{message}"
+    );
 }
 
 #[test]
 fn a_backend_without_an_endpoint_is_a_mistake() {
     let message = read(&SMALLEST.replace("[\"127.0.0.1:3009\"]", "[]")).unwrap_err();
-    assert!(message.contains("backends.green.endpoints: empty: at least one"), "{message}");
+    assert!(message.contains("backends.green.endpoints: empty: list at least one"), "{message}");
 }
 
 #[test]
-fn a_compose_service_is_one_backends_alone() {
+fn a_compose_service_must_contain_the_backend() {
     let compose = |service: &str| {
         let backends = SMALLEST.split("[runtime.process]").next().unwrap();
         read(&format!("{backends}[runtime]\nkind = \"compose\"\n[runtime.compose]\nservice = {service:?}\n"))

@@ -1,4 +1,4 @@
-//! Counters read from metrics: differences over restarts, and what counts as an error.
+//! Counters read from metrics: differences across restarts, and what counts as an error.
 
 use super::*;
 
@@ -45,21 +45,21 @@ fn every_5xx_is_an_error_and_a_client_that_left_is_neither_error_nor_success() {
 }
 
 #[test]
-fn an_answer_that_breaks_off_is_an_error_although_its_status_was_200_and_a_502_is_one_once() {
+fn a_response_that_breaks_off_is_an_error_despite_its_200_and_a_502_counts_once() {
     let green = green(&format!("{METRICS}{NEWER}"));
     assert_eq!(green.answers(), Answers { good: 60, bad: 35 });
     assert_eq!(green.failures()[0], ("broken off (cut_short)".to_owned(), 30));
 }
 
 #[test]
-fn no_more_can_fail_than_ended() {
+fn at_most_all_ended_exchanges_can_fail() {
     let cut_errors = "uh_proxy_requests_total{backend=\"green\",code=\"500\",method=\"GET\",service=\"app\"} 10\n\
         uh_proxy_exchanges_broken_total{backend=\"green\",reason=\"cut_short\",service=\"app\"} 10\n";
     assert_eq!(green(cut_errors).answers(), Answers { good: 0, bad: 10 });
 }
 
 #[test]
-fn an_overdue_exchange_is_an_error_at_once_and_no_second_one_when_it_ends() {
+fn an_overdue_exchange_is_an_error_immediately_and_not_again_when_it_ends() {
     let hang = "uh_proxy_exchanges_overdue_total{backend=\"green\",service=\"app\"} 40\n";
     assert_eq!(green(hang).answers(), Answers { good: 0, bad: 40 });
     let ended = "uh_proxy_requests_total{backend=\"green\",code=\"504\",method=\"GET\",service=\"app\"} 40\n";
@@ -67,7 +67,7 @@ fn an_overdue_exchange_is_an_error_at_once_and_no_second_one_when_it_ends() {
 }
 
 #[test]
-fn more_than_can_be_counted_is_the_most_that_can() {
+fn counters_saturate_instead_of_overflowing() {
     let line = "uh_proxy_requests_total{service=\"app\",backend=\"green\",code=\"500\"} 9e99\n";
     let green = green(&line.repeat(2));
     assert_eq!((green.requests(), green.answers().bad, green.answers().rate()), (u64::MAX, u64::MAX, 1.0));
@@ -97,13 +97,13 @@ fn process(pid: u32, uptime_s: u64, monotonic_s: u64, boot: &str) -> Process {
 }
 
 #[test]
-fn a_restart_is_seen_by_process_id_by_uptime_and_by_the_boot() {
+fn a_restart_is_detected_by_process_id_by_uptime_and_by_boot() {
     let before = process(1, 100, 1000, "a");
     for (now, same) in [
         (process(1, 110, 1010, "a"), true),
         (process(1, 110, 1011, "a"), true),
         (process(2, 110, 1010, "a"), false),
-        // Longer up than before, and yet another one.
+        // Up for longer than before, and still another process.
         (process(1, 200, 2000, "a"), false),
         (process(1, 110, 1010, "b"), false),
     ] {
@@ -112,10 +112,10 @@ fn a_restart_is_seen_by_process_id_by_uptime_and_by_the_boot() {
 }
 
 #[test]
-fn after_a_restart_everything_that_is_counted_is_new() {
+fn after_a_restart_all_counts_are_new() {
     let reading = |process: &Process, counters| Reading { process: process.clone(), counters };
     let (one, two) = (process(1, 100, 1000, "a"), process(2, 5, 1010, "a"));
-    // Every series has grown past what it was: only the process tells.
+    // Every series is larger than before: only the process tells.
     let now = reading(&two, counters(290, 280)).since(&reading(&one, counters(100, 5)));
     assert_eq!(now.answers(), Answers { good: 10, bad: 280 });
     let now = reading(&one, counters(290, 280)).since(&reading(&one, counters(100, 5)));
@@ -123,7 +123,7 @@ fn after_a_restart_everything_that_is_counted_is_new() {
 }
 
 #[test]
-fn what_was_saved_is_what_is_read() {
+fn saved_counters_are_read_back_unchanged() {
     let counters = green(&format!("{METRICS}{NEWER}"));
     let text = serde_json::to_string(&counters).unwrap();
     assert_eq!(serde_json::from_str::<Counters>(&text).unwrap(), counters);

@@ -1,8 +1,7 @@
-//! What the active backend had counted when traffic moved to it, saved at every switch of ours.
+//! The counters of the active backend when traffic moved to it, saved at every switch by uh-deploy.
 //!
-//! uh-proxy counts by backend, and a backend's counters outlive its activations: those of `blue` hold every version that
-//! ever ran as blue. What one activation came to is the difference between its end and its beginning, so the beginning
-//! has to be kept.
+//! uh-proxy counts by backend, and a backend's counters span activations: those of `blue` include every version that
+//! ran as blue. The counts of one activation are the difference between its end and its start, so the start is saved.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use crate::front::{Front, FrontError, View};
 /// The version of the file's format.
 const SCHEMA: u32 = 1;
 
-/// The activation that our last switch began.
+/// The activation that uh-deploy's last switch started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Activation {
@@ -27,23 +26,24 @@ pub struct Activation {
     pub service: ServiceName,
     /// What became active.
     pub backend: BackendName,
-    /// When, as uh-proxy has it (`last_switch`): another value there means that somebody else switched since.
+    /// The time of the switch in uh-proxy's status (`last_switch`): a different value means that traffic was switched
+    /// again.
     pub since: String,
-    /// What it had counted by then.
+    /// The counters at that moment.
     pub start: Reading,
-    /// What served before, and how.
+    /// What served before, and its counters.
     pub before: Option<Before>,
 }
 
-/// How a backend served in one activation.
+/// What a backend counted in one activation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Before {
     /// Which backend.
     pub backend: BackendName,
-    /// Its version, as far as it was known.
+    /// Its version, if known.
     pub version: Option<String>,
-    /// What it counted in that activation.
+    /// Its counters in that activation.
     pub counters: Counters,
 }
 
@@ -54,16 +54,16 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// That of this state directory.
+    /// The file of this state directory.
     #[must_use]
     pub fn new(state_dir: &Path) -> Self {
         Self { path: state_dir.join("activation.json") }
     }
 
-    /// The activation under way, if it began by a switch of ours; `view` is how things are now.
+    /// The current activation, if uh-deploy's switch started it. `view`: the current status.
     ///
     /// # Errors
-    /// The file is there and can't be read.
+    /// The file exists but can't be read.
     pub fn current(&self, view: &View) -> io::Result<Option<Activation>> {
         let Some(text) = files::read(&self.path)? else { return Ok(None) };
         let activation: Activation = serde_json::from_slice(&text).map_err(|e| {
@@ -76,17 +76,17 @@ impl Activations {
         Ok(same.then_some(activation))
     }
 
-    /// Writes down the activation that a switch has begun.
+    /// Saves the activation that a switch has started.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file can't be written.
     pub fn begin(&self, handover: Handover, since: String) -> io::Result<()> {
         let Handover { service, backend, start, before } = handover;
         let activation = Activation { schema: SCHEMA, service, backend, since, start, before };
         files::replace(&self.path, serde_json::to_string(&activation)?.as_bytes())
     }
 
-    /// Reads what is known just before traffic moves to `to`.
+    /// Reads the counters just before traffic moves to `to`.
     ///
     /// # Errors
     /// uh-proxy doesn't answer, or the file can't be read.
@@ -101,7 +101,7 @@ impl Activations {
         let start = self.current(&view)?.map(|activation| activation.start);
         let counters = match start {
             Some(start) => Some(reading(old).since(&start)),
-            // Active for as long as this uh-proxy has been running: everything that it counted was in this activation.
+            // Active since before this uh-proxy started, so everything it counted is from this activation.
             None if active_since_start(&view, jiff::Timestamp::now()) => Some(reading(old).counters),
             None => None,
         };
@@ -111,7 +111,8 @@ impl Activations {
     }
 }
 
-/// Whether two readings of uh-proxy's `last_switch` mean the same switch. A restarted uh-proxy knows it to the second.
+/// Whether two values of uh-proxy's `last_switch` mean the same switch. A restarted uh-proxy knows it only to the
+/// second.
 #[must_use]
 pub fn same_switch(one: Option<&str>, other: Option<&str>) -> bool {
     let second = |at: &str| at.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_second).ok();
@@ -122,7 +123,7 @@ pub fn same_switch(one: Option<&str>, other: Option<&str>) -> bool {
     }
 }
 
-/// What is known just before traffic moves.
+/// The counters just before traffic moves.
 #[derive(Debug)]
 pub struct Handover {
     service: ServiceName,
@@ -131,18 +132,18 @@ pub struct Handover {
     before: Option<Before>,
 }
 
-/// Why it isn't known.
+/// Why the counters couldn't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
     /// uh-proxy doesn't answer.
     #[error(transparent)]
     Front(#[from] FrontError),
     /// The file can't be read.
-    #[error("what was saved at the last switch can't be read: {0}")]
+    #[error("can't read what was saved at the last switch: {0}")]
     File(#[from] io::Error),
 }
 
-/// What a backend has counted, and the state of things at that moment.
+/// A backend's counters, with the status at that moment.
 ///
 /// # Errors
 /// uh-proxy doesn't answer.
@@ -153,10 +154,10 @@ pub async fn read(front: &Front, backend: &BackendName) -> Result<(View, Reading
     Ok((view, Reading { process, counters }))
 }
 
-/// How often a restart between two questions is tried again. One restart is normal; one in each round isn't.
+/// How often to retry if uh-proxy restarts between two calls. One restart is normal, one per attempt isn't.
 const ROUNDS: u32 = 3;
 
-/// The status and the counters of one and the same process.
+/// The status and the counters of the same process.
 async fn metrics_of_one_process(front: &Front) -> Result<(View, String), FrontError> {
     let mut round = 1;
     loop {
@@ -182,13 +183,13 @@ fn active_since_start(view: &View, now: jiff::Timestamp) -> bool {
     started.zip(switched).is_some_and(|(started, switched)| switched < started)
 }
 
-/// The clock that uptime is measured with.
+/// The clock that uptimes are measured with.
 fn monotonic() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// Unknown is the same each time: then process id and start decide.
+/// Empty if unknown: then process id and start time decide.
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
@@ -198,7 +199,7 @@ mod tests {
     use super::same_switch;
 
     #[test]
-    fn a_restarted_uh_proxy_knows_its_last_switch_to_the_second_and_it_is_the_same_one() {
+    fn last_switch_times_that_differ_only_in_precision_are_the_same_switch() {
         let at = "2026-11-25T10:00:01.767Z";
         for (other, same) in
             [(at, true), ("2026-11-25T10:00:01Z", true), ("2026-11-25T10:00:02Z", false), ("?", false)]

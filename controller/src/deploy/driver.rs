@@ -1,4 +1,5 @@
-//! Performs what the machine says, one effect at a time, and writes every event down before it acts on it.
+//! Performs the effects that the state machine decides on, one at a time, and records every event before it acts on
+//! it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use crate::front::{Front, FrontError, Serving, Standing};
 use crate::report::Report;
 use crate::runtime::Runtime;
 
-/// Carries one operation to its end.
+/// Runs one operation to its end.
 pub struct Driver<'a> {
     pub(super) config: &'a Config,
     pub(super) runtime: &'a dyn Runtime,
@@ -28,27 +29,28 @@ pub struct Driver<'a> {
     pub(super) facts: Facts,
     pub(super) kind: Kind,
     pub(super) tally: Tally,
-    /// The service as it must stay until the switch. A recovery never switches to a candidate, and needs none.
+    /// What must not change in the service until the switch. A recovery never switches to a candidate, and needs
+    /// none.
     pub(super) standing: Option<Standing>,
-    /// What the watch next to this operation is told by, and what it says to it.
+    /// The connection to the watch that runs in parallel.
     pub(super) link: Option<&'a Link>,
-    /// Who serves at the end, as [`Effect::Confirm`] has found.
+    /// The active backend at the end, found by [`Effect::Confirm`].
     pub(super) serving: Option<Serving>,
-    /// Whether a change of routing for the candidate may have reached the front door.
+    /// Whether a change of routing for the candidate may have reached uh-proxy.
     pub(super) may_serve: bool,
-    /// The front door's counters when it began.
+    /// uh-proxy's counters when the operation began.
     counters: Option<Sample>,
-    /// Why the front door could not be asked what must be known to go on.
+    /// Why uh-proxy couldn't be asked what the operation needs to continue.
     pub(super) unanswered: Option<FrontError>,
     began: Instant,
 }
 
-/// What is known only at the end.
+/// What is known only after the operation has started.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    /// The front door's generation as we left it.
+    /// uh-proxy's generation after our last change.
     pub(super) generation: Option<u64>,
-    /// The switch, as the front door answered it.
+    /// The switch, from uh-proxy's reply.
     pub(super) switched: Option<SwitchedAt>,
     /// How long each effect took, in milliseconds.
     pub(super) timings_ms: BTreeMap<String, u64>,
@@ -62,11 +64,11 @@ pub(super) struct Tally {
     pub(super) reason: Option<String>,
 }
 
-/// A switch that the front door has answered.
+/// A switch that uh-proxy has acknowledged.
 #[derive(Debug, Clone)]
 pub(super) struct SwitchedAt {
     pub(super) generation: u64,
-    /// The front door's process.
+    /// The id of uh-proxy's process.
     pub(super) pid: u32,
     pub(super) persisted: bool,
     pub(super) at: Instant,
@@ -79,9 +81,10 @@ pub struct Ended {
     pub outcome: Outcome,
     /// How long it took.
     pub took: Duration,
-    /// After so long traffic had moved, if it did.
+    /// How long it took until traffic moved, if it did.
     pub moved_after: Option<Duration>,
-    /// Who serves, by a look after all that was done; `None`: the front door did not answer, and nothing was asked of it.
+    /// The active backend, read after everything was done; `None`: uh-proxy didn't answer, and nothing had been
+    /// changed there.
     pub serving: Option<Serving>,
     /// What users noticed.
     pub downtime: Downtime,
@@ -89,28 +92,28 @@ pub struct Ended {
     pub reason: Option<String>,
 }
 
-/// Why an operation could not be carried on. The journal says what may be left; who serves, only the front door.
+/// Why an operation couldn't continue. The journal says what may be left to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
-    /// The journal can't be written: nothing may be done that it does not know of.
+    /// The journal can't be written, and nothing may be done that it doesn't record.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The same, at its first line: nothing was done.
+    /// The same for the first entry: nothing was done.
     #[error(transparent)]
     NotBegun(JournalError),
-    /// The front door does not answer, and only it knows whether the candidate may be stopped.
+    /// uh-proxy doesn't answer, and only it knows whether the candidate may be stopped.
     #[error(transparent)]
     Unanswered(#[from] FrontError),
-    /// A fault of ours.
-    #[error("internal fault: {0}")]
+    /// A bug in uh-deploy.
+    #[error("internal error: {0}")]
     Illegal(#[from] IllegalEvent),
-    /// A fault of ours.
-    #[error("internal fault: nothing follows from {0:?}")]
+    /// A bug in uh-deploy.
+    #[error("internal error: there is no next step after {0:?}")]
     Stuck(Phase),
 }
 
 impl<'a> Driver<'a> {
-    /// A driver for an operation that is about to begin, or one to be recovered.
+    /// A driver for a new operation, or for one to recover.
     #[must_use]
     pub fn new(
         config: &'a Config,
@@ -142,16 +145,16 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// The same, with a watch next to it.
+    /// The same, with a watch in parallel.
     #[must_use]
     pub fn linked(self, link: Option<&'a Link>) -> Self {
         Self { link, ..self }
     }
 
-    /// Carries out a new operation. `standing`: as it was when the facts were read.
+    /// Runs a new operation. `standing`: what must not change until the switch.
     ///
     /// # Errors
-    /// The journal can't be written, or the front door does not answer and what was begun can't be undone without it.
+    /// The journal can't be written, or uh-proxy doesn't answer and the changes can't be undone without it.
     pub async fn run(&mut self, kind: Kind, standing: Standing) -> Result<Outcome, DriverError> {
         self.kind = kind;
         self.standing = Some(standing);
@@ -159,10 +162,10 @@ impl<'a> Driver<'a> {
         self.follow(Phase::Idle, Event::Begun(kind)).await
     }
 
-    /// Carries an interrupted operation to an end: forward if traffic has moved, else back.
+    /// Finishes an interrupted operation if traffic has moved, and undoes it otherwise.
     ///
     /// # Errors
-    /// The journal can't be written, or the front door does not answer.
+    /// The journal can't be written, or uh-proxy doesn't answer.
     pub async fn recover(&mut self, story: &Story) -> Result<Outcome, DriverError> {
         if let Phase::Done(outcome) = story.phase {
             return Ok(outcome);
@@ -175,7 +178,7 @@ impl<'a> Driver<'a> {
         self.follow(story.phase, Event::Interrupted).await
     }
 
-    /// How it ended, for whoever reports it.
+    /// How it ended, for the report.
     #[must_use]
     pub fn ended(self, outcome: Outcome) -> Ended {
         Ended {
@@ -183,7 +186,7 @@ impl<'a> Driver<'a> {
             took: self.began.elapsed(),
             moved_after: self.tally.switched.as_ref().map(|switched| switched.at - self.began),
             serving: self.serving,
-            downtime: self.tally.downtime.unwrap_or_else(|| Downtime::unknown("it did not come to that")),
+            downtime: self.tally.downtime.unwrap_or_else(|| Downtime::unknown("the operation ended early")),
             reason: self.tally.reason,
         }
     }
@@ -194,11 +197,11 @@ impl<'a> Driver<'a> {
         Ok(Sample::read(&metrics, self.front.service.as_str(), proxy.pid, proxy.uptime_s))
     }
 
-    /// What users have noticed since it began.
+    /// Measures what users noticed since the operation began.
     pub(super) async fn measure_downtime(&mut self) {
         let downtime = match (&self.counters, self.sample().await) {
             (Some(before), Ok(after)) => Downtime::between(before, &after, self.began.elapsed().as_secs()),
-            (None, _) => Downtime::unknown("uh-proxy's counters were not read at the start"),
+            (None, _) => Downtime::unknown("uh-proxy's counters couldn't be read at the start"),
             (_, Err(e)) => Downtime::unknown(crate::chain(&e)),
         };
         self.tally.downtime = Some(downtime);
@@ -240,7 +243,7 @@ impl<'a> Driver<'a> {
         None
     }
 
-    /// The line for the history, and for hooks and the webhook.
+    /// The entry for the history, hooks and webhook.
     pub(super) fn line(&self, outcome: Outcome) -> Line {
         let command = match self.kind {
             Kind::Deploy => "deploy",
@@ -250,7 +253,7 @@ impl<'a> Driver<'a> {
         if self.facts.skip_health {
             remarks.push("health gate skipped".to_owned());
         }
-        remarks.extend(self.facts.why.iter().map(|why| format!("asked for by {why}")));
+        remarks.extend(self.facts.why.iter().map(|why| format!("requested by {why}")));
         let failed = !matches!(outcome, Outcome::Deployed | Outcome::RolledBack);
         let breach = self.facts.breach.clone();
         let failure = self.tally.reason.clone().filter(|_| failed);
@@ -292,21 +295,21 @@ fn outcome_name(outcome: Outcome) -> &'static str {
     }
 }
 
-/// What an operation was doing, for people.
+/// What an operation was doing, for messages.
 #[must_use]
 pub fn doing(phase: Phase) -> &'static str {
     match phase {
-        Phase::Idle => "beginning",
+        Phase::Idle => "starting",
         Phase::Building => "building",
-        Phase::Checking => "checking the target",
+        Phase::Checking => "checking the rollback target",
         Phase::Starting(_) => "starting the candidate",
         Phase::Probing(_) => "waiting for health checks",
         Phase::Switching(_) => "switching traffic",
         Phase::Draining(_) => "draining the old backend",
-        Phase::Settling(_) => "watching the target of a rollback",
+        Phase::Settling(_) => "watching the rollback target",
         Phase::Returning(_) => "moving traffic back",
-        Phase::Undoing(..) => "undoing",
-        Phase::Confirming(_) => "looking who serves",
+        Phase::Undoing(..) => "undoing its changes",
+        Phase::Confirming(_) => "checking which backend serves",
         Phase::Recording(_) => "writing the history",
         Phase::Done(_) => "done",
     }

@@ -1,5 +1,5 @@
-//! Each effect, one function for each. All of them may be performed twice: after a crash nobody knows how far the first
-//! time got.
+//! The effects, one function for each. Each can safely be performed twice, because after a crash it is unknown how
+//! far the first attempt got.
 
 mod candidate;
 mod confirm;
@@ -43,7 +43,7 @@ impl Driver<'_> {
         Event::Failed(failure)
     }
 
-    /// Fails, and says it where a diagnosis does not.
+    /// Fails, and prints the reason, which no diagnosis does.
     fn fail_aloud(&mut self, failure: Failure, reason: impl Into<String>) -> Event {
         let reason = reason.into();
         self.report.say(&format!("❌ {reason}"));
@@ -65,7 +65,9 @@ impl Driver<'_> {
         let event = self.fail_aloud(failure, chain(error));
         error.log().iter().for_each(|line| self.report.line(&format!("  {line}")));
         if let RuntimeError::PortTaken { .. } = error {
-            self.report.line("what to try: stop whoever has the port, or give the backend another endpoint");
+            self.report.line(
+                "what to try: stop the process that uses the port, or give the backend another endpoint",
+            );
         }
         event
     }
@@ -83,7 +85,7 @@ impl Driver<'_> {
         }
     }
 
-    /// It is its backend's now: from here on it is restarted when it ends.
+    /// Enables restarts of the instance, which is now its backend's.
     async fn keep_running(&mut self) {
         let kept = match self.records.of(&self.facts.to) {
             Ok(Some(record)) => self.runtime.keep_running(&record.instance).await.map_err(|e| chain(&e)),
@@ -91,8 +93,8 @@ impl Driver<'_> {
             Err(e) => Err(e.to_string()),
         };
         if let Err(reason) = kept {
-            self.report.warn(&format!("{} will not be restarted when it ends: {reason}", self.facts.to));
-            self.tally.remarks.push(format!("it will not be restarted when it ends: {reason}"));
+            self.report.warn(&format!("{} won't be restarted when it exits: {reason}", self.facts.to));
+            self.tally.remarks.push(format!("it won't be restarted when it exits: {reason}"));
         }
     }
 
@@ -125,7 +127,7 @@ impl Driver<'_> {
         }
         let line = self.line(outcome);
         if let Err(e) = self.history.append(&line) {
-            self.report.warn(&format!("the history could not be written: {e}"));
+            self.report.warn(&format!("can't write the history: {e}"));
         }
         fault::point("effect.record.written");
         let hook = match outcome {
@@ -152,7 +154,7 @@ pub(crate) fn named(backend: &BackendName, version: Option<&str>) -> String {
     version.map_or_else(|| backend.to_string(), |version| format!("{backend} ({})", version_text(version)))
 }
 
-/// `v1.0.0`, whether the version is called `1.0.0` or `v1.0.0`.
+/// `v1.0.0`, for both `1.0.0` and `v1.0.0`.
 pub(crate) fn version_text(version: &str) -> String {
     let has_v =
         version.strip_prefix(['v', 'V']).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));

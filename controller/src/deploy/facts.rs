@@ -1,4 +1,4 @@
-//! What an operation knows about itself from the start. Written with its first line in the journal, never changed.
+//! The facts of an operation: known when it starts, written with its first journal entry, never changed.
 
 use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
@@ -7,75 +7,75 @@ use super::watch::Plan;
 use crate::evidence::Breach;
 use crate::runtime::{Endpoint, InstanceId};
 
-/// What an operation is about.
+/// The facts of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// Its name: time and a random part, so that names sort by time.
+    /// Its id: the time and a random part, so that ids sort by time.
     pub operation: String,
     /// The service.
     pub service: ServiceName,
-    /// Active when it began.
+    /// The active backend when it started.
     pub from: BackendName,
-    /// The version there, as far as it is known.
+    /// The version there, if known.
     pub from_version: Option<String>,
     /// The candidate, or what is rolled back to.
     pub to: BackendName,
-    /// The version that it is, or will be. Unknown only of a target that was not started by us.
+    /// Its version. Unknown only for a rollback target that uh-deploy didn't start.
     pub version: Option<String>,
     /// Where it listens.
     pub endpoints: Vec<Endpoint>,
-    /// The front door's generation when it began.
+    /// uh-proxy's generation when it started.
     pub generation: u64,
-    /// The front door's last switch before it began.
+    /// uh-proxy's last switch before it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_switch: Option<String>,
-    /// What the candidate's instance is called, if this operation starts one.
+    /// The candidate's instance, if this operation starts one.
     pub instance: InstanceId,
-    /// Whether it goes without the health gate.
+    /// Whether the health gate is skipped.
     pub skip_health: bool,
-    /// Whether a candidate that fails is left running, out of service.
+    /// Whether a failed candidate keeps running, out of service.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_failed: bool,
-    /// Who: user and host.
+    /// Who runs it: user and host.
     pub who: String,
-    /// Why, where that is not plain: `monitor`.
+    /// What requested it, if not a person: `monitor`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// What was found wrong, if that is why.
+    /// The breach that caused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub breach: Option<Breach>,
-    /// The watch that follows a deploy. In the journal from the start, so that it isn't lost if we are.
+    /// The planned watch of a deploy. In the journal from the start, so that it survives a crash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watch: Option<Plan>,
-    /// When it began: ISO 8601, UTC.
+    /// When it started: ISO 8601, UTC.
     pub began_at: String,
 }
 
 impl Facts {
-    /// A version for people.
+    /// The version for messages.
     #[must_use]
     pub fn version_or_unknown(&self) -> &str {
         self.version.as_deref().unwrap_or("unknown")
     }
 }
 
-/// A name for an operation that begins now.
+/// An id for an operation that starts now.
 #[must_use]
 pub fn new_operation(now: jiff::Timestamp) -> String {
     use std::hash::{BuildHasher as _, Hasher as _};
-    // Two controllers may begin in the same second; the standard library's hasher is seeded at random.
+    // Two operations may start in the same second; the standard library's hasher has a random seed.
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
     format!("{}-{:06x}", now.strftime("%Y%m%dt%H%M%S"), hasher.finish() & 0xff_ffff)
 }
 
-/// Who is at work, as `--by` says; set once, at the start.
+/// The value of `--by`, set once at the start.
 pub static BY: std::sync::OnceLock<String> = std::sync::OnceLock::new();
 
-/// The longest name that is put on record.
+/// The longest name that is recorded.
 const MAX_WHO_CHARS: usize = 128;
 
-/// The variables in which CI services say who has started a job.
+/// The variables in which CI services name the user who started the job.
 const CI: [(&str, &str); 5] = [
     ("GITHUB_ACTOR", "GitHub Actions"),
     ("GITLAB_USER_LOGIN", "GitLab CI"),
@@ -84,8 +84,8 @@ const CI: [(&str, &str); 5] = [
     ("BUILD_USER_ID", "Jenkins"),
 ];
 
-/// Who is at work: `user@host`. A person where one is known: who is named by `--by`, who has called sudo, who has started
-/// the CI job. In a container the user and the host are nobody's names.
+/// Who runs the command: `user@host`. Prefers a person: the value of `--by`, the caller of sudo, or the user who
+/// started the CI job. In a container, user and host don't identify anyone.
 #[must_use]
 pub fn who() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -108,7 +108,7 @@ mod tests {
     use super::who_is;
 
     #[test]
-    fn whoever_is_known_best_is_named() {
+    fn the_most_specific_known_name_is_used() {
         let variables = |set: &'static [(&str, &str)]| {
             move |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
         };

@@ -1,4 +1,4 @@
-//! The history: one JSON object a line for every command that changed something, or tried to.
+//! The history: one JSON object per line for every command that changed something or tried to.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use crate::downtime::Downtime;
 use crate::evidence::Breach;
 use crate::files;
 
-/// One line. Fields may be added.
+/// One entry. Fields may be added.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     /// When it ended: ISO 8601, UTC.
     pub at: String,
-    /// The operation, if it was one.
+    /// The operation's id, if the command was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<String>,
     /// `deploy`, `rollback`, `watch`, `retire`, `maintenance`.
@@ -25,13 +25,13 @@ pub struct Line {
     /// The service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceName>,
-    /// Active before.
+    /// The active backend before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<BackendName>,
     /// The version there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_version: Option<String>,
-    /// What was to serve, or what the command was about.
+    /// The target, or the backend that the command concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<BackendName>,
     /// The version there.
@@ -40,16 +40,16 @@ pub struct Line {
     /// Image digest or program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact: Option<String>,
-    /// How it ended: `deployed`, `rolled_back`, `failed`, `returned`, `superseded`, `attention`, `done`; of a watch:
-    /// `ok`, `not enough data`, `breach`, `superseded`.
+    /// How it ended: `deployed`, `rolled_back`, `failed`, `returned`, `superseded`, `attention` or `done`; for a
+    /// watch: `ok`, `not enough data`, `breach` or `superseded`.
     pub outcome: String,
     /// Why, in full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Why a version was found bad: by a watch, or as the reason of a rollback.
+    /// Why a watch found the version bad, also for the rollback it caused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub breach: Option<Breach>,
-    /// What is worth knowing: `health gate skipped`, `recovered after an interruption`.
+    /// Remarks: `health gate skipped`, `recovered after an interruption`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,
     /// How long each part took, in milliseconds.
@@ -58,19 +58,19 @@ pub struct Line {
     /// Exchanges that the old backend held when traffic moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<u64>,
-    /// How many of them ended by themselves while they were waited for.
+    /// How many of them finished during the drain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished: Option<u64>,
     /// How many were cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<u64>,
-    /// Active at the end, by a look after all that was done.
+    /// The active backend at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serves: Option<BackendName>,
     /// The version there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serves_version: Option<String>,
-    /// What users noticed, by the front door's counters.
+    /// What users noticed, from uh-proxy's counters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime: Option<Downtime>,
 }
@@ -85,16 +85,16 @@ pub struct History {
 }
 
 impl History {
-    /// That of this state directory.
+    /// The history of this state directory.
     #[must_use]
     pub fn new(state_dir: &Path) -> Self {
         Self { path: state_dir.join("history.jsonl") }
     }
 
-    /// Appends a line, synced. An operation that has its line already, from before an interruption, gets no second.
+    /// Appends an entry and syncs it. An operation that already has one, from before an interruption, gets no second.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file can't be written.
     pub fn append(&self, line: &Line) -> io::Result<()> {
         let known = self.lines()?;
         if line.operation.is_some() && known.iter().any(|other| other.operation == line.operation) {
@@ -105,7 +105,7 @@ impl History {
         }
         let mut file = files::append(&self.path)?;
         let mut text = serde_json::to_string(line)?;
-        // After a torn line, a line of our own.
+        // After a torn line, start a new one.
         if files::read(&self.path)?.is_some_and(|text| !text.is_empty() && !text.ends_with(b"\n")) {
             text.insert(0, '\n');
         }
@@ -114,10 +114,10 @@ impl History {
         file.sync_data()
     }
 
-    /// All lines that can be read, oldest first.
+    /// All readable entries, oldest first.
     ///
     /// # Errors
-    /// The file is there and can't be read.
+    /// The file exists but can't be read.
     pub fn lines(&self) -> io::Result<Vec<Line>> {
         let text = files::read(&self.path)?.unwrap_or_default();
         let lines = text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_operation_is_written_once_and_torn_lines_spoil_nothing() {
+    fn an_operation_is_recorded_once_and_torn_lines_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let history = History::new(dir.path());
         let line = |operation: &str| Line { operation: Some(operation.to_owned()), ..Line::default() };

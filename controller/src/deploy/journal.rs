@@ -1,7 +1,7 @@
-//! The journal: one JSON object a line, appended and synced before anything follows from it.
+//! The journal: one JSON object per line, appended and synced before anything follows from it.
 //!
-//! A line that is torn (the machine lost power within a write) was followed by nothing, so a last line that can't be
-//! read counts for nothing. Damage anywhere else is an error: somebody must look.
+//! Nothing followed from a torn last line (the machine lost power during the write), so a last line that can't be
+//! read is ignored. Damage anywhere else is an error that needs manual intervention.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -14,13 +14,13 @@ use super::facts::Facts;
 use super::machine::{Event, IllegalEvent, Kind, Phase, step};
 use crate::{fault, files, time};
 
-/// The version of the format. Version 1 had no final look at who serves, and no settling after a rollback.
+/// The version of the format. Version 1 had no final look at uh-proxy, and no settling after a rollback.
 pub const SCHEMA: u32 = 2;
 
-/// A journal that is longer begins anew with the next operation; the history has what matters of the old ones.
+/// A longer journal is emptied before the next operation; the history keeps what matters.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// One line.
+/// One entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The version of the format.
@@ -29,12 +29,12 @@ pub struct Entry {
     pub at: String,
     /// Which operation.
     pub operation: String,
-    /// What has happened.
+    /// What happened.
     pub event: Event,
-    /// With the first line of an operation.
+    /// In the first entry of an operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<Facts>,
-    /// For people. No secrets.
+    /// A remark for operators, without secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
@@ -43,21 +43,21 @@ pub struct Entry {
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The file can't be read or written.
-    #[error("the journal {}: {source}", path.display())]
+    #[error("can't use the journal {}: {source}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// It is not the file any more that was locked.
-    #[error("the journal {} was moved or removed while this command was at work, so nothing more is written and nothing more is done; put it back, then run `uh-deploy recover`", path.display())]
+    /// The file isn't the locked one any more.
+    #[error("the journal {} was moved or removed while this command was running, so the command stopped. Put the file back, then run `uh-deploy recover`", path.display())]
     Replaced {
         /// The file.
         path: PathBuf,
     },
     /// A line other than the last can't be read.
-    #[error("the journal {}, line {line}, is damaged: {reason}; look at it, then move the file away", path.display())]
+    #[error("the journal {} is damaged at line {line}: {reason}. Inspect it, then move the file away", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -68,30 +68,30 @@ pub enum JournalError {
     },
 }
 
-/// The newest operation, as its lines tell it.
+/// The newest operation, reconstructed from its entries.
 #[derive(Debug, Clone)]
 pub struct Story {
-    /// What it is about.
+    /// Its facts.
     pub facts: Facts,
-    /// Where it got to.
+    /// The phase it reached.
     pub phase: Phase,
     /// The last note.
     pub note: Option<String>,
-    /// What is being done.
+    /// The kind of operation.
     pub kind: Kind,
-    /// Whether it got as far as to ask the front door for traffic: before that, its candidate can't serve.
+    /// Whether it may have sent uh-proxy a switch: before that, its candidate can't serve.
     pub may_serve: bool,
 }
 
 impl Story {
-    /// Whether something is left to be done.
+    /// Whether something is left to do.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
         !matches!(self.phase, Phase::Done(_))
     }
 }
 
-/// The journal, open for writing. Only whoever holds the lock has the file for one.
+/// The journal, open for writing. Only the holder of the lock has the file.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -99,11 +99,11 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Tells the newest operation, and is ready to write on. A torn last line is cut off. `file`: as locked, from
-    /// [`super::lock::Lock::journal`].
+    /// Reads the newest operation, and prepares for writing. A torn last line is cut off. `file`: the locked file,
+    /// from [`super::lock::Lock::journal`].
     ///
     /// # Errors
-    /// The disk refuses, it is damaged, or another file has its name now.
+    /// The file can't be read or written, is damaged, or has been replaced.
     pub fn open(directory: &Path, file: Rc<File>) -> Result<(Self, Option<Story>), JournalError> {
         let path = path(directory);
         must_be(&path, &file)?;
@@ -115,7 +115,7 @@ impl Journal {
             reason,
         })?;
         if text.len() as u64 > MAX_BYTES && !story.as_ref().is_some_and(Story::is_unfinished) {
-            // In place: the lock is on this very file. All operations in it are at their ends.
+            // In place, because this file is the locked one. All operations in it have ended.
             file.set_len(0).and_then(|()| file.sync_all()).map_err(failed)?;
         } else if whole < text.len() {
             file.set_len(whole as u64).and_then(|()| file.sync_all()).map_err(failed)?;
@@ -123,10 +123,10 @@ impl Journal {
         Ok((Self { path, file }, story))
     }
 
-    /// Appends a line, and returns when it is on disk.
+    /// Appends an entry, and returns once it is on disk.
     ///
     /// # Errors
-    /// The disk refuses; then nothing may follow from it.
+    /// The file can't be written; then nothing may follow from the event.
     pub fn write(
         &mut self,
         operation: &str,
@@ -153,7 +153,7 @@ impl Journal {
     }
 }
 
-/// Tells the newest operation without changing anything.
+/// Reads the newest operation, without changing anything.
 ///
 /// # Errors
 /// It can't be read, or is damaged.
@@ -164,12 +164,12 @@ pub fn look(directory: &Path) -> Result<Option<Story>, JournalError> {
     told.map(|(story, _)| story).map_err(|(line, reason)| JournalError::Damaged { path, line, reason })
 }
 
-/// Where it is in a state directory.
+/// The path of the journal in a state directory.
 pub(super) fn path(directory: &Path) -> PathBuf {
     directory.join("journal.jsonl")
 }
 
-/// Whoever opens the file of this name must get the one that is locked: another could be locked by somebody else.
+/// Requires that the path still names the locked file: another file could be locked by another process.
 fn must_be(path: &Path, file: &File) -> Result<(), JournalError> {
     use std::os::unix::fs::MetadataExt as _;
     let failed = |source| JournalError::File { path: path.to_owned(), source };
@@ -182,12 +182,12 @@ fn must_be(path: &Path, file: &File) -> Result<(), JournalError> {
 }
 
 fn event_name(event: Event) -> String {
-    // `failed(unhealthy)` and the like: the name alone is enough for a fault point.
+    // Without the details, as in `failed(unhealthy)`: fault points only need the name.
     let text = format!("{event:?}");
     text.split('(').next().unwrap_or_default().to_ascii_lowercase()
 }
 
-/// The newest operation, and how many bytes are whole lines that can be read.
+/// The newest operation, and how many bytes of the text are readable lines.
 fn tell(text: &[u8]) -> Result<(Option<Story>, usize), (usize, String)> {
     let mut story: Option<Story> = None;
     let mut whole = 0;
@@ -207,14 +207,11 @@ fn tell(text: &[u8]) -> Result<(Option<Story>, usize), (usize, String)> {
 
 fn read(line: &[u8]) -> Result<Entry, String> {
     if !line.ends_with(b"\n") {
-        return Err("it has no end".to_owned());
+        return Err("the line is incomplete".to_owned());
     }
     let entry: Entry = serde_json::from_slice(line).map_err(|e| e.to_string())?;
     if entry.schema > SCHEMA {
-        return Err(format!(
-            "schema {} is newer than this version of uh-deploy knows ({SCHEMA})",
-            entry.schema
-        ));
+        return Err(format!("schema {} is newer than this uh-deploy supports ({SCHEMA})", entry.schema));
     }
     Ok(entry)
 }
@@ -223,16 +220,19 @@ fn follow(story: &mut Option<Story>, entry: Entry) -> Result<(), String> {
     let illegal = |e: IllegalEvent| e.to_string();
     if let Event::Begun(_) = entry.event {
         if let Some(before) = story.as_ref().filter(|story| story.is_unfinished()) {
-            return Err(format!("{} begins before {} has ended", entry.operation, before.facts.operation));
+            return Err(format!(
+                "operation {} starts before {} has ended",
+                entry.operation, before.facts.operation
+            ));
         }
-        let facts = entry.facts.ok_or("an operation begins without its facts")?;
+        let facts = entry.facts.ok_or("an operation starts without its facts")?;
         let (phase, _) = step(Phase::Idle, entry.event).map_err(illegal)?;
         let kind = if phase == Phase::Checking { Kind::Rollback } else { Kind::Deploy };
         *story = Some(Story { facts, phase, note: entry.note, kind, may_serve: false });
         return Ok(());
     }
     let story = story.as_mut().filter(|story| story.facts.operation == entry.operation);
-    let story = story.ok_or_else(|| format!("{} has no beginning", entry.operation))?;
+    let story = story.ok_or_else(|| format!("operation {} has no first line", entry.operation))?;
     if entry.schema < 2 && entry.event == Event::Recorded {
         for implied in [Event::Settled, Event::Confirmed] {
             story.phase = step(story.phase, implied).map_or(story.phase, |(next, _)| next);
@@ -302,7 +302,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_newest_operation_is_told_with_its_phase() {
+    fn the_newest_operation_is_read_with_its_phase() {
         let dir = tempfile::tempdir().unwrap();
         assert!(look(dir.path()).unwrap().is_none());
         write_all(dir.path(), "one", &WELL);
@@ -320,11 +320,11 @@ pub(crate) mod tests {
         let text = std::fs::read_to_string(path(dir.path())).unwrap();
         std::fs::write(path(dir.path()), text.replacen("proven", "improven", 1)).unwrap();
         let message = look(dir.path()).unwrap_err().to_string();
-        assert!(message.contains("line 4, is damaged"), "{message}");
+        assert!(message.contains("is damaged at line 4"), "{message}");
     }
 
     #[test]
-    fn what_an_earlier_version_has_finished_is_finished() {
+    fn an_operation_finished_by_an_earlier_version_counts_as_finished() {
         let dir = tempfile::tempdir().unwrap();
         let events =
             ["\"built\"", "\"started\"", "\"proven\"", "\"switched\"", "\"drained\"", "\"recorded\""];
@@ -346,7 +346,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_journal_that_was_moved_away_is_not_written_on() {
+    fn a_journal_that_was_moved_away_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
         write_all(dir.path(), "one", &WELL);
         let (mut journal, _) = open(dir.path());
@@ -362,7 +362,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_long_journal_begins_anew_once_nothing_is_unfinished() {
+    fn a_long_journal_is_emptied_once_nothing_is_unfinished() {
         let dir = tempfile::tempdir().unwrap();
         let line = |n: usize| {
             format!(
@@ -387,9 +387,9 @@ pub(crate) mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Cut anywhere, a journal is as if the torn line had never been begun, and can be written on.
+        /// Cut anywhere, a journal reads as if the torn line had never been started, and can be appended to.
         #[test]
-        fn a_journal_cut_anywhere_is_as_if_the_last_line_was_never_begun(cut in 0usize..3000) {
+        fn a_journal_cut_anywhere_reads_as_if_the_torn_line_never_started(cut in 0usize..3000) {
             let dir = tempfile::tempdir().unwrap();
             write_all(dir.path(), "one", &WELL[..4]);
             let text = std::fs::read(path(dir.path())).unwrap();

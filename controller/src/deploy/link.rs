@@ -1,11 +1,11 @@
-//! How a deploy and the watch that runs at the same time reach each other: the deploy says when traffic has moved, the
-//! watch says when there is no point in waiting for the old version any longer.
+//! Connects a deploy with the watch that runs in parallel: the deploy signals that traffic has moved, the watch
+//! signals that waiting for the old version is pointless.
 
 use std::cell::Cell;
 
 use tokio::sync::Notify;
 
-/// Between one operation and one watch.
+/// Connects one operation with one watch.
 #[derive(Debug, Default)]
 pub struct Link {
     switched: Notify,
@@ -14,7 +14,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Traffic has moved: from now on there is something to watch.
+    /// Signals that traffic has moved, so the watch can start.
     pub fn switched(&self) {
         self.switched.notify_one();
     }
@@ -24,12 +24,12 @@ impl Link {
         self.switched.notified().await;
     }
 
-    /// The new version is bad and has to go: the operation ends as soon as it can.
+    /// Signals that the new version misbehaves, so the operation ends as soon as it can.
     pub fn hurry(&self) {
         self.hurry.notify_one();
     }
 
-    /// Waits until somebody hurries; without a link, forever.
+    /// Waits until [`Self::hurry`] is called; without a link, indefinitely.
     pub async fn hurried(link: Option<&Self>) {
         match link {
             Some(link) => link.hurry.notified().await,
@@ -37,12 +37,12 @@ impl Link {
         }
     }
 
-    /// The operation is over: whoever watches is the only one that looks at the instance.
+    /// Signals that the operation has ended: from now on only the watch checks the instance.
     pub fn set_over(&self) {
         self.over.set(true);
     }
 
-    /// Whether the operation is over.
+    /// Whether the operation has ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.over.get()

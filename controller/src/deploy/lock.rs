@@ -1,6 +1,6 @@
-//! One operation at a time: an OS file lock that the kernel frees when its holder dies, however that comes about.
+//! One operation at a time: an OS file lock that the kernel releases when its holder dies, for whatever reason.
 //!
-//! The text inside the file is only for people; whether the lock is held is the kernel's to say.
+//! The text in the file is only for messages; the kernel decides whether the lock is held.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -15,64 +15,64 @@ use serde::{Deserialize, Serialize};
 use super::journal;
 use crate::files;
 
-/// How long the loser waits for the winner's name.
+/// How long to wait until a new holder has written its name.
 const NAME_WITHIN: Duration = Duration::from_millis(500);
 
-/// The longest text about a holder.
+/// The largest text about a holder.
 const MAX_HOLDER_BYTES: u64 = 64 << 10;
 
-/// How often it looks.
+/// How often to check for it.
 const NAME_POLL: Duration = Duration::from_millis(5);
 
-/// How often a caller that waits tries again.
+/// How often a waiting caller tries again.
 const WAIT_POLL: Duration = Duration::from_millis(50);
 
-/// A caller that waits says so after this: most holders are done by then.
+/// After this, a waiting caller reports that it waits: most holders are done by then.
 const SAY_AFTER: Duration = Duration::from_secs(1);
 
-/// A command that only asks whether the lock is held has it for microseconds: that must not refuse a deploy.
+/// A command that only checks the lock holds it for microseconds, which must not make a deploy fail.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// The lock, held until this is dropped or the process ends. The journal is locked with it: a lock file that somebody
-/// removes can be locked a second time under the same name, the journal can't be written by two.
+/// The lock, held until this is dropped or the process exits. The journal is locked too: if the lock file is removed,
+/// a new one could be locked a second time, but the journal still can't be written by two processes.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
     journal: Rc<File>,
 }
 
-/// Who holds it.
+/// The process that holds the lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Its process id.
     pub pid: u32,
     /// User and host.
     pub who: String,
-    /// What it does: `deploy of 1.0.1`.
+    /// What it is doing: `deploy of 1.0.1`.
     pub what: String,
-    /// Since when: ISO 8601, UTC.
+    /// When it took the lock: ISO 8601, UTC.
     pub since: String,
-    /// Version of uh-deploy.
+    /// Its version of uh-deploy.
     pub program: String,
 }
 
-/// Why the lock could not be had.
+/// Why the lock couldn't be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody else is at work.
+    /// Another uh-deploy is running.
     #[error("{}", held_by(holder.as_deref()))]
     Held {
-        /// Who, if it has written that down already.
+        /// Its holder, if it has written its name yet.
         holder: Option<Box<Holder>>,
     },
-    /// Somebody else is at work, and the lock file that says who was removed.
-    #[error("another uh-deploy is at work: it holds the journal {}, and its lock file was removed; nothing was changed. Wait until it has ended, and leave the lock file alone: it frees itself", path.display())]
+    /// Another uh-deploy is running, and its lock file was removed.
+    #[error("another uh-deploy is running: it holds the journal {}, but its lock file was removed; nothing was changed. Wait until it has ended, and never remove the lock file: the lock disappears with its holder", path.display())]
     JournalHeld {
         /// The journal.
         path: PathBuf,
     },
     /// The file can't be opened or locked.
-    #[error("cannot lock {}", path.display())]
+    #[error("can't lock {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -84,16 +84,16 @@ pub enum LockError {
 
 fn held_by(holder: Option<&Holder>) -> String {
     let who = holder.map_or_else(
-        || "somebody".to_owned(),
+        || "unknown user".to_owned(),
         |holder| format!("{} (pid {}), since {}: {}", holder.who, holder.pid, holder.since, holder.what),
     );
     format!(
-        "another uh-deploy is at work: {who}; nothing was changed. Wait until it has ended; its lock goes with it, even if it is killed"
+        "another uh-deploy is running: {who}; nothing was changed. Wait until it has ended: its lock disappears with it, even if it is killed"
     )
 }
 
 impl LockError {
-    /// Whether somebody else has it, so that waiting may help.
+    /// Whether another process holds it, so that waiting may help.
     #[must_use]
     pub fn is_held(&self) -> bool {
         matches!(self, Self::Held { .. } | Self::JournalHeld { .. })
@@ -101,10 +101,10 @@ impl LockError {
 }
 
 impl Lock {
-    /// Takes the lock, or says at once who has it.
+    /// Takes the lock, or reports immediately who holds it.
     ///
     /// # Errors
-    /// Somebody has it, or the system refuses.
+    /// Another process holds it, or the file can't be opened or locked.
     pub fn take(directory: &Path, holder: &Holder) -> Result<Self, LockError> {
         let path = directory.join("lock");
         let failed = |source: io::Error| LockError::File { path: path.clone(), source };
@@ -128,10 +128,10 @@ impl Lock {
         Ok(Self { _file: file, journal: Rc::new(journal) })
     }
 
-    /// The same, but whoever has it is waited for. `waiting` is called once, when that takes more than a moment.
+    /// The same, but waits for the current holder. `waiting` is called once if that takes longer than a moment.
     ///
     /// # Errors
-    /// Somebody has it for longer than that, or the system refuses.
+    /// Another process holds it for longer than that, or the file can't be opened or locked.
     pub async fn wait(
         directory: &Path,
         holder: &Holder,
@@ -160,10 +160,10 @@ impl Lock {
     }
 }
 
-/// Who is at work now; `None`: nobody.
+/// The current holder; `None`: the lock is free.
 ///
 /// # Errors
-/// The file is there and can't be opened.
+/// The file exists but can't be opened.
 pub fn at_work(directory: &Path) -> io::Result<Option<LockError>> {
     for path in [directory.join("lock"), journal::path(directory)] {
         let mut file = match File::open(&path) {
@@ -186,7 +186,7 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Whether it could be locked. Somebody who only looks is waited for.
+/// Whether it could be locked. Waits for a command that only checks the lock.
 fn lock_soon(file: &File) -> io::Result<bool> {
     let deadline = Instant::now() + GLANCE;
     loop {
@@ -201,7 +201,7 @@ fn lock_soon(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Whoever has just got the lock needs a moment to write its name over that of the one before, which may be a dead one's.
+/// A new holder needs a moment to write its name over that of its predecessor, which may be dead.
 fn holder_of(file: &mut File) -> Option<Box<Holder>> {
     let deadline = Instant::now() + NAME_WITHIN;
     while Instant::now() < deadline {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_is_told_who_has_it_and_gets_it_when_the_first_lets_go() {
+    fn a_second_caller_learns_who_holds_the_lock_and_gets_it_once_it_is_free() {
         let dir = tempfile::tempdir().unwrap();
         let first = Lock::take(dir.path(), &holder("deploy of 1.0.1, a long text")).unwrap();
         let error = Lock::take(dir.path(), &holder("deploy of 1.0.2")).unwrap_err();
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_file_that_is_removed_makes_no_second_controller() {
+    fn removing_the_lock_file_does_not_allow_a_second_uh_deploy() {
         let dir = tempfile::tempdir().unwrap();
         let first = Lock::take(dir.path(), &holder("deploy of 1.0.1")).unwrap();
         std::fs::remove_file(dir.path().join("lock")).unwrap();

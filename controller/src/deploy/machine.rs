@@ -1,4 +1,4 @@
-//! What follows from what: pure, total, and the same for a live run, a replay and a recovery.
+//! The state machine of an operation: pure, total, and the same for a live run, a replay and a recovery.
 //!
 //! ```text
 //! deploy     Idle → Building → Starting → Probing → Switching → Draining → Confirming → Recording → Done
@@ -8,11 +8,11 @@
 //!            the candidate died:    Draining, Settling → Returning → Undoing → Confirming → Recording → Done(Returned)
 //! ```
 //!
-//! No operation is recorded before `Confirming`, which looks at the front door once more: what an operation remembers
-//! of its own switch says nothing about who serves at its end.
+//! No operation is recorded before `Confirming`, which looks at uh-proxy once more: that an operation has switched
+//! doesn't mean that its target still serves at the end.
 //!
-//! An interruption is an event like any other: before traffic moved it undoes, afterwards the same effects are
-//! performed again. That is why every effect must be fit to be performed twice.
+//! An interruption is an event like any other: before traffic has moved, it leads to undoing; afterwards, the same
+//! effects are performed again. That is why every effect must be safe to perform twice.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,50 +20,50 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A new version beside the old one, then a switch.
+    /// Start a new version next to the old one, then switch.
     Deploy,
-    /// A switch to what served before.
+    /// Switch to what served before.
     Rollback,
 }
 
-/// Whether the instance that is to serve was started by this operation, and so is this operation's to stop.
+/// Whether this operation started the target instance, and may therefore stop it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// This operation started it, or may have.
     Ours,
-    /// It ran before.
+    /// It was already running.
     Found,
 }
 
-/// What kind of operation it is, and whose the candidate is.
+/// The kind of operation, and the origin of its target instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Course {
     /// What is being done.
     pub kind: Kind,
-    /// Whose the candidate is.
+    /// The origin of the target instance.
     pub origin: Origin,
 }
 
-/// Why it did not come to a good end.
+/// Why an operation failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Failure {
-    /// A hook said no, or there is nothing to roll back to.
+    /// A hook vetoed it, or there is nothing to roll back to.
     Declined,
-    /// It could not be built.
+    /// The build failed.
     Build,
-    /// It could not be started.
+    /// The candidate couldn't be started.
     Start,
-    /// It was not proven healthy.
+    /// The candidate failed its health checks.
     Unhealthy,
-    /// The front door refused, or did not answer.
+    /// uh-proxy refused, or didn't answer.
     Refused,
-    /// Somebody else changed the routing meanwhile.
+    /// The routing was changed by another command.
     Overtaken,
-    /// The controller was stopped or killed.
+    /// uh-deploy was stopped or killed.
     Interrupted,
-    /// It died after it had got traffic.
+    /// The candidate died after the switch.
     Died,
 }
 
@@ -73,15 +73,15 @@ pub enum Failure {
 pub enum Outcome {
     /// The new version serves.
     Deployed,
-    /// What served before serves again, because it was asked for.
+    /// What served before serves again, as requested.
     RolledBack,
-    /// Nothing has changed: the old version serves, the candidate is gone.
+    /// Nothing has changed: the old version serves, and the candidate was removed.
     Failed(Failure),
     /// The new version served and died; the old one serves again.
     Returned,
-    /// Traffic was moved, and somebody else has moved it since.
+    /// Traffic was switched, and has been switched again since.
     Superseded,
-    /// Somebody must look.
+    /// Manual intervention is required.
     Attention,
 }
 
@@ -91,113 +91,113 @@ pub enum Outcome {
 pub enum Phase {
     /// Nothing has begun.
     Idle,
-    /// What the candidate runs is being made.
+    /// The candidate is being built.
     Building,
-    /// The target of a roll back is being looked at.
+    /// The target of a rollback is being checked.
     Checking,
     /// The candidate is being started.
     Starting(Kind),
-    /// The candidate has to prove itself.
+    /// The candidate is in the health gate.
     Probing(Kind),
     /// Traffic is being moved to it.
     Switching(Course),
-    /// Traffic has moved; the old backend's exchanges are waited for, and the candidate is watched.
+    /// Traffic has moved; the old backend drains, and the candidate is watched.
     Draining(Course),
-    /// Traffic has moved by a rollback; its target is watched.
+    /// A rollback has moved traffic; its target is watched.
     Settling(Course),
     /// Traffic is being moved back.
     Returning(Course),
     /// What this operation started is being stopped.
     Undoing(Course, Failure),
-    /// The front door is asked once more who serves: this is the outcome if it says so too.
+    /// uh-proxy is asked once more which backend serves. If it agrees, this is the outcome.
     Confirming(Outcome),
-    /// The outcome is being written down.
+    /// The outcome is being recorded.
     Recording(Outcome),
     /// Nothing is left to do.
     Done(Outcome),
 }
 
-/// What has happened.
+/// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// The operation has begun.
+    /// The operation has started.
     Begun(Kind),
-    /// What the candidate runs is there, and frozen.
+    /// The candidate is built and frozen.
     Built,
-    /// The target of a roll back is alive.
+    /// The target of a rollback is alive.
     Alive,
-    /// The target of a roll back is not running.
+    /// The target of a rollback isn't running.
     Gone,
     /// The candidate runs.
     Started,
-    /// The candidate is healthy, and is who it should be.
+    /// The candidate is healthy and reports the right identity.
     Proven,
     /// Traffic goes to the candidate.
     Switched,
-    /// The old backend's exchanges are over, or were waited for long enough.
+    /// The old backend has drained, or the time limit for that is over.
     Drained,
-    /// The target of a rollback has kept running for as long as it had to.
+    /// The target of a rollback has kept running for the settle time.
     Settled,
-    /// The candidate ended after the switch.
+    /// The candidate exited after the switch.
     Died,
     /// Traffic goes to the old backend again.
     Returned,
-    /// What this operation started is gone.
+    /// What this operation started was stopped.
     Undone,
-    /// The candidate can't be stopped: it gets traffic.
+    /// The candidate turned out to be active, so it isn't stopped.
     Serves,
-    /// The front door says that whoever should serve does.
+    /// uh-proxy confirms that the right backend serves.
     Confirmed,
-    /// Somebody else has moved traffic since.
+    /// Traffic has been switched again since.
     Superseded,
-    /// The front door has forgotten the switch: it was restarted before that was on disk.
+    /// uh-proxy has lost the switch: it was restarted before the switch was on disk.
     Lost,
-    /// The outcome is written down.
+    /// The outcome is recorded.
     Recorded,
     /// An effect failed.
     Failed(Failure),
-    /// The controller is back after it was stopped or killed.
+    /// uh-deploy continues after it was stopped or killed.
     Interrupted,
 }
 
-/// What is to be done. Every effect may be performed twice.
+/// An action. Every effect can safely be performed twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// Ask the hook, build, freeze. → `Built`
+    /// Run the `pre_deploy` hook, build, freeze. → `Built`
     Build,
-    /// Probe the target of a roll back once. → `Alive`, `Gone`
+    /// Probe the target of a rollback. → `Alive`, `Gone`
     Check,
-    /// Stop and remove what else runs as the candidate's backend.
+    /// Stop and remove whatever else runs as the candidate's backend.
     Clear,
     /// Start the candidate. → `Started`
     Start,
-    /// Wait until it has proven itself. → `Proven`
+    /// Run the health gate. → `Proven`
     Prove,
-    /// Register the candidate's endpoints and version with the front door.
+    /// Register the candidate's endpoints and version with uh-proxy.
     Register,
-    /// Register the target of a rollback again if it was withdrawn and not stopped.
+    /// Register the target of a rollback again if it was withdrawn but not stopped.
     Readmit,
     /// Move traffic. → `Switched`
     Switch,
-    /// Take the candidate's record as its backend's.
+    /// Make the candidate's record its backend's.
     Commit,
-    /// Wait for the old backend's exchanges, and watch the candidate. → `Drained`, `Died`
+    /// Drain the old backend, and watch the candidate. → `Drained`, `Died`
     Drain,
     /// Watch the target of a rollback. → `Settled`, `Died`
     Settle,
     /// Move traffic back. → `Returned`
     SwitchBack,
-    /// Withdraw the candidate from the front door, and stop it if it is ours. → `Undone`, `Serves`
+    /// Withdraw the candidate from uh-proxy, and stop it if this operation started it. → `Undone`, `Serves`
     Undo(Course),
-    /// Look once more who serves. → `Confirmed`, `Superseded`, `Lost`
+    /// Check once more which backend serves. → `Confirmed`, `Superseded`, `Lost`
     Confirm(Outcome),
-    /// Write the outcome to the history, and tell whoever wants to know. → `Recorded`
+    /// Write the outcome to the history, and notify the hook and the webhook. → `Recorded`
     Record(Outcome),
 }
 
 impl Effect {
-    /// Its name, for messages and fault points.
+    /// Its name, for timings and fault points.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -220,7 +220,7 @@ impl Effect {
     }
 }
 
-/// An event that can't happen in a phase: a damaged journal, or a fault of ours.
+/// An event that can't happen in a phase: a damaged journal, or a bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{event:?} can't happen in phase {phase:?}")]
 pub struct IllegalEvent {
@@ -228,11 +228,10 @@ pub struct IllegalEvent {
     event: Event,
 }
 
-/// What follows from an event: the next phase, and what to do in it, in order. The first effect that brings an event
-/// ends the phase.
+/// The next phase after an event, and its effects in order. The first effect that results in an event ends the phase.
 ///
 /// # Errors
-/// The event can't happen in this phase; then nothing follows.
+/// The event can't happen in this phase.
 pub fn step(phase: Phase, event: Event) -> Result<(Phase, Vec<Effect>), IllegalEvent> {
     let next = match (phase, event) {
         (Phase::Idle, Event::Begun(Kind::Deploy)) => Phase::Building,
@@ -249,8 +248,8 @@ pub fn step(phase: Phase, event: Event) -> Result<(Phase, Vec<Effect>), IllegalE
         (Phase::Returning(course), Event::Returned) => Phase::Undoing(course, Failure::Died),
         (Phase::Undoing(_, Failure::Died), Event::Undone) => Phase::Confirming(Outcome::Returned),
         (Phase::Undoing(_, failure), Event::Undone) => Phase::Confirming(Outcome::Failed(failure)),
-        // A switch that nobody answered was carried out after all. Overtaken, and yet our candidate serves: whoever
-        // overtook us has to look.
+        // An unanswered switch was carried out after all. If the routing was changed by another command and our
+        // candidate serves anyway, manual intervention is required.
         (Phase::Undoing(_, Failure::Died | Failure::Overtaken), Event::Serves) => {
             Phase::Recording(Outcome::Attention)
         }
@@ -279,7 +278,7 @@ fn ours(kind: Kind) -> Course {
     Course { kind, origin: Origin::Ours }
 }
 
-/// A rollback is an emergency: it waits for nobody's exchanges, but its target must stay alive as a candidate must.
+/// A rollback is an emergency: it doesn't wait for exchanges, but its target must stay alive like a candidate.
 fn after_switch(course: Course) -> Phase {
     match course.kind {
         Kind::Deploy => Phase::Draining(course),
@@ -311,7 +310,7 @@ fn effects(phase: Phase) -> Vec<Effect> {
         Phase::Settling(_) => vec![Effect::Settle],
         Phase::Returning(_) => vec![Effect::SwitchBack],
         Phase::Undoing(course, _) => vec![Effect::Undo(course)],
-        // Only what has stayed alive is taken as its backend's.
+        // Only an instance that has stayed alive becomes its backend's record.
         Phase::Confirming(outcome @ (Outcome::Deployed | Outcome::RolledBack)) => {
             vec![Effect::Commit, Effect::Confirm(outcome)]
         }

@@ -1,5 +1,5 @@
-//! Puts back into service what was withdrawn to be stopped, and was not stopped: whoever wanted to was killed between
-//! the two, or could not.
+//! Puts backends back into service that were withdrawn to be stopped, but weren't stopped: the command was killed in
+//! between, or the stop failed.
 
 use super::named;
 use super::records::Records;
@@ -8,11 +8,11 @@ use crate::front::{Front, FrontError};
 use crate::report::Report;
 use crate::runtime::Runtime;
 
-/// Registers every withdrawn backend again whose recorded instance runs. A candidate that failed has no record, and
+/// Registers every withdrawn backend again whose recorded instance is running. A failed candidate has no record and
 /// stays withdrawn.
 ///
 /// # Errors
-/// The front door does not answer, or refuses.
+/// uh-proxy doesn't answer, or refuses.
 pub async fn readmit(
     config: &Config,
     runtime: &dyn Runtime,
@@ -39,7 +39,7 @@ pub async fn readmit(
         let (frozen, version) = (&record.frozen, record.frozen.version.as_str());
         front.register(&backend.name, &frozen.endpoints, Some(version), view.generation).await?;
         report.say(&format!(
-            "{} was withdrawn but still runs: it is registered again, and a rollback can use it",
+            "{} was withdrawn but is still running: it was registered again, so a rollback can use it",
             named(&backend.name, Some(version))
         ));
     }

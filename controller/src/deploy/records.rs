@@ -1,7 +1,8 @@
-//! What runs, or ran, as each backend: enough to start the very same again. Mode 0600, for it holds the environment.
+//! Records of what runs or ran as each backend, with everything needed to start it again. Mode 0600, because they
+//! hold the environment.
 //!
-//! A candidate's record becomes its backend's only after traffic has moved to it. So if a deploy fails, the record is
-//! still that of the version which last served as this backend, and a roll back brings back that one.
+//! A candidate's record becomes its backend's only after traffic has moved to it. So after a failed deploy, the
+//! record is still that of the version that last served as this backend, and a rollback restores that version.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use crate::runtime::{Frozen, InstanceId};
 pub struct Record {
     /// Its instance.
     pub instance: InstanceId,
-    /// What it is.
+    /// What it runs.
     pub frozen: Frozen,
     /// The operation that started it.
     pub operation: String,
@@ -30,7 +31,7 @@ pub struct Records {
 }
 
 impl Records {
-    /// Those of this state directory.
+    /// The records of this state directory.
     #[must_use]
     pub fn new(state_dir: &Path) -> Self {
         Self { directory: state_dir.join("records") }
@@ -41,27 +42,27 @@ impl Records {
     }
 
     fn candidate_path(&self) -> PathBuf {
-        // No backend's name has a dot.
+        // Backend names have no dots.
         self.directory.join("candidate.record.json")
     }
 
-    /// What last served as this backend; `None`: nothing that we know of.
+    /// The record of what last served as this backend; `None`: there is none.
     ///
     /// # Errors
-    /// It is there and can't be read.
+    /// It exists but can't be read.
     pub fn of(&self, backend: &BackendName) -> io::Result<Option<Record>> {
         read(&self.path(backend))
     }
 
-    /// The candidate of the operation under way; `None`: it has none, or it is another operation's.
+    /// The candidate of this operation; `None`: it has none.
     ///
     /// # Errors
-    /// It is there and can't be read.
+    /// It exists but can't be read.
     pub fn candidate(&self, operation: &str) -> io::Result<Option<Record>> {
         Ok(read(&self.candidate_path())?.filter(|record| record.operation == operation))
     }
 
-    /// What all records are made of, whoever's they are: image digests, programs' paths.
+    /// The artifacts of all records: image digests, paths of programs.
     ///
     /// # Errors
     /// One of them can't be read.
@@ -76,29 +77,29 @@ impl Records {
         records.filter_map(|path| read(path).transpose()).map(|record| Ok(record?.frozen.artifact)).collect()
     }
 
-    /// Writes down the candidate.
+    /// Writes the candidate's record.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file can't be written.
     pub fn propose(&self, record: &Record) -> io::Result<()> {
         files::make_directory(&self.directory)?;
         files::replace(&self.candidate_path(), serde_json::to_string(record)?.as_bytes())
     }
 
-    /// Takes the operation's candidate, if it has one, as its backend's.
+    /// Makes the record of the operation's candidate, if it has one, its backend's.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file can't be written.
     pub fn commit(&self, operation: &str) -> io::Result<()> {
         let Some(record) = self.candidate(operation)? else { return Ok(()) };
         files::replace(&self.path(&record.frozen.backend), serde_json::to_string(&record)?.as_bytes())?;
         files::remove(&self.candidate_path())
     }
 
-    /// Forgets the operation's candidate.
+    /// Removes the record of the operation's candidate.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file can't be written.
     pub fn withdraw(&self, operation: &str) -> io::Result<()> {
         match self.candidate(operation) {
             Ok(None) => Ok(()),
@@ -113,7 +114,7 @@ fn read(path: &Path) -> io::Result<Option<Record>> {
     record.map_err(|e| {
         let backend = path.file_stem().unwrap_or_default().to_string_lossy();
         let message = format!(
-            "the record of {backend}, {}, is damaged ({e}). Move that file away; what runs as {backend} goes on running, and a rollback to it is possible again after a deploy to it",
+            "the record of {backend}, {}, is damaged ({e}). Move the file away: {backend} keeps running, and a rollback to it is possible again after the next deploy to it",
             path.display()
         );
         io::Error::new(io::ErrorKind::InvalidData, message)

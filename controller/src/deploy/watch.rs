@@ -1,8 +1,9 @@
-//! The watch after a deploy, on disk: what it has seen so far and until when it goes on. Saved at every tick, so that the
-//! next command can go on with it when the process that watched is gone.
+//! The watch after a deploy, on disk: what it has counted so far and when it ends. Saved at every tick, so that the
+//! next command can continue it if its process is gone.
 //!
-//! It has a file and a lock of its own and not the journal's: while somebody watches, others must be able to roll back or
-//! deploy. Whoever holds this lock watches; a watch whose lock is free and that hasn't ended has lost its watcher.
+//! It has its own file and lock, separate from the journal's, because rollbacks and deploys must be possible during a
+//! watch. The process that holds this lock is watching. If the lock is free and the watch hasn't ended, its process
+//! is gone.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -23,15 +24,15 @@ use crate::verdict::judge::Memory;
 /// The version of the file's format.
 pub const SCHEMA: u32 = 1;
 
-/// What an operation is to be followed by. Part of its facts, and so in the journal before it begins.
+/// The planned watch of an operation. Part of its facts, and therefore in the journal before it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// How long, in milliseconds.
+    /// How long to watch, in milliseconds.
     pub duration_ms: u64,
-    /// From one tick to the next, in milliseconds.
+    /// The time between two ticks, in milliseconds.
     pub interval_ms: u64,
-    /// Whether a breach rolls back.
+    /// Whether a breach causes a rollback.
     pub auto_rollback: bool,
 }
 
@@ -43,13 +44,13 @@ impl Plan {
         Self { duration_ms: ms(duration), interval_ms: ms(interval), auto_rollback }
     }
 
-    /// How long.
+    /// How long to watch.
     #[must_use]
     pub fn duration(&self) -> Duration {
         Duration::from_millis(self.duration_ms)
     }
 
-    /// From one tick to the next.
+    /// The time between two ticks.
     #[must_use]
     pub fn interval(&self) -> Duration {
         Duration::from_millis(self.interval_ms.max(1))
@@ -62,42 +63,42 @@ impl Plan {
 pub struct Watch {
     /// The version of the format.
     pub schema: u32,
-    /// The deploy that it belongs to.
+    /// The id of its deploy.
     pub operation: String,
     /// The service.
     pub service: ServiceName,
-    /// What is watched.
+    /// The watched backend.
     pub backend: BackendName,
     /// Its version.
     pub version: Option<String>,
-    /// uh-proxy's `last_switch` when it began: another value there means another activation.
+    /// uh-proxy's `last_switch` when it started: a different value means another activation.
     pub last_switch: Option<String>,
-    /// What it was asked to do.
+    /// Its plan.
     pub plan: Plan,
-    /// When it began: ISO 8601, UTC.
+    /// When it started: ISO 8601, UTC.
     pub began_at: String,
-    /// When it is over: ISO 8601, UTC.
+    /// When it ends: ISO 8601, UTC.
     pub ends_at: String,
-    /// What served before, and how.
+    /// What served before, and its counters.
     pub before: Option<Before>,
     /// The last reading.
     pub last: Reading,
-    /// Everything that was counted since the switch.
+    /// Everything counted since the switch.
     pub seen: Counters,
-    /// What the judge remembers.
+    /// The judge's memory.
     pub memory: Memory,
-    /// What it came to; `None`: it isn't over.
+    /// Its verdict; `None`: it hasn't ended.
     pub verdict: Option<String>,
 }
 
 impl Watch {
-    /// Whether it is over.
+    /// Whether it has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.verdict.is_some()
     }
 
-    /// How much of it is left. Never more than all of it, whatever became of the clock.
+    /// Its remaining time. Never more than its whole duration, even if the clock was changed.
     #[must_use]
     pub fn left(&self, now: Timestamp) -> Duration {
         let end: Option<Timestamp> = self.ends_at.parse().ok();
@@ -106,7 +107,7 @@ impl Watch {
     }
 }
 
-/// The watch's file, held by the one that watches.
+/// The watch's file, held by the process that watches.
 #[derive(Debug)]
 pub struct WatchFile {
     path: PathBuf,
@@ -114,10 +115,10 @@ pub struct WatchFile {
 }
 
 impl WatchFile {
-    /// Becomes the one that watches. `None`: somebody else is.
+    /// Takes the watch's lock. `None`: another process is watching.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The file can't be opened or locked.
     pub fn claim(state_dir: &Path) -> io::Result<Option<Self>> {
         files::make_directory(state_dir)?;
         let lock = OpenOptions::new()
@@ -134,19 +135,19 @@ impl WatchFile {
         }
     }
 
-    /// Writes down how far it is.
+    /// Saves its progress.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file can't be written.
     pub fn save(&self, watch: &Watch) -> io::Result<()> {
         files::replace(&self.path, serde_json::to_string(watch)?.as_bytes())
     }
 }
 
-/// The newest watch, whoever has it.
+/// The newest watch, no matter which process holds it.
 ///
 /// # Errors
-/// The file is there and can't be read.
+/// The file exists but can't be read.
 pub fn look(state_dir: &Path) -> io::Result<Option<Watch>> {
     let path = path(state_dir);
     let Some(text) = files::read(&path)? else { return Ok(None) };
@@ -155,13 +156,13 @@ pub fn look(state_dir: &Path) -> io::Result<Option<Watch>> {
     })?;
     if watch.schema > SCHEMA {
         let message =
-            format!("{}: schema {} is newer than this uh-deploy knows", path.display(), watch.schema);
+            format!("{}: schema {} is newer than this uh-deploy supports", path.display(), watch.schema);
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
     Ok(Some(watch))
 }
 
-/// Ends the watch of an operation that itself came to no good end. Only for the process that watches, and has stopped.
+/// Closes the watch of an operation that failed. Only for the process that was watching.
 ///
 /// # Errors
 /// The file can't be read or written.
@@ -184,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_one_can_watch_and_the_next_one_can_when_it_is_gone() {
+    fn only_one_process_can_watch_until_it_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let first = WatchFile::claim(dir.path()).unwrap().unwrap();
         assert!(WatchFile::claim(dir.path()).unwrap().is_none());
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_an_error_and_never_no_watch() {
+    fn a_damaged_file_is_an_error_rather_than_no_watch() {
         let dir = tempfile::tempdir().unwrap();
         assert!(look(dir.path()).unwrap().is_none());
         std::fs::write(path(dir.path()), "{\"schema\": 1").unwrap();

@@ -1,4 +1,4 @@
-//! What must come before every stop: withdraw, then drain.
+//! What must precede every stop: withdraw, then drain.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::report::Report;
 use crate::runtime::{Endpoint, InstanceId, Runtime, RuntimeError, State};
 use crate::time::span;
 
-/// How often a withdrawal is tried again because the routing changes under it.
+/// How often a withdrawal is retried because the routing has changed meanwhile.
 const ROUNDS: u32 = 20;
 
-/// A backend of which nobody can be served, and to which nobody can switch: its instances may be stopped. This is the
-/// only way to stop one, so that nothing which somebody has made active meanwhile is ever stopped.
+/// A backend that receives no requests and that nothing can switch to, so its instances may be stopped. This is the
+/// only way to stop one, so that a backend that has become active meanwhile is never stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutOfService {
     backend: BackendName,
@@ -22,10 +22,10 @@ pub struct OutOfService {
 }
 
 impl OutOfService {
-    /// Withdraws a backend, if the routing is still what the caller has looked at.
+    /// Withdraws a backend, if the routing is unchanged since the caller's look.
     ///
     /// # Errors
-    /// It has changed, the backend is active, or nobody answers. Then nothing may be stopped.
+    /// The routing has changed, the backend is active, or uh-proxy doesn't answer. Then nothing may be stopped.
     pub async fn withdraw(
         front: &Front,
         backend: &BackendName,
@@ -40,10 +40,10 @@ impl OutOfService {
         Ok(Self { backend: backend.clone(), generation: withdrawn.generation })
     }
 
-    /// Withdraws a standby, whatever else changes meanwhile.
+    /// Withdraws a standby, even if the routing changes meanwhile.
     ///
     /// # Errors
-    /// [`FrontError::Overtaken`]: it is active. Or nobody answers.
+    /// [`FrontError::Overtaken`]: it is active. Or uh-proxy doesn't answer.
     pub async fn withdraw_standby(
         front: &Front,
         backend: &BackendName,
@@ -63,14 +63,14 @@ impl OutOfService {
         }
     }
 
-    /// The front door sends this backend's requests elsewhere than to these endpoints: what listens there is nobody's.
+    /// uh-proxy has other endpoints for this backend, so what listens on these receives no requests.
     #[must_use]
     pub fn elsewhere(view: &View, backend: &BackendName, endpoints: &[Endpoint]) -> Option<Self> {
         (!view.has_endpoints(backend, endpoints))
             .then(|| Self { backend: backend.clone(), generation: view.generation })
     }
 
-    /// The front door does not answer, but this backend was withdrawn before its instance was started, and has not been
+    /// uh-proxy doesn't answer, but this backend was withdrawn before its instance was started and hasn't been
     /// registered since.
     #[must_use]
     pub fn since_before_its_start(backend: &BackendName, generation: u64) -> Self {
@@ -83,22 +83,22 @@ impl OutOfService {
         self.generation
     }
 
-    /// Waits for what the backend still holds. What is left after that ends with its instance.
+    /// Waits for the backend's exchanges. Those left after the timeout end with its instance.
     ///
     /// # Errors
-    /// It has been registered again and made active, or nobody answers. Then nothing may be stopped.
+    /// It has been registered again, or uh-proxy doesn't answer. Then nothing may be stopped.
     pub async fn drain(&self, front: &Front, timeout: Duration, report: &Report) -> Result<(), FrontError> {
         let view = front.view().await?;
         let held = view.backend(&self.backend).map_or(0, |b| b.requests_in_flight + b.tunnels);
         if held == 0 {
             return Ok(());
         }
-        report.line(&format!("{} still holds {held} exchanges: waiting for them", self.backend));
+        report.line(&format!("Waiting for {held} requests in flight on {}", self.backend));
         let drained = front.drain(&self.backend, timeout).await?;
         let left = drained.remaining.total();
         if left > 0 {
             report.warn(&format!(
-                "{left} exchanges are still open on {} after {}; they end with it",
+                "{left} requests are still in flight on {} after {}; stopping it cuts them",
                 self.backend,
                 span(timeout)
             ));
@@ -106,13 +106,13 @@ impl OutOfService {
         if front.view().await?.is_withdrawn(&self.backend) {
             return Ok(());
         }
-        Err(FrontError::Overtaken(format!("{} was registered again by somebody else", self.backend)))
+        Err(FrontError::Overtaken(format!("{} was registered again by another command", self.backend)))
     }
 
     /// Stops an instance of the backend.
     ///
     /// # Errors
-    /// It still runs.
+    /// It is still running.
     pub async fn stop(
         &self,
         runtime: &dyn Runtime,

@@ -1,4 +1,4 @@
-//! Who serves, for people and for the end of every command.
+//! Which backend serves, for messages and for the end of every command.
 
 use std::time::{Duration, Instant};
 
@@ -7,40 +7,40 @@ use uh_protocol::BackendName;
 use super::{Front, FrontError, View};
 use crate::deploy::named;
 
-/// How long a front door that does not answer is waited for: a restart takes two seconds, in a container too.
+/// How long to wait for a uh-proxy that doesn't answer: a restart takes two seconds, in a container too.
 const FRONT_WITHIN: Duration = Duration::from_secs(10);
 
-/// How often it is asked.
+/// How often to ask it.
 const FRONT_POLL: Duration = Duration::from_millis(100);
 
-/// Who serves, as the front door has just said. Only [`Front::serving`] makes one, so a line that is printed from it
-/// can't come from what a command remembers.
+/// Which backend serves, as uh-proxy has just reported. Only [`Front::serving`] makes one, so a message built from it
+/// never shows outdated information.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Serving {
     view: View,
 }
 
 impl Front {
-    /// Who serves now.
+    /// Which backend serves now.
     ///
     /// # Errors
-    /// Nobody answers.
+    /// uh-proxy doesn't answer.
     pub async fn serving(&self) -> Result<Serving, FrontError> {
         Ok(Serving { view: self.view().await? })
     }
 
-    /// The same; a front door that is being restarted is waited for.
+    /// The same, but waits for a uh-proxy that restarts.
     ///
     /// # Errors
-    /// Nobody answers in time.
+    /// uh-proxy doesn't answer in time.
     pub async fn serving_soon(&self) -> Result<Serving, FrontError> {
         Ok(Serving { view: self.view_soon().await? })
     }
 
-    /// The service as it is; a front door that is being restarted is waited for.
+    /// The current status of the service. Waits for a uh-proxy that restarts.
     ///
     /// # Errors
-    /// Nobody answers in time.
+    /// uh-proxy doesn't answer in time.
     pub async fn view_soon(&self) -> Result<View, FrontError> {
         let deadline = Instant::now() + FRONT_WITHIN;
         loop {
@@ -55,7 +55,7 @@ impl Front {
 }
 
 impl Serving {
-    /// What the front door said.
+    /// The status that uh-proxy reported.
     #[must_use]
     pub fn view(&self) -> &View {
         &self.view
@@ -67,13 +67,13 @@ impl Serving {
         &self.view.service.active
     }
 
-    /// Whether it is this one.
+    /// Whether this backend is active.
     #[must_use]
     pub fn is(&self, backend: &BackendName) -> bool {
         self.view.is_active(backend)
     }
 
-    /// Its version, as far as it is known.
+    /// Its version, if known.
     #[must_use]
     pub fn version(&self) -> Option<String> {
         self.view.version(self.active())
@@ -85,7 +85,7 @@ impl Serving {
         named(self.active(), self.version().as_deref())
     }
 
-    /// `green (v1.0.1) serves`, or why nobody is served by it.
+    /// `green (v1.0.1) serves`, or why users aren't served by it.
     #[must_use]
     pub fn sentence(&self) -> String {
         let name = self.name();
@@ -101,14 +101,14 @@ impl Serving {
         }
     }
 
-    /// Why the front door calls it unhealthy, if it does.
+    /// Why uh-proxy considers it unhealthy, if it does.
     fn unhealthy(&self) -> Option<String> {
         let backend = self.view.backend(self.active()).filter(|backend| backend.healthy == Some(false))?;
         let probe = backend.last_probe.as_ref().and_then(|probe| probe.error.clone());
         Some(probe.unwrap_or_else(|| "no reason given".to_owned()))
     }
 
-    /// What an operator must know about it although it is active: one sentence each.
+    /// Warnings about the active backend, one sentence each.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
@@ -123,7 +123,7 @@ impl Serving {
         }
         if !self.view.status.persisted {
             warnings.push(
-                "The routing in force isn't on disk: if uh-proxy restarts now, an older backend serves. Free disk space; uh-proxy retries by itself"
+                "The current routing isn't on disk: if uh-proxy restarts now, an older backend serves. Free disk space; uh-proxy keeps retrying"
                     .to_owned(),
             );
         }

@@ -1,4 +1,4 @@
-//! The gate in front of an engine that keeps silent.
+//! The gate with an engine that doesn't answer.
 
 use async_trait::async_trait;
 
@@ -7,7 +7,7 @@ use crate::check::Check;
 use crate::report::Form;
 use crate::runtime::{self, Frozen, Lines, Plan};
 
-/// An engine behind a network that swallows everything.
+/// An engine that never answers.
 struct BlackHole;
 
 #[async_trait(?Send)]
@@ -54,7 +54,7 @@ impl Runtime for BlackHole {
 }
 
 #[tokio::test]
-async fn an_engine_that_never_answers_does_not_outlast_the_gates_own_deadline() {
+async fn the_gate_ends_at_its_deadline_even_if_the_engine_never_answers() {
     let gate = Gate {
         path: "/".to_owned(),
         host: None,
@@ -67,7 +67,7 @@ async fn an_engine_that_never_answers_does_not_outlast_the_gates_own_deadline() 
     };
     let (service, backend) = ("app".parse().unwrap(), "green".parse().unwrap());
     let instance = InstanceId::new(&service, &backend, "20261125t000001-aaaa");
-    // Nobody listens on port 1 of the loopback, or it does no harm.
+    // Nothing listens on port 1 of the loopback address, or it does no harm.
     let endpoints = ["127.0.0.1:1".parse().unwrap()];
     let expected = Expected { backend: &backend, version: None };
     let candidate = Candidate { runtime: &BlackHole, instance: &instance, endpoints: &endpoints, expected };
@@ -75,5 +75,5 @@ async fn an_engine_that_never_answers_does_not_outlast_the_gates_own_deadline() 
     let proven = candidate.prove(&gate, &report);
     let refused =
         tokio::time::timeout(Duration::from_secs(60), proven).await.expect("a deadline").unwrap_err();
-    assert!(refused.headline.contains("did not get healthy"), "{}", refused.headline);
+    assert!(refused.headline.contains("didn't become healthy"), "{}", refused.headline);
 }

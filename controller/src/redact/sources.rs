@@ -1,6 +1,6 @@
-//! Where the secrets come from: environment files, variables that are handed on, and the environment of everything that
-//! was started before and is on record. A file that has changed since does not make its old values public: what was
-//! started with them still logs them.
+//! Where the secrets come from: environment files, variables that are passed on, and the recorded environment of
+//! everything that was started. The old values of a changed file stay secret, because running instances may still log
+//! them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::config::{Config, RuntimeConfig};
 use crate::{env_file, files};
 
-/// Variables of a record that are no secrets, unless they are named in an environment file or handed on by name: what
-/// uh-deploy sets or inherits for every app, and what is a word in every log.
+/// Recorded variables that aren't secret, unless an environment file or `env_from` names them: those that uh-deploy
+/// sets or passes to every app, and those whose values are common words in logs.
 const PLAIN: [&str; 16] = [
     "APP_VERSION",
     "DEPLOYMENT_ENV",
@@ -31,8 +31,8 @@ const PLAIN: [&str; 16] = [
     "PYTHONPATH",
 ];
 
-/// The secret values of a configuration and of what is on record in its state directory. A file that can't be read holds
-/// nothing that this command could show.
+/// The secret values of a configuration and of the records in its state directory. Unreadable files are skipped: this
+/// command can't print their values either.
 #[must_use]
 pub fn of_config(config: &Config) -> Vec<String> {
     let nothing = BTreeMap::new();
@@ -60,7 +60,7 @@ pub fn of_config(config: &Config) -> Vec<String> {
     named.into_iter().chain(recorded).filter(|(name, _)| !plain(name)).map(|(_, value)| value).collect()
 }
 
-/// The environment of everything that is on record.
+/// The environment of everything on record.
 fn recorded(state_dir: &Path) -> Vec<(String, String)> {
     let entries =
         |directory: PathBuf| std::fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path());
@@ -106,7 +106,7 @@ mod tests {
         of_config(&crate::config::parse(&format!("{BACKENDS}{text}"), directory).unwrap())
     }
 
-    /// Of each runtime: a file with a secret, and a variable that every process has.
+    /// For each runtime: a file with a secret, and a variable that every process has.
     #[test]
     fn the_secrets_of_every_runtime_are_known() {
         let dir = tempfile::tempdir().unwrap();
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_record_is_secret_whatever_its_file_says_now() {
+    fn recorded_values_stay_secret_when_their_file_changes() {
         let spec =
             serde_json::json!({"env": {"API_KEY": "old-value", "PORT": "3000", "NODE_ENV": "production"}});
         let docker = serde_json::json!({"frozen": {"spec": {"body": {"Env": ["TOKEN=of=docker"]}}}});

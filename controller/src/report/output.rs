@@ -1,5 +1,4 @@
-//! Standard output and error that hold nobody up: whoever reads them slowly, or not at all, must not keep a deploy, and with
-//! it the lock, from going on.
+//! Standard output and error that don't block: a slow or stuck reader must not hold up a deploy and its lock.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -7,23 +6,22 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How long a reader may keep a command waiting in one piece. After that, what it can't take at once is lost until it
-/// reads again.
+/// How long a command waits for its reader at a time. After that, lines are dropped until it reads again.
 const STALL: Duration = Duration::from_secs(2);
 
-/// What a pipe that is ready takes without blocking (pipe(7), PIPE_BUF).
+/// What a ready pipe accepts without blocking (pipe(7), PIPE_BUF).
 const PIECE_BYTES: usize = 4096;
 
-/// Who is waited for.
+/// How long to wait for the reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// The command has something to do: [`STALL`] at most.
+    /// At most [`STALL`], for commands that do something.
     Shortly,
-    /// The command only shows something: as long as it takes.
+    /// As long as it takes, for commands that only show something.
     ForEver,
 }
 
-/// One of the streams.
+/// An output stream.
 #[derive(Debug)]
 pub(super) struct Output<S> {
     stream: S,
@@ -42,13 +40,13 @@ impl<S: AsFd> Output<S> {
         self.wait = wait;
     }
 
-    /// How many texts nobody has read.
+    /// How many lines were dropped.
     pub(super) fn lost(&self) -> u64 {
         self.lost
     }
 
-    /// Writes a text and the end of its line; or counts it, if nobody reads. That somebody has closed it is nobody's
-    /// trouble: a deploy goes on.
+    /// Writes a line, or counts it as dropped if the reader is stuck. A closed stream is ignored: the deploy
+    /// continues.
     pub(super) fn line(&mut self, text: &str) {
         let deadline = match (self.wait, self.stalled) {
             (Wait::ForEver, _) => None,
@@ -74,7 +72,7 @@ impl<S: AsFd> Output<S> {
         (self.stalled, self.torn) = (false, false);
     }
 
-    /// Waits until it takes something. An error is for the write to find.
+    /// Waits until the stream is writable. Errors are left to the write.
     fn is_ready(&self, deadline: Option<Instant>) -> bool {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -89,7 +87,7 @@ impl<S: AsFd> Output<S> {
     }
 }
 
-/// A line to standard error, where the command's end is told.
+/// Writes a line to standard error.
 pub(super) fn to_standard_error(text: &str) {
     Output::new(io::stderr()).line(text);
 }
@@ -101,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_who_does_not_read_loses_lines_and_holds_nobody_up() {
+    fn a_stuck_reader_loses_lines_and_does_not_block() {
         let (mut reader, writer) = io::pipe().unwrap();
         let mut output = Output::new(writer);
         let start = Instant::now();
@@ -116,11 +114,11 @@ mod tests {
         output.line("again");
         let length = reader.read(&mut read).unwrap();
         let text = String::from_utf8_lossy(&read[..length]).into_owned();
-        assert!(text.ends_with("\nagain\n"), "a line of its own, also after a torn one: {text:?}");
+        assert!(text.ends_with("\nagain\n"), "a new line, also after a torn one: {text:?}");
     }
 
     #[test]
-    fn a_line_longer_than_a_pipe_arrives_whole_if_somebody_reads() {
+    fn a_line_longer_than_a_pipe_arrives_whole_if_it_is_read() {
         let (mut reader, writer) = io::pipe().unwrap();
         let read = std::thread::spawn(move || {
             let mut text = String::new();

@@ -1,8 +1,8 @@
 //! The user's own compose files, through the compose tool. They are read, never written.
 //!
-//! The tool resolves the files (`config`), and what it says about the one service that is deployed is what is frozen:
-//! a document of its own, with the image pinned and every `${…}` replaced. `start` hands the tool that document, with
-//! our labels added; from then on the container is found by them through the Engine API.
+//! The tool resolves the files (`config`). What it prints about the deployed service is frozen: a separate document
+//! with the image pinned and every `${…}` replaced. `start` passes that document to the tool, with uh-deploy's labels
+//! added; from then on the container is found by its labels through the Engine API.
 //!
 //! ```text
 //! STATE_DIR/compose/app.green.20261125t101500-4f2a.json    what the tool was started with (mode 0600)
@@ -35,16 +35,16 @@ use crate::{env_file, fault, files};
 /// How long the tool may take to resolve the files.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long it may take to make and start one container of an image that is here.
+/// How long it may take to create and start one container of a local image.
 const START_WITHIN: Duration = Duration::from_secs(120);
 
-/// How long a tool that was killed may take to be gone: nothing but the kernel is waited for.
+/// How long a killed tool may take to exit: only the kernel has work to do.
 const TOOL_ENDS_WITHIN: Duration = Duration::from_secs(10);
 
-/// How often it is looked for.
+/// How often to check for it.
 const TOOL_POLL: Duration = Duration::from_millis(20);
 
-/// The repository of our tags: they keep a pinned image from being moved or pruned.
+/// The repository of uh-deploy's tags, which keep pinned images from being pruned.
 const PINNED: &str = "uh-deploy";
 
 /// The `compose` runtime.
@@ -64,7 +64,7 @@ struct Spec {
     project: String,
     /// The service in it.
     service: String,
-    /// All that the tool needs to start it. May hold secrets.
+    /// Everything the tool needs to start it. May hold secrets.
     document: Document,
 }
 
@@ -99,7 +99,7 @@ impl Compose {
         Tool::find(&self.settings, &self.directory).await
     }
 
-    /// What the files say about the candidate's service.
+    /// Resolves the candidate's service in the files.
     async fn resolve(&self, tool: &Tool, candidate: &Candidate) -> Result<Spec, CommandFailed> {
         let wrong = |reason: String| CommandFailed { reason, log: Vec::new() };
         let variables = self.variables(candidate).map_err(wrong)?;
@@ -113,7 +113,7 @@ impl Compose {
         Ok(Spec { project, service, document })
     }
 
-    /// Has the tool build or pull the service's image.
+    /// Builds or pulls the service's image with the tool.
     async fn make(
         &self,
         tool: &Tool,
@@ -148,7 +148,11 @@ impl Compose {
             })?;
             let here = self.engine.image_id(&image).await.map_err(EngineError::unreachable)?.is_some();
             match self.settings.pull {
-                Pull::Never if !here => return Err(wrong(format!("there is no image {image} here"))),
+                Pull::Never if !here => {
+                    return Err(wrong(format!(
+                        "image {image} isn't on this host, and runtime.compose.pull is \"never\""
+                    )));
+                }
                 Pull::Missing if here => {}
                 Pull::Never => {}
                 Pull::Missing | Pull::Always => self.make(&tool, "pull", spec, progress).await?,
@@ -156,7 +160,7 @@ impl Compose {
             image
         };
         let id = self.engine.image_id(&image).await.map_err(EngineError::unreachable)?;
-        let id = id.ok_or_else(|| wrong(format!("there is no image {image}")))?;
+        let id = id.ok_or_else(|| wrong(format!("the engine has no image {image}")))?;
         let short = id.trim_start_matches("sha256:").get(..12).unwrap_or("image").to_owned();
         let options = TagImageOptionsBuilder::new().repo(&repository).tag(&short).build();
         self.engine
@@ -169,15 +173,16 @@ impl Compose {
 }
 
 impl Compose {
-    /// What the tool is started with for an instance.
+    /// The path of an instance's document.
     fn document(&self, instance: &InstanceId) -> PathBuf {
         self.documents.join(format!("{instance}.json"))
     }
 
-    /// Ends what a killed controller has left of its call of the tool for an instance: it would start it later on.
+    /// Kills a tool process that a killed uh-deploy left behind for an instance, since it would start the instance
+    /// later.
     async fn end_tool(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
         let failed = |source: BoxError| RuntimeError::Instance {
-            action: "end the compose tool that starts",
+            action: "stop the compose tool that starts",
             instance: instance.clone(),
             source,
         };
@@ -190,7 +195,7 @@ impl Compose {
             }
             if Instant::now() >= deadline {
                 let pids: Vec<String> = left.iter().map(|process| process.pid.to_string()).collect();
-                return Err(failed(format!("process {} does not end", pids.join(", ")).into()));
+                return Err(failed(format!("process {} doesn't exit", pids.join(", ")).into()));
             }
             for process in left {
                 process.signal(Signal::KILL).map_err(|e| failed(e.into()))?;
@@ -245,8 +250,8 @@ impl Runtime for Compose {
         let build = match (spec.document.is_built(), self.settings.pull) {
             (true, _) => format!("build compose service {}", spec.service),
             (false, Pull::Always) => format!("pull image {image}"),
-            (false, Pull::Missing) => format!("pull image {image}, unless it is here"),
-            (false, Pull::Never) => format!("use image {image}, which must be here"),
+            (false, Pull::Missing) => format!("pull image {image} unless it is on this host"),
+            (false, Pull::Never) => format!("use image {image}, which must be on this host"),
         };
         let start = format!("start compose service {} of project {}", spec.service, spec.project);
         Ok(Plan { build: vec![build], start: vec![start] })
@@ -317,7 +322,7 @@ impl Runtime for Compose {
     }
 
     async fn prune(&self, artifacts: &[String]) -> Result<Vec<String>, RuntimeError> {
-        // Our own tags. A pulled image's own name is the user's: it keeps the image, and that is said.
+        // Only uh-deploy's own tags. The name of a pulled image is the user's: it keeps the image, which is reported.
         let ours = |name: &str| name.strip_prefix(PINNED).is_some_and(|rest| rest.starts_with('/'));
         self.engine.prune(artifacts, &ours).await.map_err(EngineError::unreachable)
     }
@@ -336,13 +341,13 @@ fn build_failed(failed: CommandFailed) -> RuntimeError {
     RuntimeError::Build { reason: failed.reason, log: failed.log }
 }
 
-/// The tool's own labels of what it would replace: the containers of a project's service, but for those of `run`.
+/// The tool's labels of the containers that it would replace: those of a project's service, except for `run`.
 fn place_of(spec: &Spec) -> Vec<String> {
     let label = |name: &str, value: &str| format!("com.docker.compose.{name}={value}");
     vec![label("project", &spec.project), label("service", &spec.service), label("oneoff", "False")]
 }
 
-/// A document for one call of the tool; gone with the value.
+/// A document for one call of the tool, removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -350,7 +355,7 @@ impl Scratch {
         let scratch = Self(documents.join(format!("{}-{}.{purpose}.json", spec.project, spec.service)));
         files::make_directory(documents)
             .and_then(|()| files::replace(&scratch.0, spec.document.text().as_bytes()))
-            .map_err(|e| format!("cannot write {}: {e}", scratch.0.display()))?;
+            .map_err(|e| format!("can't write {}: {e}", scratch.0.display()))?;
         Ok(scratch)
     }
 }
@@ -365,7 +370,7 @@ fn fill(text: &str, candidate: &Candidate) -> String {
     text.replace("{backend}", candidate.backend.as_str()).replace("{version}", &candidate.version)
 }
 
-/// A project's name as the tool makes it of a directory's: lower case, without what a name can't hold.
+/// The project name that the tool derives from a directory's name: lower case, without invalid characters.
 fn default_project(folder: &str) -> String {
     let fits = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
     let name: String = folder.to_lowercase().chars().filter(fits).collect();
@@ -373,7 +378,7 @@ fn default_project(folder: &str) -> String {
     if name.is_empty() { "default".to_owned() } else { name.to_owned() }
 }
 
-/// A version as an image's tag.
+/// The image tag for a version.
 fn tag_of(version: &str) -> String {
     let fits = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '-' };
     let tag: String = version.chars().map(fits).take(100).collect();

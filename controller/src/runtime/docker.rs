@@ -1,7 +1,7 @@
 //! Containers through the Engine API, without any command-line tool.
 //!
-//! An instance is a container of its name, with our labels. What was frozen is the whole request that makes it, with
-//! the image by its id: a roll back starts the very same, whatever the tag means by then.
+//! An instance is a container of the same name, with uh-deploy's labels. What is frozen is the whole request that
+//! creates it, with the image's id: a rollback starts the same image, even if the tag has moved.
 
 mod context;
 mod image;
@@ -22,7 +22,7 @@ use crate::check::Check;
 use crate::config::{Config, DockerSettings, Pull};
 use crate::fault;
 
-/// How long making or starting a container may take: an engine under load pulls itself together in seconds.
+/// How long creating or starting a container may take: even a busy engine needs only seconds.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
 /// The `docker` runtime.
@@ -52,7 +52,7 @@ impl Docker {
             .map_err(|reason| RuntimeError::Build { reason, log: Vec::new() })
     }
 
-    /// Makes the container, unless there is one by that name.
+    /// Creates the container, unless there is one of that name.
     async fn create(&self, instance: &InstanceId, frozen: &Frozen, spec: &Spec) -> Result<(), EngineError> {
         let service = instance.as_str().split('.').next().unwrap_or_default();
         let labels = self.engine.labels(instance, service, &frozen.backend, &frozen.version);
@@ -82,7 +82,7 @@ impl Docker {
                 .call(START_WITHIN, async |client: Client| client.connect_network(network, request()).await)
                 .await;
             match joined {
-                // It has joined already.
+                // It has already joined.
                 Err(error) if error.status() == Some(403) => {}
                 other => other?,
             }
@@ -90,7 +90,7 @@ impl Docker {
         Ok(())
     }
 
-    /// Demands that nobody answers to the instance's names on its network: the front door would ask both in turn.
+    /// Requires that no other container has the instance's names on its network: uh-proxy would use both in turn.
     async fn demand_names(&self, frozen: &Frozen, spec: &Spec) -> Result<(), RuntimeError> {
         let Some(network) = spec.networks.first() else { return Ok(()) };
         for endpoint in &frozen.endpoints {
@@ -113,7 +113,7 @@ impl Docker {
             .call(START_WITHIN, async |client: Client| client.start_container(instance.as_str(), None).await)
             .await;
         match started {
-            // It runs already.
+            // It is already running.
             Err(error) if error.status() == Some(304) => Ok(()),
             other => other,
         }
@@ -140,7 +140,7 @@ impl Runtime for Docker {
             Err(reason) => Check::failed(name, reason, remedy),
         });
         for network in &self.settings.networks {
-            let name = format!("Network {network} there");
+            let name = format!("Network {network} exists");
             let found = self
                 .engine
                 .ask(START_WITHIN, async |client: Client| client.inspect_network(network, None).await)
@@ -163,16 +163,16 @@ impl Runtime for Docker {
                 format!("build image {image} from {} ({})", context.display(), self.settings.dockerfile)
             }
             (None, Pull::Always) => format!("pull image {image}"),
-            (None, Pull::Missing) => format!("pull image {image}, unless it is here"),
-            (None, Pull::Never) => format!("use image {image}, which must be here"),
+            (None, Pull::Missing) => format!("pull image {image} unless it is on this host"),
+            (None, Pull::Never) => format!("use image {image}, which must be on this host"),
         };
-        Ok(Plan { build: vec![build], start: vec![format!("start a container of it{}", spec.published())] })
+        Ok(Plan { build: vec![build], start: vec![format!("start a container{}", spec.published())] })
     }
 
     async fn build(&self, candidate: &Candidate, progress: Lines<'_>) -> Result<Frozen, RuntimeError> {
         let made = tokio::time::timeout(self.build_timeout, self.make_image(candidate, progress)).await;
         let image = made.map_err(|_| RuntimeError::Build {
-            reason: format!("it was not done after {:?}", self.build_timeout),
+            reason: format!("not finished within {}", crate::time::span(self.build_timeout)),
             log: Vec::new(),
         })??;
         let spec = self.spec(&image, candidate)?;
@@ -202,7 +202,7 @@ impl Runtime for Docker {
             return Err(match error.status() {
                 Some(404) => wrong(
                     format!(
-                        "{} is not here any more, or a network is not: {}",
+                        "image {} or a network no longer exists: {}",
                         frozen.artifact,
                         crate::chain(&error)
                     )
@@ -238,7 +238,7 @@ impl Runtime for Docker {
     }
 
     async fn prune(&self, artifacts: &[String]) -> Result<Vec<String>, RuntimeError> {
-        // `{service}`, `{backend}` and `{version}` stand for anything that a name can have there.
+        // `{service}`, `{backend}` and `{version}` match anything that is valid there.
         let pattern = image::split_tag(&self.settings.image).0.to_owned();
         let ours = |name: &str| image::fits(&pattern, image::split_tag(name).0);
         self.engine.prune(artifacts, &ours).await.map_err(EngineError::unreachable)

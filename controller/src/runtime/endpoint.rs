@@ -1,3 +1,3 @@
-//! Where an instance is reached: the front door's own type and rules.
+//! The address of an instance, with uh-proxy's own type and rules.
 
 pub use uh_protocol::Address as Endpoint;

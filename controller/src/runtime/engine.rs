@@ -1,8 +1,8 @@
-//! The Docker Engine, as both container runtimes use it: our containers are found by their labels, so that nothing
-//! depends on who made them.
+//! The Docker Engine, as both container runtimes use it: containers are found by their labels, no matter what created
+//! them.
 //!
-//! An engine that is being restarted answers nobody for a few seconds. Questions that may be asked twice wait for it,
-//! up to [`PATIENCE`].
+//! A restarting engine doesn't answer for a few seconds. Calls that are safe to repeat wait for it, up to
+//! [`PATIENCE`].
 
 mod credentials;
 mod error;
@@ -31,16 +31,16 @@ use super::{Ending, InstanceId, Lines, LogQuery, RuntimeError, State};
 use crate::check::Check;
 use crate::lines::LineCutter;
 
-/// How long an engine that does not answer is waited for: a restart of dockerd takes a few seconds.
+/// How long to wait for an engine that doesn't answer: a restart of dockerd takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long one call may take that has nothing to wait for.
+/// The time limit of an ordinary call.
 const CALL: Duration = Duration::from_secs(30);
 
-/// Between two tries to reach an engine.
+/// The time between two attempts to reach an engine.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// The client's own time limit. Ours are shorter, and fit the call.
+/// The client's own time limit. uh-deploy's are shorter and depend on the call.
 const CLIENT_LIMIT: Duration = Duration::from_secs(25 * 60 * 60);
 
 /// The label that names an instance.
@@ -51,14 +51,14 @@ pub(super) const SERVICE: &str = "uh-deploy.service";
 pub(super) const BACKEND: &str = "uh-deploy.backend";
 /// The label that names its version.
 pub(super) const VERSION: &str = "uh-deploy.version";
-/// The label that names the state directory of who started it, for people.
+/// The label that names the state directory it was started from, for operators.
 pub(super) const STATE_DIR: &str = "uh-deploy.state-dir";
-/// The label that names that directory's id, which is what counts.
+/// The label with that directory's id, which is what counts.
 pub(super) const STATE_ID: &str = "uh-deploy.state-id";
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The Docker Engine, and whose containers are meant.
+/// The Docker Engine, and which containers belong to this uh-deploy.
 pub(super) struct Engine {
     client: OnceCell<Docker>,
     owner: Owner,
@@ -98,7 +98,7 @@ impl Engine {
         self.client.get_or_try_init(connect).await.cloned()
     }
 
-    /// Asks once.
+    /// Calls once.
     pub(super) async fn ask<T>(
         &self,
         limit: Duration,
@@ -108,7 +108,7 @@ impl Engine {
         Ok(answer.map_err(|_| EngineError::Slow(limit))??)
     }
 
-    /// Asks what may be asked twice, and waits for an engine that is being restarted.
+    /// Calls what is safe to repeat, and waits for a restarting engine.
     pub(super) async fn call<T>(
         &self,
         limit: Duration,
@@ -125,7 +125,7 @@ impl Engine {
         }
     }
 
-    /// Whether it runs, for `validate`.
+    /// Whether it is running, for `validate`.
     pub(super) async fn check(&self) -> Check {
         let name = "Docker Engine running";
         match self.version().await {
@@ -134,14 +134,14 @@ impl Engine {
         }
     }
 
-    /// Its version and its API's, for people.
+    /// Its version and API version, for messages.
     async fn version(&self) -> Result<String, EngineError> {
         let version = self.ask(CALL, async |docker: Docker| docker.version().await).await?;
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
         Ok(format!("Docker {} (API {})", or_unknown(version.version), or_unknown(version.api_version)))
     }
 
-    /// The id of an image that is here.
+    /// The id of a local image.
     pub(super) async fn image_id(&self, name: &str) -> Result<Option<String>, EngineError> {
         match self.call(CALL, async |docker: Docker| docker.inspect_image(name).await).await {
             Ok(image) => Ok(image.id),
@@ -150,7 +150,7 @@ impl Engine {
         }
     }
 
-    /// The containers that fit these filters; with `all` also those that don't run.
+    /// The containers that match these filters; with `all` also stopped ones.
     async fn containers(
         &self,
         filter: &str,
@@ -198,16 +198,15 @@ impl Engine {
         }
     }
 
-    /// How an instance is.
+    /// The state of an instance.
     pub(super) async fn state(&self, instance: &InstanceId) -> Result<State, RuntimeError> {
-        let about = |error: EngineError| error.about("look at", instance);
+        let about = |error: EngineError| error.about("check", instance);
         let Some(id) = self.container(instance).await.map_err(about)? else { return Ok(State::Absent) };
         Ok(self.inspect(&id).await.map_err(about)?.map_or(State::Absent, |found| state_of(&found)))
     }
 
-    /// Ends an instance as its image wants it (SIGTERM unless it says otherwise), and kills it at the timeout. One that
-    /// was never started is removed: a start of it may still be under way in the engine, asked for by somebody who did
-    /// not live to see it, and finds nothing to start then.
+    /// Stops an instance with its image's stop signal (SIGTERM by default), and kills it at the timeout. One that was
+    /// never started is removed, because a start by a killed uh-deploy may still be in progress in the engine.
     pub(super) async fn stop(&self, instance: &InstanceId, timeout: Duration) -> Result<State, RuntimeError> {
         let about = |error: EngineError| error.about("stop", instance);
         let Some(id) = self.container(instance).await.map_err(about)? else { return Ok(State::Absent) };
@@ -215,7 +214,7 @@ impl Engine {
             self.remove(instance).await?;
             return Ok(State::Absent);
         }
-        // The engine counts in seconds; 0 kills at once.
+        // The engine takes whole seconds; 0 kills immediately.
         let seconds = i32::try_from(timeout.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::new().t(seconds).build();
         let stopped = self
@@ -229,13 +228,13 @@ impl Engine {
         }
         let state = self.inspect(&id).await.map_err(about)?.map_or(State::Absent, |found| state_of(&found));
         if state.is_running() {
-            let source = "it still runs".into();
+            let source = "it is still running".into();
             return Err(RuntimeError::Instance { action: "stop", instance: instance.clone(), source });
         }
         Ok(state)
     }
 
-    /// Removes an instance's container and its anonymous volumes; kills it first if it runs.
+    /// Removes an instance's container and its anonymous volumes. Kills it first if it is running.
     pub(super) async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
         self.remove_within(instance, CALL).await
     }
@@ -249,7 +248,7 @@ impl Engine {
                 .call(CALL, async |docker: Docker| docker.remove_container(&id, Some(options.clone())).await)
                 .await;
             match removed {
-                // 409: somebody else is removing it already.
+                // 409: it is already being removed.
                 Err(error) if !matches!(error.status(), Some(404 | 409)) || Instant::now() >= deadline => {
                     return Err(about(error));
                 }
@@ -260,7 +259,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives an instance's log to `line`.
+    /// Passes an instance's log to `line`.
     pub(super) async fn logs(
         &self,
         instance: &InstanceId,
@@ -282,7 +281,7 @@ impl Engine {
         let mut output = client.logs(&id, Some(options));
         let mut lines = LineCutter::default();
         loop {
-            // Somebody who follows waits for the app; anybody else for the engine only.
+            // With `follow`, the wait is for the app and unlimited; otherwise only for the engine.
             let next = if query.follow {
                 output.next().await
             } else {
@@ -314,7 +313,7 @@ fn state_of(container: &ContainerInspectResponse) -> State {
         Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::PAUSED) => {
             State::Running { restarts }
         }
-        // Also one that waits to be started again: it has ended, and does not serve.
+        // Also one that waits for a restart: it has exited and doesn't serve.
         _ => State::Exited(ending_of(state)),
     }
 }
@@ -333,7 +332,7 @@ mod tests {
 
     use super::*;
 
-    /// An engine that has one container, and always says that somebody else is removing it.
+    /// An engine with one container, whose removal never completes.
     fn engine_that_never_ends_a_removal() -> Docker {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("tcp://{}", listener.local_addr().unwrap());
@@ -370,11 +369,11 @@ mod tests {
         let removal = engine.remove_within(&instance, Duration::from_millis(500));
         let removed = tokio::time::timeout(Duration::from_secs(20), removal).await.unwrap();
         let said = crate::chain(&removed.unwrap_err());
-        assert!(said.contains("cannot remove app.green") && said.contains("already in progress"), "{said}");
+        assert!(said.contains("can't remove app.green") && said.contains("already in progress"), "{said}");
     }
 
     #[test]
-    fn a_container_that_waits_for_its_next_start_has_ended() {
+    fn a_container_that_waits_for_a_restart_counts_as_exited() {
         let container = |status, code, oom| ContainerInspectResponse {
             restart_count: Some(3),
             state: Some(ContainerState {

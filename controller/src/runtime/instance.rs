@@ -1,30 +1,30 @@
-//! What an instance is called.
+//! The name of an instance.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
-/// The name of one instance: `SERVICE.BACKEND.OPERATION`, where the operation is the deploy or roll back that started
-/// it. Fit for a container's name, a label and a file name.
+/// The name of one instance: `SERVICE.BACKEND.OPERATION`, where the operation is the deploy or rollback that started
+/// it. Valid as a container name, a label and a file name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InstanceId(String);
 
 impl InstanceId {
-    /// The name of what an operation starts.
+    /// The name of the instance that an operation starts.
     #[must_use]
     pub fn new(service: &ServiceName, backend: &BackendName, operation: &str) -> Self {
         Self(format!("{}{operation}", Self::prefix(service, backend)))
     }
 
-    /// What the names of all instances of a backend begin with. Names have no dot, so no other backend's do.
+    /// The prefix of all instances of a backend. Service and backend names have no dots, so it is unique.
     #[must_use]
     pub fn prefix(service: &ServiceName, backend: &BackendName) -> String {
         format!("{service}.{backend}.")
     }
 
-    /// The name of an instance of this backend, if the text is one. The operation sorts by time.
+    /// Parses the name of an instance of this backend. Names sort by the time of the operation.
     #[must_use]
     pub fn of(service: &ServiceName, backend: &BackendName, text: &str) -> Option<Self> {
         let operation = text.strip_prefix(&Self::prefix(service, backend))?;

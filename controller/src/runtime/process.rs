@@ -1,18 +1,18 @@
 //! Plain local processes.
 //!
-//! Each instance has a directory, named after it, and a *supervisor*: this program once more
-//! (`uh-deploy supervise DIR`), in a session of its own and, where systemd runs, in a scope of its own. The supervisor
-//! is the parent of all of the app's processes. It puts the app on record before it starts it, writes down how it
-//! ended, restarts it once the instance has become its backend's, rotates its log and holds it to its memory limit. The
-//! app writes to its log file directly, so not even the supervisor's death would disturb it.
+//! Each instance has a directory, named after it, and a *supervisor*: this program again (`uh-deploy supervise DIR`),
+//! in its own session and, under systemd, in its own scope. The supervisor is the parent of all of the app's
+//! processes. It records the app before it starts it, records how it exited, restarts it once restarts are enabled,
+//! rotates its log and enforces its memory limit. The app writes to its log file directly, so even the supervisor's
+//! death wouldn't disturb it.
 //!
 //! ```text
 //! STATE_DIR/instances/app.green.20261125t101500-4f2a/
-//!     spec.json      what runs: command, environment, limits (mode 0600)
-//!     keeper.lock    locked for as long as the supervisor lives
-//!     state.json     process ids, start times, how it ended; written by the supervisor alone
-//!     restart        there as soon as the app is to be restarted when it ends
-//!     stop           there as soon as it was to be stopped: a supervisor that comes late starts nothing
+//!     spec.json      command, environment, limits (mode 0600)
+//!     keeper.lock    locked while the supervisor is alive
+//!     state.json     process ids, start times, exit; written only by the supervisor
+//!     restart        exists once restarts are enabled
+//!     stop           exists once the instance is to be stopped: a late supervisor then starts nothing
 //!     app.log, app.log.1 …
 //! ```
 
@@ -43,10 +43,10 @@ use crate::config::{Config, ProcessSettings};
 use crate::redact::Foreign;
 use crate::{fault, ports};
 
-/// How often a state is looked at while it is waited for.
+/// How often to check a state while waiting for it.
 const POLL: Duration = Duration::from_millis(10);
 
-/// From an app's end to the supervisor's record of it: a file is written and synced, on a disk that may be busy.
+/// How long the supervisor may take to record an app's exit: it writes and syncs a file, on a disk that may be busy.
 const SAID_WITHIN: Duration = Duration::from_secs(5);
 
 /// How many lines of a failed build are shown.
@@ -61,7 +61,7 @@ pub struct Process {
     settings: ProcessSettings,
     build_timeout: Duration,
     service: Option<ServiceName>,
-    /// Whether the build or a hook may yet make what is missing.
+    /// Whether the build or a hook may still create what is missing.
     is_made_later: bool,
 }
 
@@ -114,7 +114,7 @@ impl Runtime for Process {
             Ok(frozen) => Check::passed(name, frozen.artifact),
             Err(e) if self.is_made_later => Check::passed(
                 name,
-                format!("not yet: the build or pre_deploy must make it ({})", crate::chain(&e)),
+                format!("not yet: the build or pre_deploy must create it ({})", crate::chain(&e)),
             ),
             Err(e) => Check::failed(name, crate::chain(&e), remedy),
         }];
@@ -136,10 +136,10 @@ impl Runtime for Process {
             command => vec![format!("run {} in {}", command.join(" "), self.settings.directory.display())],
         };
         let start = match self.freeze(candidate) {
-            Ok(frozen) => format!("start {} under a supervisor of its own", frozen.artifact),
+            Ok(frozen) => format!("start {} under its own supervisor", frozen.artifact),
             Err(e) if self.is_made_later => {
                 format!(
-                    "start it, once the build or pre_deploy has made what is missing now: {}",
+                    "start it once the build or pre_deploy has created what is missing: {}",
                     crate::chain(&e)
                 )
             }
@@ -193,13 +193,13 @@ impl Runtime for Process {
         if !place.exists() {
             return Ok(());
         }
-        place.allow_restart().map_err(|e| failed("keep up", instance)(e.into()))
+        place.allow_restart().map_err(|e| failed("enable restarts of", instance)(e.into()))
     }
 
     async fn is_alone(&self, instance: &InstanceId) -> Result<bool, RuntimeError> {
         let place = self.place(instance);
         let alone = if place.exists() { place.is_unsupervised() } else { Ok(false) };
-        alone.map_err(|e| failed("look at", instance)(e.into()))
+        alone.map_err(|e| failed("check", instance)(e.into()))
     }
 
     async fn revive(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError> {
@@ -209,7 +209,7 @@ impl Runtime for Process {
             if self.state(instance).await?.is_running() {
                 return Ok(());
             }
-            // Between two restarts, or with processes left that nobody supervises.
+            // It may wait for a restart, or have unsupervised processes left.
             stop::stop(&place, Duration::ZERO).await.map_err(failed("stop", instance))?;
             place.reset().map_err(|e| failed("start", instance)(e.into()))?;
         }
@@ -217,7 +217,7 @@ impl Runtime for Process {
     }
 
     async fn state(&self, instance: &InstanceId) -> Result<State, RuntimeError> {
-        let failed = failed("look at", instance);
+        let failed = failed("check", instance);
         let place = self.place(instance);
         let deadline = Instant::now() + SAID_WITHIN;
         loop {
@@ -226,7 +226,7 @@ impl Runtime for Process {
             if !unsaid || Instant::now() > deadline {
                 return Ok(state);
             }
-            // A supervisor that has just gone has recorded all that it will record.
+            // If the supervisor has exited, it has recorded everything.
             if place.is_unsupervised().map_err(|e| failed(e.into()))? {
                 return Ok(state_of(place.saved().map_err(|e| failed(e.into()))?.as_ref()));
             }
@@ -249,7 +249,7 @@ impl Runtime for Process {
             let Some(name) = name.to_str() else { continue };
             let service: Option<ServiceName> = match &self.service {
                 Some(service) => Some(service.clone()),
-                // One state directory is for one service; its name is in the entry.
+                // A state directory is for one service, whose name is in the entry.
                 None => name.split('.').next().and_then(|service| service.parse().ok()),
             };
             found.extend(service.and_then(|service| InstanceId::of(&service, backend, name)));
@@ -282,7 +282,7 @@ impl Runtime for Process {
         line: Lines<'_>,
     ) -> Result<(), RuntimeError> {
         if query.since.is_some() {
-            let message = "lines of the process runtime carry no time: use --tail in place of --since";
+            let message = "logs of the process runtime have no timestamps: use --tail instead of --since";
             return Err(RuntimeError::Unsupported(message.to_owned()));
         }
         let place = self.place(instance);
@@ -321,10 +321,10 @@ fn build_failed(reason: &str) -> RuntimeError {
     RuntimeError::Build { reason: reason.to_owned(), log: Vec::new() }
 }
 
-/// The environment variable by which an instance's processes know whose they are, and `ps e` tells a human.
+/// The environment variable that marks an instance's processes, also visible in `ps e`.
 pub(crate) const INSTANCE_VARIABLE: &str = "UH_DEPLOY_INSTANCE";
 
-/// Tells an endpoint's host and port for the app's environment.
+/// An endpoint's host and port for the app's environment.
 fn host_and_port(endpoint: Option<&Endpoint>) -> (String, String) {
     match endpoint {
         Some(Endpoint::Unix(path)) => (String::new(), path.display().to_string()),

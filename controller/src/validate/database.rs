@@ -1,12 +1,12 @@
-//! Asks a PostgreSQL for a row, with TLS as the URL's `sslmode` says (libpq, "SSL Mode Descriptions").
+//! Runs a query on a PostgreSQL database, with TLS according to the URL's `sslmode` (libpq, "SSL Mode Descriptions").
 //!
-//! | `sslmode` | TLS | the certificate |
+//! | `sslmode` | TLS | verification of the certificate |
 //! |---|---|---|
 //! | `disable` | never | |
-//! | `prefer`, `allow`, left out | if the server offers it | not looked at |
-//! | `require`, `no-verify` | always | not looked at; with `sslrootcert` as for `verify-ca` |
-//! | `verify-ca` | always | signed by `sslrootcert`, or else by an authority that this machine trusts |
-//! | `verify-full` | always | the same, and it names the host |
+//! | `prefer`, `allow`, not set | if the server offers it | none |
+//! | `require`, `no-verify` | always | none; with `sslrootcert` as for `verify-ca` |
+//! | `verify-ca` | always | signed by `sslrootcert`, or by an authority that this machine trusts |
+//! | `verify-full` | always | the same, and it must name the host |
 
 use std::future::Future;
 use std::io;
@@ -29,14 +29,14 @@ use tokio_rustls::TlsConnector;
 use crate::files;
 use crate::redact::Foreign;
 
-/// Where this machine keeps the authorities that it trusts: of Debian, Alpine and Red Hat.
+/// The trusted authorities of the machine: on Debian, Alpine and Red Hat.
 const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt"];
 
-/// The largest file of certificates: a system's has a quarter of a megabyte.
+/// The largest file of certificates: a system's has about a quarter of a megabyte.
 const MAX_ROOTS_BYTES: usize = 8 << 20;
 
-/// The parameters of a URL that are the connection's. Others are the app's driver's own (`pgbouncer`, `schema`).
+/// The URL parameters of the connection. Others belong to the app's driver (`pgbouncer`, `schema`).
 const KNOWN: [&str; 15] = [
     "user",
     "password",
@@ -55,7 +55,7 @@ const KNOWN: [&str; 15] = [
     "load_balance_hosts",
 ];
 
-/// `SELECT 1`, and the server's version. Also says whether it was asked over TLS.
+/// Runs `SELECT 1`, and returns the server's version and whether the connection used TLS.
 pub(super) async fn ask(url: &str) -> Result<String, String> {
     let wanted = Wanted::of(url)?;
     let mut config: tokio_postgres::Config = wanted.url.parse().map_err(said)?;
@@ -76,12 +76,12 @@ pub(super) async fn ask(url: &str) -> Result<String, String> {
     answer
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
+#[expect(clippy::needless_pass_by_value, reason = "the signature map_err needs")]
 fn said(error: tokio_postgres::Error) -> String {
     Foreign::error(&error).to_string()
 }
 
-/// What is looked at in a certificate.
+/// What is verified in a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verify {
     Nothing,
@@ -89,7 +89,7 @@ enum Verify {
     ChainAndName,
 }
 
-/// What a URL asks for.
+/// The connection that a URL describes.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     url: String,
@@ -138,7 +138,7 @@ impl Wanted {
             (Some(other), _) => {
                 let other = Foreign::new(other);
                 return Err(format!(
-                    "sslmode {other} is not one of disable, allow, prefer, require, verify-ca, verify-full"
+                    "sslmode {other} isn't one of disable, allow, prefer, require, verify-ca, verify-full"
                 ));
             }
         };
@@ -146,7 +146,7 @@ impl Wanted {
     }
 }
 
-/// `%2F` and the like.
+/// Decodes percent encoding, such as `%2F`.
 fn decoded(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -167,7 +167,7 @@ fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Makes TLS connections as the URL asks for them.
+/// Makes TLS connections according to the URL.
 #[derive(Clone)]
 struct Tls(Arc<ClientConfig>);
 
@@ -193,21 +193,21 @@ impl Tls {
     }
 }
 
-/// The authorities of a file, or else of this machine.
+/// The authorities of a file, or of this machine.
 fn roots(file: Option<&str>) -> Result<RootCertStore, String> {
     let of_variable = std::env::var("SSL_CERT_FILE").ok();
     let system = || SYSTEM_ROOTS.iter().map(|path| (*path).to_owned()).find(|path| Path::new(path).exists());
     let path = file.map(str::to_owned).or(of_variable).or_else(system);
     let path = path.ok_or("no certificate authorities are installed here: set sslrootcert")?;
     let read = files::read_foreign(Path::new(&path), MAX_ROOTS_BYTES);
-    let bytes = read.map_err(|e| format!("cannot read {path}: {}", crate::chain(&e)))?;
+    let bytes = read.map_err(|e| format!("can't read {path}: {}", crate::chain(&e)))?;
     let mut roots = RootCertStore::empty();
-    // A bundle may have an authority that is too old to be understood.
+    // A bundle may contain an authority in an outdated format.
     roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&bytes).filter_map(Result::ok));
-    if roots.is_empty() { Err(format!("{path} has no certificate")) } else { Ok(roots) }
+    if roots.is_empty() { Err(format!("{path} contains no certificate")) } else { Ok(roots) }
 }
 
-/// Looks at what is to be looked at in a certificate.
+/// Verifies what the URL requires of a certificate.
 #[derive(Debug)]
 struct Verifier {
     chain: Option<Arc<WebPkiServerVerifier>>,
@@ -226,7 +226,7 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
         match chain.verify_server_cert(certificate, others, name, ocsp, now) {
-            // The name is looked at last: the chain is good.
+            // The name is checked last, so the chain is valid.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.verify == Verify::Chain => Ok(ServerCertVerified::assertion()),
@@ -270,7 +270,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for T
     }
 }
 
-/// One connection about to be made.
+/// A connection to make.
 struct Connect {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_url_says_what_is_looked_at_and_keeps_nothing_that_only_the_app_knows() {
+    fn the_url_decides_what_is_verified_and_loses_parameters_of_the_app_driver() {
         let wanted = |url: &str| Wanted::of(url).map(|w| (w.url, w.mode, w.verify, w.roots));
         let plain = "postgres://u:p@h:6543/db".to_owned();
         for (query, mode, verify, roots) in [
@@ -343,6 +343,6 @@ mod tests {
         }
         let (url, mode, ..) = wanted("host=h user=u sslmode=verify-full dbname=d").unwrap();
         assert_eq!((url.as_str(), mode), ("host=h user=u dbname=d", SslMode::Require));
-        assert!(wanted("postgres://h/d?sslmode=maybe").unwrap_err().contains("maybe is not one of"));
+        assert!(wanted("postgres://h/d?sslmode=maybe").unwrap_err().contains("maybe isn't one of"));
     }
 }

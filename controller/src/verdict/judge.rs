@@ -1,4 +1,4 @@
-//! Judges a watch tick by tick: errors by the sequential test, latency and health by bad ticks in a row.
+//! Judges a watch tick by tick: errors by the sequential test, latency and health by consecutive bad ticks.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,28 +6,28 @@ use super::{Allowed, Answers};
 use crate::config::Monitor;
 use crate::counters::Counters;
 
-/// How a backend is now, in addition to its counters.
+/// The condition of a backend, in addition to its counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
-    /// As it should be, or not known to be otherwise.
+    /// Fine, or not known to be otherwise.
     Well,
     /// uh-proxy's probes fail.
     Unhealthy(String),
-    /// Its instance has ended.
+    /// Its instance has exited.
     Ended(String),
 }
 
-/// What a watch without a breach came to.
+/// The verdict of a watch without a breach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Enough was seen, and nothing is wrong.
+    /// Enough data, and nothing is wrong.
     Ok,
-    /// What was seen doesn't decide it, and why.
+    /// Too little data, for this reason.
     NotEnoughData(String),
 }
 
 impl Verdict {
-    /// As it is written to JSON and to the history.
+    /// Its name in JSON and in the history.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl Verdict {
     }
 }
 
-/// What a judge has to remember from one tick to the next.
+/// What a judge remembers from one tick to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
@@ -45,7 +45,7 @@ pub struct Memory {
     last_reason: Option<String>,
 }
 
-/// Judges tick after tick.
+/// Judges tick by tick.
 #[derive(Debug)]
 pub struct Judge<'a> {
     limits: &'a Monitor,
@@ -54,13 +54,13 @@ pub struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// By these limits, compared with what the old version failed in its last activation.
+    /// Judges by these limits and the old version's answers in its last activation.
     #[must_use]
     pub fn new(limits: &'a Monitor, before: Option<Answers>) -> Self {
         Self::resume(limits, before, Memory::default())
     }
 
-    /// As it was at an earlier tick.
+    /// Continues from an earlier tick.
     #[must_use]
     pub fn resume(limits: &'a Monitor, before: Option<Answers>, memory: Memory) -> Self {
         Self { limits, allowed: Allowed::new(limits.max_error_rate, before), memory }
@@ -78,9 +78,9 @@ impl<'a> Judge<'a> {
         self.allowed
     }
 
-    /// One more tick: what was counted in it, and in the whole watch. `Some`: a breach, and why.
+    /// Judges one more tick, given its counters and those of the whole watch. `Some`: the reason of a breach.
     pub fn tick(&mut self, tick: &Counters, total: &Counters, condition: &Condition) -> Option<String> {
-        // It doesn't come back by itself, and every moment counts.
+        // Nothing will restart it soon, and every moment counts.
         if let Condition::Ended(how) = condition {
             return Some(how.clone());
         }
@@ -97,20 +97,23 @@ impl<'a> Judge<'a> {
         reason.filter(|_| self.memory.bad_in_a_row >= self.limits.breach_after)
     }
 
-    /// What it came to, if there was no breach.
+    /// The verdict, if there was no breach.
     #[must_use]
     pub fn verdict(&self, total: &Counters) -> Verdict {
         let (answers, least) = (total.answers(), self.limits.min_requests);
         let why = if answers.all() < least {
             let gone = total.clients_gone();
-            let gone =
-                if gone > 0 { format!(", and {gone} clients left before an answer") } else { String::new() };
-            format!("{} requests were answered, and it takes at least {least}{gone}", answers.all())
+            let gone = if gone > 0 {
+                format!(", and {gone} clients left before they were answered")
+            } else {
+                String::new()
+            };
+            format!("{} requests were answered, and at least {least} are needed{gone}", answers.all())
         } else if answers.bad > 0 && answers.rate() > self.allowed.share() {
             format!("{}, but too few to be sure", self.too_many(answers))
         } else if let Some(reason) = &self.memory.last_reason {
             let (bad, needed) = (self.memory.bad_in_a_row, self.limits.breach_after);
-            format!("{reason}, in the last {bad} of {needed} ticks that are needed for a breach")
+            format!("{reason}, in {bad} of the {needed} intervals in a row that are needed for a breach")
         } else {
             return Verdict::Ok;
         };
@@ -120,7 +123,7 @@ impl<'a> Judge<'a> {
     fn too_many(&self, answers: Answers) -> String {
         let allowed = self.allowed.share();
         let whose = if allowed > self.limits.max_error_rate {
-            ", which the old version's own rate allows"
+            ", the limit based on the old version's error rate"
         } else {
             ""
         };
@@ -133,7 +136,7 @@ impl<'a> Judge<'a> {
         )
     }
 
-    /// A tick with few requests says little; then all of them together are judged.
+    /// A tick with few requests says little; then the whole watch is judged.
     fn too_slow(&self, tick: &Counters, total: &Counters) -> Option<String> {
         let enough = |counters: &&Counters| counters.requests() >= self.limits.min_requests;
         let counters = [tick, total].into_iter().find(enough)?;
@@ -142,7 +145,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// `0.3%`; small shares with a digit more.
+/// `0.3%`; small shares with one more digit.
 #[must_use]
 pub fn percent(share: f64) -> String {
     let percent = share * 100.0;
@@ -203,11 +206,11 @@ mod tests {
             assert_eq!(judge.tick(&counters(2, 1), &counters(10, 2), &Condition::Well), None);
         }
         let Verdict::NotEnoughData(why) = judge.verdict(&counters(10, 2)) else { panic!() };
-        assert_eq!(why, "10 requests were answered, and it takes at least 20");
+        assert_eq!(why, "10 requests were answered, and at least 20 are needed");
     }
 
     #[test]
-    fn a_rate_above_the_limit_that_is_no_proof_is_not_called_ok() {
+    fn a_rate_above_the_limit_without_proof_is_not_ok() {
         let mut limits = limits();
         let judge = Judge::new(quick(&mut limits), None);
         assert_eq!(judge.verdict(&counters(100, 1)), Verdict::Ok);
@@ -216,17 +219,20 @@ mod tests {
     }
 
     #[test]
-    fn latency_needs_bad_ticks_in_a_row_and_an_ended_instance_none() {
+    fn latency_takes_consecutive_bad_ticks_and_an_exited_instance_none() {
         let limits = limits();
         let mut judge = Judge::new(&limits, None);
         let (slow, idle) = (counters(100, 0), Counters::default());
         assert_eq!(judge.tick(&slow, &slow, &Condition::Well), None);
         let Verdict::NotEnoughData(why) = judge.verdict(&slow) else { panic!() };
-        assert_eq!(why, "p95 is 95ms, more than 50ms, in the last 1 of 2 ticks that are needed for a breach");
+        assert_eq!(
+            why,
+            "p95 is 95ms, more than 50ms, in 1 of the 2 intervals in a row that are needed for a breach"
+        );
         assert_eq!(judge.tick(&idle, &idle, &Condition::Well), None);
         assert_eq!(judge.verdict(&slow), Verdict::Ok);
         assert_eq!(judge.tick(&slow, &slow, &Condition::Well), None);
-        // Whoever goes on with it remembers the bad tick.
+        // A resumed judge remembers the bad tick.
         let mut judge = Judge::resume(&limits, None, judge.memory().clone());
         let breach = judge.tick(&slow, &slow, &Condition::Well).unwrap();
         assert_eq!(breach, "p95 is 95ms, more than 50ms");
@@ -235,12 +241,12 @@ mod tests {
     }
 
     #[test]
-    fn the_old_version_s_own_rate_is_named_where_it_is_what_allows_more() {
+    fn the_old_version_s_rate_is_named_if_it_raises_the_limit() {
         let mut limits = limits();
         let limits = quick(&mut limits);
         let before = Some(counters(60_000, 1800).answers());
         let now = counters(3000, 600);
         let breach = Judge::new(limits, before).tick(&now, &now, &Condition::Well).unwrap();
-        assert!(breach.ends_with("%, which the old version's own rate allows"), "{breach}");
+        assert!(breach.ends_with("%, the limit based on the old version's error rate"), "{breach}");
     }
 }

@@ -1,4 +1,4 @@
-//! The rule: what is allowed, what exceeds it, and what never does.
+//! The sequential test: what is allowed, what exceeds it, and what never does.
 
 use super::*;
 
@@ -66,7 +66,7 @@ fn a_version_that_is_no_worse_than_a_bad_old_one_stays() {
 }
 
 #[test]
-fn no_limit_makes_an_infinity_of_one_error() {
+fn no_limit_makes_one_error_infinitely_strong_evidence() {
     for limit in [0.0, 1.0] {
         let limit = Allowed::new(limit, None);
         for counts in [answers(1, 1), answers(1, 0), answers(u64::MAX, u64::MAX / 2)] {

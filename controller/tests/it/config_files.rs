@@ -1,10 +1,11 @@
-//! Every file in `config/` that is ours goes through the real parser, as it is and with every default written out.
+//! Every configuration file of uh-deploy in `config/` passes the real parser, as it is and with every default
+//! uncommented.
 
 use std::path::Path;
 
 use uh_controller::config;
 
-/// The file with everything that is commented out written out, for one kind of runtime: its table alone.
+/// The file with all commented keys uncommented, for one kind of runtime.
 fn written_out(text: &str, kind: &str) -> String {
     let mut table = String::new();
     let mut written = String::new();
@@ -26,7 +27,7 @@ fn written_out(text: &str, kind: &str) -> String {
 }
 
 #[test]
-fn the_commented_file_is_right_and_shows_every_default() {
+fn the_commented_file_is_valid_and_shows_every_default() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/uh-deploy.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     let commented = config::load(&path).unwrap();
@@ -51,7 +52,7 @@ fn the_commented_file_is_right_and_shows_every_default() {
 }
 
 #[test]
-fn the_files_of_the_container_stack_are_right() {
+fn the_files_of_the_container_stack_are_valid() {
     for file in ["uh-deploy.toml", "two-apps/shop.toml"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker").join(file);
         let config = config::load(&path).unwrap_or_else(|e| panic!("{file}: {e}"));

@@ -1,5 +1,5 @@
-//! Whole deploys of containers, under load, with a real Docker Engine behind `uh-deploy`. Without one, each test says so
-//! in a line.
+//! Whole deploys of containers, under load, with a real Docker Engine. Without one, each test prints that it is
+//! skipped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::harness::{Ran, Stage, get, until};
 struct Harbour {
     stage: Stage,
     kind: Kind,
-    /// The engine, if it is not the usual one.
+    /// The engine, if it isn't the default one.
     host: Option<String>,
 }
 
@@ -40,7 +40,7 @@ impl Harbour {
         fs::write(self.stage.path("Dockerfile"), text).unwrap();
     }
 
-    /// Blue and green as an operator writes them, with a line more of environment.
+    /// Compose services blue and green, with an additional environment line.
     fn compose_file(&self, extra: &str) {
         let mut text = "version: '3.8'\nservices:\n".to_owned();
         for (backend, port) in ["blue", "green"].into_iter().zip(self.stage.ports) {
@@ -52,7 +52,7 @@ impl Harbour {
         fs::write(self.stage.path("docker-compose.yml"), text).unwrap();
     }
 
-    /// What is made here is called after this: images, or the compose project.
+    /// The name of the images or the compose project created here.
     fn name(&self) -> String {
         format!("uh-test-{}", self.stage.ports[0])
     }
@@ -69,7 +69,7 @@ impl Harbour {
         };
         let base = format!("[runtime]\n{runtime}\n[health]\nwithin = \"60s\"\n{extra}");
         self.stage.configure("uh-deploy.toml", &base);
-        // The base is for processes; the container runtime would call that a mistake.
+        // The base configuration is for processes, which the container runtime rejects.
         let path = self.stage.path("uh-deploy.toml");
         let text = fs::read_to_string(&path).unwrap();
         let kept = text.split("[runtime.process]").collect::<Vec<_>>();
@@ -100,7 +100,7 @@ impl Harbour {
         String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
     }
 
-    /// The names of the containers that run.
+    /// The names of the running containers.
     fn running(&self) -> Vec<String> {
         let label = format!("label=uh-deploy.state-dir={}", self.stage.path("deploy-state").display());
         let listed = self.docker(&["ps", "--filter", &label, "--format", "{{.Names}}"]);
@@ -146,7 +146,7 @@ fn the_users_compose_files_are_deployed_and_rolled_back_under_load() {
     );
 
     let load = harbour.stage.load();
-    // A compose file doesn't say which of its values are secret: all are, unless they are declared plain.
+    // A compose file doesn't say which values are secret: all are, unless they are declared plain.
     harbour.configure("[secrets]\nplain = [\"FAIL\"]\n");
     harbour.compose_file("      FAIL: no database\n");
     harbour
@@ -154,8 +154,8 @@ fn the_users_compose_files_are_deployed_and_rolled_back_under_load() {
         .says("exit code 7")
         .says("cannot start: no database")
         .says("nothing has changed for users: green (v1.0.1) serves");
-    // Blue's place was the bad version's; what was frozen of 1.0.0 knows nothing of the file as it is now.
-    harbour.expect(0, &["rollback", "--to", "blue", "--again"]).says("it is started again as it was");
+    // The bad version ran as blue, so 1.0.0 is started from what was frozen, whatever the file says now.
+    harbour.expect(0, &["rollback", "--to", "blue", "--again"]).says("starting it again from its record");
     assert_eq!(harbour.stage.served(), "blue 1.0.0");
     load.must_be_unharmed();
 }
@@ -168,7 +168,7 @@ fn deployed_and_rolled_back_under_load(harbour: &Harbour) {
     assert_eq!(harbour.running().len(), 2, "the old one is kept warm");
     harbour.expect(0, &["rollback"]);
     assert_eq!(harbour.stage.served(), "blue 1.0.0");
-    // Gone, and brought back from what was frozen: the very image, although its tag has moved.
+    // Removed, and started again from what was frozen: the same image, although its tag has moved.
     let green = harbour.running().into_iter().find(|name| name.contains("green")).unwrap();
     harbour.docker(&["rm", "-f", &green]);
     harbour.expect(0, &["rollback", "--to", "green", "--again"]);
@@ -178,7 +178,7 @@ fn deployed_and_rolled_back_under_load(harbour: &Harbour) {
 }
 
 #[test]
-fn bad_containers_change_nothing_and_are_told_apart() {
+fn bad_containers_change_nothing_and_are_diagnosed() {
     if !engine_or_skip("deploys of bad containers") {
         return;
     }
@@ -201,17 +201,17 @@ fn bad_containers_change_nothing_and_are_told_apart() {
         .says("nothing has changed for users");
     harbour.dockerfile("CMD [\"perl\", \"/app.pl\"]");
     let taken = std::net::TcpListener::bind(("127.0.0.1", harbour.stage.ports[1])).unwrap();
-    harbour.expect(1, &["blue-green", "--version", "1.0.1"]).says("is taken by");
+    harbour.expect(1, &["blue-green", "--version", "1.0.1"]).says("is in use by");
     drop(taken);
     assert_eq!(harbour.stage.served(), "blue 1.0.0");
     assert_eq!(harbour.running().len(), 1, "every candidate is gone");
     load.must_be_unharmed();
 }
 
-/// An engine of the test's own, so that it can be restarted.
+/// A separate engine that the test can restart.
 struct OwnEngine {
     dir: TempDir,
-    /// Whether it keeps its containers alive meanwhile.
+    /// Whether its containers survive a restart.
     live_restore: bool,
     daemon: Option<Child>,
     bridge: String,
@@ -220,7 +220,7 @@ struct OwnEngine {
 impl OwnEngine {
     fn new(live_restore: bool) -> Self {
         let dir = tempfile::Builder::new().prefix("uh-engine-").tempdir().unwrap();
-        // A bridge of its own: an engine that has none would take the usual engine's away.
+        // Its own bridge: otherwise it would remove the default engine's.
         let bridge = format!("uh-{}-{}", u8::from(live_restore), std::process::id());
         let mut engine = Self { dir, live_restore, daemon: None, bridge };
         ip(&["link", "add", &engine.bridge, "type", "bridge"]);
@@ -277,13 +277,13 @@ impl OwnEngine {
 }
 
 impl OwnEngine {
-    /// Its containers, and what an interrupted build has left of one, outlive it otherwise.
+    /// Removes its containers, including those of an interrupted build, which would outlive it.
     fn remove_containers(&self) {
         let script = "docker ps --all --quiet | xargs --no-run-if-empty docker rm --force";
         let _ = Command::new("sh").arg("-c").arg(script).env("DOCKER_HOST", self.host()).output();
     }
 
-    /// The processes that were started with a path of this engine: containerd, and its shims.
+    /// The processes started with a path of this engine: containerd and its shims.
     fn processes(&self) -> Vec<rustix::process::Pid> {
         let ours = |entry: fs::DirEntry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
@@ -318,7 +318,7 @@ fn ip(args: &[&str]) {
     assert!(output.status.success(), "ip {args:?}: {output:?}");
 }
 
-/// What an engine that kept its containers alive leaves mounted.
+/// Unmounts what an engine with live containers leaves mounted.
 fn unmount_below(dir: &Path) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let below =
@@ -336,7 +336,7 @@ fn own_engine_or_skip(name: &str) -> bool {
     if !works(Command::new("dockerd").arg("--version")) {
         return skip(name, "there is no dockerd for an engine of its own");
     }
-    // Root in a container may have neither. In a network namespace that is gone at once, the bridge is as well.
+    // Root in a container may have neither. The network namespace, and the bridge in it, disappear immediately.
     let bridge = ["--mount", "--net", "ip", "link", "add", "uh-probe", "type", "bridge"];
     if !works(Command::new("unshare").args(bridge)) {
         return skip(name, "root may not make mounts and bridges here");
@@ -344,10 +344,10 @@ fn own_engine_or_skip(name: &str) -> bool {
     engine_or_skip(name)
 }
 
-/// Without `live-restore` the app ends with its engine, and the deploy can't help that. It must say how it ended, and
-/// the engine brings back what serves.
+/// Without `live-restore` the app ends with its engine, which the deploy can't prevent. It must report its end, and
+/// the engine restarts what serves.
 #[test]
-fn an_engine_that_takes_its_containers_along_leaves_one_truth() {
+fn an_engine_that_stops_its_containers_leaves_a_consistent_state() {
     if !own_engine_or_skip("an engine restarted with its containers during a deploy") {
         return;
     }
@@ -379,7 +379,7 @@ fn an_engine_that_takes_its_containers_along_leaves_one_truth() {
         Some(1) => {
             ran.says("nothing has changed for users: blue (v1.0.0) serves");
             assert_eq!(serves, "blue 1.0.0");
-            assert_eq!(harbour.running().len(), 1, "the candidate is gone");
+            assert_eq!(harbour.running().len(), 1, "the candidate was removed");
         }
         other => panic!("{other:?}: {}", ran.text),
     }
@@ -389,7 +389,7 @@ fn an_engine_that_takes_its_containers_along_leaves_one_truth() {
 }
 
 #[test]
-fn an_engine_that_is_restarted_during_a_deploy_is_waited_for() {
+fn a_deploy_waits_for_an_engine_that_restarts() {
     if !own_engine_or_skip("an engine restarted during a deploy") {
         return;
     }
@@ -400,7 +400,7 @@ fn an_engine_that_is_restarted_during_a_deploy_is_waited_for() {
     harbour.deploy("1.0.0");
     let load = harbour.stage.load();
 
-    // While it is probed: the deploy goes on when the engine is back.
+    // During the health gate: the deploy continues once the engine is back.
     harbour.configure(&format!("{host}[health]\nsuccesses = 200\n"));
     let mut command = harbour.command(&["blue-green", "--version", "1.0.1"]);
     let deploy = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -412,7 +412,7 @@ fn an_engine_that_is_restarted_during_a_deploy_is_waited_for() {
     assert_eq!(ran.code, Some(0), "{}", ran.text);
     assert_eq!(harbour.stage.served(), "green 1.0.1");
 
-    // While it builds: nothing has changed, and the next deploy works.
+    // During the build: nothing has changed, and the next deploy works.
     harbour.configure(host);
     harbour.dockerfile("RUN echo building; sleep 60\nCMD [\"perl\", \"/app.pl\"]");
     let mut command = harbour.command(&["blue-green", "--version", "1.0.2"]);

@@ -1,4 +1,4 @@
-//! The `docker` and `compose` runtimes against a real Docker Engine. Without one, each test says so in a line.
+//! The `docker` and `compose` runtimes with a real Docker Engine. Without one, each test prints that it is skipped.
 
 use std::cell::RefCell;
 use std::fs;
@@ -16,10 +16,10 @@ use uh_controller::runtime::{
 
 use crate::harness::until;
 
-/// The base of the images made here: the smallest that the project's own images are based on. It has perl.
+/// The base of the images built here: the smallest base of the project's own images. It has perl.
 pub(crate) const BASE: &str = "debian:bookworm-slim";
 
-/// An app in a few lines: answers with its version, eats memory if asked to, says when it is told to end.
+/// A small app: answers with its version, allocates memory on request, and logs when it is asked to exit.
 pub(crate) const APP: &str = r#"
 use strict; use IO::Socket::INET;
 $| = 1;
@@ -44,7 +44,7 @@ fn engine_answers() -> bool {
     asked.is_ok_and(|output| output.status.success())
 }
 
-/// Whether the test can run here: an engine answers, and has the base image.
+/// Whether the test can run: an engine answers, and has the base image.
 pub(crate) fn engine_or_skip(name: &str) -> bool {
     if !engine_answers() {
         return skip(name, "no Docker Engine answers");
@@ -54,19 +54,19 @@ pub(crate) fn engine_or_skip(name: &str) -> bool {
         || skip(name, &format!("the engine has no image {BASE}"))
 }
 
-/// The same for one that needs the compose tool, too.
+/// The same for a test that also needs the compose tool.
 pub(crate) fn compose_or_skip(name: &str) -> bool {
     engine_or_skip(name) && (compose_tool().is_some() || skip(name, "there is no compose tool"))
 }
 
-/// Says so, and is false; where an engine must be (`UH_NEED_ENGINE`, as in CI), it is a failure.
+/// Prints that the test is skipped, and returns false. With `UH_NEED_ENGINE`, as in CI, it is a failure.
 pub(crate) fn skip(name: &str, reason: &str) -> bool {
     assert!(std::env::var_os("UH_NEED_ENGINE").is_none(), "{name}: {reason}");
     println!("skipped: {name}, {reason}");
     false
 }
 
-/// The compose tool that answers.
+/// The installed compose tool.
 fn compose_tool() -> Option<Command> {
     [&["docker", "compose"][..], &["docker-compose"]].into_iter().find_map(|words| {
         let command = || {
@@ -79,7 +79,7 @@ fn compose_tool() -> Option<Command> {
     })
 }
 
-/// An app's directory, a configuration, and the runtime that it asks for.
+/// An app's directory, a configuration, and its runtime.
 struct Place {
     directory: TempDir,
     ports: [u16; 2],
@@ -118,7 +118,7 @@ impl Place {
         self.directory.path()
     }
 
-    /// The compose project, which the tool names after the directory.
+    /// The compose project, named after the directory.
     fn project(&self) -> String {
         self.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.').to_lowercase()
     }
@@ -179,7 +179,7 @@ impl Place {
         lines.into_inner()
     }
 
-    /// Asks the app until it answers.
+    /// Requests the app until it answers.
     async fn answer(&self) -> String {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
@@ -201,7 +201,7 @@ impl Place {
     }
 }
 
-/// A test that fails leaves nothing behind either.
+/// A failed test cleans up too.
 impl Drop for Place {
     fn drop(&mut self) {
         let project = self.project();
@@ -213,9 +213,9 @@ impl Drop for Place {
                 docker(&["rm", "-f", id]);
             }
         }
-        // The compose tool makes a network for each project.
+        // The compose tool creates a network for each project.
         docker(&["network", "rm", &format!("{project}_default")]);
-        // As the docker runtime, the compose runtime, and the compose tools of 1.29 and of today name them.
+        // The names given by the docker runtime, the compose runtime, and the compose tools 1.29 and current.
         let ours = [format!("uh-test-{}", self.service), format!("uh-deploy/{project}-green")];
         let theirs = ["_", "-"].map(|joined| format!("{project}{joined}green"));
         for repository in ours.iter().chain(&theirs) {
@@ -224,13 +224,13 @@ impl Drop for Place {
     }
 }
 
-/// What a docker command prints; nothing if it fails, or there is none.
+/// The output of a docker command; empty if it fails.
 fn docker(args: &[&str]) -> String {
     let output = Command::new("docker").args(args).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
-/// Removes the images of one name, whatever their tags. `docker` runs a docker command and returns what it prints.
+/// Removes all tags of an image. `docker` runs a docker command and returns its output.
 pub(crate) fn remove_images(repository: &str, docker: impl Fn(&[&str]) -> String) {
     let named = docker(&["images", "--format", "{{.Repository}}:{{.Tag}}", repository]);
     for image in named.lines() {
@@ -249,7 +249,7 @@ fn ask(port: u16, path: &str) -> Option<String> {
 
 const DOCKER: &str = "[runtime]\nkind = \"docker\"\n[runtime.docker]\ncontext = \".\"\nimage = \"uh-test-{service}:{version}\"\nport = 3000\n";
 
-/// What holds for every runtime that makes containers, from build to removal.
+/// The life of an instance of a container runtime, from build to removal.
 async fn lives_its_life(place: &Place) {
     let frozen = place.build("1.0.0").await;
     assert!(frozen.artifact.starts_with("sha256:"), "{}", frozen.artifact);
@@ -257,7 +257,7 @@ async fn lives_its_life(place: &Place) {
     assert_eq!(place.state(&one).await, State::Absent);
     place.start(&one, &frozen).await;
     assert_eq!(place.answer().await, "green 1.0.0");
-    // Everything may be asked for twice.
+    // Every call may be repeated.
     place.start(&one, &frozen).await;
     assert_eq!(place.state(&one).await, State::Running { restarts: 0 });
     assert_eq!(place.runtime.find(&"green".parse().unwrap()).await.unwrap(), std::slice::from_ref(&one));
@@ -272,7 +272,7 @@ async fn lives_its_life(place: &Place) {
     assert_eq!(place.state(&one).await, State::Absent);
     assert_eq!(place.runtime.stop(&one, Duration::ZERO).await.unwrap(), State::Absent);
 
-    // Frozen means frozen: another build under the same version changes nothing for what was frozen before it.
+    // Frozen means frozen: another build of the same version doesn't affect what was frozen before.
     fs::write(place.path().join("app.pl"), APP.replace("my $body = \"", "my $body = \"other ")).unwrap();
     let other = place.build("1.0.0").await;
     assert_ne!(other.artifact, frozen.artifact);
@@ -291,7 +291,7 @@ async fn a_docker_instance_lives_its_life() {
 }
 
 #[tokio::test]
-async fn a_failing_build_tells_its_last_lines() {
+async fn a_failed_build_shows_its_last_lines() {
     if !engine_or_skip("docker runtime, failing build") {
         return;
     }
@@ -305,7 +305,7 @@ async fn a_failing_build_tells_its_last_lines() {
 }
 
 #[tokio::test]
-async fn a_taken_port_names_its_holder_and_leaves_nothing() {
+async fn a_port_in_use_is_reported_with_its_holder_and_leaves_nothing() {
     if !engine_or_skip("docker runtime, taken port") {
         return;
     }
@@ -332,7 +332,7 @@ async fn a_taken_port_names_its_holder_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn an_exit_and_an_out_of_memory_kill_are_told_apart() {
+async fn an_exit_and_an_out_of_memory_kill_are_distinguished() {
     if !engine_or_skip("docker runtime, exits") {
         return;
     }
@@ -372,13 +372,13 @@ async fn a_network_name_is_an_alias_and_needs_no_port_of_this_machine() {
                if ($s) { print $s \"GET / HTTP/1.0\\r\\n\\r\\n\"; print <$s>; exit 0 } select undef, undef, undef, 0.1 } exit 1";
     let answer = docker(&["run", "--rm", "--network", name, BASE, "perl", "-e", ask]);
     assert!(answer.ends_with("green 1.0.0"), "{answer}");
-    // Two by one name would be asked in turn, so a second one is not started.
+    // Requests would alternate between two containers of one name, so a second one isn't started.
     let error = place.runtime.start(&place.instance("20261125t000002-bbbb"), &frozen).await.unwrap_err();
-    assert_eq!(error.to_string(), format!("green:3009 is taken by container {instance} on network {name}"));
+    assert_eq!(error.to_string(), format!("green:3009 is in use by container {instance} on network {name}"));
     place.clean().await;
 }
 
-/// A container network; gone with the value, which must outlive what joins it.
+/// A container network, removed on drop. It must outlive its containers.
 struct Network(String);
 
 impl Network {
@@ -395,7 +395,8 @@ impl Drop for Network {
     }
 }
 
-/// Two containers of the deploy tool have the same path for their state directories, and must not see each other's.
+/// Two containers of the deploy tool use the same path for their state directories, and must not see each other's
+/// containers.
 #[tokio::test]
 async fn a_container_belongs_to_the_state_directory_that_started_it() {
     if !engine_or_skip("docker runtime, state directories") {
@@ -422,9 +423,9 @@ async fn a_container_belongs_to_the_state_directory_that_started_it() {
     place.clean().await;
 }
 
-/// A controller that was killed while it started a container: the engine carries that start on.
+/// A uh-deploy that was killed while it started a container: the engine continues the start.
 #[tokio::test]
-async fn a_start_that_comes_after_the_stop_starts_nothing() {
+async fn a_start_that_completes_after_the_stop_starts_nothing() {
     if !engine_or_skip("docker runtime, late start") {
         return;
     }
@@ -442,21 +443,21 @@ async fn a_start_that_comes_after_the_stop_starts_nothing() {
     assert_eq!(place.state(&instance).await, State::Absent);
 }
 
-/// The compose tool is a process of its own, and outlives a controller that is killed.
+/// The compose tool is a separate process, and outlives a killed uh-deploy.
 #[tokio::test]
-async fn a_compose_tool_that_was_left_behind_is_ended_by_a_stop() {
+async fn a_compose_tool_that_was_left_behind_is_killed_by_a_stop() {
     let place = Place::new(COMPOSE);
     let instance = place.instance("20261125t000001-aaaa");
     let document = place.path().join(format!("state/compose/{instance}.json"));
     let mut tool = Command::new("sh");
     tool.args(["-c", "read line; exit 0", "tool", "-f"]).arg(&document).stdin(Stdio::piped());
     let mut tool = tool.spawn().unwrap();
-    // It runs before the kernel can say what with.
+    // The process exists before the kernel knows its arguments.
     let arguments = format!("/proc/{}/cmdline", tool.id());
     until("its arguments can be seen", || (!fs::read(&arguments).unwrap().is_empty()).then_some(()));
     let stopped = place.runtime.stop(&instance, Duration::from_secs(5)).await;
     assert_eq!(stopped.unwrap(), State::Absent);
-    // It runs no more; the kernel may not be done with it yet.
+    // It was killed, but may still be visible for a moment.
     until("the tool has ended", || tool.try_wait().unwrap());
 }
 
@@ -487,7 +488,7 @@ async fn a_compose_instance_lives_its_life() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// The operator's own `up`, and a place that is another backend's by now: neither is replaced.
+/// The operator's own `up`, and a container that now belongs to another backend: neither is replaced.
 #[tokio::test]
 async fn a_compose_container_that_is_not_ours_is_left_alone() {
     if !compose_or_skip("compose runtime, containers of others") {
@@ -495,7 +496,7 @@ async fn a_compose_container_that_is_not_ours_is_left_alone() {
     }
     let place = Place::new(COMPOSE);
     compose_files(&place, "build: .");
-    // Without a port: nothing else would be in its way.
+    // Without a port, so that nothing else is in its way.
     let path = place.path().join("docker-compose.yml");
     let text = fs::read_to_string(&path).unwrap();
     let text = text.lines().filter(|line| !line.contains("ports:")).collect::<Vec<_>>().join("\n");
@@ -513,7 +514,7 @@ async fn a_compose_container_that_is_not_ours_is_left_alone() {
     assert_eq!(theirs.lines().count(), 1, "{theirs}");
     let error = place.runtime.start(&instance, &frozen).await.unwrap_err();
     let said = uh_controller::chain(&error);
-    assert!(said.contains("is in its place and would be replaced"), "{said}");
+    assert!(said.contains("would be replaced, but"), "{said}");
     assert_eq!(docker(&["ps", "-q", "--filter", &label]), theirs, "it runs on");
     docker(&["rm", "-f", theirs.trim()]);
 
@@ -527,14 +528,14 @@ async fn a_compose_container_that_is_not_ours_is_left_alone() {
 }
 
 #[tokio::test]
-async fn compose_mistakes_are_told_before_anything_is_built() {
+async fn compose_mistakes_are_reported_before_anything_is_built() {
     if !compose_or_skip("compose runtime, mistakes") {
         return;
     }
     let place = Place::new(COMPOSE);
     fs::write(place.path().join("docker-compose.yml"), "services:\n  web:\n    image: x\n").unwrap();
     let error = place.runtime.build(&place.candidate("1.0.0"), &|_| {}).await.unwrap_err();
-    assert!(error.to_string().contains("have no service green; they have: web"), "{error}");
+    assert!(error.to_string().contains("have no service green, only web"), "{error}");
     let checks = place.runtime.checks(&place.candidate("1.0.0")).await;
     assert!(
         checks.iter().any(|check| !check.passed && check.found.contains("no service green")),

@@ -1,11 +1,11 @@
-//! Deploys and roll backs that go as they should, and what they leave behind.
+//! Successful deploys and rollbacks, and what they leave behind.
 
 use std::fs;
 
 use crate::harness::{Stage, until};
 
 #[test]
-fn a_deploy_takes_the_guides_seven_steps_and_a_rollback_its_four() {
+fn a_deploy_takes_seven_steps_and_a_rollback_four() {
     let stage = Stage::new();
     stage
         .deploy("1.0.0")
@@ -51,16 +51,16 @@ fn a_deploy_takes_the_guides_seven_steps_and_a_rollback_its_four() {
 }
 
 #[test]
-fn a_first_deploy_is_made_once() {
+fn a_first_deploy_happens_once() {
     let stage = Stage::new();
-    // With the default, what is killed below would be restarted.
+    // By default, what is killed below would be restarted.
     stage.configure("uh-deploy.toml", "[runtime.process]\nrestart = \"no\"");
     let first = stage.expect(0, &["blue-green", "--first", "--version", "1.0.0"]);
     first.says("✅ Deployment complete!");
-    assert!(!first.text.contains("is kept running"), "nothing was there before: {}", first.text);
+    assert!(!first.text.contains("keeps running"), "nothing was there before: {}", first.text);
     stage
         .expect(0, &["blue-green", "--first", "--version", "2.0.0"])
-        .says("blue (v1.0.0) was deployed already: nothing to do");
+        .says("blue (v1.0.0) was already deployed, so --first has nothing to do");
     assert_eq!(stage.served(), "blue 1.0.0");
     assert_eq!(stage.history().len(), 1);
     for (_, pid) in stage.app_pids() {
@@ -70,41 +70,41 @@ fn a_first_deploy_is_made_once() {
     until("nothing runs", || (stage.apps() == 0).then_some(()));
     stage
         .expect(1, &["blue-green", "--first", "--version", "2.0.0"])
-        .says("blue (v1.0.0): deployed once, and not running");
+        .says("blue (v1.0.0) was deployed before");
     stage.deploy("2.0.0");
 }
 
 #[test]
-fn a_first_deploy_is_refused_where_the_front_door_knows_of_others() {
+fn a_first_deploy_is_refused_if_uh_proxy_knows_of_others() {
     let stage = Stage::new();
     stage.deploy("1.0.1");
     let state = stage.path("deploy-state");
     fs::rename(&state, stage.path("lost")).unwrap();
     stage
         .expect(1, &["blue-green", "--first", "--version", "1.0.0"])
-        .says("blue (v1.0.1) is active; this is no first deploy")
+        .says("this isn't the first deploy: blue (v1.0.1) is active")
         .says("nothing was changed");
     assert_eq!(stage.served(), "blue 1.0.1");
-    // So that what runs is found, and ended, when the stage is gone.
+    // So that the running app is found and killed at the end of the test.
     fs::remove_dir_all(&state).unwrap();
     fs::rename(stage.path("lost"), &state).unwrap();
 }
 
 #[test]
-fn a_rollback_to_a_stopped_version_starts_it_as_it_was() {
+fn a_rollback_to_a_stopped_version_starts_it_from_its_record() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
     stage.expect(0, &["retire"]).says("stays warm");
-    stage.expect(0, &["retire", "--now"]).says("is stopped");
+    stage.expect(0, &["retire", "--now"]).says("was stopped");
     until("blue is gone", || stage.answers("blue").is_none().then_some(()));
     assert_eq!(stage.apps(), 1);
-    // What is configured now is not what ran then.
+    // The configuration has changed since it ran.
     stage.configure("uh-deploy.toml", "[runtime.process]\nenv = { APP_VERSION = \"other\" }");
     let load = stage.load();
     stage
         .expect(0, &["rollback"])
-        .says("not running: it is started again as it was")
+        .says("not running: starting it again from its record")
         .says("✅ Rollback complete");
     assert_eq!(stage.served(), "blue 1.0.0");
     load.must_be_unharmed();
@@ -125,7 +125,7 @@ fn a_dry_run_changes_nothing() {
     assert_eq!(stage.apps(), 1);
 }
 
-/// Every file of the state directory with its length.
+/// Every file of the state directory, with its length.
 fn listing(stage: &Stage) -> Vec<(String, u64)> {
     let mut found = Vec::new();
     let mut open = vec![stage.path("deploy-state")];
@@ -142,7 +142,7 @@ fn listing(stage: &Stage) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn the_health_gate_is_skipped_only_loudly() {
+fn skipping_the_health_gate_is_reported() {
     let stage = Stage::new();
     stage.configure("uh-deploy.toml", "[runtime.process]\nenv = { UNHEALTHY = \"1\" }");
     stage.expect(0, &["blue-green", "--version", "1.0.0", "--skip-health"]).says("SKIPPED");
@@ -151,18 +151,18 @@ fn the_health_gate_is_skipped_only_loudly() {
 }
 
 #[test]
-fn a_rollback_with_no_target_changes_nothing_and_says_so() {
+fn a_rollback_without_a_target_changes_nothing_and_reports_it() {
     let stage = Stage::new();
     stage.expect(1, &["rollback"]).says("nothing to roll back to");
     stage.deploy("1.0.0");
     stage.expect(1, &["rollback", "--to", "red"]).says("no backend red");
-    stage.expect(1, &["rollback", "--to", "blue"]).says("active already");
-    stage.expect(1, &["rollback"]).says("there is no record of it");
+    stage.expect(1, &["rollback", "--to", "blue"]).says("is already active");
+    stage.expect(1, &["rollback"]).says("there is no record to start it from");
     assert_eq!(stage.served(), "blue 1.0.0");
 }
 
 #[test]
-fn the_active_backend_is_never_stopped_by_us() {
+fn uh_deploy_never_stops_the_active_backend() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
@@ -214,7 +214,7 @@ fn secrets_stay_out_of_output_journal_and_history() {
 }
 
 #[test]
-fn hooks_and_the_webhook_get_the_event_and_only_the_first_may_say_no() {
+fn hooks_and_the_webhook_get_the_event_and_only_pre_deploy_can_veto() {
     let stage = Stage::new();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/deploys", listener.local_addr().unwrap());
@@ -238,9 +238,7 @@ fn hooks_and_the_webhook_get_the_event_and_only_the_first_may_say_no() {
         write("post", "1")
     );
     stage.configure("uh-deploy.toml", &hooks);
-    stage
-        .deploy("1.0.0")
-        .says("the hook post_switch failed (sh ended with exit status: 1); traffic has moved");
+    stage.deploy("1.0.0").says("the hook post_switch failed (sh failed: exit status: 1); traffic has moved");
     assert!(took.join().unwrap().starts_with("POST /deploys HTTP/1.1"));
     for name in ["pre.json", "post.json"] {
         let text = fs::read_to_string(stage.path(name)).unwrap();
@@ -251,13 +249,13 @@ fn hooks_and_the_webhook_get_the_event_and_only_the_first_may_say_no() {
         "[hooks]\npre_deploy = [\"false\"]\non_failure = [\"sh\", \"-c\", \"cat > failed.json\"]",
     );
     let generation = stage.status().generation;
-    stage.expect(1, &["blue-green", "--version", "1.0.1"]).says("pre_deploy said no");
+    stage.expect(1, &["blue-green", "--version", "1.0.1"]).says("pre_deploy vetoed the deploy");
     assert_eq!((stage.apps(), stage.status().generation), (1, generation));
-    assert!(fs::read_to_string(stage.path("failed.json")).unwrap().contains("pre_deploy said no"));
+    assert!(fs::read_to_string(stage.path("failed.json")).unwrap().contains("pre_deploy vetoed the deploy"));
 }
 
 #[test]
-fn an_interrupt_undoes_what_was_begun() {
+fn an_interrupt_undoes_the_changes() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.configure(
@@ -279,7 +277,7 @@ fn an_interrupt_undoes_what_was_begun() {
 }
 
 #[test]
-fn maintenance_is_the_front_doors_and_is_remembered() {
+fn maintenance_is_set_at_uh_proxy_and_recorded() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.expect(0, &["maintenance", "on", "--message", "back at noon"]).says("app: maintenance is on");
@@ -308,25 +306,25 @@ fn an_app_outlives_its_supervisor_and_can_still_be_stopped() {
     });
     assert_eq!(stage.served(), "blue 1.0.0");
     stage.deploy("1.0.1");
-    stage.expect(0, &["retire", "--now"]).says("is stopped");
+    stage.expect(0, &["retire", "--now"]).says("was stopped");
     until("blue is gone", || stage.answers("blue").is_none().then_some(()));
-    stage.expect(0, &["rollback"]).says("started again as it was");
+    stage.expect(0, &["rollback"]).says("starting it again from its record");
 }
 
 #[test]
-fn without_a_warm_window_the_old_version_is_stopped_by_its_deploy() {
+fn without_a_warm_window_the_deploy_stops_the_old_version() {
     let stage = Stage::new();
     stage.configure("uh-deploy.toml", "[deploy]\nwarm = \"0s\"");
     stage.deploy("1.0.0");
     let ran = stage.deploy("1.0.1");
-    ran.says("blue (v1.0.0) is not kept running (warm is 0s): a rollback has to start it first")
-        .says("is stopped");
-    assert!(!ran.text.contains("at once"), "{}", ran.text);
+    ran.says("blue (v1.0.0) isn't kept running (warm is 0s): a rollback has to start it first")
+        .says("was stopped");
+    assert!(!ran.text.contains("instantly"), "{}", ran.text);
     assert_eq!((stage.served(), stage.apps()), ("green 1.0.1".to_owned(), 1));
-    // After the watch, where there is one.
+    // After the watch, if there is one.
     let ran = stage.expect(0, &["blue-green", "--version", "1.0.2", "--watch", "500ms"]);
-    assert!(ran.text.find("Monitoring complete") < ran.text.rfind("is stopped"), "{}", ran.text);
+    assert!(ran.text.find("Monitoring complete") < ran.text.rfind("was stopped"), "{}", ran.text);
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.2".to_owned(), 1));
-    stage.expect(0, &["rollback"]).says("started again as it was");
+    stage.expect(0, &["rollback"]).says("starting it again from its record");
     assert_eq!(stage.served(), "green 1.0.1");
 }

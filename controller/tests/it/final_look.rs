@@ -1,4 +1,4 @@
-//! What a deploy says at its end is what the front door says then, whatever was done meanwhile.
+//! At its end, a deploy reports what uh-proxy reports then, whatever happened meanwhile.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -7,17 +7,17 @@ use std::process::{Child, Command, Stdio};
 
 use crate::harness::{Ran, Stage, get, program, until};
 
-/// What is killed stays dead.
+/// Without restarts: a killed app stays dead.
 pub(crate) const NO_RESTART: &str = "[runtime.process]\nrestart = \"no\"";
 
-/// An operation that waits at a named point until it is let go on.
+/// An operation that is paused at a named point.
 pub(crate) struct Held<'a> {
     stage: &'a Stage,
     child: Child,
 }
 
 impl<'a> Held<'a> {
-    /// Starts it, and waits until it has come to the point.
+    /// Starts it, and waits until it has reached the point.
     pub(crate) fn at(stage: &'a Stage, point: &str, args: &[&str]) -> Self {
         let held = Self::start(stage, point, args);
         held.arrived();
@@ -38,14 +38,14 @@ impl<'a> Held<'a> {
         until("the operation has come to the point", || held.exists().then_some(()));
     }
 
-    /// Lets it go on, to its end.
+    /// Lets it continue to its end.
     pub(crate) fn end(self) -> Ran {
         let _ = fs::remove_file(self.stage.path("hold"));
         Ran::of(self.child.wait_with_output().unwrap())
     }
 }
 
-/// `uh-proxy`, as an operator types it.
+/// Runs a command of `uh-proxy`.
 pub(crate) fn uh_proxy(stage: &Stage, args: &[&str]) -> Ran {
     let mut command = Command::new(program("uh-proxy"));
     command.args(args).arg("--admin-socket").arg(stage.path("run/admin.sock"));
@@ -57,7 +57,7 @@ fn outcome(stage: &Stage) -> String {
 }
 
 #[test]
-fn a_switch_by_hand_during_the_drain_makes_the_deploy_superseded() {
+fn a_manual_switch_during_the_drain_supersedes_the_deploy() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let held = Held::at(&stage, "effect.drain.before", &["blue-green", "--version", "1.0.1"]);
@@ -73,10 +73,10 @@ fn a_switch_by_hand_during_the_drain_makes_the_deploy_superseded() {
 }
 
 #[test]
-fn a_switch_that_the_front_door_forgets_needs_somebody_to_look() {
+fn a_switch_that_uh_proxy_loses_requires_intervention() {
     let mut stage = Stage::new();
     stage.deploy("1.0.0");
-    // As it was on disk before the switch: the disk refuses what comes after, and a restart brings it back.
+    // The state before the switch: the disk refuses later writes, and a restart restores it.
     let state = stage.path("state");
     let kept = stage.path("kept");
     copy(&state, &kept);
@@ -107,13 +107,13 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 }
 
 #[test]
-fn downtime_is_what_the_front_door_has_counted() {
+fn downtime_is_measured_by_uh_proxy_counters() {
     let stage = Stage::new();
-    stage.deploy("1.0.0").says("Downtime: not measured (no requests came meanwhile)");
+    stage.deploy("1.0.0").says("Downtime: not measured (no requests arrived)");
     let load = stage.load();
     stage.deploy("1.0.1").says("Downtime: 0s");
     load.must_be_unharmed();
-    // The page is what users get, and a deploy that is complete does not hide it.
+    // Users get the maintenance page, and a complete deploy doesn't hide that.
     stage.expect(0, &["maintenance", "on"]);
     let load = stage.load();
     let ran = stage.deploy("1.0.2");
@@ -123,7 +123,7 @@ fn downtime_is_what_the_front_door_has_counted() {
 }
 
 #[test]
-fn a_first_deploy_that_was_made_says_who_serves_and_not_what_is_recorded() {
+fn a_repeated_first_deploy_reports_who_serves_and_not_what_is_recorded() {
     let stage = Stage::new();
     stage.configure("uh-deploy.toml", NO_RESTART);
     stage.expect(0, &["blue-green", "--first", "--version", "1.0.0"]);
@@ -135,16 +135,13 @@ fn a_first_deploy_that_was_made_says_who_serves_and_not_what_is_recorded() {
     let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
     kill(pid);
     until("green is gone", || stage.answers("green").is_none().then_some(()));
-    // Blue runs, but it is green that should serve.
+    // Blue is running, but green should serve.
     stage
         .expect(1, &["blue-green", "--first", "--version", "1.0.0"])
-        .says("green (v1.0.1) is active, but does not answer")
+        .says("green (v1.0.1) is active but doesn't answer")
         .says("nothing was changed");
     stage.expect(1, &["health-check"]).says("✗ Health: ").says("✗ Maintenance: ");
-    stage
-        .expect(6, &["recover"])
-        .says("green (v1.0.1) is active, but does not answer")
-        .says("uh-deploy start");
+    stage.expect(6, &["recover"]).says("green (v1.0.1) is active but doesn't answer").says("uh-deploy start");
 }
 
 pub(crate) fn kill(pid: i32) {
@@ -153,14 +150,14 @@ pub(crate) fn kill(pid: i32) {
 }
 
 #[test]
-fn a_health_check_during_a_deploy_says_that_one_runs() {
+fn a_health_check_during_a_deploy_reports_it() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let held = Held::at(&stage, "effect.prove.before", &["blue-green", "--version", "1.0.1"]);
     let ran = stage.expect(0, &["health-check"]);
-    ran.says("✓ Health: OK").says("Running: another uh-deploy is at work: ").says("deploy of 1.0.1");
+    ran.says("✓ Health: OK").says("Running: another uh-deploy is running: ").says("deploy of 1.0.1");
     assert!(!ran.text.contains("Interrupted"), "{}", ran.text);
-    // The rule of the state directory is kept by the journal, too.
+    // The journal enforces one operation at a time, too.
     fs::remove_file(stage.path("deploy-state/lock")).unwrap();
     let second = stage.run(&["blue-green", "--version", "1.0.2"]);
     assert_eq!(second.code, Some(4), "{}", second.text);
@@ -170,9 +167,9 @@ fn a_health_check_during_a_deploy_says_that_one_runs() {
     stage.deploy("1.0.3");
 }
 
-/// The operator's own rollback while a deploy stops the standby it would go to.
+/// A manual switch while a deploy stops the standby it would go to.
 #[test]
-fn a_standby_that_is_about_to_be_stopped_can_not_be_switched_to() {
+fn nothing_can_switch_to_a_standby_that_is_about_to_be_stopped() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
@@ -189,7 +186,7 @@ fn a_standby_that_is_about_to_be_stopped_can_not_be_switched_to() {
 }
 
 #[test]
-fn what_retire_stops_can_not_be_switched_to_while_it_does_nor_afterwards() {
+fn nothing_can_switch_to_a_standby_during_or_after_retire() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
@@ -200,12 +197,12 @@ fn what_retire_stops_can_not_be_switched_to_while_it_does_nor_afterwards() {
     assert_eq!(uh_proxy(&stage, &["switch", "blue"]).code, Some(3));
     load.must_be_unharmed();
     assert_eq!(stage.served(), "green 1.0.1");
-    stage.expect(0, &["rollback"]).says("started again as it was");
+    stage.expect(0, &["rollback"]).says("starting it again from its record");
     assert_eq!(stage.served(), "blue 1.0.0");
 }
 
 #[test]
-fn what_was_withdrawn_and_not_stopped_is_put_back_into_service() {
+fn a_backend_withdrawn_but_not_stopped_is_put_back_into_service() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
@@ -220,7 +217,7 @@ fn what_was_withdrawn_and_not_stopped_is_put_back_into_service() {
         assert_eq!(uh_proxy(&stage, &["switch", "blue"]).code, Some(3), "{point}");
         stage
             .expect(0, &["recover"])
-            .says("blue (v1.0.0) was withdrawn but still runs: it is registered again");
+            .says("blue (v1.0.0) was withdrawn but is still running: it was registered again");
         until("blue is healthy for the front door", || {
             (uh_proxy(&stage, &["switch", "blue"]).code == Some(0)).then_some(())
         });
@@ -229,9 +226,9 @@ fn what_was_withdrawn_and_not_stopped_is_put_back_into_service() {
     }
 }
 
-/// A request that is answered slowly holds the drain open, as it does in earnest.
+/// A slow request keeps the drain open, as in practice.
 #[test]
-fn a_request_in_flight_does_not_hide_a_switch_by_hand() {
+fn a_request_in_flight_does_not_hide_a_manual_switch() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let mut slow = TcpStream::connect(stage.address).unwrap();
@@ -249,7 +246,7 @@ fn a_request_in_flight_does_not_hide_a_switch_by_hand() {
     ran.says("blue (v1.0.0) serves");
 }
 
-/// Killed after its switch, together with a front door whose disk holds nothing of that switch, but the registration.
+/// Kills a deploy after its switch, together with a uh-proxy that has only the registration on disk, not the switch.
 fn forgotten(stage: &mut Stage) {
     stage.deploy("1.0.0");
     let (state, kept) = (stage.path("state"), stage.path("kept"));
@@ -268,15 +265,15 @@ fn forgotten(stage: &mut Stage) {
 }
 
 #[test]
-fn a_forgotten_switch_is_known_after_an_interruption_though_the_registration_is_on_disk() {
+fn a_lost_switch_is_detected_after_an_interruption_although_the_registration_is_on_disk() {
     let mut stage = Stage::new();
     forgotten(&mut stage);
-    stage.expect(6, &["recover"]).says("has forgotten it").says("blue (v1.0.0) serves");
+    stage.expect(6, &["recover"]).says("the switch is lost").says("blue (v1.0.0) serves");
     assert_eq!((outcome(&stage).as_str(), stage.served().as_str()), ("attention", "blue 1.0.0"));
 }
 
 #[test]
-fn nothing_is_retired_where_a_recovery_needs_somebody_to_look() {
+fn nothing_is_retired_if_a_recovery_requires_intervention() {
     let mut stage = Stage::new();
     forgotten(&mut stage);
     stage.expect(6, &["retire", "--now"]).says("Manual intervention required");
@@ -297,7 +294,7 @@ fn no_standby_is_retired_while_the_active_backend_is_dead() {
 }
 
 #[test]
-fn a_candidate_that_is_dead_at_the_end_is_not_complete_without_settle_either() {
+fn a_dead_candidate_fails_its_deploy_even_without_settle() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.configure("uh-deploy.toml", "[deploy]\nsettle = \"0s\"");
@@ -310,7 +307,7 @@ fn a_candidate_that_is_dead_at_the_end_is_not_complete_without_settle_either() {
 }
 
 #[test]
-fn what_crashes_between_the_last_look_and_the_record_is_restarted() {
+fn an_app_that_crashes_between_the_last_check_and_the_record_is_restarted() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let held = Held::at(&stage, "effect.confirm.before", &["blue-green", "--version", "1.0.1"]);

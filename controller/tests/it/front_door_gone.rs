@@ -1,11 +1,11 @@
-//! Commands whose front door does not answer: nothing is begun, and nothing is guessed.
+//! Commands while uh-proxy doesn't answer: nothing is started, and nothing is guessed.
 
 use std::process::Stdio;
 
 use crate::harness::{Ran, Stage, until};
 
 #[test]
-fn without_a_front_door_nothing_is_begun() {
+fn without_uh_proxy_nothing_is_started() {
     let mut stage = Stage::new();
     stage.deploy("1.0.0");
     stage.kill_front_door();
@@ -19,7 +19,7 @@ fn without_a_front_door_nothing_is_begun() {
 }
 
 #[test]
-fn a_deploy_that_loses_its_front_door_in_the_gate_has_changed_nothing() {
+fn a_deploy_that_loses_uh_proxy_in_the_gate_changes_nothing() {
     let mut stage = Stage::new();
     stage.deploy("1.0.0");
     stage.configure("uh-deploy.toml", "[health]\nsuccesses = 40");
@@ -28,7 +28,7 @@ fn a_deploy_that_loses_its_front_door_in_the_gate_has_changed_nothing() {
     until("the candidate runs", || (stage.apps() == 2).then_some(()));
     stage.kill_front_door();
     let ran = Ran::of(deploy.wait_with_output().unwrap());
-    // No change of routing was sent: the candidate was out of service from the start, and is gone.
+    // No change of routing was sent: the candidate was out of service from the start and was stopped.
     assert_eq!(ran.code, Some(1), "{}", ran.text);
     ran.says("no uh-proxy answers at ").says("can't determine the active backend: uh-proxy isn't responding");
     assert_eq!(stage.apps(), 1);
@@ -39,10 +39,10 @@ fn a_deploy_that_loses_its_front_door_in_the_gate_has_changed_nothing() {
     assert_eq!(stage.served(), "green 1.0.2");
 }
 
-/// Whether the candidate may be stopped is for the front door to say: it may have become active.
+/// Only uh-proxy knows whether the candidate may be stopped: it may have become active.
 #[cfg(feature = "fault-points")]
 #[test]
-fn a_deploy_that_loses_its_front_door_at_the_switch_stops_and_is_recovered_from() {
+fn a_deploy_that_loses_uh_proxy_at_the_switch_stops_and_can_be_recovered() {
     let mut stage = Stage::new();
     stage.deploy("1.0.0");
     let hold = stage.path("hold");
@@ -60,17 +60,17 @@ fn a_deploy_that_loses_its_front_door_at_the_switch_stops_and_is_recovered_from(
         .says("can't determine whether traffic has moved")
         .says("run `uh-deploy recover`");
     assert_eq!(stage.apps(), 2, "nothing is stopped on a guess");
-    stage.expect(6, &["recover"]).says("no uh-proxy answers at ").says("run recover again");
+    stage.expect(6, &["recover"]).says("no uh-proxy answers at ").says("run `uh-deploy recover` again");
     stage.start_front_door();
     until("the front door serves", || (stage.served() == "blue 1.0.0").then_some(()));
-    stage.expect(0, &["recover"]).says("Undone: the candidate is gone; blue (v1.0.0) serves");
+    stage.expect(0, &["recover"]).says("Undone: the candidate was removed; blue (v1.0.0) serves");
     assert_eq!(stage.apps(), 1);
     stage.deploy("1.0.2");
     assert_eq!(stage.served(), "green 1.0.2");
 }
 
 #[test]
-fn a_deploy_whose_front_door_is_restarted_ends_by_itself() {
+fn a_deploy_survives_a_restart_of_uh_proxy() {
     let mut stage = Stage::new();
     stage.deploy("1.0.0");
     stage.configure("uh-deploy.toml", "[health]\nsuccesses = 40");
@@ -78,7 +78,7 @@ fn a_deploy_whose_front_door_is_restarted_ends_by_itself() {
     let mut deploy = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     until("the candidate runs", || (stage.apps() == 2).then_some(()));
     stage.kill_front_door();
-    // Past the moment at which it is needed for the first time.
+    // Past the moment at which it is first needed.
     until("the deploy has failed", || {
         let journal = std::fs::read_to_string(stage.path("deploy-state/journal.jsonl")).unwrap();
         journal.contains("refused").then_some(())
@@ -92,7 +92,7 @@ fn a_deploy_whose_front_door_is_restarted_ends_by_itself() {
     stage.expect(0, &["recover"]).says("Nothing to recover");
 }
 
-/// A deploy whose candidate dies after the switch, while the front door is gone.
+/// A deploy whose candidate dies after the switch, while uh-proxy is gone.
 fn dies_without_a_front_door(stage: &mut Stage) -> std::process::Child {
     stage.deploy("1.0.0");
     stage.configure("uh-deploy.toml", "[deploy]\nsettle = \"60s\"");
@@ -113,21 +113,23 @@ fn dies_without_a_front_door(stage: &mut Stage) -> std::process::Child {
 }
 
 #[test]
-fn moving_back_waits_for_a_front_door_that_is_restarted() {
+fn moving_back_waits_for_a_restarting_uh_proxy() {
     let mut stage = Stage::new();
     let mut deploy = dies_without_a_front_door(&mut stage);
-    // Longer than a refused connection takes.
+    // Longer than it takes until a connection is refused.
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert!(deploy.try_wait().unwrap().is_none(), "it waits");
     stage.start_front_door();
     let ran = Ran::of(deploy.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(3), "{}", ran.text);
-    ran.says("Rolled back: green (v1.0.1) died after the switch; blue (v1.0.0) serves again");
+    ran.says(
+        "Rolled back: green (v1.0.1) died after the switch, so traffic was moved back; blue (v1.0.0) serves",
+    );
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 1));
 }
 
 #[test]
-fn moving_back_without_a_front_door_is_left_for_recover() {
+fn moving_back_without_uh_proxy_is_left_to_recover() {
     let mut stage = Stage::new();
     let deploy = dies_without_a_front_door(&mut stage);
     let ran = Ran::of(deploy.wait_with_output().unwrap());
@@ -137,11 +139,11 @@ fn moving_back_without_a_front_door_is_left_for_recover() {
         .says("run `uh-deploy recover`");
     stage.start_front_door();
     assert_eq!(stage.active(), "green");
-    stage.expect(0, &["recover"]).says("Undone: traffic is back; blue (v1.0.0) serves");
+    stage.expect(0, &["recover"]).says("Undone: traffic was moved back; blue (v1.0.0) serves");
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 1));
     let last = stage.history().pop().unwrap();
     assert_eq!(last["outcome"], "returned");
     let reason = last["reason"].as_str().unwrap();
-    assert!(reason.contains("died after traffic was moved to it"), "{reason}");
+    assert!(reason.contains("died after traffic was switched to it"), "{reason}");
     stage.expect(0, &["recover"]).says("Nothing to recover");
 }

@@ -1,10 +1,10 @@
-//! A disk that is full under the controller's own files, at any byte of them.
+//! A disk that becomes full at any byte of uh-deploy's own files.
 
 use std::process::Command;
 
 use crate::harness::{Ran, Stage, alive, marked, program};
 
-/// A limit of the size of files takes a part of a line, as a full disk does, and needs no rights.
+/// A file size limit cuts a line like a full disk does, and needs no privileges.
 fn with_little_room(stage: &Stage, half_kib: usize, args: &[&str]) -> Ran {
     let whole = stage.command(args);
     let mut command = Command::new("sh");
@@ -14,7 +14,7 @@ fn with_little_room(stage: &Stage, half_kib: usize, args: &[&str]) -> Ran {
 }
 
 #[test]
-fn a_rollback_on_a_full_disk_is_refused_and_names_the_switch_that_works() {
+fn a_rollback_on_a_full_disk_is_refused_and_names_the_uh_proxy_command() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
@@ -28,7 +28,7 @@ fn a_rollback_on_a_full_disk_is_refused_and_names_the_switch_that_works() {
 }
 
 #[test]
-fn a_disk_that_is_full_at_any_line_leaves_a_journal_that_can_be_read() {
+fn a_disk_that_is_full_at_any_line_leaves_a_readable_journal() {
     let stage = Stage::new();
     stage.configure("uh-deploy.toml", "[deploy]\nsettle = \"20ms\"\n[health]\nsuccesses = 1");
     stage.deploy("1.0.0");
@@ -47,15 +47,15 @@ fn a_disk_that_is_full_at_any_line_leaves_a_journal_that_can_be_read() {
     stage.deploy("1.2.0");
 }
 
-/// A deploy on a state directory of its own in which so many pages are free from the build on. Then there is room again,
-/// and a recovery. `None`, with a line, if a file system can't be mounted here.
+/// A deploy with a state directory on its own file system, with this many free pages from the build on. Then space is
+/// freed and the deploy is recovered. `None`, with a message, if a file system can't be mounted.
 fn deployed_with_pages(stage: &Stage, pages: usize) -> Option<Ran> {
     let state = stage.path("deploy-state");
     std::fs::create_dir_all(&state).unwrap();
     let fill = format!(
         "dd if=/dev/zero of={state:?}/ballast bs=4096 2>/dev/null; truncate -s -$(({pages} * 4096)) {state:?}/ballast"
     );
-    // One that writes nothing: else it would die of the full disk by itself.
+    // An app that writes nothing: otherwise the full disk would kill it.
     let app = format!("exec {} > /dev/null 2>&1", program("uh-sample-app").display());
     let extra = format!(
         "[hooks]\npre_deploy = [\"sh\", \"-c\", {fill:?}]\n[runtime.process]\ncommand = [\"sh\", \"-c\", {app:?}]"
@@ -83,7 +83,7 @@ fn deployed_with_pages(stage: &Stage, pages: usize) -> Option<Ran> {
 }
 
 #[test]
-fn a_disk_that_is_full_at_any_page_leaves_no_app_that_nobody_knows_of() {
+fn a_disk_that_is_full_at_any_page_leaves_no_unknown_app() {
     let stage = Stage::new();
     for pages in 0..20 {
         let Some(ran) = deployed_with_pages(&stage, pages) else { return };

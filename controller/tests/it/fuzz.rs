@@ -1,4 +1,4 @@
-//! Nearly right bytes for the files that `uh-deploy` reads: its configuration and its journal.
+//! Nearly valid bytes for the files that `uh-deploy` reads: its configuration and its journal.
 
 #[path = "../../../proxy/tests/it/fuzz/mutate.rs"]
 mod mutate;
@@ -25,14 +25,14 @@ fn no_configuration_panics() {
 }
 
 #[test]
-fn no_journal_panics_and_opening_it_twice_tells_the_same_story() {
+fn no_journal_panics_and_reading_it_twice_gives_the_same_result() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
     stage.expect(0, &["rollback"]);
     let journal = fs::read_to_string(stage.path("deploy-state/journal.jsonl")).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    // Half of an operation is a story too.
+    // An incomplete operation is valid too.
     let unfinished = journal.lines().take(4).map(|line| line.to_owned() + "\n").collect();
     fuzz(2000, near(vec![journal, unfinished], WORDS), &[], |bytes| of_journal(bytes, dir.path()));
 }

@@ -1,4 +1,4 @@
-//! A front door, sample apps that `uh-deploy` starts, and load that counts what goes wrong, in a directory of their own.
+//! A uh-proxy, sample apps started by `uh-deploy`, and load that counts failures, in a directory of their own.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -14,10 +14,10 @@ use tempfile::TempDir;
 use uh_protocol::client::Client;
 use uh_protocol::status::{ServiceStatus, Status};
 
-/// How long anything may take that ought to happen soon.
+/// The deadline for anything that should happen soon.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
-/// A program of the workspace: `make test` builds them all before the first test runs.
+/// A program of the workspace. `make test` builds all of them before the first test runs.
 pub(crate) fn program(name: &str) -> PathBuf {
     let deploy = Path::new(env!("CARGO_BIN_EXE_uh-deploy"));
     let path = deploy.with_file_name(name);
@@ -25,7 +25,7 @@ pub(crate) fn program(name: &str) -> PathBuf {
     path
 }
 
-/// Waits until `done` gives something, or fails saying what it waited for.
+/// Waits until `done` returns something. Fails with the name of what it waited for.
 pub(crate) fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + SOON;
     loop {
@@ -37,8 +37,8 @@ pub(crate) fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A port that nobody has, and that the system gives to nobody who asks it for any: below its range for those, so that
-/// no listener of another test can have it while a front door here probes it.
+/// A free port below the range of ports that the system assigns, so that no other test listens on it while uh-proxy
+/// probes it.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = u16::try_from(std::process::id() % 200).unwrap() * 100;
@@ -50,12 +50,12 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// Runs the admin client, which is async, from a test, which is not.
+/// Runs the async admin client from a synchronous test.
 pub(crate) fn block<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// One front door, and what is deployed behind it.
+/// One uh-proxy, and what is deployed behind it.
 pub(crate) struct Stage {
     dir: TempDir,
     proxy: Child,
@@ -78,7 +78,7 @@ fn start_front_door(dir: &Path) -> (Child, SocketAddr) {
 }
 
 impl Stage {
-    /// A front door whose active backend, green, has nothing behind it yet.
+    /// A uh-proxy whose active backend, green, isn't running yet.
     pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("uh-deploy-test-").tempdir().unwrap();
         let ports = [free_port(), free_port()];
@@ -102,7 +102,7 @@ impl Stage {
         stage
     }
 
-    /// Kills the front door.
+    /// Kills uh-proxy.
     pub(crate) fn kill_front_door(&mut self) {
         self.proxy.kill().unwrap();
         self.proxy.wait().unwrap();
@@ -117,7 +117,7 @@ impl Stage {
         self.dir.path().join(name)
     }
 
-    /// Writes a configuration. Extra lines replace those of the same key, and may open tables of their own.
+    /// Writes a configuration. Extra lines replace those of the same key, and may add tables.
     pub(crate) fn configure(&self, file: &str, extra: &str) {
         self.configure_with(file, extra, "deploy-state", self.ports);
     }
@@ -152,7 +152,7 @@ impl Stage {
         fs::write(self.path(file), text).unwrap();
     }
 
-    /// `uh-deploy` with this configuration; the environment is the test's, and none of ours.
+    /// `uh-deploy` with this configuration, in a clean environment.
     pub(crate) fn command_with(&self, file: &str, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_uh-deploy"));
         command.arg("--config").arg(self.path(file)).args(args).stdin(Stdio::null());
@@ -164,12 +164,12 @@ impl Stage {
         self.command_with("uh-deploy.toml", args)
     }
 
-    /// Runs `uh-deploy` to its end.
+    /// Runs `uh-deploy` until it exits.
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
         Ran::of(self.command(args).output().unwrap())
     }
 
-    /// Runs it, and demands an exit code.
+    /// Runs it, and requires an exit code.
     pub(crate) fn expect(&self, code: i32, args: &[&str]) -> Ran {
         let ran = self.run(args);
         assert_eq!(ran.code, Some(code), "uh-deploy {args:?}:\n{}", ran.text);
@@ -201,23 +201,23 @@ impl Stage {
         get(self.address, "/").unwrap().trim().to_owned()
     }
 
-    /// What answers at a backend's own port.
+    /// What answers on a backend's own port.
     pub(crate) fn answers(&self, backend: &str) -> Option<String> {
         let port = self.ports[usize::from(backend == "green")];
         get(SocketAddr::from(([127, 0, 0, 1], port)), "/").ok().map(|text| text.trim().to_owned())
     }
 
-    /// Processes of this stage's apps that live.
+    /// How many app processes of this stage are alive.
     pub(crate) fn apps(&self) -> usize {
         self.app_pids().len()
     }
 
-    /// The apps' process ids, with their instances' names.
+    /// The process ids of the apps, with the names of their instances.
     pub(crate) fn app_pids(&self) -> Vec<(String, i32)> {
         pids_in(&self.path("deploy-state"))
     }
 
-    /// The only instance of a backend, and what its supervisor has on record.
+    /// The only instance of a backend, and its supervisor's record.
     pub(crate) fn saved(&self, backend: &str) -> (String, Value) {
         let part = format!(".{backend}.");
         let mut entries: Vec<fs::DirEntry> =
@@ -228,7 +228,7 @@ impl Stage {
         (entries[0].file_name().to_string_lossy().into_owned(), serde_json::from_slice(&text).unwrap())
     }
 
-    /// The machine loses power: nothing of any instance lives on.
+    /// Simulates a power failure: kills every process of every instance.
     pub(crate) fn kill_all_instances(&self) {
         kill_instances(&self.path("deploy-state"));
         until("every app is dead", || (self.apps() == 0).then_some(()));
@@ -239,18 +239,18 @@ impl Stage {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Puts load on, from several clients that keep their connections.
+    /// Starts load from several keep-alive clients.
     pub(crate) fn load(&self) -> Load {
         Load::start(self.address, 3)
     }
 
-    /// The front door's state file, which is also the guide's.
+    /// uh-proxy's state file.
     pub(crate) fn state_file(&self) -> Value {
         serde_json::from_slice(&fs::read(self.path("state/.deployment-state.json")).unwrap()).unwrap()
     }
 }
 
-/// Lets the supervisors end what is below them: nobody else finds an app that has dropped its variables.
+/// Lets the supervisors kill their descendants: nothing else finds an app that has cleared its environment.
 fn end_instances(state_dir: &Path) {
     let mut supervisors = Vec::new();
     for entry in fs::read_dir(state_dir.join("instances")).into_iter().flatten().flatten() {
@@ -288,13 +288,13 @@ fn kill_instances(state_dir: &Path) {
     }
 }
 
-/// The process of a record, if it lives.
+/// The process of a record, if it is alive.
 pub(crate) fn alive(saved: &Value) -> Option<uh_controller::runtime::process::proc::Known> {
     let known: uh_controller::runtime::process::proc::Known = serde_json::from_value(saved.clone()).ok()?;
     known.is_alive().then_some(known)
 }
 
-/// The living processes that carry an instance's name in their environment.
+/// The live processes with an instance's name in their environment.
 pub(crate) fn marked(instance: &str) -> Vec<i32> {
     let mark = format!("UH_DEPLOY_INSTANCE={instance}");
     let pid = |entry: fs::DirEntry| {
@@ -305,7 +305,7 @@ pub(crate) fn marked(instance: &str) -> Vec<i32> {
     fs::read_dir("/proc").unwrap().flatten().filter_map(pid).collect()
 }
 
-/// Of one state directory.
+/// Those of one state directory.
 fn pids_in(state_dir: &Path) -> Vec<(String, i32)> {
     let Ok(entries) = fs::read_dir(state_dir.join("instances")) else { return Vec::new() };
     let pid = |path: PathBuf| {
@@ -332,7 +332,7 @@ impl Drop for Stage {
     }
 }
 
-/// What a command came to.
+/// The result of a command.
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
     pub(crate) text: String,
@@ -344,7 +344,7 @@ impl Ran {
         Self { code: output.status.code(), text: text.concat() }
     }
 
-    /// Demands that it says this.
+    /// Requires this text in its output.
     #[track_caller]
     pub(crate) fn says(&self, text: &str) -> &Self {
         assert!(self.text.contains(text), "{text:?} is not in:\n{}", self.text);
@@ -352,13 +352,13 @@ impl Ran {
     }
 }
 
-/// One request over a connection of its own.
+/// One request on a new connection.
 pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     request(&mut stream, path).map(|(_, body)| body)
 }
 
-/// One request over a kept connection: status and body.
+/// One request on a kept connection: status and body.
 fn request(stream: &mut std::net::TcpStream, path: &str) -> std::io::Result<(u16, String)> {
     use std::io::{Error, Read as _, Write as _};
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -380,7 +380,7 @@ fn request(stream: &mut std::net::TcpStream, path: &str) -> std::io::Result<(u16
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// Clients that ask again and again, and count.
+/// Clients that send requests in a loop, and count.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     requests: Arc<AtomicU64>,
@@ -415,14 +415,14 @@ impl Load {
         Self { stop, requests, threads }
     }
 
-    /// Ends it; what went wrong.
+    /// Stops it, and returns the failures.
     pub(crate) fn end(self) -> (u64, Vec<String>) {
         self.stop.store(true, Ordering::SeqCst);
         let failures = self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
         (self.requests.load(Ordering::SeqCst), failures)
     }
 
-    /// Ends it, and demands that nothing went wrong.
+    /// Stops it, and requires that nothing failed.
     #[track_caller]
     pub(crate) fn must_be_unharmed(self) {
         let (requests, failures) = self.end();

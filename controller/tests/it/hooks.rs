@@ -1,13 +1,13 @@
-//! Hooks that end well and leave something behind, and hooks that print without end.
+//! Hooks that leave a child behind, and hooks that print an endless line.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::harness::Stage;
 
-/// A notifier in the background, a build daemon: it has the hook's output open for as long as it lives.
+/// A background process, such as a build daemon, that keeps the hook's output open.
 #[test]
-fn a_hook_that_exits_with_0_and_leaves_a_child_with_its_output_has_said_yes() {
+fn a_hook_that_exits_with_0_and_leaves_a_child_with_its_output_has_succeeded() {
     let stage = Stage::new();
     let left = stage.path("left");
     let script = format!("echo fine; sleep 100 & echo $! > {left:?}; exit 0");
@@ -26,7 +26,7 @@ fn a_hook_that_exits_with_0_and_leaves_a_child_with_its_output_has_said_yes() {
 }
 
 #[test]
-fn a_hook_that_says_no_and_leaves_a_child_with_its_output_has_said_no_with_its_last_words() {
+fn a_hook_that_vetoes_and_leaves_a_child_with_its_output_is_shown_with_its_last_lines() {
     let stage = Stage::new();
     let script = "echo not today; sleep 100 & exit 3";
     let extra = format!("[hooks]\npre_deploy = [\"sh\", \"-c\", {script:?}]\ntimeout = \"60s\"");
@@ -35,9 +35,9 @@ fn a_hook_that_says_no_and_leaves_a_child_with_its_output_has_said_no_with_its_l
     ran.says("exit status: 3").says("not today");
 }
 
-/// 200 MB in one line, with 150 MB of address space: kept whole it would not fit.
+/// 200 MB in one line, with 150 MB of address space: the whole line wouldn't fit.
 #[test]
-fn a_hook_that_prints_without_an_end_of_line_takes_no_more_memory_than_one_line_may() {
+fn a_hook_that_prints_an_endless_line_takes_no_more_memory_than_the_line_limit() {
     let stage = Stage::new();
     let extra = "[hooks]\npre_deploy = [\"head\", \"-c\", \"200000000\", \"/dev/zero\"]\ntimeout = \"60s\"";
     stage.configure("uh-deploy.toml", extra);

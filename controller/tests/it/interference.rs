@@ -1,5 +1,5 @@
-//! Somebody else at every step of a deploy: a switch by hand, `retire`, a second deploy, a front door that restarts. At
-//! every end, what the tool says is compared with who answers at the front door.
+//! Interference at every step of a deploy: a manual switch, `retire`, a second deploy, a restart of uh-proxy. At the
+//! end, what the deploy reports is compared with the backend that answers at uh-proxy.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::Stdio;
 use crate::final_look::uh_proxy;
 use crate::harness::{Ran, Stage, until};
 
-/// What somebody else does while the deploy is held.
+/// What happens while the deploy is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rival {
     SwitchByHand,
@@ -19,7 +19,7 @@ enum Rival {
 
 const RIVALS: [Rival; 4] = [Rival::SwitchByHand, Rival::Retire, Rival::SecondDeploy, Rival::Restart];
 
-/// With `UH_SWEEP_ALL=1` every point is taken; otherwise one before each effect, and those within which traffic or an
+/// With `UH_SWEEP_ALL=1` every point is tested; otherwise one before each effect, and those at which traffic or an
 /// instance has just changed.
 fn is_taken(point: &str) -> bool {
     let telling = [
@@ -70,7 +70,7 @@ impl Sweep {
         names.map(str::to_owned).collect()
     }
 
-    /// One point: hold the deploy there, let somebody else act, let it go on, and compare.
+    /// One point: pause the deploy there, interfere, let it continue, and compare.
     fn at(&mut self, point: &str) {
         if self.stage.apps() < 2 {
             self.deploy();
@@ -105,7 +105,7 @@ impl Sweep {
             Rival::SwitchByHand => {
                 let to = if self.stage.active() == "blue" { "green" } else { "blue" };
                 let ran = uh_proxy(&self.stage, &["switch", to]);
-                // Refused: it is withdrawn, or nobody answers there.
+                // Refused: it is withdrawn, or doesn't answer.
                 assert!(matches!(ran.code, Some(0 | 3)), "{what}: {}", ran.text);
             }
             Rival::Retire => {
@@ -123,7 +123,7 @@ impl Sweep {
         }
     }
 
-    /// 0 differences: exit code and every line about who serves, against who answers.
+    /// Requires that the exit code and every line about the active backend match the backend that answers.
     fn compare(&self, point: &str, version: &str, ran: &Ran) {
         let what = format!("{:?} at {point}, exit {:?}", self.rival, ran.code);
         let served = self.stage.served();
@@ -137,7 +137,7 @@ impl Sweep {
                 ran.text
             );
         }
-        // What step 7 says is true then; what comes last must be true at the end.
+        // Step 7 is true when it is printed; the last lines must be true at the end.
         let after = ran.text.split("[7/7]").nth(1).filter(|_| ran.code == Some(0)).unwrap_or_default();
         if let Some(active) = after.lines().find_map(|line| line.trim().strip_prefix("Active: ")) {
             assert_eq!(active, backend, "{what}: {}", ran.text);
@@ -145,7 +145,7 @@ impl Sweep {
         match ran.code {
             Some(0) => assert_eq!(answers, version, "{what}: {}", ran.text),
             Some(1) => assert_ne!(answers, version, "{what}: {}", ran.text),
-            // Six: somebody has switched to our own candidate, which had proven itself but was not ours to leave there.
+            // Exit 6: traffic was switched to the proven candidate by another command.
             Some(5 | 6) => assert!(ran.text.contains(&format!("{truth} serves")), "{what}: {}", ran.text),
             Some(code) => panic!("{what}: exit {code}: {}", ran.text),
             None => {}
@@ -154,7 +154,7 @@ impl Sweep {
 }
 
 #[test]
-fn whoever_interferes_at_whatever_step_the_last_line_is_true() {
+fn the_last_line_is_true_after_any_interference_at_any_step() {
     let sweep = |rival| {
         std::thread::spawn(move || {
             let mut sweep = Sweep::new(rival);

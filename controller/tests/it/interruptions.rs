@@ -1,4 +1,4 @@
-//! What becomes of an operation that was killed, or asked to end, and of those that come after it.
+//! Operations that were killed or interrupted, and the commands after them.
 
 use std::process::{Child, Stdio};
 
@@ -10,7 +10,7 @@ fn start(stage: &Stage, args: &[&str]) -> Child {
     stage.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// A deploy that is killed while it waits for its candidate, as by `kill -9`.
+/// Kills a deploy while it waits for its candidate.
 fn kill_a_deploy(stage: &Stage, version: &str, backend: &str) {
     stage.configure("uh-deploy.toml", "[health]\nsuccesses = 1000\nwithin = \"60s\"");
     let mut deploy = start(stage, &["blue-green", "--version", version]);
@@ -21,9 +21,9 @@ fn kill_a_deploy(stage: &Stage, version: &str, backend: &str) {
 }
 
 #[test]
-fn an_automatic_rollback_first_recovers_what_was_interrupted() {
+fn an_automatic_rollback_first_recovers_an_interrupted_operation() {
     let stage = Stage::new();
-    // With the default, what is killed below would be restarted.
+    // By default, what is killed below would be restarted.
     stage.configure("uh-deploy.toml", "[runtime.process]\nrestart = \"no\"");
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
@@ -33,15 +33,15 @@ fn an_automatic_rollback_first_recovers_what_was_interrupted() {
     until("green is gone", || stage.answers("green").is_none().then_some(()));
     stage
         .expect(3, &["monitor", "--duration", "20s", "--auto-rollback"])
-        .says("Rolling back by itself")
-        .says("Undone: the candidate is gone")
+        .says("Rolling back automatically")
+        .says("Undone: the candidate was removed")
         .says("✅ Rollback complete");
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 1));
     stage.expect(0, &["recover"]).says("Nothing to recover");
     stage.deploy("1.0.3");
 }
 
-/// Sends a signal, and demands the exit code, soon.
+/// Sends a signal, and requires the exit code soon.
 #[track_caller]
 fn end(mut child: Child, signal: Signal, code: i32) -> Ran {
     kill_process(Pid::from_child(&child), signal).unwrap();
@@ -52,7 +52,7 @@ fn end(mut child: Child, signal: Signal, code: i32) -> Ran {
 }
 
 #[test]
-fn a_second_signal_ends_the_undoing_at_once_and_recover_goes_on() {
+fn a_second_signal_ends_the_undoing_immediately_and_recover_continues_it() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let deaf = "[runtime.process]\ncommand = [\"sh\", \"-c\", \"trap '' TERM; while :; do sleep 0.1; done\"]";
@@ -67,14 +67,14 @@ fn a_second_signal_ends_the_undoing_at_once_and_recover_goes_on() {
     until("it is undone", || {
         std::fs::read_to_string(&journal).unwrap().contains("interrupted").then_some(())
     });
-    end(deploy, Signal::TERM, 143).says("SIGINT received, rolling back").says("ended by SIGTERM");
+    end(deploy, Signal::TERM, 143).says("SIGINT received, rolling back").says("interrupted by SIGTERM");
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 2));
     stage.configure("uh-deploy.toml", "[deploy]\nstop_timeout = \"100ms\"");
-    stage.expect(0, &["recover"]).says("Undone: the candidate is gone; blue (v1.0.0) serves");
+    stage.expect(0, &["recover"]).says("Undone: the candidate was removed; blue (v1.0.0) serves");
     assert_eq!(stage.apps(), 1);
 }
 
-/// The same, as soon as it has said something.
+/// The same, as soon as it has printed a text.
 #[track_caller]
 fn end_when(mut child: Child, text: &str, signal: Signal, code: i32) {
     let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
@@ -88,7 +88,7 @@ fn end_when(mut child: Child, text: &str, signal: Signal, code: i32) {
 }
 
 #[test]
-fn a_signal_ends_the_watching_after_a_deploy() {
+fn a_signal_ends_the_watch_after_a_deploy() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let state = stage.path("deploy-state/history.jsonl");
@@ -98,11 +98,11 @@ fn a_signal_ends_the_watching_after_a_deploy() {
         until("the deploy is done", || {
             (std::fs::read_to_string(&state).unwrap().lines().count() > before).then_some(())
         });
-        // The lock is free as soon as it watches, and the watch is not lost: it has its watcher.
+        // The lock is free during the watch, and the watch still has its process.
         until("it watches", || (stage.run(&["recover"]).code == Some(0)).then_some(()));
         stage.expect(0, &["recover"]).says("Nothing to recover");
         end(deploy, signal, code).says("Deployment complete");
-        // Now it hasn't.
+        // Now it has lost it.
         let recover = start(&stage, &["recover"]);
         end_when(recover, "continuing it for the 9m", signal, code);
     }
@@ -110,7 +110,7 @@ fn a_signal_ends_the_watching_after_a_deploy() {
 }
 
 #[test]
-fn a_signal_ends_a_log_that_is_followed() {
+fn a_signal_ends_a_followed_log() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
@@ -122,7 +122,7 @@ fn a_signal_ends_a_log_that_is_followed() {
 }
 
 #[test]
-fn a_rollback_that_can_not_be_undone_does_not_say_that_nothing_has_changed() {
+fn a_rollback_that_can_not_be_undone_does_not_report_that_nothing_has_changed() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
@@ -131,7 +131,7 @@ fn a_rollback_that_can_not_be_undone_does_not_say_that_nothing_has_changed() {
     let rollback = start(&stage, &["rollback"]);
     let record = stage.path("deploy-state/records/candidate.record.json");
     until("the target is started again", || stage.answers("blue"));
-    // No file any more, and so not to be removed as one.
+    // A directory in its place, which can't be removed as a file.
     std::fs::remove_file(&record).unwrap();
     std::fs::create_dir(&record).unwrap();
     let ran = Ran::of(rollback.wait_with_output().unwrap());

@@ -1,4 +1,4 @@
-//! The controller as a process, over real sockets, files and exit codes.
+//! uh-deploy as a process, with real sockets, files and exit codes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

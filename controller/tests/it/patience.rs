@@ -1,4 +1,4 @@
-//! What passes by itself, a restart of uh-proxy, a lock, a slow answer, makes nobody give up for good.
+//! Temporary problems, such as a restart of uh-proxy, a held lock or a slow answer, don't make a command give up.
 
 use std::fs;
 use std::process::{Child, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use crate::final_look::{Held, NO_RESTART, kill};
 use crate::harness::{Stage, until};
 
-/// `uh-deploy` in the background, with what it says in a file.
+/// `uh-deploy` in the background, with its output in a file.
 struct Spoken<'a> {
     stage: &'a Stage,
     child: Child,
@@ -44,7 +44,7 @@ fn signal(pid: i32, signal: rustix::process::Signal) {
 }
 
 #[test]
-fn an_automatic_rollback_waits_for_a_front_door_that_restarts() {
+fn an_automatic_rollback_waits_for_a_restarting_uh_proxy() {
     let mut stage = Stage::new();
     stage.configure("uh-deploy.toml", &format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\""));
     stage.deploy("1.0.0");
@@ -86,13 +86,13 @@ fn one_slow_answer_does_not_refuse_a_rollback() {
 }
 
 #[test]
-fn a_rollback_by_hand_waits_for_whoever_holds_the_lock() {
+fn a_manual_rollback_waits_for_the_holder_of_the_lock() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
     let retire = Held::at(&stage, "retire.begun", &["retire"]);
     let rollback = Spoken::start(&stage, &["rollback"]);
-    rollback.until_it_says("another uh-deploy is at work: ");
+    rollback.until_it_says("another uh-deploy is running: ");
     rollback.until_it_says(": retire;");
     assert_eq!(retire.end().code, Some(0));
     rollback.must_end_with(0);
@@ -100,7 +100,7 @@ fn a_rollback_by_hand_waits_for_whoever_holds_the_lock() {
 }
 
 #[test]
-fn traffic_is_moved_back_to_a_standby_that_was_unhealthy_for_a_moment() {
+fn traffic_moves_back_to_a_standby_that_was_briefly_unhealthy() {
     let stage = Stage::new();
     let front_door = stage.path("uh-proxy.toml");
     let quick = fs::read_to_string(&front_door).unwrap() + "timeout = \"100ms\"\nunhealthy_after = 1\n";

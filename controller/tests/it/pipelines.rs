@@ -1,4 +1,4 @@
-//! Pipelines as people have them: the guide's own workflow, and the one in our documentation, step by step.
+//! CI pipelines step by step: the workflow of an existing nginx-based deployment, and the one in docs/ci-cd.md.
 
 use crate::harness::Stage;
 use crate::watching::{Traffic, failing};
@@ -6,13 +6,13 @@ use crate::watching::{Traffic, failing};
 /// How often a bad version is deployed.
 const TRIES: u32 = 10;
 
-/// One step of a workflow: when it runs, and what.
+/// One step of a workflow: its condition and command.
 struct Step<'a> {
     condition: Option<&'a str>,
     run: &'a str,
 }
 
-/// The steps of the first workflow in a page.
+/// The steps of the first workflow on a page.
 fn steps(page: &str) -> Vec<Step<'_>> {
     let workflow =
         page.split("```yaml").nth(1).and_then(|rest| rest.split("```").next()).expect("a workflow");
@@ -31,7 +31,7 @@ fn steps(page: &str) -> Vec<Step<'_>> {
     steps
 }
 
-/// Runs the steps as GitHub Actions would; the smoke test asks whether this version serves.
+/// Runs the steps as GitHub Actions would. The smoke test checks whether this version serves.
 fn run(stage: &Stage, page: &str, version: &str) {
     let (mut failed, mut smoke_failed) = (false, false);
     for Step { condition, run } in steps(page) {
@@ -56,7 +56,7 @@ fn run(stage: &Stage, page: &str, version: &str) {
     }
 }
 
-/// What the guide has in its FAQ.
+/// The workflow of an existing nginx-based deployment.
 const GUIDE: &str = "```yaml
       - name: Validate deployment
         run: npm run deploy:validate
@@ -78,7 +78,7 @@ fn ours() -> String {
 }
 
 #[test]
-fn our_pipeline_leaves_the_good_version_in_place_however_often_a_bad_one_comes() {
+fn the_documented_pipeline_keeps_the_good_version_however_often_a_bad_one_is_deployed() {
     let stage = Stage::new();
     let page = ours();
     assert!(steps(&page).iter().any(|step| step.condition.is_some_and(|when| when.contains("failure()"))));
@@ -94,7 +94,7 @@ fn our_pipeline_leaves_the_good_version_in_place_however_often_a_bad_one_comes()
     assert_eq!(stage.served(), "green 1.0.1");
 }
 
-/// The step for failures must not put the bad version back, when the deploy has rolled back by itself.
+/// The rollback step must not restore the bad version after an automatic rollback.
 #[test]
 fn a_rollback_step_after_an_automatic_rollback_changes_nothing() {
     let stage = Stage::new();
@@ -110,7 +110,7 @@ fn a_rollback_step_after_an_automatic_rollback_changes_nothing() {
 }
 
 #[test]
-fn the_guide_s_workflow_rolls_a_bad_version_back_each_time() {
+fn an_existing_workflow_rolls_a_bad_version_back_each_time() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let _traffic = Traffic::start(stage.address, 50, "/");
@@ -121,9 +121,9 @@ fn the_guide_s_workflow_rolls_a_bad_version_back_each_time() {
     }
 }
 
-/// Five minutes at 0.2/s are 60 requests. Here they are three seconds, and as many as can't be judged.
+/// Five minutes at 0.2/s are 60 requests. Here it is three seconds, with too few requests to judge.
 #[test]
-fn the_guide_s_workflow_with_little_traffic_leaves_the_good_version_in_place() {
+fn an_existing_workflow_with_little_traffic_keeps_the_good_version() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let _traffic = Traffic::start(stage.address, 3, "/");
@@ -133,7 +133,7 @@ fn the_guide_s_workflow_with_little_traffic_leaves_the_good_version_in_place() {
 }
 
 #[test]
-fn a_blip_of_both_versions_never_brings_back_the_one_that_was_rolled_back() {
+fn a_short_failure_of_both_versions_never_restores_the_one_that_was_rolled_back() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let traffic = Traffic::start(stage.address, 50, "/");

@@ -1,4 +1,4 @@
-//! Secrets in foreign text, and what is not to be touched: our own words, versions, JSON.
+//! Secrets in foreign text are redacted; uh-deploy's own words, versions and JSON aren't touched.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::harness::{Stage, until};
 
-/// A stage whose app says something at its start, with an environment file.
+/// A stage with an environment file, whose app logs a text at its start.
 fn stage(env: &str, script: &str, extra: &str) -> Stage {
     let stage = Stage::new();
     fs::write(stage.path(".env"), env).unwrap();
@@ -21,7 +21,7 @@ fn stage(env: &str, script: &str, extra: &str) -> Stage {
 }
 
 #[test]
-fn a_value_that_is_one_of_our_own_words_takes_nothing_out_of_them() {
+fn a_secret_that_is_one_of_our_own_words_does_not_mask_them() {
     let env =
         "APP_KIND=deployed\nA=outcome\nB=Deployment\nRELEASE=1.0.0-beta\nDB_HOST=127.0.0.1\nC=version\n";
     let stage = stage(env, "echo this is deployed", "");
@@ -35,12 +35,12 @@ fn a_value_that_is_one_of_our_own_words_takes_nothing_out_of_them() {
     stage.expect(0, &["health-check"]).says("Active: green (v1.0.1)");
     let history: Value = serde_json::from_str(&stage.expect(0, &["--json", "history"]).text).unwrap();
     assert_eq!(history[0]["outcome"], "deployed");
-    // Of the app it can't be known whether the word is the secret.
+    // In the app's output, the word may be the secret.
     stage.expect(0, &["logs"]).says("this is ***");
 }
 
 #[test]
-fn a_name_that_is_declared_plain_is_not_redacted() {
+fn a_variable_declared_plain_is_not_redacted() {
     let stage = stage(
         "APP_KIND=service\nAPI_KEY=tr0ub4dor\n",
         "echo a $APP_KIND with $API_KEY",
@@ -51,7 +51,7 @@ fn a_name_that_is_declared_plain_is_not_redacted() {
 }
 
 #[test]
-fn a_value_that_has_been_changed_in_its_file_since_is_still_redacted() {
+fn an_old_value_of_a_changed_file_is_still_redacted() {
     let stage = stage("API_KEY=the-old-one\n", "echo key $API_KEY", "");
     stage.deploy("1.0.0");
     fs::write(stage.path(".env"), "API_KEY=the-new-one\n").unwrap();
@@ -63,9 +63,9 @@ fn a_value_that_has_been_changed_in_its_file_since_is_still_redacted() {
     }
 }
 
-/// Whoever fetches secrets in `pre_deploy` writes values that did not exist when the command began.
+/// A `pre_deploy` hook that fetches secrets writes values that didn't exist when the command started.
 #[test]
-fn a_value_that_pre_deploy_has_fetched_is_redacted_in_the_candidates_last_words() {
+fn a_value_fetched_by_pre_deploy_is_redacted_in_the_candidate_s_last_log_lines() {
     let script = "echo API_KEY=brand-new-$((40+2)) > .env";
     let hook = |stage: &Stage| {
         let directory = stage.path(".env").parent().unwrap().display().to_string();
@@ -80,7 +80,7 @@ fn a_value_that_pre_deploy_has_fetched_is_redacted_in_the_candidates_last_words(
 }
 
 #[test]
-fn a_log_that_is_followed_to_a_successor_hides_that_ones_new_values_too() {
+fn a_log_followed_to_a_successor_redacts_the_successor_s_new_values_too() {
     let stage = stage("API_KEY=the-old-one\n", "echo key $API_KEY", "");
     stage.deploy("1.0.0");
     let file = fs::File::create(stage.path("followed")).unwrap();
@@ -100,7 +100,7 @@ fn a_log_that_is_followed_to_a_successor_hides_that_ones_new_values_too() {
 }
 
 #[test]
-fn what_an_app_logs_does_nothing_to_a_terminal_and_is_itself_in_json() {
+fn app_logs_are_escaped_for_terminals_and_unchanged_in_json() {
     let stage = stage("", r"printf 'a\033[2Jb\000c\n'", "");
     stage.deploy("1.0.0");
     stage.expect(0, &["logs", "--tail", "100"]).says(r"a\x1b[2Jb\x00c");
@@ -109,9 +109,9 @@ fn what_an_app_logs_does_nothing_to_a_terminal_and_is_itself_in_json() {
     assert_eq!(first["text"], "a\u{1b}[2Jb\0c");
 }
 
-/// Where bytes from outside become text: in `redact`, and where it is said here why not.
+/// The files that may turn foreign bytes into text: `redact`, and others for a stated reason.
 #[test]
-fn foreign_bytes_become_text_only_where_their_secrets_are_taken_out() {
+fn foreign_bytes_become_text_only_where_they_are_redacted() {
     const OTHERS: [(&str, &str); 5] = [
         ("evidence.rs", "uh-proxy's access log: the ids that are shown of it are cleaned"),
         ("command.rs", "the output of a tool that is parsed, not shown"),
@@ -133,7 +133,7 @@ fn foreign_bytes_become_text_only_where_their_secrets_are_taken_out() {
         }
     }
     let allowed = |name: &str| name == "redact.rs" || OTHERS.iter().any(|(other, _)| *other == name);
-    // The process runtime's own log reader hands its text to `redact` a call further up.
+    // The process runtime's log reader passes its text to `redact` one call further up.
     found.retain(|name| !allowed(name) && name != "runtime/process/log.rs" && name != "report/output.rs");
     assert!(found.is_empty(), "make a redact::Foreign of it: {found:?}");
 }

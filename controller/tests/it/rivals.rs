@@ -1,11 +1,11 @@
-//! Two controllers at once: on one machine, and on two.
+//! Two deploys at once, on one machine and on two.
 
 use std::process::Stdio;
 
 use crate::harness::{Ran, Stage, free_port, until};
 
 #[test]
-fn of_two_deploys_at_once_one_wins_and_the_other_is_told_who_has_the_lock() {
+fn of_two_deploys_at_once_one_wins_and_the_other_reports_who_holds_the_lock() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.configure("uh-deploy.toml", "[runtime.process]\nenv = { START_DELAY_MS = \"500\" }");
@@ -19,7 +19,7 @@ fn of_two_deploys_at_once_one_wins_and_the_other_is_told_who_has_the_lock() {
     codes.sort_unstable();
     assert_eq!(codes, [Some(0), Some(4)], "{}\n{}", ran[0].text, ran[1].text);
     let (loser, winner) = if ran[0].code == Some(4) { (0, "1.0.2") } else { (1, "1.0.1") };
-    ran[loser].says("another uh-deploy is at work").says(&format!("deploy of {winner}")).says("(pid ");
+    ran[loser].says("another uh-deploy is running").says(&format!("deploy of {winner}")).says("(pid ");
     assert_eq!(stage.served(), format!("green {winner}"));
 }
 
@@ -27,7 +27,7 @@ fn of_two_deploys_at_once_one_wins_and_the_other_is_told_who_has_the_lock() {
 fn a_slow_old_deploy_never_overrides_a_newer_one() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
-    // The slow one is on another machine, as it were: it has a state directory and ports of its own.
+    // The slow one simulates another machine: it has its own state directory and ports.
     let slow_ports = [stage.ports[0], free_port()];
     let slow = "[runtime.process]\nenv = { START_DELAY_MS = \"1500\" }";
     stage.configure_with("slow.toml", slow, "slow-state", slow_ports);
@@ -46,7 +46,7 @@ fn a_slow_old_deploy_never_overrides_a_newer_one() {
     load.must_be_unharmed();
 }
 
-/// The front door's generation counts the changes of all its services.
+/// uh-proxy's generation counts the changes of all its services.
 #[test]
 fn deploys_of_two_services_do_not_supersede_each_other() {
     let mut stage = Stage::new();
@@ -72,7 +72,7 @@ fn deploys_of_two_services_do_not_supersede_each_other() {
         let ran = Ran::of(child.wait_with_output().unwrap());
         assert_eq!(ran.code, Some(0), "{}", ran.text);
     };
-    // All of one happens while the other's candidate is being proven.
+    // One whole deploy happens during the other's health gate.
     let slow = "[deploy]\nservice = \"app\"\n[runtime.process]\nenv = { START_DELAY_MS = \"1500\" }";
     stage.configure("uh-deploy.toml", slow);
     let app = start("uh-deploy.toml", &["blue-green", "--version", "1.0.0"]);

@@ -1,4 +1,4 @@
-//! From `uh-deploy rollback` to the first answer of the version that it brings back.
+//! The time from `uh-deploy rollback` to the first response of the restored version.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Stage, get};
 
-/// How many, unless `UH_ROLLBACK_ROUNDS` says otherwise.
+/// How many rollbacks, unless `UH_ROLLBACK_ROUNDS` is set.
 const ROUNDS: usize = 10;
 
-/// The guide promises 0.8 s. A busy machine is granted more here; the figure is printed.
+/// The goal is 0.8 s. A busy machine may take longer; the measured time is printed.
 const LIMIT: Duration = Duration::from_secs(3);
 
 #[test]
-fn a_rollback_is_felt_at_once_and_fails_nothing() {
+fn a_rollback_takes_effect_quickly_and_fails_no_request() {
     let rounds =
         std::env::var("UH_ROLLBACK_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
     let stage = Stage::new();

@@ -1,4 +1,4 @@
-//! What lies between the tool and what surrounds it: who reads its output, who owns its files, whose log is followed.
+//! The tool's environment: readers of its output, owners of its files, logs it follows.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -10,7 +10,7 @@ use crate::harness::{SOON, Stage, until};
 
 /// A pipe holds 64 KiB; the build prints far more.
 #[test]
-fn a_deploy_whose_output_nobody_reads_comes_to_its_end() {
+fn a_deploy_whose_output_is_not_read_completes() {
     let stage = Stage::new();
     let build =
         "i=0; while [ $i -lt 5000 ]; do echo a line of a build that says a lot, number $i; i=$((i+1)); done";
@@ -25,11 +25,11 @@ fn a_deploy_whose_output_nobody_reads_comes_to_its_end() {
     assert_eq!((status.code(), stage.served()), (Some(0), "blue 1.0.0".to_owned()));
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(said.contains("standard output was not read") && said.contains("lines are lost"), "{said}");
+    assert!(said.contains("standard output wasn't read") && said.contains("lines were dropped"), "{said}");
 }
 
 #[test]
-fn a_state_directory_that_others_may_write_to_is_refused_and_nothing_of_it_is_run() {
+fn a_state_directory_writable_by_others_is_refused_and_nothing_in_it_is_run() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
@@ -58,7 +58,7 @@ fn a_state_directory_that_others_may_write_to_is_refused_and_nothing_of_it_is_ru
 }
 
 #[test]
-fn a_log_that_is_followed_goes_on_with_the_version_that_takes_over() {
+fn a_followed_log_continues_with_the_version_that_takes_over() {
     let stage = Stage::new();
     let app = crate::harness::program("uh-sample-app");
     let script = format!("echo hello from $DEPLOYMENT_ENV $APP_VERSION; exec {}", app.display());
@@ -86,9 +86,9 @@ fn a_log_that_is_followed_goes_on_with_the_version_that_takes_over() {
 }
 
 #[test]
-fn a_probe_sends_the_fields_that_the_configuration_gives_it() {
+fn a_probe_sends_the_configured_header_fields() {
     let stage = Stage::new();
-    // It answers well only if it is asked as a TLS-terminating proxy would ask it.
+    // The app only answers well to requests as from a TLS-terminating proxy.
     let script = stage.path("app.py");
     fs::write(
         &script,
@@ -110,7 +110,7 @@ fn a_probe_sends_the_fields_that_the_configuration_gives_it() {
 }
 
 #[test]
-fn the_history_names_who_was_named() {
+fn the_history_contains_the_name_given_by_the_option() {
     let stage = Stage::new();
     stage.expect(0, &["blue-green", "--version", "1.0.0", "--by", "Ann Smith"]);
     stage.expect(0, &["history"]).says("Ann Smith@");

@@ -1,5 +1,5 @@
-//! `kill -9` before and after every record in the journal and every effect, of a deploy, of a roll back, and of a
-//! recovery; then `recover`, under load all the time.
+//! `kill -9` before and after every journal entry and every effect of a deploy, a rollback and a recovery; then
+//! `recover`. Under load all the time.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,9 +12,9 @@ use crate::harness::{Ran, Stage};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Killed {
     Deploy,
-    /// The target runs.
+    /// The target is running.
     Rollback,
-    /// The target has been retired, and is started again.
+    /// The target was retired, and is started again.
     RollbackToStopped,
 }
 
@@ -46,7 +46,7 @@ impl Sweep {
         self.stage.app_pids().len() == 2
     }
 
-    /// Brings about what the operation needs: a standby that runs, or one that has stopped.
+    /// Sets up what the operation needs: a running or a stopped standby.
     fn prepare(&self) {
         if self.killed != Killed::Deploy && !self.standby_runs() {
             self.deploy();
@@ -66,7 +66,7 @@ impl Sweep {
         }
     }
 
-    /// Every point that the operation passes when it goes well.
+    /// Every point that the operation passes if it succeeds.
     fn points(&self) -> Vec<String> {
         self.prepare();
         let trace = self.stage.path("trace");
@@ -88,17 +88,17 @@ impl Sweep {
         assert_eq!(signal, Some(9), "{:?} was not killed at {point}:\n{}", self.killed, Ran::of(output).text);
     }
 
-    /// One point: kill, recover, look.
+    /// One point: kill, recover, check.
     fn at(&self, point: &str) {
         self.prepare();
         let before = self.stage.served();
         self.kill_at(point);
-        // At once: the lock went with its holder.
+        // Immediately: the lock was released with its holder.
         self.stage.expect(0, &["recover"]);
         self.holds(point, &before);
     }
 
-    /// The new one serves, or the old one serves and the candidate is gone.
+    /// The new one serves, or the old one serves and the candidate was removed.
     fn holds(&self, point: &str, before: &str) {
         let what = format!("{:?} killed at {point}", self.killed);
         let (active, served) = (self.stage.active(), self.stage.served());
@@ -110,7 +110,7 @@ impl Sweep {
             let standby = if active == "blue" { ".green." } else { ".blue." };
             let running =
                 self.stage.app_pids().into_iter().filter(|(name, _)| name.contains(standby)).count();
-            // What a roll back found running is not its own to stop. What a deploy replaced was stopped before.
+            // A rollback doesn't stop a target that it found running. What a deploy replaced was stopped before.
             let may_run = match self.killed {
                 Killed::Deploy => {
                     let cleared = self.stage.answers(standby.trim_matches('.'));
@@ -131,7 +131,7 @@ impl Sweep {
         assert!(!candidate.exists(), "{what}: the candidate's record is left");
     }
 
-    /// Kills the recovery too, at each of its points, and recovers from that.
+    /// Kills the recovery too, at each of its points, and recovers again.
     fn recovery_at(&self, point: &str) -> usize {
         self.prepare();
         let before = self.stage.served();
@@ -150,8 +150,8 @@ impl Sweep {
             fs::write(&fault, second).unwrap();
             let output =
                 self.stage.command(&["recover"]).env("UH_DEPLOY_FAULT_FILE", &fault).output().unwrap();
-            // Whether there is something to stop depends on how far the killed controller's supervisor has come meanwhile:
-            // a recovery need not pass this point again.
+            // Whether there is something to stop depends on how far the supervisor has got meanwhile, so a recovery
+            // may not pass this point again.
             let ended = (output.status.signal(), output.status.code());
             let fine = matches!(ended, (Some(9), _) | (_, Some(0)));
             assert!(fine, "recovery of {point}, {second}: {}", Ran::of(output).text);
@@ -184,14 +184,14 @@ fn after_a_kill_anywhere_the_new_serves_or_the_old_serves_and_the_candidate_is_g
     let recoveries = std::thread::spawn(|| {
         let sweep = Sweep::new(Killed::Deploy);
         let load = sweep.stage.load();
-        // One of each way that a recovery can take: nothing started, something started, traffic moved.
+        // One for each course of a recovery: nothing started, something started, traffic moved.
         let points = ["journal.begun.after", "process.start.spawned", "effect.switch.after"];
         let count: usize = points.iter().map(|point| sweep.recovery_at(point)).sum();
         load.must_be_unharmed();
         count
     });
     let kinds = [Killed::Deploy, Killed::Rollback, Killed::RollbackToStopped];
-    // All of them first, so that none is left behind with its processes when one has failed.
+    // Wait for all of them first, so that none leaves processes behind if another has failed.
     let (sweeps, recoveries) = (kinds.map(sweep).map(std::thread::JoinHandle::join), recoveries.join());
     for sweep in sweeps {
         let (killed, count) = sweep.unwrap();

@@ -1,4 +1,4 @@
-//! A rollback is an undo: asked for twice, by a pipeline or in panic, it never puts a bad version back.
+//! A rollback is an undo: repeated by a pipeline or in panic, it never restores a bad version.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use crate::final_look::{NO_RESTART, kill};
 use crate::harness::{Stage, until};
 
 #[test]
-fn a_second_rollback_is_refused_and_says_who_serves() {
+fn a_second_rollback_is_refused_and_reports_who_serves() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
@@ -25,7 +25,7 @@ fn a_second_rollback_is_refused_and_says_who_serves() {
     assert_eq!(stage.served(), "green 1.0.1");
 }
 
-/// The step of the guide's workflow: `if: failure()` → `deploy:rollback`.
+/// A common workflow step: `if: failure()` → `deploy:rollback`.
 #[test]
 fn the_rollback_step_after_a_failed_deploy_leaves_the_good_version_serving() {
     let stage = Stage::new();
@@ -38,7 +38,7 @@ fn the_rollback_step_after_a_failed_deploy_leaves_the_good_version_serving() {
     stage
         .expect(1, &["blue-green", "--version", "1.0.2"])
         .says("green (v1.0.1) serves")
-        .says("A rollback now: needs a start of blue (v1.0.0), which isn't running: `uh-deploy rollback --of 1.0.1`");
+        .says("A rollback now: has to start blue (v1.0.0) first, which isn't running: `uh-deploy rollback --of 1.0.1`");
     stage.expect(1, &["rollback"]).says("failed and changed nothing").says("--of 1.0.1");
     assert_eq!(stage.served(), "green 1.0.1");
     stage.configure("uh-deploy.toml", "");
@@ -56,9 +56,9 @@ fn the_rollback_step_after_an_automatic_rollback_leaves_the_good_version_serving
     let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
     kill(pid);
     stage.expect(3, &["monitor", "--duration", "20s", "--auto-rollback"]);
-    stage.expect(1, &["rollback"]).says("undone already").says("blue (v1.0.0) serves");
+    stage.expect(1, &["rollback"]).says("already undone").says("blue (v1.0.0) serves");
     assert_eq!(stage.served(), "blue 1.0.0");
-    // Nor does a watch put it back, when the old version fails too.
+    // A watch doesn't restore it either, if the old version fails too.
     let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".blue.")).unwrap();
     kill(pid);
     until("blue is gone", || stage.answers("blue").is_none().then_some(()));
@@ -67,7 +67,7 @@ fn the_rollback_step_after_an_automatic_rollback_leaves_the_good_version_serving
 }
 
 #[test]
-fn an_automatic_rollback_comes_only_a_short_while_after_the_deploy() {
+fn an_automatic_rollback_only_happens_soon_after_the_deploy() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let extra = format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\"\nauto_rollback_within = \"1s\"");
@@ -78,7 +78,7 @@ fn an_automatic_rollback_comes_only_a_short_while_after_the_deploy() {
     kill(pid);
     stage
         .expect(7, &["monitor", "--duration", "20s", "--auto-rollback"])
-        .says("longer than monitor.auto_rollback_within (1s)")
+        .says("monitor.auto_rollback_within is 1s")
         .says("uh-deploy rollback --to blue");
     assert_eq!(stage.active(), "green");
 }
@@ -97,7 +97,7 @@ fn a_candidate_that_dies_in_settle_leaves_no_record() {
     assert_eq!(ran.code, Some(3), "{}", ran.text);
     stage.configure("uh-deploy.toml", "");
     assert!(!stage.path("deploy-state/records/green.json").exists());
-    stage.expect(1, &["rollback"]).says("undone already").says("blue (v1.0.0) serves");
+    stage.expect(1, &["rollback"]).says("already undone").says("blue (v1.0.0) serves");
     assert_eq!((stage.served().as_str(), stage.apps()), ("blue 1.0.0", 1));
 }
 
@@ -115,12 +115,14 @@ fn a_rollback_whose_target_dies_is_not_complete() {
     kill(pid);
     let ran = crate::harness::Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(6), "{}", ran.text);
-    ran.says("The rollback did not hold: blue died after the switch; green (v1.0.1) serves again");
+    ran.says(
+        "The rollback failed: blue died after the switch, so traffic was moved back; green (v1.0.1) serves",
+    );
     assert_eq!(stage.served(), "green 1.0.1");
 }
 
 #[test]
-fn a_candidate_that_is_kept_after_it_failed_is_out_of_service() {
+fn a_kept_failed_candidate_is_out_of_service() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.configure(
@@ -128,7 +130,7 @@ fn a_candidate_that_is_kept_after_it_failed_is_out_of_service() {
         "[health]\nwithin = \"300ms\"\n[runtime.process]\nenv = { UNHEALTHY = \"1\" }",
     );
     let ran = stage.expect(1, &["blue-green", "--version", "1.0.1", "--keep-failed"]);
-    ran.says("is left running, out of service").says("curl -i http://127.0.0.1:");
+    ran.says("keeps running, out of service").says("curl -i http://127.0.0.1:");
     assert_eq!(stage.answers("green").as_deref(), Some("green 1.0.1"));
     assert_eq!(crate::final_look::uh_proxy(&stage, &["switch", "green", "--force"]).code, Some(3));
     stage.expect(0, &["recover"]);
@@ -136,7 +138,7 @@ fn a_candidate_that_is_kept_after_it_failed_is_out_of_service() {
     stage.configure("uh-deploy.toml", "");
     stage.deploy("1.0.2");
     assert_eq!(stage.served(), "green 1.0.2");
-    // What is gone is not to be asked.
+    // Without a running candidate there is nothing to probe.
     stage.configure(
         "uh-deploy.toml",
         "[health]\nwithin = \"300ms\"\n[runtime.process]\nenv = { UNHEALTHY = \"1\" }",
@@ -158,13 +160,13 @@ fn a_damaged_record_is_named_with_its_backend_and_what_to_do() {
         .expect(1, &["rollback"])
         .says("the record of blue, ")
         .says("records/blue.json, is damaged")
-        .says("Move that file away")
+        .says("Move the file away")
         .says("nothing was changed");
     assert_eq!(stage.served(), "green v2");
 }
 
 #[test]
-fn an_automatic_rollback_waits_for_whoever_holds_the_lock() {
+fn an_automatic_rollback_waits_for_the_holder_of_the_lock() {
     let stage = Stage::new();
     stage.configure("uh-deploy.toml", &format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\""));
     stage.deploy("1.0.0");
@@ -184,7 +186,7 @@ fn an_automatic_rollback_waits_for_whoever_holds_the_lock() {
 }
 
 #[test]
-fn a_backend_that_holds_another_version_by_now_is_not_what_an_undo_goes_back_to() {
+fn an_undo_does_not_return_to_a_backend_that_holds_another_version_by_now() {
     let stage = Stage::new();
     stage.configure("uh-deploy.toml", &format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\""));
     stage.deploy("1.0.0");
@@ -200,7 +202,7 @@ fn a_backend_that_holds_another_version_by_now_is_not_what_an_undo_goes_back_to(
 }
 
 #[test]
-fn a_deploy_that_was_superseded_leaves_no_version_to_go_back_to_by_mistake() {
+fn a_rollback_does_not_return_to_the_version_of_a_superseded_deploy() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
@@ -213,7 +215,7 @@ fn a_deploy_that_was_superseded_leaves_no_version_to_go_back_to_by_mistake() {
 }
 
 #[test]
-fn what_was_put_in_place_meanwhile_is_not_undone_for_the_breach_before_it() {
+fn a_switch_made_meanwhile_is_not_undone_for_an_earlier_breach() {
     let stage = Stage::new();
     stage.configure("uh-deploy.toml", &format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\""));
     stage.deploy("1.0.0");
@@ -226,7 +228,7 @@ fn what_was_put_in_place_meanwhile_is_not_undone_for_the_breach_before_it() {
     let mut child = command.stdout(out).spawn().unwrap();
     let text = || fs::read_to_string(stage.path("monitor.out")).unwrap();
     until("it waits", || text().contains("for the lock").then_some(()));
-    // Two switches are told apart by their second.
+    // Switches are distinguished by the second.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     for args in [&["switch", "blue"][..], &["switch", "green", "--force"]] {
         assert_eq!(crate::final_look::uh_proxy(&stage, args).code, Some(0));

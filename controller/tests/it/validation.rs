@@ -1,4 +1,4 @@
-//! `validate` against a real PostgreSQL, up and down, and against what else may be wrong.
+//! `validate` with a real PostgreSQL, up and down, and with other problems.
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;
@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::harness::{Stage, free_port, until};
 
-/// The user that PostgreSQL runs as if we are root, which it refuses to be: nobody.
+/// The user for PostgreSQL (nobody) if the test runs as root, as which PostgreSQL refuses to run.
 const UNPRIVILEGED: u32 = 65534;
 
 struct Postgres {
@@ -16,7 +16,7 @@ struct Postgres {
     server: Option<Child>,
 }
 
-/// Debian keeps them out of PATH.
+/// Finds a program of PostgreSQL, which Debian keeps out of PATH.
 fn postgres_program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap();
     let in_path = std::env::split_paths(&path).map(|dir| dir.join(name));
@@ -34,7 +34,7 @@ fn unprivileged(program: &str) -> Command {
     command
 }
 
-/// A certificate authority of our own, and what it has signed for `db.test`.
+/// A test certificate authority, and a certificate for `db.test`.
 struct Authority(tempfile::TempDir);
 
 impl Authority {
@@ -67,7 +67,7 @@ impl Postgres {
         Self::start_with(None)
     }
 
-    /// With an authority, it offers TLS.
+    /// With an authority, the server offers TLS.
     fn start_with(authority: Option<&Authority>) -> Self {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -109,7 +109,7 @@ impl Postgres {
     fn stop(&mut self) {
         if let Some(mut server) = self.server.take() {
             let pid = rustix::process::Pid::from_child(&server);
-            // SIGINT is its fast shutdown: it ends its own children, and their shared memory.
+            // SIGINT is PostgreSQL's fast shutdown, which also cleans up children and shared memory.
             rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
             until("PostgreSQL has ended", || server.try_wait().unwrap());
         }
@@ -136,29 +136,29 @@ fn configure(stage: &Stage, url: Option<&str>) {
 }
 
 #[test]
-fn validate_asks_a_real_database_and_names_each_failure_with_its_remedy() {
+fn validate_queries_a_real_database_and_reports_each_failure_with_its_remedy() {
     let stage = Stage::new();
     let mut postgres = Postgres::start();
     configure(&stage, Some(&postgres.url()));
-    // It may still be starting up, which is a failed check too.
+    // It may still be starting up, which fails the check too.
     until("PostgreSQL answers", || (stage.run(&["validate"]).code == Some(0)).then_some(()));
     let good = stage.expect(0, &["validate"]);
     for name in [
         "✓ Program found: ",
-        "✓ Front door's configuration valid: ",
-        "✓ Front door answers: uh-proxy ",
+        "✓ uh-proxy configuration valid: ",
+        "✓ uh-proxy answers: uh-proxy ",
         "✓ Environment variables set: 1 required",
         "✓ Database connection OK: PostgreSQL ",
         "✓ Disk space sufficient (>1MiB): ",
         "✓ Memory available (>1MiB): ",
-        "✓ Port of blue not served by something else: ",
-        "✓ Clock sane: ",
+        "✓ Port of blue available: ",
+        "✓ Clock plausible: ",
     ] {
         good.says(name);
     }
     postgres.stop();
     let down = stage.expect(1, &["validate"]);
-    down.says("✗ Database connection OK: ").says("→ see that the database runs").says("❌ 1 of ");
+    down.says("✗ Database connection OK: ").says("→ make sure that the database runs").says("❌ 1 of ");
     assert!(!down.text.contains("pass-w0rd"), "{}", down.text);
     let json = stage.expect(1, &["--json", "validate"]);
     let json: serde_json::Value = serde_json::from_str(&json.text).unwrap();
@@ -166,7 +166,7 @@ fn validate_asks_a_real_database_and_names_each_failure_with_its_remedy() {
 }
 
 #[test]
-fn validate_finds_what_else_is_wrong() {
+fn validate_finds_other_problems() {
     let stage = Stage::new();
     configure(&stage, None);
     let _taken = std::net::TcpListener::bind(("127.0.0.1", stage.ports[0])).unwrap();
@@ -175,14 +175,14 @@ fn validate_finds_what_else_is_wrong() {
     fs::write(stage.path("uh-proxy.toml"), broken).unwrap();
     let ran = stage.expect(1, &["validate"]);
     ran.says("✗ Environment variables set: missing or empty: DATABASE_URL");
-    ran.says("✗ Database connection OK: DATABASE_URL is not set");
-    ran.says("✗ Port of blue not served by something else: ").says(&format!("(pid {})", std::process::id()));
-    ran.says("✗ Front door's configuration valid: ").says("server.threads");
+    ran.says("✗ Database connection OK: DATABASE_URL isn't set");
+    ran.says("✗ Port of blue available: ").says(&format!("(pid {})", std::process::id()));
+    ran.says("✗ uh-proxy configuration valid: ").says("server.threads");
     assert!(!Path::new(&stage.path("deploy-state")).exists(), "validate changes nothing");
 }
 
 #[test]
-fn validate_asks_a_database_over_tls_as_its_sslmode_says() {
+fn validate_uses_tls_according_to_sslmode() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let stage = Stage::new();
     let postgres = Postgres::start_with(Some(&authority));
@@ -206,8 +206,8 @@ fn validate_asks_a_database_over_tls_as_its_sslmode_says() {
         ),
         (format!("{named} sslmode=verify-full sslrootcert={ca}"), tls),
         (format!("{named} sslmode=verify-full sslrootcert={other}"), Err("invalid peer certificate")),
-        (format!("{url}?sslmode=verify-full&sslrootcert=/nowhere.crt"), Err("cannot read /nowhere.crt")),
-        (format!("{url}?sslmode=always"), Err("sslmode always is not one of")),
+        (format!("{url}?sslmode=verify-full&sslrootcert=/nowhere.crt"), Err("can't read /nowhere.crt")),
+        (format!("{url}?sslmode=always"), Err("sslmode always isn't one of")),
     ] {
         configure(&stage, Some(&url));
         match expected {
@@ -224,7 +224,7 @@ fn validate_asks_a_database_over_tls_as_its_sslmode_says() {
 }
 
 #[test]
-fn a_database_that_must_speak_tls_and_does_not_is_a_failed_check() {
+fn a_database_without_required_tls_fails_the_check() {
     let stage = Stage::new();
     let postgres = Postgres::start();
     configure(&stage, Some(&postgres.url()));

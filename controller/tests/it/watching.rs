@@ -1,4 +1,4 @@
-//! The watch after a deploy: what it finds, how soon, and that nobody loses it.
+//! The watch after a deploy: what it finds, how soon, and how it survives its process.
 
 use std::net::SocketAddr;
 use std::process::{Child, Stdio};
@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::harness::{Ran, Stage, get, until};
 
-/// A minute of what the guide's tools do, in a second.
+/// Short intervals, so that a second stands for a minute.
 const QUICK: &str = "[monitor]\ninterval = \"200ms\"";
 
-/// Requests at a steady rate, one connection each, whatever becomes of them.
+/// Requests at a steady rate, one connection each, whether they succeed or not.
 pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
     path: Arc<Mutex<&'static str>>,
@@ -32,7 +32,7 @@ impl Traffic {
             std::thread::spawn(move || {
                 while !stop.load(Ordering::SeqCst) {
                     let path = *path.lock().unwrap();
-                    // What comes back is uh-deploy's to judge.
+                    // uh-deploy judges the responses.
                     drop(get(address, path));
                     sent.fetch_add(1, Ordering::SeqCst);
                     std::thread::sleep(gap);
@@ -46,7 +46,7 @@ impl Traffic {
         *self.path.lock().unwrap() = path;
     }
 
-    /// Waits for so many more.
+    /// Waits for this many more requests.
     fn wait_for(&self, requests: u64) {
         let before = self.sent.load(Ordering::SeqCst);
         until("they were sent", || (self.sent.load(Ordering::SeqCst) >= before + requests).then_some(()));
@@ -70,7 +70,7 @@ fn start(stage: &Stage, args: &[&str]) -> Child {
     stage.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// A deploy with a watch, until that has seen something; then killed as a terminal's end would.
+/// Runs a deploy with a watch until the watch has counted something, then kills it as a closing terminal would.
 fn lose_a_watch(stage: &Stage, args: &[&str]) {
     let mut deploy = start(stage, &[&["blue-green", "--version", "1.0.1"], args].concat());
     let requests = |watch: &Value| watch["seen"]["ended"]["GET 200"].as_u64().unwrap_or(0);
@@ -105,7 +105,7 @@ fn a_watch_shorter_than_its_interval_still_sees_that_everything_fails() {
 }
 
 #[test]
-fn errors_that_begin_just_before_the_end_count() {
+fn errors_that_start_just_before_the_end_count() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let traffic = Traffic::start(stage.address, 50, "/");
@@ -121,11 +121,11 @@ fn errors_that_begin_just_before_the_end_count() {
 }
 
 #[test]
-fn the_watch_begins_with_the_switch_and_waits_for_neither_drain_nor_hook() {
+fn the_watch_starts_with_the_switch_and_waits_for_neither_drain_nor_hook() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let address = stage.address;
-    // The old version has work for a minute.
+    // The old version is busy for a minute.
     std::thread::spawn(move || drop(get(address, "/slow?ms=60000")));
     until("it is under way", || {
         let service = stage.service();
@@ -139,18 +139,18 @@ fn the_watch_begins_with_the_switch_and_waits_for_neither_drain_nor_hook() {
     let began = Instant::now();
     stage
         .expect(3, &["blue-green", "--version", "1.0.1", "--watch", "1m", "--auto-rollback"])
-        .says("post_switch and the drain of the old one were not waited for");
+        .says("skipping post_switch and the wait for the old version to drain");
     let took = began.elapsed();
     assert!(took < Duration::from_secs(30), "{took:?}");
     assert_eq!(stage.served(), "blue 1.0.0");
 }
 
 #[test]
-fn a_rare_error_now_and_then_is_no_breach() {
+fn occasional_errors_are_not_a_breach() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let _traffic = Traffic::start(stage.address, 100, "/");
-    // One of a hundred: what the limit allows.
+    // One of a hundred, as the limit allows.
     stage.configure("uh-deploy.toml", &failing(1, QUICK));
     stage.expect(0, &["blue-green", "--version", "1.0.1", "--watch", "4s", "--auto-rollback"]);
     assert_eq!(stage.served(), "green 1.0.1");
@@ -166,8 +166,8 @@ fn a_killed_watch_is_continued_by_recover() {
     traffic.ask_for("/status/500");
     stage
         .expect(3, &["recover"])
-        .says("The watch of green (v1.0.1)")
-        .says("continuing it for the 9m")
+        .says("The process that watched green (v1.0.1)")
+        .says("continuing its watch for the remaining 9m")
         .says("requests failed")
         .says("✅ Rollback complete");
     assert_eq!(stage.served(), "blue 1.0.0");
@@ -186,27 +186,27 @@ fn a_killed_watch_is_continued_by_the_timer_before_it_stops_anything() {
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 2));
 }
 
-/// Somebody who looks must not take the deploy's promise away.
+/// Running `monitor` must not cancel a deploy's automatic rollback.
 #[test]
-fn monitor_keeps_the_promise_of_a_watch_that_lost_its_watcher() {
+fn monitor_continues_a_watch_with_automatic_rollback_that_lost_its_process() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let traffic = Traffic::start(stage.address, 100, "/");
     stage.configure("uh-deploy.toml", QUICK);
     lose_a_watch(&stage, &["--watch", "10m", "--auto-rollback"]);
     let monitor = start(&stage, &["monitor", "--duration", "1s"]);
-    // Longer than it would watch by itself.
+    // Longer than its own watch would take.
     traffic.wait_for(300);
     traffic.ask_for("/status/500");
     let ran = Ran::of(monitor.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(3), "{}", ran.text);
-    ran.says("continuing it for the 9m").says("✅ Rollback complete");
+    ran.says("continuing its watch for the remaining 9m").says("✅ Rollback complete");
     assert_eq!(stage.served(), "blue 1.0.0");
 }
 
-/// A restart of the front door just at the end is no reason to roll a good version back.
+/// A restart of uh-proxy just at the end must not roll back a good version.
 #[test]
-fn an_unanswered_last_question_is_asked_again() {
+fn a_failed_last_measurement_is_repeated() {
     let mut stage = Stage::new();
     stage.deploy("1.0.0");
     stage.configure("uh-deploy.toml", "[monitor]\ninterval = \"1s\"");
@@ -223,7 +223,7 @@ fn an_unanswered_last_question_is_asked_again() {
 }
 
 #[test]
-fn what_happened_while_nobody_watched_counts() {
+fn what_happened_while_the_watch_had_no_process_counts() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let traffic = Traffic::start(stage.address, 100, "/");
@@ -238,7 +238,7 @@ fn what_happened_while_nobody_watched_counts() {
 }
 
 #[test]
-fn a_watch_whose_time_ran_out_without_a_watcher_ends_with_a_verdict() {
+fn a_watch_whose_time_ran_out_without_a_process_ends_with_a_verdict() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let traffic = Traffic::start(stage.address, 10, "/");
@@ -247,13 +247,13 @@ fn a_watch_whose_time_ran_out_without_a_watcher_ends_with_a_verdict() {
     lose_a_watch(&stage, &["--watch", "4s"]);
     drop(traffic);
     until("its time is over", || (began.elapsed() > Duration::from_secs(10)).then_some(()));
-    stage.expect(0, &["recover"]).says("judging what was counted until now").says("not enough data");
+    stage.expect(0, &["recover"]).says("judging what was counted so far").says("not enough data");
     assert_eq!(last_watch(&stage)["outcome"], "not enough data");
     stage.expect(0, &["recover"]).says("Nothing to recover");
 }
 
 #[test]
-fn others_can_roll_back_while_a_watch_runs() {
+fn a_manual_rollback_is_possible_during_a_watch() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.configure("uh-deploy.toml", QUICK);
@@ -268,19 +268,19 @@ fn others_can_roll_back_while_a_watch_runs() {
 }
 
 #[test]
-fn another_deploy_ends_a_watch_that_lost_its_watcher() {
+fn another_deploy_ends_a_watch_that_lost_its_process() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let _traffic = Traffic::start(stage.address, 50, "/");
     stage.configure("uh-deploy.toml", QUICK);
     lose_a_watch(&stage, &["--watch", "10m"]);
-    stage.deploy("1.0.2").says("the deploy of 1.0.2 ended the watch");
+    stage.deploy("1.0.2").says("the deploy of 1.0.2 ended a watch");
     assert_eq!(last_watch(&stage)["outcome"], "not enough data");
     stage.expect(0, &["recover"]).says("Nothing to recover");
 }
 
 #[test]
-fn too_little_is_exit_0_in_words_and_8_where_a_verdict_is_required() {
+fn too_little_data_is_exit_0_or_8_if_a_verdict_is_required() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.configure("uh-deploy.toml", QUICK);
@@ -298,7 +298,7 @@ fn too_little_is_exit_0_in_words_and_8_where_a_verdict_is_required() {
 }
 
 #[test]
-fn the_reason_of_a_breach_reaches_history_and_hooks_with_requests_to_look_up() {
+fn the_reason_of_a_breach_reaches_history_and_hooks_with_request_ids() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let _traffic = Traffic::start(stage.address, 100, "/");
@@ -328,7 +328,7 @@ fn the_reason_of_a_breach_reaches_history_and_hooks_with_requests_to_look_up() {
 }
 
 #[test]
-fn the_new_version_is_compared_with_the_old_one_and_not_with_all_that_ran_under_its_name() {
+fn the_new_version_is_compared_with_the_old_one_only_and_not_with_earlier_ones_of_its_backend() {
     let stage = Stage::new();
     let traffic = Traffic::start(stage.address, 100, "/");
     stage.configure("uh-deploy.toml", &failing(100, QUICK));
@@ -341,14 +341,14 @@ fn the_new_version_is_compared_with_the_old_one_and_not_with_all_that_ran_under_
     let ran = stage.expect(0, &["--json", "blue-green", "--version", "1.0.3", "--watch", "1s"]);
     let figures = ran.text.lines().find(|line| line.contains("\"event\":\"figures\"")).unwrap();
     let figures: Value = serde_json::from_str(figures).unwrap();
-    // 1.0.2 ran as blue, as 1.0.0 did, which failed everything.
+    // 1.0.2 ran as blue, like 1.0.0, which failed everything.
     assert_eq!(figures["before"]["backend"], "blue");
     assert!(figures["before"]["requests"].as_u64().unwrap() >= 40, "{figures}");
     assert_eq!(figures["before"]["errors"], 0, "{figures}");
 }
 
 #[test]
-fn a_restart_of_uh_proxy_within_the_watch_is_said_and_loses_no_errors() {
+fn a_restart_of_uh_proxy_during_the_watch_is_reported_and_loses_no_errors() {
     let mut stage = Stage::new();
     stage.deploy("1.0.0");
     let traffic = Traffic::start(stage.address, 200, "/");

@@ -1,9 +1,9 @@
-//! The queries of the shipped Grafana dashboard, as Prometheus gets them.
+//! The queries of the shipped Grafana dashboard, as sent to Prometheus.
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-/// One query, and where it stands.
+/// One query, and its place in the dashboard.
 #[derive(Debug, Clone)]
 pub struct Query {
     /// The panel's title, or `Switches` for the annotation.
@@ -15,7 +15,7 @@ pub struct Query {
 /// Reads a dashboard. Panels with another data source than Prometheus are left out.
 ///
 /// # Errors
-/// When it is not the JSON of a dashboard.
+/// If it isn't the JSON of a dashboard.
 pub fn queries(json: &str) -> Result<Vec<Query>> {
     let dashboard: Value = serde_json::from_str(json).context("the dashboard is not JSON")?;
     let mut queries = Vec::new();
@@ -39,7 +39,7 @@ fn items(value: &Value) -> impl Iterator<Item = &Value> {
 fn query(owner: &Value, expression: &Value, title: &str) -> Result<Query> {
     let title = owner[title].as_str().context("a panel has no title")?.to_owned();
     let expression = expression.as_str().with_context(|| format!("{title:?} has no query"))?;
-    // What Grafana fills in: all services, and four times the scrape interval, but at least enough for a rate.
+    // The values that Grafana fills in: all services, and four times the scrape interval.
     let expression = expression.replace("$__rate_interval", "20s").replace("$service", ".*");
     Ok(Query { title, expression })
 }

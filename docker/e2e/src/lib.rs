@@ -1,4 +1,4 @@
-//! What the tests of this package stand on: a real Prometheus, and the shipped compose files on a real Docker Engine.
+//! Helpers of the tests: a real Prometheus, and the shipped compose files on a real Docker Engine.
 //!
 //! Nothing depends on this package.
 

@@ -1,4 +1,4 @@
-//! A real Prometheus with the shipped rules, scraping one front door.
+//! A real Prometheus with the shipped rules, scraping one uh-proxy.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -12,23 +12,23 @@ use uh_benches::process::{Process, run};
 
 use crate::repository;
 
-/// It reads its rules and opens an empty database.
+/// How long its start may take: it reads its rules and opens an empty database.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// A query takes milliseconds.
+/// How long a query may take; normally milliseconds.
 const QUERY_WITHIN: Duration = Duration::from_secs(10);
 
-/// How often something is asked for that is waited for.
+/// How often to poll while waiting.
 const POLL: Duration = Duration::from_millis(250);
 
-/// It ends when this is dropped.
+/// A running Prometheus, stopped on drop.
 #[derive(Debug)]
 pub struct Prometheus {
     address: SocketAddr,
     _process: Process,
 }
 
-/// One series of an answer.
+/// One series of a result.
 #[derive(Debug, Clone)]
 pub struct Sample {
     /// Its labels, as a JSON object.
@@ -38,7 +38,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// One label, empty if it is not there.
+    /// One label; empty if it is missing.
     #[must_use]
     pub fn label(&self, name: &str) -> &str {
         self.labels[name].as_str().unwrap_or_default()
@@ -46,11 +46,11 @@ impl Sample {
 }
 
 impl Prometheus {
-    /// Starts it with its data in `dir`. Everything is as shipped, but for the target and the pace: it scrapes and
-    /// evaluates each second, so that a test need not wait longer than the alerts themselves do.
+    /// Starts it with its data in `dir`. Everything is as shipped except for the target and the interval: it scrapes
+    /// and evaluates every second, so that a test doesn't wait longer than the alerts do.
     ///
     /// # Errors
-    /// When it is not installed or does not get ready.
+    /// If it isn't installed or doesn't become ready.
     pub async fn start(dir: &Path, target: &str) -> Result<Self> {
         let shipped = fs::read_to_string(repository::path("config/prometheus.yml"))?;
         let rules = repository::path("config/prometheus");
@@ -61,7 +61,7 @@ impl Prometheus {
         ensure!(config.contains(target) && config.contains("scrape_interval: 1s"), "{config}");
         let path = dir.join("prometheus.yml");
         fs::write(&path, config)?;
-        // Nobody else asks for a port in the meantime, or the start fails and says so.
+        // If another process takes the port in the meantime, the start fails.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut command = Command::new("prometheus");
         command
@@ -81,7 +81,7 @@ impl Prometheus {
     /// The answer to an instant query.
     ///
     /// # Errors
-    /// When Prometheus refuses it, or its answer is not a vector.
+    /// If Prometheus rejects it, or the result isn't a vector.
     pub async fn query(&self, expression: &str) -> Result<Vec<Sample>> {
         let query = format!("query={expression}");
         let answer = fetch(self.address, "/api/v1/query", &["--get", "--data-urlencode", &query]).await?;
@@ -91,10 +91,10 @@ impl Prometheus {
         results.iter().map(sample).collect()
     }
 
-    /// Asks until the answer is as wanted, and returns that answer.
+    /// Repeats the query until the result is as wanted, and returns it.
     ///
     /// # Errors
-    /// When it is not within the time.
+    /// If it isn't in time.
     pub async fn wait_for(
         &self,
         expression: &str,

@@ -1,4 +1,4 @@
-//! Where the shipped files are.
+//! Paths of the shipped files.
 
 use std::path::{Path, PathBuf};
 

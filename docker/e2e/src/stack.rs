@@ -1,4 +1,4 @@
-//! The shipped compose files as one project on the Docker Engine, on ports of its own.
+//! The shipped compose files as one project on the Docker Engine, with its own ports.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -15,26 +15,26 @@ use uh_protocol::status::Status;
 
 use crate::repository;
 
-/// The longest that any command may take; `stop` waits for what is in flight.
+/// The longest any command may take; `stop` waits for requests in flight.
 const COMMAND_WITHIN: Duration = Duration::from_secs(120);
 
-/// Containers start in a second or two, and probes need two more; a busy machine gets far more.
+/// How long the stack may take to become ready: normally about four seconds, more on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// How often something is asked for that is waited for.
+/// How often to poll while waiting.
 const POLL: Duration = Duration::from_millis(100);
 
-/// What of the shipped configurations of the deploy tool is not fit for several projects on one engine.
+/// The setting of the shipped configurations that several projects on one engine can't share.
 const NETWORK: &str = "\"uh\"";
 
-/// The images that docker/ci/images makes of the apps, in place of those that the shipped files name.
+/// The app images built by docker/ci/images, instead of those in the shipped files.
 const IMAGES: [(&str, &str); 2] =
     [("uh-sample-app:", "uh-e2e-sample-app:"), ("uh-node-app:", "uh-e2e-node-app:")];
 
-/// A running project. It is taken down, with its volumes and the app's containers, when this is dropped.
+/// A running project. Dropping it removes the project, its volumes and the app's containers.
 #[derive(Debug)]
 pub struct Stack {
-    /// Where the front door is published.
+    /// Where uh-proxy is published.
     pub address: SocketAddr,
     project: String,
     files: Vec<PathBuf>,
@@ -43,11 +43,10 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// The front door, and 1.0.0 behind it as blue, with both of the shipped files: base and production. Nothing is
-    /// built.
+    /// Starts uh-proxy, and 1.0.0 behind it as blue, with both shipped files: base and production. Builds nothing.
     ///
     /// # Errors
-    /// When no engine answers, or it does not come up.
+    /// If no engine answers, or the stack doesn't start.
     pub async fn up(name: &str) -> Result<Self> {
         let stack = Self::new(name, &["docker-compose.yml", "docker-compose.prod.yml"])?;
         stack.compose(&["up", "--detach", "--no-build"]).await?;
@@ -58,7 +57,7 @@ impl Stack {
     /// A set of shipped compose files; nothing is started.
     ///
     /// # Errors
-    /// When there is no free port, or a file can't be read or written.
+    /// If there is no free port, or a file can't be read or written.
     pub fn new(name: &str, files: &[&str]) -> Result<Self> {
         let free = || -> Result<SocketAddr> { Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?) };
         let address = free()?;
@@ -81,10 +80,10 @@ impl Stack {
         Ok(stack)
     }
 
-    /// Has the deploy tool use its shipped configurations from now on, with these texts replaced.
+    /// Makes the deploy tool use its shipped configurations with these texts replaced, from now on.
     ///
     /// # Errors
-    /// When one of the texts is not in the first of them, or a file can't be read or written.
+    /// If one of the texts isn't in the first configuration, or a file can't be read or written.
     pub fn configure(&self, replaced: &[(&str, &str)]) -> Result<()> {
         let network = format!("{:?}", self.project);
         for (file, shipped) in CONFIGURATIONS {
@@ -108,10 +107,10 @@ impl Stack {
         self.variables.insert(variable.to_owned(), value.to_owned());
     }
 
-    /// A compose command that must succeed.
+    /// Runs a compose command that must succeed.
     ///
     /// # Errors
-    /// With its output, when it does not.
+    /// If it fails, with its output.
     pub async fn compose(&self, arguments: &[&str]) -> Result<String> {
         succeeded(arguments, run(self.command(arguments), COMMAND_WITHIN).await?)
     }
@@ -126,10 +125,10 @@ impl Stack {
         command
     }
 
-    /// `uh-deploy …` in a container of its own, however it ends.
+    /// Runs `uh-deploy …` in a new container, whether it succeeds or not.
     ///
     /// # Errors
-    /// When it can't be run.
+    /// If it can't be run.
     pub async fn uh_deploy(&self, arguments: &[&str]) -> Result<Finished> {
         let run_it = ["run", "--rm", "-T", "controller"];
         run(self.command(&[&run_it, arguments].concat()), COMMAND_WITHIN).await
@@ -138,15 +137,15 @@ impl Stack {
     /// The same, for a command that must succeed.
     ///
     /// # Errors
-    /// With its output, when it does not.
+    /// If it fails, with its output.
     pub async fn deploy_tool(&self, arguments: &[&str]) -> Result<String> {
         succeeded(arguments, self.uh_deploy(arguments).await?)
     }
 
-    /// `uh-proxy …` in the front door's container, however it ends.
+    /// Runs `uh-proxy …` in the proxy's container, whether it succeeds or not.
     ///
     /// # Errors
-    /// When it can't be run.
+    /// If it can't be run.
     pub async fn uh_proxy(&self, arguments: &[&str]) -> Result<Finished> {
         let container = self.container("proxy").await?;
         let mut command = Command::new("docker");
@@ -157,15 +156,15 @@ impl Stack {
     /// The same, for a command that must succeed.
     ///
     /// # Errors
-    /// With its output, when it does not.
+    /// If it fails, with its output.
     pub async fn must(&self, arguments: &[&str]) -> Result<String> {
         succeeded(arguments, self.uh_proxy(arguments).await?)
     }
 
-    /// What the front door says.
+    /// uh-proxy's status.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// If it doesn't answer.
     pub async fn status(&self) -> Result<Status> {
         let text = self.must(&["status", "--json"]).await?;
         serde_json::from_str(&text).with_context(|| format!("not a status: {text}"))
@@ -174,16 +173,16 @@ impl Stack {
     /// The active backend.
     ///
     /// # Errors
-    /// When the front door does not answer.
+    /// If uh-proxy doesn't answer.
     pub async fn active(&self) -> Result<BackendName> {
         let status = self.status().await?;
         Ok(status.services.first().context("there is no service")?.active.clone())
     }
 
-    /// Waits until the front door finds this backend healthy, with the version that is meant to run.
+    /// Waits until uh-proxy finds this backend healthy, with the expected version.
     ///
     /// # Errors
-    /// When it does not in time.
+    /// If it doesn't in time.
     pub async fn wait_until_healthy(&self, backend: &str) -> Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
@@ -197,10 +196,10 @@ impl Stack {
         }
     }
 
-    /// Waits until what `up` started has deployed, or found that there is nothing to do.
+    /// Waits until the container started by `up` has deployed or found nothing to do.
     ///
     /// # Errors
-    /// When it fails, or takes too long.
+    /// If it fails or takes too long.
     pub async fn wait_for_the_first_deploy(&self) -> Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
         while self.inspect("first-deploy", ".State.Running").await? == "true" {
@@ -213,10 +212,10 @@ impl Stack {
         Ok(())
     }
 
-    /// Waits until the front page comes; who it is from.
+    /// Waits until the front page is served, and returns it.
     ///
     /// # Errors
-    /// When it does not in time.
+    /// If it doesn't in time.
     pub async fn wait_for_an_answer(&self) -> Result<String> {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
@@ -229,10 +228,10 @@ impl Stack {
         }
     }
 
-    /// A docker command on the container of a compose service or of a backend of the app, that must succeed.
+    /// Runs a docker command on the container of a compose service or of a backend. It must succeed.
     ///
     /// # Errors
-    /// With its output, when it does not.
+    /// If it fails, with its output.
     pub async fn docker(&self, arguments: &[&str], service: &str) -> Result<String> {
         let container = self.container(service).await?;
         let mut command = Command::new("docker");
@@ -243,13 +242,13 @@ impl Stack {
     /// One field of `docker inspect`.
     ///
     /// # Errors
-    /// When the container is not there.
+    /// If the container doesn't exist.
     pub async fn inspect(&self, service: &str, field: &str) -> Result<String> {
         let format = format!("--format={{{{{field}}}}}");
         Ok(self.docker(&["inspect", &format], service).await?.trim().to_owned())
     }
 
-    /// The front page that the front door serves for a host; empty if it does not.
+    /// The front page that uh-proxy serves for a host; empty if it fails.
     pub async fn get(&self, host: &str) -> String {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--fail", "--header"]).arg(format!("host: {host}"));
@@ -257,7 +256,7 @@ impl Stack {
         run(curl, COMMAND_WITHIN).await.map(|finished| finished.output).unwrap_or_default()
     }
 
-    /// Of a compose service, or of the app's backend of that name.
+    /// The container of a compose service or of a backend.
     async fn container(&self, name: &str) -> Result<String> {
         let compose = ["com.docker.compose.project=", &self.project].concat();
         let mut found = self.containers(&[&compose, &format!("com.docker.compose.service={name}")]).await?;
@@ -277,11 +276,11 @@ impl Stack {
     }
 }
 
-/// The deploy tool's configurations, as the test has them and as they are shipped.
+/// The deploy tool's configurations: the test's file names and the shipped ones.
 const CONFIGURATIONS: [(&str, &str); 2] =
     [("uh-deploy.toml", "uh-deploy.toml"), ("shop.toml", "two-apps/shop.toml")];
 
-/// Mounts the test's configurations in place of the shipped ones, and has the app's image be the test's.
+/// Mounts the test's configurations instead of the shipped ones, and sets the test's app image.
 fn overrides(dir: &Path) -> String {
     let mounts = CONFIGURATIONS
         .map(|(file, _)| format!("      - {}:/etc/uh-deploy/{file}:ro\n", dir.join(file).display()))
@@ -293,7 +292,7 @@ fn overrides(dir: &Path) -> String {
     )
 }
 
-/// The plugin of today, else docker-compose 1.29.
+/// The compose plugin, or else docker-compose 1.29.
 fn compose_tool() -> Command {
     static PLUGIN: LazyLock<bool> = LazyLock::new(|| {
         let version = Command::new("docker").args(["compose", "version"]).output();
@@ -307,7 +306,7 @@ fn compose_tool() -> Command {
     Command::new("docker-compose")
 }
 
-/// What the front door knows of a backend's health.
+/// A backend's health, as uh-proxy reports it.
 #[must_use]
 pub fn is_healthy(status: &Status, backend: &str) -> Option<bool> {
     let mut backends = status.services.iter().flat_map(|service| &service.backends);
@@ -321,7 +320,7 @@ fn succeeded(arguments: &[&str], finished: Finished) -> Result<String> {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // Nothing more can be done if this fails; the project's name tells whose it was.
+        // Nothing more can be done if this fails; the project's name shows where it came from.
         let script = format!(
             "docker ps --all --quiet --filter network={} --filter label=uh-deploy.instance \
              | xargs --no-run-if-empty docker rm --force",

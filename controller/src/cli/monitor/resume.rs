@@ -1,4 +1,4 @@
-//! Watches that have lost their watcher: a terminal that was closed, a CI job that ended, a machine that was restarted.
+//! Continues watches whose process is gone: a closed terminal, a cancelled CI job, a rebooted machine.
 
 use uh_protocol::BackendName;
 
@@ -15,13 +15,13 @@ use crate::deploy::watch::{self, Plan, Watch, WatchFile};
 use crate::front::Front;
 use crate::time::span;
 
-/// Continues a watch that has lost its watcher for what is left of it. `None`: there is none. The lock is not held, so
-/// that others can roll back meanwhile.
+/// Continues a watch whose process is gone, for the remaining time. `None`: there is none. The lock isn't held, so
+/// that a manual rollback is possible meanwhile.
 pub(in crate::cli) async fn finish(session: &Session, front: &Front) -> Result<Option<Exit>, Failed> {
     go_on(session, front, true).await
 }
 
-/// The same; uh-proxy is asked only if there is a watch to continue.
+/// The same, but asks uh-proxy only if there is a watch to continue.
 pub(in crate::cli) async fn if_needed(session: &Session) -> Result<Option<Exit>, Failed> {
     let state_dir = &session.config.deploy.state_dir;
     let newest = watch::look(state_dir).map_err(|e| unusable(&e))?;
@@ -32,7 +32,7 @@ pub(in crate::cli) async fn if_needed(session: &Session) -> Result<Option<Exit>,
     }
     let front = session.front().await.map_err(|failed| {
         let message = format!(
-            "{}. A watch is left, and can only be continued with uh-proxy's answer; then run recover again",
+            "{}. A watch is unfinished and can only continue once uh-proxy answers; then run `uh-deploy recover` again",
             failed.message()
         );
         Failed::new(Exit::Attention, message)
@@ -40,9 +40,9 @@ pub(in crate::cli) async fn if_needed(session: &Session) -> Result<Option<Exit>,
     finish(session, &front).await
 }
 
-/// A watch that has lost its watcher comes to its end before another one begins. One that may still have to roll back
-/// keeps its promise, and is continued for what is left of it; any other is judged by what was counted until now.
-/// `Some`: it was bad, and what came of that; whoever asked has to stop. The lock is not held.
+/// Finishes a watch whose process is gone before another one starts. With automatic rollback, it continues for the
+/// remaining time; otherwise it is judged by what was counted so far. `Some`: the version was bad, and the caller
+/// must stop with this exit code. The lock isn't held.
 pub(in crate::cli) async fn before_another(session: &Session, front: &Front) -> Result<Option<Exit>, Failed> {
     let newest = watch::look(&session.config.deploy.state_dir).map_err(|e| unusable(&e))?;
     let planned = lost(session, newest.as_ref())?.map(|(_, plan)| plan);
@@ -52,10 +52,10 @@ pub(in crate::cli) async fn before_another(session: &Session, front: &Front) -> 
     Ok(ended.filter(|exit| !matches!(exit, Exit::Done | Exit::Superseded | Exit::NotEnoughData)))
 }
 
-/// Ends a watch that has lost its watcher, because another operation takes its place. The lock is held.
+/// Closes a watch whose process is gone, because another operation supersedes it. The lock is held.
 pub(in crate::cli) fn supersede(session: &Session, by: &str) -> Result<(), Failed> {
     let Some((file, mut watch)) = orphan(session)? else { return Ok(()) };
-    let reason = format!("{by} ended the watch, which had lost its watcher: not enough data");
+    let reason = format!("{by} ended a watch whose process was gone: not enough data");
     session.report.say(&reason);
     watch.verdict = Some("superseded".to_owned());
     session.remember(Line {
@@ -70,7 +70,7 @@ pub(in crate::cli) fn supersede(session: &Session, by: &str) -> Result<(), Faile
     file.save(&watch).map_err(|e| unusable(&e))
 }
 
-/// A backend that a watch under way may have to roll back to, and what is watched.
+/// The backend that an open watch may have to roll back to, and the watched backend.
 pub(in crate::cli) fn needs(session: &Session) -> Option<(BackendName, BackendName)> {
     let watch = watch::look(&session.config.deploy.state_dir).ok().flatten()?;
     let wanted =
@@ -89,7 +89,7 @@ async fn go_on(session: &Session, front: &Front, to_its_end: bool) -> Result<Opt
             None => return Ok(None),
         },
     };
-    // Whatever happened meanwhile is judged at once.
+    // Judge what happened meanwhile first.
     let ended = match watcher.look().await? {
         Some(ended) => ended,
         None => {
@@ -108,14 +108,16 @@ fn say(session: &Session, watch: &Watch, to_its_end: bool) {
     let name = named(&watch.backend, watch.version.as_deref());
     let left = watch.left(jiff::Timestamp::now());
     let what = if to_its_end && !left.is_zero() {
-        format!("continuing it for the {} that are left", span(left))
+        format!("continuing its watch for the remaining {}", span(left))
     } else {
-        "judging what was counted until now".to_owned()
+        "judging what was counted so far".to_owned()
     };
-    session.report.say(&format!("The watch of {name}, begun {}, lost its watcher: {what}", watch.began_at));
+    session
+        .report
+        .say(&format!("The process that watched {name} (since {}) is gone: {what}", watch.began_at));
 }
 
-/// A watch that isn't over and that nobody has.
+/// An open watch that no process holds.
 fn orphan(session: &Session) -> Result<Option<(WatchFile, Watch)>, Failed> {
     let state_dir = &session.config.deploy.state_dir;
     let open = || watch::look(state_dir).map(|watch| watch.filter(|watch| !watch.has_ended()));
@@ -123,11 +125,11 @@ fn orphan(session: &Session) -> Result<Option<(WatchFile, Watch)>, Failed> {
         return Ok(None);
     }
     let Some(file) = WatchFile::claim(state_dir).map_err(|e| unusable(&e))? else { return Ok(None) };
-    // It may have ended while we asked.
+    // It may have ended in the meantime.
     Ok(open().map_err(|e| unusable(&e))?.map(|watch| (file, watch)))
 }
 
-/// A deploy that was killed after its switch and before its watch had a file, and the watch that was planned.
+/// A deploy that was killed after its switch and before its watch was saved, and the planned watch.
 fn lost(session: &Session, newest: Option<&Watch>) -> Result<Option<(Facts, Plan)>, Failed> {
     let story = journal::look(&session.config.deploy.state_dir);
     let story = story.map_err(|e| Failed::new(Exit::Attention, crate::chain(&e)))?;
@@ -144,11 +146,11 @@ async fn never_begun<'a>(session: &'a Session, front: &'a Front) -> Result<Optio
         return Ok(None);
     }
     let watcher = Watcher::of_deploy(session, front, &facts.operation, plan).await?;
-    session.report.say("The watch of the last deploy was lost before it began: it begins now");
+    session.report.say("The watch of the last deploy never started: starting it now");
     Ok(Some(watcher))
 }
 
 fn unusable(error: &std::io::Error) -> Failed {
-    let message = format!("the watch can't be continued: {error}. Fix that, or move the file away");
+    let message = format!("can't continue the watch: {error}. Fix the cause, or move the file away");
     Failed::new(Exit::Attention, message)
 }

@@ -1,4 +1,4 @@
-//! Watches one backend: looks at every tick, judges, and saves how far it is.
+//! Watches one backend: measures at every tick, judges, and saves its progress.
 
 use std::time::{Duration, Instant};
 
@@ -25,16 +25,16 @@ use crate::runtime::InstanceId;
 use crate::time::{iso_millis, span};
 use crate::verdict::judge::{Condition, Judge, Verdict, percent};
 
-/// Between ticks the instance itself is looked at this often: a crash is not waited out.
+/// How often to check the instance between ticks, so that a crash is noticed immediately.
 const INSTANCE_POLL: Duration = Duration::from_millis(200);
 
 /// How a watch ended.
 pub(in crate::cli) enum Ended {
-    /// Its time is over.
+    /// The time is over without a breach.
     Well,
-    /// It is bad, and why.
+    /// The version is bad, for this reason.
     Breach(String),
-    /// Another backend is active, or the same one again.
+    /// Traffic was switched, to another backend or to the same one again.
     MovedOn(Box<View>),
 }
 
@@ -44,7 +44,7 @@ pub(in crate::cli) struct Watcher<'a> {
     front: &'a Front,
     pub(in crate::cli) watched: BackendName,
     name: String,
-    /// As uh-proxy has it; another one is another activation.
+    /// From uh-proxy's status. A different value means another activation.
     last_switch: Option<String>,
     instance: Option<InstanceId>,
     plan: Plan,
@@ -56,17 +56,17 @@ pub(in crate::cli) struct Watcher<'a> {
     record: Option<Record>,
 }
 
-/// Where a watch that must not be lost is saved.
+/// The saved form of a watch that must survive its process.
 struct Record {
-    /// `None`: the watcher of an earlier deploy has it for another moment.
+    /// `None`: another watch still holds the file.
     file: Option<WatchFile>,
     watch: Watch,
-    /// A disk that refuses is reported once.
+    /// Whether a failed save was already reported.
     complained: bool,
 }
 
 impl<'a> Watcher<'a> {
-    /// Of whatever is active now, from now on.
+    /// Watches the active backend, from now on.
     pub(in crate::cli) async fn of_active(
         session: &'a Session,
         front: &'a Front,
@@ -77,14 +77,14 @@ impl<'a> Watcher<'a> {
         let before = Activations::new(&session.config.deploy.state_dir)
             .current(&view)
             .unwrap_or_else(|e| {
-                session.report.warn(&format!("what served before the switch isn't known: {e}"));
+                session.report.warn(&format!("can't compare with the old version: {e}"));
                 None
             })
             .and_then(|activation| activation.before);
         Ok(Self::new(session, front, &view, plan, before, last))
     }
 
-    /// Of what a deploy has just switched to, from the switch on.
+    /// Watches what a deploy has just switched to, from the switch on.
     pub(in crate::cli) async fn of_deploy(
         session: &'a Session,
         front: &'a Front,
@@ -95,7 +95,7 @@ impl<'a> Watcher<'a> {
         let active = front.view().await?.service.active;
         let (view, now) = activation::read(front, &active).await?;
         let current = Activations::new(state_dir).current(&view).unwrap_or_else(|e| {
-            session.report.warn(&format!("what served before the switch isn't known: {e}"));
+            session.report.warn(&format!("can't compare with the old version: {e}"));
             None
         });
         let (last, before) = match current {
@@ -127,7 +127,7 @@ impl<'a> Watcher<'a> {
         Ok(watcher)
     }
 
-    /// Of a watch that has lost its watcher, as it was at its last tick.
+    /// Continues a saved watch from its last tick.
     pub(in crate::cli) fn of_record(
         session: &'a Session,
         front: &'a Front,
@@ -179,12 +179,12 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// How much is left of a watch that was saved.
+    /// The remaining time of a saved watch.
     pub(super) fn left(&self, now: Timestamp) -> Duration {
         self.record.as_ref().map_or(Duration::ZERO, |record| record.watch.left(now))
     }
 
-    /// The switch by which it is active, as uh-proxy has it.
+    /// The time of the switch that made it active, from uh-proxy's status.
     pub(in crate::cli) fn last_switch(&self) -> Option<&str> {
         self.last_switch.as_deref()
     }
@@ -193,7 +193,7 @@ impl<'a> Watcher<'a> {
         &self.plan
     }
 
-    /// Whether it must not be lost, and so is in the history whatever it comes to.
+    /// Whether it is saved, and therefore always recorded in the history.
     pub(in crate::cli) fn is_recorded(&self) -> bool {
         self.record.is_some()
     }
@@ -203,7 +203,7 @@ impl<'a> Watcher<'a> {
             Verdict::NotEnoughData(why) if self.in_flight > 0 && !self.seen.knows_overdue() => {
                 let open = self.in_flight;
                 Verdict::NotEnoughData(format!(
-                    "{why}; {open} are in flight, and this uh-proxy doesn't report which of them are overdue"
+                    "{why}; {open} requests are in flight, and this uh-proxy doesn't report overdue ones"
                 ))
             }
             verdict => verdict,
@@ -219,7 +219,7 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// Until its time is over. `link`: to the operation that it runs next to.
+    /// Watches for this long. `link`: to the operation it runs in parallel with.
     pub(in crate::cli) async fn run(
         &mut self,
         duration: Duration,
@@ -250,7 +250,7 @@ impl<'a> Watcher<'a> {
                     if silent_since.get_or_insert_with(Instant::now).elapsed() >= MAX_SILENCE {
                         return Err(self.silence(&e));
                     }
-                    // One unanswered question is no reason to give a version up, not even the last one.
+                    // One failed request, even the last one, doesn't decide the verdict.
                     if is_last {
                         tokio::time::sleep(BEGIN_POLL).await;
                     }
@@ -260,19 +260,19 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// uh-proxy doesn't answer: then nobody knows who serves, and a watch on disk is left for whoever comes next.
+    /// Without uh-proxy the active backend is unknown. A saved watch stays open for the next command.
     fn silence(&self, error: &FrontError) -> Failed {
         let next =
-            if self.is_recorded() { "; then run `uh-deploy recover`, which continues the watch" } else { "" };
+            if self.is_recorded() { ", then run `uh-deploy recover` to continue the watch" } else { "" };
         let message = format!(
-            "uh-proxy stopped answering while {} was watched, so who serves now isn't known: {}. Look at uh-proxy{next}",
+            "can't determine the active backend: uh-proxy stopped answering while {} was watched: {}. Check uh-proxy{next}",
             self.name,
             crate::chain(error)
         );
         Failed::new(Exit::Attention, message)
     }
 
-    /// While a deploy settles, it looks for itself, and moves traffic back.
+    /// While a deploy settles, it checks the instance itself and moves traffic back.
     async fn instance_end(&self, link: Option<&Link>) -> Option<String> {
         let settles = !self.session.config.deploy.settle.is_zero();
         if settles && link.is_some_and(|link| !link.is_over()) {
@@ -280,10 +280,10 @@ impl<'a> Watcher<'a> {
         }
         let instance = self.instance.as_ref()?;
         let state = self.session.runtime.state(instance).await.ok()?;
-        end_of(&state).map(|end| format!("{instance} ended: {end}"))
+        end_of(&state).map(|end| format!("{instance} exited: {end}"))
     }
 
-    /// One look, outside the rhythm.
+    /// An extra tick.
     pub(super) async fn look(&mut self) -> Result<Option<Ended>, FrontError> {
         let ended = self.instance_end(None).await;
         self.tick(ended).await
@@ -297,8 +297,7 @@ impl<'a> Watcher<'a> {
         }
         if !now.process.is(&self.last.process) {
             self.session.report.warn(
-                "uh-proxy was restarted: its counters began again from zero; what it counted between the last tick and \
-                 its end is lost",
+                "uh-proxy was restarted, so its counters start from zero; what it counted after the last measurement is lost",
             );
         }
         let tick = now.since(&self.last);
@@ -346,7 +345,7 @@ impl<'a> Watcher<'a> {
         );
     }
 
-    /// The figures in all, and those of what served before.
+    /// Prints the totals of the watch and of the old version.
     pub(in crate::cli) fn compare(&self) {
         let report = &self.session.report;
         report.say(&format!("    {}: {}", self.name, figures(&self.seen)));
@@ -355,7 +354,7 @@ impl<'a> Watcher<'a> {
                 let name = named(&before.backend, before.version.as_deref());
                 report.say(&format!("    {name}, before the switch: {}", figures(&before.counters)));
             }
-            None => report.say("    before the switch: unknown"),
+            None => report.say("    before the switch: no data"),
         }
         let json = |backend: &BackendName, counters: &Counters| {
             let (answers, p95) = (counters.answers(), counters.p95());
@@ -379,7 +378,7 @@ impl<'a> Watcher<'a> {
         Breach::collect(&self.session.config, &self.front.service, &self.watched, &since, reason, failures)
     }
 
-    /// A line for the history.
+    /// An entry for the history.
     pub(in crate::cli) fn line(&self, outcome: &str) -> Line {
         Line {
             command: "watch".to_owned(),
@@ -394,7 +393,7 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// It is over, and nobody has to go on with it.
+    /// Closes the watch, so that it isn't continued.
     pub(in crate::cli) fn finish(&mut self, verdict: &str) {
         if let Some(record) = &mut self.record {
             record.watch.verdict = Some(verdict.to_owned());
@@ -423,7 +422,7 @@ impl<'a> Watcher<'a> {
             Err(e) if !record.complained => {
                 record.complained = true;
                 self.session.report.warn(&format!(
-                    "the watch can't be saved, so nobody can continue it if this process ends: {e}"
+                    "can't save the watch, so it can't be continued if this process is killed: {e}"
                 ));
             }
             Err(_) => {}
@@ -433,7 +432,7 @@ impl<'a> Watcher<'a> {
 
 fn instance(session: &Session, backend: &BackendName) -> Option<InstanceId> {
     let records = Records::new(&session.config.deploy.state_dir);
-    // A deploy's candidate becomes its backend's record only at the deploy's end.
+    // A candidate's record becomes its backend's only at the end of the deploy.
     let unfinished = operation::unfinished(session).ok().flatten();
     let unfinished = unfinished.filter(|story| story.facts.to == *backend);
     let candidate = unfinished.and_then(|story| records.candidate(&story.facts.operation).ok().flatten());

@@ -1,5 +1,5 @@
-//! The rollback that a watch asks for. Giving up here means that users go on seeing errors, and nobody else looks; and
-//! to do the wrong thing here means that nobody looks either.
+//! The rollback that a watch requests. If it gives up, users keep seeing errors; if it does the wrong thing, no
+//! operator is there to notice.
 
 use std::time::{Duration, Instant};
 
@@ -19,18 +19,18 @@ use crate::evidence::Breach;
 use crate::front::{Front, Serving};
 use crate::time::span;
 
-/// How long the version that is brought back is looked at, to see whether going back has helped.
+/// How long to check the restored version, to see whether the rollback helped.
 const LOOK: Duration = Duration::from_secs(3);
 
 /// How often.
 const LOOK_POLL: Duration = Duration::from_millis(100);
 
-/// Rolls back from what is watched, because of `breach`, if it is still active, by the same switch, and was deployed a
-/// short while ago. Whoever holds the lock is waited for, and so is a front door that restarts.
+/// Rolls back from the watched backend because of `breach`, if it is still active by the same switch and was deployed
+/// recently. Waits for the lock, and for a uh-proxy that restarts.
 ///
 /// # Errors
-/// [`Exit::Breach`]: it is not to be rolled back, and trying again would come to the same. [`Exit::Attention`]: it could
-/// not be done now, so somebody has to try again.
+/// [`Exit::Breach`]: the rollback was refused, and another attempt would be too. [`Exit::Attention`]: it failed and
+/// has to be tried again.
 pub(in crate::cli) async fn automatic(
     session: &Session,
     front: &Front,
@@ -38,27 +38,27 @@ pub(in crate::cli) async fn automatic(
     breach: &Breach,
 ) -> Done {
     let (reason, watched) = (&breach.reason, &watcher.watched);
-    session.report.say(&format!("Rolling back by itself, because of {watched}: {reason}"));
+    session.report.say(&format!("Rolling back automatically from {watched}: {reason}"));
     match roll_back_from(session, front, watcher, breach).await {
         Ok(Ended { outcome: Outcome::RolledBack, .. }) => Ok(after(session, front).await),
         Ok(ended) if ended.outcome == Outcome::Superseded => Ok(Exit::Superseded),
         Ok(ended) => Err(Failed::new(
             Exit::Attention,
             format!(
-                "{watched} is bad ({reason}), and could not be rolled back: {}. Manual intervention required",
+                "{watched} is failing ({reason}) and couldn't be rolled back: {}. Manual intervention required",
                 operation::who_serves(&ended)
             ),
         )),
         Err(failed) if matches!(failed.exit(), Exit::Superseded | Exit::Breach) => Err(failed),
         Err(failed) => {
             let message =
-                format!("{watched} is bad ({reason}), and could not be rolled back: {}", failed.message());
+                format!("{watched} is failing ({reason}) and couldn't be rolled back: {}", failed.message());
             Err(Failed::new(Exit::Attention, message))
         }
     }
 }
 
-/// What was interrupted before comes first; who is active after that is looked at again.
+/// Recovers an interrupted operation first, then checks again which backend is active.
 async fn roll_back_from(
     session: &Session,
     front: &Front,
@@ -75,13 +75,14 @@ async fn roll_back_from(
     let serving = front.serving_soon().await?;
     if serving.is(watched) && !is_same(watcher, &serving) {
         let message = format!(
-            "{watched} was switched to again since: nothing was changed for what was found before; {}",
+            "traffic was switched to {watched} again since the breach, so nothing was rolled back; {}",
             serving.sentence()
         );
         return Err(Failed::new(Exit::Superseded, message));
     }
     if !serving.is(watched) {
-        let message = format!("{watched} isn't active any more: nothing was changed; {}", serving.sentence());
+        let message =
+            format!("{watched} is no longer active, so nothing was rolled back; {}", serving.sentence());
         return Err(Failed::new(Exit::Superseded, message));
     }
     let undo = find_undo(session, &serving, Wanted::Active).map_err(for_good)?;
@@ -90,7 +91,7 @@ async fn roll_back_from(
     if age.is_none_or(|age| age > within) {
         let age = age.map_or_else(|| "at an unknown time".to_owned(), |age| format!("{} ago", span(age)));
         let message = format!(
-            "{} was put in place {age}, longer than monitor.auto_rollback_within ({}): its deploy is hardly the cause, and nothing was rolled back. Look at it; to roll back by hand, run `uh-deploy rollback --to {}`",
+            "{} was deployed {age}, and monitor.auto_rollback_within is {}: the deploy is unlikely to be the cause, so nothing was rolled back. To roll back anyway, run `uh-deploy rollback --to {}`",
             serving.name(),
             span(within),
             undo.to
@@ -100,7 +101,7 @@ async fn roll_back_from(
     roll_back(session, front, &serving, &undo.to, false, Some(breach)).await.map_err(for_good)
 }
 
-/// A refusal stands: nothing has changed, and the breach is what is left. Anything else may pass.
+/// After a refusal, the result is the breach. Any other failure may pass.
 fn for_good(no: NoRollback) -> Failed {
     match no {
         NoRollback::Refused(why) => Failed::new(Exit::Breach, why),
@@ -108,15 +109,15 @@ fn for_good(no: NoRollback) -> Failed {
     }
 }
 
-/// Whether it is active by the switch that is watched, and not by a later one.
+/// Whether it is still active by the watched switch, not by a later one.
 fn is_same(watcher: &Watcher<'_>, serving: &Serving) -> bool {
     same_switch(serving.view().service.last_switch.as_deref(), watcher.last_switch())
 }
 
-/// Says so when going back has not helped: then the cause is elsewhere.
+/// Reports if the rollback hasn't helped: then the cause is elsewhere.
 async fn after(session: &Session, front: &Front) -> Exit {
     let Ok(serving) = front.serving_soon().await else {
-        session.report.warn("uh-proxy does not answer, so whether the rollback helped is unknown");
+        session.report.warn("can't check whether the rollback helped: uh-proxy doesn't answer");
         return Exit::RolledBack;
     };
     let Some(why) = still_bad(session, front, &serving).await else { return Exit::RolledBack };

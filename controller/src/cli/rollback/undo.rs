@@ -1,4 +1,4 @@
-//! What a rollback undoes. It is no toggle: whoever asks twice must not get the bad version back. Pure.
+//! What a rollback undoes. It isn't a toggle: a second rollback must not bring the bad version back. Pure.
 
 use jiff::Timestamp;
 use uh_protocol::BackendName;
@@ -7,41 +7,41 @@ use crate::deploy::history::Line;
 use crate::deploy::{named, version_text};
 use crate::front::Serving;
 
-/// What an operator, a pipeline or a watch asks for.
+/// What an operator, a pipeline or a watch wants to undo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted<'a> {
     /// Undo the last change.
     LastChange,
-    /// Undo the deploy of this version, which must serve.
+    /// Undo the deploy of this version, which must be active.
     Of(&'a str),
-    /// Undo whatever has made the active backend active: for a watch, which knows what it watches.
+    /// Undo the change that made the active backend active; for watches.
     Active,
 }
 
-/// What is to be undone.
+/// The change to undo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Undo {
     /// The backend that served before.
     pub(super) to: BackendName,
     /// The version that served there.
     version: Option<String>,
-    /// When the change ended that is undone.
+    /// When that change ended.
     pub(super) at: Option<Timestamp>,
 }
 
 impl Undo {
-    /// The backend may have got another version since: that one never served before what is undone, and may be what
-    /// somebody has just moved traffic away from.
+    /// The backend may hold another version by now, which didn't serve before the change to undo and may be a bad
+    /// one.
     ///
     /// # Errors
-    /// It holds another one: what an operator can do about it.
+    /// It holds another version. The text says what an operator can do.
     pub(super) fn demand_its_version(&self, held: Option<&str>, serving: &Serving) -> Result<(), String> {
         if held == self.version.as_deref() {
             return Ok(());
         }
         let to = &self.to;
         Err(format!(
-            "nothing to roll back to: {} served before, and {to} holds {} now; {}. Nothing was changed. To switch to {} instead, run `uh-deploy rollback --to {to} --again`",
+            "nothing to roll back to: {} served before, but {to} now holds {}; {}. Nothing was changed. To switch to {} instead, run `uh-deploy rollback --to {to} --again`",
             named(to, self.version.as_deref()),
             held.map_or_else(|| "an unknown version".to_owned(), version_text),
             serving.sentence(),
@@ -50,10 +50,10 @@ impl Undo {
     }
 }
 
-/// Finds it.
+/// Finds the change to undo.
 ///
 /// # Errors
-/// There is nothing to undo: why, who serves, and what can be done instead.
+/// There is nothing to undo. The text says why, who serves, and what can be done instead.
 pub(super) fn find(history: &[Line], serving: &Serving, wanted: Wanted<'_>) -> Result<Undo, String> {
     let refuse = |why: &str, instead: &str| {
         Err(format!("nothing to roll back to: {why}; {}. Nothing was changed{instead}", serving.sentence()))
@@ -79,26 +79,26 @@ pub(super) fn find(history: &[Line], serving: &Serving, wanted: Wanted<'_>) -> R
         return refuse(&format!("{} isn't active", version_text(version)), "");
     }
     let Some(line) = line else {
-        return refuse("uh-deploy has changed nothing here", &instead);
+        return refuse("uh-deploy has no change on record", &instead);
     };
     let change = describe(line);
     if !is_kept(line) {
         return match line.outcome.as_str() {
             "failed" => refuse(&format!("{change} failed and changed nothing"), &instead),
-            "returned" => refuse(&format!("{change} was undone already: the candidate died"), ""),
+            "returned" => refuse(&format!("{change} was already undone because the candidate died"), ""),
             "superseded" => refuse(&format!("{change} was superseded"), ""),
-            // Somebody had to look. If it does serve, it can be undone.
+            // It needed manual intervention. If it is active, it can be undone.
             _ if line.to.as_ref() == Some(serving.active()) => target(line, serving),
-            _ => refuse(&format!("{change} didn't come to a good end, and does not serve"), ""),
+            _ => refuse(&format!("{change} ended with an error and isn't serving"), ""),
         };
     }
     if wanted == Wanted::LastChange && line.command == "rollback" {
-        return refuse(&format!("the last change was undone already by {change}"), "");
+        return refuse(&format!("the last change was already undone by {change}"), "");
     }
     if line.to.as_ref() != Some(serving.active()) {
-        return refuse(&format!("{change} was undone already"), "");
+        return refuse(&format!("{change} was already undone"), "");
     }
-    // Traffic was moved since by other means than ours: what is known of this backend's past is not all of it.
+    // Traffic was moved without uh-deploy since then, so the history of this backend is incomplete.
     let newer =
         history.iter().rev().take_while(|other| !std::ptr::eq(*other, line)).find(|other| is_kept(other));
     if let Some(newer) = newer.filter(|newer| newer.to.as_ref() != Some(serving.active())) {
@@ -106,7 +106,7 @@ pub(super) fn find(history: &[Line], serving: &Serving, wanted: Wanted<'_>) -> R
         let why =
             format!("{} came after {change}, and traffic was moved back without uh-deploy", describe(newer));
         let instead = format!(
-            ". To switch to {} in spite of that, run `uh-deploy rollback --to {to} --again`",
+            ". To switch to {} anyway, run `uh-deploy rollback --to {to} --again`",
             newer.to.as_ref().map(|to| named(to, newer.version.as_deref())).unwrap_or_default()
         );
         return refuse(&why, &instead);
@@ -121,12 +121,12 @@ fn target(line: &Line, serving: &Serving) -> Result<Undo, String> {
     Ok(Undo { to, version: line.from_version.clone(), at: line.at.parse().ok() })
 }
 
-/// A deploy, however it ended, or a rollback that moved traffic. A rollback that failed can be asked for again.
+/// A deploy, however it ended, or a rollback that moved traffic. A failed rollback can be repeated.
 fn is_change(line: &Line) -> bool {
     line.command == "deploy" || is_kept(line)
 }
 
-/// Whether it moved traffic, and meant to leave it there.
+/// Whether it moved traffic and left it there.
 fn is_kept(line: &Line) -> bool {
     matches!(
         (line.command.as_str(), line.outcome.as_str()),
@@ -139,7 +139,7 @@ fn describe(line: &Line) -> String {
     format!("the last {} ({name})", line.command)
 }
 
-/// Whether this version was taken out of service as a bad one, and not put back since.
+/// Whether this version was rolled back, and not deployed or switched to since.
 pub(super) fn was_rolled_back(history: &[Line], backend: &BackendName, version: Option<&str>) -> bool {
     let arrived = |line: &Line| line.to.as_ref() == Some(backend) && line.version.as_deref() == version;
     let left = |line: &Line| line.from.as_ref() == Some(backend) && line.from_version.as_deref() == version;
@@ -147,7 +147,7 @@ pub(super) fn was_rolled_back(history: &[Line], backend: &BackendName, version: 
         match line.outcome.as_str() {
             "rolled_back" if left(line) => return true,
             "returned" if arrived(line) => return true,
-            // Traffic had moved to it, and somebody has moved it away.
+            // Traffic was switched to it and then moved away.
             "superseded" if arrived(line) && line.in_flight.is_some() => return true,
             "deployed" | "rolled_back" if arrived(line) => return false,
             _ => {}

@@ -1,4 +1,5 @@
-//! Effects on the candidate: build it, or check that a rollback's target is alive; clear what was there; start; prove.
+//! Effects on the candidate: build it, or check a rollback's target; clear what runs as its backend; start it; prove
+//! it.
 
 use std::time::{Duration, Instant};
 
@@ -14,21 +15,22 @@ use crate::probe::Expected;
 use crate::runtime::{Endpoint, InstanceId, RuntimeError};
 use crate::{fault, ports, redact, time};
 
-/// How often the target of a rollback is asked: one slow answer must not leave the bad version serving.
+/// How often the target of a rollback is probed: one slow answer must not leave the bad version serving.
 const CHECKS: u32 = 5;
 
-/// The time between.
+/// The time between two probes.
 const CHECK_PAUSE: Duration = Duration::from_millis(200);
 
 impl Driver<'_> {
     pub(super) async fn build(&mut self) -> Event {
         let event = serde_json::json!({"hook": "pre_deploy", "operation": self.facts});
         if let Err(e) = notice::hook(self.config, Hook::PreDeploy, &event, self.report).await {
-            let failed = self.fail_aloud(Failure::Declined, format!("pre_deploy said no: {}", e.reason));
+            let failed =
+                self.fail_aloud(Failure::Declined, format!("pre_deploy vetoed the deploy: {}", e.reason));
             e.log.iter().for_each(|line| self.report.line(&format!("  {line}")));
             return failed;
         }
-        // It may have fetched new secrets, and the build shows them first.
+        // The hook may have fetched new secrets, and the build may be the first to print them.
         redact::remember(redact::of_config(self.config));
         let what = if self.noun() == "process" { "Building" } else { "Building image" };
         self.report.step(2, 7, what);
@@ -53,10 +55,10 @@ impl Driver<'_> {
 
     fn propose(&mut self, record: &Record) -> Option<Event> {
         let proposed = self.records.propose(record);
-        // What the candidate logs may be values that nothing else has: they are in its record.
+        // The candidate may log values that are only in its record.
         redact::remember(redact::of_config(self.config));
         let failed = proposed.err()?;
-        Some(self.fail_aloud(Failure::Build, format!("cannot write the candidate's record: {failed}")))
+        Some(self.fail_aloud(Failure::Build, format!("can't write the candidate's record: {failed}")))
     }
 
     pub(super) async fn check(&mut self) -> Event {
@@ -94,7 +96,7 @@ impl Driver<'_> {
         }
         let Some(record) = record else {
             let why = format!(
-                "{} does not answer ({}), and there is no record of it to start it again from: deploy the version you want",
+                "{} doesn't answer ({}), and there is no record to start it from: deploy the version you want",
                 facts.to,
                 found.summary()
             );
@@ -103,22 +105,22 @@ impl Driver<'_> {
         match self.runtime.state(&instance).await {
             Ok(state) if state.is_running() => {
                 let diagnosis = Diagnosis {
-                    headline: format!("{instance} runs, but is not healthy: {}", found.summary()),
+                    headline: format!("{instance} is running but unhealthy: {}", found.summary()),
                     probe: found.lines,
-                    advice: vec![format!("if it must be: uh-proxy switch {} --force", facts.to)],
+                    advice: vec![format!("to switch anyway: uh-proxy switch {} --force", facts.to)],
                     ..Diagnosis::default()
                 };
                 self.turned_away(&diagnosis)
             }
             Ok(_) => {
-                // Found out before anything is stopped for it.
+                // Check this before anything is stopped for it.
                 if let Err(e) = self.runtime.can_start(&record.frozen) {
                     return self.runtime_failed(Failure::Declined, &e);
                 }
-                self.report.fact("Status", "not running: it is started again as it was");
+                self.report.fact("Status", "not running: starting it again from its record");
                 self.tally
                     .remarks
-                    .push("the target was not running and was started again from its record".to_owned());
+                    .push("the target wasn't running and was started again from its record".to_owned());
                 self.tally.artifact = Some(record.frozen.artifact.clone());
                 let record = Record {
                     instance: facts.instance.clone(),
@@ -131,8 +133,8 @@ impl Driver<'_> {
         }
     }
 
-    /// The backend goes out of service first: until the candidate is registered, nobody can switch to what is stopped
-    /// here, nor to a candidate that has proven nothing yet.
+    /// The backend is withdrawn first: until the candidate is registered, nothing can switch to an instance that is
+    /// stopped here, or to a candidate that isn't proven yet.
     pub(super) async fn clear(&mut self) -> Option<Event> {
         if self.kind == Kind::Deploy {
             self.report.step(3, 7, &format!("Starting {}", self.noun()));
@@ -141,7 +143,7 @@ impl Driver<'_> {
             Ok(found) => found.into_iter().filter(|id| *id != self.facts.instance).collect::<Vec<_>>(),
             Err(e) => return Some(self.runtime_failed(Failure::Start, &e)),
         };
-        // What holds the ports then is not ours to stop. It stays in service: it may be all that a switch by hand has left.
+        // Then another process holds the port. It stays in service: after a manual switch it may be the only standby.
         if leftovers.is_empty()
             && let Some(taken) = self.taken_port()
         {
@@ -167,7 +169,7 @@ impl Driver<'_> {
         Some(RuntimeError::PortTaken { endpoint, by })
     }
 
-    /// As the routing was when this operation began; other services may have changed.
+    /// Withdraws the target, if the routing of this service hasn't changed since the operation began.
     async fn withdraw_target(&self) -> Result<OutOfService, FrontError> {
         let mut generation = self.facts.generation;
         for _ in 0..ELSEWHERE_ROUNDS {
@@ -176,7 +178,7 @@ impl Driver<'_> {
                 other => return other,
             }
         }
-        Err(FrontError::Overtaken("the routing changes faster than it can be read".to_owned()))
+        Err(FrontError::Overtaken("the routing keeps changing".to_owned()))
     }
 
     async fn clear_one(&mut self, out: &OutOfService, leftover: &InstanceId) -> Result<(), Event> {
@@ -195,9 +197,9 @@ impl Driver<'_> {
     pub(super) async fn start(&mut self) -> Event {
         let record = match self.records.candidate(&self.facts.operation) {
             Ok(Some(record)) => record,
-            Ok(None) => return self.fail_aloud(Failure::Start, "the candidate's record is gone"),
+            Ok(None) => return self.fail_aloud(Failure::Start, "the candidate's record is missing"),
             Err(e) => {
-                return self.fail_aloud(Failure::Start, format!("cannot read the candidate's record: {e}"));
+                return self.fail_aloud(Failure::Start, format!("can't read the candidate's record: {e}"));
             }
         };
         let (label, name) =
@@ -216,8 +218,7 @@ impl Driver<'_> {
             self.report.step(4, 7, "Waiting for health checks");
         }
         if self.facts.skip_health {
-            self.report
-                .warn("health checks are SKIPPED (--skip-health): nobody has proven that this version works");
+            self.report.warn("health checks are SKIPPED (--skip-health): this version is unverified");
             return Event::Proven;
         }
         let facts = self.facts.clone();
@@ -243,18 +244,18 @@ impl Driver<'_> {
         }
     }
 
-    /// What can be tried after the candidate is gone; or while it is kept.
+    /// What an operator can try to find out why the candidate failed.
     fn ways_to_ask(&self) -> Vec<String> {
         if self.facts.keep_failed {
             let ask = gate::curl(self.facts.endpoints.first(), &self.config.gate);
             return vec![
-                format!("it is left running, out of service; ask it yourself: {ask}"),
+                format!("the candidate keeps running, out of service; probe it yourself: {ask}"),
                 "stop it with: uh-deploy retire --now".to_owned(),
             ];
         }
         vec![
-            format!("read its whole log: uh-deploy logs --backend {}", self.facts.to),
-            "deploy it again with --keep-failed: it is left running, out of service, and you can ask it yourself"
+            format!("read the whole log: uh-deploy logs --backend {}", self.facts.to),
+            "deploy again with --keep-failed, which leaves a failed candidate running, out of service, for you to inspect"
                 .to_owned(),
         ]
     }

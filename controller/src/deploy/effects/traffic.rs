@@ -1,4 +1,4 @@
-//! Effects on traffic: register the candidate, switch to it, drain the old one, switch back.
+//! Effects on traffic: register the candidate, switch to it, drain the old backend, switch back.
 
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,16 @@ use crate::notice::{self, Hook};
 use crate::runtime::{InstanceId, State};
 use crate::{chain, time};
 
-/// How often the front door is asked whether it has found the candidate healthy.
+/// How often to ask uh-proxy whether it has found the candidate healthy.
 const READY_POLL: Duration = Duration::from_millis(50);
 
-/// After this, a switch is tried although the front door does not call the candidate healthy: it may not probe at all.
+/// After this, a switch is tried even if uh-proxy doesn't report the candidate as healthy: it may not probe at all.
 const TRY_ANYWAY_AFTER: Duration = Duration::from_secs(1);
 
-/// How often the candidate is looked at after the switch.
+/// How often to check the candidate after the switch.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 
-/// How often a change is tried again because other services of the front door have changed: they share its generation.
+/// How often a change is retried because other services of uh-proxy have changed: they share its generation.
 pub(super) const ELSEWHERE_ROUNDS: u32 = 20;
 
 impl Driver<'_> {
@@ -36,10 +36,12 @@ impl Driver<'_> {
                 self.may_serve = true;
                 if let Some(error) = &registered.persist_error {
                     self.report.warn(&format!(
-                        "{} is registered, but the front door could not write that to disk yet: {error}",
+                        "{} is registered, but uh-proxy couldn't write that to disk yet: {error}",
                         self.facts.to
                     ));
-                    self.tally.remarks.push(format!("the registration was not on disk at once: {error}"));
+                    self.tally
+                        .remarks
+                        .push(format!("the registration wasn't written to disk immediately: {error}"));
                 }
                 let (endpoints, version) = (&self.facts.endpoints, self.facts.version.as_deref());
                 self.standing =
@@ -53,7 +55,7 @@ impl Driver<'_> {
         }
     }
 
-    /// The target of a rollback that was withdrawn, and not stopped, is registered again.
+    /// Registers the target of a rollback again if it was withdrawn but not stopped.
     pub(super) async fn readmit(&mut self) -> Option<Event> {
         match self.front.view_soon().await {
             Ok(view) if view.is_withdrawn(&self.facts.to) => self.register().await,
@@ -78,10 +80,10 @@ impl Driver<'_> {
         }
     }
 
-    /// The generation that it is now, if only other services have changed.
+    /// The current generation, if only other services have changed.
     ///
     /// # Errors
-    /// This one has, or nobody answers.
+    /// This service has changed, or uh-proxy doesn't answer.
     pub(super) async fn moved_elsewhere(&self, overtaken: FrontError) -> Result<u64, FrontError> {
         let view = self.front.view().await?;
         let now = view.standing(&self.facts.to);
@@ -129,24 +131,22 @@ impl Driver<'_> {
         self.tally.in_flight = Some(switched.in_flight_previous);
         self.tally.generation = Some(switched.generation);
         if let Some(error) = &switched.persist_error {
-            self.report.warn(&format!(
-                "{} serves, but the front door could not write that to disk yet: {error}",
-                facts.to
-            ));
-            self.tally.remarks.push(format!("the switch was not on disk at once: {error}"));
+            self.report
+                .warn(&format!("{} serves, but uh-proxy couldn't write that to disk yet: {error}", facts.to));
+            self.tally.remarks.push(format!("the switch wasn't written to disk immediately: {error}"));
         }
         self.report.line("Traffic switched ✓");
         Event::Switched
     }
 
-    /// What is counted so far: without it the activation that begins can't be compared with anything later.
+    /// Reads the counters before the switch, with which the new activation is compared later.
     async fn hand_over(&mut self, to: &BackendName) -> Option<Handover> {
         match Activations::new(&self.config.deploy.state_dir).hand_over(self.front, to).await {
             Ok(handover) => Some(handover),
             Err(e) => {
                 self.tally
                     .remarks
-                    .push(format!("what was counted before the switch isn't known: {}", chain(&e)));
+                    .push(format!("can't read the counters from before the switch: {}", chain(&e)));
                 None
             }
         }
@@ -155,11 +155,11 @@ impl Driver<'_> {
     fn begin_activation(&mut self, handover: Option<Handover>, since: Option<String>) {
         let Some((handover, since)) = handover.zip(since) else { return };
         if let Err(e) = Activations::new(&self.config.deploy.state_dir).begin(handover, since) {
-            self.report.warn(&format!("what was counted before the switch could not be saved: {e}"));
+            self.report.warn(&format!("can't save the counters from before the switch: {e}"));
         }
     }
 
-    /// Switches as soon as the front door has found the candidate healthy too.
+    /// Switches as soon as uh-proxy has found the candidate healthy too.
     async fn switch_when_ready(&mut self, mut request: SwitchRequest) -> Result<(Switched, u32), Event> {
         let start = Instant::now();
         let deadline = start + self.config.deploy.ready_timeout;
@@ -184,7 +184,7 @@ impl Driver<'_> {
                         continue;
                     }
                     Err(e) if e.is_unhealthy() && Instant::now() < deadline => {}
-                    // Nothing was sent: the front door restarts. A deploy gives up, a rollback must not.
+                    // Nothing was sent: uh-proxy is restarting. A deploy gives up, a rollback must not.
                     Err(e) if e.is_unsent() && self.kind == Kind::Rollback && Instant::now() < deadline => {}
                     Err(e) => return Err(self.refused(&e)),
                 }
@@ -193,7 +193,7 @@ impl Driver<'_> {
             let instance = self.facts.instance.clone();
             let ended = self.runtime.state(&instance).await.ok().as_ref().and_then(gate::end_of);
             if let Some(ending) = ended {
-                let why = format!("{instance} ended before traffic was moved to it: {ending}");
+                let why = format!("{instance} exited before traffic was switched to it: {ending}");
                 return Err(self.fail_aloud(Failure::Unhealthy, why));
             }
             tokio::time::sleep(READY_POLL).await;
@@ -202,9 +202,9 @@ impl Driver<'_> {
 
     pub(super) fn commit(&mut self) -> Option<Event> {
         if let Err(e) = self.records.commit(&self.facts.operation) {
-            // Traffic has moved, and that is what counts; only a roll back to this one needs the record.
+            // Traffic has moved, which is what counts. Only `start` and a rollback to this version need the record.
             let why = format!(
-                "the record of {} could not be written ({e}): `uh-deploy start` and a rollback to it would start the version before it",
+                "can't write the record of {} ({e}): `uh-deploy start`, or a rollback to it, would start the previous version",
                 self.facts.to
             );
             self.report.warn(&why);
@@ -255,7 +255,8 @@ impl Driver<'_> {
             return self.died(&self.facts.instance.clone(), &end);
         }
         if drained.is_none() {
-            let what = "the new version is bad: post_switch and the drain of the old one were not waited for";
+            let what =
+                "the new version fails: skipping post_switch and the wait for the old version to drain";
             self.report.warn(what);
             self.tally.remarks.push(what.to_owned());
         }
@@ -269,7 +270,7 @@ impl Driver<'_> {
         Event::Drained
     }
 
-    /// The target of a rollback must stay alive, as a candidate must. Nobody's exchanges are waited for.
+    /// The target of a rollback must stay alive, like a candidate. A rollback doesn't wait for exchanges.
     pub(super) async fn settle(&mut self) -> Event {
         let instance = match self.watched_instance() {
             Ok(instance) => instance,
@@ -279,7 +280,7 @@ impl Driver<'_> {
             }
         };
         let settled = Instant::now() + self.config.deploy.settle;
-        // A standby may have been restarted long ago.
+        // Restarts before the switch don't count.
         let mut before = None;
         while Instant::now() < settled {
             let end = match self.runtime.state(&instance).await {
@@ -301,30 +302,30 @@ impl Driver<'_> {
     }
 
     fn died(&mut self, instance: &InstanceId, end: &str) -> Event {
-        let why = format!("{instance} died after traffic was moved to it: {end}");
+        let why = format!("{instance} died after traffic was switched to it: {end}");
         self.report.say(&format!("❌ {why}"));
         self.tally.reason = Some(why);
         Event::Died
     }
 
-    /// From here on the instance is restarted when it ends. `Some`: it has ended before that, or nobody is there to
-    /// restart it: then it serves nobody for long. The target of a rollback is better than what it replaces even so, and
-    /// may be nobody's instance.
+    /// Enables restarts of the instance. `Some`: it has already exited, or has no supervisor to restart it, so it
+    /// can't be relied on. A rollback accepts both: its target is still better than the bad version, and may not be
+    /// an instance of uh-deploy.
     async fn end_at_last(&self, instance: &InstanceId) -> Option<String> {
         let is_candidate = self.kind == Kind::Deploy;
-        // Told once more at the record, which reports it if that fails.
+        // Repeated by the `record` effect, which reports a failure.
         let _ = self.runtime.keep_running(instance).await;
         match self.runtime.state(instance).await.ok()? {
             State::Absent => is_candidate.then(|| "it is gone".to_owned()),
             State::Exited(ending) => Some(ending.to_string()),
             State::Running { .. } => {
                 let alone = is_candidate && self.runtime.is_alone(instance).await.unwrap_or(false);
-                alone.then(|| "its supervisor is gone, so nobody would restart it".to_owned())
+                alone.then(|| "its supervisor is gone, so nothing would restart it".to_owned())
             }
         }
     }
 
-    /// This operation's own instance, or the one that was found running.
+    /// The instance started by this operation, or the one that was found running.
     fn watched_instance(&self) -> std::io::Result<InstanceId> {
         let own = self.records.candidate(&self.facts.operation)?;
         let record = if own.is_some() { own } else { self.records.of(&self.facts.to)? };
@@ -342,15 +343,15 @@ impl Driver<'_> {
                     let left = drained.remaining.total();
                     let after = time::span(self.config.deploy.drain_timeout);
                     self.report.warn(&format!(
-                        "{left} exchanges are still open on {} after {after}; they go on, it keeps running",
+                        "{left} requests are still in flight on {} after {after}; they continue, and it keeps running",
                         self.facts.from
                     ));
-                    self.tally.remarks.push(format!("{left} exchanges were still open after the drain"));
+                    self.tally.remarks.push(format!("{left} requests were still in flight after the drain"));
                 }
             }
             Err(e) => {
-                self.report.warn(&format!("{} could not be drained: {}", self.facts.from, chain(&e)));
-                self.tally.remarks.push("the old backend could not be drained".to_owned());
+                self.report.warn(&format!("{} couldn't be drained: {}", self.facts.from, chain(&e)));
+                self.tally.remarks.push("the old backend couldn't be drained".to_owned());
             }
         }
     }
@@ -373,14 +374,14 @@ impl Driver<'_> {
             }
             // The reason why it had to go back is the one to keep.
             Err(e) => {
-                self.report.say(&format!("❌ {from} can't take over again: {}", chain(&e)));
+                self.report.say(&format!("❌ can't move traffic back to {from}: {}", chain(&e)));
                 Some(Event::Failed(Failure::Refused))
             }
         }
     }
 
-    /// The front door may be restarting: it is waited for, and then for its first look at the old backend. When it was
-    /// switched; `None`: it was active already.
+    /// Switches back. Waits for a uh-proxy that restarts, and for its first probe of the old backend. Returns the
+    /// time of the switch; `None`: the old backend was already active.
     async fn try_to_switch_back(&mut self) -> Result<Option<String>, FrontError> {
         let facts = self.facts.clone();
         let deadline = Instant::now() + self.config.deploy.ready_timeout;
@@ -390,7 +391,7 @@ impl Driver<'_> {
                 return Ok(None);
             }
             if !view.is_active(&facts.to) {
-                let message = format!("somebody else has made {} active", view.service.active);
+                let message = format!("another command made {} active", view.service.active);
                 return Err(FrontError::Overtaken(message));
             }
             let request = SwitchRequest {
@@ -403,15 +404,15 @@ impl Driver<'_> {
                 Ok(switched) => {
                     if let Some(error) = &switched.persist_error {
                         self.report.warn(&format!(
-                            "{} serves again, but the front door could not write that to disk yet: {error}",
+                            "{} serves again, but uh-proxy couldn't write that to disk yet: {error}",
                             facts.from
                         ));
                     }
                     return Ok(switched.switched_at);
                 }
-                // It may have been carried out all the same: look again.
+                // It may have been carried out anyway: check again.
                 Err(e) if e.is_unanswered() && Instant::now() < deadline => {}
-                // Its first look is yet to come, or it has had a bad moment; or another service has changed.
+                // Not probed yet, a failed probe, or another service has changed.
                 Err(e) if (e.is_unhealthy() || e.is_overtaken()) && Instant::now() < deadline => {}
                 Err(e) => return Err(e),
             }

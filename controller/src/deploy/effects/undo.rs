@@ -1,4 +1,4 @@
-//! The effect that ends a deploy which did not come to a switch: nothing of the candidate is left.
+//! The effect that undoes an operation before its switch: withdraws and stops the candidate.
 
 use crate::deploy::driver::Driver;
 use crate::deploy::machine::{Course, Event, Failure, Origin};
@@ -6,24 +6,24 @@ use crate::fault;
 use crate::front::{FrontError, OutOfService};
 use crate::runtime;
 
-/// How often undoing starts over because the routing changes under it.
+/// How often to start over because the routing has changed meanwhile.
 const UNDO_ROUNDS: u32 = 5;
 
-/// What undoing has found.
+/// The state of the candidate at uh-proxy.
 enum Found {
-    /// The candidate gets traffic.
+    /// The candidate is active.
     Serves,
-    /// It gets none, and can't.
+    /// It is out of service, and nothing can switch to it.
     Out(OutOfService),
 }
 
 impl Driver<'_> {
-    /// After this the candidate gets no traffic and is gone; or it turns out that it does get traffic. A switch that
-    /// was sent and never answered may still be under way: after the candidate is withdrawn, it is refused.
+    /// Afterwards the candidate is out of service and stopped, or it turned out to be active. A switch that was sent
+    /// and never answered may still be in progress: once the candidate is withdrawn, uh-proxy refuses it.
     ///
-    /// `None`: the front door does not answer, and nobody else knows. Then nothing is stopped, and the journal is left
-    /// as it is, for `recover` to go on from. But where no change of routing was ever sent for the candidate, which was
-    /// withdrawn before its start, there is nothing to ask.
+    /// `None`: uh-proxy doesn't answer. Then nothing is stopped, and the journal stays as it is, for `recover` to
+    /// continue. But if no change of routing was ever sent for the candidate, which was withdrawn before its start,
+    /// it is stopped without asking.
     pub(super) async fn undo(&mut self, course: Course) -> Option<Event> {
         match self.try_to_undo(course).await {
             Ok(event) => Some(event),
@@ -45,7 +45,7 @@ impl Driver<'_> {
             if self.front.view_soon().await?.is_active(&self.facts.to) {
                 return Ok(Event::Serves);
             }
-            // It may have been found dead, and its record be proposed for a new start.
+            // If it was found dead, its record may have been proposed for a new start.
             return Ok(self.forget_candidate());
         }
         if matches!(self.runtime.state(&self.facts.instance).await, Ok(runtime::State::Absent)) {
@@ -67,7 +67,7 @@ impl Driver<'_> {
         let instance = self.facts.instance.clone();
         let runs = self.runtime.state(&instance).await.is_ok_and(|state| state.is_running());
         if self.facts.keep_failed && runs {
-            self.tally.remarks.push(format!("{instance} was left running, out of service (--keep-failed)"));
+            self.tally.remarks.push(format!("{instance} keeps running, out of service (--keep-failed)"));
             return self.forget_candidate();
         }
         let timeout = self.config.deploy.stop_timeout;
@@ -81,7 +81,7 @@ impl Driver<'_> {
     fn forget_candidate(&mut self) -> Event {
         match self.records.withdraw(&self.facts.operation) {
             Ok(()) => Event::Undone,
-            Err(e) => self.fail(Failure::Start, format!("cannot remove the candidate's record: {e}")),
+            Err(e) => self.fail(Failure::Start, format!("can't remove the candidate's record: {e}")),
         }
     }
 
@@ -104,6 +104,6 @@ impl Driver<'_> {
                 Err(e) => return Err(e),
             }
         }
-        Err(FrontError::Overtaken("the routing changes faster than it can be read".to_owned()))
+        Err(FrontError::Overtaken("the routing keeps changing".to_owned()))
     }
 }

@@ -1,4 +1,4 @@
-//! The state machine: every way through it ends well.
+//! Properties of the state machine.
 
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ fn all_events() -> Vec<Event> {
     events
 }
 
-/// Every phase that any row of events leads to.
+/// Every phase that some sequence of events leads to.
 fn reachable() -> Vec<Phase> {
     let mut found = vec![Phase::Idle];
     let mut at = 0;
@@ -36,7 +36,7 @@ fn reachable() -> Vec<Phase> {
 }
 
 #[test]
-fn every_phase_but_the_last_can_go_on_and_has_something_to_do() {
+fn every_phase_but_the_last_can_continue_and_has_effects() {
     for phase in reachable() {
         let next = all_events().into_iter().any(|event| step(phase, event).is_ok());
         assert_eq!(next, !matches!(phase, Phase::Done(_)), "{phase:?}");
@@ -48,7 +48,7 @@ fn every_phase_but_the_last_can_go_on_and_has_something_to_do() {
 }
 
 #[test]
-fn a_deploy_that_goes_well_takes_these_steps() {
+fn a_successful_deploy_takes_these_steps() {
     use Event::*;
     let mut phase = Phase::Idle;
     let mut done = Vec::new();
@@ -64,10 +64,10 @@ fn a_deploy_that_goes_well_takes_these_steps() {
 }
 
 proptest! {
-    /// Traffic is moved only to what was proven or found alive, a failure before the switch never ends as a
-    /// deploy unless the candidate turned out to serve, and nothing is done twice in a row for nothing.
+    /// Traffic only moves to an instance that was proven or found alive, and a failure before the switch never ends
+    /// as a deploy unless the candidate turned out to serve.
     #[test]
-    fn no_row_of_events_leads_past_the_gate(
+    fn no_sequence_of_events_bypasses_the_gate(
         events in prop::collection::vec(prop::sample::select(all_events()), 0..40)
     ) {
         let mut phase = Phase::Idle;
@@ -93,7 +93,7 @@ proptest! {
         }
     }
 
-    /// Whatever has happened, an interruption leads to an end by effects that go well.
+    /// After any events, an interruption leads to an end if its effects succeed.
     #[test]
     fn an_interruption_anywhere_comes_to_an_end(
         events in prop::collection::vec(prop::sample::select(all_events()), 1..20)

@@ -1,4 +1,4 @@
-//! A compose document: what the tool resolved, cut down to the one service that is deployed.
+//! A compose document: the tool's resolved output, reduced to the deployed service.
 
 use std::collections::HashMap;
 
@@ -7,19 +7,19 @@ use serde_json::{Map, Value, json};
 
 use crate::redact::Foreign;
 
-/// A resolved compose file with one service. JSON is YAML, so the tool reads it as it is.
+/// A resolved compose file with one service. JSON is YAML, so the tool can read it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Document(Map<String, Value>);
 
-/// What a document keeps beside its service: what the service may refer to.
+/// What a document keeps in addition to its service: what the service may refer to.
 const KEPT: [&str; 6] = ["version", "name", "networks", "volumes", "secrets", "configs"];
 
 impl Document {
-    /// Cuts the tool's output down to one service, without what it depends on: that is the user's to run.
+    /// Reduces the tool's output to one service, without its dependencies, which the user runs.
     pub(super) fn of(text: &str, service: &str) -> Result<Self, String> {
         let whole: Value = serde_saphyr::from_str(text)
-            .map_err(|e| format!("the compose tool's output can't be read: {}", Foreign::error(&e)))?;
+            .map_err(|e| format!("can't read the compose tool's output: {}", Foreign::error(&e)))?;
         let services = whole.get("services").and_then(Value::as_object);
         let mut definition = services
             .and_then(|services| services.get(service))
@@ -27,7 +27,7 @@ impl Document {
             .cloned()
             .ok_or_else(|| {
                 let known = services.map_or(Vec::new(), |all| all.keys().map(String::as_str).collect());
-                format!("the compose files have no service {service}; they have: {}", known.join(", "))
+                format!("the compose files have no service {service}, only {}", known.join(", "))
             })?;
         for key in ["depends_on", "links", "profiles", "scale"] {
             definition.remove(key);
@@ -61,20 +61,20 @@ impl Document {
         self.service()?.get("image")?.as_str().map(str::to_owned)
     }
 
-    /// Whether it takes a port of this machine.
+    /// Whether it publishes a port of this machine.
     pub(super) fn publishes(&self) -> bool {
         let ports = self.service().and_then(|service| service.get("ports")).and_then(Value::as_array);
         ports.is_some_and(|ports| !ports.is_empty())
     }
 
-    /// Names the image that a build makes.
+    /// Sets the name of the image to build.
     pub(super) fn set_image(&mut self, image: &str) {
         if let Some(service) = self.service_mut() {
             service.insert("image".to_owned(), image.into());
         }
     }
 
-    /// Leaves nothing to build or to pull: this image, which is here.
+    /// Pins the service to a local image, so that nothing is built or pulled.
     pub(super) fn pin(&mut self, image: &str) {
         self.set_image(image);
         if let Some(service) = self.service_mut() {
@@ -86,7 +86,7 @@ impl Document {
     /// Adds labels to the container.
     pub(super) fn label(&mut self, labels: &HashMap<String, String>) {
         let Some(service) = self.service_mut() else { return };
-        // Both forms that compose knows: a mapping, and a list of NAME=value.
+        // Compose accepts a mapping or a list of NAME=value.
         let mut all: Map<String, Value> = match service.remove("labels") {
             Some(Value::Object(map)) => map,
             Some(Value::Array(list)) => list
@@ -101,13 +101,13 @@ impl Document {
         service.insert("labels".to_owned(), Value::Object(all));
     }
 
-    /// As the tool reads it.
+    /// The document as text for the tool.
     pub(super) fn text(&self) -> String {
         Value::Object(self.0.clone()).to_string()
     }
 }
 
-/// A value that the tool must not interpolate.
+/// Escapes a value, so that the tool doesn't interpolate it.
 fn escape(value: &str) -> String {
     value.replace('$', "$$")
 }
@@ -133,7 +133,7 @@ version: '3.9'
 ";
 
     #[test]
-    fn one_service_is_cut_out_and_pinned() {
+    fn a_document_is_reduced_to_one_service_and_pinned() {
         let mut document = Document::of(RESOLVED, "green").unwrap();
         assert!(document.is_built() && document.publishes());
         document.pin("uh-deploy/srv-green:00ff");
@@ -156,10 +156,10 @@ version: '3.9'
     }
 
     #[test]
-    fn a_service_that_is_not_there_is_told_with_those_that_are() {
+    fn a_missing_service_is_reported_with_the_existing_ones() {
         assert_eq!(
             Document::of(RESOLVED, "blue").unwrap_err(),
-            "the compose files have no service blue; they have: db, green"
+            "the compose files have no service blue, only db, green"
         );
         assert!(Document::of("}{", "blue").is_err());
         assert!(Document::of("", "blue").is_err());

@@ -1,4 +1,4 @@
-//! The compose tool: `docker compose` where it is there, else `docker-compose`.
+//! The compose tool: `docker compose` if it is installed, otherwise `docker-compose`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use crate::command::{CommandFailed, run_lines};
 use crate::config::ComposeSettings;
 use crate::runtime::Lines;
 
-/// How long it may take to say its version.
+/// How long it may take to print its version.
 const VERSION_WITHIN: Duration = Duration::from_secs(15);
 
 /// How many lines of a failed call are shown.
 const LOG_LINES: usize = 50;
 
-/// The compose tool, and the files that it is asked about.
+/// The compose tool, and the user's files.
 #[derive(Debug)]
 pub(super) struct Tool {
     /// `docker compose` or `docker-compose`.
@@ -27,7 +27,7 @@ pub(super) struct Tool {
 }
 
 impl Tool {
-    /// The first one that answers.
+    /// Finds the first one that works.
     pub(super) async fn find(settings: &ComposeSettings, directory: &Path) -> Result<Self, String> {
         let mut arguments = Vec::new();
         for file in &settings.files {
@@ -53,10 +53,10 @@ impl Tool {
                 Err(failed) => reasons.push(failed.reason),
             }
         }
-        Err(format!("neither docker compose nor docker-compose answers: {}", reasons.join("; ")))
+        Err(format!("neither docker compose nor docker-compose works: {}", reasons.join("; ")))
     }
 
-    /// Which one it is, for people.
+    /// Its name and version, for messages.
     pub(super) fn version(&self) -> String {
         format!("{} {}", self.words.join(" "), self.version)
     }
@@ -65,19 +65,19 @@ impl Tool {
         let (program, words) = self.words.split_first().unwrap_or((&"docker-compose", &[]));
         let mut command = Command::new(program);
         command.args(words).args(arguments).current_dir(&self.directory);
-        // The files are the user's, and so are the variables that they refer to.
+        // The files may refer to any variable of the user.
         command.env_clear().envs(std::env::vars_os());
-        // A document of ours has one service; that the project has others is no news.
+        // uh-deploy's document has one service: don't warn about the project's others.
         command.env("COMPOSE_IGNORE_ORPHANS", "1");
         command
     }
 
-    /// Runs a command and returns its standard output; what it says besides is its error's.
+    /// Runs a command and returns its standard output. Standard error is only shown if it fails.
     async fn ask(&self, command: Command, within: Duration) -> Result<String, CommandFailed> {
         crate::command::output(&command, within, LOG_LINES).await
     }
 
-    /// The user's files, resolved.
+    /// Resolves the user's files.
     pub(super) async fn config(
         &self,
         variables: &BTreeMap<String, String>,
@@ -94,13 +94,13 @@ impl Tool {
 
     fn about(&self, document: &Path, project: &str) -> Command {
         let mut command = self.command([]);
-        // Paths in it are absolute since it was resolved; this is for what the tool looks for beside it (.env).
+        // Paths in it are already absolute; this is for what the tool looks up next to the files (.env).
         command.arg("--project-directory").arg(&self.directory);
         command.arg("-f").arg(document).args(["-p", project]);
         command
     }
 
-    /// Has something done with a document's service: `build` or `pull`.
+    /// Runs `build` or `pull` for a document's service.
     pub(super) async fn make(
         &self,
         what: &str,
@@ -114,7 +114,7 @@ impl Tool {
         run_lines(&command, within, progress, LOG_LINES).await
     }
 
-    /// Makes and starts the container of a document's service, and nothing else.
+    /// Creates and starts the container of a document's service, and nothing else.
     pub(super) async fn up(
         &self,
         document: &Path,

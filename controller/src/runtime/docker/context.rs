@@ -1,6 +1,6 @@
-//! A build context as the engine wants it: a tar of a directory, without what `.dockerignore` names.
+//! A build context for the engine: a tar archive of a directory, without what `.dockerignore` excludes.
 //!
-//! Packed while it is sent, with a bounded number of chunks on the way: a large context costs no memory.
+//! It is packed while it is sent, with a bounded number of chunks in between, so a large context needs little memory.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write};
@@ -14,13 +14,13 @@ use tokio::task::JoinHandle;
 
 use crate::files;
 
-/// Chunks on the way to the engine.
+/// How many chunks wait to be sent to the engine.
 const CHUNKS: usize = 8;
 
 /// The size of one.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// Packs a directory. The task ends with the reason if something can't be packed.
+/// Packs a directory. The task returns the reason if something can't be packed.
 pub(super) fn stream(
     directory: &Path,
     dockerfile: &str,
@@ -30,14 +30,14 @@ pub(super) fn stream(
     let packing = tokio::task::spawn_blocking(move || {
         let packed = pack(&directory, &dockerfile, Chunks { sender: sender.clone(), pending: Vec::new() });
         packed.map_err(|error| {
-            let _ = sender.blocking_send(Err(io::Error::other("the build context can't be packed")));
-            format!("cannot pack the build context {}: {}", directory.display(), crate::chain(&error))
+            let _ = sender.blocking_send(Err(io::Error::other("can't pack the build context")));
+            format!("can't pack the build context {}: {}", directory.display(), crate::chain(&error))
         })
     });
     (futures_util::stream::poll_fn(move |cx| chunks.poll_recv(cx)), packing)
 }
 
-/// Writes to the channel a chunk at a time. Fails when nobody listens any more.
+/// Writes chunks to a channel. Fails once the receiver is gone.
 struct Chunks {
     sender: Sender<io::Result<Bytes>>,
     pending: Vec<u8>,
@@ -63,7 +63,7 @@ fn pack(directory: &Path, dockerfile: &str, to: impl Write) -> io::Result<()> {
     let ignored = Ignored::read(directory, dockerfile)?;
     let mut tar = tar::Builder::new(to);
     tar.follow_symlinks(false);
-    // The same files give the same archive, whoever packs them and when.
+    // The same files result in the same archive, no matter who packs them and when.
     tar.mode(tar::HeaderMode::Deterministic);
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
@@ -93,7 +93,7 @@ fn pack(directory: &Path, dockerfile: &str, to: impl Write) -> io::Result<()> {
     tar.into_inner()?.flush()
 }
 
-/// Adds a file as long as it is now: a log that grows meanwhile must not spill over into the next entry.
+/// Adds a file with its current length: a log that grows meanwhile must not corrupt the next entry.
 fn append_file(tar: &mut tar::Builder<impl Write>, path: &Path, name: &Path) -> io::Result<()> {
     let file = File::open(path)?;
     let found = file.metadata()?;
@@ -102,11 +102,11 @@ fn append_file(tar: &mut tar::Builder<impl Write>, path: &Path, name: &Path) -> 
     tar.append_data(&mut header, name, file.chain(io::repeat(0)).take(found.len()))
 }
 
-/// The rules of a `.dockerignore`: the last pattern that matches a path or a folder above it decides
-/// (<https://docs.docker.com/build/concepts/context/#dockerignore-files>).
-/// The largest .dockerignore.
+/// The largest `.dockerignore`.
 const MAX_IGNORE_BYTES: usize = 1 << 20;
 
+/// The rules of a `.dockerignore`: the last pattern that matches a path or one of its parents decides
+/// (<https://docs.docker.com/build/concepts/context/#dockerignore-files>).
 struct Ignored {
     rules: Vec<(GlobMatcher, bool)>,
     has_exceptions: bool,
@@ -117,7 +117,7 @@ impl Ignored {
     fn read(directory: &Path, dockerfile: &str) -> io::Result<Self> {
         let text = match files::read_foreign(&directory.join(".dockerignore"), MAX_IGNORE_BYTES) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-            other => String::from_utf8(other?).map_err(|_| io::Error::other(".dockerignore is not UTF-8"))?,
+            other => String::from_utf8(other?).map_err(|_| io::Error::other(".dockerignore isn't UTF-8"))?,
         };
         Self::parse(&text, dockerfile)
     }
@@ -132,7 +132,7 @@ impl Ignored {
             rules.push((glob.compile_matcher(), skip));
         }
         let has_exceptions = rules.iter().any(|(_, skip)| !skip);
-        // The engine needs these two whatever the rules say.
+        // The engine needs these two in any case.
         let always = [PathBuf::from(dockerfile), PathBuf::from(".dockerignore")];
         Ok(Self { rules, has_exceptions, always })
     }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_grows_meanwhile_spoils_nothing() {
+    fn a_growing_file_does_not_corrupt_the_archive() {
         use std::sync::atomic::{AtomicBool, Ordering};
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("a.log");
@@ -199,7 +199,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut file = File::options().append(true).open(&log).unwrap();
-                // Bounded: a few hundred megabytes at most, for as long as somebody packs.
+                // Bounded: a few hundred megabytes at most.
                 for _ in 0..100_000 {
                     if done.load(Ordering::Relaxed) {
                         break;
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_named() {
+    fn a_missing_directory_is_named() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let reason = runtime.block_on(async {
             let (_body, packing) = stream(Path::new("/nowhere/at/all"), "Dockerfile");

@@ -1,4 +1,4 @@
-//! The image that an instance runs: built from a directory, or pulled, and named by its id from then on.
+//! The image of an instance: built from a directory or pulled, and referred to by its id from then on.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -16,14 +16,14 @@ use crate::redact::Foreign;
 use crate::runtime::engine::{EngineError, Logins};
 use crate::runtime::{Candidate, Lines, RuntimeError};
 
-/// How long a registry may take to say whether it has an image.
+/// How long a registry may take to report whether it has an image.
 const REGISTRY_WITHIN: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// How many lines of a failed build are shown.
 const BUILD_LOG_LINES: usize = 50;
 
 impl Docker {
-    /// Builds or pulls the image, and gives its id.
+    /// Builds or pulls the image, and returns its id.
     pub(super) async fn make_image(
         &self,
         candidate: &Candidate,
@@ -37,7 +37,7 @@ impl Docker {
             match self.settings.pull {
                 Pull::Never if !here => {
                     let reason =
-                        format!("there is no image {image} here, and runtime.docker.pull is \"never\"");
+                        format!("image {image} isn't on this host, and runtime.docker.pull is \"never\"");
                     return Err(RuntimeError::Build { reason, log: Vec::new() });
                 }
                 Pull::Always => self.pull_image(&image, progress).await?,
@@ -47,7 +47,7 @@ impl Docker {
         }
         let id = self.engine.image_id(&image).await.map_err(EngineError::unreachable)?;
         id.ok_or_else(|| RuntimeError::Build {
-            reason: format!("there is no image {image}"),
+            reason: format!("the engine has no image {image}"),
             log: Vec::new(),
         })
     }
@@ -98,7 +98,7 @@ impl Docker {
                     }
                 }
                 Err(error) => {
-                    // The engine's complaint about a half-sent context says less than why it was half-sent.
+                    // If packing the context failed, that is the more useful error.
                     let packed = packing.await.unwrap_or(Ok(()));
                     return Err(log.failed(packed.err().unwrap_or_else(|| said(&error))));
                 }
@@ -125,7 +125,7 @@ impl Docker {
         while let Some(step) = output.next().await {
             match step {
                 Ok(step) => {
-                    // Without the progress bars: a line each time a layer changes its state.
+                    // Without progress bars: a line whenever a layer changes its state.
                     if let (Some(status), None) = (&step.status, &step.progress_detail) {
                         log.text(&format!("{} {status}\n", step.id.as_deref().unwrap_or(image)));
                     }
@@ -133,13 +133,13 @@ impl Docker {
                         return Err(log.failed(Foreign::new(&error).to_string()));
                     }
                 }
-                Err(error) => return Err(log.failed(format!("cannot pull {image}: {}", said(&error)))),
+                Err(error) => return Err(log.failed(format!("can't pull {image}: {}", said(&error)))),
             }
         }
         Ok(())
     }
 
-    /// Whether the image can be had, as far as it can be told beforehand.
+    /// Whether the image is available, as far as this is known before a deploy.
     pub(super) async fn image_check(&self, candidate: &Candidate) -> Check {
         let image = spec::fill(&self.settings.image, candidate);
         if let Some(context) = &self.settings.context {
@@ -148,37 +148,41 @@ impl Docker {
                 Check::passed(name, dockerfile.display().to_string())
             } else {
                 let remedy = "fix runtime.docker.context and dockerfile";
-                Check::failed(name, format!("there is no {}", dockerfile.display()), remedy)
+                Check::failed(name, format!("{} doesn't exist", dockerfile.display()), remedy)
             };
         }
         let name = "Image available";
         match (self.engine.image_id(&image).await, self.settings.pull) {
             (Ok(Some(id)), _) => Check::passed(name, format!("{image} ({id})")),
             (Ok(None), Pull::Never) => {
-                Check::failed(name, format!("{image} is not here"), format!("docker pull {image}"))
+                Check::failed(name, format!("{image} isn't on this host"), format!("docker pull {image}"))
             }
-            // Which version will be deployed is not known yet.
+            // The version to deploy isn't known yet.
             (Ok(None), _) if self.settings.image.contains("{version}") => Check::passed(
                 name,
-                format!("{} is pulled when its version is deployed; not checked", self.settings.image),
+                format!("not checked: {} is pulled when a version is deployed", self.settings.image),
             ),
             (Ok(None), _) => match self.ask_registry(&image).await {
                 Ok(()) => Check::passed(
                     name,
-                    format!("{image} is not here; its registry has it, and it will be pulled"),
+                    format!("{image} isn't on this host and will be pulled; its registry has it"),
                 ),
                 Err(reason) => {
                     let remedy = "push it, fix runtime.docker.image, or run docker login as this user";
-                    Check::failed(name, format!("{image} is not here and can't be pulled: {reason}"), remedy)
+                    Check::failed(
+                        name,
+                        format!("{image} isn't on this host and can't be pulled: {reason}"),
+                        remedy,
+                    )
                 }
             },
-            (Err(error), _) => Check::failed(name, crate::chain(&error), "see the engine"),
+            (Err(error), _) => Check::failed(name, crate::chain(&error), "check the Docker Engine"),
         }
     }
 }
 
 impl Docker {
-    /// Whether an image's registry has it, and would give it to us.
+    /// Whether an image's registry has it and permits pulling it.
     async fn ask_registry(&self, image: &str) -> Result<(), String> {
         let credentials = Logins::read()?.of_image(image).await?;
         let asked = self
@@ -191,7 +195,7 @@ impl Docker {
     }
 }
 
-/// `registry:5000/app:1.0` → its name and its tag; a digest stays with the name.
+/// Splits `registry:5000/app:1.0` into its name and tag. A digest stays with the name.
 pub(super) fn split_tag(image: &str) -> (&str, &str) {
     match image.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') && !image.contains('@') => (name, tag),
@@ -200,7 +204,7 @@ pub(super) fn split_tag(image: &str) -> (&str, &str) {
     }
 }
 
-/// Whether a name is one that a pattern with `{…}` in it could have made.
+/// Whether a name matches a pattern with `{…}` placeholders.
 pub(super) fn fits(pattern: &str, name: &str) -> bool {
     match pattern.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?.1))) {
         None => pattern == name,
@@ -213,7 +217,7 @@ pub(super) fn fits(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// What the engine says, without the client's frame around it.
+/// The engine's error message, without the client's wrapping.
 fn said(error: &Error) -> String {
     let said = match error {
         Error::DockerStreamError { error } => Foreign::new(error),
@@ -223,7 +227,7 @@ fn said(error: &Error) -> String {
     said.to_string()
 }
 
-/// Hands output on line by line, and keeps the last lines for an error.
+/// Passes output on line by line, and keeps the last lines for an error.
 struct Log<'a> {
     lines: LineCutter,
     last: VecDeque<Foreign>,
@@ -256,14 +260,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_fits_a_pattern_segment_by_segment() {
+    fn a_placeholder_matches_within_a_path_segment() {
         assert!(fits("reg/app", "reg/app") && !fits("reg/app", "reg/app2"));
         assert!(fits("{service}", "shop") && !fits("{service}", "library/postgres"));
         assert!(fits("reg/{service}-{backend}", "reg/shop-blue") && !fits("reg/{service}-x", "reg/shop"));
     }
 
     #[test]
-    fn a_port_in_a_registry_is_no_tag() {
+    fn a_registry_port_is_not_a_tag() {
         for (image, parts) in [
             ("app", ("app", "latest")),
             ("app:1.0", ("app", "1.0")),

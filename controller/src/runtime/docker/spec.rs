@@ -1,4 +1,4 @@
-//! What a container is: the whole request that makes it. Decided once, from the configuration and the candidate.
+//! The whole request that creates a container. Decided once, from the configuration and the candidate.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -16,14 +16,14 @@ use crate::runtime::{Candidate, Endpoint};
 /// Docker's name for the host's own network, on which nothing is published.
 const HOST_NETWORK: &str = "host";
 
-/// A container ready to be made.
+/// A container to create.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Spec {
-    /// The request, but for the labels of the instance.
+    /// The request, without the labels of the instance.
     body: ContainerCreateBody,
     /// All networks to join; the first one is in the request.
     pub(super) networks: Vec<String>,
-    /// Its names there.
+    /// Its names on them.
     pub(super) aliases: Vec<String>,
 }
 
@@ -39,7 +39,7 @@ impl Spec {
         let mut inside = None;
         for endpoint in &candidate.endpoints {
             let (Some(host), Some(port)) = (endpoint.host(), endpoint.port()) else {
-                return Err(format!("{endpoint}: containers are reached by host:port"));
+                return Err(format!("{endpoint}: the endpoint of a container must be host:port"));
             };
             let container_port = if on_host { port } else { settings.port.unwrap_or(port) };
             inside.get_or_insert(container_port);
@@ -57,7 +57,7 @@ impl Spec {
                 }
                 None if container_port != port => {
                     return Err(format!(
-                        "{endpoint} is reached on the container network, where runtime.docker.port ({container_port}) is the port: write the same"
+                        "{endpoint} is reached on the container network, so its port must be runtime.docker.port ({container_port})"
                     ));
                 }
                 None => aliases.push(host.into_owned()),
@@ -65,7 +65,7 @@ impl Spec {
             }
         }
         let port = inside.ok_or("the backend has no endpoint")?;
-        // The engine publishes only what is exposed too.
+        // The engine only publishes ports that are exposed too.
         let exposed: Vec<String> = bindings.keys().cloned().collect();
         let host_config = HostConfig {
             port_bindings: Some(bindings),
@@ -79,7 +79,7 @@ impl Spec {
                 maximum_retry_count: None,
             }),
             memory: settings.memory_limit.and_then(|bytes| i64::try_from(bytes).ok()),
-            // The same: no swap beyond it, so that the limit is one.
+            // The same value: no additional swap, so that the limit holds.
             memory_swap: settings.memory_limit.and_then(|bytes| i64::try_from(bytes).ok()),
             pids_limit: settings.pids_limit.map(i64::from),
             readonly_rootfs: settings.read_only.then_some(true),
@@ -116,13 +116,13 @@ impl Spec {
         Ok(Self { body, networks: settings.networks.clone(), aliases })
     }
 
-    /// The same time for whoever else stops it: the engine, when the machine goes down.
+    /// Sets the stop timeout for the engine too, which stops the container when the machine shuts down.
     pub(super) fn stopped_within(mut self, timeout: Duration) -> Self {
         self.body.stop_timeout = i64::try_from(timeout.as_millis().div_ceil(1000)).ok();
         self
     }
 
-    /// The request that makes the container.
+    /// The request that creates the container.
     pub(super) fn request(&self, labels: HashMap<String, String>) -> ContainerCreateBody {
         ContainerCreateBody { labels: Some(labels), ..self.body.clone() }
     }
@@ -132,12 +132,12 @@ impl Spec {
         bindings.into_iter().flatten().flat_map(|(port, list)| list.iter().flatten().map(move |b| (port, b)))
     }
 
-    /// Whether it takes a port of this machine.
+    /// Whether it publishes a port of this machine.
     pub(super) fn publishes(&self) -> bool {
         self.bindings().next().is_some()
     }
 
-    /// Where it will be reached, for people.
+    /// Where it will be reachable, for messages.
     pub(super) fn published(&self) -> String {
         let mut places: Vec<String> = self
             .bindings()
@@ -154,7 +154,7 @@ impl Spec {
     }
 }
 
-/// The address of this machine at which a port is published; `None` for a name on a container network.
+/// The address on which a port is published; `None` for a name on a container network.
 fn published_at(endpoint: &Endpoint) -> Option<IpAddr> {
     match endpoint {
         Endpoint::Socket(address) => Some(address.ip()),
@@ -169,7 +169,7 @@ fn mount(text: &str) -> (String, String) {
     (directory.to_owned(), options.to_owned())
 }
 
-/// Replaces what stands for the candidate.
+/// Replaces the placeholders.
 pub(super) fn fill(text: &str, candidate: &Candidate) -> String {
     text.replace("{service}", candidate.service.as_str())
         .replace("{backend}", candidate.backend.as_str())
@@ -179,7 +179,7 @@ pub(super) fn fill(text: &str, candidate: &Candidate) -> String {
 fn environment(settings: &DockerSettings, candidate: &Candidate, port: u16) -> Result<Vec<String>, String> {
     let mut env: BTreeMap<String, String> = BTreeMap::new();
     env.insert("PORT".to_owned(), port.to_string());
-    // In a container an app that listens on its loopback can't be reached.
+    // In a container, an app that listens on the loopback address can't be reached.
     env.insert("HOSTNAME".to_owned(), "0.0.0.0".to_owned());
     env.insert("DEPLOYMENT_ENV".to_owned(), candidate.backend.to_string());
     env.insert("APP_VERSION".to_owned(), candidate.version.clone());
@@ -188,7 +188,7 @@ fn environment(settings: &DockerSettings, candidate: &Candidate, port: u16) -> R
     }
     for name in &settings.env_from {
         let value = std::env::var(name)
-            .map_err(|_| format!("{name} (runtime.docker.env_from) is not set in uh-deploy's environment"))?;
+            .map_err(|_| format!("{name} (runtime.docker.env_from) isn't set in uh-deploy's environment"))?;
         env.insert(name.clone(), value);
     }
     env.extend(settings.env.iter().map(|(name, value)| (name.clone(), fill(value, candidate))));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_nobody_could_reach_is_refused() {
+    fn an_unreachable_endpoint_is_rejected() {
         for (extra, endpoint) in [
             ("", "green:3009"),
             ("networks = [\"web\"]\nport = 3000", "green:3009"),
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_container_may_not_do_is_in_the_request() {
+    fn restrictions_of_a_container_are_in_the_request() {
         let extra = "pids_limit = 100\nread_only = true\ntmpfs = [\"/tmp\", \"/run:size=1m,mode=755\"]\n\
                      cap_drop = [\"ALL\"]\nsecurity_opt = [\"no-new-privileges:true\"]";
         let spec = Spec::new(&settings(extra), "sha256:00", &candidate(&["127.0.0.1:3009"])).unwrap();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_frozen_reads_back_the_same() {
+    fn a_frozen_spec_is_read_back_unchanged() {
         let extra = "memory_limit = \"64MiB\"\ncpu_millis = 500\nvolumes = [\"data:/data\"]\nenv = { A = \"{version}\" }";
         let spec = Spec::new(&settings(extra), "sha256:00", &candidate(&["127.0.0.1:3009"])).unwrap();
         let text = serde_json::to_string(&spec).unwrap();

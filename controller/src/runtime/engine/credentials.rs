@@ -1,5 +1,5 @@
-//! Registry credentials, from where `docker login` has put them: `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`,
-//! and the credential helpers that it names.
+//! Registry credentials saved by `docker login`: `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`, and the
+//! credential helpers it names.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -16,16 +16,16 @@ use crate::{command, files, redact};
 /// The largest configuration file.
 const MAX_BYTES: usize = 1 << 20;
 
-/// How long a credential helper may take: some ask a service elsewhere.
+/// How long a credential helper may take: some ask a remote service.
 const HELPER_WITHIN: Duration = Duration::from_secs(10);
 
 /// How many lines of a failed helper are shown.
 const HELPER_LOG_LINES: usize = 3;
 
-/// Docker Hub, as its own tools call it.
+/// Docker Hub, as Docker's tools name it.
 const HUB: &str = "https://index.docker.io/v1/";
 
-/// The user's Docker configuration, as far as it matters here.
+/// The relevant part of the user's Docker configuration.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(in crate::runtime) struct Logins {
@@ -43,7 +43,7 @@ struct Login {
     identitytoken: String,
 }
 
-/// What a credential helper answers.
+/// The output of a credential helper.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {
@@ -52,7 +52,7 @@ struct Answer {
 }
 
 impl Logins {
-    /// Those of the user that uh-deploy runs as; none if there is no such file.
+    /// Reads those of the user that runs uh-deploy; none if there is no such file.
     pub(in crate::runtime) fn read() -> Result<Self, String> {
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker"));
         let directory = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from).or_else(home);
@@ -61,13 +61,13 @@ impl Logins {
         };
         let text = match files::read_foreign(&path, MAX_BYTES) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            other => other.map_err(|e| format!("cannot read {}: {}", path.display(), crate::chain(&e)))?,
+            other => other.map_err(|e| format!("can't read {}: {}", path.display(), crate::chain(&e)))?,
         };
         serde_json::from_slice(&text)
-            .map_err(|e| format!("{} is not valid: line {}", path.display(), e.line()))
+            .map_err(|e| format!("{} isn't valid JSON: line {}", path.display(), e.line()))
     }
 
-    /// The credentials for an image's registry; `None`: it is asked without.
+    /// The credentials for an image's registry; `None`: there are none.
     pub(in crate::runtime) async fn of_image(
         &self,
         image: &str,
@@ -75,7 +75,7 @@ impl Logins {
         self.of_registry(registry_of(image)).await
     }
 
-    /// All that there are, for a build, which may pull from anywhere. A helper that fails is left out, and said.
+    /// All credentials, for a build, which may pull from any registry. Failed helpers are skipped and reported.
     pub(in crate::runtime) async fn all(&self) -> (HashMap<String, DockerCredentials>, Vec<String>) {
         let (mut found, mut problems) = (HashMap::new(), Vec::new());
         for registry in self.auths.keys().chain(self.cred_helpers.keys()) {
@@ -128,7 +128,7 @@ fn credentials(registry: &str, username: &str, password: &str, token: &str) -> D
     }
 }
 
-/// Whatever the engine or a build says of them, it is not for showing.
+/// Redacts the credentials from the output of the engine and of builds.
 fn remember(credentials: Option<&DockerCredentials>) {
     let Some(credentials) = credentials else { return };
     redact::remember(
@@ -140,19 +140,19 @@ fn remember(credentials: Option<&DockerCredentials>) {
 async fn ask_helper(helper: &str, registry: &str) -> Result<Option<DockerCredentials>, String> {
     let program = format!("docker-credential-{helper}");
     if helper.contains('/') {
-        return Err(format!("{program} is not the name of a credential helper"));
+        return Err(format!("{program} isn't the name of a credential helper"));
     }
     let mut command = Command::new(&program);
     command.arg("get").envs(std::env::vars_os());
     let input = Some(registry.as_bytes().to_vec());
     let answer = match command::answer(&command, input, HELPER_WITHIN, HELPER_LOG_LINES).await {
         Ok(answer) => answer,
-        // What every helper says if it knows of none.
+        // What every helper prints if it has none.
         Err(failed) if failed.said("credentials not found") => return Ok(None),
         Err(failed) => return Err(format!("no credentials for {registry}: {failed}")),
     };
     let answer: Answer =
-        serde_json::from_str(&answer).map_err(|_| format!("{program} did not answer with credentials"))?;
+        serde_json::from_str(&answer).map_err(|_| format!("{program} didn't return credentials"))?;
     let token = answer.username == "<token>";
     let found = if token {
         credentials(registry, "", "", &answer.secret)
@@ -163,7 +163,7 @@ async fn ask_helper(helper: &str, registry: &str) -> Result<Option<DockerCredent
     Ok(Some(found))
 }
 
-/// The registry that an image is pulled from.
+/// The registry an image is pulled from.
 fn registry_of(image: &str) -> &str {
     match image.split_once('/') {
         Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
@@ -171,7 +171,7 @@ fn registry_of(image: &str) -> &str {
     }
 }
 
-/// A registry's host, however it is written: `https://index.docker.io/v1/`, `docker.io`, `reg.example.com:5000`.
+/// The host of a registry in any notation: `https://index.docker.io/v1/`, `docker.io`, `reg.example.com:5000`.
 fn host_of(registry: &str) -> &str {
     let rest = registry.split_once("://").map_or(registry, |(_, rest)| rest);
     match rest.split('/').next().unwrap_or_default() {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_login_is_found_by_its_registrys_host() {
+    async fn a_login_is_found_by_its_registry_host() {
         // me:hunter22
         let config = r#"{"auths": {"https://index.docker.io/v1/": {"auth": "bWU6aHVudGVyMjI="},
             "reg.example.com:5000": {"username": "you", "password": "secret-1"}, "ghcr.io": {}}, "other": 1}"#;
@@ -205,9 +205,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_helper_that_is_not_there_is_named_and_one_that_is_a_path_is_refused() {
-        for (helper, said) in [("uh-none", "docker-credential-uh-none"), ("../../bin/sh", "is not the name")]
-        {
+    async fn a_missing_helper_is_named_and_a_path_is_rejected() {
+        for (helper, said) in [("uh-none", "docker-credential-uh-none"), ("../../bin/sh", "isn't the name")] {
             let logins = Logins { creds_store: Some(helper.to_owned()), ..Logins::default() };
             let problem = logins.of_image("app").await.unwrap_err();
             assert!(problem.contains(said), "{problem}");

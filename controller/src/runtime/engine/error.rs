@@ -1,4 +1,4 @@
-//! Why the Docker Engine did not do what it was asked.
+//! Errors of the Docker Engine.
 
 use std::time::Duration;
 
@@ -7,30 +7,30 @@ use bollard::errors::Error;
 use crate::redact::Foreign;
 use crate::runtime::{InstanceId, RuntimeError};
 
-/// Why the engine did not do what it was asked.
+/// Why a call of the engine failed.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::runtime) enum EngineError {
     /// It can't be reached.
-    #[error("the Docker Engine does not answer")]
+    #[error("the Docker Engine doesn't answer")]
     Unreachable(#[source] Foreign),
-    /// It said no.
+    /// It returned an error.
     #[error("{said}")]
     Refused {
-        /// The status: 404 is "no such container", 409 a name that is taken. None if it broke off.
+        /// The status: 404 is "no such container", 409 a name that is in use. `None` if it broke off.
         status: Option<u16>,
-        /// Its words.
+        /// Its message.
         said: Foreign,
     },
     /// It took too long.
-    #[error("the Docker Engine did not answer within {}", crate::time::span(*.0))]
+    #[error("the Docker Engine didn't answer within {}", crate::time::span(*.0))]
     Slow(Duration),
-    /// It was not asked: whose containers are meant can't be told.
+    /// It wasn't called, because the id of the state directory can't be read.
     #[error(transparent)]
     Owner(RuntimeError),
 }
 
 impl EngineError {
-    /// The status of a refusal: 404 is "no such container", 409 a name that is taken.
+    /// The status of an error: 404 is "no such container", 409 a name that is in use.
     pub(in crate::runtime) fn status(&self) -> Option<u16> {
         match self {
             Self::Refused { status, .. } => *status,
@@ -38,7 +38,7 @@ impl EngineError {
         }
     }
 
-    /// As the driver hears of it.
+    /// As an error about an instance.
     pub(in crate::runtime) fn about(self, action: &'static str, instance: &InstanceId) -> RuntimeError {
         match self {
             Self::Refused { said, .. } => {
@@ -48,7 +48,7 @@ impl EngineError {
         }
     }
 
-    /// The same, where there is no instance to tell of.
+    /// As an error without an instance.
     pub(in crate::runtime) fn unreachable(self) -> RuntimeError {
         let what = "the Docker Engine".to_owned();
         match self {

@@ -1,8 +1,8 @@
-//! Whose containers are meant: those that were started from one state directory, told by an id that lies in it. Its path
-//! would not do: in two containers of the deploy tool it is the same.
+//! Identifies the containers that were started from one state directory, by an id stored in it. The path isn't
+//! enough: two containers of the deploy tool may use the same one.
 //!
 //! ```text
-//! STATE_DIR/id    made with the first container that is started
+//! STATE_DIR/id    created with the first container
 //! ```
 
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -22,7 +22,7 @@ impl Owner {
         Self { directory: std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned()) }
     }
 
-    /// Its path, for people.
+    /// Its path, for operators.
     pub(super) fn directory(&self) -> String {
         self.directory.display().to_string()
     }
@@ -34,7 +34,7 @@ impl Owner {
         Ok(text.map(|text| String::from_utf8_lossy(&text).trim().to_owned()).filter(|id| !id.is_empty()))
     }
 
-    /// Its id, made if there is none yet.
+    /// Its id, created if there is none yet.
     pub(super) fn id_or_new(&self) -> Result<String, RuntimeError> {
         if let Some(id) = self.id()? {
             return Ok(id);
@@ -52,7 +52,7 @@ impl Owner {
     }
 }
 
-/// No secret, only not another's: the standard library's hasher is seeded at random.
+/// Needs to be unique, not secret: the standard library's hasher has a random seed.
 fn random() -> String {
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());

@@ -1,4 +1,5 @@
-//! Who has the place of an instance that is about to be: its port, its name, or what the compose tool would replace.
+//! Finds what is in the way of an instance to start: a used port or name, or a container that the compose tool would
+//! replace.
 
 use std::collections::HashMap;
 
@@ -11,8 +12,8 @@ use crate::ports;
 use crate::runtime::{Endpoint, Frozen, InstanceId, RuntimeError};
 
 impl Engine {
-    /// Demands that every container with these labels is a copy of the backend that `own` labels, and was started from
-    /// this state directory. What serves, or is somebody else's, is not for a start to replace.
+    /// Requires that every container with these labels was started as the same backend from this state directory. Any
+    /// other container must not be replaced.
     pub(in crate::runtime) async fn demand_own(
         &self,
         instance: &InstanceId,
@@ -28,13 +29,12 @@ impl Engine {
         let Some(stranger) = stranger else { return Ok(()) };
         let name = name_of(stranger).unwrap_or_default();
         let source = format!(
-            "container {name} is in its place and would be replaced, but was not started as this backend from this \
-             state directory; if nobody needs it: docker rm --force {name}"
+            "container {name} would be replaced, but it wasn't started as this backend from this state directory. If you don't need it: docker rm --force {name}"
         );
         Err(RuntimeError::Instance { action: "start", instance: instance.clone(), source: source.into() })
     }
 
-    /// Demands that nobody has the ports of an instance that is about to be.
+    /// Requires that the ports of an instance to start are free.
     pub(in crate::runtime) async fn demand_free(&self, endpoints: &[Endpoint]) -> Result<(), RuntimeError> {
         for endpoint in endpoints {
             if let Some(by) = ports::taken_by(endpoint) {
@@ -44,7 +44,7 @@ impl Engine {
         Ok(())
     }
 
-    /// After a start that failed with these words: leaves nothing of the instance, and says so if it was for a port.
+    /// Cleans up after a failed start. `Some`: it failed because a port is in use.
     pub(in crate::runtime) async fn undo_start(
         &self,
         instance: &InstanceId,
@@ -54,7 +54,7 @@ impl Engine {
         let _removed = self.remove(instance).await;
         let taken = said.contains("port is already allocated") || said.contains("address already in use");
         let endpoint = frozen.endpoints.iter().find(|endpoint| taken && endpoint.port().is_some())?;
-        Some(self.port_taken(endpoint, "something that can't be told from here".to_owned()).await)
+        Some(self.port_taken(endpoint, "an unknown process".to_owned()).await)
     }
 
     async fn port_taken(&self, endpoint: &Endpoint, by: String) -> RuntimeError {
@@ -76,7 +76,7 @@ impl Engine {
         Some(format!("container {}", name_of(container)?))
     }
 
-    /// The running container that answers to a name on a network, if there is one.
+    /// The running container with a name on a network, if there is one.
     pub(in crate::runtime) async fn holder(
         &self,
         network: &str,

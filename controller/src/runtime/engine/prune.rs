@@ -1,4 +1,4 @@
-//! Removes images that were deployed once and are not needed any more.
+//! Removes images that were deployed and aren't needed any more.
 
 use std::collections::HashSet;
 
@@ -8,8 +8,8 @@ use bollard::query_parameters::RemoveImageOptions;
 use super::{CALL, Engine, EngineError};
 
 impl Engine {
-    /// Removes those of these images that no container uses, running or not, and that have no other name than those of
-    /// these repositories. Says what became of each that was here, for people.
+    /// Removes those of these images that no container uses, running or not, and that have only names for which
+    /// `is_ours` holds. Returns a line about each that existed.
     pub(in crate::runtime) async fn prune(
         &self,
         images: &[String],
@@ -28,7 +28,7 @@ impl Engine {
         Ok(done)
     }
 
-    /// `None`: it is not here.
+    /// `None`: it doesn't exist.
     async fn remove_image(
         &self,
         id: &str,
@@ -40,9 +40,9 @@ impl Engine {
         };
         let names = found.repo_tags.unwrap_or_default();
         if let Some(other) = names.iter().find(|name| !is_ours(name)) {
-            return Ok(Some(format!("{} stays: it is called {other}, too", short(id))));
+            return Ok(Some(format!("kept {}: it is also called {other}", short(id))));
         }
-        // Each name by itself, and never by force: the engine has the last word about what is in use.
+        // Each name separately, and without force: the engine decides what is in use.
         let parts = if names.is_empty() { vec![id.to_owned()] } else { names.clone() };
         for part in &parts {
             let removed = self
@@ -52,7 +52,7 @@ impl Engine {
                 .await;
             match removed {
                 Err(error) if error.status() == Some(409) => {
-                    return Ok(Some(format!("{} stays: {error}", short(id))));
+                    return Ok(Some(format!("kept {}: {error}", short(id))));
                 }
                 Err(error) if error.status() != Some(404) => return Err(error),
                 _ => {}

@@ -1,4 +1,4 @@
-//! Starting a supervisor, and waiting until it has started its app.
+//! Starts a supervisor, and waits until it has started its app.
 
 use std::io::Read as _;
 use std::process::{Command, Stdio};
@@ -8,29 +8,30 @@ use super::place::{Place, Saved};
 use super::{BoxError, POLL, scope};
 use crate::fault;
 
-/// A supervisor has nothing to do before it starts the app; a busy machine gets far more.
+/// How long a supervisor may take to start the app: normally milliseconds, more on a busy machine.
 const START_WITHIN: Duration = Duration::from_secs(15);
 
-/// What became of a supervisor that was started.
+/// The result of starting a supervisor.
 enum Begun {
-    /// The app runs, or has run.
+    /// The app was started.
     App,
     /// The app can't be started.
     Failed(String),
-    /// It ended before it recorded anything, or was not started at all. With the reason, for the end of a message.
+    /// The supervisor exited before it recorded anything, or wasn't started. With the reason, for the end of a
+    /// message.
     Nothing(String),
 }
 
-/// Starts an instance's supervisor, in a scope of its own if there can be one, and waits until the app runs.
+/// Starts an instance's supervisor, in its own scope if possible, and waits until the app is running.
 pub(super) async fn supervisor(place: &Place) -> Result<(), BoxError> {
     let mut supervisor = Command::new(std::env::current_exe()?);
-    // CI runners end whatever carries their variables when a job is over. The supervisor must outlive that too.
+    // CI runners kill processes with their variables at the end of a job. The supervisor must survive that.
     supervisor.arg("supervise").arg(place.directory()).current_dir("/").env_clear();
     for mut scoped in scope::commands(&supervisor, &place.instance()) {
         match begun(&mut scoped, place).await? {
             Begun::App => return Ok(()),
             Begun::Failed(reason) => return Err(reason.into()),
-            // Without a scope it runs where we run, which is no reason not to run it.
+            // Without a scope it stays in our control group, which is better than nothing.
             Begun::Nothing(_) => {}
         }
     }
@@ -38,15 +39,15 @@ pub(super) async fn supervisor(place: &Place) -> Result<(), BoxError> {
         Begun::App => Ok(()),
         Begun::Failed(reason) => Err(reason.into()),
         Begun::Nothing(reason) => {
-            Err(format!("its supervisor ended before the app was started{reason}").into())
+            Err(format!("its supervisor exited before it started the app{reason}").into())
         }
     }
 }
 
-/// Starts a supervisor, and waits until it has started the app, or has failed to.
+/// Starts a supervisor, and waits until it has started the app or failed.
 async fn begun(command: &mut Command, place: &Place) -> Result<Begun, BoxError> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    // Not waited for to its end: it outlives us.
+    // Not waited for: it outlives this process.
     let mut supervisor = match command.spawn() {
         Ok(supervisor) => supervisor,
         Err(e) => return Ok(Begun::Nothing(format!(": {e}"))),
@@ -54,7 +55,7 @@ async fn begun(command: &mut Command, place: &Place) -> Result<Begun, BoxError> 
     fault::point("process.start.spawned");
     let deadline = Instant::now() + START_WITHIN;
     loop {
-        // In this order: what an ended one has recorded is on the disk by now.
+        // In this order: a supervisor that has exited has recorded everything by now.
         let has_ended = supervisor.try_wait()?.is_some();
         match place.saved()? {
             Some(Saved { failed: Some(reason), .. }) => return Ok(Begun::Failed(reason)),
@@ -62,7 +63,7 @@ async fn begun(command: &mut Command, place: &Place) -> Result<Begun, BoxError> 
             _ if has_ended => {
                 let mut reason = String::new();
                 if let Some(mut stderr) = supervisor.stderr.take() {
-                    // What it printed is a help, and no more.
+                    // Its output is only additional information.
                     let _ = stderr.read_to_string(&mut reason);
                 }
                 let reason = reason.trim().trim_start_matches("uh-deploy: ");
@@ -71,7 +72,7 @@ async fn begun(command: &mut Command, place: &Place) -> Result<Begun, BoxError> 
             }
             _ if Instant::now() > deadline => {
                 let seconds = START_WITHIN.as_secs();
-                return Err(format!("its supervisor has not started the app within {seconds} s").into());
+                return Err(format!("its supervisor didn't start the app within {seconds} s").into());
             }
             _ => tokio::time::sleep(POLL).await,
         }

@@ -1,17 +1,17 @@
-//! Log files: put aside when they are large, and read back in order.
+//! Log files: rotated when they are large, and read back in order.
 //!
-//! The app has its log open, so it can't be renamed away under it: it is copied and then emptied. What the app writes
-//! between the two is lost; a moment, once in many megabytes.
+//! The app keeps its log open, so the file can't be renamed: it is copied and then emptied. What the app writes
+//! between the two is lost: a short moment, once in many megabytes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How often a log is looked at while it is followed.
+/// How often a followed log is read.
 pub(super) const FOLLOW_POLL: Duration = Duration::from_millis(100);
 
-/// The longest line that is shown whole.
+/// The longest line that isn't split.
 const MAX_LINE_BYTES: u64 = 64 << 10;
 
 fn aside(path: &Path, number: u32) -> PathBuf {
@@ -20,7 +20,7 @@ fn aside(path: &Path, number: u32) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Puts a log aside if it is larger than `size`, and keeps `kept` of those.
+/// Rotates a log that is larger than `size`, and keeps `kept` rotated files.
 pub(super) fn rotate(path: &Path, size: u64, kept: u32) -> io::Result<()> {
     if fs::metadata(path)?.len() <= size {
         return Ok(());
@@ -45,7 +45,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Gives what there is, all of it or the last lines, and remembers where it ended.
+    /// Passes on the existing lines, or the last ones, and remembers the position.
     pub(super) fn open(path: &Path, tail: Option<usize>, line: &mut dyn FnMut(&str)) -> io::Result<Self> {
         let mut older = 0;
         while aside(path, older + 1).exists() {
@@ -68,7 +68,7 @@ impl Reader {
         Ok(Self { path: path.to_owned(), position })
     }
 
-    /// Gives what has been written since.
+    /// Passes on what was written since then.
     pub(super) fn read_on(&mut self, line: &mut dyn FnMut(&str)) -> io::Result<()> {
         let length = fs::metadata(&self.path).map_or(0, |found| found.len());
         if length < self.position {
@@ -79,7 +79,7 @@ impl Reader {
     }
 }
 
-/// Gives the lines from a position on, and returns where they ended.
+/// Passes on the lines from a position on, and returns the new position.
 fn read_from(path: &Path, position: u64, line: &mut dyn FnMut(&str)) -> io::Result<u64> {
     let mut file = match File::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_log_is_put_aside_and_read_back_in_order() {
+    fn a_large_log_is_rotated_and_read_back_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("app.log");
         for round in 0..4 {

@@ -1,4 +1,4 @@
-//! An instance's directory: what the controller and the supervisor write for each other.
+//! An instance's directory, through which uh-deploy and the supervisor communicate.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,7 +13,7 @@ use super::proc::Known;
 use crate::files;
 use crate::runtime::Ending;
 
-/// An app that runs for this long has left its crashes behind, and its next restart comes after the first pause.
+/// After running this long, an app counts as stable: earlier crashes are forgotten, and the restart delay is reset.
 pub(super) const RAN_WELL: Duration = Duration::from_secs(10);
 
 /// An instance's directory.
@@ -22,12 +22,12 @@ pub(super) struct Place {
     directory: PathBuf,
 }
 
-/// What the supervisor records of its app, before it starts it and at every change.
+/// What the supervisor records about its app, before it starts it and at every change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Saved {
-    /// The app's process; none before it is started, and if it could not be.
+    /// The app's process; `None` before it is started, or if it couldn't be.
     pub(super) app: Option<Known>,
-    /// The supervisor itself. Former versions did not record it.
+    /// The supervisor itself. Earlier versions didn't record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) supervisor: Option<Known>,
     /// How often the app was restarted.
@@ -38,10 +38,10 @@ pub(super) struct Saved {
     pub(super) in_a_row: u32,
     /// When it was started: ISO 8601, UTC.
     pub(super) started_at: String,
-    /// Why it could not be.
+    /// Why it couldn't be started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) failed: Option<String>,
-    /// How it ended.
+    /// How it exited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ended: Option<Ending>,
 }
@@ -52,7 +52,7 @@ impl Saved {
         self.app.as_ref().filter(|app| self.ended.is_none() && app.is_alive())
     }
 
-    /// How often it was restarted without having run well since: this is how a crash loop is recognised.
+    /// How often it was restarted since it last ran well, which shows a crash loop.
     pub(super) fn restarts_in_a_row(&self, now: jiff::Timestamp) -> u32 {
         let started: Option<jiff::Timestamp> = self.started_at.parse().ok();
         let runs_for = started.and_then(|at| Duration::try_from(now.duration_since(at)).ok());
@@ -94,23 +94,23 @@ impl Place {
         self.directory.join("stop")
     }
 
-    /// Makes the directory, with what is to run.
+    /// Creates the directory and the spec.
     pub(super) fn prepare(&self, spec: &serde_json::Value) -> io::Result<()> {
         files::make_directory(&self.directory)?;
         files::replace(&self.spec(), spec.to_string().as_bytes())
     }
 
-    /// What is to run.
+    /// Reads the spec.
     pub(super) fn read_spec(&self) -> io::Result<Vec<u8>> {
         files::read(&self.spec())?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// From now on nothing may be started here.
+    /// Forbids starting anything here from now on.
     pub(super) fn forbid(&self) -> io::Result<()> {
         files::replace(&self.stop(), b"")
     }
 
-    /// Whether nothing may be started here: it was forbidden, or the whole directory is gone.
+    /// Whether nothing may be started here: it was forbidden, or the directory is gone.
     pub(super) fn is_forbidden(&self) -> bool {
         self.stop().exists() || !self.directory.exists()
     }
@@ -119,7 +119,7 @@ impl Place {
         self.directory.join("restart")
     }
 
-    /// From now on the app is restarted when it ends, where its spec says so.
+    /// Enables restarts of the app, if its spec allows them.
     pub(super) fn allow_restart(&self) -> io::Result<()> {
         files::replace(&self.restart(), b"")
     }
@@ -128,7 +128,7 @@ impl Place {
         self.restart().exists() && !self.is_forbidden()
     }
 
-    /// Forgets that it ran, so that it can be started again. No supervisor may live.
+    /// Resets its state, so that it can be started again. No supervisor may be alive.
     pub(super) fn reset(&self) -> io::Result<()> {
         [self.restart(), self.state(), self.stop()].iter().try_for_each(|path| files::remove(path))
     }
@@ -138,8 +138,8 @@ impl Place {
         self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Takes the supervisor's lock; `None`: a supervisor has it. The file's name is older than the word, and stays: that
-    /// of a former version may hold it.
+    /// Takes the supervisor's lock; `None`: a supervisor holds it. The file keeps its old name, because a supervisor
+    /// of an earlier version may hold it.
     pub(super) fn lock(&self) -> io::Result<Option<File>> {
         let path = self.directory.join("keeper.lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
@@ -150,7 +150,7 @@ impl Place {
         }
     }
 
-    /// Whether no supervisor lives here.
+    /// Whether no supervisor is alive.
     pub(super) fn is_unsupervised(&self) -> io::Result<bool> {
         match self.lock() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn crashes_of_long_ago_are_no_crash_loop() {
+    fn old_crashes_are_not_a_crash_loop() {
         let saved = Saved {
             started_at: "2026-11-25T10:15:00.000Z".to_owned(),
             restarts: 12,

@@ -1,5 +1,5 @@
-//! Processes as `/proc` has them. A process id alone is nobody in particular: ids are given out again, and a machine
-//! starts over. Id, start time and boot together are one process.
+//! Processes from `/proc`. A process id alone isn't unique: ids are reused, and start over at each boot. Id, start
+//! time and boot together identify a process.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
-/// One process, told apart from all others.
+/// The identity of one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
     /// Its id.
@@ -39,20 +39,21 @@ impl Known {
         processes.filter_map(with_it).filter(Self::is_alive).collect()
     }
 
-    /// Whether it lives. One that has ended and was not waited for does not.
+    /// Whether it is alive. A zombie isn't.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         let stat = Stat::read(self.pid).filter(|stat| stat.started == self.started && !stat.ended);
         stat.is_some() && boot().is_some_and(|boot| boot == self.boot)
     }
 
-    /// Sends it a signal; one that is gone is fine.
+    /// Sends it a signal, unless it has exited.
     ///
     /// # Errors
     /// The system refuses.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
-        // The descriptor is of whoever has the id now; if that is still ours, it can't be given to another any more.
+        // The descriptor belongs to the process that has the id now. If that is still ours, the id can't be reused
+        // any more.
         let Ok(descriptor) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
         if !self.is_alive() {
             return Ok(());
@@ -68,9 +69,9 @@ fn gone_is_fine(result: rustix::io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// What `/proc/PID/stat` says of a process.
+/// Fields of `/proc/PID/stat`.
 pub(super) struct Stat {
-    /// It has ended, and was not waited for.
+    /// Whether it is a zombie or dead.
     pub(super) ended: bool,
     /// Its parent's id.
     pub(super) parent: i32,
@@ -94,13 +95,13 @@ impl Stat {
     }
 }
 
-/// This boot's id; another one after every start of the machine.
+/// The id of this boot.
 pub(super) fn boot() -> Option<String> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(text.trim().to_owned())
 }
 
-/// How many processes of our control group the kernel has killed for want of memory.
+/// How many processes of this control group the kernel has killed for lack of memory.
 #[must_use]
 pub fn out_of_memory_kills() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_its_id_and_its_start() {
+    fn a_process_is_identified_by_id_and_start_time() {
         let me = Known::now(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(me.is_alive());
         assert!(!Known { started: me.started + 1, ..me.clone() }.is_alive());
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_parentheses_is_no_trap() {
+    fn a_name_with_parentheses_is_parsed() {
         let stat = "7 (a) Z (b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 0 0";
         let stat = Stat::parse(stat).unwrap();
         assert!(!stat.ended && stat.started == 12345);

@@ -1,24 +1,24 @@
-//! A control group of its own for a supervisor, where systemd runs.
+//! Puts a supervisor into its own control group, under systemd.
 //!
-//! A process stays in the control group it was started in: that of a systemd unit, a CI runner's job or a login. When
-//! that ends, systemd kills everything in it, the app too. So where systemd can be asked for it, the supervisor gets a
-//! scope of its own; `systemd-run --scope` makes one and then becomes the command, with the same process id.
+//! A process stays in the control group it was started in: that of a systemd unit, a CI job or a login. When that
+//! ends, systemd kills everything in it, including the app. So if possible, the supervisor gets its own scope:
+//! `systemd-run --scope` creates one and then executes the command in the same process.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// There where systemd manages the machine (sd_booted(3)).
+/// Exists if systemd manages the machine (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 
-/// Else systemd stops the whole scope, supervisor and all, when the kernel kills the app for want of memory, and nobody is
-/// left to restart it. Before systemd 253 scopes do not know this option, and need none.
+/// Without it, systemd stops the whole scope, including the supervisor, when the kernel kills the app for lack of
+/// memory, and nothing restarts the app. Before systemd 253, scopes don't support this option and don't need it.
 const OOM_POLICY: &str = "--property=OOMPolicy=continue";
 
-/// One file for each user whose manager outlives their logins (loginctl(1), enable-linger).
+/// Has a file for each user whose service manager outlives their logins (loginctl(1), enable-linger).
 const LINGER: &str = "/var/lib/systemd/linger";
 
-/// The commands that become `supervisor` in a scope of this name, to be tried in this order. None, where nobody could
-/// make one.
+/// The commands that execute `supervisor` in a scope of this name, to be tried in this order. Empty if no scope can
+/// be created.
 pub(super) fn commands(supervisor: &Command, instance: &str) -> Vec<Command> {
     let Some((program, manager)) = maker() else { return Vec::new() };
     [&[OOM_POLICY][..], &[]].map(|options| scoped(&program, &manager, options, supervisor, instance)).into()
@@ -35,10 +35,10 @@ fn maker() -> Option<(PathBuf, Manager)> {
     Some((program, manager))
 }
 
-/// Who makes the scope.
+/// The service manager that creates the scope.
 enum Manager {
     System,
-    /// The user's own, with its runtime directory. Without lingering it ends at the last logout, and ends its scopes.
+    /// The user's, with its runtime directory. Without lingering it ends at the last logout, with all its scopes.
     User(String),
 }
 
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scope_is_named_after_its_instance_and_becomes_the_supervisor() {
+    fn a_scope_is_named_after_its_instance_and_executes_the_supervisor() {
         let mut supervisor = Command::new("/usr/bin/uh-deploy");
         supervisor.arg("supervise").arg("/var/lib/x/instances/app.blue.1");
         let words = |manager| {

@@ -1,4 +1,4 @@
-//! What a process is: program, arguments, environment, limits. Decided once, from the configuration and the candidate.
+//! Program, arguments, environment and limits of a process. Decided once, from the configuration and the candidate.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,41 +13,41 @@ use super::host_and_port;
 use crate::config::{ProcessSettings, Restart};
 use crate::runtime::Candidate;
 
-/// What of the controller's environment every app gets: what programs need to run at all.
+/// The variables of uh-deploy's environment that every app gets, because programs need them to run at all.
 const INHERITED: [&str; 6] = ["PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR"];
 
-/// The program that starts another one, after `--`.
+/// A program that starts the app given after `--`.
 const SHIM: &str = "app-shim";
 
-/// A program ready to run.
+/// A program to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Spec {
     /// Its full path.
     pub(super) program: PathBuf,
     /// Its arguments.
     pub(super) arguments: Vec<String>,
-    /// Where it runs.
+    /// Its working directory.
     pub(super) directory: PathBuf,
-    /// All of its environment.
+    /// Its whole environment.
     pub(super) env: BTreeMap<String, String>,
-    /// Killed beyond this, in bytes.
+    /// Its memory limit, in bytes.
     pub(super) memory_limit: Option<u64>,
-    /// Restarted when it ends, once it is its backend's. What former versions froze is not.
+    /// Whether it is restarted when it exits, once restarts are enabled. Specs of earlier versions aren't.
     #[serde(default)]
     pub(super) restart: bool,
-    /// A larger log file is put aside, in bytes.
+    /// The size at which its log file is rotated, in bytes.
     pub(super) log_size: u64,
-    /// How many are kept.
+    /// How many rotated files are kept.
     pub(super) log_files: u32,
 }
 
 impl Spec {
-    /// The app itself.
+    /// The spec of the app.
     pub(super) fn app(settings: &ProcessSettings, candidate: &Candidate) -> Result<Self, String> {
         Self::of(settings, &settings.command, candidate)
     }
 
-    /// What builds it.
+    /// The spec of the build command.
     pub(super) fn build(settings: &ProcessSettings, candidate: &Candidate) -> Result<Self, String> {
         Self::of(settings, &settings.build, candidate)
     }
@@ -76,14 +76,14 @@ impl Spec {
         }
         for name in &settings.env_from {
             let value = std::env::var(name).map_err(|_| {
-                format!("{name} (runtime.process.env_from) is not set in uh-deploy's environment")
+                format!("{name} (runtime.process.env_from) isn't set in uh-deploy's environment")
             })?;
             env.insert(name.clone(), value);
         }
         env.extend(settings.env.iter().map(|(name, value)| (name.clone(), fill(value))));
         let arguments: Vec<String> = arguments.iter().map(|argument| fill(argument)).collect();
         let program = resolve(&fill(program), &directory)?;
-        // What a shim is to start is a program too, and would be missed only by the shim.
+        // The app behind a shim must exist too, and only the shim would notice that it doesn't.
         if program.file_name().is_some_and(|name| name == SHIM)
             && let Some(app) = arguments.iter().position(|argument| argument == "--")
             && let Some(app) = arguments.get(app + 1)
@@ -102,13 +102,13 @@ impl Spec {
         })
     }
 
-    /// Why it can't be started any more: its directory or its program is gone.
+    /// Why it can't be started any more: its directory or program is missing.
     pub(super) fn fault(&self) -> Option<String> {
         let directory = demand_directory(&self.directory).err();
         directory.or_else(|| resolve(&self.program.display().to_string(), &self.directory).err())
     }
 
-    /// The command, ready but for its standard streams.
+    /// The command, without its standard streams.
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).current_dir(&self.directory).env_clear().envs(&self.env);
@@ -116,24 +116,23 @@ impl Spec {
     }
 }
 
-/// A process that is started in a directory that is missing fails with "no such file", which reads as if it were the
-/// program.
+/// Starting a process in a missing directory fails with "no such file", as if the program were missing.
 fn demand_directory(directory: &Path) -> Result<(), String> {
     match directory.metadata() {
         Ok(found) if found.is_dir() => Ok(()),
-        Ok(_) => Err(format!("{} is not a directory (runtime.process.directory)", directory.display())),
+        Ok(_) => Err(format!("{} isn't a directory (runtime.process.directory)", directory.display())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            Err(format!("there is no directory {} (runtime.process.directory)", directory.display()))
+            Err(format!("directory {} doesn't exist (runtime.process.directory)", directory.display()))
         }
         Err(e) => Err(format!(
-            "cannot use {} (runtime.process.directory): {}",
+            "can't use {} (runtime.process.directory): {}",
             directory.display(),
             crate::chain(&e)
         )),
     }
 }
 
-/// The full path of a program: relative to a directory if it has a slash, else found in `PATH`.
+/// The full path of a program: relative to a directory if it has a slash, otherwise looked up in `PATH`.
 pub(super) fn resolve(program: &str, directory: &Path) -> Result<PathBuf, String> {
     resolve_in(program, directory, &std::env::var_os("PATH").unwrap_or_default())
 }
@@ -149,13 +148,13 @@ fn resolve_in(program: &str, directory: &Path, path: &OsStr) -> Result<PathBuf, 
     };
     found.ok_or_else(|| {
         if !program.contains('/') {
-            return format!("no program {program} in PATH");
+            return format!("program {program} not found in PATH");
         }
         let path = directory.join(program);
         match path.metadata() {
-            Ok(found) if found.is_file() => format!("{} is not executable", path.display()),
-            Ok(_) => format!("{} is not a program", path.display()),
-            Err(_) => format!("no program {program} in {}", directory.display()),
+            Ok(found) if found.is_file() => format!("{} isn't executable", path.display()),
+            Ok(_) => format!("{} isn't a program", path.display()),
+            Err(_) => format!("program {program} not found in {}", directory.display()),
         }
     })
 }

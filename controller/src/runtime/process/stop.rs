@@ -1,4 +1,4 @@
-//! Stopping an instance: all of it, whoever of it still lives.
+//! Stops all processes of an instance.
 
 use std::time::{Duration, Instant};
 
@@ -13,24 +13,24 @@ use crate::runtime::State;
 /// After SIGKILL only the kernel has work to do.
 const KILL_WITHIN: Duration = Duration::from_secs(10);
 
-/// A supervisor that has not ended so long after its app was killed is killed too.
+/// A supervisor that is still alive this long after its app was killed is killed too.
 const SUPERVISOR_WITHIN: Duration = Duration::from_secs(6);
 
-/// How often the machine's processes are searched for those of an instance.
+/// How often to search the machine's processes for those of an instance.
 const SEARCH_POLL: Duration = Duration::from_millis(50);
 
-/// After this nothing of the instance lives, and nothing starts it again.
+/// Stops an instance: afterwards none of its processes is alive, and nothing restarts it.
 ///
 /// # Errors
-/// Something of it lives, or could be started again.
+/// A process of it is still alive, or it could be restarted.
 pub(super) async fn stop(place: &Place, timeout: Duration) -> Result<State, BoxError> {
-    // With a full disk the rest is done nevertheless, and then this is the error.
+    // With a full disk, stop it anyway, and return this error at the end.
     let forbidden = place.forbid();
     fault::point("process.stop.forbidden");
     let deadline = Instant::now() + timeout;
     let (mut asked, mut killed_at): (Option<Known>, Option<Instant>) = (None, None);
     loop {
-        // A record that can't be read must not keep a process from being stopped.
+        // An unreadable record must not prevent the stop.
         let saved = place.saved().unwrap_or_default();
         let app = saved.as_ref().and_then(Saved::alive);
         if let Some(app) = app.filter(|app| asked.as_ref() != Some(*app) && killed_at.is_none()) {
@@ -38,7 +38,7 @@ pub(super) async fn stop(place: &Place, timeout: Duration) -> Result<State, BoxE
             asked = Some(app.clone());
             fault::point("process.stop.asked");
         }
-        // With the lock free no supervisor lives, and any that comes finds that it must not start anything.
+        // If the lock is free, no supervisor is alive, and a late one won't start anything.
         let is_unsupervised = place.is_unsupervised()?;
         let mut wait = POLL;
         if Instant::now() >= deadline || (is_unsupervised && app.is_none()) {
@@ -50,7 +50,7 @@ pub(super) async fn stop(place: &Place, timeout: Duration) -> Result<State, BoxE
             }
             if killed_at.is_some_and(|at: Instant| at.elapsed() > KILL_WITHIN) {
                 let pids: Vec<String> = left.iter().map(|process| process.pid.to_string()).collect();
-                return Err(format!("still there after SIGKILL: pid {}", pids.join(", ")).into());
+                return Err(format!("still running after SIGKILL: pid {}", pids.join(", ")).into());
             }
             tree::kill(&left)?;
             killed_at.get_or_insert_with(Instant::now);
@@ -59,7 +59,8 @@ pub(super) async fn stop(place: &Place, timeout: Duration) -> Result<State, BoxE
     }
 }
 
-/// The instance's living processes; the supervisor only if it has not ended long after the others were killed.
+/// The instance's live processes. The supervisor is included only if it is still alive long after the others were
+/// killed.
 fn processes(place: &Place, saved: Option<&Saved>, killed_at: Option<Instant>) -> Vec<Known> {
     let supervisor = saved.and_then(|saved| saved.supervisor.as_ref());
     let app = saved.and_then(|saved| saved.app.as_ref());

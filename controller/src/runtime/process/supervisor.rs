@@ -1,8 +1,8 @@
-//! The supervisor: the parent of one app, and of every process below it. It outlives the controller, and decides
-//! nothing but what its files say.
+//! The supervisor: the parent of one app and of all its descendants. It outlives uh-deploy, and does what the files
+//! in its directory say.
 //!
-//! It records before it acts: with a disk that takes no record, no app runs. Whatever goes wrong, and however the app
-//! ends, nothing of it is left behind: the supervisor is a subreaper, so no process below it can get away.
+//! It records before it acts: if the disk can't be written, no app is started. However the app ends, no process of it
+//! is left behind: the supervisor is a subreaper, so no descendant can escape it.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -23,30 +23,31 @@ use super::{INSTANCE_VARIABLE, log, tree};
 use crate::files;
 use crate::runtime::Ending;
 
-/// How often log size and memory are looked at.
+/// How often to check the log's size and the memory.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// The first pause before a restart; each is twice the one before. The figures are Docker's.
+/// The delay before the first restart; it doubles with each one. The values are Docker's.
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
 
-/// The longest pause.
+/// The longest delay.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
-/// How often a pause looks whether the instance is to be stopped.
+/// How often to check during a delay whether the instance is to be stopped.
 const PAUSE_POLL: Duration = Duration::from_millis(50);
 
-/// How long the kernel may take to end what was killed.
+/// How long the kernel may take to end killed processes.
 const KILL_WITHIN: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether it has.
+/// How often to check whether they have ended.
 const KILL_POLL: Duration = Duration::from_millis(5);
 
-/// Starts the app of an instance's directory, restarts it if it may, and stays until it has ended for good.
+/// Starts the app of an instance's directory, restarts it if allowed, and returns once it has ended for good.
 ///
 /// # Errors
-/// It can't be started or recorded, or its directory is gone; then nothing of it runs.
+/// It can't be started or recorded, or its directory is gone; then none of its processes is running.
 pub fn supervise(directory: PathBuf) -> io::Result<()> {
-    // Out of the controller's session: no terminal's end reaches us or the app. It only fails if we lead one already.
+    // Leave uh-deploy's session, so that a closing terminal doesn't affect the app. Only fails if this process leads
+    // a session already.
     let _ = rustix::process::setsid();
     set_child_subreaper(Some(getpid()))?;
     let place = Place::new(directory);
@@ -88,14 +89,15 @@ impl Supervisor {
             if !self.spec.restart || !self.place.may_restart() {
                 break;
             }
-            self.note(&format!("the app ended ({}); restart {restarts} in {pause:?}", run.ending));
+            self.note(&format!("the app exited ({}); restart {restarts} in {pause:?}", run.ending));
             if !self.waited(pause) {
                 break;
             }
             pause = (pause * 2).min(BACK_OFF_MAX);
             run = match self.run(restarts, in_a_row) {
                 Ok(Some(next)) => next,
-                // It serves users, so neither a full disk nor a program that is missing for a moment ends this.
+                // The app serves users, so keep trying even if the disk is full or the program is missing for a
+                // moment.
                 failed => {
                     self.kill_all();
                     if let Err(error) = failed {
@@ -108,10 +110,10 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Runs the app to its end. `None`: it could not be started, which is on record.
+    /// Runs the app until it exits. `None`: it couldn't be started, which is recorded.
     ///
     /// # Errors
-    /// What it does can't be recorded.
+    /// The state can't be recorded.
     fn run(&self, restarts: u32, in_a_row: u32) -> io::Result<Option<Run>> {
         let started_at = crate::time::iso_millis(jiff::Timestamp::now());
         let mut saved =
@@ -125,7 +127,7 @@ impl Supervisor {
                 let reason = self
                     .spec
                     .fault()
-                    .unwrap_or_else(|| format!("cannot start {}: {error}", self.spec.program.display()));
+                    .unwrap_or_else(|| format!("can't start {}: {error}", self.spec.program.display()));
                 self.place.save(&Saved { failed: Some(reason), ..saved })?;
                 return Ok(None);
             }
@@ -147,11 +149,11 @@ impl Supervisor {
         let mut command = self.spec.command();
         command.env(INSTANCE_VARIABLE, self.place.instance()).process_group(0);
         command.stdin(Stdio::null()).stdout(self.log.try_clone()?).stderr(self.log.try_clone()?);
-        // Never waited for as a `Child`, but with what we adopt.
+        // Not waited for as a `Child`, but together with adopted processes.
         Ok(Pid::from_child(&command.spawn()?))
     }
 
-    /// Waits before a restart. Whether it was not stopped meanwhile.
+    /// Waits before a restart. Returns false if the instance is to be stopped.
     fn waited(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         while self.place.may_restart() {
@@ -164,14 +166,14 @@ impl Supervisor {
         false
     }
 
-    /// Kills whatever is left of the instance, and waits until it is gone.
+    /// Kills what is left of the instance, and waits until it has exited.
     fn kill_all(&self) {
         let Some(me) = &self.me else { return };
         let deadline = Instant::now() + KILL_WITHIN;
         loop {
             while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
             let left = tree::members_below(&self.place.instance(), me);
-            // What can't be killed is not ours to hide: `stop` looks again, and names it.
+            // `stop` checks again, and reports what can't be killed.
             if left.is_empty() || Instant::now() > deadline {
                 return;
             }
@@ -180,13 +182,14 @@ impl Supervisor {
         }
     }
 
-    /// A line in the app's log, where somebody who asks why it ended looks.
+    /// Writes a line to the app's log, where an operator looks for the reason of an exit.
     fn note(&self, text: &str) {
         let _ = writeln!(&self.log, "uh-deploy: {text}");
     }
 }
 
-/// Waits until the app's first process has ended, and reaps what else has: code, and whether it was killed.
+/// Waits until the app's first process has exited, and reaps others. Returns the exit code, and whether it was killed
+/// by SIGKILL.
 fn until_ended(app: Pid) -> io::Result<(Option<i32>, bool)> {
     loop {
         let Some((pid, status)) = rustix::io::retry_on_intr(|| wait(WaitOptions::empty()))? else { continue };
@@ -199,7 +202,7 @@ fn until_ended(app: Pid) -> io::Result<(Option<i32>, bool)> {
     }
 }
 
-/// Looks after the log and the memory, on a thread of its own.
+/// Rotates the log and enforces the memory limit, on a separate thread.
 struct Watch {
     over_limit: Arc<AtomicBool>,
     stop: mpsc::Sender<()>,
@@ -214,7 +217,7 @@ impl Watch {
         let flag = Arc::clone(&over_limit);
         let look = move || {
             while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
-                // A log that can't be rotated grows; that is no reason to disturb the app.
+                // A log that can't be rotated grows, which shouldn't disturb the app.
                 let _ = log::rotate(&path, size, kept);
                 let Some((limit, me)) = limit.zip(me.as_ref()) else { continue };
                 if tree::used_beyond(limit, me.pid).is_some() {
@@ -223,7 +226,7 @@ impl Watch {
                 }
             }
         };
-        // Without the thread the app runs on, unwatched.
+        // If the thread can't be started, the app runs without these limits.
         let _ = std::thread::Builder::new().name("watch".to_owned()).spawn(look);
         Self { over_limit, stop }
     }

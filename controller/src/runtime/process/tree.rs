@@ -1,8 +1,8 @@
-//! All processes of an instance, whatever they did to get away: a shim puts its app in a group of its own, an app
-//! starts workers, a daemon leaves its parent and its session.
+//! Finds all processes of an instance, even those that left its process group or session: a shim puts its app into
+//! its own group, an app starts workers, a daemon detaches.
 //!
-//! While the supervisor lives, all of them are below it, for it adopts orphans (it is a subreaper). Where it was
-//! killed, they are found by what each inherited: a variable with the instance's name.
+//! While the supervisor is alive, all of them are its descendants, because it adopts orphans (it is a subreaper). If
+//! it was killed, they are found by an environment variable with the instance's name that each inherited.
 
 use std::fs;
 use std::io;
@@ -12,12 +12,11 @@ use rustix::process::Signal;
 use super::INSTANCE_VARIABLE;
 use super::proc::{Known, Stat, boot};
 
-/// The words of the command lines of supervisors, this version's and former ones'.
+/// The subcommands of supervisors, of this version and earlier ones.
 const SUPERVISORS: [&[u8]; 2] = [b"supervise", b"keep"];
 
-/// The living processes of an instance: those that carry its name, and those below these roots. A living root is
-/// itself among them. Another instance's supervisor is not, nor what is below it: an app that is a CI runner may have
-/// deployed something.
+/// The live processes of an instance: those marked with its name, these roots, and their descendants. Another
+/// instance's supervisor and its descendants aren't included: an app that is a CI runner may have deployed something.
 pub(super) fn members(instance: &str, roots: &[&Known]) -> Vec<Known> {
     let Some(boot) = boot() else { return Vec::new() };
     let all: Vec<(i32, Stat)> = pids().filter_map(|pid| Some((pid, Stat::read(pid)?))).collect();
@@ -49,15 +48,15 @@ pub(super) fn kill(members: &[Known]) -> io::Result<()> {
     members.iter().try_for_each(|member| member.signal(Signal::KILL))
 }
 
-/// The members but for their supervisor.
+/// The members without their supervisor.
 pub(super) fn members_below(instance: &str, supervisor: &Known) -> Vec<Known> {
     let mut members = members(instance, &[supervisor]);
     members.retain(|member| member != supervisor);
     members
 }
 
-/// The memory that all processes below a supervisor have in use, in bytes, if that is more than `limit`. Pages that several
-/// of them share are counted once.
+/// The memory that all descendants of a supervisor use, in bytes, if that is more than `limit`. Shared pages are
+/// counted once.
 pub(super) fn used_beyond(limit: u64, supervisor: i32) -> Option<u64> {
     let mut tree: Vec<i32> = children(supervisor);
     let mut next = 0;
@@ -65,7 +64,7 @@ pub(super) fn used_beyond(limit: u64, supervisor: i32) -> Option<u64> {
         next += 1;
         tree.extend(children(parent).into_iter().filter(|pid| !is_supervisor(*pid)));
     }
-    // Cheap, and never too little; the exact figure costs a walk through each process's pages.
+    // A cheap upper bound; the exact figure takes a walk through each process's pages.
     let at_most: u64 = tree.iter().filter_map(|pid| field(*pid, "status", "VmRSS:")).sum();
     if at_most <= limit {
         return None;
@@ -74,7 +73,7 @@ pub(super) fn used_beyond(limit: u64, supervisor: i32) -> Option<u64> {
     Some(tree.iter().filter_map(share).sum()).filter(|used| *used > limit)
 }
 
-/// proc(5), /proc/PID/task/TID/children: the children that each thread has started.
+/// The children that each thread has started (proc(5), /proc/PID/task/TID/children).
 fn children(pid: i32) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());

@@ -1,4 +1,4 @@
-//! What holds for every file that `uh-deploy` reads, whatever its bytes are.
+//! Properties of every file that `uh-deploy` reads, for any bytes.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::rc::Rc;
 use uh_controller::config;
 use uh_controller::deploy::journal::{self, Journal};
 
-/// What is accepted can be meant.
+/// An accepted configuration is valid.
 pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
     let text = String::from_utf8_lossy(bytes);
     let parse = |text: &str| config::parse(text, Path::new("/nowhere"));
@@ -21,15 +21,15 @@ pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
     if shared || config.backends.len() < 2 || config.backends.iter().any(|b| b.endpoints.is_empty()) {
         return Err(format!("accepted: {config:?}"));
     }
-    // Whichever table it ends in, there is no such key.
+    // No table has such a key.
     match parse(&format!("{text}\nno-such-key = 1\n")) {
         Ok(_) => Err("a key that nobody knows is accepted".to_owned()),
         Err(_) => Ok(()),
     }
 }
 
-/// A journal is read or told as damaged; looking changes nothing; and opening takes away at most a last line that can't be
-/// read, and then tells the same story.
+/// A journal is read or reported as damaged. Reading changes nothing. Opening removes at most an unreadable last
+/// line, and gives the same result.
 pub(crate) fn of_journal(bytes: &[u8], directory: &Path) -> Result<(), String> {
     let path = directory.join("journal.jsonl");
     fs::write(&path, bytes).map_err(|e| e.to_string())?;
@@ -48,7 +48,7 @@ pub(crate) fn of_journal(bytes: &[u8], directory: &Path) -> Result<(), String> {
         }
     }
     let left = read()?;
-    // What is written next must be a line of its own.
+    // The next entry must be on its own line.
     if looked.is_ok() && !left.is_empty() && !left.ends_with(b"\n") {
         return Err("a torn line is left".to_owned());
     }

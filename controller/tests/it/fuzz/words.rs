@@ -1,4 +1,4 @@
-//! What the fuzz tests of `uh-deploy`'s files put in.
+//! Words that the fuzz tests insert into `uh-deploy`'s files.
 
 pub(crate) const WORDS: &[&str] = &[
     "\n",

@@ -1,4 +1,4 @@
-//! Rules, alerts and dashboard: read by promtool, and run by a real Prometheus beside a real front door.
+//! Rules, alerts and dashboard: checked by promtool, and run by a real Prometheus with a real uh-proxy.
 
 use std::fs;
 use std::process::Command;
@@ -15,7 +15,7 @@ use uh_e2e::repository;
 use uh_protocol::request::SwitchRequest;
 
 const PROMTOOL_WITHIN: Duration = Duration::from_secs(30);
-/// A few scrapes and evaluations, on a busy machine.
+/// Time for a few scrapes and evaluations, on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
 /// The alert itself waits for half a minute.
 const ALERT_WITHIN: Duration = Duration::from_secs(90);
@@ -67,8 +67,8 @@ fn only(backend: &'static str) -> impl Fn(&[Sample]) -> bool {
     move |samples| samples.len() == 1 && samples[0].label("backend") == backend
 }
 
-/// Blue serves, green takes over while blue still has exchanges in flight, and green is a version that fails one
-/// request in ten: the gauges follow, and the alert fires, for green alone.
+/// Blue serves, then green takes over while blue still has exchanges in flight. Green fails one request in ten: the
+/// gauges follow, and the alert fires only for green.
 #[tokio::test]
 async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_version() {
     let dir = workdir::create().unwrap();
@@ -106,7 +106,7 @@ async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_versi
     let service = &front_door.service;
     let switch = |to: &str| SwitchRequest::to(to.parse().unwrap());
     front_door.admin.switch(service, &switch("green")).await.unwrap();
-    // Blue's exchanges take two seconds, so that a scrape sees both backends with exchanges in flight.
+    // Blue's exchanges take two seconds, so that a scrape sees exchanges in flight on both backends.
     let both = "count(uh_proxy_backend_requests_in_flight > 0)";
     prometheus.wait_for(both, SOON, |s| s.iter().any(|s| s.value > 1.5)).await.unwrap();
     show(&prometheus, "during the drain").await;
@@ -114,7 +114,7 @@ async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_versi
     prometheus.wait_for(&in_flight("blue"), SOON, |s| s.iter().all(|s| s.value == 0.0)).await.unwrap();
     show(&prometheus, "after the switch").await;
 
-    // Others may fire too: blue's slow exchanges are slow enough for one.
+    // Others may fire too: blue's slow exchanges trigger one.
     let firing = "ALERTS{alertstate=\"firing\", alertname=\"HighErrorRate\"}";
     let fired = prometheus.wait_for(firing, ALERT_WITHIN, |samples| !samples.is_empty()).await.unwrap();
     println!("firing: {fired:?}");
@@ -125,14 +125,14 @@ async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_versi
     for Query { title, expression } in dashboard_queries() {
         let samples = prometheus.query(&expression).await.unwrap();
         println!("{title}: {expression}\n    {} series", samples.len());
-        // Only what nobody did here has no series: there were no retries, and no drain was asked for.
+        // Only what didn't happen here has no series: there were no retries and no drain.
         let may_be_empty = title.contains("drains") || title.starts_with("Retries");
         assert!(!samples.is_empty() || may_be_empty, "{title}: {expression}");
     }
 
     front_door.admin.switch(service, &switch("blue")).await.unwrap();
     prometheus.wait_for(active, SOON, only("blue")).await.unwrap();
-    show(&prometheus, "after the roll back").await;
+    show(&prometheus, "after the rollback").await;
     let innocent = prometheus.query("ALERTS{alertname=\"HighErrorRate\", backend=\"blue\"}").await.unwrap();
     assert!(innocent.is_empty(), "{innocent:?}");
     load.stop().await.unwrap();

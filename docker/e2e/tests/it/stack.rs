@@ -1,6 +1,7 @@
 //! The shipped compose files on a real engine, under load from outside the containers through the published port.
 //!
-//! Each test prints its figures. Ignored unless asked for: they need a Docker Engine and the images of docker/ci/images.
+//! Each test prints its measurements. Ignored by default: they need a Docker Engine and the images of
+//! docker/ci/images.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +9,16 @@ use uh_benches::judgement::{Switch, Verdict};
 use uh_benches::load::{Group, Load, Plan, Recording, Reuse};
 use uh_e2e::stack::{Stack, is_healthy};
 
-/// A container's start and a few probes, on a busy machine.
+/// Time for a container's start and a few probes, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
-/// Exchanges of this length are in flight when something happens to the front door.
+/// The duration of the exchanges in flight when uh-proxy is stopped or killed.
 const SLOW: Duration = Duration::from_secs(3);
 
 fn group(path: &str, clients: usize, rate: f64, reuse: Reuse) -> Group {
     Group { path: path.to_owned(), clients, rate, reuse }
 }
 
-/// Kept-alive clients, new connections, and exchanges of half a second.
+/// Load from keep-alive clients, new connections, and exchanges of half a second.
 fn load(stack: &Stack) -> Load {
     let groups = vec![
         group("/", 20, 200.0, Reuse::KeepAlive),
@@ -27,7 +28,7 @@ fn load(stack: &Stack) -> Load {
     Load::start(Plan { target: stack.address, groups, request_timeout: SOON }).unwrap()
 }
 
-/// What moves traffic: a command of the deploy tool, from its call to its end.
+/// A command of the deploy tool that moves traffic, from its call to its end.
 async fn moves(stack: &Stack, to: &str, arguments: &[&str]) -> Switch {
     let called_at = Instant::now();
     let said = stack.deploy_tool(arguments).await.unwrap();
@@ -41,12 +42,12 @@ async fn deploy(stack: &Stack, to: &str, version: &str) -> Switch {
     moves(stack, to, &["blue-green", "--version", version]).await
 }
 
-/// The line that says how it ended.
+/// The line that reports the result.
 fn ending(text: &str) -> &str {
     text.lines().rfind(|line| line.starts_with(['✅', '❌'])).unwrap_or_default()
 }
 
-/// The image of a bad version is a good one's; what makes it bad is its environment.
+/// A bad version uses the image of a good one; its environment makes it bad.
 const IMAGE: &str = "uh-sample-app:{version}";
 const GOOD: &str = "NODE_ENV = \"production\"";
 
@@ -60,7 +61,7 @@ fn failures(recording: &Recording) -> Vec<String> {
     failed.map(ToString::to_string).collect()
 }
 
-/// The longest time in which no request was answered well.
+/// The longest time without a successful request.
 fn longest_gap(recording: &Recording) -> Duration {
     let mut answered: Vec<_> =
         recording.samples.iter().filter(|s| s.group == 0 && s.outcome.is_ok()).map(|s| s.done_at).collect();
@@ -70,7 +71,7 @@ fn longest_gap(recording: &Recording) -> Duration {
 
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
-async fn the_stack_comes_up_and_nothing_in_it_has_more_rights_than_it_needs() {
+async fn the_stack_starts_with_only_the_privileges_it_needs() {
     let stack = Stack::new("up", &["docker-compose.yml", "docker-compose.prod.yml"]).unwrap();
     let started = Instant::now();
     stack.compose(&["up", "--detach", "--no-build"]).await.unwrap();
@@ -100,11 +101,11 @@ async fn the_stack_comes_up_and_nothing_in_it_has_more_rights_than_it_needs() {
     }
 }
 
-/// 1.0.0 on blue; 1.0.1 on green; a version that never gets healthy changes nothing; back to 1.0.0; one that fails
-/// requests is found out and rolled back. Only that one's own answers may be failures.
+/// 1.0.0 on blue; 1.0.1 on green; a version that never becomes healthy changes nothing; back to 1.0.0; a version that
+/// fails requests is detected and rolled back. Only that version's own responses may fail.
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
-async fn versions_come_and_go_under_load_and_only_a_bad_one_fails_requests() {
+async fn deploys_under_load_fail_no_request_except_those_of_a_bad_version() {
     let stack = Stack::up("deploys").await.unwrap();
     let good = load(&stack);
     let mut switches = vec![deploy(&stack, "green", "1.0.1").await];
@@ -113,7 +114,7 @@ async fn versions_come_and_go_under_load_and_only_a_bad_one_fails_requests() {
     let within = [("[health]", "[health]\nwithin = \"5s\"")];
     bad(&stack, "UNHEALTHY", "1", &within);
     let refused = stack.uh_deploy(&["blue-green", "--version", "1.0.2"]).await.unwrap();
-    println!("a version that never gets healthy: {}", ending(&refused.output));
+    println!("a version that never becomes healthy: {}", ending(&refused.output));
     assert_eq!(refused.status.code(), Some(1), "{}", refused.output);
     assert!(
         refused.output.contains("nothing has changed for users: green (v1.0.1) serves"),
@@ -121,13 +122,13 @@ async fn versions_come_and_go_under_load_and_only_a_bad_one_fails_requests() {
         refused.output
     );
 
-    // Its place was blue's, which is gone: it is started again from what was frozen.
+    // The bad version ran as blue, so 1.0.0 is started again from what was frozen.
     stack.configure(&[]).unwrap();
     switches.push(moves(&stack, "blue", &["rollback", "--of", "1.0.1"]).await);
     switches.push(moves(&stack, "green", &["rollback", "--to", "green", "--again"]).await);
     let recording = good.stop().await.unwrap();
     let verdict = Verdict::of(&recording, &"blue".parse().unwrap(), &switches);
-    println!("deploys and roll backs: {} requests, {} failed", verdict.requests, verdict.failed());
+    println!("deploys and rollbacks: {} requests, {} failed", verdict.requests, verdict.failed());
     assert_eq!(verdict.faults(), Vec::<String>::new());
 
     bad(&stack, "FAIL_PERCENT", "50", &[("[health]", "[monitor]\ninterval = \"1s\"\n[health]")]);
@@ -143,11 +144,11 @@ async fn versions_come_and_go_under_load_and_only_a_bad_one_fails_requests() {
     println!("a version that fails half: {} requests, {} failed", recording.samples.len(), failed.len());
     assert!(!failed.is_empty() && failed.iter().all(|failure| failure == "status 500"), "{failed:?}");
     let late = recording.samples.iter().filter(|s| s.sent_at > replied_at && s.outcome.is_err()).count();
-    assert_eq!(late, 0, "requests failed that were sent after the roll back");
+    assert_eq!(late, 0, "requests failed that were sent after the rollback");
     println!("{}", stack.deploy_tool(&["history"]).await.unwrap());
 }
 
-/// What `compose up` does when everything runs already, and what the tool's container says of the stack.
+/// `compose up` when everything is already running, and `health-check` in the tool's container.
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
 async fn another_up_leaves_what_serves_alone() {
@@ -166,10 +167,10 @@ async fn another_up_leaves_what_serves_alone() {
     assert!(said.contains("listening on"), "{said}");
 }
 
-/// Killed as the machine's own troubles would: the front door serves on, and the next command tidies up.
+/// A killed deploy tool: uh-proxy keeps serving, and the next command cleans up.
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
-async fn a_killed_deploy_tool_is_recovered_from_in_the_next_container() {
+async fn a_killed_deploy_is_recovered_in_the_next_container() {
     let stack = Stack::up("killed").await.unwrap();
     let load = load(&stack);
     bad(&stack, "UNHEALTHY", "1", &[]);
@@ -186,17 +187,21 @@ async fn a_killed_deploy_tool_is_recovered_from_in_the_next_container() {
     assert_eq!(ended.unwrap().status.code(), Some(137));
     let said = stack.deploy_tool(&["recover"]).await.unwrap();
     println!("{}", said.trim());
-    assert!(said.contains("Undone: the candidate is gone; blue (v1.0.0) serves"), "{said}");
-    assert_eq!(stack.inspect("green", ".State.Running").await.unwrap(), "false", "the candidate still runs");
+    assert!(said.contains("Undone: the candidate was removed; blue (v1.0.0) serves"), "{said}");
+    assert_eq!(
+        stack.inspect("green", ".State.Running").await.unwrap(),
+        "false",
+        "the candidate is still running"
+    );
     let recording = load.stop().await.unwrap();
     println!("a killed deploy: {} requests, {} failed", recording.samples.len(), failures(&recording).len());
     assert_eq!(failures(&recording), Vec::<String>::new());
 }
 
-/// Two services on one front door: each host has its own app, and a switch of one leaves the other alone.
+/// Two services on one uh-proxy: each host has its own app, and a switch of one doesn't affect the other.
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
-async fn a_second_app_by_host_is_switched_on_its_own() {
+async fn a_second_app_by_host_is_switched_separately() {
     let stack = Stack::new("two-apps", &["docker-compose.yml", "two-apps/docker-compose.yml"]).unwrap();
     stack.compose(&["up", "--detach", "--no-build"]).await.unwrap();
     stack.wait_for_the_first_deploy().await.unwrap();
@@ -221,17 +226,17 @@ async fn a_second_app_by_host_is_switched_on_its_own() {
     answers("blue 1.0.0", "blue 1.0.1").await;
 }
 
-/// `http.createServer` and no word on signals: the shim lets it finish.
+/// A plain `http.createServer` without signal handling: the shim lets it finish.
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
-async fn a_node_app_behind_the_shim_is_stopped_without_a_cut_answer() {
+async fn a_node_app_behind_the_shim_is_stopped_without_a_cut_response() {
     let stack = Stack::up("node").await.unwrap();
     stack.configure(&[(IMAGE, "uh-node-app:1.0.0")]).unwrap();
     deploy(&stack, "green", "1.0.0").await;
     let groups = vec![group("/?ms=8000", 20, 20.0, Reuse::KeepAlive)];
     let load = Load::start(Plan { target: stack.address, groups, request_timeout: SOON }).unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // Traffic is moved, and the app is stopped at once: what it still has in flight is its own to finish.
+    // Traffic is switched, and the app is stopped immediately: it must finish its requests in flight.
     stack.must(&["switch", "blue"]).await.unwrap();
     stack.docker(&["stop"], "green").await.unwrap();
     let log = stack.docker(&["logs"], "green").await.unwrap();
@@ -244,10 +249,10 @@ async fn a_node_app_behind_the_shim_is_stopped_without_a_cut_answer() {
     assert!(!drained.contains("Draining 0 "), "nothing was in flight: {log}");
 }
 
-/// The one thing that costs requests: the front door is one process. What it serves is kept.
+/// The one step that costs requests, since uh-proxy is one process. Its state is kept.
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
-async fn a_restarted_front_door_serves_the_backend_that_was_active() {
+async fn a_restarted_uh_proxy_serves_the_backend_that_was_active() {
     let stack = Stack::up("restart").await.unwrap();
     deploy(&stack, "green", "1.0.1").await;
     let load = load(&stack);
@@ -260,7 +265,7 @@ async fn a_restarted_front_door_serves_the_backend_that_was_active() {
     let recording = load.stop().await.unwrap();
     let failed = failures(&recording);
     println!(
-        "restart of the front door: {took:?}; {} of {} requests failed; longest time without an answer {:?}",
+        "restart of uh-proxy: {took:?}; {} of {} requests failed; longest time without an answer {:?}",
         failed.len(),
         recording.samples.len(),
         longest_gap(&recording)
@@ -270,13 +275,13 @@ async fn a_restarted_front_door_serves_the_backend_that_was_active() {
         answers.into_iter().all(|backend| backend.as_str() == "green"),
         "blue answered after the restart"
     );
-    // New connections are refused meanwhile; nothing that was accepted is broken off within its answer.
+    // New connections are refused meanwhile, but no accepted request gets a truncated response.
     assert!(!failed.iter().any(|failure| failure.contains("within the")), "{failed:?}");
 }
 
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
-async fn a_stopped_front_door_answers_what_is_in_flight_and_ends_cleanly() {
+async fn a_stopped_uh_proxy_completes_requests_in_flight_and_exits_cleanly() {
     let stack = Stack::up("stop").await.unwrap();
     let path = format!("/slow?ms={}", SLOW.as_millis());
     let groups = vec![group(&path, 20, 20.0, Reuse::KeepAlive)];
@@ -304,7 +309,7 @@ async fn a_stopped_front_door_answers_what_is_in_flight_and_ends_cleanly() {
 
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
-async fn a_killed_active_app_is_seen_and_a_roll_back_mends_it() {
+async fn a_killed_active_app_is_detected_and_fixed_by_a_rollback() {
     let stack = Stack::up("kill").await.unwrap();
     deploy(&stack, "green", "1.0.1").await;
     let load = load(&stack);
@@ -312,7 +317,7 @@ async fn a_killed_active_app_is_seen_and_a_roll_back_mends_it() {
     let killed_at = Instant::now();
     stack.docker(&["kill"], "green").await.unwrap();
     while is_healthy(&stack.status().await.unwrap(), "green") != Some(false) {
-        assert!(killed_at.elapsed() < SOON, "nobody is told that green is gone");
+        assert!(killed_at.elapsed() < SOON, "the status doesn't show that green is gone");
     }
     println!("killed app: found unhealthy after {:?}", killed_at.elapsed());
     println!("{}", stack.must(&["status"]).await.unwrap().trim());
@@ -324,7 +329,7 @@ async fn a_killed_active_app_is_seen_and_a_roll_back_mends_it() {
     failed.sort_unstable();
     failed.dedup();
     println!("clients saw {count} of {} requests fail: {failed:?}", recording.samples.len());
-    // Nothing but an answer that says so: no client connection is broken off.
+    // Only error responses: no client connection is broken.
     assert!(failed.iter().all(|failure| failure == "status 502" || failure == "status 504"), "{failed:?}");
     let after = recording.samples.iter().filter(|s| s.sent_at > mended.replied_at && s.outcome.is_err());
     assert_eq!(after.count(), 0, "requests failed that were sent after the switch");
