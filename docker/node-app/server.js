@@ -1,4 +1,4 @@
-// An app that knows nothing of signals or draining: app-shim does that for it.
+// An app without signal handling or draining: app-shim does that.
 const http = require("node:http");
 
 const backend = process.env.DEPLOYMENT_ENV ?? "blue";
