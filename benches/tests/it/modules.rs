@@ -64,6 +64,7 @@ const LAYERS: [Layers; 3] = [
             "drain",
             "health",
             "log",
+            "plain",
         ],
         up: &[
             ("checks.rs", "cli"),
