@@ -44,6 +44,8 @@ fn two_errors_are_never_a_breach_and_three_of_three_are() {
     let limit = Allowed::new(0.01, None);
     assert!(!limit.is_exceeded_by(answers(2, 2)));
     assert!(limit.is_exceeded_by(answers(3, 3)));
+    // Even with a limit of 0 %, where two errors are strong evidence.
+    assert!(!Allowed::new(0.0, None).is_exceeded_by(answers(2, 2)));
     assert!(!limit.is_exceeded_by(answers(100, 3)));
     assert!(limit.is_exceeded_by(answers(608, 608)));
     // A whole minute at 100/s with the errors that are allowed.

@@ -20,6 +20,7 @@ mod full_disk;
 mod fuzz;
 mod harness;
 mod hooks;
+mod images;
 #[cfg(feature = "fault-points")]
 mod interference;
 mod interruptions;
@@ -38,4 +39,5 @@ mod sweep;
 #[cfg(feature = "fault-points")]
 mod undo;
 mod validation;
+mod verdicts;
 mod watching;

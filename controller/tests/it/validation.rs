@@ -232,3 +232,12 @@ fn a_database_without_required_tls_fails_the_check() {
     configure(&stage, Some(&format!("{}?sslmode=require", postgres.url())));
     stage.expect(1, &["validate"]).says("✗ Database connection OK: ").says("TLS");
 }
+
+#[test]
+fn an_empty_list_of_required_variables_is_reported_as_unchecked() {
+    let stage = Stage::new();
+    stage.configure("uh-deploy.toml", "[validate]\nmin_disk = \"1MiB\"\nmin_memory = \"1MiB\"");
+    let ran = stage.run(&["validate"]);
+    ran.says("Environment variables set: none checked");
+    assert!(!ran.text.contains("0 required"), "{}", ran.text);
+}
