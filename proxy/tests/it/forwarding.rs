@@ -172,3 +172,22 @@ async fn names_that_apps_mistake_for_others_are_dropped_passed_or_refused() {
         assert!(!heads.iter().any(|head| head.contains("Content_Length")), "{policy}: {heads:?}");
     }
 }
+
+/// docs/http-semantics.md lists the exceptions.
+#[tokio::test]
+async fn fields_keep_case_and_order_except_as_documented() {
+    let (_home, proxy, recorder) = before("", ok).await;
+    let mut wire = Wire::connect(proxy.address).await;
+    wire.send(
+        "POST / HTTP/1.1\r\nx-B: 1\r\nContent-Length: 003\r\nX-a: 2\r\nhost: a.test\r\nX-b: 3\r\n\r\nabc",
+    )
+    .await;
+    assert_eq!(wire.response().await.status, 200);
+    let seen = recorder.take().remove(0).head;
+    let begins = "POST / HTTP/1.1|Host: a.test|x-B: 1|X-a: 2|X-b: 3|Content-Length: 3|X-Forwarded-For: ";
+    assert!(seen.starts_with(begins), "{seen}");
+    let page = include_str!("../../../docs/http-semantics.md");
+    for exception in ["`Host` moves to the front", "`Content-Length` loses leading zeros"] {
+        assert!(page.contains(exception), "{exception:?} is not documented");
+    }
+}
