@@ -23,8 +23,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// When a tunnel is closed, how long the frame that is under way may take to end.
 const LAST_FRAME: Duration = Duration::from_millis(500);
 
-/// What of an exchange in which nothing moves is due when.
-#[derive(Debug, Clone, Copy)]
+/// What of an exchange in which nothing moves is due when. Nothing of a tunnel is: it has limits of its
+/// own.
+#[derive(Debug, Clone, Copy, Default)]
 struct Due {
     /// It counts as overdue.
     overdue: Option<Instant>,
@@ -59,11 +60,7 @@ impl Relay {
             let (limit, failure) = self.limit(&service.timeouts);
             let paced = self.pace(&service.limits, around.client)?;
             let deadline = self.last_move + limit;
-            let due = Due {
-                overdue: self.overdue_at(service.timeouts.overdue),
-                leaves: self.leaves_at(service.timeouts.half_closed),
-                look: self.look_at(),
-            };
+            let due = if self.tunnel { Due::default() } else { self.due(&service.timeouts) };
             let next = [paced, due.earliest()].into_iter().flatten().fold(deadline, Instant::min);
             if !around.watchdog.poll_expired(cx, next) {
                 return Ok(());
@@ -182,6 +179,14 @@ impl Relay {
         Ok(next)
     }
 
+    fn due(&mut self, timeouts: &Timeouts) -> Due {
+        Due {
+            overdue: self.overdue_at(timeouts.overdue),
+            leaves: self.leaves_at(timeouts.half_closed),
+            look: self.look_at(),
+        }
+    }
+
     /// When the exchange counts as overdue: the backend has had the request for so long, or takes none of it, and has not
     /// answered. `None` once it was counted.
     fn overdue_at(&self, overdue: Option<Duration>) -> Option<Instant> {
@@ -194,9 +199,6 @@ impl Relay {
 
     /// When the exchange ends because its client has closed its sending side and nothing has moved since.
     fn leaves_at(&self, half_closed: Option<Duration>) -> Option<Instant> {
-        if self.tunnel {
-            return None;
-        }
         Some(self.ended?.max(self.last_move) + half_closed?)
     }
 
@@ -210,7 +212,7 @@ impl Relay {
         } else {
             self.up.waiting() == Waiting::Source
         };
-        if reads || self.tunnel || self.client_ended() {
+        if reads || self.client_ended() {
             return None;
         }
         Some(self.next_look())
