@@ -285,7 +285,7 @@ fn too_little_data_is_exit_0_or_8_if_a_verdict_is_required() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.configure("uh-deploy.toml", QUICK);
-    let words = "not enough data: 0 requests were answered, and it takes at least 20";
+    let words = "not enough data: 0 requests were answered, and at least 20 are needed";
     stage.expect(0, &["blue-green", "--version", "1.0.1", "--watch", "500ms"]).says(words);
     assert_eq!(last_watch(&stage)["outcome"], "not enough data");
     stage.expect(8, &["blue-green", "--version", "1.0.2", "--watch", "500ms", "--require-verdict"]);
