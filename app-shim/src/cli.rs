@@ -10,10 +10,10 @@ use clap::{Parser, ValueEnum};
 
 use crate::ask;
 use crate::exit::Exit;
-use crate::plain::plain;
 use crate::process;
 use crate::run;
 use crate::settings::{self, AppAddress, Settings};
+use uh_system::without_numbers;
 
 /// Shown below the options of `--help`.
 const AFTER_HELP: &str = "\
@@ -108,7 +108,7 @@ pub fn main() -> ExitCode {
         return match ask::ask(args.listen.unwrap_or(settings::DEFAULT_LISTEN), &args.health_path) {
             Ok(()) => ExitCode::SUCCESS,
             Err(reason) => {
-                let _ = writeln!(io::stderr(), "app-shim: {}", plain(&reason));
+                let _ = writeln!(io::stderr(), "app-shim: {}", without_numbers(&reason));
                 ExitCode::FAILURE
             }
         };
@@ -123,7 +123,7 @@ pub fn main() -> ExitCode {
     match run::run(settings) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            let _ = writeln!(io::stderr(), "app-shim: {}", plain(&error.to_string()));
+            let _ = writeln!(io::stderr(), "app-shim: {}", without_numbers(&error.to_string()));
             Exit::Failed.into()
         }
     }

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use crate::checks::Checks;
 use crate::drain::Drain;
 use crate::metrics::Meters;
-use crate::plain::plain;
 use crate::settings::AppAddress;
 use crate::supervise::Phase;
 use body::{Body, RequestBody};
@@ -24,6 +23,7 @@ use expect::Gate;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
+use uh_system::without_numbers;
 use upstream::{AppConnection, Pool, Trouble};
 
 /// Everything needed to respond to a request.
@@ -138,7 +138,7 @@ fn starting() -> Response<Body> {
 
 /// A response from the shim itself, marked as such.
 fn refusal(status: StatusCode, reason: &str) -> Response<Body> {
-    let mut response = Response::new(Body::whole(format!("app-shim: {}\n", plain(reason)).into()));
+    let mut response = Response::new(Body::whole(format!("app-shim: {}\n", without_numbers(reason)).into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response

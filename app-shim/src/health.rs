@@ -8,7 +8,7 @@ use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use uh_protocol::health::HealthBody;
 
-use crate::plain::plain;
+use uh_system::without_numbers;
 
 /// Which backend and version an app is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl Health {
             version: self.identity.version.clone(),
             uptime: Some(self.started_at.elapsed().as_secs_f64()),
             in_flight: Some(in_flight as u64),
-            reason: reason.map(|reason| plain(&reason)),
+            reason: reason.map(|reason| without_numbers(&reason)),
         };
         // Plain data with string keys always serialises.
         let body = serde_json::to_vec(&body).unwrap_or_default();

@@ -7,7 +7,7 @@
 //! In reading order. For both: [`drain`] (counts what is in flight), [`server`] (accepts, serves, drains), [`health`]
 //! (builds health answers). The program: [`cli`] → `settings` → `run` (puts it together) → `supervise` (the order of
 //! events) on top of `signals`, `process` (the app), `sockets` (connection counts for `--supervise-only`), `exit`,
-//! `log` and `plain`; `forward` forwards requests, `checks` answers health checks, `metrics` counts, and `side`
+//! `log`; `forward` forwards requests, `checks` answers health checks, `metrics` counts, and `side`
 //! serves health and metrics on other ports. `ask` implements `--check`, the client of a health check for images
 //! without curl.
 
@@ -22,7 +22,6 @@ pub mod fuzzing;
 pub mod health;
 mod log;
 mod metrics;
-mod plain;
 mod process;
 mod run;
 pub mod server;

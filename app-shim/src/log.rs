@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use crate::plain::plain;
+use uh_system::without_numbers;
 
 /// Lines that wait for the writing thread.
 const QUEUE_LINES: usize = 1_000;
@@ -42,7 +42,7 @@ impl Log {
     /// Writes a line.
     pub(crate) fn line(&self, message: impl Display) {
         let time = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S");
-        let _ = self.0.try_send(format!("[{time}] {}\n", plain(&message.to_string())));
+        let _ = self.0.try_send(format!("[{time}] {}\n", without_numbers(&message.to_string())));
     }
 }
 

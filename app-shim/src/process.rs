@@ -23,7 +23,7 @@ use rustix::process::{
 };
 
 use crate::exit::Exit;
-use crate::plain::plain;
+use uh_system::without_numbers;
 
 /// This program, even if its file has been replaced or removed since.
 const OURSELVES: &str = "/proc/self/exe";
@@ -95,7 +95,7 @@ pub(crate) fn become_the_app(mut arguments: impl Iterator<Item = OsString>) -> O
     };
     let error = SpawnError { program, source };
     // One write, because the parent writes to standard error at the same time.
-    let line = format!("app-shim: {error}: {}\n", plain(&error.source.to_string()));
+    let line = format!("app-shim: {error}: {}\n", without_numbers(&error.source.to_string()));
     let _ = io::stderr().write_all(line.as_bytes());
     Some(Exit::of_spawn(&error))
 }

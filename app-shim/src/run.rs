@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use uh_system::ports::{self, UNKNOWN};
 
 use crate::checks::{Checks, InFlight};
 use crate::drain::Drain;
@@ -88,16 +89,16 @@ fn bind(settings: &Settings) -> Result<Bound, RunError> {
 
 /// Requires that nothing listens on the app's address yet: the shim would take it for the app and send it requests.
 fn demand_nobody_listens(app: &AppAddress) -> Result<(), RunError> {
-    let answers = match app {
-        AppAddress::Unix(path) => UnixStream::connect(path).is_ok(),
+    let answers = |address: &SocketAddr| TcpStream::connect_timeout(address, TAKEN_TIMEOUT).is_ok();
+    let listener = match app {
+        AppAddress::Unix(path) => UnixStream::connect(path).is_ok().then(|| ports::listener_at(path)),
         AppAddress::Tcp(_) | AppAddress::Localhost(_) => {
-            app.sockets().iter().any(|address| TcpStream::connect_timeout(address, TAKEN_TIMEOUT).is_ok())
+            app.sockets().into_iter().find(answers).map(ports::listener)
         }
     };
-    if !answers {
-        return Ok(());
-    }
-    let taken = "another process already listens there; stop it, or give the app another address with --app";
+    let Some(listener) = listener else { return Ok(()) };
+    let who = listener.map_or_else(|| UNKNOWN.to_owned(), |listener| listener.to_string());
+    let taken = format!("{who} already listens there; stop it, or give the app another address with --app");
     Err(system(format!("start the app on {app}"))(io::Error::new(io::ErrorKind::AddrInUse, taken)))
 }
 

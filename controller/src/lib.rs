@@ -32,41 +32,4 @@ pub mod time;
 pub mod validate;
 pub mod verdict;
 
-/// System errors without their numbers: `No such file or directory`, without `(os error 2)`.
-fn plain(text: &str) -> String {
-    let Some((words, rest)) = text.split_once(" (os error ") else { return text.to_owned() };
-    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-    match rest[digits..].strip_prefix(')') {
-        Some(rest) if digits > 0 => format!("{words}{}", plain(rest)),
-        _ => text.to_owned(),
-    }
-}
-
-/// An error and its causes, in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = plain(&error.to_string());
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = plain(&cause.to_string());
-        // Some errors include their cause themselves.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_system_error_is_shown_without_its_number() {
-        let error = std::io::Error::from_raw_os_error(2);
-        assert_eq!(super::chain(&error), "No such file or directory");
-        let twice = std::io::Error::other(format!("a: {error}; b: {error}"));
-        assert_eq!(super::chain(&twice), "a: No such file or directory; b: No such file or directory");
-        assert_eq!(super::plain("not an (os error x)"), "not an (os error x)");
-    }
-}
+pub use uh_system::plain as chain;

@@ -9,8 +9,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::plain::plain;
 use rustix::fs::OFlags;
+use uh_system::plain;
 
 /// Its owner may read and write it, nobody else.
 const MODE: u32 = 0o600;

@@ -22,6 +22,7 @@ use std::time::Instant;
 
 use signal_hook::iterator::Signals;
 use tokio::sync::{Mutex, Notify, watch};
+use uh_system::plain;
 
 use crate::admin::control::Control;
 use crate::admin::reload::Reloading;
@@ -40,7 +41,6 @@ use crate::health::prober::{self, HealthNews};
 use crate::observe::access_log::{self, LogLane};
 use crate::observe::meters::Meters;
 use crate::observe::metrics::Metrics;
-use crate::plain::plain;
 use crate::state::file::StateFile;
 use crate::state::keeper::Keeper;
 use crate::state::store::{Loaded, Store, StoreError};

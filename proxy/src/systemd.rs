@@ -4,9 +4,9 @@
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use crate::plain::plain;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
+use uh_system::plain;
 
 /// The front door serves. `status` is what `systemctl status` shows.
 pub fn ready(status: &str) {

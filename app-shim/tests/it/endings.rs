@@ -155,7 +155,7 @@ async fn it_refuses_to_start_if_another_process_already_listens() {
             command
         });
         assert_eq!(shim.code().await, Some(125), "{app}");
-        let refused = format!("can't start the app on {app}: another process already listens there");
+        let refused = format!("(pid {}) already listens there; stop it", std::process::id());
         shim.log.wait_for(&refused).await;
         assert!(shim.output.to_end().await.is_empty(), "the app must not be started");
     }

@@ -5,14 +5,19 @@ use std::collections::BTreeSet;
 use super::workspace::{Workspace, is_pingora};
 
 /// For every member: the members it uses, and those that only its tests use.
-const ARROWS: [(&str, &[&str], &[&str]); 10] = [
+const ARROWS: [(&str, &[&str], &[&str]); 11] = [
     ("uh-http1", &[], &[]),
     ("uh-protocol", &[], &[]),
     ("uh-settings", &[], &[]),
     ("uh-switching", &["uh-protocol"], &[]),
-    ("uh-proxy", &["uh-http1", "uh-protocol", "uh-settings", "uh-switching"], &["uh-sample-app"]),
-    ("uh-controller", &["uh-protocol", "uh-settings"], &["uh-proxy"]),
-    ("uh-app-shim", &["uh-protocol", "uh-settings"], &["uh-sample-app"]),
+    ("uh-system", &[], &[]),
+    (
+        "uh-proxy",
+        &["uh-http1", "uh-protocol", "uh-settings", "uh-switching", "uh-system"],
+        &["uh-sample-app"],
+    ),
+    ("uh-controller", &["uh-protocol", "uh-settings", "uh-system"], &["uh-proxy"]),
+    ("uh-app-shim", &["uh-protocol", "uh-settings", "uh-system"], &["uh-sample-app"]),
     ("uh-sample-app", &["uh-app-shim"], &[]),
     ("uh-benches", &["uh-protocol"], &["uh-app-shim", "uh-controller", "uh-http1", "uh-proxy"]),
     ("uh-e2e", &["uh-benches", "uh-protocol"], &[]),

@@ -23,7 +23,7 @@ const LAYERS: [Layers; 3] = [
         src: "proxy/src",
         order: &[
             "cli", "run", "admin", "health", "front", "observe", "state", "config", "fault", "lock",
-            "systemd", "plain",
+            "systemd",
         ],
         up: &[],
     },
@@ -64,7 +64,6 @@ const LAYERS: [Layers; 3] = [
             "drain",
             "health",
             "log",
-            "plain",
         ],
         up: &[
             ("checks.rs", "cli"),

@@ -167,7 +167,7 @@ impl Runtime for Process {
         self.can_start(frozen)?;
         for endpoint in &frozen.endpoints {
             if let Some(by) = ports::taken_by(endpoint) {
-                return Err(RuntimeError::PortTaken { endpoint: endpoint.to_string(), by });
+                return Err(RuntimeError::PortTaken { endpoint: endpoint.to_string(), by: by.to_string() });
             }
         }
         place.prepare(&frozen.spec).map_err(|e| failed(e.into()))?;

@@ -10,12 +10,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uh_protocol::problem::PROBLEM_MEDIA_TYPE;
 use uh_protocol::{BackendName, Code, Problem};
+use uh_system::plain;
 
 use super::control::Control;
 use super::reload::Asked;
 use super::server::{BODY_TIMEOUT, MAX_BODY_BYTES};
 use super::socket::Peer;
-use crate::plain::plain;
 
 /// The media type of Prometheus' text format.
 const METRICS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, Notify};
 use uh_protocol::request::Reloaded;
 use uh_protocol::{Code, Problem};
 use uh_switching::Refusal;
+use uh_system::plain;
 
 use super::audit::{Audit, Changed, Did, Wait};
 use super::control::Control;
@@ -16,7 +17,6 @@ use super::socket::Peer;
 use crate::config::{self, Config, changes};
 use crate::front::settings::{Settings, SettingsCell};
 use crate::observe::access_log::{self, Outlet, Reopened, Sink};
-use crate::plain::plain;
 use crate::systemd;
 
 /// How long reading and checking may take: a file on a disk that hangs, or a log that is a pipe without a reader, must

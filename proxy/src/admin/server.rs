@@ -18,11 +18,11 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use uh_protocol::{Code, Problem};
+use uh_system::plain;
 
 use super::api;
 use super::control::Control;
 use super::socket::{AdminSocket, Peer, Place};
-use crate::plain::plain;
 
 /// The largest request body: the largest call registers 64 endpoints.
 pub const MAX_BODY_BYTES: usize = 64 << 10;

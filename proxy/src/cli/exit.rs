@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use crate::plain::without_numbers;
 use serde_json::{Value, json};
 use uh_protocol::Problem;
 use uh_protocol::client::ClientError;
+use uh_system::without_numbers;
 
 /// The exit codes. Fixed; see docs/cli.md. 2 (usage) is clap's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

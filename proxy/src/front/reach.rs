@@ -5,6 +5,8 @@ use std::future::{Future as _, poll_fn};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
+use uh_system::plain;
+
 use super::Lease;
 use super::connection::Connection;
 use super::pool::{IdlePool, Tried, millis};
@@ -15,7 +17,6 @@ use super::upstream::{ConnectError, Upstream};
 use crate::observe::broken::Broken;
 use crate::observe::meters::RetryReason;
 use crate::observe::termination::Termination;
-use crate::plain::plain;
 use uh_http1::buffer::Buffer;
 use uh_http1::request::RequestHead;
 use uh_http1::response::{Recipient, ResponseHead};

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use pingora::protocols::Stream;
 use socket2::SockRef;
+use uh_system::plain;
 
 use super::descriptor;
-use crate::plain::plain;
 
 /// From here on, closing the connection resets it; what the kernel has not sent yet is lost. Where that can't be done,
 /// it will simply be closed.

@@ -14,9 +14,9 @@ use pingora::protocols::{Stream, UniqueID as _};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use uh_system::plain;
 
 use super::descriptor;
-use crate::plain::plain;
 
 /// How much must still be to come for it to be worth the preparation.
 pub const WORTHWHILE: u64 = 256 << 10;

@@ -5,10 +5,10 @@
 
 use std::os::fd::AsFd;
 
-use crate::plain::plain;
 use nix::libc;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SetStruct;
+use uh_system::plain;
 
 /// `TCP_NOTSENT_LOWAT`, as in `tcp(7)`.
 #[derive(Debug, Clone, Copy)]

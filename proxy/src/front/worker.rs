@@ -12,6 +12,7 @@ use pingora::protocols::l4;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
+use uh_system::plain;
 
 use super::Board;
 use super::admission::Admission;
@@ -23,7 +24,6 @@ use super::unsent;
 use super::upstream::Connector;
 use crate::observe::access_log::{HAND_OVER_AFTER, LogLane};
 use crate::observe::meters::Meters;
-use crate::plain::plain;
 
 /// How often idle upstream connections are looked through. Between two looks a dead one costs a file descriptor.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);

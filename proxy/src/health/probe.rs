@@ -12,10 +12,10 @@ use tokio::net::{TcpStream, UnixStream};
 use uh_protocol::Address;
 use uh_protocol::health::HealthBody;
 use uh_protocol::status::ProbeStatus;
+use uh_system::plain;
 
 use crate::config::HealthCheck;
 use crate::front::endpoint::Endpoint;
-use crate::plain::plain;
 use crate::state::time::iso_millis;
 
 /// A health body is small. Of a larger one, only the head of the message is of interest.

@@ -9,9 +9,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use uh_system::plain;
+
 use crate::config::Resolve;
 use crate::front::endpoint::Endpoint;
-use crate::plain::plain;
 
 /// How many of a name's addresses are used.
 const MAX_ADDRESSES: usize = 16;

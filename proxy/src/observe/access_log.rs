@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
+use uh_system::plain;
 
 use super::line::{Clock, Line};
 use super::meters::Meters;
 use crate::config::{AccessLog, AccessLogFormat};
-use crate::plain::plain;
 
 /// A worker hands its buffer over when it holds this much.
 const HAND_OVER_BYTES: usize = 32 << 10;

@@ -10,10 +10,10 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 use uh_protocol::ServiceName;
+use uh_system::plain;
 
 use super::file::{ServiceEntry, StateFile};
 use super::store::Store;
-use crate::plain::plain;
 
 /// How long a switch waits for the disk before it replies that its state is not there yet.
 pub const PERSIST_TIMEOUT: Duration = Duration::from_secs(5);

@@ -10,11 +10,11 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+use uh_system::plain;
 
 use super::file::{SCHEMA, StateFile};
 use crate::fault;
 use crate::lock::{self, LockError, beside};
-use crate::plain::plain;
 
 /// A state file larger than this is not one of ours.
 const MAX_FILE_BYTES: u64 = 4 << 20;

@@ -230,6 +230,26 @@ async fn a_state_file_that_was_moved_away_makes_no_number_come_again() {
     assert!(proxy.switch_by_force("green").await.generation > old.generation + 1000);
 }
 
+/// A field of a log line that is an error goes through [`uh_system::plain`].
+#[test]
+fn no_log_line_shows_an_error_as_it_is() {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![source];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let bare = ["%error,", "%error ", "%error)", "?error,", "%e,"];
+            let found = bare.iter().find(|bare| text.contains(**bare));
+            assert_eq!(found, None, "{}: write error = %plain(&error)", path.display());
+        }
+    }
+}
+
 #[tokio::test]
 async fn no_line_of_the_log_has_debug_text() {
     let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);

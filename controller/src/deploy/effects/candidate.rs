@@ -166,7 +166,7 @@ impl Driver<'_> {
     fn taken_port(&self) -> Option<RuntimeError> {
         let taken = |endpoint: &Endpoint| Some((endpoint.to_string(), ports::taken_by(endpoint)?));
         let (endpoint, by) = self.facts.endpoints.iter().find_map(taken)?;
-        Some(RuntimeError::PortTaken { endpoint, by })
+        Some(RuntimeError::PortTaken { endpoint, by: by.to_string() })
     }
 
     /// Withdraws the target, if the routing of this service hasn't changed since the operation began.

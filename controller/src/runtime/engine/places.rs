@@ -38,7 +38,7 @@ impl Engine {
     pub(in crate::runtime) async fn demand_free(&self, endpoints: &[Endpoint]) -> Result<(), RuntimeError> {
         for endpoint in endpoints {
             if let Some(by) = ports::taken_by(endpoint) {
-                return Err(self.port_taken(endpoint, by).await);
+                return Err(self.port_taken(endpoint, by.to_string()).await);
             }
         }
         Ok(())

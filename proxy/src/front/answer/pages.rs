@@ -9,8 +9,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use uh_system::plain;
+
 use super::words;
-use crate::plain::plain;
 
 /// The largest page: it is written whole into memory for every answer.
 const MAX_PAGE_BYTES: u64 = 64 << 10;
