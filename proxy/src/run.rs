@@ -18,10 +18,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use signal_hook::iterator::Signals;
 use tokio::sync::{Mutex, Notify, watch};
+use uh_switching::{Earlier, Generations};
 use uh_system::plain;
 
 use crate::admin::control::Control;
@@ -42,7 +43,7 @@ use crate::observe::access_log::{self, LogLane};
 use crate::observe::meters::Meters;
 use crate::observe::metrics::Metrics;
 use crate::state::file::StateFile;
-use crate::state::keeper::Keeper;
+use crate::state::keeper::{Change, Keeper};
 use crate::state::store::{Loaded, Store, StoreError};
 use crate::systemd::{self, Inherited, InheritedError};
 
@@ -127,21 +128,15 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let workers = config.server.threads;
     let meters = Arc::new(Meters::new(workers));
     let graveyard = Arc::new(Graveyard::default());
-    let board = Arc::new(board(
-        config,
-        loaded.state.as_ref(),
-        workers,
-        &meters,
-        &graveyard,
-        !loaded.warnings.is_empty(),
-    ));
+    let board = Arc::new(board(config, &loaded, bound.store.is_new(), workers, &meters, &graveyard));
     loaded.warnings.extend(unknown_actives(config, loaded.state.as_ref(), &board));
     for warning in &loaded.warnings {
         tracing::warn!("state: {warning}");
     }
-    keep_generations_apart(&board, &loaded, &bound.store);
     let known = loaded.state.as_ref().map(|state| state.services.clone()).unwrap_or_default();
-    let keeper = Arc::new(Keeper::start(bound.store, known).map_err(system("start the state thread"))?);
+    let keeper = Keeper::start(bound.store, known, board.reserved());
+    let keeper = Arc::new(keeper.map_err(system("start the state thread"))?);
+    reserve_generations(&keeper, &board);
     let bells: Vec<Arc<Bell>> = (0..workers).map(|_| Arc::default()).collect();
     let settings = (0..workers).map(|_| Arc::new(SettingsCell::new(settings.clone()))).collect();
     let admission = Arc::new(Admission::new(descriptors, workers));
@@ -191,8 +186,6 @@ pub fn run(start: Start) -> Result<(), RunError> {
         metrics_address: bound.metrics.as_ref().and_then(|m| m.local_addr().ok()).map(|a| a.to_string()),
         warnings: loaded.warnings,
     });
-    // The state on disk is brought in line with what is served from the first moment on.
-    control.persist_later();
     let (events, inbox) = channel();
     let threads = start_workers(&control, &graveyard, &admission, log.lanes, &bound.listeners, &stopped)?;
     supervise::start_joiner(threads, log.writer, events.clone()).map_err(system("start a thread"))?;
@@ -255,43 +248,54 @@ fn raise_descriptor_limit() -> u64 {
 
 fn board(
     config: &Config,
-    state: Option<&StateFile>,
+    loaded: &Loaded,
+    is_new: bool,
     workers: usize,
     meters: &Arc<Meters>,
     graveyard: &Arc<Graveyard>,
-    damaged: bool,
 ) -> Board {
+    let state = loaded.state.as_ref();
     let record = |(index, service): (usize, &Service)| {
         Some((service.name.clone(), state?.record(&service.name, index == 0)?))
     };
     let known = config.services.iter().enumerate().filter_map(record).collect();
     // After damage, a number that was never used before: an old expectation must not hold by chance.
-    let fresh = if damaged { milliseconds_since_1970() } else { 0 };
+    let now = milliseconds_since_1970();
+    let fresh = if loaded.warnings.is_empty() { 0 } else { now };
     let generation = state.map_or(fresh, |state| state.generation);
     let fittings = Fittings { meters: Arc::clone(meters), graveyard: Arc::clone(graveyard) };
     let services: Vec<_> = config.services.iter().cloned().map(Arc::new).collect();
-    Board::new(fittings, &services, &known, generation, workers)
+    let generations = Generations::after(earlier(loaded, is_new), now);
+    Board::new(fittings, &services, &known, generation, workers).numbered_by(generations)
 }
 
-/// The fewest generations that a start after an earlier run leaves out, whatever the clock says: more changes than any
-/// run makes while its disk refuses them all.
-const RESTART_LEAP: u64 = 1000;
+/// How long the start waits for the disk to take the first state. A disk that is slower holds up no request: the first
+/// change then leaps ahead instead of counting on.
+const RESERVE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Sees to it that no generation is handed out twice. Earlier runs may have made changes that their disk refused, and their
-/// generations are in the hands of callers; this run must not reach the same numbers with other changes. The disk can't
-/// say how many such runs there were. So each counts on from its own start: no run makes a change every millisecond.
+/// Brings the state on disk in line with what is served from the first moment on, and reserves generations by it.
+fn reserve_generations(keeper: &Keeper, board: &Board) {
+    if let Some(state) = StateFile::of(&board.view()) {
+        keeper.wait_until_tried(keeper.submit(state, Change::Facts), RESERVE_WITHIN);
+    }
+}
+
+/// What is known of the generations that earlier runs may have handed out.
 ///
-/// Only the first run counts from 0. It is the first if the lock of the state file wasn't there: it stays when the state
-/// is moved away. Where even the first state can't be written, no later run could tell.
-fn keep_generations_apart(board: &Board, loaded: &Loaded, store: &Store) {
-    let unwritten = || {
-        let error = StateFile::of(&board.view()).map(|state| store.save(&state))?.err()?;
-        tracing::warn!(error = %plain(&error), "cannot write the state: a restart would forget every switch");
-        Some(())
-    };
-    if loaded.state.is_some() || unwritten().is_some() || !store.is_new() {
-        let to_now = milliseconds_since_1970().saturating_sub(board.snapshot().generation);
-        board.leap(to_now.max(RESTART_LEAP));
+/// It is the first run if the lock of the state file wasn't there: it stays when the state is moved away. Old scripts
+/// wrote a state without generations.
+fn earlier(loaded: &Loaded, is_new: bool) -> Earlier {
+    let state = loaded.state.as_ref();
+    match state {
+        None if is_new && loaded.warnings.is_empty() => Earlier::Never,
+        Some(state) if is_new && state.schema == 0 => Earlier::Never,
+        // A copy may be one change behind, and what a newer version writes may mean something else.
+        Some(StateFile { generation, generation_reserve: Some(reserve), .. })
+            if loaded.warnings.is_empty() =>
+        {
+            Earlier::Reserved(*reserve.max(generation))
+        }
+        _ => Earlier::Unknown(state.map_or(0, |state| state.generation)),
     }
 }
 

@@ -32,6 +32,10 @@ pub struct StateFile {
     pub schema: u32,
     /// The generation of the routing.
     pub generation: u64,
+    /// No generation beyond this was handed out before a state that says more was on disk; `None`: unknown, as written by
+    /// an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation_reserve: Option<u64>,
     /// Every service, the first one too.
     pub services: BTreeMap<ServiceName, ServiceEntry>,
 }
@@ -141,6 +145,7 @@ impl StateFile {
             healthy: active.health.is_good(),
             schema: SCHEMA,
             generation: routing.generation,
+            generation_reserve: Some(routing.generation_reserve),
             services: routing.services.iter().map(entry).collect(),
         })
     }
@@ -215,6 +220,7 @@ impl StateFile {
             healthy: false,
             schema: 0,
             generation: 0,
+            generation_reserve: None,
             services: BTreeMap::new(),
         })
     }

@@ -34,6 +34,8 @@ pub struct Keeper {
 struct Inbox {
     slot: Mutex<Slot>,
     filled: Condvar,
+    /// The newest state was tried, or a newer one.
+    tried: Condvar,
     /// Up to here the routing has changed.
     routing: AtomicU64,
     /// Up to here it is on disk.
@@ -54,6 +56,8 @@ struct Slot {
     /// The newest state not yet written. An older one is of no interest any more.
     wanted: Option<StateFile>,
     revision: u64,
+    /// Up to here it was tried.
+    tried: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -65,17 +69,22 @@ struct Progress {
 }
 
 impl Keeper {
-    /// Starts the writing thread. `known`: the entries that were found at the start.
+    /// Starts the writing thread. `known`: the entries that were found at the start. `reserved` gets the generations that
+    /// the state on disk reserves.
     ///
     /// # Errors
     /// The thread can't be started.
-    pub fn start(store: Store, known: BTreeMap<ServiceName, ServiceEntry>) -> std::io::Result<Self> {
+    pub fn start(
+        store: Store,
+        known: BTreeMap<ServiceName, ServiceEntry>,
+        reserved: Arc<AtomicU64>,
+    ) -> std::io::Result<Self> {
         let inbox = Arc::new(Inbox::default());
         let (report, progress) = watch::channel(Progress::default());
         let thread_inbox = Arc::clone(&inbox);
         thread::Builder::new()
             .name("state".to_owned())
-            .spawn(move || keep(&store, &thread_inbox, &report))?;
+            .spawn(move || keep(&store, &thread_inbox, &reserved, &report))?;
         Ok(Self { inbox, progress, known: Mutex::new(known) })
     }
 
@@ -106,6 +115,12 @@ impl Keeper {
         slot.revision
     }
 
+    /// Waits until the state of this number was tried, for `at_most` so long. For the start, which has no runtime yet.
+    pub fn wait_until_tried(&self, revision: u64, at_most: Duration) {
+        let mut slot = self.inbox.slot.lock();
+        self.inbox.tried.wait_while_for(&mut slot, |slot| slot.tried < revision, at_most);
+    }
+
     /// What is known of a service that is not configured now.
     #[must_use]
     pub fn entry(&self, service: &ServiceName) -> Option<ServiceEntry> {
@@ -132,7 +147,14 @@ impl Keeper {
     }
 }
 
-fn keep(store: &Store, inbox: &Inbox, report: &watch::Sender<Progress>) {
+impl Inbox {
+    fn was_tried(&self, revision: u64) {
+        self.slot.lock().tried = revision;
+        self.tried.notify_all();
+    }
+}
+
+fn keep(store: &Store, inbox: &Inbox, reserved: &AtomicU64, report: &watch::Sender<Progress>) {
     let mut failing: Option<String> = None;
     loop {
         let (state, revision) = {
@@ -149,7 +171,9 @@ fn keep(store: &Store, inbox: &Inbox, report: &watch::Sender<Progress>) {
                 if failing.take().is_some() {
                     tracing::info!("the state is on disk again");
                 }
+                reserved.fetch_max(state.generation_reserve.unwrap_or(0), Ordering::AcqRel);
                 inbox.done.store(revision, Ordering::Release);
+                inbox.was_tried(revision);
                 report.send_modify(|progress| *progress = Progress { done: revision, failed: None });
                 if let Err(error) = store.save_copy(&state) {
                     tracing::warn!(error = %plain(&error), "cannot write the last-good copy of the state");
@@ -162,6 +186,7 @@ fn keep(store: &Store, inbox: &Inbox, report: &watch::Sender<Progress>) {
                     failing = Some(reason.clone());
                 }
                 report.send_modify(|progress| progress.failed = Some((revision, reason)));
+                inbox.was_tried(revision);
                 let mut slot = inbox.slot.lock();
                 slot.wanted.get_or_insert(state);
                 // A newer state is tried at once: somebody waits for the answer.

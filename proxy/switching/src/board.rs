@@ -3,12 +3,14 @@
 mod orders;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use uh_protocol::{BackendName, ServiceName};
 
 pub use orders::{RegisterOrder, RegisterOutcome, SwitchOrder, SwitchOutcome, Target, Withdrawal};
@@ -16,6 +18,7 @@ pub use orders::{RegisterOrder, RegisterOutcome, SwitchOrder, SwitchOutcome, Tar
 use crate::backend::Health;
 use crate::change::{Change, Outcome, unknown_backend, unknown_service};
 use crate::drain::{self, Drain, Holding};
+use crate::generations::Generations;
 use crate::lease::{Activation, Lease, Ledger};
 use crate::live::{ActivationInfo, Fittings, Live, LiveService, Registered, live_service};
 use crate::record::ServiceRecord;
@@ -55,12 +58,15 @@ pub struct Switchboard<F: Fittings> {
     live: ArcSwap<Live<F>>,
     /// The books of all activations that still hold something. Its lock serialises changes; requests never take it.
     ledgers: Mutex<Vec<InfoLedger<F>>>,
+    generations: Generations,
+    /// Wakes whoever relies on the routing.
+    changed: Notify,
     workers: usize,
     fittings: F,
 }
 
 impl<F: Fittings> Switchboard<F> {
-    /// A switchboard for these services, with what is known of them from an earlier run.
+    /// A switchboard for these services, with what is known of them from an earlier run. It counts on from `generation`.
     pub fn new(
         fittings: F,
         services: &[Arc<F::Service>],
@@ -72,6 +78,8 @@ impl<F: Fittings> Switchboard<F> {
         let board = Self {
             live: ArcSwap::from_pointee(Live::new(nothing, Vec::new())),
             ledgers: Mutex::default(),
+            generations: Generations::free(),
+            changed: Notify::new(),
             workers,
             fittings,
         };
@@ -83,13 +91,21 @@ impl<F: Fittings> Switchboard<F> {
         board
     }
 
-    /// Makes the next change leave out so many generations: see [`Snapshot::leap`].
-    pub fn leap(&self, generations: u64) {
-        let mut ledgers = self.ledgers.lock();
-        let live = self.live.load_full();
-        let snapshot = Snapshot { leap: generations, ..Snapshot::clone(&live.snapshot) };
-        let next = self.make(&mut ledgers, &live, snapshot);
-        self.live.store(Arc::new(next));
+    /// The same, with generations that no earlier run can have handed out.
+    #[must_use]
+    pub fn numbered_by(self, generations: Generations) -> Self {
+        Self { generations, ..self }
+    }
+
+    /// For whoever writes the state, to say which reserve is on disk.
+    pub fn reserved(&self) -> Arc<AtomicU64> {
+        self.generations.reserved()
+    }
+
+    /// Ends when the routing is no longer what it was when this was called: it counts from the call, not from the first
+    /// poll.
+    pub fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// Changes the routing: decides with [`Snapshot::after`], makes what the decision needs, and swaps. `change` is asked
@@ -103,7 +119,8 @@ impl<F: Fittings> Switchboard<F> {
     ) -> Result<Applied<F::Service>, Refusal> {
         let mut ledgers = self.ledgers.lock();
         let live = self.live.load_full();
-        let (snapshot, outcome) = live.snapshot.after(&change(&live))?;
+        let leap = self.generations.leap(live.snapshot.generation);
+        let (snapshot, outcome) = live.snapshot.leaving_out(leap).after(&change(&live))?;
         let before = Arc::clone(&live.snapshot);
         if !outcome.changed {
             let after = Arc::clone(&before);
@@ -117,6 +134,7 @@ impl<F: Fittings> Switchboard<F> {
         let start = self.fittings.clock();
         let old = self.live.swap(next);
         let swap_took = self.fittings.clock().saturating_duration_since(start);
+        self.changed.notify_waiters();
         let in_flight_before = drain::sum(&ended);
         drop(old);
         Ok(Applied { before, after, outcome, swap_took, in_flight_before })
@@ -197,6 +215,7 @@ impl<F: Fittings> Switchboard<F> {
         };
         RoutingView {
             generation: live.snapshot.generation,
+            generation_reserve: self.generations.reserve(live.snapshot.generation),
             services: live.services.iter().map(service).collect(),
         }
     }

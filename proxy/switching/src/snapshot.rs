@@ -135,8 +135,8 @@ impl<S> Clone for ServiceState<S> {
 pub struct Snapshot<S> {
     /// Grows at every change of who serves.
     pub generation: u64,
-    /// How many generations the next change leaves out. For a start after an earlier run, which may have handed out
-    /// generations that never reached the disk: an expectation of one of those must not hold for another change.
+    /// How many generations the next change leaves out, because an earlier run may have handed them out: see
+    /// [`generations`](crate::generations).
     pub leap: u64,
     /// In the order of the configuration.
     pub services: Vec<ServiceState<S>>,
@@ -149,6 +149,10 @@ impl<S> Clone for Snapshot<S> {
 }
 
 impl<S> Snapshot<S> {
+    pub(crate) fn leaving_out(&self, leap: u64) -> Self {
+        Self { leap, ..self.clone() }
+    }
+
     pub(crate) fn next_generation(&self) -> u64 {
         self.generation.saturating_add(1).saturating_add(self.leap)
     }

@@ -11,6 +11,9 @@ use crate::snapshot::ServiceState;
 pub struct RoutingView<S> {
     /// The generation.
     pub generation: u64,
+    /// The generations that a state with this routing reserves: none beyond it is handed out before a state that reserves
+    /// more is on disk.
+    pub generation_reserve: u64,
     /// In the order of the configuration.
     pub services: Vec<ServiceView<S>>,
 }

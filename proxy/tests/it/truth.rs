@@ -213,6 +213,33 @@ async fn no_number_of_changes_is_handed_out_twice_however_often_it_crashes() {
     }
 }
 
+#[tokio::test]
+async fn a_restart_goes_on_from_the_numbers_that_it_has_reserved() {
+    let (home, mut proxy, _blue, _green) = pair().await;
+    let mut last = proxy.switch_by_force("green").await.generation;
+    assert_eq!(last, 1);
+    for restart in 1..=3 {
+        proxy.kill();
+        proxy = home.start().await;
+        assert_eq!(proxy.status().await.generation, last);
+        let switched = proxy.switch_by_force(if restart % 2 == 0 { "green" } else { "blue" }).await;
+        assert!(switched.persisted && switched.generation > last, "{switched:?}");
+        last = switched.generation;
+    }
+    assert!(last < 10_000, "{last} looks like a time");
+    // An older version writes no reserve: then it isn't known how far it went.
+    proxy.kill();
+    let text = fs::read_to_string(home.state_file()).unwrap();
+    let mut state: Value = serde_json::from_str(&text).unwrap();
+    for field in ["generationReserve", "checksum"] {
+        assert!(state.as_object_mut().unwrap().remove(field).is_some(), "{text}");
+    }
+    fs::write(home.state_file(), state.to_string()).unwrap();
+    let proxy = home.start().await;
+    assert_eq!(proxy.status().await.generation, last);
+    assert!(proxy.switch_by_force("green").await.generation > 1_000_000_000_000);
+}
+
 /// Whoever moves the state away wants the configuration's backends, and not that an old expectation holds by chance.
 #[tokio::test]
 async fn a_state_file_that_was_moved_away_makes_no_number_come_again() {
