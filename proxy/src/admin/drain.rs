@@ -45,8 +45,8 @@ impl Control {
             let audit = Audit::of_backend(peer, "drain", service, backend);
             drain.map_err(|refusal| self.refuse(audit, &refusal))
         };
-        // Taken anew until it says itself that nothing is left: the backend may have been active again for a while. If
-        // it is active now, the answer would be worthless, and whoever asked must not stop it.
+        // Taken again at each switch, and until it says itself that nothing is left: the backend may have been active
+        // again for a while. If it is active now, the answer would be worthless, and whoever asked must not stop it.
         let mut drain = handle()?;
         let before = drain.remaining();
         let meters = self.backend_meters(service, backend)?;
@@ -55,16 +55,27 @@ impl Control {
         if request.cut.unwrap_or(policy == TunnelsAtDrain::Close) && policy == TunnelsAtDrain::Close {
             self.close_tunnels(&drain, spread);
         }
-        while !drain.is_drained() && tokio::time::timeout_at(deadline.into(), drain.wait()).await.is_ok() {
+        loop {
+            // Before the look: what changes after it ends the wait.
+            let changed = self.board.changed();
             drain = handle()?;
+            let over = async {
+                tokio::select! {
+                    () = drain.wait() => {}
+                    () = changed => {}
+                }
+            };
+            if drain.is_drained() || tokio::time::timeout_at(deadline.into(), over).await.is_err() {
+                break;
+            }
         }
-        drain = handle()?;
         if !drain.is_drained() && request.cut.unwrap_or(policy != TunnelsAtDrain::Keep) {
             if request.cut == Some(true) {
                 drain.cut();
             }
             self.close_tunnels(&drain, spread);
-            self.await_tunnels(&drain, request.cut == Some(true), spread + CUT_GRACE).await;
+            let is_standby = || self.board.drain(service, backend).is_ok();
+            self.await_tunnels(&drain, request.cut == Some(true), spread + CUT_GRACE, is_standby).await;
             drain = handle().map_err(|mut problem| {
                 let cut = meters.cut_total() - cut_before;
                 problem.detail = format!("{} ({cut} exchanges were cut before that)", problem.detail);
@@ -98,10 +109,17 @@ impl Control {
         self.bells.iter().for_each(|bell| bell.ring());
     }
 
-    /// Waits until the tunnels are gone, and with `requests` those too; for as long as that may take.
-    async fn await_tunnels(&self, drain: &Drain, requests: bool, at_most: Duration) {
+    /// Waits until the tunnels are gone, and with `requests` those too; for as long as that may take, and as it is a
+    /// standby.
+    async fn await_tunnels(
+        &self,
+        drain: &Drain,
+        requests: bool,
+        at_most: Duration,
+        is_standby: impl Fn() -> bool,
+    ) {
         let deadline = Instant::now() + at_most;
-        while Instant::now() < deadline && (requests || drain.remaining().tunnels > 0) {
+        while Instant::now() < deadline && is_standby() && (requests || drain.remaining().tunnels > 0) {
             if tokio::time::timeout(LOOK_EVERY, drain.wait()).await.is_ok() {
                 return;
             }

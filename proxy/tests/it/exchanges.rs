@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use uh_protocol::client::ClientError;
 use uh_protocol::request::DrainRequest;
 
-use crate::harness::{Home, Proxy, SampleApp, Scripted, Then, app, backend, pair, until};
+use crate::harness::{Home, Proxy, SampleApp, Scripted, Then, app, backend, pair, soon, until};
 use crate::wire::{Wire, get};
 
 pub(crate) const WEBSOCKET: &str = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -212,7 +213,7 @@ async fn a_redeployed_backend_inherits_no_connection() {
 }
 
 #[tokio::test]
-async fn a_drain_counts_what_began_while_the_backend_was_active_again() {
+async fn a_drain_ends_at_once_when_its_backend_becomes_active_again() {
     let (_home, proxy, _blue, _green) = pair().await;
     let in_flight = async |count| {
         until("they are in flight", async || {
@@ -221,25 +222,28 @@ async fn a_drain_counts_what_began_while_the_backend_was_active_again() {
         .await;
     };
     let mut first = Wire::connect(proxy.address).await;
-    first.send(get("/slow?ms=1500")).await;
+    first.send(get("/slow?ms=60000")).await;
     in_flight(1).await;
     proxy.switch("green").await;
     let client = proxy.client.clone();
     let drain = tokio::spawn(async move {
         client
-            .drain(&app(), &backend("blue"), &DrainRequest { timeout_ms: Some(3_000), cut: Some(false) })
+            .drain(&app(), &backend("blue"), &DrainRequest { timeout_ms: Some(600_000), cut: Some(true) })
             .await
-            .unwrap()
     });
     until_a_drain_waits(&proxy).await;
     proxy.switch("blue").await;
+    let ended = soon("the drain ends", drain).await.unwrap();
+    let Err(ClientError::Problem(problem)) = ended else { panic!("{ended:?}") };
+    assert_eq!(problem.code, uh_protocol::Code::BackendActive);
+    // Neither was cut, and the next drain counts what began since.
     let mut second = Wire::connect(proxy.address).await;
     second.send(get("/slow?ms=60000")).await;
     in_flight(2).await;
     proxy.switch("green").await;
-    assert_eq!(first.response().await.status, 200);
-    let drained = drain.await.unwrap();
-    assert!(!drained.drained && drained.remaining.requests == 1, "{drained:?}");
+    let order = DrainRequest { timeout_ms: Some(1), cut: Some(false) };
+    let drained = proxy.client.drain(&app(), &backend("blue"), &order).await.unwrap();
+    assert!(!drained.drained && drained.remaining.requests == 2, "{drained:?}");
 }
 
 #[tokio::test]
