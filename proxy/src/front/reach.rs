@@ -45,15 +45,8 @@ pub(super) async fn reach(
     loop {
         let mut upstream = match connect(conn, request, lease, retried, record, relay).await {
             Ok(upstream) => upstream,
-            // Traffic has moved while the backend could not be reached: nothing was sent, and the new one can answer.
-            Err(refusal)
-                if refusal.broken == Some(Broken::Unreachable)
-                    && lease.is_retired()
-                    && !moved
-                    && may_retry(lease) =>
-            {
-                lease.owner().meters.lane(lease.worker()).retried(RetryReason::ConnectFailed);
-                *lease = pick_again(conn, request, lease).ok_or(refusal)?;
+            Err(refusal) if !moved && can_move(&refusal, lease) => {
+                move_on(conn, request, lease, refusal)?;
                 moved = true;
                 continue;
             }
@@ -61,7 +54,13 @@ pub(super) async fn reach(
         };
         // Connecting may have taken a while: a request that is to be cut is better not sent at all.
         if lease.is_cut() {
-            return Err(Failure::Cut(Termination::Drain).refusal());
+            let refusal = Failure::Cut(Termination::Drain).refusal();
+            if moved || !can_move(&refusal, lease) {
+                return Err(refusal);
+            }
+            move_on(conn, request, lease, refusal)?;
+            moved = true;
+            continue;
         }
         let Some(scratch) = &conn.scratch else { return Err(Refusal::internal()) };
         let to = Recipient {
@@ -106,6 +105,28 @@ pub(super) async fn reach(
         relay.rewind();
         retried = true;
     }
+}
+
+/// Whether traffic has moved while the backend could not be reached, or before a drain cut the attempt: nothing was sent,
+/// and the new one can answer.
+fn can_move(refusal: &Refusal, lease: &Lease) -> bool {
+    let unsent = refusal.broken == Some(Broken::Unreachable) || refusal.termination == Termination::Drain;
+    unsent && lease.is_retired() && may_retry(lease)
+}
+
+/// Takes part in what is active now instead. The old backend's drain sees the exchange end there.
+///
+/// # Errors
+/// There is nothing to move on to: the refusal.
+fn move_on(
+    conn: &Connection,
+    request: &RequestHead,
+    lease: &mut Lease,
+    refusal: Refusal,
+) -> Result<(), Refusal> {
+    lease.owner().meters.lane(lease.worker()).retried(RetryReason::ConnectFailed);
+    *lease = pick_again(conn, request, lease).ok_or(refusal)?;
+    Ok(())
 }
 
 /// Picks for another attempt. `None`: the service was reconfigured meanwhile, and the head is written for it as it was.

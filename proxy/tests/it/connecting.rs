@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
-use uh_protocol::request::{DrainRequest, SwitchRequest};
+use uh_protocol::request::DrainRequest;
 
-use crate::harness::{Home, Proxy, app, backend, until};
+use crate::harness::{Home, Proxy, SampleApp, app, backend, until};
 use crate::wire::{Wire, get};
 
 /// An endpoint that answers no connect, as a host that is gone: its queue is full and stays so.
@@ -33,8 +33,16 @@ impl BlackHole {
 }
 
 async fn connecting(extra_server: &str, timeouts: &str) -> (BlackHole, Home, Proxy, Wire) {
+    connecting_beside("127.0.0.1:9", extra_server, timeouts).await
+}
+
+async fn connecting_beside(
+    green: impl ToString,
+    extra_server: &str,
+    timeouts: &str,
+) -> (BlackHole, Home, Proxy, Wire) {
     let hole = BlackHole::open();
-    let home = Home::new(hole.address, "127.0.0.1:9")
+    let home = Home::new(hole.address, green)
         .server(extra_server)
         .service(&format!("[services.app.timeouts]\nconnect = \"10m\"\n{timeouts}"));
     let proxy = home.start().await;
@@ -54,11 +62,30 @@ async fn a_client_that_leaves_while_its_backend_is_connected_to_ends_the_exchang
     assert!(line["status"] == 499 && line["termination"] == "DC", "{line}");
 }
 
+/// Nothing was sent yet, so the new backend can answer, whatever the method.
 #[tokio::test]
-async fn a_drain_that_cuts_ends_what_is_still_connecting() {
-    let (_hole, _home, proxy, mut wire) = connecting("", "").await;
-    let force = SwitchRequest { force: true, ..SwitchRequest::to(backend("green")) };
-    proxy.client.switch(&app(), &force).await.unwrap();
+async fn a_drain_that_cuts_moves_what_is_still_connecting_to_the_active_backend() {
+    let green = SampleApp::start("green", "2").await;
+    let (_hole, _home, proxy, mut wire) = connecting_beside(green.address, "", "").await;
+    let mut post = Wire::connect(proxy.address).await;
+    post.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok").await;
+    until("both are in flight", async || (proxy.backend("blue").await.requests_in_flight == 2).then_some(()))
+        .await;
+    proxy.switch_by_force("green").await;
+    let request = DrainRequest { timeout_ms: Some(300), cut: Some(true) };
+    let drained = proxy.client.drain(&app(), &backend("blue"), &request).await.unwrap();
+    assert_eq!((drained.drained, drained.finished, drained.cut), (true, 2, 0), "{drained:?}");
+    for wire in [&mut wire, &mut post] {
+        let response = wire.response().await;
+        assert_eq!((response.status, response.text().contains("green")), (200, true), "{response:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_that_cuts_ends_what_is_still_connecting_where_no_retry_is_allowed() {
+    let (_hole, _home, proxy, mut wire) =
+        connecting("", "\n[services.app.retries]\npercent = 0\nper_second = 0").await;
+    proxy.switch_by_force("green").await;
     let request = DrainRequest { timeout_ms: Some(300), cut: Some(true) };
     let drained = proxy.client.drain(&app(), &backend("blue"), &request).await.unwrap();
     assert_eq!(drained.cut, 1, "{drained:?}");
