@@ -1,6 +1,7 @@
 //! Reading the configuration file again: all of it is checked first, then all of it is put in force, and no connection
 //! is touched. What only a restart can change is named, and stays as it is.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +61,39 @@ struct Checked {
     log: Sink,
 }
 
+/// What became of opening the access log again.
+#[derive(Debug)]
+enum Reopening {
+    Done(Reopened),
+    Failed(io::Error),
+    /// It goes on, and takes effect once the disk answers.
+    Slow,
+    /// An earlier one hangs, and this one was not begun.
+    Busy,
+}
+
+/// Opens the access log again by `open`, which may wait for a disk. One at a time, whose `turn` it is: each that hangs
+/// holds a thread, of which there are few.
+async fn reopen_within(
+    at_most: Duration,
+    turn: &Arc<Mutex<()>>,
+    open: impl FnOnce() -> io::Result<Reopened> + Send + 'static,
+) -> Reopening {
+    let Ok(turn) = tokio::time::timeout(at_most, Arc::clone(turn).lock_owned()).await else {
+        return Reopening::Busy;
+    };
+    let opening = tokio::task::spawn_blocking(move || {
+        let opened = open();
+        drop(turn);
+        opened
+    });
+    match tokio::time::timeout(at_most, opening).await {
+        Ok(Ok(Ok(reopened))) => Reopening::Done(reopened),
+        Ok(Ok(Err(error))) => Reopening::Failed(error),
+        Ok(Err(_)) | Err(_) => Reopening::Slow,
+    }
+}
+
 impl Control {
     /// Reloads at every SIGHUP, for ever. Signals that come while one is carried out are answered by one more.
     pub async fn reload_when_wanted(self: Arc<Self>) {
@@ -80,35 +114,27 @@ impl Control {
 
     /// Opens the access log again and logs how that went. What is wrong with it stops nothing.
     async fn reopen_log(&self, why: &str) {
-        // One at a time: each that hangs holds a thread, of which there are few.
-        let turn = Arc::clone(&self.reloading.reopening).lock_owned();
-        let Ok(turn) = tokio::time::timeout(CHECK_TIMEOUT, turn).await else {
-            tracing::error!(
-                why,
-                "the access log was not reopened: the disk is slow, and an earlier reopening still hangs; try again"
-            );
-            return;
-        };
         let outlet = self.reloading.outlet.clone();
-        let opening = tokio::task::spawn_blocking(move || {
-            let opened = outlet.reopen();
-            drop(turn);
-            opened
-        });
-        match tokio::time::timeout(CHECK_TIMEOUT, opening).await {
-            Ok(Ok(Ok(Reopened::File(path)))) => {
+        match reopen_within(CHECK_TIMEOUT, &self.reloading.reopening, move || outlet.reopen()).await {
+            Reopening::Done(Reopened::File(path)) => {
                 tracing::info!(path = %path.display(), why, "access log reopened");
             }
-            Ok(Ok(Ok(Reopened::NoFile))) => {
+            Reopening::Done(Reopened::NoFile) => {
                 tracing::info!(why, "the access log isn't a file; nothing to reopen");
             }
-            Ok(Ok(Err(error))) => {
+            Reopening::Failed(error) => {
                 tracing::error!(error = %plain(&error), why, "access log not reopened; lines go to the old file");
             }
-            Ok(Err(_)) | Err(_) => {
+            Reopening::Slow => {
                 tracing::error!(
                     why,
                     "the disk is slow; lines go to the old access log until it opens the new one"
+                );
+            }
+            Reopening::Busy => {
+                tracing::error!(
+                    why,
+                    "the access log was not reopened: the disk is slow, and an earlier reopening still hangs; try again"
                 );
             }
         }
@@ -237,4 +263,36 @@ fn refused(refusal: &Refusal) -> Problem {
         _ => Code::Conflict,
     };
     Problem::new(code, refusal.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reopening_that_hangs_keeps_no_other_one_waiting_and_takes_one_thread() {
+        let moment = Duration::from_millis(50);
+        let turn = Arc::default();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let hang = move || {
+            let _ = released.recv();
+            Ok(Reopened::NoFile)
+        };
+        assert!(matches!(reopen_within(moment, &turn, hang).await, Reopening::Slow));
+        let begun = Arc::new(AtomicBool::new(false));
+        let note = Arc::clone(&begun);
+        let second = move || {
+            note.store(true, Ordering::SeqCst);
+            Ok(Reopened::NoFile)
+        };
+        assert!(matches!(reopen_within(moment, &turn, second).await, Reopening::Busy));
+        assert!(!begun.load(Ordering::SeqCst), "it would hold a thread of its own");
+        release.send(()).unwrap();
+        let third = reopen_within(Duration::from_secs(30), &turn, || Ok(Reopened::NoFile));
+        assert!(matches!(third.await, Reopening::Done(Reopened::NoFile)));
+        let failed = || Err(io::Error::from(io::ErrorKind::PermissionDenied));
+        assert!(matches!(reopen_within(moment, &turn, failed).await, Reopening::Failed(_)));
+    }
 }
