@@ -6,7 +6,7 @@
 //! [`probe`]; [`counters`] and [`verdict`] judge a backend, with [`evidence`] for a breach; [`downtime`] measures
 //! what users noticed; [`report`] prints, without secrets ([`redact`]); [`notice`] runs hooks and the webhook;
 //! [`validate`] checks everything before a deploy; [`cli`] is the command line. Helpers: [`check`], [`command`],
-//! [`env_file`], [`files`], [`ports`], [`time`], [`fault`], [`lines`].
+//! [`env_file`], [`files`], [`ports`], [`time`], [`fault`], [`lines`], [`waiting`].
 
 pub mod check;
 pub mod cli;
@@ -31,5 +31,6 @@ pub mod runtime;
 pub mod time;
 pub mod validate;
 pub mod verdict;
+pub mod waiting;
 
 pub use uh_system::plain as chain;

@@ -39,6 +39,7 @@ pub use self::instance::InstanceId;
 use crate::check::Check;
 use crate::config::{Config, RuntimeConfig};
 use crate::redact::Foreign;
+use crate::waiting::Waiting;
 
 /// A way to run instances of the app. See the module for the rules.
 ///
@@ -160,13 +161,13 @@ pub trait Runtime {
     ) -> Result<(), RuntimeError>;
 }
 
-/// Makes the configured runtime.
+/// Makes the configured runtime. `waiting` reports waits that take long.
 #[must_use]
-pub fn for_config(config: &Config) -> Box<dyn Runtime> {
+pub fn for_config(config: &Config, waiting: Waiting) -> Box<dyn Runtime> {
     match &config.runtime {
         RuntimeConfig::Process(settings) => Box::new(process::Process::new(config, settings)),
-        RuntimeConfig::Docker(settings) => Box::new(docker::Docker::new(config, settings)),
-        RuntimeConfig::Compose(settings) => Box::new(compose::Compose::new(config, settings)),
+        RuntimeConfig::Docker(settings) => Box::new(docker::Docker::new(config, settings, waiting)),
+        RuntimeConfig::Compose(settings) => Box::new(compose::Compose::new(config, settings, waiting)),
     }
 }
 

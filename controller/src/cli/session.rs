@@ -22,12 +22,13 @@ use crate::front::Front;
 use crate::report::{Form, Report};
 use crate::runtime::{self, Runtime};
 use crate::time::{iso_millis, span};
+use crate::waiting::Waiting;
 use crate::{files, redact};
 
 /// A running command.
 pub(super) struct Session {
     pub(super) config: Config,
-    pub(super) report: Report,
+    pub(super) report: Rc<Report>,
     pub(super) runtime: Box<dyn Runtime>,
     pub(super) interrupts: Interrupts,
     journal: RefCell<Weak<File>>,
@@ -50,8 +51,10 @@ impl Session {
         state_dir
             .map_err(|e| Failed::new(Exit::Failed, format!("{}; nothing was changed", crate::chain(&e))))?;
         redact::remember(redact::of_config(&config));
-        let report = Report::new(form);
-        let runtime = runtime::for_config(&config);
+        let report = Rc::new(Report::new(form));
+        let said = Rc::clone(&report);
+        let waiting = Waiting::new(move |line| said.line(line));
+        let runtime = runtime::for_config(&config, waiting);
         Ok(Self { config, report, runtime, interrupts: Interrupts::default(), journal: RefCell::default() })
     }
 

@@ -30,6 +30,7 @@ use super::{Candidate, Frozen, InstanceId, Lines, LogQuery, Plan, Runtime, Runti
 use crate::check::Check;
 use crate::command::CommandFailed;
 use crate::config::{ComposeSettings, Config, Pull};
+use crate::waiting::Waiting;
 use crate::{env_file, fault, files};
 
 /// How long the tool may take to resolve the files.
@@ -55,6 +56,7 @@ pub struct Compose {
     directory: PathBuf,
     documents: PathBuf,
     build_timeout: Duration,
+    waiting: Waiting,
 }
 
 /// What was frozen.
@@ -71,13 +73,14 @@ struct Spec {
 impl Compose {
     /// For this configuration.
     #[must_use]
-    pub fn new(config: &Config, settings: &ComposeSettings) -> Self {
+    pub fn new(config: &Config, settings: &ComposeSettings, waiting: Waiting) -> Self {
         Self {
-            engine: Engine::new(&config.deploy.state_dir, config.deploy.service.clone()),
+            engine: Engine::new(&config.deploy.state_dir, config.deploy.service.clone(), waiting.clone()),
             settings: settings.clone(),
             directory: config.directory.clone(),
             documents: config.deploy.state_dir.join("compose"),
             build_timeout: config.deploy.build_timeout,
+            waiting,
         }
     }
 
@@ -96,7 +99,7 @@ impl Compose {
     }
 
     async fn tool(&self) -> Result<Tool, String> {
-        Tool::find(&self.settings, &self.directory).await
+        Tool::find(&self.settings, &self.directory, &self.waiting).await
     }
 
     /// Resolves the candidate's service in the files.
@@ -164,7 +167,9 @@ impl Compose {
         let short = id.trim_start_matches("sha256:").get(..12).unwrap_or("image").to_owned();
         let options = TagImageOptionsBuilder::new().repo(&repository).tag(&short).build();
         self.engine
-            .call(RESOLVE_WITHIN, async |client: Client| client.tag_image(&id, Some(options.clone())).await)
+            .call("tag an image", RESOLVE_WITHIN, async |client: Client| {
+                client.tag_image(&id, Some(options.clone())).await
+            })
             .await
             .map_err(EngineError::unreachable)?;
         spec.document.pin(&format!("{repository}:{short}"));

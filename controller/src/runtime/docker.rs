@@ -21,6 +21,7 @@ use super::{Candidate, Frozen, InstanceId, Lines, LogQuery, Plan, Runtime, Runti
 use crate::check::Check;
 use crate::config::{Config, DockerSettings, Pull};
 use crate::fault;
+use crate::waiting::Waiting;
 
 /// How long creating or starting a container may take: even a busy engine needs only seconds.
 const START_WITHIN: Duration = Duration::from_secs(60);
@@ -37,9 +38,9 @@ pub struct Docker {
 impl Docker {
     /// For this configuration.
     #[must_use]
-    pub fn new(config: &Config, settings: &DockerSettings) -> Self {
+    pub fn new(config: &Config, settings: &DockerSettings, waiting: Waiting) -> Self {
         Self {
-            engine: Engine::new(&config.deploy.state_dir, config.deploy.service.clone()),
+            engine: Engine::new(&config.deploy.state_dir, config.deploy.service.clone(), waiting),
             settings: settings.clone(),
             build_timeout: config.deploy.build_timeout,
             stop_timeout: config.deploy.stop_timeout,
@@ -61,7 +62,7 @@ impl Docker {
         let options = CreateContainerOptionsBuilder::new().name(instance.as_str()).build();
         let made = self
             .engine
-            .call(START_WITHIN, async |client: Client| {
+            .call("create a container", START_WITHIN, async |client: Client| {
                 client.create_container(Some(options.clone()), body.clone()).await
             })
             .await;
@@ -79,7 +80,9 @@ impl Docker {
             };
             let joined = self
                 .engine
-                .call(START_WITHIN, async |client: Client| client.connect_network(network, request()).await)
+                .call("connect a container to a network", START_WITHIN, async |client: Client| {
+                    client.connect_network(network, request()).await
+                })
                 .await;
             match joined {
                 // It has already joined.
@@ -110,7 +113,9 @@ impl Docker {
     async fn run(&self, instance: &InstanceId) -> Result<(), EngineError> {
         let started = self
             .engine
-            .call(START_WITHIN, async |client: Client| client.start_container(instance.as_str(), None).await)
+            .call(&format!("start {instance}"), START_WITHIN, async |client: Client| {
+                client.start_container(instance.as_str(), None).await
+            })
             .await;
         match started {
             // It is already running.
@@ -143,7 +148,9 @@ impl Runtime for Docker {
             let name = format!("Network {network} exists");
             let found = self
                 .engine
-                .ask(START_WITHIN, async |client: Client| client.inspect_network(network, None).await)
+                .ask("find a network", START_WITHIN, async |client: Client| {
+                    client.inspect_network(network, None).await
+                })
                 .await;
             checks.push(match found {
                 Ok(_) => Check::passed(name, "yes"),

@@ -30,6 +30,7 @@ use self::owner::Owner;
 use super::{Ending, InstanceId, Lines, LogQuery, RuntimeError, State};
 use crate::check::Check;
 use crate::lines::LineCutter;
+use crate::waiting::Waiting;
 
 /// How long to wait for an engine that doesn't answer: a restart of dockerd takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,11 +64,12 @@ pub(super) struct Engine {
     client: OnceCell<Docker>,
     owner: Owner,
     service: Option<ServiceName>,
+    waiting: Waiting,
 }
 
 impl Engine {
-    pub(super) fn new(state_dir: &std::path::Path, service: Option<ServiceName>) -> Self {
-        Self { client: OnceCell::new(), owner: Owner::new(state_dir), service }
+    pub(super) fn new(state_dir: &std::path::Path, service: Option<ServiceName>, waiting: Waiting) -> Self {
+        Self { client: OnceCell::new(), owner: Owner::new(state_dir), service, waiting }
     }
 
     /// The labels by which an instance is found again.
@@ -98,8 +100,17 @@ impl Engine {
         self.client.get_or_try_init(connect).await.cloned()
     }
 
-    /// Calls once.
+    /// Calls once. `what` completes "waiting for the Docker Engine to …", which is reported if the call takes long.
     pub(super) async fn ask<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        call: impl AsyncFnOnce(Docker) -> Result<T, Error>,
+    ) -> Result<T, EngineError> {
+        self.wait(what, limit, self.ask_silently(limit, call)).await
+    }
+
+    async fn ask_silently<T>(
         &self,
         limit: Duration,
         call: impl AsyncFnOnce(Docker) -> Result<T, Error>,
@@ -111,18 +122,35 @@ impl Engine {
     /// Calls what is safe to repeat, and waits for a restarting engine.
     pub(super) async fn call<T>(
         &self,
+        what: &str,
         limit: Duration,
         call: impl AsyncFn(Docker) -> Result<T, Error>,
     ) -> Result<T, EngineError> {
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.ask(limit, |docker| call(docker)).await {
-                Err(EngineError::Unreachable(_)) if Instant::now() < deadline => {
-                    tokio::time::sleep(RETRY).await;
+        let answered = async {
+            loop {
+                match self.ask_silently(limit, |docker| call(docker)).await {
+                    Err(EngineError::Unreachable(_)) if Instant::now() < deadline => {
+                        tokio::time::sleep(RETRY).await;
+                    }
+                    other => return other,
                 }
-                other => return other,
             }
-        }
+        };
+        self.wait(what, PATIENCE + limit, answered).await
+    }
+
+    /// Waits for the engine's reply, and reports a long wait. Every call goes through here.
+    fn wait<T>(
+        &self,
+        what: &str,
+        at_most: Duration,
+        answer: impl Future<Output = T>,
+    ) -> impl Future<Output = T> {
+        // bollard's futures are large: boxed, they don't make every caller's as large.
+        let answer = Box::pin(answer);
+        let what = format!("the Docker Engine to {what}");
+        async move { self.waiting.on(&what, at_most, answer).await }
     }
 
     /// Whether it is running, for `validate`.
@@ -136,14 +164,16 @@ impl Engine {
 
     /// Its version and API version, for messages.
     async fn version(&self) -> Result<String, EngineError> {
-        let version = self.ask(CALL, async |docker: Docker| docker.version().await).await?;
+        let version =
+            self.ask("tell its version", CALL, async |docker: Docker| docker.version().await).await?;
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
         Ok(format!("Docker {} (API {})", or_unknown(version.version), or_unknown(version.api_version)))
     }
 
     /// The id of a local image.
     pub(super) async fn image_id(&self, name: &str) -> Result<Option<String>, EngineError> {
-        match self.call(CALL, async |docker: Docker| docker.inspect_image(name).await).await {
+        match self.call("find an image", CALL, async |docker: Docker| docker.inspect_image(name).await).await
+        {
             Ok(image) => Ok(image.id),
             Err(error) if error.status() == Some(404) => Ok(None),
             Err(error) => Err(error),
@@ -159,7 +189,10 @@ impl Engine {
     ) -> Result<Vec<ContainerSummary>, EngineError> {
         let filters = HashMap::from([(filter.to_owned(), values)]);
         let options = ListContainersOptionsBuilder::new().all(all).filters(&filters).build();
-        self.call(CALL, async |docker: Docker| docker.list_containers(Some(options.clone())).await).await
+        self.call("list containers", CALL, async |docker: Docker| {
+            docker.list_containers(Some(options.clone())).await
+        })
+        .await
     }
 
     /// The containers with this label that were started from this state directory.
@@ -191,7 +224,12 @@ impl Engine {
     }
 
     async fn inspect(&self, id: &str) -> Result<Option<ContainerInspectResponse>, EngineError> {
-        match self.call(CALL, async |docker: Docker| docker.inspect_container(id, None).await).await {
+        match self
+            .call("describe a container", CALL, async |docker: Docker| {
+                docker.inspect_container(id, None).await
+            })
+            .await
+        {
             Ok(found) => Ok(Some(found)),
             Err(error) if error.status() == Some(404) => Ok(None),
             Err(error) => Err(error),
@@ -218,7 +256,7 @@ impl Engine {
         let seconds = i32::try_from(timeout.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::new().t(seconds).build();
         let stopped = self
-            .call(timeout + CALL, async |docker: Docker| {
+            .call(&format!("stop {instance}"), timeout + CALL, async |docker: Docker| {
                 docker.stop_container(&id, Some(options.clone())).await
             })
             .await;
@@ -245,7 +283,9 @@ impl Engine {
         while let Some(id) = self.container(instance).await.map_err(about)? {
             let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
             let removed = self
-                .call(CALL, async |docker: Docker| docker.remove_container(&id, Some(options.clone())).await)
+                .call(&format!("remove {instance}"), CALL, async |docker: Docker| {
+                    docker.remove_container(&id, Some(options.clone())).await
+                })
                 .await;
             match removed {
                 // 409: it is already being removed.
@@ -277,7 +317,8 @@ impl Engine {
             .since(since)
             .tail(&tail)
             .build();
-        let client = self.ask(CALL, async |docker: Docker| Ok(docker)).await.map_err(about)?;
+        let client =
+            self.ask("accept a connection", CALL, async |docker: Docker| Ok(docker)).await.map_err(about)?;
         let mut output = client.logs(&id, Some(options));
         let mut lines = LineCutter::default();
         loop {
@@ -285,7 +326,8 @@ impl Engine {
             let next = if query.follow {
                 output.next().await
             } else {
-                let next = tokio::time::timeout(CALL, output.next()).await;
+                let next = tokio::time::timeout(CALL, output.next());
+                let next = self.wait("send a log", CALL, next).await;
                 next.map_err(|_| about(EngineError::Slow(CALL)))?
             };
             match next {
@@ -331,6 +373,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::waiting::tests::kept;
 
     /// An engine with one container, whose removal never completes.
     fn engine_that_never_ends_a_removal() -> Docker {
@@ -362,6 +405,7 @@ mod tests {
             client: OnceCell::new_with(Some(engine_that_never_ends_a_removal())),
             owner: Owner::new(dir.path()),
             service: None,
+            waiting: kept().0,
         };
         engine.owner.id_or_new().unwrap();
         let instance =
@@ -370,6 +414,25 @@ mod tests {
         let removed = tokio::time::timeout(Duration::from_secs(20), removal).await.unwrap();
         let said = crate::chain(&removed.unwrap_err());
         assert!(said.contains("can't remove app.green") && said.contains("already in progress"), "{said}");
+    }
+
+    /// An engine that accepts a connection and says nothing.
+    #[tokio::test]
+    async fn a_silent_engine_is_named_after_a_few_seconds() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("tcp://{}", listener.local_addr().unwrap());
+        let docker = Docker::connect_with_http(&address, 10, bollard::API_DEFAULT_VERSION).unwrap();
+        let (waiting, lines) = kept();
+        let client = OnceCell::new_with(Some(docker));
+        let engine = Engine { client, owner: Owner::new(dir.path()), service: None, waiting };
+        engine.owner.id_or_new().unwrap();
+        let instance =
+            InstanceId::new(&"app".parse().unwrap(), &"green".parse().unwrap(), "20261125t000001-aaaa");
+        let state = engine.state(&instance);
+        assert!(tokio::time::timeout(Duration::from_secs(5), state).await.is_err(), "it was answered");
+        let said = lines.borrow().join("\n");
+        assert!(said.starts_with("waiting for the Docker Engine to list containers (3s so far"), "{said}");
     }
 
     #[test]

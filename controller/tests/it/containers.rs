@@ -13,6 +13,7 @@ use uh_controller::config;
 use uh_controller::runtime::{
     Candidate, Ending, Frozen, InstanceId, LogQuery, Runtime, RuntimeError, State, for_config,
 };
+use uh_controller::waiting::Waiting;
 
 use crate::harness::until;
 
@@ -110,7 +111,7 @@ impl Place {
              [backends.blue]\nendpoints = [\"127.0.0.1:{}\"]\n[backends.green]\nendpoints = [\"127.0.0.1:{}\"]\n{runtime}",
             ports[0], ports[1]
         );
-        let runtime = for_config(&config::parse(&text, root).unwrap());
+        let runtime = for_config(&config::parse(&text, root).unwrap(), Waiting::new(|_| {}));
         Self { directory, ports, service, runtime, started: RefCell::default() }
     }
 

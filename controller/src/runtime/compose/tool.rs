@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::command::{CommandFailed, run_lines};
 use crate::config::ComposeSettings;
 use crate::runtime::Lines;
+use crate::waiting::Waiting;
 
 /// How long it may take to print its version.
 const VERSION_WITHIN: Duration = Duration::from_secs(15);
@@ -24,11 +25,16 @@ pub(super) struct Tool {
     directory: PathBuf,
     arguments: Vec<String>,
     project: Option<String>,
+    waiting: Waiting,
 }
 
 impl Tool {
     /// Finds the first one that works.
-    pub(super) async fn find(settings: &ComposeSettings, directory: &Path) -> Result<Self, String> {
+    pub(super) async fn find(
+        settings: &ComposeSettings,
+        directory: &Path,
+        waiting: &Waiting,
+    ) -> Result<Self, String> {
         let mut arguments = Vec::new();
         for file in &settings.files {
             arguments.extend(["-f".to_owned(), file.display().to_string()]);
@@ -44,6 +50,7 @@ impl Tool {
                 directory: directory.to_owned(),
                 arguments: arguments.clone(),
                 project: settings.project.clone(),
+                waiting: waiting.clone(),
             };
             match tool.ask(tool.command(["version", "--short"]), VERSION_WITHIN).await {
                 Ok(version) => {
@@ -74,7 +81,8 @@ impl Tool {
 
     /// Runs a command and returns its standard output. Standard error is only shown if it fails.
     async fn ask(&self, command: Command, within: Duration) -> Result<String, CommandFailed> {
-        crate::command::output(&command, within, LOG_LINES).await
+        let what = self.words.join(" ");
+        self.waiting.on(&what, within, crate::command::output(&command, within, LOG_LINES)).await
     }
 
     /// Resolves the user's files.
@@ -124,6 +132,7 @@ impl Tool {
     ) -> Result<(), CommandFailed> {
         let mut command = self.about(document, project);
         command.args(["up", "-d", "--no-deps", "--no-build", "--force-recreate", service]);
-        run_lines(&command, within, &|_| {}, LOG_LINES).await
+        let what = format!("{} to start {service}", self.words.join(" "));
+        self.waiting.on(&what, within, run_lines(&command, within, &|_| {}, LOG_LINES)).await
     }
 }

@@ -77,7 +77,8 @@ impl Docker {
         if settings.pull == Pull::Always {
             options = options.pull("true");
         }
-        let client = self.engine.ask(START_WITHIN, async |client: Client| Ok(client)).await;
+        let client =
+            self.engine.ask("accept a connection", START_WITHIN, async |client: Client| Ok(client)).await;
         let client = client.map_err(EngineError::unreachable)?;
         let (body, packing) = context::stream(context, &settings.dockerfile);
         let (credentials, problems) = match Logins::read() {
@@ -110,7 +111,8 @@ impl Docker {
     async fn pull_image(&self, image: &str, progress: Lines<'_>) -> Result<(), RuntimeError> {
         let (name, tag) = split_tag(image);
         let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
-        let client = self.engine.ask(START_WITHIN, async |client: Client| Ok(client)).await;
+        let client =
+            self.engine.ask("accept a connection", START_WITHIN, async |client: Client| Ok(client)).await;
         let client = client.map_err(EngineError::unreachable)?;
         let credentials = match Logins::read() {
             Ok(logins) => logins.of_image(image).await,
@@ -187,7 +189,7 @@ impl Docker {
         let credentials = Logins::read()?.of_image(image).await?;
         let asked = self
             .engine
-            .ask(REGISTRY_WITHIN, async |client: Client| {
+            .ask("ask a registry for an image", REGISTRY_WITHIN, async |client: Client| {
                 client.inspect_registry_image(image, credentials).await.map(drop)
             })
             .await;

@@ -68,7 +68,8 @@ impl Engine {
     /// The container that publishes a port of this machine.
     async fn publisher(&self, port: u16) -> Option<String> {
         let options = ListContainersOptionsBuilder::new().build();
-        let list = self.ask(CALL, async |docker: Docker| docker.list_containers(Some(options)).await);
+        let list = self
+            .ask("list containers", CALL, async |docker: Docker| docker.list_containers(Some(options)).await);
         let publishes = |container: &ContainerSummary| {
             container.ports.iter().flatten().any(|published| published.public_port == Some(port))
         };

@@ -17,7 +17,9 @@ impl Engine {
     ) -> Result<Vec<String>, EngineError> {
         let options = bollard::query_parameters::ListContainersOptionsBuilder::new().all(true).build();
         let containers = self
-            .call(CALL, async |docker: Docker| docker.list_containers(Some(options.clone())).await)
+            .call("list containers", CALL, async |docker: Docker| {
+                docker.list_containers(Some(options.clone())).await
+            })
             .await?;
         let in_use: HashSet<String> =
             containers.into_iter().filter_map(|container| container.image_id).collect();
@@ -34,7 +36,10 @@ impl Engine {
         id: &str,
         is_ours: &dyn Fn(&str) -> bool,
     ) -> Result<Option<String>, EngineError> {
-        let found = match self.call(CALL, async |docker: Docker| docker.inspect_image(id).await).await {
+        let found = match self
+            .call("find an image", CALL, async |docker: Docker| docker.inspect_image(id).await)
+            .await
+        {
             Err(error) if error.status() == Some(404) => return Ok(None),
             other => other?,
         };
@@ -46,7 +51,7 @@ impl Engine {
         let parts = if names.is_empty() { vec![id.to_owned()] } else { names.clone() };
         for part in &parts {
             let removed = self
-                .call(CALL, async |docker: Docker| {
+                .call("remove an image", CALL, async |docker: Docker| {
                     docker.remove_image(part, None::<RemoveImageOptions>, None).await
                 })
                 .await;
