@@ -165,7 +165,7 @@ impl Engine {
     /// Its version and API version, for messages.
     async fn version(&self) -> Result<String, EngineError> {
         let version =
-            self.ask("tell its version", CALL, async |docker: Docker| docker.version().await).await?;
+            self.ask("report its version", CALL, async |docker: Docker| docker.version().await).await?;
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
         Ok(format!("Docker {} (API {})", or_unknown(version.version), or_unknown(version.api_version)))
     }

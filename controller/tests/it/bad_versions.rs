@@ -113,6 +113,32 @@ fn one_whose_port_is_used_by_a_foreign_standby_leaves_that_in_service() {
     assert_eq!(role, uh_protocol::status::Role::Standby, "{}", ran.text);
 }
 
+/// The same where the standby of ours has ended, and somebody has started one by hand in its place.
+#[test]
+fn one_whose_port_is_taken_leaves_the_standby_in_service_though_one_of_ours_has_ended_there() {
+    let stage = Stage::new();
+    stage.configure("uh-deploy.toml", "[runtime.process]\nrestart = \"no\"");
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    let (_, ours) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".blue.")).unwrap();
+    let pid = rustix::process::Pid::from_raw(ours).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    until("ours has ended", || stage.app_pids().iter().all(|(_, other)| *other != ours).then_some(()));
+    let mut by_hand = std::process::Command::new(program("uh-sample-app"));
+    by_hand.env("PORT", stage.ports[0].to_string()).env("HOSTNAME", "127.0.0.1");
+    by_hand.env("DEPLOYMENT_ENV", "blue").env("APP_VERSION", "0.9.0");
+    let mut by_hand = by_hand.stdout(Stdio::null()).spawn().unwrap();
+    until("it answers", || stage.answers("blue"));
+    let ran = stage.run(&["blue-green", "--version", "1.0.2"]);
+    let service = stage.service();
+    by_hand.kill().unwrap();
+    by_hand.wait().unwrap();
+    assert_eq!(ran.code, Some(1), "{}", ran.text);
+    ran.says(&format!("127.0.0.1:{} is in use by uh-sample-app (pid {})", stage.ports[0], by_hand.id()));
+    let blue = service.backends.iter().find(|backend| backend.name.as_str() == "blue").unwrap();
+    assert_eq!(blue.role, uh_protocol::status::Role::Standby, "{}", ran.text);
+}
+
 #[test]
 fn one_that_leaks_memory_is_killed_and_reported() {
     let leak = "c=$(head -c 262144 /dev/zero | tr '\\0' x); while :; do x=$x$c; sleep 0.01; done";

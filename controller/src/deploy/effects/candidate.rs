@@ -143,10 +143,7 @@ impl Driver<'_> {
             Ok(found) => found.into_iter().filter(|id| *id != self.facts.instance).collect::<Vec<_>>(),
             Err(e) => return Some(self.runtime_failed(Failure::Start, &e)),
         };
-        // Then another process holds the port. It stays in service: after a manual switch it may be the only standby.
-        if leftovers.is_empty()
-            && let Some(taken) = self.taken_port()
-        {
+        if let Some(taken) = self.port_of_a_stranger(&leftovers).await {
             return Some(self.runtime_failed(Failure::Start, &taken));
         }
         let out = match self.withdraw_target().await {
@@ -163,10 +160,21 @@ impl Driver<'_> {
         None
     }
 
-    fn taken_port(&self) -> Option<RuntimeError> {
-        let taken = |endpoint: &Endpoint| Some((endpoint.to_string(), ports::taken_by(endpoint)?));
-        let (endpoint, by) = self.facts.endpoints.iter().find_map(taken)?;
-        Some(RuntimeError::PortTaken { endpoint, by: by.to_string() })
+    /// A port that stays in use whatever is stopped here, because another process holds it. Then nothing is changed, and the
+    /// backend stays in service: after a manual switch, that process may be the only standby.
+    async fn port_of_a_stranger(&self, leftovers: &[InstanceId]) -> Option<RuntimeError> {
+        for leftover in leftovers {
+            // A running instance holds the port itself, or the engine does for it.
+            if !self.runtime.state(leftover).await.is_ok_and(|state| !state.is_running()) {
+                return None;
+            }
+        }
+        let ours = |by: &ports::Taken| leftovers.iter().any(|leftover| by.is_of(leftover));
+        let taken = |endpoint: &Endpoint| {
+            let by = ports::taken_by(endpoint).filter(|by| !ours(by))?;
+            Some(RuntimeError::PortTaken { endpoint: endpoint.to_string(), by: by.to_string() })
+        };
+        self.facts.endpoints.iter().find_map(taken)
     }
 
     /// Withdraws the target, if the routing of this service hasn't changed since the operation began.
