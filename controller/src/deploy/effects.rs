@@ -9,6 +9,7 @@ mod undo;
 use uh_protocol::BackendName;
 
 use super::driver::Driver;
+use super::facts::Facts;
 use super::machine::{Effect, Event, Failure, Kind, Outcome};
 use crate::front::FrontError;
 use crate::gate::Diagnosis;
@@ -98,9 +99,31 @@ impl Driver<'_> {
         }
     }
 
+    /// An operation that did not end well may leave its candidate active all the same: then it is what users get, and so
+    /// what is restarted when it ends, and started after a reboot.
+    async fn adopt(&mut self) {
+        let Ok(view) = self.front.view().await else { return };
+        let Facts { to, endpoints, operation, .. } = &self.facts;
+        if !view.is_active(to) || !view.has_endpoints(to, endpoints) {
+            return;
+        }
+        if let Err(e) = self.records.commit(operation) {
+            self.report.warn(&format!("the record of {to} could not be written: {e}"));
+        }
+        self.keep_running().await;
+        let Ok(Some(record)) = self.records.of(&self.facts.to) else { return };
+        if self.runtime.state(&record.instance).await.is_ok_and(|state| !state.is_running()) {
+            let why = format!("{} is active and does not run: `uh-deploy start` starts it", record.instance);
+            self.report.warn(&why);
+            self.tally.remarks.push(why);
+        }
+    }
+
     async fn record(&mut self, outcome: Outcome) -> Event {
-        if matches!(outcome, Outcome::Deployed | Outcome::RolledBack) {
-            self.keep_running().await;
+        match outcome {
+            Outcome::Deployed | Outcome::RolledBack => self.keep_running().await,
+            Outcome::Superseded | Outcome::Attention => self.adopt().await,
+            Outcome::Failed(_) | Outcome::Returned => {}
         }
         self.measure_downtime().await;
         match (self.kind, outcome) {

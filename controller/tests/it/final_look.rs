@@ -33,7 +33,7 @@ impl<'a> Held<'a> {
         Self { stage, child: command.spawn().unwrap() }
     }
 
-    fn arrived(&self) {
+    pub(crate) fn arrived(&self) {
         let held = self.stage.path("hold.held");
         until("the operation has come to the point", || held.exists().then_some(()));
     }
@@ -317,4 +317,26 @@ fn an_app_that_crashes_between_the_last_check_and_the_record_is_restarted() {
     let ran = held.end();
     assert_eq!(ran.code, Some(0), "{}", ran.text);
     until("it answers again", || stage.answers("green").filter(|answer| answer == "green 1.0.1"));
+}
+
+/// Somebody switches to the candidate before the deploy does: the deploy needs somebody to look, and users get the
+/// candidate.
+#[test]
+fn a_candidate_that_serves_after_an_operation_that_needs_somebody_is_restarted_and_recorded() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    let held = Held::at(&stage, "effect.switch.before", &["blue-green", "--version", "1.0.1"]);
+    assert_eq!(uh_proxy(&stage, &["switch", "green", "--force"]).code, Some(0));
+    let ran = held.end();
+    assert_eq!(ran.code, Some(6), "{}", ran.text);
+    assert_eq!((outcome(&stage).as_str(), stage.served().as_str()), ("attention", "green 1.0.1"));
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    kill(pid);
+    until("it answers again", || {
+        let restarted = stage.app_pids().iter().all(|(_, other)| *other != pid);
+        stage.answers("green").filter(|answer| restarted && answer == "green 1.0.1")
+    });
+    // After a reboot too, it is this version that is started.
+    stage.kill_all_instances();
+    stage.expect(0, &["start"]).says("green (v1.0.1) serves");
 }
