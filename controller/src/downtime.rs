@@ -34,29 +34,16 @@ impl Sample {
     /// Reads them from Prometheus text.
     #[must_use]
     pub fn read(metrics: &str, service: &str, pid: u32, uptime_s: u64) -> Self {
-        Self { pid, uptime_s, ..Self::count(metrics, service, None) }
+        Self { pid, uptime_s, ..Self::count(metrics, service) }
     }
 
-    /// Reads those of one backend.
-    #[must_use]
-    pub fn of_backend(metrics: &str, service: &str, backend: &str) -> Self {
-        Self::count(metrics, service, Some(backend))
-    }
-
-    /// The requests since then, and how many of them got a 5xx status.
-    #[must_use]
-    pub fn since(&self, before: &Self) -> (u64, u64) {
-        (self.requests.saturating_sub(before.requests), self.errors.saturating_sub(before.errors))
-    }
-
-    fn count(metrics: &str, service: &str, backend: Option<&str>) -> Self {
+    fn count(metrics: &str, service: &str) -> Self {
         let mut sample = Self::default();
         for line in metrics.lines().filter(|line| !line.starts_with('#')) {
             let Some((series, value)) = line.rsplit_once(' ') else { continue };
             let (name, labels) = series.split_once('{').unwrap_or((series, ""));
             let count = whole(value);
-            let ours = label(labels, "service") == Some(service)
-                && (backend.is_none() || label(labels, "backend") == backend);
+            let ours = label(labels, "service") == Some(service);
             match name {
                 "uh_proxy_requests_total" if ours => {
                     sample.requests = sample.requests.saturating_add(count);

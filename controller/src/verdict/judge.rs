@@ -84,9 +84,8 @@ impl<'a> Judge<'a> {
         if let Condition::Ended(how) = condition {
             return Some(how.clone());
         }
-        let answers = total.answers();
-        if self.allowed.is_exceeded_by(answers) {
-            return Some(self.too_many(answers));
+        if let Some(reason) = self.fails_too_often(total) {
+            return Some(reason);
         }
         let reason = match condition {
             Condition::Unhealthy(why) => Some(format!("unhealthy: {why}")),
@@ -95,6 +94,13 @@ impl<'a> Judge<'a> {
         self.memory.bad_in_a_row = if reason.is_some() { self.memory.bad_in_a_row + 1 } else { 0 };
         self.memory.last_reason.clone_from(&reason);
         reason.filter(|_| self.memory.bad_in_a_row >= self.limits.breach_after)
+    }
+
+    /// `Some`: all counted requests together are enough evidence that it fails more of them than it may.
+    #[must_use]
+    pub fn fails_too_often(&self, total: &Counters) -> Option<String> {
+        let answers = total.answers();
+        self.allowed.is_exceeded_by(answers).then(|| self.too_many(answers))
     }
 
     /// The verdict, if there was no breach.

@@ -18,11 +18,12 @@ use crate::deploy::records::Records;
 use crate::deploy::watch::{self, Plan, Watch, WatchFile};
 use crate::evidence::Breach;
 use crate::fault;
-use crate::front::{Front, FrontError, View};
+use crate::front::{Front, FrontError, Serving, View};
 use crate::gate::end_of;
 use crate::report::Form;
 use crate::runtime::InstanceId;
 use crate::time::{iso_millis, span};
+use crate::verdict::Answers;
 use crate::verdict::judge::{Condition, Judge, Verdict, percent};
 
 /// How often to check the instance between ticks, so that a crash is noticed immediately.
@@ -187,6 +188,12 @@ impl<'a> Watcher<'a> {
     /// The time of the switch that made it active, from uh-proxy's status.
     pub(in crate::cli) fn last_switch(&self) -> Option<&str> {
         self.last_switch.as_deref()
+    }
+
+    /// What the version that serves again answered before it was replaced, if that is known.
+    pub(in crate::cli) fn answers_before(&self, serving: Option<&Serving>) -> Option<Answers> {
+        let before = self.before.as_ref().filter(|before| serving.is_some_and(|now| now.is(&before.backend)));
+        before.map(|before| before.counters.answers())
     }
 
     pub(in crate::cli) fn plan(&self) -> &Plan {

@@ -11,13 +11,14 @@ use crate::cli::exit::{Exit, Failed};
 use crate::cli::monitor::Watcher;
 use crate::cli::session::Session;
 use crate::cli::{Done, alive, operation};
-use crate::deploy::activation::same_switch;
+use crate::deploy::activation::{self, same_switch};
 use crate::deploy::driver::Ended;
 use crate::deploy::machine::Outcome;
-use crate::downtime::Sample;
 use crate::evidence::Breach;
 use crate::front::{Front, Serving};
 use crate::time::span;
+use crate::verdict::Answers;
+use crate::verdict::judge::Judge;
 
 /// How long to check the restored version, to see whether the rollback helped.
 const LOOK: Duration = Duration::from_secs(3);
@@ -40,7 +41,9 @@ pub(in crate::cli) async fn automatic(
     let (reason, watched) = (&breach.reason, &watcher.watched);
     session.report.say(&format!("Rolling back automatically from {watched}: {reason}"));
     match roll_back_from(session, front, watcher, breach).await {
-        Ok(Ended { outcome: Outcome::RolledBack, .. }) => Ok(after(session, front).await),
+        Ok(ended) if ended.outcome == Outcome::RolledBack => {
+            Ok(after(session, front, watcher.answers_before(ended.serving.as_ref())).await)
+        }
         Ok(ended) if ended.outcome == Outcome::Superseded => Ok(Exit::Superseded),
         Ok(ended) => Err(Failed::new(
             Exit::Attention,
@@ -115,12 +118,12 @@ fn is_same(watcher: &Watcher<'_>, serving: &Serving) -> bool {
 }
 
 /// Reports if the rollback hasn't helped: then the cause is elsewhere.
-async fn after(session: &Session, front: &Front) -> Exit {
+async fn after(session: &Session, front: &Front, before: Option<Answers>) -> Exit {
     let Ok(serving) = front.serving_soon().await else {
         session.report.warn("can't check whether the rollback helped: uh-proxy doesn't answer");
         return Exit::RolledBack;
     };
-    let Some(why) = still_bad(session, front, &serving).await else { return Exit::RolledBack };
+    let Some(why) = still_bad(session, front, &serving, before).await else { return Exit::RolledBack };
     session.report.event("no_help", serde_json::json!({"active": serving.active(), "reason": why}));
     session.report.say(&format!(
         "❌ The rollback did not help: {} has errors too ({why}), so the cause is elsewhere. Manual intervention required",
@@ -129,27 +132,28 @@ async fn after(session: &Session, front: &Front) -> Exit {
     Exit::RolledBack
 }
 
-async fn still_bad(session: &Session, front: &Front, serving: &Serving) -> Option<String> {
+/// Why the version that serves again is bad too. Its errors are judged by the same test as those of a watch, against what
+/// it failed before it was replaced: a version that is as it was is no reason to say that going back hasn't helped.
+async fn still_bad(
+    session: &Session,
+    front: &Front,
+    serving: &Serving,
+    before: Option<Answers>,
+) -> Option<String> {
     if let Some(why) = alive::why_dead(session, serving).await {
         return Some(why);
     }
-    let (service, backend) = (front.service.as_str(), serving.active().as_str());
-    let sample = || async {
-        let metrics = front.client.metrics().await.ok()?;
-        Some(Sample::of_backend(&metrics, service, backend))
-    };
-    let before = sample().await?;
+    let backend = serving.active();
+    let (_, start) = activation::read(front, backend).await.ok()?;
+    let judge = Judge::new(&session.config.monitor, before);
     let deadline = Instant::now() + LOOK;
-    let limits = &session.config.monitor;
-    loop {
+    // A sequential test: each look is as good as the last one.
+    while Instant::now() < deadline {
         tokio::time::sleep(LOOK_POLL).await;
-        let (requests, errors) = sample().await?.since(&before);
-        if requests < limits.min_requests && Instant::now() < deadline {
-            continue;
+        let (_, now) = activation::read(front, backend).await.ok()?;
+        if let Some(why) = judge.fails_too_often(&now.since(&start)) {
+            return Some(why);
         }
-        #[allow(clippy::cast_precision_loss, reason = "a share of a few thousand requests")]
-        let share = errors as f64 / requests.max(1) as f64;
-        let bad = requests >= limits.min_requests && share > limits.max_error_rate;
-        return bad.then(|| format!("{errors} of {requests} requests failed"));
     }
+    None
 }
