@@ -15,6 +15,7 @@ use uh_protocol::{BackendName, Code, ServiceName};
 
 use crate::config::Config;
 use crate::runtime::Endpoint;
+use crate::time::same_switch;
 
 /// One service of uh-proxy.
 #[derive(Debug, Clone)]
@@ -59,7 +60,10 @@ impl Standing {
     pub fn holds(&self, now: Self, our_version: Option<&str>) -> bool {
         let ours = now.version.is_none() || now.version.as_deref() == our_version;
         let version = if ours { self.version.clone() } else { now.version.clone() };
-        *self == Self { version, ..now }
+        // A front door that was restarted meanwhile knows the same switch less exactly.
+        let same = same_switch(self.last_switch.as_deref(), now.last_switch.as_deref());
+        let last_switch = if same { self.last_switch.clone() } else { now.last_switch.clone() };
+        *self == Self { version, last_switch, ..now }
     }
 }
 
@@ -295,15 +299,20 @@ mod tests {
             endpoints: vec![format!("127.0.0.1:{port}")],
             version: version.map(str::to_owned),
         };
-        let before = standing("blue", "10:00", 3009, Some("1"));
+        let before = standing("blue", "2026-11-25T10:00:00.5Z", 3009, Some("1"));
         for version in [Some("1"), Some("2"), None] {
-            assert!(before.holds(standing("blue", "10:00", 3009, version), Some("2")), "{version:?}");
+            assert!(
+                before.holds(standing("blue", "2026-11-25T10:00:00.5Z", 3009, version), Some("2")),
+                "{version:?}"
+            );
         }
+        // After a restart, the front door knows that switch to the second.
+        assert!(before.holds(standing("blue", "2026-11-25T10:00:00Z", 3009, Some("1")), Some("2")));
         for changed in [
-            standing("green", "10:00", 3009, Some("1")),
-            standing("blue", "10:01", 3009, Some("1")),
-            standing("blue", "10:00", 3010, Some("1")),
-            standing("blue", "10:00", 3009, Some("3")),
+            standing("green", "2026-11-25T10:00:00.5Z", 3009, Some("1")),
+            standing("blue", "2026-11-25T10:01:00.5Z", 3009, Some("1")),
+            standing("blue", "2026-11-25T10:00:00.5Z", 3010, Some("1")),
+            standing("blue", "2026-11-25T10:00:00.5Z", 3009, Some("3")),
         ] {
             assert!(!before.holds(changed.clone(), Some("2")), "{changed:?}");
         }

@@ -1,4 +1,4 @@
-//! Times and durations as text.
+//! Times and durations as text, and what uh-proxy's times mean.
 
 use jiff::Timestamp;
 
@@ -21,14 +21,47 @@ pub fn span(length: std::time::Duration) -> String {
     }
 }
 
+/// Whether two values of uh-proxy's `last_switch` mean the same switch. A restarted uh-proxy knows it only to the
+/// second. Two values that are more exact, and differ, are two switches.
+#[must_use]
+pub fn same_switch(one: Option<&str>, other: Option<&str>) -> bool {
+    let parse = |at: &str| at.parse::<Timestamp>().ok();
+    let to_the_second = |at: Timestamp| at.subsec_nanosecond() == 0;
+    match (one, other) {
+        (None, None) => true,
+        (Some(one), Some(other)) if one == other => true,
+        (Some(one), Some(other)) => parse(one).zip(parse(other)).is_some_and(|(one, other)| {
+            one.as_second() == other.as_second() && (to_the_second(one) || to_the_second(other))
+        }),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use super::same_switch;
 
     #[test]
     fn durations_are_shown_in_at_most_two_units() {
         let told =
             [850, 12_300, 30_000, 225_000, 260_100_000].map(|ms| super::span(Duration::from_millis(ms)));
         assert_eq!(told, ["850ms", "12.3s", "30s", "3m 45s", "72h 15m"]);
+    }
+
+    #[test]
+    fn last_switch_times_that_differ_only_in_precision_are_the_same_switch() {
+        let at = "2026-11-25T10:00:01.767Z";
+        for (other, same) in [
+            (at, true),
+            ("2026-11-25T10:00:01Z", true),
+            ("2026-11-25T10:00:02Z", false),
+            ("2026-11-25T10:00:01.9Z", false),
+            ("?", false),
+        ] {
+            assert_eq!(same_switch(Some(at), Some(other)), same, "{other}");
+        }
+        assert!(same_switch(None, None) && !same_switch(None, Some(at)));
     }
 }

@@ -32,7 +32,7 @@ const LAYERS: [Layers; 3] = [
         order: &[
             "cli", "validate", "deploy", "front", "gate", "probe", "notice", "ports", "runtime", "command",
             "lines", "report", "evidence", "counters", "verdict", "redact", "config", "env_file", "files",
-            "check", "downtime", "fault", "time",
+            "check", "downtime", "fault", "waiting", "time",
         ],
         up: &[
             ("command.rs", "runtime"),

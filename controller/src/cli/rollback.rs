@@ -19,18 +19,22 @@ use crate::deploy::records::{Record, Records};
 use crate::evidence::Breach;
 use crate::front::{Front, Serving};
 use crate::runtime::InstanceId;
-use crate::time::{iso_millis, span};
+use crate::time::{iso_millis, same_switch, span};
 
 pub(super) use automatic::automatic;
 use undo::{Undo, Wanted};
 
 pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
+    let requested = serving_now(session).await;
     // The timers hold the lock only briefly, and giving up would leave a bad version serving.
     let _lock = match session.lock_patiently("rollback").await {
         Err(failed) if failed.exit() != Exit::Locked => return Err(by_hand(session, failed).await),
         other => other?,
     };
     let front = session.front().await?;
+    if args.to.is_none() && args.of.is_none() {
+        demand_unmoved(requested.as_ref(), &front.serving().await?)?;
+    }
     let recovered = operation::recover_if_needed(session, &front).await;
     if let Some((_, Ended { outcome: Outcome::Attention, .. })) = recovered? {
         return Ok(Exit::Attention);
@@ -51,6 +55,27 @@ pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
         Err(failed) if failed.message().contains("journal") => Err(by_hand(session, failed).await),
         Err(failed) => Err(failed),
     }
+}
+
+/// What is active while "the last change" is still the one that the operator means.
+async fn serving_now(session: &Session) -> Option<Serving> {
+    session.front().await.ok()?.serving().await.ok()
+}
+
+/// The holder of the lock may have put another version in place. Nobody asked to undo that one, and undoing it would
+/// bring back what it replaced.
+fn demand_unmoved(before: Option<&Serving>, now: &Serving) -> Result<(), Failed> {
+    let Some(before) = before else { return Ok(()) };
+    let switched = |serving: &Serving| serving.view().service.last_switch.clone();
+    if before.is(now.active()) && same_switch(switched(before).as_deref(), switched(now).as_deref()) {
+        return Ok(());
+    }
+    let message = format!(
+        "{} was active when this rollback was requested, but traffic moved while it waited for the lock: {}. Nothing was changed; run it again to undo the newer change",
+        before.name(),
+        now.sentence()
+    );
+    Err(Failed::new(Exit::Superseded, message))
 }
 
 /// Without a writable state directory a rollback is refused, but uh-proxy can still move traffic.

@@ -13,6 +13,7 @@ use uh_protocol::{BackendName, ServiceName};
 use crate::counters::{Counters, Process, Reading};
 use crate::files;
 use crate::front::{Front, FrontError, View};
+use crate::time::same_switch;
 
 /// The version of the file's format.
 const SCHEMA: u32 = 1;
@@ -111,18 +112,6 @@ impl Activations {
     }
 }
 
-/// Whether two values of uh-proxy's `last_switch` mean the same switch. A restarted uh-proxy knows it only to the
-/// second.
-#[must_use]
-pub fn same_switch(one: Option<&str>, other: Option<&str>) -> bool {
-    let second = |at: &str| at.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_second).ok();
-    match (one, other) {
-        (None, None) => true,
-        (Some(one), Some(other)) => one == other || second(one).is_some_and(|one| Some(one) == second(other)),
-        _ => false,
-    }
-}
-
 /// The counters just before traffic moves.
 #[derive(Debug)]
 pub struct Handover {
@@ -192,20 +181,4 @@ fn monotonic() -> Duration {
 /// Empty if unknown: then process id and start time decide.
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::same_switch;
-
-    #[test]
-    fn last_switch_times_that_differ_only_in_precision_are_the_same_switch() {
-        let at = "2026-11-25T10:00:01.767Z";
-        for (other, same) in
-            [(at, true), ("2026-11-25T10:00:01Z", true), ("2026-11-25T10:00:02Z", false), ("?", false)]
-        {
-            assert_eq!(same_switch(Some(at), Some(other)), same, "{other}");
-        }
-        assert!(same_switch(None, None) && !same_switch(None, Some(at)));
-    }
 }

@@ -125,3 +125,79 @@ fn traffic_moves_back_to_a_standby_that_was_briefly_unhealthy() {
     deploy.must_end_with(3);
     assert_eq!(stage.served(), "blue 1.0.0");
 }
+
+/// Its generation is every service's.
+#[test]
+fn traffic_is_moved_back_although_another_service_changes_meanwhile() {
+    let mut stage = Stage::new();
+    let shop = "[services.shop]\npath_prefix = \"/shop\"\nactive = \"green\"\n\
+                [services.shop.backends.blue]\nendpoints = [\"127.0.0.1:9\"]\n\
+                [services.shop.backends.green]\nendpoints = [\"127.0.0.1:9\"]\n";
+    let front_door = stage.path("uh-proxy.toml");
+    let both = fs::read_to_string(&front_door).unwrap() + shop;
+    fs::write(&front_door, both).unwrap();
+    stage.kill_front_door();
+    stage.start_front_door();
+    stage.configure("uh-deploy.toml", "[deploy]\nservice = \"app\"");
+    stage.deploy("1.0.0");
+    stage.configure("uh-deploy.toml", "[deploy]\nservice = \"app\"\nsettle = \"30s\"");
+    let held = Held::start(&stage, "switch_back.looked", &["blue-green", "--version", "1.0.1"]);
+    until("traffic has moved", || (stage.active() == "green").then_some(()));
+    kill(app_of(&stage, "green"));
+    held.arrived();
+    let switched = crate::final_look::uh_proxy(&stage, &["switch", "blue", "--service", "shop", "--force"]);
+    assert_eq!(switched.code, Some(0), "{}", switched.text);
+    let ran = held.end();
+    assert_eq!(ran.code, Some(3), "{}", ran.text);
+    assert_eq!(stage.served(), "blue 1.0.0");
+}
+
+#[test]
+fn a_rollback_that_waited_undoes_nothing_that_was_put_in_place_meanwhile() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    let deploy = Held::at(&stage, "effect.build.before", &["blue-green", "--version", "1.0.2"]);
+    let rollback = Spoken::start(&stage, &["rollback"]);
+    rollback.until_it_says("Waiting up to ");
+    assert_eq!(deploy.end().code, Some(0));
+    rollback.until_it_says("green (v1.0.1) was active when this rollback was requested");
+    rollback.must_end_with(5);
+    assert_eq!(stage.served(), "blue 1.0.2");
+}
+
+/// Nobody has registered a version of it, and its last probe got no answer.
+#[test]
+fn a_rollback_goes_back_to_what_was_not_deployed_by_us_though_its_last_probe_failed() {
+    let mut stage = Stage::new();
+    let front_door = stage.path("uh-proxy.toml");
+    let quick = fs::read_to_string(&front_door).unwrap() + "timeout = \"100ms\"\n";
+    fs::write(&front_door, quick).unwrap();
+    stage.kill_front_door();
+    stage.start_front_door();
+    let mut by_hand = std::process::Command::new(crate::harness::program("uh-sample-app"));
+    by_hand.env("PORT", stage.ports[1].to_string()).env("HOSTNAME", "127.0.0.1");
+    by_hand.env("DEPLOYMENT_ENV", "green").env("APP_VERSION", "0.9.0");
+    let mut by_hand = by_hand.stdout(Stdio::null()).spawn().unwrap();
+    let pid = i32::try_from(by_hand.id()).unwrap();
+    let version = || {
+        let service = stage.service();
+        let green = service.backends.into_iter().find(|backend| backend.name.as_str() == "green").unwrap();
+        green.last_probe.and_then(|probe| probe.version)
+    };
+    until("its version is known", || version().filter(|version| version == "0.9.0"));
+    stage.deploy("1.0.0");
+    signal(pid, rustix::process::Signal::STOP);
+    until("it isn't known any more", || version().is_none().then_some(()));
+    let held = Held::start(&stage, "effect.check.before", &["rollback"]);
+    until("it is at its check, or has ended", || {
+        let checks = stage.path("hold.held").exists();
+        (checks || stage.history().iter().any(|line| line["command"] == "rollback")).then_some(())
+    });
+    signal(pid, rustix::process::Signal::CONT);
+    let ran = held.end();
+    by_hand.kill().unwrap();
+    by_hand.wait().unwrap();
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    assert_eq!(stage.active(), "green");
+}

@@ -10,7 +10,7 @@ use crate::cli::exit::{Exit, Failed};
 use crate::cli::operation;
 use crate::cli::session::Session;
 use crate::counters::{Counters, Reading};
-use crate::deploy::activation::{self, Activations, Before, same_switch};
+use crate::deploy::activation::{self, Activations, Before};
 use crate::deploy::history::Line;
 use crate::deploy::link::Link;
 use crate::deploy::named;
@@ -22,7 +22,7 @@ use crate::front::{Front, FrontError, Serving, View};
 use crate::gate::end_of;
 use crate::report::Form;
 use crate::runtime::InstanceId;
-use crate::time::{iso_millis, span};
+use crate::time::{iso_millis, same_switch, span};
 use crate::verdict::Answers;
 use crate::verdict::judge::{Condition, Judge, Verdict, percent};
 

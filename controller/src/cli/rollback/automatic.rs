@@ -11,12 +11,12 @@ use crate::cli::exit::{Exit, Failed};
 use crate::cli::monitor::Watcher;
 use crate::cli::session::Session;
 use crate::cli::{Done, alive, operation};
-use crate::deploy::activation::{self, same_switch};
+use crate::deploy::activation;
 use crate::deploy::driver::Ended;
 use crate::deploy::machine::Outcome;
 use crate::evidence::Breach;
 use crate::front::{Front, Serving};
-use crate::time::span;
+use crate::time::{same_switch, span};
 use crate::verdict::Answers;
 use crate::verdict::judge::Judge;
 

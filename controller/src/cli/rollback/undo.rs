@@ -31,19 +31,20 @@ pub(super) struct Undo {
 
 impl Undo {
     /// The backend may hold another version by now, which didn't serve before the change to undo and may be a bad
-    /// one.
+    /// one. An unknown version, which nobody registered and the last probe didn't report, doesn't count as another one.
     ///
     /// # Errors
     /// It holds another version. The text says what an operator can do.
     pub(super) fn demand_its_version(&self, held: Option<&str>, serving: &Serving) -> Result<(), String> {
-        if held == self.version.as_deref() {
+        let (Some(before), Some(now)) = (self.version.as_deref(), held) else { return Ok(()) };
+        if before == now {
             return Ok(());
         }
         let to = &self.to;
         Err(format!(
             "nothing to roll back to: {} served before, but {to} now holds {}; {}. Nothing was changed. To switch to {} instead, run `uh-deploy rollback --to {to} --again`",
             named(to, self.version.as_deref()),
-            held.map_or_else(|| "an unknown version".to_owned(), version_text),
+            version_text(now),
             serving.sentence(),
             named(to, held)
         ))

@@ -1,10 +1,10 @@
 //! The final look at uh-proxy. That an operation has switched doesn't mean that its target still serves at the end:
 //! traffic may have been switched again, and a restarted uh-proxy may have lost the switch.
 
-use crate::deploy::activation::same_switch;
 use crate::deploy::driver::Driver;
 use crate::deploy::machine::{Event, Outcome};
 use crate::front::View;
+use crate::time::same_switch;
 
 impl Driver<'_> {
     /// `None`: uh-proxy doesn't answer, so the active backend is unknown. The journal stays as it is, for `recover`

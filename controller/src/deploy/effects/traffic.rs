@@ -14,7 +14,7 @@ use crate::front::{FrontError, Registration};
 use crate::gate;
 use crate::notice::{self, Hook};
 use crate::runtime::{InstanceId, State};
-use crate::{chain, time};
+use crate::{chain, fault, time};
 
 /// How often to ask uh-proxy whether it has found the candidate healthy.
 const READY_POLL: Duration = Duration::from_millis(50);
@@ -394,6 +394,7 @@ impl Driver<'_> {
                 let message = format!("another command made {} active", view.service.active);
                 return Err(FrontError::Overtaken(message));
             }
+            fault::point("switch_back.looked");
             let request = SwitchRequest {
                 to: facts.from.clone(),
                 expect_active: Some(facts.to.clone()),
