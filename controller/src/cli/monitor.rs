@@ -109,6 +109,10 @@ async fn breached(session: &Session, front: &Front, watcher: &mut Watcher<'_>, r
         if !matches!(&done, Err(failed) if failed.exit() == Exit::Attention) {
             watcher.finish("breach");
         }
+        // A rollback that was carried out has told them; of one that is refused, they would never hear.
+        if matches!(&done, Err(failed) if failed.exit() == Exit::Breach) {
+            tell(session, &line).await;
+        }
         return done;
     }
     watcher.finish("breach");
