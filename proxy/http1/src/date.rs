@@ -1,4 +1,4 @@
-//! `Date` for responses that came without one (RFC 9110 §6.6.1 asks for it).
+//! `Date` for answers of the proxy itself, and for responses that came without one (RFC 9110 §6.6.1 asks for it).
 
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -8,11 +8,14 @@ mod accept;
 pub mod pages;
 mod words;
 
+use std::time::SystemTime;
+
 use serde::Serialize;
 
 pub use accept::Form;
 use pages::{Pages, Values};
 
+use uh_http1::date;
 use uh_http1::field::{write_field, write_number};
 
 /// When to come back, for what may be over in a moment.
@@ -86,7 +89,9 @@ impl Answer<'_> {
         write_number(out, u64::from(self.status));
         out.push(b' ');
         out.extend_from_slice(reason(self.status).as_bytes());
-        out.extend_from_slice(b"\r\nContent-Type: ");
+        out.extend_from_slice(b"\r\n");
+        date::write(SystemTime::now(), out);
+        out.extend_from_slice(b"Content-Type: ");
         out.extend_from_slice(media_type.as_bytes());
         out.extend_from_slice(
             b"\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nContent-Length: ",
@@ -224,6 +229,7 @@ mod tests {
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             assert!(head.contains("Content-Type: text/plain; charset=utf-8\r\n"), "{head}");
             assert!(head.contains("X-Content-Type-Options: nosniff\r\n"), "{head}");
+            assert_eq!(head.matches("\r\nDate: ").count(), 1, "{head}");
             assert!(!head.contains("Content-Security-Policy"), "{head}");
             assert_eq!(body, "503 Service Unavailable: gone\nrequest id: abc-1\nretry after: 120 s\n");
             let unknown = written(&Answer { request_id: b"", ..answer });
