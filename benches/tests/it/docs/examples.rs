@@ -34,10 +34,12 @@ fn script(text: &str) -> String {
 fn run(script: &str, dir: &Path) -> String {
     // All at once: one that is given up is soon given to the next who asks.
     let ports = ["3008", "3009", "8080"].map(|port| (port, TcpListener::bind("127.0.0.1:0").unwrap()));
-    let mut script = script.to_owned();
-    for (written, free) in &ports {
-        script = script.replace(written, &free.local_addr().unwrap().port().to_string());
-    }
+    // By way of what no port has in it: a free port may be 38080.
+    let named =
+        ports.iter().fold(script.to_owned(), |text, (port, _)| text.replace(port, &format!("<{port}>")));
+    let script = ports.iter().fold(named, |text, (port, free)| {
+        text.replace(&format!("<{port}>"), &free.local_addr().unwrap().port().to_string())
+    });
     drop(ports);
     let programs = PROGRAMS.map(|program| sibling(program).unwrap().parent().unwrap().to_owned());
     let path = std::env::join_paths(
