@@ -104,6 +104,39 @@ fn a_watch_shorter_than_its_interval_still_sees_that_everything_fails() {
     assert_eq!(stage.served(), "blue 1.0.0");
 }
 
+/// A version that fails in a way that no status shows, watched; the old one was probed healthy all the time, and so was this.
+fn watched_until_rolled_back(how: &str) -> Ran {
+    let mut stage = Stage::new();
+    let path = stage.path("uh-proxy.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    // For what hangs: overdue soon, and no timeout that would turn it into a 504 within the test.
+    std::fs::write(&path, format!("{text}[services.app.timeouts]\noverdue = \"300ms\"\n")).unwrap();
+    stage.kill_front_door();
+    stage.start_front_door();
+    stage.deploy("1.0.0");
+    let clients: Vec<_> = (0..30).map(|_| Traffic::start(stage.address, 5, "/")).collect();
+    let env = format!("[runtime.process]\nenv = {{ FAIL_PERCENT = \"100\", FAIL_HOW = {how:?} }}\n");
+    stage.configure("uh-deploy.toml", &format!("{env}[monitor]\ninterval = \"1s\""));
+    let began = Instant::now();
+    let ran = stage.expect(3, &["blue-green", "--version", "1.0.1", "--watch", "1m", "--auto-rollback"]);
+    assert!(began.elapsed() < Duration::from_secs(30), "it took {:?}", began.elapsed());
+    assert_eq!(stage.served(), "blue 1.0.0");
+    let breach = &last_watch(&stage)["breach"];
+    assert!(breach["reason"].as_str().unwrap().contains("requests failed"), "{breach}");
+    drop(clients);
+    ran
+}
+
+#[test]
+fn a_version_that_hangs_is_rolled_back_for_its_overdue_requests() {
+    watched_until_rolled_back("hang").says("requests failed").says(" × overdue");
+}
+
+#[test]
+fn a_version_that_cuts_its_answers_is_rolled_back_for_its_broken_requests() {
+    watched_until_rolled_back("cut").says("requests failed").says(" × broken off (cut_short)");
+}
+
 #[test]
 fn errors_that_start_just_before_the_end_count() {
     let stage = Stage::new();

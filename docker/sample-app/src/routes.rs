@@ -14,7 +14,7 @@ use uh_app_shim::health::Status;
 use crate::query::{self, Query};
 use crate::reply::{self, Body, Refusal};
 use crate::server::App;
-use crate::settings::Health;
+use crate::settings::{Failing, Health};
 use crate::{streams, uploads, websocket};
 
 /// The longest wait a request may ask for, in milliseconds: ten minutes.
@@ -36,9 +36,7 @@ async fn route(app: &App, request: Request<Incoming>) -> Result<Response<Body>, 
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     match segments.as_slice() {
         ["api", "health"] => Ok(health(app)),
-        _ if app.fails_now() => {
-            Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this version is broken"))
-        }
+        _ if app.fails_now() => fail(app.settings.fail_how).await,
         [""] => Ok(greeting(app)),
         ["slow"] => slow(app, &request).await,
         ["stream"] => streams::events(app, &request),
@@ -55,6 +53,15 @@ async fn route(app: &App, request: Request<Incoming>) -> Result<Response<Body>, 
 /// Backend and version in one line: `blue 1.0.0`.
 pub(crate) fn identity(app: &App) -> String {
     format!("{} {}", app.settings.backend.as_str(), app.settings.version.as_str())
+}
+
+/// What a broken version does with a request.
+async fn fail(how: Failing) -> Result<Response<Body>, Refusal> {
+    match how {
+        Failing::Status => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this version is broken")),
+        Failing::Hang => std::future::pending().await,
+        Failing::Cut => Ok(streams::cut()),
+    }
 }
 
 fn greeting(app: &App) -> Response<Body> {

@@ -29,9 +29,10 @@ pub struct Settings {
     pub start_delay: Duration,
     /// `UNHEALTHY`: what `/api/health` reports while not draining.
     pub health: Health,
-    /// `FAIL_PERCENT`: how many of a hundred requests get a 500, except health checks: a version that only looks
-    /// healthy.
+    /// `FAIL_PERCENT`: how many of a hundred requests fail, except health checks: a version that only looks healthy.
     pub fail_percent: u64,
+    /// `FAIL_HOW`: `500`, `hang` or `cut`.
+    pub fail_how: Failing,
     /// `DRAIN_TIMEOUT_MS`: how long requests in flight may take after the first signal.
     pub drain_timeout: Duration,
 }
@@ -43,6 +44,17 @@ pub enum Health {
     Healthy,
     /// Answers 503, for deploys that must fail.
     Unhealthy,
+}
+
+/// How a request fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failing {
+    /// It is answered with 500.
+    Status,
+    /// It is accepted and never answered.
+    Hang,
+    /// Its answer is 200 and announces more bytes than are sent.
+    Cut,
 }
 
 /// A name that is valid in a header and in text: visible ASCII, never empty.
@@ -109,6 +121,7 @@ impl Settings {
                 _ => Health::Unhealthy,
             },
             fail_percent: variables.number("FAIL_PERCENT", 0, 100)?,
+            fail_how: variables.failing("FAIL_HOW")?,
             drain_timeout: Duration::from_millis(variables.number(
                 "DRAIN_TIMEOUT_MS",
                 DRAIN_TIMEOUT_DEFAULT_MS,
@@ -131,6 +144,16 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
         let Some(value) = self.text(variable)? else { return Ok(default) };
         let number = value.parse().ok().filter(|number| *number <= max);
         number.ok_or_else(|| wrong(variable, value, format!("a number from 0 to {max}")))
+    }
+
+    fn failing(&self, variable: &'static str) -> Result<Failing, SettingsError> {
+        let Some(value) = self.text(variable)? else { return Ok(Failing::Status) };
+        match value.as_str() {
+            "500" => Ok(Failing::Status),
+            "hang" => Ok(Failing::Hang),
+            "cut" => Ok(Failing::Cut),
+            _ => Err(wrong(variable, value, "500, hang or cut")),
+        }
     }
 
     fn label(&self, variable: &'static str) -> Result<Option<Label>, SettingsError> {
@@ -202,6 +225,7 @@ mod tests {
             ("START_DELAY_MS", "-1"),
             ("UNHEALTHY", "yes"),
             ("FAIL_PERCENT", "101"),
+            ("FAIL_HOW", "loudly"),
             ("DRAIN_TIMEOUT_MS", "30s"),
         ] {
             let message = read(&[(variable, value)]).unwrap_err().to_string();

@@ -70,6 +70,21 @@ pub(crate) fn bytes(count: &str, request: &Request<Incoming>) -> Result<Response
     Ok(response)
 }
 
+/// How long what was sent of an answer that is cut has to leave, before hyper drops the connection with what it still holds.
+const CUT_AFTER: Duration = Duration::from_millis(20);
+
+/// An answer that announces a thousand bytes and ends after ten.
+pub(crate) fn cut() -> Response<Body> {
+    let body = reply::produced(|writer| async move {
+        send_pattern(writer.clone(), 10, None).await;
+        tokio::time::sleep(CUT_AFTER).await;
+        drop(writer);
+    });
+    let mut response = reply::response(StatusCode::OK, "application/octet-stream", body);
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("1000"));
+    response
+}
+
 /// Sends `count` bytes. With a rate, a chunk leaves when its last byte is due, so the whole takes `count / rate`.
 async fn send_pattern(writer: mpsc::Sender<Bytes>, count: u64, rate: Option<u64>) {
     let started_at = Instant::now();

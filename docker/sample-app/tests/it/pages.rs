@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::support::{TestApp, empty, request};
 
@@ -60,6 +63,25 @@ async fn a_bad_version_fails_its_share_of_requests_and_looks_healthy() {
         assert_eq!(app.get("/api/health").await.status, StatusCode::OK);
     }
     assert_eq!(failed, 30);
+}
+
+#[tokio::test]
+async fn a_bad_version_can_hang_or_cut_its_answers_and_looks_healthy() {
+    for (how, expected) in [("hang", None), ("cut", Some("HTTP/1.1 200 OK\r\n"))] {
+        let app = TestApp::start(&[("FAIL_PERCENT", "100"), ("FAIL_HOW", how)]).await;
+        let mut stream = TcpStream::connect(app.address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        let ended = timeout(Duration::from_millis(300), stream.read_to_end(&mut answer)).await;
+        assert_eq!(ended.is_ok(), expected.is_some(), "{how}");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with(expected.unwrap_or_default()), "{answer}");
+        if let Some((head, body)) = answer.split_once("\r\n\r\n") {
+            assert!(head.contains("content-length: 1000"), "{head}");
+            assert_eq!(body.len(), 10);
+        }
+        assert_eq!(app.get("/api/health").await.status, StatusCode::OK);
+    }
 }
 
 #[tokio::test]
