@@ -14,14 +14,15 @@ BIN_DIR = $(TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 # The crash tests need fault points in uh-proxy and uh-deploy, and many tests need the programs: `cargo test` builds those
 # of every package with integration tests before it runs the first one. The same for all, so that it is built once.
-TEST = $(CARGO) test --workspace --locked --features uh-proxy/fault-points,uh-controller/fault-points
+FAULT_POINTS = --features uh-proxy/fault-points,uh-controller/fault-points
+TEST = $(CARGO) test --workspace --locked $(FAULT_POINTS)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build all programs
 	@.ci/needs build
-	$(CARGO) build --workspace --bins --locked --profile $(PROFILE)
+	$(CARGO) build --workspace --bins --locked --profile $(PROFILE) $(FEATURES)
 
 # The first success should come soon: only what the demo starts is compiled, and not optimised.
 demo: PROFILE = quick
@@ -49,7 +50,8 @@ stack: ## build the shipped images and drive the compose files, if a Docker Engi
 		docker/ci/base-images && docker/ci/images && $(TEST) --test it stack:: -- --ignored --nocapture --test-threads=1; \
 	else echo "skipped: the shipped images and compose files, no Docker Engine answers"; test -z "$$UH_NEED_ENGINE"; fi
 
-faults: build ## inject every fault under load, and print what clients and the operator saw: two minutes; as root, for mounts and networks of its own
+faults: FEATURES = $(FAULT_POINTS)
+faults: build ## inject every fault under load, and print what clients and the operator saw: seven minutes; as root, for mounts and networks of its own
 	@$(BIN_DIR)/faults $(ARGS)
 
 soak: build ## an hour (UH_SOAK_MINUTES) of load, switches, drains, reloads and tunnels: does anything grow, are the books balanced

@@ -16,6 +16,7 @@ pub struct Controller {
     program: PathBuf,
     app: PathBuf,
     config: PathBuf,
+    deploy: String,
     base: String,
     monitor: String,
 }
@@ -26,11 +27,22 @@ impl Controller {
     /// # Errors
     /// When the programs are not built.
     pub fn new(dir: &Path, backends: [Behind; 2]) -> Result<Self> {
+        Self::at(dir, &dir.join("admin.sock"), backends)
+    }
+
+    /// The same, for an admin socket that is elsewhere.
+    ///
+    /// # Errors
+    /// When the programs are not built.
+    pub fn at(dir: &Path, admin_socket: &Path, backends: [Behind; 2]) -> Result<Self> {
         let text = |path: PathBuf| serde_json::Value::from(path.display().to_string()).to_string();
-        let mut base = format!(
-            "[deploy]\nadmin_socket = {}\nstate_dir = {}\n[deploy.proxy]\nprogram = {}\nconfig = {}\n",
-            text(dir.join("admin.sock")),
+        let deploy = format!(
+            "[deploy]\nadmin_socket = {}\nstate_dir = {}\n",
+            text(admin_socket.to_owned()),
             text(dir.join("deploys")),
+        );
+        let mut base = format!(
+            "[deploy.proxy]\nprogram = {}\nconfig = {}\n",
             text(sibling("uh-proxy")?),
             text(dir.join("uh-proxy.toml")),
         );
@@ -42,6 +54,7 @@ impl Controller {
             program: sibling("uh-deploy")?,
             app: sibling("uh-sample-app")?,
             config: dir.join("uh-deploy.toml"),
+            deploy,
             base,
             monitor: "interval = \"1s\"\nbreach_after = 1\n".to_owned(),
         };
@@ -54,6 +67,11 @@ impl Controller {
         lines.clone_into(&mut self.monitor);
     }
 
+    /// More lines for `[deploy]`, from the next [`configure`](Self::configure) on.
+    pub fn add_to_deploy(&mut self, lines: &str) {
+        self.deploy.push_str(lines);
+    }
+
     /// What the next version is like: its environment, as the inside of a TOML table, and lines for `[health]`.
     ///
     /// # Errors
@@ -61,8 +79,8 @@ impl Controller {
     pub fn configure(&self, env: &str, health: &str) -> Result<()> {
         let app = serde_json::Value::from(self.app.display().to_string());
         let text = format!(
-            "{}[monitor]\n{}[health]\ninterval = \"100ms\"\n{health}\n[runtime.process]\ncommand = [{app}]\nenv = {{ {env} }}\n",
-            self.base, self.monitor
+            "{}{}[monitor]\n{}[health]\ninterval = \"100ms\"\n{health}\n[runtime.process]\ncommand = [{app}]\nenv = {{ {env} }}\n",
+            self.deploy, self.base, self.monitor
         );
         fs::write(&self.config, text).with_context(|| format!("can't write {}", self.config.display()))
     }

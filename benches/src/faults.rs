@@ -13,6 +13,7 @@ pub mod late;
 pub mod network;
 pub mod processes;
 pub mod resources;
+pub mod rivals;
 pub mod scripted;
 pub mod stage;
 pub mod table;
@@ -113,6 +114,7 @@ pub fn all() -> Vec<Fault> {
         resources::FAULTS,
         clock::FAULTS,
         network::FAULTS,
+        rivals::FAULTS,
     ]
     .concat()
 }

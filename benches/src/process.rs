@@ -59,6 +59,15 @@ impl Process {
         }
     }
 
+    /// What it has written so far, to standard output and standard error.
+    ///
+    /// # Errors
+    /// The log can't be read.
+    pub fn output(&self) -> Result<String> {
+        let text = fs::read(&self.log).with_context(|| format!("can't read {}", self.log.display()))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
     /// Sends a signal.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use uh_benches::workdir;
     about = "Injects faults into a front door under load, and prints what clients and the operator saw"
 )]
 struct Options {
-    /// Fewer rounds, and only the faults that are quick: less than a minute.
+    /// Fewer rounds, and only the faults that are quick: about two minutes.
     #[arg(long)]
     short: bool,
     /// Only faults whose names contain this.

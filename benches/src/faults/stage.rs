@@ -77,11 +77,29 @@ impl Stage {
     /// # Errors
     /// When it does not get ready.
     pub async fn start(dir: &Path, setup: Setup) -> Result<Self> {
+        let probed = !setup.tables.contains("enabled = false");
+        let rate = setup.rate.unwrap_or(RATE);
+        let mut stage = Self::open(dir, setup).await?;
+        stage
+            .until("both backends are healthy", async |stage| {
+                let status = stage.admin.status().await.ok()?;
+                let mut backends = status.services.iter().flat_map(|service| &service.backends);
+                backends.all(|backend| backend.healthy == Some(true) || !probed).then_some(())
+            })
+            .await?;
+        stage.put_load_on(rate).await?;
+        Ok(stage)
+    }
+
+    /// Starts a front door that may have nothing behind it yet, without load.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub async fn open(dir: &Path, setup: Setup) -> Result<Self> {
         let [address, _] = two_free_addresses()?;
         let (run_dir, state_dir) = (dir.join("run"), dir.join("state"));
         fs::create_dir_all(&state_dir)?;
         fs::write(dir.join("uh-proxy.toml"), config(dir, address, &setup))?;
-        let probed = !setup.tables.contains("enabled = false");
         let mut stage = Self {
             address,
             admin: Client::new(run_dir.join("admin.sock")),
@@ -96,19 +114,19 @@ impl Stage {
             switches: Vec::new(),
         };
         stage.start_front().await?;
-        stage
-            .until("both backends are healthy", async |stage| {
-                let status = stage.admin.status().await.ok()?;
-                let mut backends = status.services.iter().flat_map(|service| &service.backends);
-                backends.all(|backend| backend.healthy == Some(true) || !probed).then_some(())
-            })
-            .await?;
-        let group = |clients, rate, reuse| Group { path: "/".to_owned(), clients, rate, reuse };
-        let rate = setup.rate.unwrap_or(RATE);
-        let groups = vec![group(8, rate / 6.0 * 5.0, Reuse::KeepAlive), group(4, rate / 6.0, Reuse::Never)];
-        stage.load = Some(Load::start(Plan { target: address, groups, request_timeout: REQUEST_TIMEOUT })?);
-        stage.carry(40).await?;
         Ok(stage)
+    }
+
+    /// Puts load on: so many requests per second, a sixth of them on connections of their own.
+    ///
+    /// # Errors
+    /// It is not carried.
+    pub async fn put_load_on(&mut self, rate: f64) -> Result<()> {
+        let group = |clients, rate, reuse| Group { path: "/".to_owned(), clients, rate, reuse };
+        let groups = vec![group(8, rate / 6.0 * 5.0, Reuse::KeepAlive), group(4, rate / 6.0, Reuse::Never)];
+        let target = self.address;
+        self.load = Some(Load::start(Plan { target, groups, request_timeout: REQUEST_TIMEOUT })?);
+        self.carry(40).await
     }
 
     /// Starts the front door, and waits until it answers on its admin socket.
@@ -181,6 +199,13 @@ impl Stage {
         let switched = self.admin.switch(&SERVICE.parse::<ServiceName>()?, &request).await?;
         self.switches.push(Switch { to: to.parse()?, called_at, replied_at: Instant::now() });
         Ok(switched)
+    }
+
+    /// Traffic may have moved to these backends, one after the other, since `began`; from now on the last one serves.
+    pub fn moved(&mut self, began: Instant, to: &[BackendName]) {
+        let replied_at = Instant::now();
+        let switch = |to: &BackendName| Switch { to: to.clone(), called_at: began, replied_at };
+        self.switches.extend(to.iter().map(switch));
     }
 
     /// The same, by the real command line.

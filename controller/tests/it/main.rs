@@ -21,8 +21,6 @@ mod fuzz;
 mod harness;
 mod hooks;
 mod images;
-#[cfg(feature = "fault-points")]
-mod interference;
 mod interruptions;
 #[cfg(feature = "fault-points")]
 mod patience;
