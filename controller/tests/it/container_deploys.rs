@@ -12,21 +12,21 @@ use crate::containers::{APP, BASE, compose_or_skip, engine_or_skip, remove_image
 use crate::harness::{Ran, Stage, get, until};
 
 /// A stage whose app is a container.
-struct Harbour {
-    stage: Stage,
+pub(crate) struct Harbour {
+    pub(crate) stage: Stage,
     kind: Kind,
     /// The engine, if it isn't the default one.
     host: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub(crate) enum Kind {
     Docker,
     Compose,
 }
 
 impl Harbour {
-    fn new(kind: Kind, host: Option<String>) -> Self {
+    pub(crate) fn new(kind: Kind, host: Option<String>) -> Self {
         let harbour = Self { stage: Stage::new(), kind, host };
         fs::write(harbour.stage.path("app.pl"), APP).unwrap();
         harbour.dockerfile("CMD [\"perl\", \"/app.pl\"]");
@@ -35,7 +35,7 @@ impl Harbour {
         harbour
     }
 
-    fn dockerfile(&self, end: &str) {
+    pub(crate) fn dockerfile(&self, end: &str) {
         let text = format!("FROM {BASE}\nCOPY app.pl /app.pl\n{end}\n");
         fs::write(self.stage.path("Dockerfile"), text).unwrap();
     }
@@ -53,11 +53,11 @@ impl Harbour {
     }
 
     /// The name of the images or the compose project created here.
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("uh-test-{}", self.stage.ports[0])
     }
 
-    fn configure(&self, extra: &str) {
+    pub(crate) fn configure(&self, extra: &str) {
         let name = self.name();
         let runtime = match self.kind {
             Kind::Docker => {
@@ -77,31 +77,31 @@ impl Harbour {
         fs::write(path, format!("{}[{after}", kept[0])).unwrap();
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = self.stage.command(args);
         command.envs(self.host.iter().map(|host| ("DOCKER_HOST", host)));
         command
     }
 
     #[track_caller]
-    fn expect(&self, code: i32, args: &[&str]) -> Ran {
+    pub(crate) fn expect(&self, code: i32, args: &[&str]) -> Ran {
         let ran = Ran::of(self.command(args).output().unwrap());
         assert_eq!(ran.code, Some(code), "uh-deploy {args:?}:\n{}", ran.text);
         ran
     }
 
-    fn deploy(&self, version: &str) -> Ran {
+    pub(crate) fn deploy(&self, version: &str) -> Ran {
         self.expect(0, &["blue-green", "--version", version])
     }
 
-    fn docker(&self, args: &[&str]) -> String {
+    pub(crate) fn docker(&self, args: &[&str]) -> String {
         let mut command = Command::new("docker");
         command.args(args).envs(self.host.iter().map(|host| ("DOCKER_HOST", host)));
         String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
     }
 
     /// The names of the running containers.
-    fn running(&self) -> Vec<String> {
+    pub(crate) fn running(&self) -> Vec<String> {
         let label = format!("label=uh-deploy.state-dir={}", self.stage.path("deploy-state").display());
         let listed = self.docker(&["ps", "--filter", &label, "--format", "{{.Names}}"]);
         listed.lines().map(str::to_owned).collect()

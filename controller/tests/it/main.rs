@@ -20,6 +20,7 @@ mod full_disk;
 mod fuzz;
 mod harness;
 mod hooks;
+mod image_pruning;
 mod images;
 mod interruptions;
 #[cfg(feature = "fault-points")]
@@ -27,6 +28,7 @@ mod patience;
 mod pipelines;
 mod reboots;
 mod redaction;
+mod registries;
 mod rivals;
 mod rollback_time;
 mod seams;
