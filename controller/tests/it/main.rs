@@ -36,6 +36,7 @@ mod seams;
 mod supervision;
 #[cfg(feature = "fault-points")]
 mod sweep;
+mod systemd;
 #[cfg(feature = "fault-points")]
 mod undo;
 mod validation;
