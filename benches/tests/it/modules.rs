@@ -1,8 +1,8 @@
 //! Which module may use which, inside the packages that have layers: those that come first use those that come later,
 //! never the other way round. And no package compiles another one's files.
 //!
-//! What breaks these rules today is listed here, file by file. A new breach fails, and so does a line for one that is no
-//! more: the lists only ever get shorter.
+//! What breaks these rules today is listed here, file by file. A new breach fails, and so does a listed one that is gone:
+//! the lists only ever get shorter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -124,10 +124,10 @@ fn modules_use_only_those_below_them() {
         let listed: BTreeSet<(&str, &str)> = up.iter().copied().collect();
         let new: Vec<_> = breaches.difference(&listed).collect();
         assert!(new.is_empty(), "in {src}, these imports run up: {new:?}");
-        let mended: Vec<_> = listed.difference(&breaches).collect();
+        let gone: Vec<_> = listed.difference(&breaches).collect();
         assert!(
-            mended.is_empty(),
-            "in {src}, these imports run up no more; take them off the list: {mended:?}"
+            gone.is_empty(),
+            "in {src}, these imports no longer run up; take them off the list: {gone:?}"
         );
     }
 }
@@ -150,8 +150,8 @@ fn no_package_compiles_the_files_of_another() {
         BORROWED.iter().map(|(file, target)| ((*file).to_owned(), (*target).to_owned())).collect();
     let new: Vec<_> = breaches.difference(&listed).collect();
     assert!(new.is_empty(), "these files of other packages are compiled, too: {new:?}");
-    let mended: Vec<_> = listed.difference(&breaches).collect();
-    assert!(mended.is_empty(), "these are no more; take them off the list: {mended:?}");
+    let gone: Vec<_> = listed.difference(&breaches).collect();
+    assert!(gone.is_empty(), "these are gone; take them off the list: {gone:?}");
 }
 
 #[test]

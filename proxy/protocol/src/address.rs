@@ -106,7 +106,14 @@ mod tests {
 
     #[test]
     fn an_address_reads_back_as_it_is_shown() {
-        for good in ["127.0.0.1:3008", "blue:3008", "[::1]:3008", "unix:/run/blue.sock", "a-b_c.example:1"] {
+        for good in [
+            "127.0.0.1:3008",
+            "blue:3008",
+            "[::1]:3008",
+            "unix:/run/blue.sock",
+            "a-b_c.example:1",
+            "app-1.internal:8080",
+        ] {
             assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
         }
         assert_eq!("[0:0::1]:80".parse::<Address>().unwrap().to_string(), "[::1]:80");
@@ -127,6 +134,8 @@ mod tests {
             "unix:",
             "a b:1",
             "1.2.3.999:80",
+            "127.0.0.1:0",
+            "x:99999",
             "[zzz]:80",
             "[::1]:0",
             "::1:80",

@@ -133,17 +133,17 @@ impl Default for Did<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
     /// What the call has changed.
-    ForThis,
+    ThisChange,
     /// It has changed nothing: the change before, so that the reply tells the truth about what is in force.
-    ForTheLast,
+    LastChange,
     /// Nothing.
-    ForNothing,
+    Nothing,
 }
 
 impl Wait {
     /// For a call that has changed something or found it as it should be.
     pub(super) fn after(changed: bool) -> Self {
-        if changed { Self::ForThis } else { Self::ForTheLast }
+        if changed { Self::ThisChange } else { Self::LastChange }
     }
 }
 
@@ -166,9 +166,9 @@ impl Control {
     /// The end of a call that was not refused: waits for the disk, and logs it.
     pub(super) async fn settle(&self, wait: Wait, audit: Audit<'_>, did: Did<'_>) -> Persisted {
         let persisted = match wait {
-            Wait::ForThis => self.persist().await,
-            Wait::ForTheLast => self.keeper.wait(self.keeper.routing()).await,
-            Wait::ForNothing => Ok(()),
+            Wait::ThisChange => self.persist().await,
+            Wait::LastChange => self.keeper.wait(self.keeper.routing()).await,
+            Wait::Nothing => Ok(()),
         };
         audit.done(&did, persisted.is_ok());
         Persisted(persisted)

@@ -203,7 +203,7 @@ impl Control {
             generation: Some(done.generation),
             ..Did::default()
         };
-        let wait = if done.changed { Wait::ForThis } else { Wait::ForNothing };
+        let wait = if done.changed { Wait::ThisChange } else { Wait::Nothing };
         if done.changed {
             self.news.backends.notify_one();
         }

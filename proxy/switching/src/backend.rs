@@ -40,12 +40,14 @@ impl Health {
 
     /// What several endpoints make of their backend: healthy if any is, as that is enough to take traffic.
     #[must_use]
-    pub fn of_any(endpoints: impl Iterator<Item = Self> + Clone) -> Self {
-        let any = |wanted| endpoints.clone().any(|health| health == wanted);
-        [Self::NotProbed, Self::Healthy, Self::Unknown]
-            .into_iter()
-            .find(|&health| any(health))
-            .unwrap_or(Self::Unhealthy)
+    pub fn of_any(endpoints: impl Iterator<Item = Self>) -> Self {
+        let rank = |health: &Self| match health {
+            Self::NotProbed => 0,
+            Self::Healthy => 1,
+            Self::Unknown => 2,
+            Self::Unhealthy => 3,
+        };
+        endpoints.min_by_key(rank).unwrap_or(Self::Unhealthy)
     }
 }
 
