@@ -60,7 +60,7 @@ impl Standing {
     pub fn holds(&self, now: Self, our_version: Option<&str>) -> bool {
         let ours = now.version.is_none() || now.version.as_deref() == our_version;
         let version = if ours { self.version.clone() } else { now.version.clone() };
-        // A front door that was restarted meanwhile knows the same switch less exactly.
+        // A restarted uh-proxy knows the same switch less exactly.
         let same = same_switch(self.last_switch.as_deref(), now.last_switch.as_deref());
         let last_switch = if same { self.last_switch.clone() } else { now.last_switch.clone() };
         *self == Self { version, last_switch, ..now }
@@ -306,7 +306,7 @@ mod tests {
                 "{version:?}"
             );
         }
-        // After a restart, the front door knows that switch to the second.
+        // After a restart, uh-proxy only knows that switch to the second.
         assert!(before.holds(standing("blue", "2026-11-25T10:00:00Z", 3009, Some("1")), Some("2")));
         for changed in [
             standing("green", "2026-11-25T10:00:00.5Z", 3009, Some("1")),

@@ -10,11 +10,11 @@ use crate::redact::Foreign;
 use crate::runtime::process::INSTANCE_VARIABLE;
 use crate::runtime::{Endpoint, InstanceId};
 
-/// Who has an endpoint, as far as that can be determined.
+/// Which process holds an endpoint, as far as that can be determined.
 #[derive(Debug, Clone)]
 pub struct Taken {
     listener: Option<Listener>,
-    /// Which instance it is of, if it is of one: then stopping that is what helps.
+    /// The instance it belongs to, if any: stopping that instance frees the endpoint.
     instance: Option<Foreign>,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for Taken {
     }
 }
 
-/// Who listens at an endpoint of this machine. `None`: nobody, or the endpoint is another machine's.
+/// Who listens at an endpoint of this machine. `None`: no process, or the endpoint is on another machine.
 #[must_use]
 pub fn taken_by(endpoint: &Endpoint) -> Option<Taken> {
     let at = |address: SocketAddr| ports::is_taken(address).then(|| Taken::by(ports::listener(address)));

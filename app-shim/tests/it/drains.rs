@@ -181,10 +181,10 @@ async fn requests_that_outlive_the_deadline_are_cut_and_counted_and_set_the_exit
     let mut stuck = Wire::open(address).await;
     stuck.get("/slow?ms=600000").await;
     in_flight_is(side, 2).await;
-    let told_at = Instant::now();
+    let signalled_at = Instant::now();
     shim.signal(Signal::TERM);
     assert_eq!(shim.code().await, Some(124));
-    assert!(told_at.elapsed() >= Duration::from_secs(1));
+    assert!(signalled_at.elapsed() >= Duration::from_secs(1));
     shim.log.wait_for("Cutting 2 active connections").await;
     shim.log.wait_for("Server exiting with code 124").await;
     assert!(shim.output.to_end().await.contains(&"got TERM".to_owned()));
@@ -212,11 +212,11 @@ async fn the_app_gets_sigterm_only_after_the_drain() {
     in_flight_is(side, 1).await;
     shim.signal(Signal::TERM);
     loop {
-        let heard = shim.output.all().contains(&"got TERM".to_owned());
+        let received = shim.output.all().contains(&"got TERM".to_owned());
         if begun.elapsed() > Duration::from_millis(900) {
             break;
         }
-        assert!(!heard);
+        assert!(!received);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     exchange.await.unwrap();
@@ -284,10 +284,10 @@ async fn a_quiet_tunnel_gets_a_close_frame_and_a_busy_one_continues() {
     quiet.echoes("before").await;
     let busy = tokio::spawn(conversation(address, 10, Duration::from_millis(500)));
     in_flight_is(side, 2).await;
-    let told_at = Instant::now();
+    let signalled_at = Instant::now();
     shim.signal(Signal::TERM);
     assert_eq!(quiet.read_exact(4).await, GOING_AWAY);
-    assert!(told_at.elapsed() < Duration::from_secs(15));
+    assert!(signalled_at.elapsed() < Duration::from_secs(15));
     // A peer that got a close frame answers with one, and the tunnel ends.
     quiet.send(GOING_AWAY_MASKED).await;
     assert_eq!(quiet.rest().await.unwrap(), b"");

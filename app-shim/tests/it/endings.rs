@@ -134,8 +134,8 @@ async fn a_check_is_0_while_the_shim_is_healthy_and_1_with_the_reason_when_it_is
     assert_eq!(said.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&said.stderr).contains("\"status\":\"starting\""), "{said:?}");
 
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let said = check(&nobody.to_string()).await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let said = check(&free.to_string()).await;
     assert_eq!(said.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&said.stderr).contains("doesn't answer"), "{said:?}");
 }

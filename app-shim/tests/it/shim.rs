@@ -100,7 +100,7 @@ impl Lines {
         });
         let ended =
             tokio::time::timeout(PATIENCE, waiting).await.map(|waited| waited.is_err()).unwrap_or(true);
-        assert!(!ended, "nobody says {words:?}: {:#?}", self.all());
+        assert!(!ended, "the output lacks {words:?}: {:#?}", self.all());
         found.unwrap()
     }
 

@@ -1,4 +1,4 @@
-// A server that handles no signal at all, as most are. It listens where it is told to: PORT is a port, or the path
+// A server without signal handling, like most. It listens on PORT, a port or the path
 // of a Unix socket.
 const http = require('http');
 

@@ -109,7 +109,7 @@ async fn breached(session: &Session, front: &Front, watcher: &mut Watcher<'_>, r
         if !matches!(&done, Err(failed) if failed.exit() == Exit::Attention) {
             watcher.finish("breach");
         }
-        // A rollback that was carried out has told them; of one that is refused, they would never hear.
+        // A completed rollback has already sent the notice; a refused one hasn't.
         if matches!(&done, Err(failed) if failed.exit() == Exit::Breach) {
             tell(session, &line).await;
         }

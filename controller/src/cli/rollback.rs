@@ -62,8 +62,8 @@ async fn serving_now(session: &Session) -> Option<Serving> {
     session.front().await.ok()?.serving().await.ok()
 }
 
-/// The holder of the lock may have put another version in place. Nobody asked to undo that one, and undoing it would
-/// bring back what it replaced.
+/// The holder of the lock may have put another version in place. The request wasn't to undo that one, and undoing it
+/// would bring back what it replaced.
 fn demand_unmoved(before: Option<&Serving>, now: &Serving) -> Result<(), Failed> {
     let Some(before) = before else { return Ok(()) };
     let switched = |serving: &Serving| serving.view().service.last_switch.clone();

@@ -99,8 +99,8 @@ impl Driver<'_> {
         }
     }
 
-    /// An operation that did not end well may leave its candidate active all the same: then it is what users get, and so
-    /// what is restarted when it ends, and started after a reboot.
+    /// A failed operation may still leave its candidate active. Users get that instance, so it is restarted when it
+    /// exits, and started after a reboot.
     async fn adopt(&mut self) {
         let Ok(view) = self.front.view().await else { return };
         let Facts { to, endpoints, operation, .. } = &self.facts;
@@ -108,12 +108,13 @@ impl Driver<'_> {
             return;
         }
         if let Err(e) = self.records.commit(operation) {
-            self.report.warn(&format!("the record of {to} could not be written: {e}"));
+            self.report.warn(&format!("can't write the record of {to}: {e}"));
         }
         self.keep_running().await;
         let Ok(Some(record)) = self.records.of(&self.facts.to) else { return };
         if self.runtime.state(&record.instance).await.is_ok_and(|state| !state.is_running()) {
-            let why = format!("{} is active and does not run: `uh-deploy start` starts it", record.instance);
+            let why =
+                format!("{} is active but isn't running; start it with `uh-deploy start`", record.instance);
             self.report.warn(&why);
             self.tally.remarks.push(why);
         }

@@ -113,7 +113,7 @@ fn one_whose_port_is_used_by_a_foreign_standby_leaves_that_in_service() {
     assert_eq!(role, uh_protocol::status::Role::Standby, "{}", ran.text);
 }
 
-/// The same where the standby of ours has ended, and somebody has started one by hand in its place.
+/// The same where our standby has exited and another was started manually in its place.
 #[test]
 fn one_whose_port_is_taken_leaves_the_standby_in_service_though_one_of_ours_has_ended_there() {
     let stage = Stage::new();

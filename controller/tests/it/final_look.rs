@@ -35,7 +35,7 @@ impl<'a> Held<'a> {
 
     pub(crate) fn arrived(&self) {
         let held = self.stage.path("hold.held");
-        until("the operation has come to the point", || held.exists().then_some(()));
+        until("the operation is at the point", || held.exists().then_some(()));
     }
 
     /// Lets it continue to its end.
@@ -218,7 +218,7 @@ fn a_backend_withdrawn_but_not_stopped_is_put_back_into_service() {
         stage
             .expect(0, &["recover"])
             .says("blue (v1.0.0) was withdrawn but is still running: it was registered again");
-        until("blue is healthy for the front door", || {
+        until("uh-proxy considers blue healthy", || {
             (uh_proxy(&stage, &["switch", "blue"]).code == Some(0)).then_some(())
         });
         assert_eq!(stage.served(), "blue 1.0.0");
@@ -319,10 +319,10 @@ fn an_app_that_crashes_between_the_last_check_and_the_record_is_restarted() {
     until("it answers again", || stage.answers("green").filter(|answer| answer == "green 1.0.1"));
 }
 
-/// Somebody switches to the candidate before the deploy does: the deploy needs somebody to look, and users get the
-/// candidate.
+/// An operator switches to the candidate before the deploy does: the deploy requires manual intervention, and users get
+/// the candidate.
 #[test]
-fn a_candidate_that_serves_after_an_operation_that_needs_somebody_is_restarted_and_recorded() {
+fn a_candidate_that_serves_after_a_deploy_that_requires_intervention_is_restarted_and_recorded() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let held = Held::at(&stage, "effect.switch.before", &["blue-green", "--version", "1.0.1"]);

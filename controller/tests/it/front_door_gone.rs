@@ -34,7 +34,7 @@ fn a_deploy_that_loses_uh_proxy_in_the_gate_changes_nothing() {
     assert_eq!(stage.apps(), 1);
     stage.expect(0, &["recover"]).says("Nothing to recover");
     stage.start_front_door();
-    until("the front door serves", || (stage.served() == "blue 1.0.0").then_some(()));
+    until("uh-proxy serves", || (stage.served() == "blue 1.0.0").then_some(()));
     stage.deploy("1.0.2");
     assert_eq!(stage.served(), "green 1.0.2");
 }
@@ -62,7 +62,7 @@ fn a_deploy_that_loses_uh_proxy_at_the_switch_stops_and_can_be_recovered() {
     assert_eq!(stage.apps(), 2, "nothing is stopped on a guess");
     stage.expect(6, &["recover"]).says("no uh-proxy answers at ").says("run `uh-deploy recover` again");
     stage.start_front_door();
-    until("the front door serves", || (stage.served() == "blue 1.0.0").then_some(()));
+    until("uh-proxy serves", || (stage.served() == "blue 1.0.0").then_some(()));
     stage.expect(0, &["recover"]).says("Undone: the candidate was removed; blue (v1.0.0) serves");
     assert_eq!(stage.apps(), 1);
     stage.deploy("1.0.2");

@@ -69,7 +69,7 @@ fn start_front_door(dir: &Path) -> (Child, SocketAddr) {
     command.args(["run", "--config"]).arg(dir.join("uh-proxy.toml"));
     let mut proxy = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
     let client = Client::new(dir.join("run/admin.sock"));
-    let status = until("the front door answers", || {
+    let status = until("uh-proxy answers", || {
         let log = fs::read_to_string(dir.join("proxy.log")).unwrap();
         assert!(proxy.try_wait().unwrap().is_none(), "{log}");
         block(client.status()).ok()

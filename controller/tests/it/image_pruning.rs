@@ -31,7 +31,7 @@ impl Harbour {
     }
 }
 
-/// A container and an image's name of somebody else's.
+/// A container and an image name that don't belong to uh-deploy.
 struct Foreign<'a> {
     harbour: &'a Harbour,
     container: String,

@@ -166,7 +166,7 @@ fn a_rollback_that_waited_undoes_nothing_that_was_put_in_place_meanwhile() {
     assert_eq!(stage.served(), "blue 1.0.2");
 }
 
-/// Nobody has registered a version of it, and its last probe got no answer.
+/// It was registered without a version, and its last probe got no answer.
 #[test]
 fn a_rollback_goes_back_to_what_was_not_deployed_by_us_though_its_last_probe_failed() {
     let mut stage = Stage::new();

@@ -139,7 +139,7 @@ impl Pulled {
         fs::write(path, text.replace("context = \".\"\n", "")).unwrap();
     }
 
-    /// `uh-deploy` of a user with this Docker configuration. Nobody's secret may be in what it says.
+    /// `uh-deploy` of a user with this Docker configuration. Its output must not contain any secret.
     #[track_caller]
     fn expect(&self, code: i32, config: &str, args: &[&str]) -> Ran {
         let mut command = self.harbour.command(args);
@@ -183,7 +183,7 @@ fn an_image_is_pulled_with_the_users_login_and_not_without() {
     }
     pulled.expect(0, "login", &deploy);
     assert_eq!(pulled.harbour.stage.served(), "blue 1.0.0");
-    // A version that nobody has published.
+    // A version that was never published.
     pulled
         .expect(1, "login", &["blue-green", "--version", "9.9.9"])
         .says("can't pull")

@@ -66,7 +66,7 @@ fn without_its_supervisor_an_instance_is_still_stopped_as_a_whole() {
     let (instance, saved) = stage.saved("blue");
     kill(alive(&saved["supervisor"]).unwrap().pid);
     kill(alive(&saved["app"]).unwrap().pid);
-    assert!(!marked(&instance).is_empty(), "the app that answers is nobody's child");
+    assert!(!marked(&instance).is_empty(), "the app that answers has no parent of the instance");
     stage.deploy("1.0.1");
     stage.expect(0, &["retire", "--now"]);
     assert_eq!((marked(&instance), stage.answers("blue")), (vec![], None));
@@ -152,7 +152,7 @@ fn retire_stops_a_standby_that_waits_for_a_restart() {
     let stage = crashing_standby();
     let supervisor = alive(&stage.saved("blue").1["supervisor"]).unwrap();
     stage.expect(0, &["retire", "--now"]);
-    assert!(!supervisor.is_alive(), "nobody is left who would restart it");
+    assert!(!supervisor.is_alive(), "no supervisor is left to restart it");
     assert_eq!(stage.served(), "green 1.0.1");
 }
 
@@ -161,7 +161,7 @@ fn a_rollback_to_a_target_that_waits_for_a_restart_starts_and_proves_it() {
     let stage = crashing_standby();
     let supervisor = alive(&stage.saved("blue").1["supervisor"]).unwrap();
     stage.expect(1, &["rollback"]).says("exited: exit code 9");
-    assert!(!supervisor.is_alive(), "nobody is left who would restart it");
+    assert!(!supervisor.is_alive(), "no supervisor is left to restart it");
     assert_eq!((stage.served(), stage.apps()), ("green 1.0.1".to_owned(), 1));
 }
 

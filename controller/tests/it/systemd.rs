@@ -35,7 +35,7 @@ fn image_or_skip(name: &str) -> bool {
     built.code == Some(0) || skip(name, "no image with systemd can be made here")
 }
 
-/// A machine: systemd, a front door as a unit, and `uh-deploy`.
+/// A machine: systemd, uh-proxy as a unit, and `uh-deploy`.
 struct Machine {
     _dir: TempDir,
     name: String,
@@ -81,7 +81,7 @@ impl Machine {
         }
         let front = ["/opt/uh/uh-proxy", "run", "--config", "/srv/uh/uh-proxy.toml"];
         machine.expect(&[&["systemd-run", "--unit=front"][..], &front].concat());
-        until("the front door listens", || get(machine.address, "/").ok());
+        until("uh-proxy listens", || get(machine.address, "/").ok());
         Some(machine)
     }
 

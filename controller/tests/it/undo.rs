@@ -70,10 +70,10 @@ fn the_rollback_step_after_an_automatic_rollback_leaves_the_good_version_serving
 fn an_automatic_rollback_only_happens_soon_after_the_deploy() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
-    let told = stage.path("told");
+    let notified = stage.path("notified");
     let extra = format!(
         "{NO_RESTART}\n[monitor]\ninterval = \"200ms\"\nauto_rollback_within = \"1s\"\n\
-         [hooks]\non_failure = [\"touch\", {told:?}]"
+         [hooks]\non_failure = [\"touch\", {notified:?}]"
     );
     stage.configure("uh-deploy.toml", &extra);
     stage.deploy("1.0.1");
@@ -85,7 +85,7 @@ fn an_automatic_rollback_only_happens_soon_after_the_deploy() {
         .says("monitor.auto_rollback_within is 1s")
         .says("uh-deploy rollback --to blue");
     assert_eq!(stage.active(), "green");
-    assert!(told.exists(), "nobody heard of a breach that isn't rolled back");
+    assert!(notified.exists(), "no hook reported a breach that isn't rolled back");
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub(super) struct Undo {
 
 impl Undo {
     /// The backend may hold another version by now, which didn't serve before the change to undo and may be a bad
-    /// one. An unknown version, which nobody registered and the last probe didn't report, doesn't count as another one.
+    /// one. An unknown version, neither registered nor reported by the last probe, doesn't count as another one.
     ///
     /// # Errors
     /// It holds another version. The text says what an operator can do.

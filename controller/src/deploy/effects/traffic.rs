@@ -356,8 +356,8 @@ impl Driver<'_> {
         }
     }
 
-    /// `None`: the front door does not answer, and nobody else knows who serves. The journal is left as it is, for
-    /// `recover` to go on from.
+    /// `None`: uh-proxy doesn't answer, so it is unknown which backend serves. The journal stays as it is, for
+    /// `recover` to continue from.
     pub(super) async fn switch_back(&mut self) -> Option<Event> {
         let from = self.facts.from.clone();
         self.report.say(&format!("Moving traffic back to {from}..."));

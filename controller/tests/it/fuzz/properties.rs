@@ -23,7 +23,7 @@ pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
     }
     // No table has such a key.
     match parse(&format!("{text}\nno-such-key = 1\n")) {
-        Ok(_) => Err("a key that nobody knows is accepted".to_owned()),
+        Ok(_) => Err("an unknown key is accepted".to_owned()),
         Err(_) => Ok(()),
     }
 }

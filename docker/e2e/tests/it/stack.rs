@@ -321,7 +321,7 @@ async fn a_killed_active_app_is_detected_and_fixed_by_a_rollback() {
     }
     println!("killed app: found unhealthy after {:?}", killed_at.elapsed());
     println!("{}", stack.must(&["status"]).await.unwrap().trim());
-    let mended = moves(&stack, "blue", &["rollback"]).await;
+    let rolled_back = moves(&stack, "blue", &["rollback"]).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let recording = load.stop().await.unwrap();
     let mut failed = failures(&recording);
@@ -331,6 +331,6 @@ async fn a_killed_active_app_is_detected_and_fixed_by_a_rollback() {
     println!("clients saw {count} of {} requests fail: {failed:?}", recording.samples.len());
     // Only error responses: no client connection is broken.
     assert!(failed.iter().all(|failure| failure == "status 502" || failure == "status 504"), "{failed:?}");
-    let after = recording.samples.iter().filter(|s| s.sent_at > mended.replied_at && s.outcome.is_err());
+    let after = recording.samples.iter().filter(|s| s.sent_at > rolled_back.replied_at && s.outcome.is_err());
     assert_eq!(after.count(), 0, "requests failed that were sent after the switch");
 }
