@@ -11,20 +11,20 @@ use tokio::sync::watch;
 
 use crate::cli::HealthSource;
 use crate::drain::Drain;
-use crate::health::{Health, Status};
-use crate::settings::{AppAddress, Settings};
+use crate::health::{HealthReporter, HealthStatus};
+use crate::lifecycle::AppPhase;
+use crate::settings::{AppAddress, ShimSettings};
 use crate::sockets;
-use crate::supervise::Phase;
 
 /// Answers health checks.
 #[derive(Debug)]
-pub(crate) struct Checks {
+pub(crate) struct HealthChecks {
     app: AppAddress,
     path: String,
     source: HealthSource,
-    phase: watch::Receiver<Phase>,
+    phase: watch::Receiver<AppPhase>,
     in_flight: InFlight,
-    health: Health,
+    health: HealthReporter,
 }
 
 /// Where the number of requests in flight comes from.
@@ -45,11 +45,11 @@ impl InFlight {
     }
 }
 
-impl Checks {
+impl HealthChecks {
     pub(crate) fn new(
-        settings: &Settings,
-        health: Health,
-        phase: watch::Receiver<Phase>,
+        settings: &ShimSettings,
+        health: HealthReporter,
+        phase: watch::Receiver<AppPhase>,
         in_flight: InFlight,
     ) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl Checks {
         }
     }
 
-    pub(crate) fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> AppPhase {
         *self.phase.borrow()
     }
 
@@ -73,19 +73,20 @@ impl Checks {
 
     /// Whether the app answers this health check itself.
     pub(crate) fn is_left_to_the_app(&self) -> bool {
-        self.source == HealthSource::App && self.phase() == Phase::Serving
+        self.source == HealthSource::App && self.phase() == AppPhase::Serving
     }
 
     /// Answers a check. `asking` is how many of the exchanges in flight are checks themselves.
     pub(crate) async fn answer(&self, asking: usize) -> Response<Full<Bytes>> {
         let (status, reason) = match self.phase() {
-            Phase::Starting => {
-                (Status::Starting, Some(format!("the app doesn't accept connections on {} yet", self.app)))
-            }
-            Phase::Draining => (Status::Draining, None),
-            Phase::Serving => match self.probe().await {
-                Ok(()) => (Status::Healthy, None),
-                Err(reason) => (Status::Unhealthy, Some(reason)),
+            AppPhase::Starting => (
+                HealthStatus::Starting,
+                Some(format!("the app doesn't accept connections on {} yet", self.app)),
+            ),
+            AppPhase::Draining => (HealthStatus::Draining, None),
+            AppPhase::Serving => match self.probe().await {
+                Ok(()) => (HealthStatus::Healthy, None),
+                Err(reason) => (HealthStatus::Unhealthy, Some(reason)),
             },
         };
         self.health.answer(status, self.in_flight.count().saturating_sub(asking), reason)

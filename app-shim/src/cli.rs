@@ -8,11 +8,11 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{Parser, ValueEnum};
 
-use crate::ask;
 use crate::exit::Exit;
+use crate::health_client;
 use crate::process;
 use crate::run;
-use crate::settings::{self, AppAddress, Settings};
+use crate::settings::{self, AppAddress, ShimSettings};
 use uh_system::without_numbers;
 
 /// Shown below the options of `--help`.
@@ -105,7 +105,8 @@ pub fn main() -> ExitCode {
     }
     let args = Args::parse();
     if args.check {
-        return match ask::ask(args.listen.unwrap_or(settings::DEFAULT_LISTEN), &args.health_path) {
+        return match health_client::check(args.listen.unwrap_or(settings::DEFAULT_LISTEN), &args.health_path)
+        {
             Ok(()) => ExitCode::SUCCESS,
             Err(reason) => {
                 let _ = writeln!(io::stderr(), "app-shim: {}", without_numbers(&reason));
@@ -113,7 +114,7 @@ pub fn main() -> ExitCode {
             }
         };
     }
-    let settings = match Settings::new(args) {
+    let settings = match ShimSettings::new(args) {
         Ok(settings) => settings,
         Err(error) => {
             let _ = writeln!(io::stderr(), "app-shim: {error}");

@@ -5,8 +5,8 @@
 //! Logs and metrics report exchanges and tunnels. This module never ends any work itself: what is left at the
 //! deadline is cut when the process exits.
 
+mod counter;
 mod sync;
-mod tally;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,14 +15,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use tally::{Held, Tally};
+use counter::{WorkCounter, WorkGuard};
 
 /// Whether the drain has started, and how much work is left.
 #[derive(Debug)]
 pub struct Drain {
     /// The deadline, once the drain has started.
     deadline: watch::Sender<Option<Instant>>,
-    work: Arc<Tally>,
+    work: Arc<WorkCounter>,
     exchanges: AtomicUsize,
     tunnels: AtomicUsize,
 }
@@ -31,7 +31,7 @@ pub struct Drain {
 #[derive(Debug)]
 pub struct Work {
     deadline: watch::Receiver<Option<Instant>>,
-    _held: Held,
+    _held: WorkGuard,
 }
 
 /// An exchange in flight, until it is dropped.
@@ -48,14 +48,14 @@ pub struct Tunnel {
 
 /// How a drain ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum DrainOutcome {
     /// All work was finished in time.
     Clean,
     /// This many exchanges and tunnels were still in flight.
     Cut(usize),
 }
 
-impl Outcome {
+impl DrainOutcome {
     /// The outcome with this many left in flight.
     #[must_use]
     pub fn of(left: usize) -> Self {
@@ -77,7 +77,7 @@ impl Default for Drain {
 impl Drain {
     /// Counts one more connection.
     pub fn begin_work(&self) -> Work {
-        Work { deadline: self.deadline.subscribe(), _held: Tally::begin(&self.work) }
+        Work { deadline: self.deadline.subscribe(), _held: WorkCounter::begin(&self.work) }
     }
 
     /// Counts one more exchange.
@@ -122,17 +122,17 @@ impl Drain {
     }
 
     /// Waits until no work is left, or until the deadline. Before the drain has started there is no deadline.
-    pub async fn finish(&self) -> Outcome {
+    pub async fn finish(&self) -> DrainOutcome {
         let deadline = *self.deadline.borrow();
         let over = self.work.over();
         let Some(deadline) = deadline else {
             over.await;
-            return Outcome::Clean;
+            return DrainOutcome::Clean;
         };
         match tokio::time::timeout_at(deadline, over).await {
-            Ok(()) => Outcome::Clean,
+            Ok(()) => DrainOutcome::Clean,
             // Closing a connection without an exchange loses nothing.
-            Err(_) => Outcome::of(self.in_flight()),
+            Err(_) => DrainOutcome::of(self.in_flight()),
         }
     }
 }
@@ -188,7 +188,7 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!finishing.is_finished());
         drop(tunnel);
-        assert_eq!(finishing.await.unwrap(), Outcome::Clean);
+        assert_eq!(finishing.await.unwrap(), DrainOutcome::Clean);
         assert_eq!(drain.in_flight(), 0);
     }
 
@@ -200,10 +200,14 @@ mod tests {
         drain.start(Duration::from_secs(3));
         drain.start(LONG);
         let started_at = Instant::now();
-        assert_eq!(drain.finish().await, Outcome::Cut(1));
+        assert_eq!(drain.finish().await, DrainOutcome::Cut(1));
         assert_eq!(started_at.elapsed().as_secs(), 3, "the first start counts");
         drop(exchange);
-        assert_eq!(drain.finish().await, Outcome::Clean, "a connection without an exchange loses nothing");
+        assert_eq!(
+            drain.finish().await,
+            DrainOutcome::Clean,
+            "a connection without an exchange loses nothing"
+        );
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use crate::process::{Ended, SpawnError};
+use crate::process::{AppExit, SpawnError};
 
 /// The exit codes; see docs/cli.md. 2 (invalid arguments) is clap's. 124 to 127 mean what they mean for `timeout` and
 /// `env`.
@@ -12,7 +12,7 @@ pub(crate) enum Exit {
     /// Drained, and the app exited when asked to.
     Drained,
     /// The app exited on its own.
-    AppEnded(Ended),
+    AppEnded(AppExit),
     /// Exchanges were cut.
     Cut,
     /// Drained, but the app had to be killed.

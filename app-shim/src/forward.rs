@@ -13,30 +13,35 @@ pub(crate) mod upstream;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::checks::Checks;
+use crate::checks::HealthChecks;
 use crate::drain::Drain;
-use crate::metrics::Meters;
+use crate::lifecycle::AppPhase;
+use crate::metrics::ShimMetrics;
 use crate::settings::AppAddress;
-use crate::supervise::Phase;
 use body::{Body, RequestBody};
-use expect::Gate;
+use expect::BodyGate;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 use uh_system::without_numbers;
-use upstream::{AppConnection, Pool, Trouble};
+use upstream::{AppConnection, ForwardError, Pool};
 
 /// Everything needed to respond to a request.
 pub(crate) struct Forwarder {
     app: AppAddress,
     pool: Arc<Pool>,
     drain: Arc<Drain>,
-    checks: Arc<Checks>,
-    meters: Arc<Meters>,
+    checks: Arc<HealthChecks>,
+    meters: Arc<ShimMetrics>,
 }
 
 impl Forwarder {
-    pub(crate) fn new(app: AppAddress, drain: Arc<Drain>, checks: Arc<Checks>, meters: Arc<Meters>) -> Self {
+    pub(crate) fn new(
+        app: AppAddress,
+        drain: Arc<Drain>,
+        checks: Arc<HealthChecks>,
+        meters: Arc<ShimMetrics>,
+    ) -> Self {
         Self { app, pool: Arc::default(), drain, checks, meters }
     }
 
@@ -50,16 +55,16 @@ impl Forwarder {
         if self.checks.is_asked(&request) && !self.checks.is_left_to_the_app() {
             return self.checks.answer(1).await.map(Body::whole);
         }
-        let response = if self.checks.phase() == Phase::Starting {
+        let response = if self.checks.phase() == AppPhase::Starting {
             starting()
         } else if request.method() == Method::CONNECT {
             refusal(StatusCode::METHOD_NOT_ALLOWED, "CONNECT isn't supported")
         } else if let Some(fault) = head::fault(&request) {
             refusal(StatusCode::BAD_REQUEST, fault)
         } else {
-            self.forward(request, peer).await.unwrap_or_else(|trouble| {
+            self.forward(request, peer).await.unwrap_or_else(|error| {
                 self.meters.count_broken();
-                refusal(StatusCode::BAD_GATEWAY, &format!("the app on {} {trouble}", self.app))
+                refusal(StatusCode::BAD_GATEWAY, &format!("the app on {} {error}", self.app))
             })
         };
         self.meters.count_response(response.status());
@@ -70,18 +75,18 @@ impl Forwarder {
         &self,
         mut request: Request<Incoming>,
         peer: SocketAddr,
-    ) -> Result<Response<Body>, Trouble> {
+    ) -> Result<Response<Body>, ForwardError> {
         let upgrade = head::is_websocket(request.headers()).then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         head::for_app(&mut parts, peer, &self.app, upgrade.is_some());
-        let gate = head::expects_continue(&parts.headers).then(Gate::new);
+        let gate = head::expects_continue(&parts.headers).then(BodyGate::new);
         let mut request = Request::from_parts(parts, RequestBody::new(body, gate.clone()));
         if let Some(gate) = &gate {
             gate.watch(&mut request);
         }
         let (mut response, connection) = self.send(request).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let Some(client) = upgrade else { return Err(Trouble::Unasked) };
+            let Some(client) = upgrade else { return Err(ForwardError::Unasked) };
             let app = hyper::upgrade::on(&mut response);
             connection.into_tunnel();
             tokio::spawn(tunnel::run(client, app, self.drain.begin_tunnel()));
@@ -90,7 +95,7 @@ impl Forwarder {
         let keep = head::keep_alive(response.headers());
         head::for_client(response.headers_mut());
         *response.version_mut() = hyper::Version::HTTP_11;
-        let lease = upstream::Lease::new(connection, Arc::clone(&self.pool), keep, gate);
+        let lease = upstream::BorrowedConnection::new(connection, Arc::clone(&self.pool), keep, gate);
         Ok(response.map(|body| Body::from_app(body, lease, Arc::clone(&self.meters))))
     }
 
@@ -101,7 +106,7 @@ impl Forwarder {
     async fn send(
         &self,
         mut request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, AppConnection), Trouble> {
+    ) -> Result<(Response<Incoming>, AppConnection), ForwardError> {
         let safe = is_safe(request.method());
         while let Some(mut connection) = self.pool.take(safe) {
             let again = (safe && request.body().is_end_stream()).then(|| head::copy(&request));
@@ -112,7 +117,7 @@ impl Forwarder {
                         self.meters.count_resent();
                         request = unsent;
                     }
-                    None => return Err(failed.trouble),
+                    None => return Err(failed.error),
                 },
             }
         }
@@ -120,7 +125,7 @@ impl Forwarder {
         self.meters.count_opened();
         match connection.send(request).await {
             Ok(response) => Ok((response, connection)),
-            Err(failed) => Err(failed.trouble),
+            Err(failed) => Err(failed.error),
         }
     }
 }

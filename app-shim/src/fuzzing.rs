@@ -7,15 +7,15 @@ use clap::Parser as _;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::checks::{Checks, InFlight};
+use crate::checks::{HealthChecks, InFlight};
 use crate::cli::Args;
 use crate::drain::Drain;
 use crate::forward::Forwarder;
-use crate::health::{Health, Identity};
-use crate::metrics::Meters;
+use crate::health::{AppIdentity, HealthReporter};
+use crate::lifecycle::AppPhase;
+use crate::metrics::ShimMetrics;
 use crate::server;
-use crate::settings::Settings;
-use crate::supervise::Phase;
+use crate::settings::ShimSettings;
 
 /// Serves an app that already accepts connections. Never returns.
 ///
@@ -24,12 +24,12 @@ use crate::supervise::Phase;
 #[allow(clippy::expect_used, reason = "for tests only")]
 pub async fn serve(listener: TcpListener, app: SocketAddr) {
     let args = Args::parse_from(["app-shim", "--app", &app.to_string(), "--", "true"]);
-    let settings = Settings::new(args).expect("they are good");
+    let settings = ShimSettings::new(args).expect("they are good");
     let drain = Arc::new(Drain::default());
-    let meters = Arc::new(Meters::new(Arc::clone(&drain)));
-    let (_phase, phases) = watch::channel(Phase::Serving);
-    let health = Health::new(Identity::from_lookup(|_| None));
-    let checks = Checks::new(&settings, health, phases, InFlight::Exchanges(Arc::clone(&drain)));
+    let meters = Arc::new(ShimMetrics::new(Arc::clone(&drain)));
+    let (_phase, phases) = watch::channel(AppPhase::Serving);
+    let health = HealthReporter::new(AppIdentity::from_lookup(|_| None));
+    let checks = HealthChecks::new(&settings, health, phases, InFlight::Exchanges(Arc::clone(&drain)));
     let forwarder = Arc::new(Forwarder::new(settings.app, Arc::clone(&drain), Arc::new(checks), meters));
     let handler = move |request, peer| {
         let forwarder = Arc::clone(&forwarder);

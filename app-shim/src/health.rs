@@ -12,7 +12,7 @@ use uh_system::without_numbers;
 
 /// Which backend and version an app is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub struct AppIdentity {
     /// `DEPLOYMENT_ENV`, else `blue`: the backend's name.
     pub deployment: String,
     /// `APP_VERSION`, else `npm_package_version`.
@@ -21,7 +21,7 @@ pub struct Identity {
 
 /// The health of an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
+pub enum HealthStatus {
     /// The app serves: 200.
     Healthy,
     /// The app doesn't accept connections yet: 503.
@@ -34,12 +34,12 @@ pub enum Status {
 
 /// Builds health answers for an app.
 #[derive(Debug)]
-pub struct Health {
-    identity: Identity,
+pub struct HealthReporter {
+    identity: AppIdentity,
     started_at: Instant,
 }
 
-impl Identity {
+impl AppIdentity {
     /// Reads the identity from an environment, given as a function from name to value. Empty values count as missing.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
         let given = |name| lookup(name).filter(|value| !value.is_empty());
@@ -50,7 +50,7 @@ impl Identity {
     }
 }
 
-impl Status {
+impl HealthStatus {
     /// The value of `status` in the answer.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -72,16 +72,21 @@ impl Status {
     }
 }
 
-impl Health {
+impl HealthReporter {
     /// Starts counting the uptime now.
     #[must_use]
-    pub fn new(identity: Identity) -> Self {
+    pub fn new(identity: AppIdentity) -> Self {
         Self { identity, started_at: Instant::now() }
     }
 
     /// The answer to a health check. `in_flight` doesn't include the check itself; `reason` says what is wrong.
     #[must_use]
-    pub fn answer(&self, status: Status, in_flight: usize, reason: Option<String>) -> Response<Full<Bytes>> {
+    pub fn answer(
+        &self,
+        status: HealthStatus,
+        in_flight: usize,
+        reason: Option<String>,
+    ) -> Response<Full<Bytes>> {
         let body = HealthBody {
             status: Some(status.as_str().to_owned()),
             timestamp: Some(format!("{:.3}", jiff::Timestamp::now())),
@@ -108,9 +113,9 @@ mod tests {
 
     use super::*;
 
-    fn identity(variables: &[(&str, &str)]) -> Identity {
+    fn identity(variables: &[(&str, &str)]) -> AppIdentity {
         let find = |name: &str| variables.iter().find(|(key, _)| *key == name);
-        Identity::from_lookup(|name| find(name).map(|(_, value)| (*value).to_owned()))
+        AppIdentity::from_lookup(|name| find(name).map(|(_, value)| (*value).to_owned()))
     }
 
     #[test]
@@ -119,13 +124,13 @@ mod tests {
         assert_eq!(identity(&[npm]).version.as_deref(), Some("1.2.3"));
         assert_eq!(identity(&[npm, ("APP_VERSION", "9.0.0")]).version.as_deref(), Some("9.0.0"));
         assert_eq!(identity(&[npm, ("APP_VERSION", "")]).version.as_deref(), Some("1.2.3"));
-        assert_eq!(identity(&[]), Identity { deployment: "blue".to_owned(), version: None });
+        assert_eq!(identity(&[]), AppIdentity { deployment: "blue".to_owned(), version: None });
     }
 
     #[tokio::test]
     async fn the_body_has_the_documented_fields() {
-        let health = Health::new(identity(&[("DEPLOYMENT_ENV", "green"), ("APP_VERSION", "1.2.3")]));
-        let answer = health.answer(Status::Healthy, 3, None);
+        let health = HealthReporter::new(identity(&[("DEPLOYMENT_ENV", "green"), ("APP_VERSION", "1.2.3")]));
+        let answer = health.answer(HealthStatus::Healthy, 3, None);
         assert_eq!(answer.status(), StatusCode::OK);
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -136,6 +141,6 @@ mod tests {
         let timestamp: jiff::Timestamp = body["timestamp"].as_str().unwrap().parse().unwrap();
         assert!(timestamp.duration_until(jiff::Timestamp::now()).as_secs() < 60);
         assert!(body.get("reason").is_none());
-        assert_eq!(health.answer(Status::Draining, 0, None).status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(health.answer(HealthStatus::Draining, 0, None).status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 }

@@ -5,13 +5,12 @@
 //! the program is made of.
 //!
 //! In reading order. For both: [`drain`] (counts what is in flight), [`server`] (accepts, serves, drains), [`health`]
-//! (builds health answers). The program: [`cli`] → `settings` → `run` (puts it together) → `supervise` (the order of
+//! (builds health answers). The program: [`cli`] → `settings` → `run` (puts it together) → `lifecycle` (the order of
 //! events) on top of `signals`, `process` (the app), `sockets` (connection counts for `--supervise-only`), `exit`,
-//! `log`; `forward` forwards requests, `checks` answers health checks, `metrics` counts, and `side`
-//! serves health and metrics on other ports. `ask` implements `--check`, the client of a health check for images
+//! `log`; `forward` forwards requests, `checks` answers health checks, `metrics` counts, and `status_server`
+//! serves health and metrics on other ports. `health_client` implements `--check`, the client of a health check for images
 //! without curl.
 
-mod ask;
 mod checks;
 pub mod cli;
 pub mod drain;
@@ -20,13 +19,14 @@ mod forward;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod health;
+mod health_client;
+mod lifecycle;
 mod log;
 mod metrics;
 mod process;
 mod run;
 pub mod server;
 mod settings;
-mod side;
 mod signals;
 mod sockets;
-mod supervise;
+mod status_server;

@@ -22,11 +22,11 @@ pub(crate) struct Log(SyncSender<String>);
 
 /// Closed once everything is written.
 #[derive(Debug)]
-pub(crate) struct Written(Receiver<()>);
+pub(crate) struct LogFlush(Receiver<()>);
 
 impl Log {
     /// Starts the writing thread.
-    pub(crate) fn start() -> io::Result<(Self, Written)> {
+    pub(crate) fn start() -> io::Result<(Self, LogFlush)> {
         let (sender, lines) = sync_channel::<String>(QUEUE_LINES);
         let (all_written, written) = sync_channel(0);
         thread::Builder::new().name("log".to_owned()).spawn(move || {
@@ -36,7 +36,7 @@ impl Log {
             }
             drop(all_written);
         })?;
-        Ok((Self(sender), Written(written)))
+        Ok((Self(sender), LogFlush(written)))
     }
 
     /// Writes a line.
@@ -46,7 +46,7 @@ impl Log {
     }
 }
 
-impl Written {
+impl LogFlush {
     /// Waits briefly for the last lines. Every [`Log`] must have been dropped.
     pub(crate) fn wait(&self) {
         let _ = self.0.recv_timeout(FLUSH_WAIT);

@@ -10,7 +10,7 @@ use crate::drain::Drain;
 
 /// The counters of the request path.
 #[derive(Debug)]
-pub(crate) struct Meters {
+pub(crate) struct ShimMetrics {
     drain: Arc<Drain>,
     /// By the first digit of the status; 0 is for any other.
     responses: [AtomicU64; 6],
@@ -22,7 +22,7 @@ pub(crate) struct Meters {
     resent: AtomicU64,
 }
 
-impl Meters {
+impl ShimMetrics {
     pub(crate) fn new(drain: Arc<Drain>) -> Self {
         Self {
             drain,

@@ -32,7 +32,7 @@ const EXEC_FOR: &str = "--exec-for";
 
 /// How the app exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum AppExit {
     /// With this code.
     Exited(u8),
     /// Killed by this signal.
@@ -54,10 +54,10 @@ pub(crate) struct SpawnError {
 pub(crate) struct App {
     /// The first process, whose exit is the app's exit; also the id of the group.
     pid: Pid,
-    ended: Option<Ended>,
+    ended: Option<AppExit>,
 }
 
-impl Ended {
+impl AppExit {
     /// As in shells: the code, or 128 plus the signal.
     pub(crate) fn code(self) -> u8 {
         match self {
@@ -129,7 +129,7 @@ impl App {
     }
 
     /// How its first process exited, if it has.
-    pub(crate) fn ended(&self) -> Option<Ended> {
+    pub(crate) fn ended(&self) -> Option<AppExit> {
         self.ended
     }
 
@@ -137,7 +137,7 @@ impl App {
     pub(crate) fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if pid == self.pid {
-                self.ended = self.ended.or(Ended::from_status(status));
+                self.ended = self.ended.or(AppExit::from_status(status));
             }
         }
     }

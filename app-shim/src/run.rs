@@ -11,18 +11,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use uh_system::ports::{self, UNKNOWN};
 
-use crate::checks::{Checks, InFlight};
+use crate::checks::{HealthChecks, InFlight};
 use crate::drain::Drain;
 use crate::exit::Exit;
 use crate::forward::Forwarder;
-use crate::health::{Health, Identity};
+use crate::health::{AppIdentity, HealthReporter};
+use crate::lifecycle::{AppPhase, Lifecycle};
 use crate::log::Log;
-use crate::metrics::Meters;
+use crate::metrics::ShimMetrics;
 use crate::process::{self, App};
-use crate::settings::{AppAddress, Path, Settings};
-use crate::signals::Received;
-use crate::supervise::{Phase, Supervisor};
-use crate::{server, side, signals};
+use crate::settings::{AppAddress, Mode, ShimSettings};
+use crate::signals::ReceivedSignal;
+use crate::{server, signals, status_server};
 
 /// The most client connections at once. Each needs two descriptors and some tens of KiB.
 const CONNECTIONS_MAX: u64 = 10_000;
@@ -47,14 +47,14 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
 
 /// What must be in place before the app starts.
 struct Bound {
-    signals: mpsc::Receiver<Received>,
+    signals: mpsc::Receiver<ReceivedSignal>,
     path: Option<TcpListener>,
     health: Option<TcpListener>,
     metrics: Option<TcpListener>,
 }
 
 /// Runs the app until it exits.
-pub(crate) fn run(settings: Settings) -> Result<Exit, RunError> {
+pub(crate) fn run(settings: ShimSettings) -> Result<Exit, RunError> {
     let bound = bind(&settings)?;
     let (log, written) = Log::start().map_err(system("start a thread"))?;
     // One thread: the work is small, and the CPUs are for the app.
@@ -74,12 +74,12 @@ pub(crate) fn run(settings: Settings) -> Result<Exit, RunError> {
     exit
 }
 
-fn bind(settings: &Settings) -> Result<Bound, RunError> {
+fn bind(settings: &ShimSettings) -> Result<Bound, RunError> {
     let signals = signals::install().map_err(system("handle signals"))?;
     process::adopt_orphans().map_err(system("adopt orphaned processes"))?;
-    let (path, health) = match settings.path {
-        Path::Through(address) => (Some(listen(address)?), None),
-        Path::Beside(address) => (None, address.map(listen).transpose()?),
+    let (path, health) = match settings.mode {
+        Mode::Forward(address) => (Some(listen(address)?), None),
+        Mode::SuperviseOnly(address) => (None, address.map(listen).transpose()?),
     };
     if !settings.allow_listening {
         demand_nobody_listens(&settings.app)?;
@@ -108,16 +108,16 @@ fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
     Ok(listener)
 }
 
-async fn supervise(settings: Settings, bound: Bound, app: App, log: Log) -> Result<Exit, RunError> {
+async fn supervise(settings: ShimSettings, bound: Bound, app: App, log: Log) -> Result<Exit, RunError> {
     let drain = Arc::new(Drain::default());
-    let meters = Arc::new(Meters::new(Arc::clone(&drain)));
-    let (phase, phases) = watch::channel(Phase::Starting);
-    let health = Health::new(Identity::from_lookup(|name| std::env::var(name).ok()));
+    let meters = Arc::new(ShimMetrics::new(Arc::clone(&drain)));
+    let (phase, phases) = watch::channel(AppPhase::Starting);
+    let health = HealthReporter::new(AppIdentity::from_lookup(|name| std::env::var(name).ok()));
     let in_flight = match settings.watched_port() {
         None => InFlight::Exchanges(Arc::clone(&drain)),
         Some(port) => InFlight::Connections(port),
     };
-    let checks = Arc::new(Checks::new(&settings, health, phases, in_flight));
+    let checks = Arc::new(HealthChecks::new(&settings, health, phases, in_flight));
     let forwarder =
         Forwarder::new(settings.app.clone(), Arc::clone(&drain), Arc::clone(&checks), Arc::clone(&meters));
     let forwarder = Arc::new(forwarder);
@@ -135,14 +135,14 @@ async fn supervise(settings: Settings, bound: Bound, app: App, log: Log) -> Resu
     };
     if let Some(listener) = bound.health {
         announce(&listener, " (health)");
-        side::start(listener, Arc::clone(&checks), None).map_err(system("listen"))?;
+        status_server::start(listener, Arc::clone(&checks), None).map_err(system("listen"))?;
     }
     if let Some(listener) = bound.metrics {
         announce(&listener, " (metrics)");
-        side::start(listener, checks, Some(Arc::clone(&meters))).map_err(system("listen"))?;
+        status_server::start(listener, checks, Some(Arc::clone(&meters))).map_err(system("listen"))?;
     }
     let signals = bound.signals;
-    Ok(Supervisor { settings, log, signals, app, phase, drain, serving, forwarder, meters }.run().await)
+    Ok(Lifecycle { settings, log, signals, app, phase, drain, serving, forwarder, meters }.run().await)
 }
 
 fn serve(

@@ -28,7 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::drain::{Drain, Work};
-use activity::{Activity, Busy};
+use activity::{ActiveExchange, Activity};
 use tracked::{TrackedBody, TrackedStream};
 
 /// How long to wait after a failed `accept`: usually the process is out of descriptors, and only time frees some.
@@ -111,7 +111,7 @@ where
         let activity = Arc::new(Activity::default());
         let stream = TrackedStream::new(stream, Arc::clone(&activity));
         let service = service_fn(|request| {
-            let busy = Busy::begin(&activity, self.drain.begin_exchange());
+            let busy = ActiveExchange::begin(&activity, self.drain.begin_exchange());
             let response = (self.handler)(request, self.peer);
             async {
                 let mut response = response.await;

@@ -19,8 +19,8 @@ const DURATION_MAX: Duration = DAY;
 
 /// All settings of the program.
 #[derive(Debug)]
-pub(crate) struct Settings {
-    pub(crate) path: Path,
+pub(crate) struct ShimSettings {
+    pub(crate) mode: Mode,
     pub(crate) app: AppAddress,
     pub(crate) health_path: String,
     pub(crate) health: HealthSource,
@@ -35,11 +35,11 @@ pub(crate) struct Settings {
 
 /// Whether the shim is in the request path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Path {
+pub(crate) enum Mode {
     /// Clients connect to the shim on this address.
-    Through(SocketAddr),
+    Forward(SocketAddr),
     /// Clients connect to the app; health may be served on this address.
-    Beside(Option<SocketAddr>),
+    SuperviseOnly(Option<SocketAddr>),
 }
 
 /// Where the app listens.
@@ -68,13 +68,13 @@ pub(crate) enum SettingsError {
     SuperviseUnix,
 }
 
-impl Settings {
+impl ShimSettings {
     pub(crate) fn new(args: Args) -> Result<Self, SettingsError> {
-        let path = match (args.supervise_only, args.listen) {
-            (false, listen) => Path::Through(listen.unwrap_or(DEFAULT_LISTEN)),
-            (true, listen) => Path::Beside(listen),
+        let mode = match (args.supervise_only, args.listen) {
+            (false, listen) => Mode::Forward(listen.unwrap_or(DEFAULT_LISTEN)),
+            (true, listen) => Mode::SuperviseOnly(listen),
         };
-        let listens = || [path.listen(), args.metrics].into_iter().flatten();
+        let listens = || [mode.listen(), args.metrics].into_iter().flatten();
         if args.supervise_only && matches!(args.app, AppAddress::Unix(_)) {
             return Err(SettingsError::SuperviseUnix);
         }
@@ -84,7 +84,7 @@ impl Settings {
             }
         }
         Ok(Self {
-            path,
+            mode,
             app: args.app,
             health_path: args.health_path,
             health: args.health,
@@ -98,12 +98,12 @@ impl Settings {
     }
 }
 
-impl Settings {
+impl ShimSettings {
     /// The app's port, if its connections are counted instead of requests.
     pub(crate) fn watched_port(&self) -> Option<u16> {
-        match self.path {
-            Path::Beside(_) => self.app.sockets().first().map(SocketAddr::port),
-            Path::Through(_) => None,
+        match self.mode {
+            Mode::SuperviseOnly(_) => self.app.sockets().first().map(SocketAddr::port),
+            Mode::Forward(_) => None,
         }
     }
 }
@@ -113,12 +113,12 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
-impl Path {
+impl Mode {
     /// The address the shim listens on.
     pub(crate) fn listen(self) -> Option<SocketAddr> {
         match self {
-            Self::Through(listen) => Some(listen),
-            Self::Beside(listen) => listen,
+            Self::Forward(listen) => Some(listen),
+            Self::SuperviseOnly(listen) => listen,
         }
     }
 }
@@ -214,20 +214,20 @@ mod tests {
 
     use super::*;
 
-    fn read(arguments: &[&str]) -> Result<Settings, SettingsError> {
+    fn read(arguments: &[&str]) -> Result<ShimSettings, SettingsError> {
         let typed = ["app-shim"].iter().chain(arguments).chain(&["--", "app"]);
-        Settings::new(Args::try_parse_from(typed).unwrap())
+        ShimSettings::new(Args::try_parse_from(typed).unwrap())
     }
 
     #[test]
     fn the_defaults_are_the_documented_ones() {
         let settings = read(&["--health", "shim"]).unwrap();
-        assert_eq!(settings.path, Path::Through("0.0.0.0:3008".parse().unwrap()));
+        assert_eq!(settings.mode, Mode::Forward("0.0.0.0:3008".parse().unwrap()));
         assert_eq!(settings.app.to_string(), "127.0.0.1:3000");
         assert_eq!(settings.health_path, "/api/health");
         assert_eq!(settings.drain_timeout, Duration::from_secs(30));
         assert_eq!(settings.kill_after, Duration::from_secs(5));
-        assert_eq!(read(&["--supervise-only"]).unwrap().path, Path::Beside(None));
+        assert_eq!(read(&["--supervise-only"]).unwrap().mode, Mode::SuperviseOnly(None));
     }
 
     #[test]

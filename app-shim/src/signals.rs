@@ -22,7 +22,7 @@ const FORWARDED: [i32; 7] = [SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGWINC
 
 /// A signal, by what it calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Received {
+pub(crate) enum ReceivedSignal {
     /// Stop. With the signal's name.
     Stop(&'static str),
     /// A child has exited.
@@ -32,7 +32,7 @@ pub(crate) enum Received {
 }
 
 /// Installs the handlers. From now on no signal is lost or kills the process.
-pub(crate) fn install() -> io::Result<mpsc::Receiver<Received>> {
+pub(crate) fn install() -> io::Result<mpsc::Receiver<ReceivedSignal>> {
     let mut signals = Signals::new(STOP.into_iter().chain(FORWARDED).chain([SIGCHLD]))?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
@@ -46,12 +46,12 @@ pub(crate) fn install() -> io::Result<mpsc::Receiver<Received>> {
     Ok(receiver)
 }
 
-fn received(signal: i32) -> Option<Received> {
+fn received(signal: i32) -> Option<ReceivedSignal> {
     match signal {
-        SIGTERM => Some(Received::Stop("SIGTERM")),
-        SIGINT => Some(Received::Stop("SIGINT")),
-        SIGCHLD => Some(Received::Child),
-        _ => Signal::from_named_raw(signal).map(Received::Forward),
+        SIGTERM => Some(ReceivedSignal::Stop("SIGTERM")),
+        SIGINT => Some(ReceivedSignal::Stop("SIGINT")),
+        SIGCHLD => Some(ReceivedSignal::Child),
+        _ => Signal::from_named_raw(signal).map(ReceivedSignal::Forward),
     }
 }
 
@@ -61,10 +61,10 @@ mod tests {
 
     #[test]
     fn every_caught_signal_is_handled() {
-        assert!(STOP.iter().all(|signal| matches!(received(*signal), Some(Received::Stop(_)))));
+        assert!(STOP.iter().all(|signal| matches!(received(*signal), Some(ReceivedSignal::Stop(_)))));
         for signal in FORWARDED {
             let named = Signal::from_named_raw(signal).unwrap();
-            assert_eq!(received(signal), Some(Received::Forward(named)));
+            assert_eq!(received(signal), Some(ReceivedSignal::Forward(named)));
         }
     }
 }

@@ -25,14 +25,14 @@ use anyhow::Context as _;
 use clap::FromArgMatches as _;
 
 use args::{Args, Command};
-use exit::{Exit, Failed};
+use exit::{CliError, Exit};
 use interrupts::Handlers;
 use session::Session;
 
 use crate::report::{Form, Report};
 
 /// The result of a command.
-type Done = Result<Exit, Failed>;
+type Done = Result<Exit, CliError>;
 
 /// Parses the command line, runs the command, and returns its exit code.
 pub fn main() -> ExitCode {
@@ -66,7 +66,7 @@ fn carry_out(args: Args) -> Done {
             interrupt = handlers.not_taken(&session.interrupts) => {
                 session.report.end_progress();
                 let message = format!("interrupted by {}", interrupt.name);
-                Err(Failed::new(Exit::Interrupted(interrupt.exit_code()), message))
+                Err(CliError::new(Exit::Interrupted(interrupt.exit_code()), message))
             }
         }
     });

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Child;
 use tokio::sync::mpsc;
 
-use crate::lines::LineCutter;
+use crate::lines::LineSplitter;
 use crate::redact::Foreign;
 
 /// How long output is read after the command's exit. Its own output is already in the pipe.
@@ -133,7 +133,7 @@ pub async fn answer(
     };
     let ended = running.end(timeout, read).await;
     if let Err(reason) = ended {
-        let (mut cutter, mut log) = (LineCutter::default(), VecDeque::new());
+        let (mut cutter, mut log) = (LineSplitter::default(), VecDeque::new());
         let mut last = |line| {
             if log.len() >= keep {
                 log.pop_front();
@@ -223,7 +223,7 @@ fn in_its_own_group(command: &Command) -> tokio::process::Command {
 }
 
 async fn read_lines(mut stream: impl AsyncRead + Unpin, lines: mpsc::Sender<Foreign>) {
-    let mut cutter = LineCutter::default();
+    let mut cutter = LineSplitter::default();
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut found = Vec::new();
     loop {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 pub use containers::{ComposeSettings, DockerSettings, Pull, Restart};
 pub use sections::{
-    BackendConfig, Deploy, Gate, Hooks, Identity, Monitor, Notice, ProcessSettings, ProxyFiles,
+    BackendConfig, Deploy, GateSettings, Hooks, IdentityCheck, Monitor, Notice, ProcessSettings, ProxyFiles,
     RuntimeConfig, Secrets, Validate,
 };
 use uh_protocol::BackendName;
@@ -29,7 +29,7 @@ pub struct Config {
     /// How instances of the app run.
     pub runtime: RuntimeConfig,
     /// The health gate of a candidate.
-    pub gate: Gate,
+    pub gate: GateSettings,
     /// Thresholds of a watch.
     pub monitor: Monitor,
     /// What `validate` requires.

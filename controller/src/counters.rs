@@ -39,7 +39,7 @@ impl Counters {
     pub fn read(metrics: &str, service: &str, backend: &str) -> Self {
         let mut counters = Self::default();
         for line in metrics.lines() {
-            let Some(sample) = Sample::read(line) else { continue };
+            let Some(sample) = MetricLine::read(line) else { continue };
             if sample.label("service") != Some(service) || sample.label("backend") != Some(backend) {
                 continue;
             }
@@ -198,13 +198,13 @@ fn whole(value: f64) -> u64 {
 }
 
 /// One line of Prometheus text with labels.
-struct Sample<'a> {
+struct MetricLine<'a> {
     name: &'a str,
     labels: &'a str,
     value: f64,
 }
 
-impl<'a> Sample<'a> {
+impl<'a> MetricLine<'a> {
     fn read(line: &'a str) -> Option<Self> {
         let (name, rest) = line.split_once('{')?;
         let (labels, value) = rest.rsplit_once('}')?;
@@ -222,7 +222,7 @@ impl<'a> Sample<'a> {
 /// The uh-proxy process that counted: a restarted one starts from zero.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Process {
+pub struct ProxyProcess {
     pid: u32,
     /// When it started, in seconds of the monotonic clock, which a change of the wall clock doesn't affect.
     started_s: i64,
@@ -233,7 +233,7 @@ pub struct Process {
 /// How far apart two readings of one process's start may be: uptime is in whole seconds, and is read over a socket.
 const START_TOLERANCE_S: i64 = 2;
 
-impl Process {
+impl ProxyProcess {
     /// From uh-proxy's status and the current monotonic clock.
     #[must_use]
     pub fn new(status: &ProxyStatus, monotonic: Duration, boot: &str) -> Self {
@@ -255,7 +255,7 @@ impl Process {
 #[serde(deny_unknown_fields)]
 pub struct Reading {
     /// The process.
-    pub process: Process,
+    pub process: ProxyProcess,
     /// Its counters.
     pub counters: Counters,
 }

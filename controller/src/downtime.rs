@@ -11,7 +11,7 @@ const FAILED_CODES: [&str; 3] = ["502", "503", "504"];
 
 /// The counters at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sample {
+pub struct TrafficSample {
     /// The id of uh-proxy's process: a new one counts from zero.
     pub pid: u32,
     /// Its uptime in seconds: in a container every process has the id 1.
@@ -30,7 +30,7 @@ pub struct Sample {
     refused: u64,
 }
 
-impl Sample {
+impl TrafficSample {
     /// Reads them from Prometheus text.
     #[must_use]
     pub fn read(metrics: &str, service: &str, pid: u32, uptime_s: u64) -> Self {
@@ -115,7 +115,7 @@ impl Downtime {
 
     /// The difference between two samples, the second taken `elapsed_s` after the first.
     #[must_use]
-    pub fn between(before: &Sample, after: &Sample, elapsed_s: u64) -> Self {
+    pub fn between(before: &TrafficSample, after: &TrafficSample, elapsed_s: u64) -> Self {
         // One second of tolerance: uptimes are whole seconds.
         if after.pid != before.pid || after.uptime_s + 1 < before.uptime_s + elapsed_s {
             return Self::unknown("uh-proxy was restarted");
@@ -171,8 +171,8 @@ impl fmt::Display for Downtime {
 mod tests {
     use super::*;
 
-    fn sample(text: &str) -> Sample {
-        Sample::read(text, "app", 7, 100)
+    fn sample(text: &str) -> TrafficSample {
+        TrafficSample::read(text, "app", 7, 100)
     }
 
     #[test]
@@ -187,13 +187,14 @@ mod tests {
              uh_proxy_requests_total{service=\"shop\",backend=\"blue\",code=\"502\",method=\"GET\"} 9\n\
              uh_proxy_unrouted_requests_total 3\n",
         );
-        let text = |before: &Sample, after: &Sample| Downtime::between(before, after, 0).to_string();
+        let text =
+            |before: &TrafficSample, after: &TrafficSample| Downtime::between(before, after, 0).to_string();
         assert_eq!(text(&none, &served), "0s");
         assert_eq!(text(&served, &served), "not measured (no requests arrived)");
         assert_eq!(text(&none, &failed), "2 × 502, 3 answered by uh-proxy itself (of 7 requests)");
-        let restarted = Sample { pid: 8, ..served.clone() };
+        let restarted = TrafficSample { pid: 8, ..served.clone() };
         assert_eq!(text(&none, &restarted), "not measured (uh-proxy was restarted)");
-        let restarted = Downtime::between(&none, &Sample { uptime_s: 3, ..served }, 20).to_string();
+        let restarted = Downtime::between(&none, &TrafficSample { uptime_s: 3, ..served }, 20).to_string();
         assert_eq!(restarted, "not measured (uh-proxy was restarted)");
     }
 }

@@ -33,14 +33,14 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, String>, String> {
 
 /// Why a file can't be used.
 #[derive(Debug, PartialEq, Eq)]
-struct Wrong {
+struct ParseError {
     line: usize,
     reason: &'static str,
 }
 
 const DOLLAR: &str = "compose would interpolate the $: put the value in single quotes to keep it";
 
-fn parse(text: &str) -> Result<BTreeMap<String, String>, Wrong> {
+fn parse(text: &str) -> Result<BTreeMap<String, String>, ParseError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n");
     let mut variables = BTreeMap::new();
     let (mut rest, mut line) = (text.as_str(), 1);
@@ -51,8 +51,8 @@ fn parse(text: &str) -> Result<BTreeMap<String, String>, Wrong> {
             line += 1;
             continue;
         }
-        let (name, value) = name(statement).map_err(|reason| Wrong { line, reason })?;
-        let wrong = |reason| Wrong { line, reason };
+        let (name, value) = name(statement).map_err(|reason| ParseError { line, reason })?;
+        let wrong = |reason| ParseError { line, reason };
         let (value, after) = match value.chars().next() {
             Some(quote @ ('"' | '\'')) => {
                 let within = &value[1..];

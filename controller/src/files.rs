@@ -24,7 +24,7 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 fn put(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = beside(path);
+    let temporary = temporary_path(path);
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&temporary)?;
     file.write_all(content)?;
@@ -40,7 +40,7 @@ fn in_words(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), crate::chain(&error))
 }
 
-fn beside(path: &Path) -> PathBuf {
+fn temporary_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     path.with_file_name(name)

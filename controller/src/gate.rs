@@ -4,8 +4,8 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use crate::config::Gate;
-use crate::probe::{Expected, Found, Verdict, probe};
+use crate::config::GateSettings;
+use crate::probe::{Expected, ProbeResult, ProbeVerdict, probe};
 use crate::redact::Foreign;
 use crate::report::Report;
 use crate::runtime::{Endpoint, InstanceId, LogQuery, Runtime, RuntimeError, State};
@@ -17,7 +17,7 @@ const STATE_POLL: Duration = Duration::from_millis(100);
 const STATE_WITHIN: Duration = Duration::from_secs(2);
 
 /// How often to report that an engine doesn't answer.
-const SILENCE_TOLD_EVERY: Duration = Duration::from_secs(5);
+const OUTAGE_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long an engine may take to return the last lines of a log.
 const LOG_WITHIN: Duration = Duration::from_secs(5);
@@ -42,15 +42,15 @@ const SHOWN_LOG_LINES: usize = 50;
 
 /// How long an engine hasn't reported the candidate's state.
 #[derive(Debug, Default)]
-struct Silence {
+struct EngineOutage {
     since: Cell<Option<Instant>>,
-    told: Cell<Option<Instant>>,
+    reported_at: Cell<Option<Instant>>,
 }
 
-impl Silence {
-    fn tell(&self, state: &Result<State, RuntimeError>, instance: &InstanceId, report: &Report) {
+impl EngineOutage {
+    fn report(&self, state: &Result<State, RuntimeError>, instance: &InstanceId, report: &Report) {
         let Err(error) = state else {
-            if self.told.take().is_some() {
+            if self.reported_at.take().is_some() {
                 report.line(&format!("the engine responds again, and {instance} can be checked"));
             }
             self.since.set(None);
@@ -59,8 +59,12 @@ impl Silence {
         let now = Instant::now();
         let since = self.since.get().unwrap_or(now);
         self.since.set(Some(since));
-        if self.told.get().is_none_or(|told| now.duration_since(told) >= SILENCE_TOLD_EVERY) {
-            self.told.set(Some(now));
+        if self
+            .reported_at
+            .get()
+            .is_none_or(|reported_at| now.duration_since(reported_at) >= OUTAGE_REPORT_INTERVAL)
+        {
+            self.reported_at.set(Some(now));
             report.line(&format!(
                 "can't determine whether {instance} is running: {}; still waiting while the active backend serves",
                 crate::chain(error)
@@ -100,7 +104,7 @@ impl Diagnosis {
 }
 
 /// A candidate and the health gate it must pass.
-pub struct Candidate<'a> {
+pub struct HealthGate<'a> {
     /// Its runtime.
     pub runtime: &'a dyn Runtime,
     /// Its instance.
@@ -111,26 +115,26 @@ pub struct Candidate<'a> {
     pub expected: Expected<'a>,
 }
 
-impl Candidate<'_> {
+impl HealthGate<'_> {
     /// Waits until it has passed the gate.
     ///
     /// # Errors
     /// It exited, has another identity, or didn't become healthy in time.
-    pub async fn prove(&self, gate: &Gate, report: &Report) -> Result<(), Diagnosis> {
+    pub async fn prove(&self, gate: &GateSettings, report: &Report) -> Result<(), Diagnosis> {
         let deadline = Instant::now() + gate.within;
         let attempts = (gate.within.as_millis() / gate.interval.as_millis().max(1)).max(1);
         let attempts = u64::try_from(attempts).unwrap_or(u64::MAX);
         let (mut streak, mut strangers, mut attempt) = (0, 0, 0);
-        let silence = Silence::default();
+        let silence = EngineOutage::default();
         loop {
             attempt += 1;
             let next = Instant::now() + gate.interval;
             let found = self.probe_all(gate).await;
             report.attempt(attempt, attempts, found.summary());
             match &found.verdict {
-                Verdict::Healthy => (streak, strangers) = (streak + 1, 0),
-                Verdict::Unhealthy(_) => (streak, strangers) = (0, 0),
-                Verdict::Stranger(_) => (streak, strangers) = (0, strangers + 1),
+                ProbeVerdict::Healthy => (streak, strangers) = (streak + 1, 0),
+                ProbeVerdict::Unhealthy(_) => (streak, strangers) = (0, 0),
+                ProbeVerdict::Stranger(_) => (streak, strangers) = (0, strangers + 1),
             }
             self.must_run_or_wait(&found, &silence, report).await?;
             if streak >= gate.successes {
@@ -154,8 +158,8 @@ impl Candidate<'_> {
     /// gate's deadline.
     async fn must_run_or_wait(
         &self,
-        last: &Found,
-        silence: &Silence,
+        last: &ProbeResult,
+        silence: &EngineOutage,
         report: &Report,
     ) -> Result<(), Diagnosis> {
         // The state of a process is in a local file; only an engine can fail to answer.
@@ -168,12 +172,12 @@ impl Candidate<'_> {
                 Err(RuntimeError::Unreachable { what: "the engine".to_owned(), source })
             })
         };
-        silence.tell(&state, self.instance, report);
+        silence.report(&state, self.instance, report);
         self.judge(state, Some(last)).await
     }
 
     /// Probes every endpoint. The first unhealthy one counts for all.
-    pub async fn probe_all(&self, gate: &Gate) -> Found {
+    pub async fn probe_all(&self, gate: &GateSettings) -> ProbeResult {
         let mut last = None;
         for endpoint in self.endpoints {
             let found = probe(endpoint, self.expected, gate).await;
@@ -182,8 +186,8 @@ impl Candidate<'_> {
             }
             last = Some(found);
         }
-        last.unwrap_or(Found {
-            verdict: Verdict::Unhealthy("it has no endpoint".to_owned()),
+        last.unwrap_or(ProbeResult {
+            verdict: ProbeVerdict::Unhealthy("it has no endpoint".to_owned()),
             took: Duration::ZERO,
             lines: Vec::new(),
         })
@@ -193,11 +197,15 @@ impl Candidate<'_> {
     ///
     /// # Errors
     /// It exited, or is in a crash loop.
-    pub async fn must_run(&self, last: Option<&Found>) -> Result<(), Diagnosis> {
+    pub async fn must_run(&self, last: Option<&ProbeResult>) -> Result<(), Diagnosis> {
         self.judge(self.runtime.state(self.instance).await, last).await
     }
 
-    async fn judge(&self, state: Result<State, RuntimeError>, last: Option<&Found>) -> Result<(), Diagnosis> {
+    async fn judge(
+        &self,
+        state: Result<State, RuntimeError>,
+        last: Option<&ProbeResult>,
+    ) -> Result<(), Diagnosis> {
         let probe =
             last.filter(|found| !found.is_healthy()).map(|found| found.lines.clone()).unwrap_or_default();
         let (headline, advice) = match state {
@@ -224,7 +232,7 @@ impl Candidate<'_> {
         Err(Diagnosis { headline, probe, log: self.log().await, advice })
     }
 
-    async fn stranger(&self, found: &Found) -> Diagnosis {
+    async fn stranger(&self, found: &ProbeResult) -> Diagnosis {
         Diagnosis {
             headline: format!("another instance answers in place of {}: {}", self.instance, found.summary()),
             probe: found.lines.clone(),
@@ -238,7 +246,7 @@ impl Candidate<'_> {
         }
     }
 
-    async fn too_late(&self, gate: &Gate, found: &Found) -> Diagnosis {
+    async fn too_late(&self, gate: &GateSettings, found: &ProbeResult) -> Diagnosis {
         Diagnosis {
             headline: format!(
                 "health check failed: {} didn't become healthy within {}: {}",
@@ -267,7 +275,7 @@ impl Candidate<'_> {
 }
 
 /// A command that sends the same request as a probe.
-pub(crate) fn curl(endpoint: Option<&Endpoint>, gate: &Gate) -> String {
+pub(crate) fn curl(endpoint: Option<&Endpoint>, gate: &GateSettings) -> String {
     let headers: String = gate
         .headers
         .iter()

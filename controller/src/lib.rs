@@ -2,7 +2,7 @@
 //! recovers.
 //!
 //! In reading order: [`config`] is the configuration; [`deploy`] decides, records and acts; [`runtime`] builds,
-//! starts and stops instances of the app; [`front`] talks to uh-proxy; [`gate`] is the health gate, which uses
+//! starts and stops instances of the app; [`proxy`] talks to uh-proxy; [`gate`] is the health gate, which uses
 //! [`probe`]; [`counters`] and [`verdict`] judge a backend, with [`evidence`] for a breach; [`downtime`] measures
 //! what users noticed; [`report`] prints, without secrets ([`redact`]); [`notice`] runs hooks and the webhook;
 //! [`validate`] checks everything before a deploy; [`cli`] is the command line. Helpers: [`check`], [`command`],
@@ -19,12 +19,12 @@ pub mod env_file;
 pub mod evidence;
 pub mod fault;
 pub mod files;
-pub mod front;
 pub mod gate;
 pub mod lines;
 pub mod notice;
 pub mod ports;
 pub mod probe;
+pub mod proxy;
 pub mod redact;
 pub mod report;
 pub mod runtime;

@@ -8,12 +8,12 @@ pub const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// Joins chunks and splits them into lines.
 #[derive(Debug, Default)]
-pub struct LineCutter {
+pub struct LineSplitter {
     kept: Vec<u8>,
     left_out: u64,
 }
 
-impl LineCutter {
+impl LineSplitter {
     /// Takes a chunk, and passes on the lines that end in it.
     pub fn push(&mut self, chunk: &[u8], line: &mut dyn FnMut(Foreign)) {
         for part in chunk.split_inclusive(|&byte| byte == b'\n') {
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     fn lines(chunks: &[&[u8]]) -> Vec<String> {
-        let (mut cutter, mut seen) = (LineCutter::default(), Vec::new());
+        let (mut cutter, mut seen) = (LineSplitter::default(), Vec::new());
         let mut line = |text: Foreign| seen.push(text.to_string());
         chunks.iter().for_each(|chunk| cutter.push(chunk, &mut line));
         cutter.finish(&mut line);
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn an_endless_line_takes_no_more_memory_than_its_limit() {
-        let mut cutter = LineCutter::default();
+        let mut cutter = LineSplitter::default();
         for _ in 0..100 {
             cutter.push(&[b'x'; MAX_LINE_BYTES], &mut |_| panic!("it has no end"));
         }

@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use uh_protocol::BackendName;
 use uh_protocol::health::HealthBody;
 
-use crate::config::{Gate, Identity};
+use crate::config::{GateSettings, IdentityCheck};
 use crate::redact::Foreign;
 use crate::runtime::Endpoint;
 
@@ -44,9 +44,9 @@ pub struct Expected<'a> {
 
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct ProbeResult {
     /// The verdict.
-    pub verdict: Verdict,
+    pub verdict: ProbeVerdict,
     /// How long it took.
     pub took: Duration,
     /// What to show of it: status, some header fields, the beginning of the body, or the error.
@@ -55,7 +55,7 @@ pub struct Found {
 
 /// What an answer means.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ProbeVerdict {
     /// Healthy, with the right identity.
     Healthy,
     /// Unhealthy, or no answer.
@@ -64,36 +64,36 @@ pub enum Verdict {
     Stranger(String),
 }
 
-impl Found {
+impl ProbeResult {
     /// Whether the verdict is healthy.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.verdict == Verdict::Healthy
+        self.verdict == ProbeVerdict::Healthy
     }
 
     /// The verdict in a few words.
     #[must_use]
     pub fn summary(&self) -> &str {
         match &self.verdict {
-            Verdict::Healthy => "Healthy ✓",
-            Verdict::Unhealthy(reason) | Verdict::Stranger(reason) => reason,
+            ProbeVerdict::Healthy => "Healthy ✓",
+            ProbeVerdict::Unhealthy(reason) | ProbeVerdict::Stranger(reason) => reason,
         }
     }
 }
 
 /// Probes an endpoint once. Redirects aren't followed, because the target may not be this instance.
-pub async fn probe(endpoint: &Endpoint, expected: Expected<'_>, gate: &Gate) -> Found {
+pub async fn probe(endpoint: &Endpoint, expected: Expected<'_>, gate: &GateSettings) -> ProbeResult {
     let start = Instant::now();
     let mut found = match tokio::time::timeout(gate.timeout, ask(endpoint, gate)).await {
         Ok(Ok((status, headers, body))) => judge(status, &headers, &body, expected, gate.identity),
-        Ok(Err(error)) => nobody(endpoint, Foreign::error(&*error).to_string()),
-        Err(_) => nobody(endpoint, format!("no answer within {}", crate::time::span(gate.timeout))),
+        Ok(Err(error)) => no_answer(endpoint, Foreign::error(&*error).to_string()),
+        Err(_) => no_answer(endpoint, format!("no answer within {}", crate::time::span(gate.timeout))),
     };
     found.took = start.elapsed();
     found
 }
 
-async fn ask(endpoint: &Endpoint, gate: &Gate) -> Result<(StatusCode, HeaderMap, Bytes), BoxError> {
+async fn ask(endpoint: &Endpoint, gate: &GateSettings) -> Result<(StatusCode, HeaderMap, Bytes), BoxError> {
     match endpoint {
         Endpoint::Socket(address) => exchange(TcpStream::connect(address).await?, endpoint, gate).await,
         Endpoint::Name(host, port) => {
@@ -106,7 +106,7 @@ async fn ask(endpoint: &Endpoint, gate: &Gate) -> Result<(StatusCode, HeaderMap,
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send,
     endpoint: &Endpoint,
-    gate: &Gate,
+    gate: &GateSettings,
 ) -> Result<(StatusCode, HeaderMap, Bytes), BoxError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let host = match (&gate.host, endpoint) {
@@ -142,9 +142,9 @@ async fn exchange(
     }
 }
 
-fn nobody(endpoint: &Endpoint, reason: String) -> Found {
+fn no_answer(endpoint: &Endpoint, reason: String) -> ProbeResult {
     let lines = vec![format!("{endpoint}: {reason}")];
-    Found { verdict: Verdict::Unhealthy(reason), took: Duration::ZERO, lines }
+    ProbeResult { verdict: ProbeVerdict::Unhealthy(reason), took: Duration::ZERO, lines }
 }
 
 /// What an answer means.
@@ -153,8 +153,8 @@ fn judge(
     headers: &HeaderMap,
     body: &[u8],
     expected: Expected<'_>,
-    identity: Identity,
-) -> Found {
+    identity: IdentityCheck,
+) -> ProbeResult {
     let mut lines = vec![format!("status: {status}")];
     for name in SHOWN_HEADERS {
         if let Some(value) = headers.get(&name) {
@@ -167,19 +167,19 @@ fn judge(
         let to = headers
             .get(hyper::header::LOCATION)
             .map_or("no location".to_owned(), |l| printable(l.as_bytes()));
-        Verdict::Unhealthy(format!("status {}, redirected to {to}", status.as_u16()))
+        ProbeVerdict::Unhealthy(format!("status {}, redirected to {to}", status.as_u16()))
     } else if !status.is_success() {
-        Verdict::Unhealthy(format!("status {status}"))
+        ProbeVerdict::Unhealthy(format!("status {status}"))
     } else {
-        who(&reported, expected, identity).map_or(Verdict::Healthy, Verdict::Stranger)
+        who(&reported, expected, identity).map_or(ProbeVerdict::Healthy, ProbeVerdict::Stranger)
     };
-    Found { verdict, took: Duration::ZERO, lines }
+    ProbeResult { verdict, took: Duration::ZERO, lines }
 }
 
 /// Why the answer has the wrong identity; `None`: it has the right one.
-fn who(reported: &HealthBody, expected: Expected<'_>, identity: Identity) -> Option<String> {
+fn who(reported: &HealthBody, expected: Expected<'_>, identity: IdentityCheck) -> Option<String> {
     let wrong = |given: Option<&str>, wanted: &str| match (given, identity) {
-        (_, Identity::Ignored) | (None, Identity::IfReported) => false,
+        (_, IdentityCheck::Ignored) | (None, IdentityCheck::IfReported) => false,
         (given, _) => given != Some(wanted),
     };
     let backend = wrong(reported.deployment.as_deref(), expected.backend.as_str());
@@ -210,7 +210,7 @@ fn printable(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn verdict(status: u16, body: &str, identity: Identity) -> Verdict {
+    fn verdict(status: u16, body: &str, identity: IdentityCheck) -> ProbeVerdict {
         let green = "green".parse().unwrap();
         let expected = Expected { backend: &green, version: Some("1.0.1") };
         let status = StatusCode::from_u16(status).unwrap();
@@ -222,25 +222,27 @@ mod tests {
         let right = r#"{"deployment":"green","version":"1.0.1"}"#;
         let stale = r#"{"deployment":"green","version":"1.0.0"}"#;
         let other = r#"{"deployment":"blue","version":"1.0.1"}"#;
-        for identity in [Identity::IfReported, Identity::Required] {
-            assert_eq!(verdict(200, right, identity), Verdict::Healthy);
+        for identity in [IdentityCheck::IfReported, IdentityCheck::Required] {
+            assert_eq!(verdict(200, right, identity), ProbeVerdict::Healthy);
             assert!(
-                matches!(verdict(200, stale, identity), Verdict::Stranger(r) if r.contains("green 1.0.0"))
+                matches!(verdict(200, stale, identity), ProbeVerdict::Stranger(r) if r.contains("green 1.0.0"))
             );
             assert!(
-                matches!(verdict(200, other, identity), Verdict::Stranger(r) if r.contains("blue 1.0.1"))
+                matches!(verdict(200, other, identity), ProbeVerdict::Stranger(r) if r.contains("blue 1.0.1"))
             );
         }
-        assert_eq!(verdict(200, "ok", Identity::IfReported), Verdict::Healthy);
-        assert!(matches!(verdict(200, "ok", Identity::Required), Verdict::Stranger(_)));
-        assert_eq!(verdict(200, other, Identity::Ignored), Verdict::Healthy);
+        assert_eq!(verdict(200, "ok", IdentityCheck::IfReported), ProbeVerdict::Healthy);
+        assert!(matches!(verdict(200, "ok", IdentityCheck::Required), ProbeVerdict::Stranger(_)));
+        assert_eq!(verdict(200, other, IdentityCheck::Ignored), ProbeVerdict::Healthy);
     }
 
     #[test]
     fn a_redirect_and_an_error_are_not_healthy() {
         assert!(
-            matches!(verdict(302, "", Identity::Ignored), Verdict::Unhealthy(r) if r.contains("redirected"))
+            matches!(verdict(302, "", IdentityCheck::Ignored), ProbeVerdict::Unhealthy(r) if r.contains("redirected"))
         );
-        assert!(matches!(verdict(500, "", Identity::Ignored), Verdict::Unhealthy(r) if r.contains("500")));
+        assert!(
+            matches!(verdict(500, "", IdentityCheck::Ignored), ProbeVerdict::Unhealthy(r) if r.contains("500"))
+        );
     }
 }

@@ -20,7 +20,7 @@ pub use self::sources::of_config;
 pub const MIN_SECRET_BYTES: usize = 6;
 
 /// The replacement for a secret.
-const BLOT: &str = "***";
+const MASK: &str = "***";
 
 static SECRETS: RwLock<Redactor> = RwLock::new(Redactor { secrets: Vec::new() });
 
@@ -156,7 +156,7 @@ impl Redactor {
         let mut text = text.to_owned();
         for secret in &self.secrets {
             if text.contains(secret.as_str()) {
-                text = text.replace(secret.as_str(), BLOT);
+                text = text.replace(secret.as_str(), MASK);
             }
         }
         text
@@ -170,7 +170,7 @@ impl Redactor {
             (MIN_SECRET_BYTES..secret.len()).rev().find(fits)
         };
         match self.secrets.iter().filter_map(begun).max() {
-            Some(length) => format!("{}{BLOT}", &text[..text.len() - length]),
+            Some(length) => format!("{}{MASK}", &text[..text.len() - length]),
             None => text.to_owned(),
         }
     }

@@ -66,7 +66,7 @@ impl Report {
     /// Waits for a slow reader from now on, instead of dropping lines: for commands that only show something and hold
     /// no lock.
     pub fn wait_for_reader(&self) {
-        self.output.borrow_mut().wait(Wait::ForEver);
+        self.output.borrow_mut().wait(Wait::Indefinitely);
     }
 
     /// Reports how many lines were dropped, if any.

@@ -58,7 +58,7 @@ pub trait Runtime {
     ///
     /// # Errors
     /// They would certainly fail.
-    async fn plan(&self, candidate: &Candidate) -> Result<Plan, RuntimeError>;
+    async fn plan(&self, candidate: &Candidate) -> Result<DryRunPlan, RuntimeError>;
 
     /// Builds what the candidate will run, and freezes it: an image that is built or pulled and named by its digest,
     /// or a command with its environment. `progress` gets the tool's output line by line.
@@ -165,9 +165,9 @@ pub trait Runtime {
 #[must_use]
 pub fn for_config(config: &Config, waiting: Waiting) -> Box<dyn Runtime> {
     match &config.runtime {
-        RuntimeConfig::Process(settings) => Box::new(process::Process::new(config, settings)),
-        RuntimeConfig::Docker(settings) => Box::new(docker::Docker::new(config, settings, waiting)),
-        RuntimeConfig::Compose(settings) => Box::new(compose::Compose::new(config, settings, waiting)),
+        RuntimeConfig::Process(settings) => Box::new(process::ProcessRuntime::new(config, settings)),
+        RuntimeConfig::Docker(settings) => Box::new(docker::DockerRuntime::new(config, settings, waiting)),
+        RuntimeConfig::Compose(settings) => Box::new(compose::ComposeRuntime::new(config, settings, waiting)),
     }
 }
 
@@ -266,7 +266,7 @@ impl fmt::Display for Ending {
 
 /// What a build and a start would do, one line for each step.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Plan {
+pub struct DryRunPlan {
     /// What would be built or pulled.
     pub build: Vec<String>,
     /// What would be started.

@@ -45,9 +45,9 @@ mod tests {
 
     #[test]
     fn durations_are_shown_in_at_most_two_units() {
-        let told =
+        let text =
             [850, 12_300, 30_000, 225_000, 260_100_000].map(|ms| super::span(Duration::from_millis(ms)));
-        assert_eq!(told, ["850ms", "12.3s", "30s", "3m 45s", "72h 15m"]);
+        assert_eq!(text, ["850ms", "12.3s", "30s", "3m 45s", "72h 15m"]);
     }
 
     #[test]

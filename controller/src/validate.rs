@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::check::Check;
 use crate::config::{Config, RuntimeConfig};
-use crate::front::{Front, View};
+use crate::proxy::{ProxyService, ServiceView};
 use crate::runtime::{Candidate, Endpoint, Runtime};
 use crate::{chain, command, env_file, ports};
 
@@ -26,17 +26,17 @@ const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
 /// Runs all checks.
 pub async fn validate(config: &Config, runtime: &dyn Runtime) -> Vec<Check> {
-    let front = match Front::find(config).await {
-        Ok(front) => front.view().await.map(|view| (front, view)),
+    let proxy = match ProxyService::find(config).await {
+        Ok(proxy) => proxy.view().await.map(|view| (proxy, view)),
         Err(e) => Err(e),
     };
     let mut checks = Vec::new();
-    let view = front.as_ref().ok().map(|(_, view)| view);
-    let candidate = candidate(config, front.as_ref().ok());
+    let view = proxy.as_ref().ok().map(|(_, view)| view);
+    let candidate = candidate(config, proxy.as_ref().ok());
     checks.extend(runtime.checks(&candidate).await);
     checks.extend(proxy_configuration(config).await);
-    checks.push(match &front {
-        Ok((front, view)) => proxy_answers(config, front, view),
+    checks.push(match &proxy {
+        Ok((proxy, view)) => proxy_answers(config, proxy, view),
         Err(e) => Check::failed(
             "uh-proxy answers",
             chain(e),
@@ -53,10 +53,10 @@ pub async fn validate(config: &Config, runtime: &dyn Runtime) -> Vec<Check> {
 }
 
 /// The candidate that a deploy would choose now.
-fn candidate(config: &Config, front: Option<&(Front, View)>) -> Candidate {
-    let inactive = front.and_then(|(_, view)| config.backends.iter().find(|b| !view.is_active(&b.name)));
+fn candidate(config: &Config, proxy: Option<&(ProxyService, ServiceView)>) -> Candidate {
+    let inactive = proxy.and_then(|(_, view)| config.backends.iter().find(|b| !view.is_active(&b.name)));
     let backend = inactive.or(config.backends.last());
-    let service = front.map(|(front, _)| front.service.clone()).or_else(|| config.deploy.service.clone());
+    let service = proxy.map(|(proxy, _)| proxy.service.clone()).or_else(|| config.deploy.service.clone());
     Candidate {
         service: service.unwrap_or_else(|| unnamed("app")),
         backend: backend.map_or_else(|| unnamed("green"), |backend| backend.name.clone()),
@@ -89,7 +89,7 @@ async fn proxy_configuration(config: &Config) -> Option<Check> {
     })
 }
 
-fn proxy_answers(config: &Config, front: &Front, view: &View) -> Check {
+fn proxy_answers(config: &Config, proxy: &ProxyService, view: &ServiceView) -> Check {
     let name = "uh-proxy answers";
     let unknown: Vec<&str> = config
         .backends
@@ -105,10 +105,10 @@ fn proxy_answers(config: &Config, front: &Front, view: &View) -> Check {
         let remedy = "free or repair the disk of its state file";
         return Check::failed(name, "its routing isn't on disk", remedy);
     }
-    let proxy = &view.status.proxy;
+    let process = &view.status.proxy;
     Check::passed(
         name,
-        format!("uh-proxy {}, {} is active for {}", proxy.version, view.service.active, front.service),
+        format!("uh-proxy {}, {} is active for {}", process.version, view.service.active, proxy.service),
     )
 }
 
@@ -182,13 +182,13 @@ fn disk(config: &Config) -> Check {
     match rustix::fs::statvfs(dir) {
         Ok(found) => {
             let free = found.f_bavail.saturating_mul(found.f_frsize);
-            let told = format!("{} free at {}", size(free), dir.display());
+            let text = format!("{} free at {}", size(free), dir.display());
             if free >= least {
-                Check::passed(name, told)
+                Check::passed(name, text)
             } else {
                 Check::failed(
                     name,
-                    told,
+                    text,
                     "free some space (old images, logs, releases), or lower validate.min_disk",
                 )
             }
@@ -229,7 +229,7 @@ async fn candidate_ports(
     config: &Config,
     runtime: &dyn Runtime,
     candidate: &Candidate,
-    view: Option<&View>,
+    view: Option<&ServiceView>,
 ) -> Option<Check> {
     let name = format!("Port of {} available", candidate.backend);
     let mut ours = false;
@@ -257,7 +257,7 @@ async fn candidate_ports(
 }
 
 /// A wrong clock breaks warm windows, the history and certificates.
-fn clock(view: Option<&View>) -> Check {
+fn clock(view: Option<&ServiceView>) -> Check {
     let name = "Clock plausible";
     let now = jiff::Timestamp::now();
     let remedy = "set the clock (timedatectl set-ntp true)";

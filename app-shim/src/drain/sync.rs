@@ -1,3 +1,3 @@
-//! The synchronisation types that [`super::tally`] uses. `tests/loom` compiles that file with loom's types instead.
+//! The synchronisation types that [`super::counter`] uses. `tests/loom` compiles that file with loom's types instead.
 
 pub(super) use std::sync::{Arc, Mutex, MutexGuard};

@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 use http_body_util::Full;
 use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 
-use super::expect::{Gate, Opening};
-use super::upstream::Lease;
-use crate::metrics::Meters;
+use super::expect::{BodyGate, Opening};
+use super::upstream::BorrowedConnection;
+use crate::metrics::ShimMetrics;
 
 /// A client's body on its way to the app.
 pub(super) struct RequestBody {
@@ -20,8 +20,8 @@ pub(super) struct RequestBody {
 }
 
 impl RequestBody {
-    pub(super) fn new(body: Incoming, gate: Option<Gate>) -> Self {
-        Self { body: Some(body), gate: gate.map(Gate::opening) }
+    pub(super) fn new(body: Incoming, gate: Option<BodyGate>) -> Self {
+        Self { body: Some(body), gate: gate.map(BodyGate::opening) }
     }
 
     pub(super) fn empty() -> Self {
@@ -55,9 +55,9 @@ impl hyper::body::Body for RequestBody {
 }
 
 /// The body of a response.
-pub(crate) struct Body(Kind);
+pub(crate) struct Body(BodySource);
 
-enum Kind {
+enum BodySource {
     Whole(Full<Bytes>),
     App(AppBody),
 }
@@ -66,20 +66,20 @@ enum Kind {
 struct AppBody {
     body: Incoming,
     ended: bool,
-    lease: Lease,
-    meters: Arc<Meters>,
+    lease: BorrowedConnection,
+    meters: Arc<ShimMetrics>,
 }
 
 impl Body {
     /// A complete body from the shim itself.
     pub(super) fn whole(body: Full<Bytes>) -> Self {
-        Self(Kind::Whole(body))
+        Self(BodySource::Whole(body))
     }
 
     /// The app's body. When it ends, its connection is free for the next exchange.
-    pub(super) fn from_app(body: Incoming, lease: Lease, meters: Arc<Meters>) -> Self {
+    pub(super) fn from_app(body: Incoming, lease: BorrowedConnection, meters: Arc<ShimMetrics>) -> Self {
         let ended = body.is_end_stream();
-        Self(Kind::App(AppBody { body, ended, lease, meters }))
+        Self(BodySource::App(AppBody { body, ended, lease, meters }))
     }
 }
 
@@ -92,22 +92,22 @@ impl hyper::body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match &mut self.get_mut().0 {
-            Kind::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
-            Kind::App(body) => body.poll_frame(cx),
+            BodySource::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            BodySource::App(body) => body.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Whole(body) => body.is_end_stream(),
-            Kind::App(body) => body.body.is_end_stream(),
+            BodySource::Whole(body) => body.is_end_stream(),
+            BodySource::App(body) => body.body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Whole(body) => body.size_hint(),
-            Kind::App(body) => body.body.size_hint(),
+            BodySource::Whole(body) => body.size_hint(),
+            BodySource::App(body) => body.body.size_hint(),
         }
     }
 }

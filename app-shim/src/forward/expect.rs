@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Holds back a request's body until the app asks for it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Gate(Arc<Shared>);
+pub(super) struct BodyGate(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -26,7 +26,7 @@ struct Shared {
 /// Completes when the gate opens.
 pub(super) type Opening = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-impl Gate {
+impl BodyGate {
     pub(super) fn new() -> Self {
         Self::default()
     }

@@ -21,7 +21,7 @@ use crate::drain::Tunnel;
 /// How long a tunnel must be quiet, in a drain, before it is closed.
 const QUIET: Duration = Duration::from_secs(2);
 /// How long before the deadline it is closed at the latest; half of the drain, if that is shorter.
-const TELL_BEFORE: Duration = Duration::from_secs(5);
+const CLOSE_BEFORE: Duration = Duration::from_secs(5);
 /// How much is read at once.
 const BUFFER: usize = 8 << 10;
 
@@ -30,34 +30,34 @@ pub(super) async fn run(client: OnUpgrade, app: OnUpgrade, mut tunnel: Tunnel) {
     let (Ok(client), Ok(app)) = tokio::join!(client, app) else { return };
     let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
     let (from_app, to_app) = tokio::io::split(TokioIo::new(app));
-    let clock = Clock::default();
-    let (tell, told) = watch::channel(false);
+    let clock = LastActivity::default();
+    let (close_now, closing) = watch::channel(false);
     let carrying = async {
-        let up = carry(from_client, to_app, Sender::Client, &clock, told.clone());
-        let down = carry(from_app, to_client, Sender::Server, &clock, told);
+        let up = carry(from_client, to_app, Sender::Client, &clock, closing.clone());
+        let down = carry(from_app, to_client, Sender::Server, &clock, closing);
         // If one direction breaks, the other is useless.
         let _ = tokio::try_join!(up, down);
     };
     tokio::select! {
         () = carrying => {}
-        () = tell_in_time(&mut tunnel, &clock, &tell) => {}
+        () = signal_close_in_time(&mut tunnel, &clock, &close_now) => {}
     }
 }
 
 /// When data last moved.
 #[derive(Debug)]
-struct Clock {
+struct LastActivity {
     started_at: Instant,
     moved_after_ms: AtomicU64,
 }
 
-impl Default for Clock {
+impl Default for LastActivity {
     fn default() -> Self {
         Self { started_at: Instant::now(), moved_after_ms: AtomicU64::new(0) }
     }
 }
 
-impl Clock {
+impl LastActivity {
     fn touch(&self) {
         self.moved_after_ms.store(self.started_at.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
@@ -68,10 +68,10 @@ impl Clock {
 }
 
 /// Signals both directions when it is time to close. Never returns.
-async fn tell_in_time(tunnel: &mut Tunnel, clock: &Clock, tell: &watch::Sender<bool>) {
+async fn signal_close_in_time(tunnel: &mut Tunnel, clock: &LastActivity, close_now: &watch::Sender<bool>) {
     let deadline = tunnel.drain_started().await;
     let left = deadline.saturating_duration_since(Instant::now());
-    let at_the_latest = deadline - TELL_BEFORE.min(left / 2);
+    let at_the_latest = deadline - CLOSE_BEFORE.min(left / 2);
     loop {
         let due = (clock.moved_at() + QUIET).min(at_the_latest);
         if due <= Instant::now() {
@@ -79,7 +79,7 @@ async fn tell_in_time(tunnel: &mut Tunnel, clock: &Clock, tell: &watch::Sender<b
         }
         sleep_until(due).await;
     }
-    tell.send_replace(true);
+    close_now.send_replace(true);
     std::future::pending::<()>().await;
 }
 
@@ -88,16 +88,16 @@ async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     sender: Sender,
-    clock: &Clock,
-    mut told: watch::Receiver<bool>,
+    clock: &LastActivity,
+    mut closing: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut frames = Frames::default();
     let mut buffer = vec![0; BUFFER];
     loop {
         let count = tokio::select! {
             biased;
-            told = told.wait_for(|told| *told) => {
-                drop(told);
+            closing = closing.wait_for(|closing| *closing) => {
+                drop(closing);
                 break;
             }
             count = from.read(&mut buffer) => count?,
@@ -122,18 +122,18 @@ async fn close(
     mut frames: Frames,
     mut buffer: Vec<u8>,
 ) -> io::Result<()> {
-    let mut may_say = frames.is_between();
-    let mut said = false;
+    let mut can_close = frames.is_between();
+    let mut close_sent = false;
     loop {
-        if may_say && !said {
+        if can_close && !close_sent {
             // A sender that has already closed needs no second close frame.
             if !frames.is_closed() {
                 to.write_all(&going_away(sender)).await?;
                 to.flush().await?;
             }
-            said = true;
+            close_sent = true;
         }
-        if said && frames.is_closed() {
+        if close_sent && frames.is_closed() {
             return Ok(());
         }
         let count = from.read(&mut buffer).await?;
@@ -141,10 +141,10 @@ async fn close(
             return to.shutdown().await;
         }
         let boundary = frames.follow(&buffer[..count]);
-        if !said {
+        if !close_sent {
             to.write_all(&buffer[..boundary.unwrap_or(count)]).await?;
             to.flush().await?;
-            may_say = boundary.is_some();
+            can_close = boundary.is_some();
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::body::RequestBody;
-use super::expect::Gate;
+use super::expect::BodyGate;
 use crate::server::RESPONSE_FIELDS_MAX;
 use crate::settings::AppAddress;
 
@@ -40,7 +40,7 @@ const BUFFER_MAX: usize = 64 << 10;
 
 /// Why the app gave no response.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Trouble {
+pub(crate) enum ForwardError {
     #[error("can't be reached: {0}")]
     Unreachable(io::Error),
     #[error("closed the connection before its response was complete")]
@@ -54,8 +54,8 @@ pub(crate) enum Trouble {
 }
 
 /// A request that got no response.
-pub(super) struct Failed {
-    pub(super) trouble: Trouble,
+pub(super) struct SendError {
+    pub(super) error: ForwardError,
     /// The request, if none of it was written.
     pub(super) unsent: Option<Request<RequestBody>>,
 }
@@ -108,11 +108,11 @@ async fn tcp(address: SocketAddr) -> io::Result<Box<dyn AppStream>> {
 }
 
 impl AppConnection {
-    pub(super) async fn open(app: &AppAddress) -> Result<Self, Trouble> {
-        let stream = connect(app).await.map_err(Trouble::Unreachable)?;
+    pub(super) async fn open(app: &AppAddress) -> Result<Self, ForwardError> {
+        let stream = connect(app).await.map_err(ForwardError::Unreachable)?;
         let mut builder = http1::Builder::new();
         builder.max_headers(RESPONSE_FIELDS_MAX).max_buf_size(BUFFER_MAX).max_header_size(BUFFER_MAX);
-        let (sender, connection) = builder.handshake(stream).await.map_err(Trouble::Closed)?;
+        let (sender, connection) = builder.handshake(stream).await.map_err(ForwardError::Closed)?;
         // The exchange that uses it sees how it ends.
         let task = tokio::spawn(async move {
             let _ = connection.with_upgrades().await;
@@ -121,18 +121,21 @@ impl AppConnection {
     }
 
     /// Sends a request and waits for the head of its response.
-    pub(super) async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, Failed> {
+    pub(super) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, SendError> {
         self.sender.try_send_request(request).await.map_err(|mut failed| {
             let unsent = failed.take_message();
             let error = failed.into_error();
-            let trouble = if error.is_parse() {
-                Trouble::Malformed(error)
+            let error = if error.is_parse() {
+                ForwardError::Malformed(error)
             } else if error.is_user() {
-                Trouble::Request(error)
+                ForwardError::Request(error)
             } else {
-                Trouble::Closed(error)
+                ForwardError::Closed(error)
             };
-            Failed { trouble, unsent }
+            SendError { error, unsent }
         })
     }
 
@@ -149,10 +152,10 @@ impl AppConnection {
 
 /// The idle connections to the app; the most recently used one is taken first. `None` once the pool is closed.
 pub(super) struct Pool {
-    idle: Mutex<Option<VecDeque<Idle>>>,
+    idle: Mutex<Option<VecDeque<IdleConnection>>>,
 }
 
-struct Idle {
+struct IdleConnection {
     connection: AppConnection,
     since: Instant,
     until: Instant,
@@ -188,7 +191,7 @@ impl Pool {
         while idle.front().is_some_and(|first| first.until <= now) || idle.len() >= IDLE_MAX {
             idle.pop_front();
         }
-        idle.push_back(Idle { connection, since: now, until: now + keep });
+        idle.push_back(IdleConnection { connection, since: now, until: now + keep });
     }
 
     /// Closes all connections, and keeps none from now on.
@@ -198,20 +201,20 @@ impl Pool {
 }
 
 /// A connection in use, returned to the pool when the response has ended.
-pub(super) struct Lease {
+pub(super) struct BorrowedConnection {
     connection: Option<AppConnection>,
     pool: Arc<Pool>,
     keep: Duration,
-    gate: Option<Gate>,
+    gate: Option<BodyGate>,
 }
 
-impl Lease {
+impl BorrowedConnection {
     /// `keep`: how long the app keeps an idle connection, if it says so.
     pub(super) fn new(
         connection: AppConnection,
         pool: Arc<Pool>,
         keep: Option<Duration>,
-        gate: Option<Gate>,
+        gate: Option<BodyGate>,
     ) -> Self {
         let keep = keep.map_or(IDLE_KEEP, |keep| keep.saturating_sub(KEEP_MARGIN));
         Self { connection: Some(connection), pool, keep, gate }
@@ -222,7 +225,7 @@ impl Lease {
         let Some(mut connection) = self.connection.take() else { return };
         if connection.is_ready() {
             self.pool.put(connection, self.keep);
-        } else if !connection.sender.is_closed() && self.gate.as_ref().is_none_or(Gate::is_open) {
+        } else if !connection.sender.is_closed() && self.gate.as_ref().is_none_or(BodyGate::is_open) {
             // The response has ended before the request: the rest of the request still goes to the app.
             let (pool, keep) = (Arc::clone(&self.pool), self.keep);
             tokio::spawn(async move {

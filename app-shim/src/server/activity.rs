@@ -8,29 +8,29 @@ use crate::drain::Exchange;
 /// Shared by a connection's stream, its exchanges and the task that closes it.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
-    begun: AtomicUsize,
+    started: AtomicUsize,
     over: AtomicUsize,
     /// Bytes arrived after an exchange: an incomplete head.
-    head_begun: AtomicBool,
+    head_started: AtomicBool,
     /// Bytes arrived within the last exchange: a body, which may be incomplete.
     body_seen: AtomicBool,
 }
 
 /// An exchange on a connection, counted by both the connection and the drain.
 #[derive(Debug)]
-pub(super) struct Busy {
+pub(super) struct ActiveExchange {
     activity: Arc<Activity>,
     _exchange: Exchange,
 }
 
 impl Activity {
     fn is_busy(&self) -> bool {
-        self.over.load(Ordering::Relaxed) != self.begun.load(Ordering::Relaxed)
+        self.over.load(Ordering::Relaxed) != self.started.load(Ordering::Relaxed)
     }
 
     /// Records that bytes arrived.
     pub(super) fn record_bytes(&self) {
-        let flag = if self.is_busy() { &self.body_seen } else { &self.head_begun };
+        let flag = if self.is_busy() { &self.body_seen } else { &self.head_started };
         flag.store(true, Ordering::Relaxed);
     }
 
@@ -41,22 +41,22 @@ impl Activity {
 
     /// Whether the connection is idle, and has been since the last call with the same `seen`.
     pub(super) fn was_quiet_since(&self, seen: &mut Option<usize>) -> bool {
-        let begun = self.begun.load(Ordering::Relaxed);
-        let idle = !self.is_busy() && !self.head_begun.load(Ordering::Relaxed);
-        seen.replace(begun) == Some(begun) && idle
+        let started = self.started.load(Ordering::Relaxed);
+        let idle = !self.is_busy() && !self.head_started.load(Ordering::Relaxed);
+        seen.replace(started) == Some(started) && idle
     }
 }
 
-impl Busy {
+impl ActiveExchange {
     pub(super) fn begin(activity: &Arc<Activity>, exchange: Exchange) -> Self {
-        activity.head_begun.store(false, Ordering::Relaxed);
+        activity.head_started.store(false, Ordering::Relaxed);
         activity.body_seen.store(false, Ordering::Relaxed);
-        activity.begun.fetch_add(1, Ordering::Relaxed);
+        activity.started.fetch_add(1, Ordering::Relaxed);
         Self { activity: Arc::clone(activity), _exchange: exchange }
     }
 }
 
-impl Drop for Busy {
+impl Drop for ActiveExchange {
     fn drop(&mut self) {
         self.activity.over.fetch_add(1, Ordering::Relaxed);
     }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use super::activity::{Activity, Busy};
+use super::activity::{ActiveExchange, Activity};
 
 /// How long a client that may still be sending has to read the response and close the connection.
 const LINGER: Duration = Duration::from_secs(1);
@@ -98,11 +98,11 @@ impl AsyncWrite for TrackedStream {
 /// The body of a response. Its exchange ends when it is dropped, which hyper does after the last byte.
 pub(super) struct TrackedBody<B> {
     body: Pin<Box<B>>,
-    _busy: Busy,
+    _busy: ActiveExchange,
 }
 
 impl<B> TrackedBody<B> {
-    pub(super) fn new(body: B, busy: Busy) -> Self {
+    pub(super) fn new(body: B, busy: ActiveExchange) -> Self {
         Self { body: Box::pin(body), _busy: busy }
     }
 }

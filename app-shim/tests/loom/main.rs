@@ -8,30 +8,30 @@ mod sync {
     pub(super) use loom::sync::{Arc, Mutex, MutexGuard};
 }
 
-#[path = "../../src/drain/tally.rs"]
-mod tally;
+#[path = "../../src/drain/counter.rs"]
+mod counter;
 
 use std::task::{Poll, Wake, Waker};
 
+use counter::{WorkCounter, WorkGuard};
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread::{self, JoinHandle, Thread};
 use sync::Arc;
-use tally::{Held, Tally};
 
 /// The server and its clients. `answered` counts the responses actually sent.
 #[derive(Clone, Default)]
 struct World {
-    tally: Arc<Tally>,
+    counter: Arc<WorkCounter>,
     answered: Arc<AtomicUsize>,
 }
 
 impl World {
-    fn begin(&self) -> Held {
-        Tally::begin(&self.tally)
+    fn begin(&self) -> WorkGuard {
+        WorkCounter::begin(&self.counter)
     }
 
     /// A connection's task: it answers its exchange, then ends.
-    fn serve(&self, work: Held) {
+    fn serve(&self, work: WorkGuard) {
         self.answered.fetch_add(1, Ordering::SeqCst);
         drop(work);
     }
@@ -43,9 +43,9 @@ impl World {
 
     /// The draining task: waits for the end and then exits, which cuts unanswered requests.
     fn finish(&self, clients: usize) {
-        wait(|waker| self.tally.poll_over(waker));
+        wait(|waker| self.counter.poll_over(waker));
         assert_eq!(self.answered.load(Ordering::SeqCst), clients, "drained, and an exchange was cut");
-        assert_eq!(self.tally.left(), 0);
+        assert_eq!(self.counter.left(), 0);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 use uh_controller::counters::Counters;
-use uh_controller::deploy::history::{History, Line};
+use uh_controller::deploy::history::{History, HistoryEntry};
 use uh_controller::deploy::records::Records;
 use uh_controller::env_file;
 use uh_proxy::config::{self, Config};
@@ -210,7 +210,7 @@ fn check_history(bytes: &[u8]) -> Result<(), String> {
     let path = write(directory(), "history.jsonl", bytes);
     let history = History::new(directory());
     let before = history.lines().map_err(|e| e.to_string())?;
-    let line = Line { operation: Some("the newest".to_owned()), ..Line::default() };
+    let line = HistoryEntry { operation: Some("the newest".to_owned()), ..HistoryEntry::default() };
     history.append(&line).map_err(|e| e.to_string())?;
     let mut after = history.lines().map_err(|e| e.to_string())?;
     let known = before.iter().any(|other| other.operation == line.operation);

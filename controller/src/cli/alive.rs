@@ -3,8 +3,8 @@
 
 use super::session::Session;
 use crate::deploy::records::Records;
-use crate::front::Serving;
 use crate::probe::{Expected, probe};
+use crate::proxy::Serving;
 use crate::runtime::{InstanceId, State};
 
 /// Why the active backend can't serve. `None`: it can, or there is nothing to probe.

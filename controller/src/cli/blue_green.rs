@@ -6,19 +6,19 @@ use uh_protocol::BackendName;
 use uh_protocol::client::ClientError;
 
 use super::args::{BlueGreenArgs, RetireArgs};
-use super::exit::{Exit, Failed};
+use super::exit::{CliError, Exit};
 use super::monitor::{self, resume};
 use super::retire::retire;
 use super::session::Session;
 use super::{Done, alive, operation, rollback};
-use crate::deploy::driver::Ended;
-use crate::deploy::facts::{Facts, new_operation, who};
-use crate::deploy::link::Link;
-use crate::deploy::machine::{Failure, Kind, Outcome};
+use crate::deploy::driver::OperationEnd;
+use crate::deploy::facts::{OperationFacts, new_operation, who};
+use crate::deploy::link::WatchLink;
+use crate::deploy::machine::{FailureCause, OperationKind, Outcome};
 use crate::deploy::named;
 use crate::deploy::records::Records;
-use crate::deploy::watch::Plan;
-use crate::front::{Front, FrontError, Serving, View};
+use crate::deploy::watch::WatchPlan;
+use crate::proxy::{ProxyError, ProxyService, ServiceView, Serving};
 use crate::runtime::{Candidate, InstanceId};
 use crate::time::{iso_millis, span};
 
@@ -26,56 +26,63 @@ use crate::time::{iso_millis, span};
 const MAX_VERSION_CHARS: usize = 128;
 
 /// How long to wait for a uh-proxy that is starting.
-const FRONT_WITHIN: Duration = Duration::from_secs(30);
+const PROXY_WITHIN: Duration = Duration::from_secs(30);
 
 /// How often to ask it.
-const FRONT_POLL: Duration = Duration::from_millis(100);
+const PROXY_POLL: Duration = Duration::from_millis(100);
 
 pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done {
     let version = version(args)?;
     if args.dry_run {
         return dry_run(session, args, &version).await;
     }
-    let front = if args.first { front_soon(session).await? } else { session.front().await? };
-    if args.first && serves_already(session, &front).await? {
+    let proxy = if args.first { proxy_soon(session).await? } else { session.proxy().await? };
+    if args.first && serves_already(session, &proxy).await? {
         return Ok(Exit::Done);
     }
     let lock = session.lock(&format!("deploy of {version}"))?;
-    if let Some((_, Ended { outcome: Outcome::Attention, .. })) =
-        operation::recover_if_needed(session, &front).await?
+    if let Some((_, OperationEnd { outcome: Outcome::Attention, .. })) =
+        operation::recover_if_needed(session, &proxy).await?
     {
         return Ok(Exit::Attention);
     }
     resume::supersede(session, &format!("the deploy of {version}"))?;
     // The recovery may just have finished a deploy.
-    if args.first && serves_already(session, &front).await? {
+    if args.first && serves_already(session, &proxy).await? {
         return Ok(Exit::Done);
     }
     let report = &session.report;
-    let view = front.view().await?;
+    let view = proxy.view().await?;
     if args.first {
         demand_nothing_served(&view)?;
     }
     report.step(1, 7, "Determining inactive environment");
-    let mut facts = facts(session, &front, &view, &version, args)?;
+    let mut facts = facts(session, &proxy, &view, &version, args)?;
     let interval = session.config.monitor.interval;
-    facts.watch = args.watch.map(|duration| Plan::new(duration, interval, args.auto_rollback));
+    facts.watch = args.watch.map(|duration| WatchPlan::new(duration, interval, args.auto_rollback));
     report.line(&format!("Active: {} → Building: {}", facts.from, facts.to));
     report.fact("Version", &version);
     let (from_version, to, instance) = (facts.from_version.clone(), facts.to.clone(), facts.instance.clone());
     let (old, new) = (named(&facts.from, from_version.as_deref()), named(&to, Some(&version)));
-    let standing = view.standing(&to);
+    let expected_routing = view.expected_routing(&to);
     let (plan, operation) = (facts.watch.clone(), facts.operation.clone());
-    let link = Link::default();
+    let link = WatchLink::default();
     let mut watching = Box::pin(async {
         match plan {
-            Some(plan) => monitor::after_switch(session, &front, &operation, plan, &link).await.map(Some),
+            Some(plan) => monitor::after_switch(session, &proxy, &operation, plan, &link).await.map(Some),
             None => Ok(None),
         }
     });
     let mut watched = None;
     let ended = {
-        let deploy = operation::carry_out(session, &front, Kind::Deploy, facts, standing, Some(&link));
+        let deploy = operation::carry_out(
+            session,
+            &proxy,
+            OperationKind::Deploy,
+            facts,
+            expected_routing,
+            Some(&link),
+        );
         let mut deploy = Box::pin(deploy);
         loop {
             tokio::select! {
@@ -105,7 +112,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
             ));
         }
         Outcome::Failed(failure) => {
-            let what = if failure == Failure::Overtaken {
+            let what = if failure == FailureCause::Overtaken {
                 format!("Superseded: {version} wasn't deployed")
             } else {
                 "Deployment failed; nothing has changed for users".to_owned()
@@ -122,7 +129,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
             ));
             say_rollback_cost(session, &ended).await;
         }
-        Outcome::RolledBack | Outcome::Attention => operation::say_attention(session, &front, &ended).await,
+        Outcome::RolledBack | Outcome::Attention => operation::say_attention(session, &proxy, &ended).await,
     }
     let outcome = ended.outcome;
     if outcome != Outcome::Deployed {
@@ -139,7 +146,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
     };
     let exit = match watched? {
         Some((mut watcher, ended)) => {
-            monitor::conclude(session, &front, &mut watcher, ended, args.require_verdict).await?
+            monitor::conclude(session, &proxy, &mut watcher, ended, args.require_verdict).await?
         }
         None => outcome.into(),
     };
@@ -172,16 +179,16 @@ async fn stop_old(session: &Session, old: &str) {
     session.report.warn(&format!("{old} may still be running{problem}. Run `uh-deploy retire` to stop it"));
 }
 
-async fn say_rollback_cost(session: &Session, ended: &Ended) {
+async fn say_rollback_cost(session: &Session, ended: &OperationEnd) {
     if let Some(serving) = &ended.serving {
         session.report.say(&format!("   {}", rollback::cost(session, serving).await));
     }
 }
 
-fn version(args: &BlueGreenArgs) -> Result<String, Failed> {
+fn version(args: &BlueGreenArgs) -> Result<String, CliError> {
     let version = args.deploy_version.clone().unwrap_or_default();
     if version.is_empty() {
-        return Err(Failed::usage(
+        return Err(CliError::usage(
             "no version given: pass --version VERSION (under npm run, it is npm_package_version)",
         ));
     }
@@ -189,7 +196,7 @@ fn version(args: &BlueGreenArgs) -> Result<String, Failed> {
         let message = format!(
             "invalid --version: use 1 to {MAX_VERSION_CHARS} visible ASCII characters without spaces"
         );
-        return Err(Failed::usage(message));
+        return Err(CliError::usage(message));
     }
     Ok(version)
 }
@@ -199,17 +206,17 @@ fn version(args: &BlueGreenArgs) -> Result<String, Failed> {
 ///
 /// # Errors
 /// Something was deployed, but the active backend doesn't answer: which version to start isn't ours to guess.
-async fn serves_already(session: &Session, front: &Front) -> Result<bool, Failed> {
+async fn serves_already(session: &Session, proxy: &ProxyService) -> Result<bool, CliError> {
     let records = Records::new(&session.config.deploy.state_dir);
     let mut deployed = Vec::new();
     for backend in &session.config.backends {
-        let record = records.of(&backend.name).map_err(|e| Failed::new(Exit::Failed, e.to_string()))?;
+        let record = records.of(&backend.name).map_err(|e| CliError::new(Exit::Failed, e.to_string()))?;
         deployed.extend(record.map(|record| named(&backend.name, Some(&record.frozen.version))));
     }
     if deployed.is_empty() {
         return Ok(false);
     }
-    let serving = front.serving().await?;
+    let serving = proxy.serving().await?;
     let deployed = deployed.join(", ");
     match alive::why_dead(session, &serving).await {
         None => {
@@ -225,14 +232,14 @@ async fn serves_already(session: &Session, front: &Front) -> Result<bool, Failed
                 "this isn't the first deploy: {deployed} was deployed before, and {} is active but doesn't answer ({why}); nothing was changed. Start it with `uh-deploy start`, or drop --first and pass --version",
                 serving.name()
             );
-            Err(Failed::new(Exit::Failed, message))
+            Err(CliError::new(Exit::Failed, message))
         }
     }
 }
 
 /// Our records may be lost while uh-proxy's state isn't: a first deploy must not replace what uh-proxy serves or
 /// served.
-fn demand_nothing_served(view: &View) -> Result<(), Failed> {
+fn demand_nothing_served(view: &ServiceView) -> Result<(), CliError> {
     let (service, active) = (&view.service, &view.service.active);
     let healthy = view.backend(active).and_then(|backend| backend.healthy) == Some(true);
     if service.last_switch.is_none() && service.previous.is_none() && !healthy {
@@ -242,16 +249,16 @@ fn demand_nothing_served(view: &View) -> Result<(), Failed> {
     let message = format!(
         "this isn't the first deploy: {serves} is active in uh-proxy, although this state directory has no record of a deploy; nothing was changed. Drop --first and pass --version"
     );
-    Err(Failed::new(Exit::Failed, message))
+    Err(CliError::new(Exit::Failed, message))
 }
 
 /// Finds uh-proxy, which may still be starting.
-pub(super) async fn front_soon(session: &Session) -> Result<Front, Failed> {
-    let deadline = Instant::now() + FRONT_WITHIN;
+pub(super) async fn proxy_soon(session: &Session) -> Result<ProxyService, CliError> {
+    let deadline = Instant::now() + PROXY_WITHIN;
     loop {
-        match Front::find(&session.config).await {
-            Err(FrontError::Call(ClientError::NoProxy { .. })) if Instant::now() < deadline => {
-                tokio::time::sleep(FRONT_POLL).await;
+        match ProxyService::find(&session.config).await {
+            Err(ProxyError::Call(ClientError::NoProxy { .. })) if Instant::now() < deadline => {
+                tokio::time::sleep(PROXY_POLL).await;
             }
             other => return Ok(other?),
         }
@@ -259,7 +266,7 @@ pub(super) async fn front_soon(session: &Session) -> Result<Front, Failed> {
 }
 
 /// A backend that isn't active, and if possible not the one that a rollback would need.
-fn choose(view: &View) -> Option<BackendName> {
+fn choose(view: &ServiceView) -> Option<BackendName> {
     let mut standbys = view.service.backends.iter().map(|b| &b.name).filter(|name| !view.is_active(name));
     let first = standbys.clone().next().cloned();
     standbys.find(|name| Some(*name) != view.service.previous.as_ref()).cloned().or(first)
@@ -267,13 +274,13 @@ fn choose(view: &View) -> Option<BackendName> {
 
 fn facts(
     session: &Session,
-    front: &Front,
-    view: &View,
+    proxy: &ProxyService,
+    view: &ServiceView,
     version: &str,
     args: &BlueGreenArgs,
-) -> Result<Facts, Failed> {
+) -> Result<OperationFacts, CliError> {
     let to = choose(view).ok_or_else(|| {
-        Failed::new(
+        CliError::new(
             Exit::Failed,
             "uh-proxy has only one backend for this service: a deploy needs a second one",
         )
@@ -281,15 +288,15 @@ fn facts(
     let endpoints = operation::configured(session, view, &to)?.endpoints.clone();
     let from = view.service.active.clone();
     let operation = new_operation(jiff::Timestamp::now());
-    Ok(Facts {
-        service: front.service.clone(),
+    Ok(OperationFacts {
+        service: proxy.service.clone(),
         from_version: view.version(&from),
         from,
         version: Some(version.to_owned()),
         endpoints,
         generation: view.generation,
         last_switch: view.service.last_switch.clone(),
-        instance: InstanceId::new(&front.service, &to, &operation),
+        instance: InstanceId::new(&proxy.service, &to, &operation),
         to,
         operation,
         skip_health: args.skip_health,
@@ -304,9 +311,9 @@ fn facts(
 
 /// Shows what a deploy would do. Takes no lock, writes nothing.
 async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done {
-    let front = session.front().await?;
-    let view = front.view().await?;
-    let facts = facts(session, &front, &view, version, args)?;
+    let proxy = session.proxy().await?;
+    let view = proxy.view().await?;
+    let facts = facts(session, &proxy, &view, version, args)?;
     let candidate = Candidate {
         service: facts.service.clone(),
         backend: facts.to.clone(),
@@ -316,9 +323,11 @@ async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done
     let plan = session.runtime.plan(&candidate).await?;
     let report = &session.report;
     report.say("Dry run: nothing is changed. A deploy would do this:");
-    if let Some(story) = operation::unfinished(session)? {
-        report
-            .say(&format!("First, the interrupted operation {} would be recovered.", story.facts.operation));
+    if let Some(replayed) = operation::unfinished(session)? {
+        report.say(&format!(
+            "First, the interrupted operation {} would be recovered.",
+            replayed.facts.operation
+        ));
     }
     let old = named(&facts.from, facts.from_version.as_deref());
     report.step(1, 7, "Determining inactive environment");

@@ -6,8 +6,8 @@ use uh_protocol::client::ClientError;
 
 use crate::deploy::journal::JournalError;
 use crate::deploy::lock::LockError;
-use crate::deploy::machine::{Failure, Outcome};
-use crate::front::FrontError;
+use crate::deploy::machine::{FailureCause, Outcome};
+use crate::proxy::ProxyError;
 
 /// The exit codes. They are a contract: see docs/cli.md. 2 (invalid arguments) is clap's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl From<Outcome> for Exit {
     fn from(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Deployed | Outcome::RolledBack => Self::Done,
-            Outcome::Superseded | Outcome::Failed(Failure::Overtaken) => Self::Superseded,
+            Outcome::Superseded | Outcome::Failed(FailureCause::Overtaken) => Self::Superseded,
             Outcome::Failed(_) => Self::Failed,
             Outcome::Returned => Self::RolledBack,
             Outcome::Attention => Self::Attention,
@@ -64,12 +64,12 @@ impl From<Outcome> for Exit {
 
 /// Why a command failed, and its exit code.
 #[derive(Debug)]
-pub(super) struct Failed {
+pub(super) struct CliError {
     exit: Exit,
     message: String,
 }
 
-impl Failed {
+impl CliError {
     pub(super) fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: message.into() }
     }
@@ -94,13 +94,13 @@ impl Failed {
     }
 }
 
-impl From<anyhow::Error> for Failed {
+impl From<anyhow::Error> for CliError {
     fn from(error: anyhow::Error) -> Self {
         Self::new(Exit::Failed, format!("{error:#}"))
     }
 }
 
-impl From<LockError> for Failed {
+impl From<LockError> for CliError {
     fn from(error: LockError) -> Self {
         let exit = match error {
             LockError::Held { .. } | LockError::JournalHeld { .. } => Exit::Locked,
@@ -111,17 +111,17 @@ impl From<LockError> for Failed {
 }
 
 /// If the journal can't be used, nothing may be done, because nothing could be recorded.
-pub(super) fn journal_failed(error: &JournalError) -> Failed {
-    Failed::new(Exit::Attention, crate::chain(error))
+pub(super) fn journal_failed(error: &JournalError) -> CliError {
+    CliError::new(Exit::Attention, crate::chain(error))
 }
 
-impl From<FrontError> for Failed {
-    fn from(error: FrontError) -> Self {
+impl From<ProxyError> for CliError {
+    fn from(error: ProxyError) -> Self {
         let next = match &error {
-            FrontError::Call(ClientError::NoProxy { .. }) => {
+            ProxyError::Call(ClientError::NoProxy { .. }) => {
                 "; nothing was changed. Start uh-proxy or fix `deploy.admin_socket`"
             }
-            FrontError::Call(ClientError::NoPermission { .. }) => "; nothing was changed",
+            ProxyError::Call(ClientError::NoPermission { .. }) => "; nothing was changed",
             _ => "",
         };
         let exit = if error.is_overtaken() { Exit::Superseded } else { Exit::Failed };
@@ -129,7 +129,7 @@ impl From<FrontError> for Failed {
     }
 }
 
-impl From<crate::runtime::RuntimeError> for Failed {
+impl From<crate::runtime::RuntimeError> for CliError {
     fn from(error: crate::runtime::RuntimeError) -> Self {
         Self::new(Exit::Failed, crate::chain(&error))
     }

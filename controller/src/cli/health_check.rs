@@ -10,8 +10,8 @@ use crate::report::Form;
 use crate::time::span;
 
 pub(super) async fn health_check(session: &Session) -> Done {
-    let front = session.front().await?;
-    let serving = front.serving().await?;
+    let proxy = session.proxy().await?;
+    let serving = proxy.serving().await?;
     let (view, active) = (serving.view(), serving.active());
     let backend = view.backend(active);
     let in_flight = backend.map_or(0, |backend| backend.requests_in_flight + backend.tunnels);
@@ -21,7 +21,7 @@ pub(super) async fn health_check(session: &Session) -> Done {
     // Our own probe: uh-proxy's last one may be from before the app died.
     let dead = alive::why_dead(session, &serving).await;
     let at_work = lock::at_work(&session.config.deploy.state_dir)
-        .map_err(|e| super::exit::Failed::new(Exit::Failed, format!("can't read the lock: {e}")))?;
+        .map_err(|e| super::exit::CliError::new(Exit::Failed, format!("can't read the lock: {e}")))?;
     // A running operation isn't an interrupted one.
     let unfinished = if at_work.is_some() { None } else { operation::unfinished(session)? };
     let well = dead.is_none() && !view.service.maintenance;
@@ -32,7 +32,7 @@ pub(super) async fn health_check(session: &Session) -> Done {
             "active_since": view.service.last_switch, "proxy_uptime_s": view.status.proxy.uptime_s,
             "previous": view.service.previous, "maintenance": view.service.maintenance,
             "generation": view.generation, "persisted": view.status.persisted,
-            "interrupted": unfinished.as_ref().map(|story| &story.facts.operation),
+            "interrupted": unfinished.as_ref().map(|replayed| &replayed.facts.operation),
             "at_work": at_work.as_ref().map(ToString::to_string),
         }));
     } else {
@@ -52,10 +52,10 @@ pub(super) async fn health_check(session: &Session) -> Done {
         if let Some(held) = &at_work {
             say(true, format!("Running: {held}"));
         }
-        if let Some(story) = &unfinished {
+        if let Some(replayed) = &unfinished {
             say(
                 false,
-                format!("Interrupted: {} is unfinished; run `uh-deploy recover`", story.facts.operation),
+                format!("Interrupted: {} is unfinished; run `uh-deploy recover`", replayed.facts.operation),
             );
         }
     }

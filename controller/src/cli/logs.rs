@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Done;
 use super::args::LogsArgs;
-use super::exit::{Exit, Failed};
+use super::exit::{CliError, Exit};
 use super::session::Session;
 use crate::deploy::records::Records;
 use crate::redact::{self, Foreign};
@@ -45,16 +45,16 @@ pub(super) async fn logs(session: &Session, args: &LogsArgs) -> Done {
 }
 
 /// The instance whose log to show now: of the given backend, or of the active one.
-async fn meant(session: &Session, args: &LogsArgs) -> Result<InstanceId, Failed> {
+async fn meant(session: &Session, args: &LogsArgs) -> Result<InstanceId, CliError> {
     let backend = match &args.backend {
         Some(backend) => backend.clone(),
-        None => session.front().await?.view().await?.service.active,
+        None => session.proxy().await?.view().await?.service.active,
     };
     // The newest instance, which may be a failed candidate, or else the recorded one.
     let newest = session.runtime.find(&backend).await?.pop();
     let record = Records::new(&session.config.deploy.state_dir).of(&backend).ok().flatten();
     newest.or_else(|| record.map(|record| record.instance)).ok_or_else(|| {
-        Failed::new(
+        CliError::new(
             Exit::Failed,
             format!("there is no log of {backend}: uh-deploy has started no instance of it"),
         )

@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 use jiff::tz::TimeZone;
 
 use super::args::MonitorArgs;
-use super::exit::{Exit, Failed};
+use super::exit::{CliError, Exit};
 use super::session::Session;
 use super::{Done, rollback};
-use crate::deploy::history::Line;
-use crate::deploy::link::Link;
+use crate::deploy::history::HistoryEntry;
+use crate::deploy::link::WatchLink;
 use crate::deploy::named;
-use crate::deploy::watch::{self, Plan};
-use crate::front::{Front, View};
+use crate::deploy::watch::{self, WatchPlan};
 use crate::notice::{self, Hook};
+use crate::proxy::{ProxyService, ServiceView};
 use crate::time::span;
-use crate::verdict::judge::Verdict;
+use crate::verdict::judge::WatchVerdict;
 
-pub(super) use watcher::{Ended, Watcher};
+pub(super) use watcher::{WatchEnd, Watcher};
 
 /// If uh-proxy doesn't answer for this long, the watch ends: a restart under systemd takes seconds.
 const MAX_SILENCE: Duration = Duration::from_secs(30);
@@ -29,54 +29,54 @@ const MAX_SILENCE: Duration = Duration::from_secs(30);
 const BEGIN_POLL: Duration = Duration::from_millis(200);
 
 pub(super) async fn monitor(session: &Session, args: &MonitorArgs) -> Done {
-    let front = session.front().await?;
-    if let Some(exit) = resume::before_another(session, &front).await? {
+    let proxy = session.proxy().await?;
+    if let Some(exit) = resume::before_another(session, &proxy).await? {
         return Ok(exit);
     }
     let limits = &session.config.monitor;
     let duration = args.duration.unwrap_or(limits.duration);
-    let plan = Plan::new(duration, args.interval.unwrap_or(limits.interval), args.auto_rollback);
-    let mut watcher = Watcher::of_active(session, &front, plan).await?;
+    let plan = WatchPlan::new(duration, args.interval.unwrap_or(limits.interval), args.auto_rollback);
+    let mut watcher = Watcher::of_active(session, &proxy, plan).await?;
     watcher.announce();
     let ended = watcher.run(duration, None).await?;
-    conclude(session, &front, &mut watcher, ended, args.require_verdict).await
+    conclude(session, &proxy, &mut watcher, ended, args.require_verdict).await
 }
 
 /// Reports and records the result of a watch, and acts on it. The lock isn't held.
 pub(super) async fn conclude(
     session: &Session,
-    front: &Front,
+    proxy: &ProxyService,
     watcher: &mut Watcher<'_>,
-    ended: Ended,
+    ended: WatchEnd,
     require_verdict: bool,
 ) -> Done {
     match ended {
-        Ended::Well => {
+        WatchEnd::Well => {
             watcher.compare();
             let verdict = watcher.verdict();
             say_verdict(session, &verdict);
             let reason = match &verdict {
-                Verdict::Ok => None,
-                Verdict::NotEnoughData(why) => Some(why.clone()),
+                WatchVerdict::Ok => None,
+                WatchVerdict::NotEnoughData(why) => Some(why.clone()),
             };
             // A `monitor` without findings isn't recorded: it may run every minute.
             if watcher.is_recorded() || reason.is_some() {
-                session.remember(Line { reason, ..watcher.line(verdict.name()) });
+                session.remember(HistoryEntry { reason, ..watcher.line(verdict.name()) });
             }
             watcher.finish(verdict.name());
             let required = require_verdict || session.config.monitor.require_verdict;
-            Ok(if required && verdict != Verdict::Ok { Exit::NotEnoughData } else { Exit::Done })
+            Ok(if required && verdict != WatchVerdict::Ok { Exit::NotEnoughData } else { Exit::Done })
         }
-        Ended::MovedOn(view) => {
+        WatchEnd::MovedOn(view) => {
             moved_on(session, watcher, &view);
             Ok(Exit::Superseded)
         }
-        Ended::Breach(reason) => breached(session, front, watcher, reason).await,
+        WatchEnd::Breach(reason) => breached(session, proxy, watcher, reason).await,
     }
 }
 
 /// The active backend has changed.
-fn moved_on(session: &Session, watcher: &mut Watcher<'_>, view: &View) {
+fn moved_on(session: &Session, watcher: &mut Watcher<'_>, view: &ServiceView) {
     let (watched, active) = (&watcher.watched, &view.service.active);
     let reason = if view.is_active(watched) {
         format!("stopped watching: traffic was switched to {watched} again")
@@ -86,12 +86,17 @@ fn moved_on(session: &Session, watcher: &mut Watcher<'_>, view: &View) {
     session.report.say(&reason);
     session.report.event("verdict", serde_json::json!({"verdict": "superseded", "reason": reason}));
     if watcher.is_recorded() {
-        session.remember(Line { reason: Some(reason), ..watcher.line("superseded") });
+        session.remember(HistoryEntry { reason: Some(reason), ..watcher.line("superseded") });
     }
     watcher.finish("superseded");
 }
 
-async fn breached(session: &Session, front: &Front, watcher: &mut Watcher<'_>, reason: String) -> Done {
+async fn breached(
+    session: &Session,
+    proxy: &ProxyService,
+    watcher: &mut Watcher<'_>,
+    reason: String,
+) -> Done {
     let report = &session.report;
     let breach = watcher.evidence(reason.clone());
     report.say(&format!("[{}] ❌ {reason}", clock()));
@@ -100,30 +105,33 @@ async fn breached(session: &Session, front: &Front, watcher: &mut Watcher<'_>, r
         .event("breach", serde_json::json!({"backend": watcher.watched, "reason": reason, "breach": breach}));
     report.event("verdict", serde_json::json!({"verdict": "breach", "reason": reason}));
     watcher.compare();
-    let line =
-        Line { reason: Some(breach.reason.clone()), breach: Some(breach.clone()), ..watcher.line("breach") };
+    let line = HistoryEntry {
+        reason: Some(breach.reason.clone()),
+        breach: Some(breach.clone()),
+        ..watcher.line("breach")
+    };
     session.remember(line.clone());
     if watcher.plan().auto_rollback {
-        let done = rollback::automatic(session, front, watcher, &breach).await;
+        let done = rollback::automatic(session, proxy, watcher, &breach).await;
         // A rollback that failed is left to the next command, because users still see errors.
         if !matches!(&done, Err(failed) if failed.exit() == Exit::Attention) {
             watcher.finish("breach");
         }
         // A completed rollback has already sent the notice; a refused one hasn't.
         if matches!(&done, Err(failed) if failed.exit() == Exit::Breach) {
-            tell(session, &line).await;
+            send_notice(session, &line).await;
         }
         return done;
     }
     watcher.finish("breach");
-    tell(session, &line).await;
+    send_notice(session, &line).await;
     report.say("⚠  WARNING: Deployment issues detected!");
     report.say("Consider rollback with: uh-deploy rollback");
     Ok(Exit::Breach)
 }
 
 /// Notifies the hook and the webhook. An automatic rollback does that itself.
-async fn tell(session: &Session, line: &Line) {
+async fn send_notice(session: &Session, line: &HistoryEntry) {
     let event = serde_json::json!({"outcome": line});
     if let Err(e) = notice::hook(&session.config, Hook::OnFailure, &event, &session.report).await {
         session.report.warn(&format!("the hook on_failure failed: {}", e.reason));
@@ -133,11 +141,11 @@ async fn tell(session: &Session, line: &Line) {
     }
 }
 
-fn say_verdict(session: &Session, verdict: &Verdict) {
+fn say_verdict(session: &Session, verdict: &WatchVerdict) {
     let report = &session.report;
     let (text, reason) = match verdict {
-        Verdict::Ok => ("No issues detected".to_owned(), None),
-        Verdict::NotEnoughData(why) => (format!("not enough data: {why}"), Some(why)),
+        WatchVerdict::Ok => ("No issues detected".to_owned(), None),
+        WatchVerdict::NotEnoughData(why) => (format!("not enough data: {why}"), Some(why)),
     };
     report.event("verdict", serde_json::json!({"verdict": verdict.name(), "reason": reason}));
     report.say(&format!("[{}] ✓ Monitoring complete - {text}", clock()));
@@ -146,18 +154,18 @@ fn say_verdict(session: &Session, verdict: &Verdict) {
 /// The watch of a deploy: starts with the switch, in parallel with the drain and the hooks.
 pub(super) async fn after_switch<'a>(
     session: &'a Session,
-    front: &'a Front,
+    proxy: &'a ProxyService,
     operation: &str,
-    plan: Plan,
-    link: &Link,
-) -> Result<(Watcher<'a>, Ended), Failed> {
+    plan: WatchPlan,
+    link: &WatchLink,
+) -> Result<(Watcher<'a>, WatchEnd), CliError> {
     link.wait_for_switch().await;
     let duration = plan.duration();
     let auto_rollback = plan.auto_rollback;
-    let mut watcher = begin(session, front, operation, plan).await?;
+    let mut watcher = begin(session, proxy, operation, plan).await?;
     watcher.announce();
     let ended = watcher.run(duration, Some(link)).await?;
-    if auto_rollback && matches!(ended, Ended::Breach(_)) {
+    if auto_rollback && matches!(ended, WatchEnd::Breach(_)) {
         link.hurry();
     }
     Ok((watcher, ended))
@@ -166,20 +174,20 @@ pub(super) async fn after_switch<'a>(
 /// uh-proxy may be restarting. If it doesn't come back, `recover` finds the planned watch in the journal.
 async fn begin<'a>(
     session: &'a Session,
-    front: &'a Front,
+    proxy: &'a ProxyService,
     operation: &str,
-    plan: Plan,
-) -> Result<Watcher<'a>, Failed> {
+    plan: WatchPlan,
+) -> Result<Watcher<'a>, CliError> {
     let deadline = Instant::now() + MAX_SILENCE;
     loop {
-        match Watcher::of_deploy(session, front, operation, plan.clone()).await {
+        match Watcher::of_deploy(session, proxy, operation, plan.clone()).await {
             Ok(watcher) => return Ok(watcher),
             Err(e) if Instant::now() >= deadline => {
                 let message = format!(
                     "traffic has moved, but the new version can't be watched because uh-proxy doesn't answer: {}. Check uh-proxy, then run `uh-deploy recover` to start the watch",
                     crate::chain(&e)
                 );
-                return Err(Failed::new(Exit::Attention, message));
+                return Err(CliError::new(Exit::Attention, message));
             }
             Err(_) => tokio::time::sleep(BEGIN_POLL).await,
         }
@@ -211,6 +219,6 @@ fn clock() -> String {
 }
 
 /// `green (v1.0.1)`
-fn name_of(view: &View, backend: &uh_protocol::BackendName) -> String {
+fn name_of(view: &ServiceView, backend: &uh_protocol::BackendName) -> String {
     named(backend, view.version(backend).as_deref())
 }

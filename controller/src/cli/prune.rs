@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use super::Done;
 use super::args::PruneArgs;
-use super::exit::{Exit, Failed};
+use super::exit::{CliError, Exit};
 use super::session::Session;
 use crate::config::RuntimeConfig;
 use crate::deploy::history::History;
@@ -15,7 +15,7 @@ use crate::deploy::history::History;
 pub(super) async fn prune(session: &Session, args: &PruneArgs) -> Done {
     let _lock = session.lock("prune")?;
     let keep = args.keep.or_else(|| configured(session)).ok_or_else(|| {
-        Failed::usage(
+        CliError::usage(
             "no number of images to keep: pass --keep N, or set image_keep in [runtime.docker] or [runtime.compose]",
         )
     })?;
@@ -47,16 +47,16 @@ fn configured(session: &Session) -> Option<u32> {
 }
 
 /// Removes old images, and reports the result for each.
-async fn remove(session: &Session, keep: u32) -> Result<Vec<String>, Failed> {
+async fn remove(session: &Session, keep: u32) -> Result<Vec<String>, CliError> {
     let state_dir = &session.config.deploy.state_dir;
     let recorded = session.recorded_artifacts().map_err(|e| {
-        Failed::new(
+        CliError::new(
             Exit::Failed,
             format!("can't read the records, so nothing was removed: {}", crate::chain(&e)),
         )
     })?;
     let history = History::new(state_dir).lines().map_err(|e| {
-        Failed::new(
+        CliError::new(
             Exit::Failed,
             format!("can't read the history, so nothing was removed: {}", crate::chain(&e)),
         )

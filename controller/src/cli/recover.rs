@@ -1,6 +1,6 @@
 //! `uh-deploy recover`
 
-use super::exit::{Exit, Failed};
+use super::exit::{CliError, Exit};
 use super::monitor::resume;
 use super::session::Session;
 use super::{Done, alive, operation};
@@ -9,14 +9,14 @@ use crate::deploy::machine::Outcome;
 pub(super) async fn recover(session: &Session) -> Done {
     let lock = session.lock_patiently("recover").await?;
     let unfinished = operation::unfinished(session)?.is_some();
-    let front = match session.front().await {
-        Ok(front) => front,
+    let proxy = match session.proxy().await {
+        Ok(proxy) => proxy,
         Err(failed) if unfinished => {
             let message = format!(
                 "{}. An interrupted operation can only be recovered once uh-proxy answers; then run `uh-deploy recover` again",
                 failed.message()
             );
-            return Err(Failed::new(Exit::Attention, message));
+            return Err(CliError::new(Exit::Attention, message));
         }
         Err(failed) => {
             drop(lock);
@@ -29,22 +29,22 @@ pub(super) async fn recover(session: &Session) -> Done {
             return Ok(Exit::Done);
         }
     };
-    let recovered = operation::recover_if_needed(session, &front).await?;
+    let recovered = operation::recover_if_needed(session, &proxy).await?;
     if recovered.as_ref().is_some_and(|(_, ended)| ended.outcome == Outcome::Attention) {
         return Ok(Exit::Attention);
     }
     if recovered.is_none() {
-        operation::readmit(session, &front).await;
+        operation::readmit(session, &proxy).await;
     }
     drop(lock);
-    let resumed = resume::finish(session, &front).await?;
+    let resumed = resume::finish(session, &proxy).await?;
     if recovered.is_none() && resumed.is_none() {
         say_nothing_to_recover(session);
     }
     if let Some(exit) = resumed.filter(|exit| *exit != Exit::Done) {
         return Ok(exit);
     }
-    let serving = front.serving().await?;
+    let serving = proxy.serving().await?;
     if alive::was_deployed(session, &serving)
         && let Some(why) = alive::why_dead(session, &serving).await
     {
@@ -52,7 +52,7 @@ pub(super) async fn recover(session: &Session) -> Done {
             "{} is active but doesn't answer ({why}), so users get errors. Start it with `uh-deploy start`, or roll back with `uh-deploy rollback`",
             serving.name()
         );
-        return Err(Failed::new(Exit::Attention, message));
+        return Err(CliError::new(Exit::Attention, message));
     }
     Ok(Exit::Done)
 }

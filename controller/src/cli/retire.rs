@@ -5,30 +5,30 @@ use std::time::Duration;
 use uh_protocol::BackendName;
 
 use super::args::RetireArgs;
-use super::exit::{Exit, Failed};
+use super::exit::{CliError, Exit};
 use super::monitor::resume;
 use super::session::Session;
 use super::{Done, alive, operation};
-use crate::deploy::history::Line;
+use crate::deploy::history::HistoryEntry;
 use crate::deploy::machine::Outcome;
 use crate::fault;
-use crate::front::{Front, OutOfService, View};
+use crate::proxy::{OutOfService, ProxyService, ServiceView};
 use crate::runtime::{InstanceId, State};
 use crate::time::span;
 
 pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
-    let front = {
+    let proxy = {
         let _lock = session.lock("retire")?;
-        let front = session.front().await?;
-        let recovered = operation::recover_if_needed(session, &front).await?;
+        let proxy = session.proxy().await?;
+        let recovered = operation::recover_if_needed(session, &proxy).await?;
         if recovered.is_some_and(|(_, ended)| ended.outcome == Outcome::Attention) {
             return Ok(Exit::Attention);
         }
-        front
+        proxy
     };
     // Before stopping anything that a watch may have to roll back to, and without the lock, since it may take long.
     if let Some(exit @ (Exit::RolledBack | Exit::Breach | Exit::Attention)) =
-        resume::finish(session, &front).await?
+        resume::finish(session, &proxy).await?
     {
         return Ok(exit);
     }
@@ -36,7 +36,7 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
     fault::point("retire.begun");
     let wanted = resume::needs(session);
     let report = &session.report;
-    let view = front.view().await?;
+    let view = proxy.view().await?;
     let mut stopped = 0;
     for backend in &session.config.backends {
         if view.is_active(&backend.name) {
@@ -61,8 +61,8 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
                 ));
                 continue;
             }
-            demand_active_lives(session, &front).await?;
-            stopped += usize::from(stop(session, &front, &backend.name, &instance, &state).await?);
+            demand_active_lives(session, &proxy).await?;
+            stopped += usize::from(stop(session, &proxy, &backend.name, &instance, &state).await?);
         }
     }
     if stopped == 0 {
@@ -72,8 +72,8 @@ pub(super) async fn retire(session: &Session, args: &RetireArgs) -> Done {
 }
 
 /// A standby is the target of a rollback, so none is stopped while the active backend doesn't answer.
-async fn demand_active_lives(session: &Session, front: &Front) -> Result<(), Failed> {
-    let serving = front.serving().await?;
+async fn demand_active_lives(session: &Session, proxy: &ProxyService) -> Result<(), CliError> {
+    let serving = proxy.serving().await?;
     if !alive::was_deployed(session, &serving) {
         return Ok(());
     }
@@ -82,11 +82,11 @@ async fn demand_active_lives(session: &Session, front: &Front) -> Result<(), Fai
         "{} is active but doesn't answer ({why}), so no standby was stopped. Start it with `uh-deploy start`, or roll back with `uh-deploy rollback`",
         serving.name()
     );
-    Err(Failed::new(Exit::Attention, message))
+    Err(CliError::new(Exit::Attention, message))
 }
 
 /// How much longer standbys are kept; `None`: their warm window is over.
-fn warm_for(session: &Session, view: &View) -> Option<Duration> {
+fn warm_for(session: &Session, view: &ServiceView) -> Option<Duration> {
     let warm = session.config.deploy.warm;
     let last_switch = view.service.last_switch.as_deref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
     let standby_for =
@@ -99,28 +99,28 @@ fn warm_for(session: &Session, view: &View) -> Option<Duration> {
 /// stopped: a backend that has become active meanwhile isn't.
 async fn stop(
     session: &Session,
-    front: &Front,
+    proxy: &ProxyService,
     backend: &BackendName,
     instance: &InstanceId,
     state: &State,
-) -> Result<bool, Failed> {
+) -> Result<bool, CliError> {
     let (report, deploy) = (&session.report, &session.config.deploy);
     let out = async {
-        let out = OutOfService::withdraw_standby(front, backend, report).await?;
+        let out = OutOfService::withdraw_standby(proxy, backend, report).await?;
         fault::point("retire.withdrawn");
-        out.drain(front, deploy.drain_timeout, report).await?;
+        out.drain(proxy, deploy.drain_timeout, report).await?;
         Ok(out)
     };
     let out = match out.await {
         Ok(out) => out,
-        Err(crate::front::FrontError::Overtaken(_)) => {
+        Err(crate::proxy::ProxyError::Overtaken(_)) => {
             report.say(&format!("{instance} has become active and keeps running"));
             return Ok(false);
         }
         Err(e) => return Err(e.into()),
     };
     if let Err(e) = out.stop(&*session.runtime, instance, deploy.stop_timeout).await {
-        operation::readmit(session, front).await;
+        operation::readmit(session, proxy).await;
         return Err(e.into());
     }
     fault::point("retire.stopped");
@@ -129,13 +129,13 @@ async fn stop(
         return Ok(false);
     }
     report.say(&format!("{instance} was stopped; a rollback would start it again"));
-    session.remember(Line {
+    session.remember(HistoryEntry {
         command: "retire".to_owned(),
-        service: Some(front.service.clone()),
+        service: Some(proxy.service.clone()),
         to: Some(backend.clone()),
         outcome: "done".to_owned(),
         remarks: vec![format!("stopped {instance}")],
-        ..Line::default()
+        ..HistoryEntry::default()
     });
     Ok(true)
 }

@@ -6,23 +6,23 @@ mod undo;
 use uh_protocol::BackendName;
 
 use super::args::RollbackArgs;
-use super::exit::{Exit, Failed};
+use super::exit::{CliError, Exit};
 use super::monitor::resume;
 use super::session::Session;
 use super::{Done, operation};
-use crate::deploy::driver::Ended;
-use crate::deploy::facts::{Facts, new_operation, who};
-use crate::deploy::history::{History, Line};
-use crate::deploy::machine::{Failure, Kind, Outcome};
+use crate::deploy::driver::OperationEnd;
+use crate::deploy::facts::{OperationFacts, new_operation, who};
+use crate::deploy::history::{History, HistoryEntry};
+use crate::deploy::machine::{FailureCause, OperationKind, Outcome};
 use crate::deploy::named;
-use crate::deploy::records::{Record, Records};
+use crate::deploy::records::{BackendRecord, Records};
 use crate::evidence::Breach;
-use crate::front::{Front, Serving};
+use crate::proxy::{ProxyService, Serving};
 use crate::runtime::InstanceId;
 use crate::time::{iso_millis, same_switch, span};
 
 pub(super) use automatic::automatic;
-use undo::{Undo, Wanted};
+use undo::{Undo, UndoRequest};
 
 pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
     let requested = serving_now(session).await;
@@ -31,25 +31,25 @@ pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
         Err(failed) if failed.exit() != Exit::Locked => return Err(by_hand(session, failed).await),
         other => other?,
     };
-    let front = session.front().await?;
+    let proxy = session.proxy().await?;
     if args.to.is_none() && args.of.is_none() {
-        demand_unmoved(requested.as_ref(), &front.serving().await?)?;
+        demand_unmoved(requested.as_ref(), &proxy.serving().await?)?;
     }
-    let recovered = operation::recover_if_needed(session, &front).await;
-    if let Some((_, Ended { outcome: Outcome::Attention, .. })) = recovered? {
+    let recovered = operation::recover_if_needed(session, &proxy).await;
+    if let Some((_, OperationEnd { outcome: Outcome::Attention, .. })) = recovered? {
         return Ok(Exit::Attention);
     }
     resume::supersede(session, "a manual rollback")?;
-    let serving = front.serving().await?;
+    let serving = proxy.serving().await?;
     let to = match (&args.to, &args.of) {
         (Some(to), _) => to.clone(),
         (None, of) => {
-            let wanted = of.as_deref().map_or(Wanted::LastChange, Wanted::Of);
+            let wanted = of.as_deref().map_or(UndoRequest::LastChange, UndoRequest::Of);
             find_undo(session, &serving, wanted)?.to
         }
     };
     let again = args.to.is_some() && args.again;
-    match roll_back(session, &front, &serving, &to, again, None).await.map_err(Failed::from) {
+    match roll_back(session, &proxy, &serving, &to, again, None).await.map_err(CliError::from) {
         Ok(ended) if ended.outcome == Outcome::Returned => Ok(Exit::Attention),
         Ok(ended) => Ok(ended.outcome.into()),
         Err(failed) if failed.message().contains("journal") => Err(by_hand(session, failed).await),
@@ -59,12 +59,12 @@ pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
 
 /// What is active while "the last change" is still the one that the operator means.
 async fn serving_now(session: &Session) -> Option<Serving> {
-    session.front().await.ok()?.serving().await.ok()
+    session.proxy().await.ok()?.serving().await.ok()
 }
 
 /// The holder of the lock may have put another version in place. The request wasn't to undo that one, and undoing it
 /// would bring back what it replaced.
-fn demand_unmoved(before: Option<&Serving>, now: &Serving) -> Result<(), Failed> {
+fn demand_unmoved(before: Option<&Serving>, now: &Serving) -> Result<(), CliError> {
     let Some(before) = before else { return Ok(()) };
     let switched = |serving: &Serving| serving.view().service.last_switch.clone();
     if before.is(now.active()) && same_switch(switched(before).as_deref(), switched(now).as_deref()) {
@@ -75,13 +75,13 @@ fn demand_unmoved(before: Option<&Serving>, now: &Serving) -> Result<(), Failed>
         before.name(),
         now.sentence()
     );
-    Err(Failed::new(Exit::Superseded, message))
+    Err(CliError::new(Exit::Superseded, message))
 }
 
 /// Without a writable state directory a rollback is refused, but uh-proxy can still move traffic.
-async fn by_hand(session: &Session, failed: Failed) -> Failed {
-    let Ok(front) = session.front().await else { return failed };
-    let Ok(serving) = front.serving().await else { return failed };
+async fn by_hand(session: &Session, failed: CliError) -> CliError {
+    let Ok(proxy) = session.proxy().await else { return failed };
+    let Ok(serving) = proxy.serving().await else { return failed };
     let service = &serving.view().service;
     let previous = service.previous.as_ref().map_or("BACKEND", BackendName::as_str);
     failed.with_hint(&format!(
@@ -96,16 +96,16 @@ enum NoRollback {
     /// Refused: another attempt would be refused too.
     Refused(String),
     /// Failed for a reason that may pass.
-    Failed(Failed),
+    Failed(CliError),
 }
 
-impl From<Failed> for NoRollback {
-    fn from(failed: Failed) -> Self {
+impl From<CliError> for NoRollback {
+    fn from(failed: CliError) -> Self {
         Self::Failed(failed)
     }
 }
 
-impl From<NoRollback> for Failed {
+impl From<NoRollback> for CliError {
     fn from(no: NoRollback) -> Self {
         match no {
             NoRollback::Refused(why) => Self::new(Exit::Failed, why),
@@ -115,7 +115,7 @@ impl From<NoRollback> for Failed {
 }
 
 /// The change to undo, whose target must still hold the version that served before.
-fn find_undo(session: &Session, serving: &Serving, wanted: Wanted<'_>) -> Result<Undo, NoRollback> {
+fn find_undo(session: &Session, serving: &Serving, wanted: UndoRequest<'_>) -> Result<Undo, NoRollback> {
     let undo = undo::find(&history(session)?, serving, wanted).map_err(NoRollback::Refused)?;
     let record = record(session, &undo.to)?.map(|record| record.frozen.version);
     let held = record.or_else(|| serving.view().version(&undo.to));
@@ -123,25 +123,27 @@ fn find_undo(session: &Session, serving: &Serving, wanted: Wanted<'_>) -> Result
     Ok(undo)
 }
 
-fn history(session: &Session) -> Result<Vec<Line>, Failed> {
+fn history(session: &Session) -> Result<Vec<HistoryEntry>, CliError> {
     let lines = History::new(&session.config.deploy.state_dir).lines();
-    lines.map_err(|e| Failed::new(Exit::Failed, format!("can't read the history ({e}); nothing was changed")))
+    lines.map_err(|e| {
+        CliError::new(Exit::Failed, format!("can't read the history ({e}); nothing was changed"))
+    })
 }
 
-fn record(session: &Session, backend: &BackendName) -> Result<Option<Record>, Failed> {
+fn record(session: &Session, backend: &BackendName) -> Result<Option<BackendRecord>, CliError> {
     let record = Records::new(&session.config.deploy.state_dir).of(backend);
-    record.map_err(|e| Failed::new(Exit::Failed, format!("{e}; nothing was changed")))
+    record.map_err(|e| CliError::new(Exit::Failed, format!("{e}; nothing was changed")))
 }
 
 /// Rolls back from the active backend to another one. `breach`: what a watch found wrong. The lock is held.
 async fn roll_back(
     session: &Session,
-    front: &Front,
+    proxy: &ProxyService,
     serving: &Serving,
     to: &BackendName,
     again: bool,
     breach: Option<&Breach>,
-) -> Result<Ended, NoRollback> {
+) -> Result<OperationEnd, NoRollback> {
     let report = &session.report;
     let refuse = |why: String| Err(NoRollback::Refused(why));
     let view = serving.view();
@@ -162,15 +164,15 @@ async fn roll_back(
     report.fact("Active", &serving.name());
     report.fact("Previous", &named(to, version.as_deref()));
     let operation = new_operation(jiff::Timestamp::now());
-    let facts = Facts {
-        service: front.service.clone(),
+    let facts = OperationFacts {
+        service: proxy.service.clone(),
         from: serving.active().clone(),
         from_version: serving.version(),
         version,
         endpoints: record.map_or_else(|| configured.endpoints.clone(), |record| record.frozen.endpoints),
         generation: view.generation,
         last_switch: view.service.last_switch.clone(),
-        instance: InstanceId::new(&front.service, to, &operation),
+        instance: InstanceId::new(&proxy.service, to, &operation),
         to: to.clone(),
         operation,
         skip_health: false,
@@ -181,8 +183,9 @@ async fn roll_back(
         watch: None,
         began_at: iso_millis(jiff::Timestamp::now()),
     };
-    let (standing, from) = (view.standing(&facts.to), serving.name());
-    let ended = operation::carry_out(session, front, Kind::Rollback, facts, standing, None).await?;
+    let (expected_routing, from) = (view.expected_routing(&facts.to), serving.name());
+    let ended =
+        operation::carry_out(session, proxy, OperationKind::Rollback, facts, expected_routing, None).await?;
     let serves = operation::who_serves(&ended);
     match ended.outcome {
         Outcome::RolledBack => {
@@ -190,7 +193,7 @@ async fn roll_back(
             ended.moved_after.iter().for_each(|after| report.say(&format!("   Traffic moved after {}", span(*after))));
             report.say(&format!("   {serves}; undone: {from}"));
         }
-        Outcome::Superseded | Outcome::Failed(Failure::Overtaken) => {
+        Outcome::Superseded | Outcome::Failed(FailureCause::Overtaken) => {
             report.say(&format!("\n❌ Superseded by a newer change: {serves}"));
         }
         Outcome::Failed(_) => {
@@ -199,7 +202,7 @@ async fn roll_back(
         Outcome::Returned => report.say(&format!(
             "\n❌ The rollback failed: {to} died after the switch, so traffic was moved back; {serves}. Manual intervention required"
         )),
-        Outcome::Deployed | Outcome::Attention => operation::say_attention(session, front, &ended).await,
+        Outcome::Deployed | Outcome::Attention => operation::say_attention(session, proxy, &ended).await,
     }
     Ok(ended)
 }
@@ -208,8 +211,8 @@ async fn roll_back(
 pub(super) async fn cost(session: &Session, serving: &Serving) -> String {
     let text = async {
         let lines = history(session).map_err(|failed| failed.message().to_owned())?;
-        let undo = find_undo(session, serving, Wanted::Active);
-        let undo = undo.map_err(|no| Failed::from(no).message().to_owned())?;
+        let undo = find_undo(session, serving, UndoRequest::Active);
+        let undo = undo.map_err(|no| CliError::from(no).message().to_owned())?;
         let record = record(session, &undo.to).map_err(|failed| failed.message().to_owned())?;
         let Some(record) = record else { return Err(format!("there is no record of {}", undo.to)) };
         let name = named(&undo.to, Some(&record.frozen.version));

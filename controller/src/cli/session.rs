@@ -10,15 +10,15 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::args::Args;
-use super::exit::{Exit, Failed, journal_failed};
+use super::exit::{CliError, Exit, journal_failed};
 use super::interrupts::Interrupts;
 use crate::config::{self, Config};
 use crate::deploy::facts::{BY, who};
-use crate::deploy::history::{History, Line};
-use crate::deploy::journal::{Journal, Story};
+use crate::deploy::history::{History, HistoryEntry};
+use crate::deploy::journal::{Journal, ReplayedOperation};
 use crate::deploy::lock::{Holder, Lock, LockError};
 use crate::deploy::records::Records;
-use crate::front::Front;
+use crate::proxy::ProxyService;
 use crate::report::{Form, Report};
 use crate::runtime::{self, Runtime};
 use crate::time::{iso_millis, span};
@@ -39,17 +39,17 @@ pub(super) struct Session {
 const LOCK_PATIENCE: Duration = Duration::from_secs(120);
 
 impl Session {
-    pub(super) fn open(args: &Args) -> Result<Self, Failed> {
+    pub(super) fn open(args: &Args) -> Result<Self, CliError> {
         let config = config::load(&args.config)
             .with_context(|| format!("can't use {}", args.config.display()))
-            .map_err(|e| Failed::usage(format!("{e:#}")))?;
+            .map_err(|e| CliError::usage(format!("{e:#}")))?;
         if let Some(by) = args.by.clone().filter(|by| !by.trim().is_empty()) {
             let _ = BY.set(by);
         }
         let form = if args.json { Form::Json } else { Form::Text };
         let state_dir = files::demand_ours_if_there(&config.deploy.state_dir);
         state_dir
-            .map_err(|e| Failed::new(Exit::Failed, format!("{}; nothing was changed", crate::chain(&e))))?;
+            .map_err(|e| CliError::new(Exit::Failed, format!("{}; nothing was changed", crate::chain(&e))))?;
         redact::remember(redact::of_config(&config));
         let report = Rc::new(Report::new(form));
         let said = Rc::clone(&report);
@@ -59,14 +59,14 @@ impl Session {
     }
 
     /// Takes the lock, so that no other command changes anything.
-    pub(super) fn lock(&self, what: &str) -> Result<Lock, Failed> {
+    pub(super) fn lock(&self, what: &str) -> Result<Lock, CliError> {
         let lock = Lock::take(&self.config.deploy.state_dir, &holder(what))?;
         self.journal.replace(Rc::downgrade(&lock.journal()));
         Ok(lock)
     }
 
     /// The same, for a command that must not give up because another one is running briefly.
-    pub(super) async fn lock_patiently(&self, what: &str) -> Result<Lock, Failed> {
+    pub(super) async fn lock_patiently(&self, what: &str) -> Result<Lock, CliError> {
         let waiting = |held: &LockError| {
             self.report.say(&format!("Waiting up to {} for the lock: {held}", span(LOCK_PATIENCE)));
         };
@@ -76,15 +76,15 @@ impl Session {
     }
 
     /// The journal and its newest operation. The lock must be held.
-    pub(super) fn journal(&self) -> Result<(Journal, Option<Story>), Failed> {
+    pub(super) fn journal(&self) -> Result<(Journal, Option<ReplayedOperation>), CliError> {
         let file = self.journal.borrow().upgrade();
-        let file = file.ok_or_else(|| Failed::new(Exit::Failed, "internal error: the lock isn't held"))?;
+        let file = file.ok_or_else(|| CliError::new(Exit::Failed, "internal error: the lock isn't held"))?;
         Journal::open(&self.config.deploy.state_dir, file).map_err(|e| journal_failed(&e))
     }
 
     /// The service at uh-proxy.
-    pub(super) async fn front(&self) -> Result<Front, Failed> {
-        Ok(Front::find(&self.config).await?)
+    pub(super) async fn proxy(&self) -> Result<ProxyService, CliError> {
+        Ok(ProxyService::find(&self.config).await?)
     }
 
     /// The recorded artifacts of all backends and of a candidate, which a rollback would start again.
@@ -93,8 +93,8 @@ impl Session {
     }
 
     /// Adds an entry to the history, for a command that isn't an operation.
-    pub(super) fn remember(&self, line: Line) {
-        let line = Line { at: iso_millis(jiff::Timestamp::now()), who: who(), ..line };
+    pub(super) fn remember(&self, line: HistoryEntry) {
+        let line = HistoryEntry { at: iso_millis(jiff::Timestamp::now()), who: who(), ..line };
         if let Err(e) = History::new(&self.config.deploy.state_dir).append(&line) {
             self.report.warn(&format!("can't write the history: {}", crate::chain(&e)));
         }

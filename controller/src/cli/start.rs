@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 
 use uh_protocol::BackendName;
 
-use super::exit::{Exit, Failed};
+use super::exit::{CliError, Exit};
 use super::session::Session;
 use super::{Done, blue_green, operation};
-use crate::deploy::history::Line;
-use crate::deploy::journal::Story;
+use crate::deploy::history::HistoryEntry;
+use crate::deploy::journal::ReplayedOperation;
 use crate::deploy::lock::Lock;
 use crate::deploy::machine::Outcome;
 use crate::deploy::named;
-use crate::deploy::records::{Record, Records};
-use crate::front::Front;
+use crate::deploy::records::{BackendRecord, Records};
 use crate::gate;
 use crate::probe::Expected;
+use crate::proxy::ProxyService;
 
 /// How long to wait for another uh-deploy: at boot, the timer that retires standbys may be running.
 const LOCK_WITHIN: Duration = Duration::from_secs(60);
@@ -29,8 +29,8 @@ const POLL: Duration = Duration::from_millis(100);
 
 pub(super) async fn start(session: &Session) -> Done {
     let _lock = lock_soon(session).await?;
-    let front = blue_green::front_soon(session).await?;
-    let view = front.view().await?;
+    let proxy = blue_green::proxy_soon(session).await?;
+    let view = proxy.view().await?;
     let active = view.service.active.clone();
     let Some(record) = record_of(session, &active)? else {
         let healthy = view.backend(&active).and_then(|backend| backend.healthy) == Some(true);
@@ -44,31 +44,31 @@ pub(super) async fn start(session: &Session) -> Done {
         let message = format!(
             "{active} is active but unhealthy, and there is no record to start it from. Deploy a version with `uh-deploy blue-green --version VERSION`"
         );
-        return Err(Failed::new(Exit::Failed, message));
+        return Err(CliError::new(Exit::Failed, message));
     };
     let version = named(&active, Some(&record.frozen.version));
     let was_running = session.runtime.state(&record.instance).await?.is_running();
     if !was_running {
         session.report.say(&format!("{version} is active but isn't running: starting {}", record.instance));
     }
-    if let Err(reason) = bring_up(session, &front, &record).await {
+    if let Err(reason) = bring_up(session, &proxy, &record).await {
         session.report.say(&format!("❌ {version} is active but can't be started: {reason}"));
         session.report.line(&format!(
             "users get errors; see `uh-deploy logs --backend {active}`, or deploy another version"
         ));
-        remember(session, &front, &record, "failed", Some(reason));
+        remember(session, &proxy, &record, "failed", Some(reason));
         return Ok(Exit::Attention);
     }
     if !was_running {
-        remember(session, &front, &record, "done", None);
+        remember(session, &proxy, &record, "done", None);
     }
     // Only now: otherwise the recovery would blame the new version for a backend that is down.
-    if let Some((_, ended)) = operation::recover_if_needed(session, &front).await?
+    if let Some((_, ended)) = operation::recover_if_needed(session, &proxy).await?
         && ended.outcome == Outcome::Attention
     {
         return Ok(Exit::Attention);
     }
-    let serves = operation::serving(&front).await;
+    let serves = operation::serving(&proxy).await;
     session.report.say(&if was_running {
         format!("{serves}: nothing to start")
     } else {
@@ -77,7 +77,7 @@ pub(super) async fn start(session: &Session) -> Done {
     Ok(Exit::Done)
 }
 
-async fn lock_soon(session: &Session) -> Result<Lock, Failed> {
+async fn lock_soon(session: &Session) -> Result<Lock, CliError> {
     let deadline = Instant::now() + LOCK_WITHIN;
     loop {
         match session.lock("start") {
@@ -91,11 +91,11 @@ async fn lock_soon(session: &Session) -> Result<Lock, Failed> {
 
 /// What runs as the active backend: the candidate of a deploy that was interrupted after its switch, or else the
 /// backend's record.
-fn record_of(session: &Session, active: &BackendName) -> Result<Option<Record>, Failed> {
+fn record_of(session: &Session, active: &BackendName) -> Result<Option<BackendRecord>, CliError> {
     let records = Records::new(&session.config.deploy.state_dir);
-    let unreadable = |e: std::io::Error| Failed::new(Exit::Attention, format!("can't read a record: {e}"));
-    if let Some(story) = operation::unfinished(session)?.filter(|story| story.facts.to == *active)
-        && let Some(candidate) = records.candidate(&story.facts.operation).map_err(unreadable)?
+    let unreadable = |e: std::io::Error| CliError::new(Exit::Attention, format!("can't read a record: {e}"));
+    if let Some(replayed) = operation::unfinished(session)?.filter(|replayed| replayed.facts.to == *active)
+        && let Some(candidate) = records.candidate(&replayed.facts.operation).map_err(unreadable)?
     {
         return Ok(Some(candidate));
     }
@@ -103,11 +103,11 @@ fn record_of(session: &Session, active: &BackendName) -> Result<Option<Record>, 
 }
 
 /// Starts it if it isn't running, and waits until it is healthy for uh-deploy and for uh-proxy.
-async fn bring_up(session: &Session, front: &Front, record: &Record) -> Result<(), String> {
+async fn bring_up(session: &Session, proxy: &ProxyService, record: &BackendRecord) -> Result<(), String> {
     let (config, frozen) = (&session.config, &record.frozen);
     let runtime = &*session.runtime;
     runtime.revive(&record.instance, frozen).await.map_err(|e| crate::chain(&e))?;
-    let candidate = gate::Candidate {
+    let candidate = gate::HealthGate {
         runtime,
         instance: &record.instance,
         endpoints: &frozen.endpoints,
@@ -120,17 +120,19 @@ async fn bring_up(session: &Session, front: &Front, record: &Record) -> Result<(
         return Err(diagnosis.headline);
     }
     // The operation itself enables restarts of its candidate at its end. Everything else was deployed before.
-    let is_candidate = |story: Option<Story>| story.is_some_and(|story| story.facts.to == frozen.backend);
+    let is_candidate = |replayed: Option<ReplayedOperation>| {
+        replayed.is_some_and(|replayed| replayed.facts.to == frozen.backend)
+    };
     if !operation::unfinished(session).is_ok_and(is_candidate) {
         keep_running(session, record).await;
     }
     let deadline = Instant::now() + config.deploy.ready_timeout;
     loop {
-        let view = front.view().await.map_err(|e| crate::chain(&e))?;
+        let view = proxy.view().await.map_err(|e| crate::chain(&e))?;
         let version = Some(frozen.version.as_str());
         if !view.has_endpoints(&frozen.backend, &frozen.endpoints) {
             let registered =
-                front.register(&frozen.backend, &frozen.endpoints, version, view.generation).await;
+                proxy.register(&frozen.backend, &frozen.endpoints, version, view.generation).await;
             registered.map_err(|e| crate::chain(&e))?;
         } else if view.backend(&frozen.backend).is_none_or(|backend| backend.healthy != Some(false)) {
             return Ok(());
@@ -143,22 +145,28 @@ async fn bring_up(session: &Session, front: &Front, record: &Record) -> Result<(
 }
 
 /// Enables restarts again, which starting it again has reset.
-async fn keep_running(session: &Session, record: &Record) {
+async fn keep_running(session: &Session, record: &BackendRecord) {
     if let Err(e) = session.runtime.keep_running(&record.instance).await {
         let (instance, reason) = (&record.instance, crate::chain(&e));
         session.report.warn(&format!("{instance} won't be restarted when it exits: {reason}"));
     }
 }
 
-fn remember(session: &Session, front: &Front, record: &Record, outcome: &str, reason: Option<String>) {
-    session.remember(Line {
+fn remember(
+    session: &Session,
+    proxy: &ProxyService,
+    record: &BackendRecord,
+    outcome: &str,
+    reason: Option<String>,
+) {
+    session.remember(HistoryEntry {
         command: "start".to_owned(),
-        service: Some(front.service.clone()),
+        service: Some(proxy.service.clone()),
         to: Some(record.frozen.backend.clone()),
         version: Some(record.frozen.version.clone()),
         outcome: outcome.to_owned(),
         reason,
         remarks: vec![format!("started {}", record.instance)],
-        ..Line::default()
+        ..HistoryEntry::default()
     });
 }

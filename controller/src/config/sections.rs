@@ -93,7 +93,7 @@ pub struct ProcessSettings {
 
 /// The health gate of a candidate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gate {
+pub struct GateSettings {
     /// The path to request.
     pub path: String,
     /// The `Host` header; `None`: the endpoint.
@@ -109,12 +109,12 @@ pub struct Gate {
     /// Consecutive good probes of every endpoint.
     pub successes: u32,
     /// Whether the answer must name the backend and the version.
-    pub identity: Identity,
+    pub identity: IdentityCheck,
 }
 
 /// How strictly an answer must identify the candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Identity {
+pub enum IdentityCheck {
     /// What it reports must match; it may report nothing.
     IfReported,
     /// It must report both, and both must match.
@@ -250,18 +250,24 @@ fn backend(name: &str, mut section: Section) -> Option<BackendConfig> {
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum RuntimeKind {
     Process,
     Docker,
     Compose,
 }
 
 pub(super) fn runtime(section: &mut Section) -> RuntimeConfig {
-    let kinds = [("process", Kind::Process), ("docker", Kind::Docker), ("compose", Kind::Compose)];
-    match section.choice("kind", Kind::Process, &kinds) {
-        Kind::Process => RuntimeConfig::Process(process(&mut section.section("process"))),
-        Kind::Docker => RuntimeConfig::Docker(Box::new(containers::docker(&mut section.section("docker")))),
-        Kind::Compose => RuntimeConfig::Compose(containers::compose(&mut section.section("compose"))),
+    let kinds = [
+        ("process", RuntimeKind::Process),
+        ("docker", RuntimeKind::Docker),
+        ("compose", RuntimeKind::Compose),
+    ];
+    match section.choice("kind", RuntimeKind::Process, &kinds) {
+        RuntimeKind::Process => RuntimeConfig::Process(process(&mut section.section("process"))),
+        RuntimeKind::Docker => {
+            RuntimeConfig::Docker(Box::new(containers::docker(&mut section.section("docker"))))
+        }
+        RuntimeKind::Compose => RuntimeConfig::Compose(containers::compose(&mut section.section("compose"))),
     }
 }
 
@@ -286,7 +292,7 @@ fn process(section: &mut Section) -> ProcessSettings {
     }
 }
 
-pub(super) fn gate(section: &mut Section) -> Gate {
+pub(super) fn gate(section: &mut Section) -> GateSettings {
     let path = section.text("path").unwrap_or_else(|| "/api/health".to_owned());
     if !path.starts_with('/') || path.bytes().any(|b| b <= b' ' || b >= 0x7f) {
         section
@@ -297,11 +303,11 @@ pub(super) fn gate(section: &mut Section) -> Gate {
         section.mistake("host", "not a host: use visible ASCII characters without spaces");
     }
     let identities = [
-        ("if_reported", Identity::IfReported),
-        ("required", Identity::Required),
-        ("ignored", Identity::Ignored),
+        ("if_reported", IdentityCheck::IfReported),
+        ("required", IdentityCheck::Required),
+        ("ignored", IdentityCheck::Ignored),
     ];
-    Gate {
+    GateSettings {
         path,
         host,
         headers: probe_headers(section),
@@ -309,7 +315,7 @@ pub(super) fn gate(section: &mut Section) -> Gate {
         timeout: section.duration("timeout", 2 * SECOND, (10 * MS, HOUR)),
         within: section.duration("within", 300 * SECOND, (100 * MS, DAY)),
         successes: section.integer("successes", 3, (1, 1000)),
-        identity: section.choice("identity", Identity::IfReported, &identities),
+        identity: section.choice("identity", IdentityCheck::IfReported, &identities),
     }
 }
 

@@ -84,7 +84,7 @@ fn a_series_that_is_smaller_than_before_has_started_from_zero() {
     assert_eq!(now.answers(), Answers { good: 10, bad: 275 });
 }
 
-fn process(pid: u32, uptime_s: u64, monotonic_s: u64, boot: &str) -> Process {
+fn process(pid: u32, uptime_s: u64, monotonic_s: u64, boot: &str) -> ProxyProcess {
     let status = ProxyStatus {
         version: String::new(),
         pid,
@@ -93,7 +93,7 @@ fn process(pid: u32, uptime_s: u64, monotonic_s: u64, boot: &str) -> Process {
         metrics: None,
         stopping: false,
     };
-    Process::new(&status, Duration::from_secs(monotonic_s), boot)
+    ProxyProcess::new(&status, Duration::from_secs(monotonic_s), boot)
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn a_restart_is_detected_by_process_id_by_uptime_and_by_boot() {
 
 #[test]
 fn after_a_restart_all_counts_are_new() {
-    let reading = |process: &Process, counters| Reading { process: process.clone(), counters };
+    let reading = |process: &ProxyProcess, counters| Reading { process: process.clone(), counters };
     let (one, two) = (process(1, 100, 1000, "a"), process(2, 5, 1010, "a"));
     // Every series is larger than before: only the process tells.
     let now = reading(&two, counters(290, 280)).since(&reading(&one, counters(100, 5)));

@@ -10,9 +10,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
-use crate::counters::{Counters, Process, Reading};
+use crate::counters::{Counters, ProxyProcess, Reading};
 use crate::files;
-use crate::front::{Front, FrontError, View};
+use crate::proxy::{ProxyError, ProxyService, ServiceView};
 use crate::time::same_switch;
 
 /// The version of the file's format.
@@ -33,13 +33,13 @@ pub struct Activation {
     /// The counters at that moment.
     pub start: Reading,
     /// What served before, and its counters.
-    pub before: Option<Before>,
+    pub before: Option<PreviousActivation>,
 }
 
 /// What a backend counted in one activation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Before {
+pub struct PreviousActivation {
     /// Which backend.
     pub backend: BackendName,
     /// Its version, if known.
@@ -50,11 +50,11 @@ pub struct Before {
 
 /// The file of a state directory.
 #[derive(Debug, Clone)]
-pub struct Activations {
+pub struct ActivationFile {
     path: PathBuf,
 }
 
-impl Activations {
+impl ActivationFile {
     /// The file of this state directory.
     #[must_use]
     pub fn new(state_dir: &Path) -> Self {
@@ -65,7 +65,7 @@ impl Activations {
     ///
     /// # Errors
     /// The file exists but can't be read.
-    pub fn current(&self, view: &View) -> io::Result<Option<Activation>> {
+    pub fn current(&self, view: &ServiceView) -> io::Result<Option<Activation>> {
         let Some(text) = files::read(&self.path)? else { return Ok(None) };
         let activation: Activation = serde_json::from_slice(&text).map_err(|e| {
             io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", self.path.display()))
@@ -91,11 +91,11 @@ impl Activations {
     ///
     /// # Errors
     /// uh-proxy doesn't answer, or the file can't be read.
-    pub async fn hand_over(&self, front: &Front, to: &BackendName) -> Result<Handover, HandoverError> {
-        let (view, metrics) = metrics_of_one_process(front).await?;
+    pub async fn hand_over(&self, proxy: &ProxyService, to: &BackendName) -> Result<Handover, HandoverError> {
+        let (view, metrics) = metrics_of_one_process(proxy).await?;
         let process = process(&view);
         let reading = |backend: &BackendName| {
-            let counters = Counters::read(&metrics, front.service.as_str(), backend.as_str());
+            let counters = Counters::read(&metrics, proxy.service.as_str(), backend.as_str());
             Reading { process: process.clone(), counters }
         };
         let old = &view.service.active;
@@ -106,9 +106,12 @@ impl Activations {
             None if active_since_start(&view, jiff::Timestamp::now()) => Some(reading(old).counters),
             None => None,
         };
-        let before =
-            counters.map(|counters| Before { backend: old.clone(), version: view.version(old), counters });
-        Ok(Handover { service: front.service.clone(), backend: to.clone(), start: reading(to), before })
+        let before = counters.map(|counters| PreviousActivation {
+            backend: old.clone(),
+            version: view.version(old),
+            counters,
+        });
+        Ok(Handover { service: proxy.service.clone(), backend: to.clone(), start: reading(to), before })
     }
 }
 
@@ -118,7 +121,7 @@ pub struct Handover {
     service: ServiceName,
     backend: BackendName,
     start: Reading,
-    before: Option<Before>,
+    before: Option<PreviousActivation>,
 }
 
 /// Why the counters couldn't be read.
@@ -126,7 +129,7 @@ pub struct Handover {
 pub enum HandoverError {
     /// uh-proxy doesn't answer.
     #[error(transparent)]
-    Front(#[from] FrontError),
+    Proxy(#[from] ProxyError),
     /// The file can't be read.
     #[error("can't read what was saved at the last switch: {0}")]
     File(#[from] io::Error),
@@ -136,9 +139,9 @@ pub enum HandoverError {
 ///
 /// # Errors
 /// uh-proxy doesn't answer.
-pub async fn read(front: &Front, backend: &BackendName) -> Result<(View, Reading), FrontError> {
-    let (view, metrics) = metrics_of_one_process(front).await?;
-    let counters = Counters::read(&metrics, front.service.as_str(), backend.as_str());
+pub async fn read(proxy: &ProxyService, backend: &BackendName) -> Result<(ServiceView, Reading), ProxyError> {
+    let (view, metrics) = metrics_of_one_process(proxy).await?;
+    let counters = Counters::read(&metrics, proxy.service.as_str(), backend.as_str());
     let process = process(&view);
     Ok((view, Reading { process, counters }))
 }
@@ -147,12 +150,12 @@ pub async fn read(front: &Front, backend: &BackendName) -> Result<(View, Reading
 const ROUNDS: u32 = 3;
 
 /// The status and the counters of the same process.
-async fn metrics_of_one_process(front: &Front) -> Result<(View, String), FrontError> {
+async fn metrics_of_one_process(proxy: &ProxyService) -> Result<(ServiceView, String), ProxyError> {
     let mut round = 1;
     loop {
-        let before = front.view().await?;
-        let metrics = front.client.metrics().await?;
-        let after = front.view().await?;
+        let before = proxy.view().await?;
+        let metrics = proxy.client.metrics().await?;
+        let after = proxy.view().await?;
         if process(&before).is(&process(&after)) || round == ROUNDS {
             return Ok((after, metrics));
         }
@@ -160,11 +163,11 @@ async fn metrics_of_one_process(front: &Front) -> Result<(View, String), FrontEr
     }
 }
 
-fn process(view: &View) -> Process {
-    Process::new(&view.status.proxy, monotonic(), &boot_id())
+fn process(view: &ServiceView) -> ProxyProcess {
+    ProxyProcess::new(&view.status.proxy, monotonic(), &boot_id())
 }
 
-fn active_since_start(view: &View, now: jiff::Timestamp) -> bool {
+fn active_since_start(view: &ServiceView, now: jiff::Timestamp) -> bool {
     let Some(last_switch) = &view.service.last_switch else { return true };
     let up = Duration::from_secs(view.status.proxy.uptime_s);
     let started = now.checked_sub(up).ok();

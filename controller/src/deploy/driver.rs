@@ -4,16 +4,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::facts::Facts;
-use super::history::{History, Line};
-use super::journal::{Journal, JournalError, Story};
-use super::link::Link;
-use super::machine::{Effect, Event, IllegalEvent, Kind, Outcome, Phase, step};
+use super::facts::OperationFacts;
+use super::history::{History, HistoryEntry};
+use super::journal::{Journal, JournalError, ReplayedOperation};
+use super::link::WatchLink;
+use super::machine::{Effect, Event, IllegalEvent, OperationKind, Outcome, Phase, step};
 use super::records::Records;
 use crate::config::Config;
-use crate::downtime::{Downtime, Sample};
+use crate::downtime::{Downtime, TrafficSample};
 use crate::fault;
-use crate::front::{Front, FrontError, Serving, Standing};
+use crate::proxy::{ExpectedRouting, ProxyError, ProxyService, Serving};
 use crate::report::Report;
 use crate::runtime::Runtime;
 
@@ -21,33 +21,33 @@ use crate::runtime::Runtime;
 pub struct Driver<'a> {
     pub(super) config: &'a Config,
     pub(super) runtime: &'a dyn Runtime,
-    pub(super) front: &'a Front,
+    pub(super) proxy: &'a ProxyService,
     pub(super) report: &'a Report,
     pub(super) records: Records,
     pub(super) history: History,
     journal: Journal,
-    pub(super) facts: Facts,
-    pub(super) kind: Kind,
-    pub(super) tally: Tally,
+    pub(super) facts: OperationFacts,
+    pub(super) kind: OperationKind,
+    pub(super) results: OperationResults,
     /// What must not change in the service until the switch. A recovery never switches to a candidate, and needs
     /// none.
-    pub(super) standing: Option<Standing>,
+    pub(super) expected_routing: Option<ExpectedRouting>,
     /// The connection to the watch that runs in parallel.
-    pub(super) link: Option<&'a Link>,
+    pub(super) link: Option<&'a WatchLink>,
     /// The active backend at the end, found by [`Effect::Confirm`].
     pub(super) serving: Option<Serving>,
     /// Whether a change of routing for the candidate may have reached uh-proxy.
     pub(super) may_serve: bool,
     /// uh-proxy's counters when the operation began.
-    counters: Option<Sample>,
+    counters: Option<TrafficSample>,
     /// Why uh-proxy couldn't be asked what the operation needs to continue.
-    pub(super) unanswered: Option<FrontError>,
+    pub(super) unanswered: Option<ProxyError>,
     began: Instant,
 }
 
 /// What is known only after the operation has started.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct OperationResults {
     /// uh-proxy's generation after our last change.
     pub(super) generation: Option<u64>,
     /// The switch, from uh-proxy's reply.
@@ -76,7 +76,7 @@ pub(super) struct SwitchedAt {
 
 /// How an operation ended.
 #[derive(Debug)]
-pub struct Ended {
+pub struct OperationEnd {
     /// The outcome.
     pub outcome: Outcome,
     /// How long it took.
@@ -103,7 +103,7 @@ pub enum DriverError {
     NotBegun(JournalError),
     /// uh-proxy doesn't answer, and only it knows whether the candidate may be stopped.
     #[error(transparent)]
-    Unanswered(#[from] FrontError),
+    Unanswered(#[from] ProxyError),
     /// A bug in uh-deploy.
     #[error("internal error: {0}")]
     Illegal(#[from] IllegalEvent),
@@ -118,24 +118,24 @@ impl<'a> Driver<'a> {
     pub fn new(
         config: &'a Config,
         runtime: &'a dyn Runtime,
-        front: &'a Front,
+        proxy: &'a ProxyService,
         report: &'a Report,
         journal: Journal,
-        facts: Facts,
+        facts: OperationFacts,
     ) -> Self {
         let state_dir = &config.deploy.state_dir;
         Self {
             config,
             runtime,
-            front,
+            proxy,
             report,
             records: Records::new(state_dir),
             history: History::new(state_dir),
             journal,
             facts,
-            kind: Kind::Deploy,
-            tally: Tally::default(),
-            standing: None,
+            kind: OperationKind::Deploy,
+            results: OperationResults::default(),
+            expected_routing: None,
             link: None,
             serving: None,
             may_serve: false,
@@ -147,17 +147,21 @@ impl<'a> Driver<'a> {
 
     /// The same, with a watch in parallel.
     #[must_use]
-    pub fn linked(self, link: Option<&'a Link>) -> Self {
+    pub fn linked(self, link: Option<&'a WatchLink>) -> Self {
         Self { link, ..self }
     }
 
-    /// Runs a new operation. `standing`: what must not change until the switch.
+    /// Runs a new operation. `expected_routing`: what must not change until the switch.
     ///
     /// # Errors
     /// The journal can't be written, or uh-proxy doesn't answer and the changes can't be undone without it.
-    pub async fn run(&mut self, kind: Kind, standing: Standing) -> Result<Outcome, DriverError> {
+    pub async fn run(
+        &mut self,
+        kind: OperationKind,
+        expected_routing: ExpectedRouting,
+    ) -> Result<Outcome, DriverError> {
         self.kind = kind;
-        self.standing = Some(standing);
+        self.expected_routing = Some(expected_routing);
         self.counters = self.sample().await.ok();
         self.follow(Phase::Idle, Event::Begun(kind)).await
     }
@@ -166,35 +170,35 @@ impl<'a> Driver<'a> {
     ///
     /// # Errors
     /// The journal can't be written, or uh-proxy doesn't answer.
-    pub async fn recover(&mut self, story: &Story) -> Result<Outcome, DriverError> {
-        if let Phase::Done(outcome) = story.phase {
+    pub async fn recover(&mut self, replayed: &ReplayedOperation) -> Result<Outcome, DriverError> {
+        if let Phase::Done(outcome) = replayed.phase {
             return Ok(outcome);
         }
-        self.kind = story.kind;
-        self.may_serve = story.may_serve;
-        self.tally.remarks.push("recovered after an interruption".to_owned());
-        self.tally.reason =
-            story.note.clone().or_else(|| Some(format!("interrupted while {}", doing(story.phase))));
-        self.follow(story.phase, Event::Interrupted).await
+        self.kind = replayed.kind;
+        self.may_serve = replayed.may_serve;
+        self.results.remarks.push("recovered after an interruption".to_owned());
+        self.results.reason =
+            replayed.note.clone().or_else(|| Some(format!("interrupted while {}", doing(replayed.phase))));
+        self.follow(replayed.phase, Event::Interrupted).await
     }
 
     /// How it ended, for the report.
     #[must_use]
-    pub fn ended(self, outcome: Outcome) -> Ended {
-        Ended {
+    pub fn ended(self, outcome: Outcome) -> OperationEnd {
+        OperationEnd {
             outcome,
             took: self.began.elapsed(),
-            moved_after: self.tally.switched.as_ref().map(|switched| switched.at - self.began),
+            moved_after: self.results.switched.as_ref().map(|switched| switched.at - self.began),
             serving: self.serving,
-            downtime: self.tally.downtime.unwrap_or_else(|| Downtime::unknown("the operation ended early")),
-            reason: self.tally.reason,
+            downtime: self.results.downtime.unwrap_or_else(|| Downtime::unknown("the operation ended early")),
+            reason: self.results.reason,
         }
     }
 
-    async fn sample(&self) -> Result<Sample, FrontError> {
-        let proxy = self.front.view().await?.status.proxy;
-        let metrics = self.front.client.metrics().await?;
-        Ok(Sample::read(&metrics, self.front.service.as_str(), proxy.pid, proxy.uptime_s))
+    async fn sample(&self) -> Result<TrafficSample, ProxyError> {
+        let proxy = self.proxy.view().await?.status.proxy;
+        let metrics = self.proxy.client.metrics().await?;
+        Ok(TrafficSample::read(&metrics, self.proxy.service.as_str(), proxy.pid, proxy.uptime_s))
     }
 
     /// Measures what users noticed since the operation began.
@@ -204,15 +208,16 @@ impl<'a> Driver<'a> {
             (None, _) => Downtime::unknown("uh-proxy's counters couldn't be read at the start"),
             (_, Err(e)) => Downtime::unknown(crate::chain(&e)),
         };
-        self.tally.downtime = Some(downtime);
+        self.results.downtime = Some(downtime);
     }
 
     async fn follow(&mut self, mut phase: Phase, mut event: Event) -> Result<Outcome, DriverError> {
         loop {
             let begins = matches!(event, Event::Begun(_));
             let (next, effects) = step(phase, event)?;
-            let note =
-                matches!(event, Event::Failed(_) | Event::Died).then(|| self.tally.reason.clone()).flatten();
+            let note = matches!(event, Event::Failed(_) | Event::Died)
+                .then(|| self.results.reason.clone())
+                .flatten();
             let facts = begins.then_some(&self.facts);
             let written = self.journal.write(&self.facts.operation, event, facts, note);
             written.map_err(|e| if begins { DriverError::NotBegun(e) } else { e.into() })?;
@@ -234,7 +239,7 @@ impl<'a> Driver<'a> {
             let start = Instant::now();
             let event = self.effect(*effect).await;
             let took = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-            *self.tally.timings_ms.entry(name.to_owned()).or_default() += took;
+            *self.results.timings_ms.entry(name.to_owned()).or_default() += took;
             fault::point(&format!("effect.{name}.after"));
             if event.is_some() {
                 return event;
@@ -244,21 +249,21 @@ impl<'a> Driver<'a> {
     }
 
     /// The entry for the history, hooks and webhook.
-    pub(super) fn line(&self, outcome: Outcome) -> Line {
+    pub(super) fn line(&self, outcome: Outcome) -> HistoryEntry {
         let command = match self.kind {
-            Kind::Deploy => "deploy",
-            Kind::Rollback => "rollback",
+            OperationKind::Deploy => "deploy",
+            OperationKind::Rollback => "rollback",
         };
-        let mut remarks = self.tally.remarks.clone();
+        let mut remarks = self.results.remarks.clone();
         if self.facts.skip_health {
             remarks.push("health gate skipped".to_owned());
         }
         remarks.extend(self.facts.why.iter().map(|why| format!("requested by {why}")));
         let failed = !matches!(outcome, Outcome::Deployed | Outcome::RolledBack);
         let breach = self.facts.breach.clone();
-        let failure = self.tally.reason.clone().filter(|_| failed);
+        let failure = self.results.reason.clone().filter(|_| failed);
         let reason = failure.or_else(|| breach.as_ref().map(|breach| breach.reason.clone()));
-        Line {
+        HistoryEntry {
             at: crate::time::iso_millis(jiff::Timestamp::now()),
             operation: Some(self.facts.operation.clone()),
             command: command.to_owned(),
@@ -268,18 +273,18 @@ impl<'a> Driver<'a> {
             from_version: self.facts.from_version.clone(),
             to: Some(self.facts.to.clone()),
             version: self.facts.version.clone(),
-            artifact: self.tally.artifact.clone(),
+            artifact: self.results.artifact.clone(),
             outcome: outcome_name(outcome).to_owned(),
             reason,
             breach,
             remarks,
-            timings_ms: self.tally.timings_ms.clone(),
-            in_flight: self.tally.in_flight,
-            finished: self.tally.finished,
-            cut: self.tally.cut,
+            timings_ms: self.results.timings_ms.clone(),
+            in_flight: self.results.in_flight,
+            finished: self.results.finished,
+            cut: self.results.cut,
             serves: self.serving.as_ref().map(|serving| serving.active().clone()),
             serves_version: self.serving.as_ref().and_then(Serving::version),
-            downtime: self.tally.downtime.clone(),
+            downtime: self.results.downtime.clone(),
         }
     }
 }
@@ -288,7 +293,7 @@ fn outcome_name(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Deployed => "deployed",
         Outcome::RolledBack => "rolled_back",
-        Outcome::Superseded | Outcome::Failed(super::machine::Failure::Overtaken) => "superseded",
+        Outcome::Superseded | Outcome::Failed(super::machine::FailureCause::Overtaken) => "superseded",
         Outcome::Failed(_) => "failed",
         Outcome::Returned => "returned",
         Outcome::Attention => "attention",

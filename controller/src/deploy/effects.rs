@@ -9,11 +9,11 @@ mod undo;
 use uh_protocol::BackendName;
 
 use super::driver::Driver;
-use super::facts::Facts;
-use super::machine::{Effect, Event, Failure, Kind, Outcome};
-use crate::front::FrontError;
+use super::facts::OperationFacts;
+use super::machine::{Effect, Event, FailureCause, OperationKind, Outcome};
 use crate::gate::Diagnosis;
 use crate::notice::{self, Hook};
+use crate::proxy::ProxyError;
 use crate::runtime::{self, RuntimeError};
 use crate::{chain, fault};
 
@@ -32,20 +32,20 @@ impl Driver<'_> {
             Effect::Drain => Some(self.drain().await),
             Effect::Settle => Some(self.settle().await),
             Effect::SwitchBack => self.switch_back().await,
-            Effect::Undo(course) => self.undo(course).await,
+            Effect::Undo(target) => self.undo(target).await,
             Effect::Confirm(outcome) => self.confirm(outcome).await,
             Effect::Record(outcome) => Some(self.record(outcome).await),
         }
     }
 
-    fn fail(&mut self, failure: Failure, reason: impl Into<String>) -> Event {
+    fn fail(&mut self, failure: FailureCause, reason: impl Into<String>) -> Event {
         self.report.end_progress();
-        self.tally.reason = Some(reason.into());
+        self.results.reason = Some(reason.into());
         Event::Failed(failure)
     }
 
     /// Fails, and prints the reason, which no diagnosis does.
-    fn fail_aloud(&mut self, failure: Failure, reason: impl Into<String>) -> Event {
+    fn fail_aloud(&mut self, failure: FailureCause, reason: impl Into<String>) -> Event {
         let reason = reason.into();
         self.report.say(&format!("❌ {reason}"));
         self.fail(failure, reason)
@@ -53,16 +53,16 @@ impl Driver<'_> {
 
     fn turned_away(&mut self, diagnosis: &Diagnosis) -> Event {
         diagnosis.show(self.report);
-        self.fail(Failure::Unhealthy, diagnosis.headline.clone())
+        self.fail(FailureCause::Unhealthy, diagnosis.headline.clone())
     }
 
-    fn refused(&mut self, error: &FrontError) -> Event {
-        let failure = if error.is_overtaken() { Failure::Overtaken } else { Failure::Refused };
+    fn refused(&mut self, error: &ProxyError) -> Event {
+        let failure = if error.is_overtaken() { FailureCause::Overtaken } else { FailureCause::Refused };
         let superseded = if error.is_overtaken() { "superseded by a newer change: " } else { "" };
         self.fail_aloud(failure, format!("{superseded}{}", chain(error)))
     }
 
-    fn runtime_failed(&mut self, failure: Failure, error: &RuntimeError) -> Event {
+    fn runtime_failed(&mut self, failure: FailureCause, error: &RuntimeError) -> Event {
         let event = self.fail_aloud(failure, chain(error));
         error.log().iter().for_each(|line| self.report.line(&format!("  {line}")));
         if let RuntimeError::PortTaken { .. } = error {
@@ -95,15 +95,15 @@ impl Driver<'_> {
         };
         if let Err(reason) = kept {
             self.report.warn(&format!("{} won't be restarted when it exits: {reason}", self.facts.to));
-            self.tally.remarks.push(format!("it won't be restarted when it exits: {reason}"));
+            self.results.remarks.push(format!("it won't be restarted when it exits: {reason}"));
         }
     }
 
     /// A failed operation may still leave its candidate active. Users get that instance, so it is restarted when it
     /// exits, and started after a reboot.
     async fn adopt(&mut self) {
-        let Ok(view) = self.front.view().await else { return };
-        let Facts { to, endpoints, operation, .. } = &self.facts;
+        let Ok(view) = self.proxy.view().await else { return };
+        let OperationFacts { to, endpoints, operation, .. } = &self.facts;
         if !view.is_active(to) || !view.has_endpoints(to, endpoints) {
             return;
         }
@@ -116,7 +116,7 @@ impl Driver<'_> {
             let why =
                 format!("{} is active but isn't running; start it with `uh-deploy start`", record.instance);
             self.report.warn(&why);
-            self.tally.remarks.push(why);
+            self.results.remarks.push(why);
         }
     }
 
@@ -128,17 +128,17 @@ impl Driver<'_> {
         }
         self.measure_downtime().await;
         match (self.kind, outcome) {
-            (Kind::Deploy, Outcome::Deployed) => self.report.step(7, 7, "Updating deployment state"),
-            (Kind::Rollback, Outcome::RolledBack) => self.report.step(4, 4, "Updating state"),
+            (OperationKind::Deploy, Outcome::Deployed) => self.report.step(7, 7, "Updating deployment state"),
+            (OperationKind::Rollback, Outcome::RolledBack) => self.report.step(4, 4, "Updating state"),
             _ => {}
         }
         if let Some(serving) = self.serving.as_ref().filter(|_| outcome != Outcome::Attention) {
             match (self.kind, outcome) {
-                (Kind::Deploy, Outcome::Deployed) => {
+                (OperationKind::Deploy, Outcome::Deployed) => {
                     self.report.fact("Active", serving.active().as_str());
                     self.report.fact("Version", serving.version().as_deref().unwrap_or("unknown"));
                 }
-                (Kind::Rollback, Outcome::RolledBack) => {
+                (OperationKind::Rollback, Outcome::RolledBack) => {
                     self.report.fact("Active", &serving.name());
                     self.report
                         .fact("Previous", &named(&self.facts.from, self.facts.from_version.as_deref()));
@@ -147,7 +147,7 @@ impl Driver<'_> {
             }
             let warnings = serving.warnings();
             warnings.iter().for_each(|warning| self.report.warn(warning));
-            self.tally.remarks.extend(warnings);
+            self.results.remarks.extend(warnings);
         }
         let line = self.line(outcome);
         if let Err(e) = self.history.append(&line) {

@@ -3,13 +3,13 @@
 use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
-use super::watch::Plan;
+use super::watch::WatchPlan;
 use crate::evidence::Breach;
 use crate::runtime::{Endpoint, InstanceId};
 
 /// The facts of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
+pub struct OperationFacts {
     /// Its id: the time and a random part, so that ids sort by time.
     pub operation: String,
     /// The service.
@@ -46,12 +46,12 @@ pub struct Facts {
     pub breach: Option<Breach>,
     /// The planned watch of a deploy. In the journal from the start, so that it survives a crash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub watch: Option<Plan>,
+    pub watch: Option<WatchPlan>,
     /// When it started: ISO 8601, UTC.
     pub began_at: String,
 }
 
-impl Facts {
+impl OperationFacts {
     /// The version for messages.
     #[must_use]
     pub fn version_or_unknown(&self) -> &str {

@@ -12,7 +12,7 @@ use crate::files;
 
 /// One entry. Fields may be added.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Line {
+pub struct HistoryEntry {
     /// When it ended: ISO 8601, UTC.
     pub at: String,
     /// The operation's id, if the command was one.
@@ -95,7 +95,7 @@ impl History {
     ///
     /// # Errors
     /// The file can't be written.
-    pub fn append(&self, line: &Line) -> io::Result<()> {
+    pub fn append(&self, line: &HistoryEntry) -> io::Result<()> {
         let known = self.lines()?;
         if line.operation.is_some() && known.iter().any(|other| other.operation == line.operation) {
             return Ok(());
@@ -118,7 +118,7 @@ impl History {
     ///
     /// # Errors
     /// The file exists but can't be read.
-    pub fn lines(&self) -> io::Result<Vec<Line>> {
+    pub fn lines(&self) -> io::Result<Vec<HistoryEntry>> {
         let text = files::read(&self.path)?.unwrap_or_default();
         let lines = text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
         Ok(lines.collect())
@@ -133,7 +133,10 @@ mod tests {
     fn an_operation_is_recorded_once_and_torn_lines_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let history = History::new(dir.path());
-        let line = |operation: &str| Line { operation: Some(operation.to_owned()), ..Line::default() };
+        let line = |operation: &str| HistoryEntry {
+            operation: Some(operation.to_owned()),
+            ..HistoryEntry::default()
+        };
         history.append(&line("one")).unwrap();
         history.append(&line("one")).unwrap();
         let mut file = files::append(&dir.path().join("history.jsonl")).unwrap();

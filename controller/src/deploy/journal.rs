@@ -10,8 +10,8 @@ use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
-use super::facts::Facts;
-use super::machine::{Event, IllegalEvent, Kind, Phase, step};
+use super::facts::OperationFacts;
+use super::machine::{Event, IllegalEvent, OperationKind, Phase, step};
 use crate::{fault, files, time};
 
 /// The version of the format. Version 1 had no final look at uh-proxy, and no settling after a rollback.
@@ -22,7 +22,7 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct JournalEntry {
     /// The version of the format.
     pub schema: u32,
     /// ISO 8601, UTC.
@@ -33,7 +33,7 @@ pub struct Entry {
     pub event: Event,
     /// In the first entry of an operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub facts: Option<Facts>,
+    pub facts: Option<OperationFacts>,
     /// A remark for operators, without secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -70,20 +70,20 @@ pub enum JournalError {
 
 /// The newest operation, reconstructed from its entries.
 #[derive(Debug, Clone)]
-pub struct Story {
+pub struct ReplayedOperation {
     /// Its facts.
-    pub facts: Facts,
+    pub facts: OperationFacts,
     /// The phase it reached.
     pub phase: Phase,
     /// The last note.
     pub note: Option<String>,
     /// The kind of operation.
-    pub kind: Kind,
+    pub kind: OperationKind,
     /// Whether it may have sent uh-proxy a switch: before that, its candidate can't serve.
     pub may_serve: bool,
 }
 
-impl Story {
+impl ReplayedOperation {
     /// Whether something is left to do.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
@@ -104,23 +104,23 @@ impl Journal {
     ///
     /// # Errors
     /// The file can't be read or written, is damaged, or has been replaced.
-    pub fn open(directory: &Path, file: Rc<File>) -> Result<(Self, Option<Story>), JournalError> {
+    pub fn open(directory: &Path, file: Rc<File>) -> Result<(Self, Option<ReplayedOperation>), JournalError> {
         let path = path(directory);
         must_be(&path, &file)?;
         let failed = |source| JournalError::File { path: path.clone(), source };
         let text = files::read(&path).map_err(failed)?.unwrap_or_default();
-        let (story, whole) = tell(&text).map_err(|(line, reason)| JournalError::Damaged {
+        let (replayed, whole) = replay(&text).map_err(|(line, reason)| JournalError::Damaged {
             path: path.clone(),
             line,
             reason,
         })?;
-        if text.len() as u64 > MAX_BYTES && !story.as_ref().is_some_and(Story::is_unfinished) {
+        if text.len() as u64 > MAX_BYTES && !replayed.as_ref().is_some_and(ReplayedOperation::is_unfinished) {
             // In place, because this file is the locked one. All operations in it have ended.
             file.set_len(0).and_then(|()| file.sync_all()).map_err(failed)?;
         } else if whole < text.len() {
             file.set_len(whole as u64).and_then(|()| file.sync_all()).map_err(failed)?;
         }
-        Ok((Self { path, file }, story))
+        Ok((Self { path, file }, replayed))
     }
 
     /// Appends an entry, and returns once it is on disk.
@@ -131,12 +131,18 @@ impl Journal {
         &mut self,
         operation: &str,
         event: Event,
-        facts: Option<&Facts>,
+        facts: Option<&OperationFacts>,
         note: Option<String>,
     ) -> Result<(), JournalError> {
         let at = time::iso_millis(jiff::Timestamp::now());
-        let entry =
-            Entry { schema: SCHEMA, at, operation: operation.to_owned(), event, facts: facts.cloned(), note };
+        let entry = JournalEntry {
+            schema: SCHEMA,
+            at,
+            operation: operation.to_owned(),
+            event,
+            facts: facts.cloned(),
+            note,
+        };
         let name = event_name(event);
         fault::point(&format!("journal.{name}.before"));
         must_be(&self.path, &self.file)?;
@@ -157,11 +163,15 @@ impl Journal {
 ///
 /// # Errors
 /// It can't be read, or is damaged.
-pub fn look(directory: &Path) -> Result<Option<Story>, JournalError> {
+pub fn look(directory: &Path) -> Result<Option<ReplayedOperation>, JournalError> {
     let path = path(directory);
     let text = files::read(&path).map_err(|source| JournalError::File { path: path.clone(), source })?;
-    let told = tell(&text.unwrap_or_default());
-    told.map(|(story, _)| story).map_err(|(line, reason)| JournalError::Damaged { path, line, reason })
+    let replayed = replay(&text.unwrap_or_default());
+    replayed.map(|(replayed, _)| replayed).map_err(|(line, reason)| JournalError::Damaged {
+        path,
+        line,
+        reason,
+    })
 }
 
 /// The path of the journal in a state directory.
@@ -188,38 +198,38 @@ fn event_name(event: Event) -> String {
 }
 
 /// The newest operation, and how many bytes of the text are readable lines.
-fn tell(text: &[u8]) -> Result<(Option<Story>, usize), (usize, String)> {
-    let mut story: Option<Story> = None;
+fn replay(text: &[u8]) -> Result<(Option<ReplayedOperation>, usize), (usize, String)> {
+    let mut replayed: Option<ReplayedOperation> = None;
     let mut whole = 0;
     let mut lines = text.split_inclusive(|b| *b == b'\n').enumerate().peekable();
     while let Some((index, line)) = lines.next() {
         let is_last = lines.peek().is_none();
         let entry = read(line);
         match entry {
-            Ok(entry) => follow(&mut story, entry).map_err(|reason| (index + 1, reason))?,
+            Ok(entry) => follow(&mut replayed, entry).map_err(|reason| (index + 1, reason))?,
             Err(_) if is_last => break,
             Err(reason) => return Err((index + 1, reason)),
         }
         whole += line.len();
     }
-    Ok((story, whole))
+    Ok((replayed, whole))
 }
 
-fn read(line: &[u8]) -> Result<Entry, String> {
+fn read(line: &[u8]) -> Result<JournalEntry, String> {
     if !line.ends_with(b"\n") {
         return Err("the line is incomplete".to_owned());
     }
-    let entry: Entry = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+    let entry: JournalEntry = serde_json::from_slice(line).map_err(|e| e.to_string())?;
     if entry.schema > SCHEMA {
         return Err(format!("schema {} is newer than this uh-deploy supports ({SCHEMA})", entry.schema));
     }
     Ok(entry)
 }
 
-fn follow(story: &mut Option<Story>, entry: Entry) -> Result<(), String> {
+fn follow(replayed: &mut Option<ReplayedOperation>, entry: JournalEntry) -> Result<(), String> {
     let illegal = |e: IllegalEvent| e.to_string();
     if let Event::Begun(_) = entry.event {
-        if let Some(before) = story.as_ref().filter(|story| story.is_unfinished()) {
+        if let Some(before) = replayed.as_ref().filter(|replayed| replayed.is_unfinished()) {
             return Err(format!(
                 "operation {} starts before {} has ended",
                 entry.operation, before.facts.operation
@@ -227,21 +237,21 @@ fn follow(story: &mut Option<Story>, entry: Entry) -> Result<(), String> {
         }
         let facts = entry.facts.ok_or("an operation starts without its facts")?;
         let (phase, _) = step(Phase::Idle, entry.event).map_err(illegal)?;
-        let kind = if phase == Phase::Checking { Kind::Rollback } else { Kind::Deploy };
-        *story = Some(Story { facts, phase, note: entry.note, kind, may_serve: false });
+        let kind = if phase == Phase::Checking { OperationKind::Rollback } else { OperationKind::Deploy };
+        *replayed = Some(ReplayedOperation { facts, phase, note: entry.note, kind, may_serve: false });
         return Ok(());
     }
-    let story = story.as_mut().filter(|story| story.facts.operation == entry.operation);
-    let story = story.ok_or_else(|| format!("operation {} has no first line", entry.operation))?;
+    let replayed = replayed.as_mut().filter(|replayed| replayed.facts.operation == entry.operation);
+    let replayed = replayed.ok_or_else(|| format!("operation {} has no first line", entry.operation))?;
     if entry.schema < 2 && entry.event == Event::Recorded {
         for implied in [Event::Settled, Event::Confirmed] {
-            story.phase = step(story.phase, implied).map_or(story.phase, |(next, _)| next);
+            replayed.phase = step(replayed.phase, implied).map_or(replayed.phase, |(next, _)| next);
         }
     }
-    story.phase = step(story.phase, entry.event).map_err(illegal)?.0;
-    story.may_serve |= matches!(story.phase, Phase::Switching(_));
+    replayed.phase = step(replayed.phase, entry.event).map_err(illegal)?.0;
+    replayed.may_serve |= matches!(replayed.phase, Phase::Switching(_));
     if entry.note.is_some() {
-        story.note = entry.note;
+        replayed.note = entry.note;
     }
     Ok(())
 }
@@ -250,14 +260,14 @@ fn follow(story: &mut Option<Story>, entry: Entry) -> Result<(), String> {
 pub(crate) mod tests {
     use proptest::prelude::*;
 
-    use super::super::machine::{Failure, Outcome};
+    use super::super::machine::{FailureCause, Outcome};
     use super::*;
     use crate::runtime::InstanceId;
 
-    pub(crate) fn facts(operation: &str) -> Facts {
+    pub(crate) fn facts(operation: &str) -> OperationFacts {
         let (service, blue, green) =
             ("app".parse().unwrap(), "blue".parse().unwrap(), "green".parse().unwrap());
-        Facts {
+        OperationFacts {
             operation: operation.to_owned(),
             instance: InstanceId::new(&service, &green, operation),
             service,
@@ -288,14 +298,14 @@ pub(crate) mod tests {
         Event::Recorded,
     ];
 
-    fn open(directory: &Path) -> (Journal, Option<Story>) {
+    fn open(directory: &Path) -> (Journal, Option<ReplayedOperation>) {
         let file = files::append(&path(directory)).unwrap();
         Journal::open(directory, Rc::new(file)).unwrap()
     }
 
     fn write_all(directory: &Path, operation: &str, events: &[Event]) {
         let (mut journal, _) = open(directory);
-        journal.write(operation, Event::Begun(Kind::Deploy), Some(&facts(operation)), None).unwrap();
+        journal.write(operation, Event::Begun(OperationKind::Deploy), Some(&facts(operation)), None).unwrap();
         for event in events {
             journal.write(operation, *event, None, None).unwrap();
         }
@@ -307,10 +317,10 @@ pub(crate) mod tests {
         assert!(look(dir.path()).unwrap().is_none());
         write_all(dir.path(), "one", &WELL);
         write_all(dir.path(), "two", &WELL[..3]);
-        let story = look(dir.path()).unwrap().unwrap();
-        assert!(story.is_unfinished());
-        assert_eq!(story.facts, facts("two"));
-        assert!(matches!(story.phase, Phase::Draining(_) | Phase::Switching(_)));
+        let replayed = look(dir.path()).unwrap().unwrap();
+        assert!(replayed.is_unfinished());
+        assert_eq!(replayed.facts, facts("two"));
+        assert!(matches!(replayed.phase, Phase::Draining(_) | Phase::Switching(_)));
     }
 
     #[test]
@@ -355,8 +365,9 @@ pub(crate) mod tests {
             if another {
                 std::fs::write(path(dir.path()), "").unwrap();
             }
-            let error =
-                journal.write("two", Event::Begun(Kind::Deploy), Some(&facts("two")), None).unwrap_err();
+            let error = journal
+                .write("two", Event::Begun(OperationKind::Deploy), Some(&facts("two")), None)
+                .unwrap_err();
             assert!(matches!(error, JournalError::Replaced { .. }), "{error}");
         }
     }
@@ -370,17 +381,17 @@ pub(crate) mod tests {
                 serde_json::json!({"schema": 1, "at": "", "operation": "one", "event": "interrupted", "note": "x".repeat(n)})
             )
         };
-        write_all(dir.path(), "one", &[Event::Failed(Failure::Build)]);
+        write_all(dir.path(), "one", &[Event::Failed(FailureCause::Build)]);
         let mut text = std::fs::read_to_string(path(dir.path())).unwrap();
         text.push_str(&line(usize::try_from(MAX_BYTES).unwrap()));
         std::fs::write(path(dir.path()), &text).unwrap();
-        let (mut journal, story) = open(dir.path());
-        assert!(story.unwrap().is_unfinished());
+        let (mut journal, replayed) = open(dir.path());
+        assert!(replayed.unwrap().is_unfinished());
         journal.write("one", Event::Undone, None, None).unwrap();
         journal.write("one", Event::Confirmed, None, None).unwrap();
         journal.write("one", Event::Recorded, None, None).unwrap();
-        let (_, story) = open(dir.path());
-        assert_eq!(story.unwrap().phase, Phase::Done(Outcome::Failed(Failure::Build)));
+        let (_, replayed) = open(dir.path());
+        assert_eq!(replayed.unwrap().phase, Phase::Done(Outcome::Failed(FailureCause::Build)));
         assert!(look(dir.path()).unwrap().is_none());
     }
 
@@ -396,9 +407,9 @@ pub(crate) mod tests {
             let cut = cut.min(text.len());
             std::fs::write(path(dir.path()), &text[..cut]).unwrap();
             let whole = text[..cut].iter().filter(|b| **b == b'\n').count();
-            let (mut journal, story) = open(dir.path());
-            prop_assert_eq!(story.is_some(), whole > 0);
-            if story.is_some() {
+            let (mut journal, replayed) = open(dir.path());
+            prop_assert_eq!(replayed.is_some(), whole > 0);
+            if replayed.is_some() {
                 journal.write("one", Event::Interrupted, None, None).unwrap();
                 let after = look(dir.path()).unwrap().unwrap();
                 prop_assert!(after.is_unfinished());
@@ -407,7 +418,7 @@ pub(crate) mod tests {
 
         #[test]
         fn no_bytes_panic_the_reader(text in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = tell(&text);
+            let _ = replay(&text);
         }
     }
 }

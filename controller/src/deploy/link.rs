@@ -7,13 +7,13 @@ use tokio::sync::Notify;
 
 /// Connects one operation with one watch.
 #[derive(Debug, Default)]
-pub struct Link {
+pub struct WatchLink {
     switched: Notify,
     hurry: Notify,
     over: Cell<bool>,
 }
 
-impl Link {
+impl WatchLink {
     /// Signals that traffic has moved, so the watch can start.
     pub fn switched(&self) {
         self.switched.notify_one();

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum OperationKind {
     /// Start a new version next to the old one, then switch.
     Deploy,
     /// Switch to what served before.
@@ -29,7 +29,7 @@ pub enum Kind {
 /// Whether this operation started the target instance, and may therefore stop it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Origin {
+pub enum InstanceOrigin {
     /// This operation started it, or may have.
     Ours,
     /// It was already running.
@@ -38,17 +38,17 @@ pub enum Origin {
 
 /// The kind of operation, and the origin of its target instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Course {
+pub struct OperationTarget {
     /// What is being done.
-    pub kind: Kind,
+    pub kind: OperationKind,
     /// The origin of the target instance.
-    pub origin: Origin,
+    pub origin: InstanceOrigin,
 }
 
 /// Why an operation failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Failure {
+pub enum FailureCause {
     /// A hook vetoed it, or there is nothing to roll back to.
     Declined,
     /// The build failed.
@@ -76,7 +76,7 @@ pub enum Outcome {
     /// What served before serves again, as requested.
     RolledBack,
     /// Nothing has changed: the old version serves, and the candidate was removed.
-    Failed(Failure),
+    Failed(FailureCause),
     /// The new version served and died; the old one serves again.
     Returned,
     /// Traffic was switched, and has been switched again since.
@@ -96,19 +96,19 @@ pub enum Phase {
     /// The target of a rollback is being checked.
     Checking,
     /// The candidate is being started.
-    Starting(Kind),
+    Starting(OperationKind),
     /// The candidate is in the health gate.
-    Probing(Kind),
+    Probing(OperationKind),
     /// Traffic is being moved to it.
-    Switching(Course),
+    Switching(OperationTarget),
     /// Traffic has moved; the old backend drains, and the candidate is watched.
-    Draining(Course),
+    Draining(OperationTarget),
     /// A rollback has moved traffic; its target is watched.
-    Settling(Course),
+    Settling(OperationTarget),
     /// Traffic is being moved back.
-    Returning(Course),
+    Returning(OperationTarget),
     /// What this operation started is being stopped.
-    Undoing(Course, Failure),
+    Undoing(OperationTarget, FailureCause),
     /// uh-proxy is asked once more which backend serves. If it agrees, this is the outcome.
     Confirming(Outcome),
     /// The outcome is being recorded.
@@ -122,7 +122,7 @@ pub enum Phase {
 #[serde(rename_all = "snake_case")]
 pub enum Event {
     /// The operation has started.
-    Begun(Kind),
+    Begun(OperationKind),
     /// The candidate is built and frozen.
     Built,
     /// The target of a rollback is alive.
@@ -156,7 +156,7 @@ pub enum Event {
     /// The outcome is recorded.
     Recorded,
     /// An effect failed.
-    Failed(Failure),
+    Failed(FailureCause),
     /// uh-deploy continues after it was stopped or killed.
     Interrupted,
 }
@@ -189,7 +189,7 @@ pub enum Effect {
     /// Move traffic back. → `Returned`
     SwitchBack,
     /// Withdraw the candidate from uh-proxy, and stop it if this operation started it. → `Undone`, `Serves`
-    Undo(Course),
+    Undo(OperationTarget),
     /// Check once more which backend serves. → `Confirmed`, `Superseded`, `Lost`
     Confirm(Outcome),
     /// Write the outcome to the history, and notify the hook and the webhook. → `Recorded`
@@ -234,26 +234,26 @@ pub struct IllegalEvent {
 /// The event can't happen in this phase.
 pub fn step(phase: Phase, event: Event) -> Result<(Phase, Vec<Effect>), IllegalEvent> {
     let next = match (phase, event) {
-        (Phase::Idle, Event::Begun(Kind::Deploy)) => Phase::Building,
-        (Phase::Idle, Event::Begun(Kind::Rollback)) => Phase::Checking,
-        (Phase::Building, Event::Built) => Phase::Starting(Kind::Deploy),
-        (Phase::Checking, Event::Gone) => Phase::Starting(Kind::Rollback),
+        (Phase::Idle, Event::Begun(OperationKind::Deploy)) => Phase::Building,
+        (Phase::Idle, Event::Begun(OperationKind::Rollback)) => Phase::Checking,
+        (Phase::Building, Event::Built) => Phase::Starting(OperationKind::Deploy),
+        (Phase::Checking, Event::Gone) => Phase::Starting(OperationKind::Rollback),
         (Phase::Checking, Event::Alive) => Phase::Switching(FOUND),
         (Phase::Starting(kind), Event::Started) => Phase::Probing(kind),
         (Phase::Probing(kind), Event::Proven) => Phase::Switching(ours(kind)),
-        (Phase::Switching(course), Event::Switched) => after_switch(course),
+        (Phase::Switching(target), Event::Switched) => after_switch(target),
         (Phase::Draining(_), Event::Drained) => Phase::Confirming(Outcome::Deployed),
         (Phase::Settling(_), Event::Settled) => Phase::Confirming(Outcome::RolledBack),
-        (Phase::Draining(course) | Phase::Settling(course), Event::Died) => Phase::Returning(course),
-        (Phase::Returning(course), Event::Returned) => Phase::Undoing(course, Failure::Died),
-        (Phase::Undoing(_, Failure::Died), Event::Undone) => Phase::Confirming(Outcome::Returned),
+        (Phase::Draining(target) | Phase::Settling(target), Event::Died) => Phase::Returning(target),
+        (Phase::Returning(target), Event::Returned) => Phase::Undoing(target, FailureCause::Died),
+        (Phase::Undoing(_, FailureCause::Died), Event::Undone) => Phase::Confirming(Outcome::Returned),
         (Phase::Undoing(_, failure), Event::Undone) => Phase::Confirming(Outcome::Failed(failure)),
         // An unanswered switch was carried out after all. If the routing was changed by another command and our
         // candidate serves anyway, manual intervention is required.
-        (Phase::Undoing(_, Failure::Died | Failure::Overtaken), Event::Serves) => {
+        (Phase::Undoing(_, FailureCause::Died | FailureCause::Overtaken), Event::Serves) => {
             Phase::Recording(Outcome::Attention)
         }
-        (Phase::Undoing(course, _), Event::Serves) => after_switch(course),
+        (Phase::Undoing(target, _), Event::Serves) => after_switch(target),
         (Phase::Confirming(outcome), Event::Confirmed) => Phase::Recording(outcome),
         (Phase::Confirming(_), Event::Superseded) => Phase::Recording(Outcome::Superseded),
         (Phase::Confirming(_), Event::Lost) => Phase::Recording(Outcome::Attention),
@@ -265,36 +265,37 @@ pub fn step(phase: Phase, event: Event) -> Result<(Phase, Vec<Effect>), IllegalE
         (Phase::Draining(_) | Phase::Settling(_) | Phase::Returning(_), Event::Interrupted) => phase,
         (Phase::Undoing(..) | Phase::Confirming(_) | Phase::Recording(_), Event::Interrupted) => phase,
         (_, Event::Interrupted) => {
-            undoing(phase, Failure::Interrupted).ok_or(IllegalEvent { phase, event })?
+            undoing(phase, FailureCause::Interrupted).ok_or(IllegalEvent { phase, event })?
         }
         _ => return Err(IllegalEvent { phase, event }),
     };
     Ok((next, effects(next)))
 }
 
-const FOUND: Course = Course { kind: Kind::Rollback, origin: Origin::Found };
+const FOUND: OperationTarget =
+    OperationTarget { kind: OperationKind::Rollback, origin: InstanceOrigin::Found };
 
-fn ours(kind: Kind) -> Course {
-    Course { kind, origin: Origin::Ours }
+fn ours(kind: OperationKind) -> OperationTarget {
+    OperationTarget { kind, origin: InstanceOrigin::Ours }
 }
 
 /// A rollback is an emergency: it doesn't wait for exchanges, but its target must stay alive like a candidate.
-fn after_switch(course: Course) -> Phase {
-    match course.kind {
-        Kind::Deploy => Phase::Draining(course),
-        Kind::Rollback => Phase::Settling(course),
+fn after_switch(target: OperationTarget) -> Phase {
+    match target.kind {
+        OperationKind::Deploy => Phase::Draining(target),
+        OperationKind::Rollback => Phase::Settling(target),
     }
 }
 
-fn undoing(phase: Phase, failure: Failure) -> Option<Phase> {
-    let course = match phase {
-        Phase::Building => ours(Kind::Deploy),
+fn undoing(phase: Phase, failure: FailureCause) -> Option<Phase> {
+    let target = match phase {
+        Phase::Building => ours(OperationKind::Deploy),
         Phase::Checking => FOUND,
         Phase::Starting(kind) | Phase::Probing(kind) => ours(kind),
-        Phase::Switching(course) => course,
+        Phase::Switching(target) => target,
         _ => return None,
     };
-    Some(Phase::Undoing(course, failure))
+    Some(Phase::Undoing(target, failure))
 }
 
 fn effects(phase: Phase) -> Vec<Effect> {
@@ -304,12 +305,16 @@ fn effects(phase: Phase) -> Vec<Effect> {
         Phase::Checking => vec![Effect::Check],
         Phase::Starting(_) => vec![Effect::Clear, Effect::Start],
         Phase::Probing(_) => vec![Effect::Prove],
-        Phase::Switching(Course { origin: Origin::Ours, .. }) => vec![Effect::Register, Effect::Switch],
-        Phase::Switching(Course { origin: Origin::Found, .. }) => vec![Effect::Readmit, Effect::Switch],
+        Phase::Switching(OperationTarget { origin: InstanceOrigin::Ours, .. }) => {
+            vec![Effect::Register, Effect::Switch]
+        }
+        Phase::Switching(OperationTarget { origin: InstanceOrigin::Found, .. }) => {
+            vec![Effect::Readmit, Effect::Switch]
+        }
         Phase::Draining(_) => vec![Effect::Drain],
         Phase::Settling(_) => vec![Effect::Settle],
         Phase::Returning(_) => vec![Effect::SwitchBack],
-        Phase::Undoing(course, _) => vec![Effect::Undo(course)],
+        Phase::Undoing(target, _) => vec![Effect::Undo(target)],
         // Only an instance that has stayed alive becomes its backend's record.
         Phase::Confirming(outcome @ (Outcome::Deployed | Outcome::RolledBack)) => {
             vec![Effect::Commit, Effect::Confirm(outcome)]

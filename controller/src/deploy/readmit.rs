@@ -4,7 +4,7 @@
 use super::named;
 use super::records::Records;
 use crate::config::Config;
-use crate::front::{Front, FrontError};
+use crate::proxy::{ProxyError, ProxyService};
 use crate::report::Report;
 use crate::runtime::Runtime;
 
@@ -16,12 +16,12 @@ use crate::runtime::Runtime;
 pub async fn readmit(
     config: &Config,
     runtime: &dyn Runtime,
-    front: &Front,
+    proxy: &ProxyService,
     report: &Report,
-) -> Result<(), FrontError> {
+) -> Result<(), ProxyError> {
     let records = Records::new(&config.deploy.state_dir);
     for backend in &config.backends {
-        let view = front.view().await?;
+        let view = proxy.view().await?;
         if !view.is_withdrawn(&backend.name) {
             continue;
         }
@@ -37,7 +37,7 @@ pub async fn readmit(
             continue;
         }
         let (frozen, version) = (&record.frozen, record.frozen.version.as_str());
-        front.register(&backend.name, &frozen.endpoints, Some(version), view.generation).await?;
+        proxy.register(&backend.name, &frozen.endpoints, Some(version), view.generation).await?;
         report.say(&format!(
             "{} was withdrawn but is still running: it was registered again, so a rollback can use it",
             named(&backend.name, Some(version))

@@ -15,7 +15,7 @@ use crate::runtime::{Frozen, InstanceId};
 
 /// What runs, or ran, as a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct BackendRecord {
     /// Its instance.
     pub instance: InstanceId,
     /// What it runs.
@@ -50,7 +50,7 @@ impl Records {
     ///
     /// # Errors
     /// It exists but can't be read.
-    pub fn of(&self, backend: &BackendName) -> io::Result<Option<Record>> {
+    pub fn of(&self, backend: &BackendName) -> io::Result<Option<BackendRecord>> {
         read(&self.path(backend))
     }
 
@@ -58,7 +58,7 @@ impl Records {
     ///
     /// # Errors
     /// It exists but can't be read.
-    pub fn candidate(&self, operation: &str) -> io::Result<Option<Record>> {
+    pub fn candidate(&self, operation: &str) -> io::Result<Option<BackendRecord>> {
         Ok(read(&self.candidate_path())?.filter(|record| record.operation == operation))
     }
 
@@ -81,7 +81,7 @@ impl Records {
     ///
     /// # Errors
     /// The file can't be written.
-    pub fn propose(&self, record: &Record) -> io::Result<()> {
+    pub fn propose(&self, record: &BackendRecord) -> io::Result<()> {
         files::make_directory(&self.directory)?;
         files::replace(&self.candidate_path(), serde_json::to_string(record)?.as_bytes())
     }
@@ -108,7 +108,7 @@ impl Records {
     }
 }
 
-fn read(path: &Path) -> io::Result<Option<Record>> {
+fn read(path: &Path) -> io::Result<Option<BackendRecord>> {
     let text = files::read(path)?;
     let record = text.map(|text| serde_json::from_slice(&text)).transpose();
     record.map_err(|e| {

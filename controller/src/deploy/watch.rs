@@ -16,10 +16,10 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
-use super::activation::Before;
+use super::activation::PreviousActivation;
 use crate::counters::{Counters, Reading};
 use crate::files;
-use crate::verdict::judge::Memory;
+use crate::verdict::judge::JudgeState;
 
 /// The version of the file's format.
 pub const SCHEMA: u32 = 1;
@@ -27,7 +27,7 @@ pub const SCHEMA: u32 = 1;
 /// The planned watch of an operation. Part of its facts, and therefore in the journal before it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Plan {
+pub struct WatchPlan {
     /// How long to watch, in milliseconds.
     pub duration_ms: u64,
     /// The time between two ticks, in milliseconds.
@@ -36,7 +36,7 @@ pub struct Plan {
     pub auto_rollback: bool,
 }
 
-impl Plan {
+impl WatchPlan {
     /// A plan.
     #[must_use]
     pub fn new(duration: Duration, interval: Duration, auto_rollback: bool) -> Self {
@@ -74,19 +74,19 @@ pub struct Watch {
     /// uh-proxy's `last_switch` when it started: a different value means another activation.
     pub last_switch: Option<String>,
     /// Its plan.
-    pub plan: Plan,
+    pub plan: WatchPlan,
     /// When it started: ISO 8601, UTC.
     pub began_at: String,
     /// When it ends: ISO 8601, UTC.
     pub ends_at: String,
     /// What served before, and its counters.
-    pub before: Option<Before>,
+    pub before: Option<PreviousActivation>,
     /// The last reading.
     pub last: Reading,
     /// Everything counted since the switch.
     pub seen: Counters,
     /// The judge's memory.
-    pub memory: Memory,
+    pub memory: JudgeState,
     /// Its verdict; `None`: it hasn't ended.
     pub verdict: Option<String>,
 }

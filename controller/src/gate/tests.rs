@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::*;
 use crate::check::Check;
 use crate::report::Form;
-use crate::runtime::{self, Frozen, Lines, Plan};
+use crate::runtime::{self, DryRunPlan, Frozen, Lines};
 
 /// An engine that never answers.
 struct BlackHole;
@@ -20,7 +20,7 @@ impl Runtime for BlackHole {
         Vec::new()
     }
 
-    async fn plan(&self, _: &runtime::Candidate) -> Result<Plan, RuntimeError> {
+    async fn plan(&self, _: &runtime::Candidate) -> Result<DryRunPlan, RuntimeError> {
         std::future::pending().await
     }
 
@@ -55,7 +55,7 @@ impl Runtime for BlackHole {
 
 #[tokio::test]
 async fn the_gate_ends_at_its_deadline_even_if_the_engine_never_answers() {
-    let gate = Gate {
+    let gate = GateSettings {
         path: "/".to_owned(),
         host: None,
         headers: Vec::new(),
@@ -63,14 +63,14 @@ async fn the_gate_ends_at_its_deadline_even_if_the_engine_never_answers() {
         timeout: Duration::from_millis(100),
         within: Duration::from_millis(100),
         successes: 1000,
-        identity: crate::config::Identity::Ignored,
+        identity: crate::config::IdentityCheck::Ignored,
     };
     let (service, backend) = ("app".parse().unwrap(), "green".parse().unwrap());
     let instance = InstanceId::new(&service, &backend, "20261125t000001-aaaa");
     // Nothing listens on port 1 of the loopback address, or it does no harm.
     let endpoints = ["127.0.0.1:1".parse().unwrap()];
     let expected = Expected { backend: &backend, version: None };
-    let candidate = Candidate { runtime: &BlackHole, instance: &instance, endpoints: &endpoints, expected };
+    let candidate = HealthGate { runtime: &BlackHole, instance: &instance, endpoints: &endpoints, expected };
     let report = Report::new(Form::Text);
     let proven = candidate.prove(&gate, &report);
     let refused =

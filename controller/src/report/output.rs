@@ -18,7 +18,7 @@ pub(super) enum Wait {
     /// At most [`STALL`], for commands that do something.
     Shortly,
     /// As long as it takes, for commands that only show something.
-    ForEver,
+    Indefinitely,
 }
 
 /// An output stream.
@@ -49,7 +49,7 @@ impl<S: AsFd> Output<S> {
     /// continues.
     pub(super) fn line(&mut self, text: &str) {
         let deadline = match (self.wait, self.stalled) {
-            (Wait::ForEver, _) => None,
+            (Wait::Indefinitely, _) => None,
             (Wait::Shortly, false) => Some(Instant::now() + STALL),
             (Wait::Shortly, true) => Some(Instant::now()),
         };

@@ -25,8 +25,8 @@ use uh_protocol::BackendName;
 use self::document::Document;
 use self::tool::Tool;
 use super::engine::{BoxError, Engine, EngineError};
-use super::process::proc::Known;
-use super::{Candidate, Frozen, InstanceId, Lines, LogQuery, Plan, Runtime, RuntimeError, State};
+use super::process::proc::ProcessIdentity;
+use super::{Candidate, DryRunPlan, Frozen, InstanceId, Lines, LogQuery, Runtime, RuntimeError, State};
 use crate::check::Check;
 use crate::command::CommandFailed;
 use crate::config::{ComposeSettings, Config, Pull};
@@ -50,7 +50,7 @@ const PINNED: &str = "uh-deploy";
 
 /// The `compose` runtime.
 #[derive(Debug)]
-pub struct Compose {
+pub struct ComposeRuntime {
     engine: Engine,
     settings: ComposeSettings,
     directory: PathBuf,
@@ -61,7 +61,7 @@ pub struct Compose {
 
 /// What was frozen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Spec {
+struct ComposeSpec {
     /// The compose project.
     project: String,
     /// The service in it.
@@ -70,7 +70,7 @@ struct Spec {
     document: Document,
 }
 
-impl Compose {
+impl ComposeRuntime {
     /// For this configuration.
     #[must_use]
     pub fn new(config: &Config, settings: &ComposeSettings, waiting: Waiting) -> Self {
@@ -103,7 +103,7 @@ impl Compose {
     }
 
     /// Resolves the candidate's service in the files.
-    async fn resolve(&self, tool: &Tool, candidate: &Candidate) -> Result<Spec, CommandFailed> {
+    async fn resolve(&self, tool: &Tool, candidate: &Candidate) -> Result<ComposeSpec, CommandFailed> {
         let wrong = |reason: String| CommandFailed { reason, log: Vec::new() };
         let variables = self.variables(candidate).map_err(wrong)?;
         let text = tool.config(&variables, RESOLVE_WITHIN).await?;
@@ -113,7 +113,7 @@ impl Compose {
             let folder = self.settings.files.first().and_then(|file| file.parent()?.file_name());
             default_project(&folder.unwrap_or_default().to_string_lossy())
         });
-        Ok(Spec { project, service, document })
+        Ok(ComposeSpec { project, service, document })
     }
 
     /// Builds or pulls the service's image with the tool.
@@ -121,10 +121,10 @@ impl Compose {
         &self,
         tool: &Tool,
         what: &str,
-        spec: &Spec,
+        spec: &ComposeSpec,
         progress: Lines<'_>,
     ) -> Result<(), RuntimeError> {
-        let scratch = Scratch::new(&self.documents, what, spec)
+        let scratch = TempDocument::new(&self.documents, what, spec)
             .map_err(|reason| RuntimeError::Build { reason, log: Vec::new() })?;
         let names = (spec.project.as_str(), spec.service.as_str());
         tool.make(what, &scratch.0, names, self.build_timeout, progress).await.map_err(build_failed)
@@ -133,7 +133,7 @@ impl Compose {
     /// Builds or pulls the service's image, and pins it. Returns the image's id.
     async fn make_image(
         &self,
-        spec: &mut Spec,
+        spec: &mut ComposeSpec,
         candidate: &Candidate,
         progress: Lines<'_>,
     ) -> Result<String, RuntimeError> {
@@ -177,7 +177,7 @@ impl Compose {
     }
 }
 
-impl Compose {
+impl ComposeRuntime {
     /// The path of an instance's document.
     fn document(&self, instance: &InstanceId) -> PathBuf {
         self.documents.join(format!("{instance}.json"))
@@ -194,7 +194,7 @@ impl Compose {
         let document = self.document(instance);
         let deadline = Instant::now() + TOOL_ENDS_WITHIN;
         loop {
-            let left = Known::with_argument(document.as_os_str());
+            let left = ProcessIdentity::with_argument(document.as_os_str());
             if left.is_empty() {
                 return Ok(());
             }
@@ -219,7 +219,7 @@ impl Compose {
 }
 
 #[async_trait(?Send)]
-impl Runtime for Compose {
+impl Runtime for ComposeRuntime {
     fn kind(&self) -> &'static str {
         "compose"
     }
@@ -247,7 +247,7 @@ impl Runtime for Compose {
         checks
     }
 
-    async fn plan(&self, candidate: &Candidate) -> Result<Plan, RuntimeError> {
+    async fn plan(&self, candidate: &Candidate) -> Result<DryRunPlan, RuntimeError> {
         let wrong = |reason: String| RuntimeError::Build { reason, log: Vec::new() };
         let tool = self.tool().await.map_err(wrong)?;
         let spec = self.resolve(&tool, candidate).await.map_err(build_failed)?;
@@ -259,7 +259,7 @@ impl Runtime for Compose {
             (false, Pull::Never) => format!("use image {image}, which must be on this host"),
         };
         let start = format!("start compose service {} of project {}", spec.service, spec.project);
-        Ok(Plan { build: vec![build], start: vec![start] })
+        Ok(DryRunPlan { build: vec![build], start: vec![start] })
     }
 
     async fn build(&self, candidate: &Candidate, progress: Lines<'_>) -> Result<Frozen, RuntimeError> {
@@ -283,7 +283,8 @@ impl Runtime for Compose {
         }
         let failed =
             |source: BoxError| RuntimeError::Instance { action: "start", instance: instance.clone(), source };
-        let mut spec: Spec = serde_json::from_value(frozen.spec.clone()).map_err(|e| failed(e.into()))?;
+        let mut spec: ComposeSpec =
+            serde_json::from_value(frozen.spec.clone()).map_err(|e| failed(e.into()))?;
         let service = instance.as_str().split('.').next().unwrap_or_default();
         let labels = self.engine.labels(instance, service, &frozen.backend, &frozen.version)?;
         spec.document.label(&labels);
@@ -347,16 +348,16 @@ fn build_failed(failed: CommandFailed) -> RuntimeError {
 }
 
 /// The tool's labels of the containers that it would replace: those of a project's service, except for `run`.
-fn place_of(spec: &Spec) -> Vec<String> {
+fn place_of(spec: &ComposeSpec) -> Vec<String> {
     let label = |name: &str, value: &str| format!("com.docker.compose.{name}={value}");
     vec![label("project", &spec.project), label("service", &spec.service), label("oneoff", "False")]
 }
 
 /// A document for one call of the tool, removed on drop.
-struct Scratch(PathBuf);
+struct TempDocument(PathBuf);
 
-impl Scratch {
-    fn new(documents: &Path, purpose: &str, spec: &Spec) -> Result<Self, String> {
+impl TempDocument {
+    fn new(documents: &Path, purpose: &str, spec: &ComposeSpec) -> Result<Self, String> {
         let scratch = Self(documents.join(format!("{}-{}.{purpose}.json", spec.project, spec.service)));
         files::make_directory(documents)
             .and_then(|()| files::replace(&scratch.0, spec.document.text().as_bytes()))
@@ -365,7 +366,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for TempDocument {
     fn drop(&mut self) {
         let _ = files::remove(&self.0);
     }

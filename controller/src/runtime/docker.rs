@@ -15,9 +15,9 @@ use bollard::models::{EndpointSettings, NetworkConnectRequest};
 use bollard::query_parameters::CreateContainerOptionsBuilder;
 use uh_protocol::BackendName;
 
-use self::spec::Spec;
+use self::spec::ContainerSpec;
 use super::engine::{BoxError, Engine, EngineError};
-use super::{Candidate, Frozen, InstanceId, Lines, LogQuery, Plan, Runtime, RuntimeError, State};
+use super::{Candidate, DryRunPlan, Frozen, InstanceId, Lines, LogQuery, Runtime, RuntimeError, State};
 use crate::check::Check;
 use crate::config::{Config, DockerSettings, Pull};
 use crate::fault;
@@ -28,14 +28,14 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 
 /// The `docker` runtime.
 #[derive(Debug)]
-pub struct Docker {
+pub struct DockerRuntime {
     engine: Engine,
     settings: DockerSettings,
     build_timeout: Duration,
     stop_timeout: Duration,
 }
 
-impl Docker {
+impl DockerRuntime {
     /// For this configuration.
     #[must_use]
     pub fn new(config: &Config, settings: &DockerSettings, waiting: Waiting) -> Self {
@@ -47,14 +47,19 @@ impl Docker {
         }
     }
 
-    fn spec(&self, image_id: &str, candidate: &Candidate) -> Result<Spec, RuntimeError> {
-        Spec::new(&self.settings, image_id, candidate)
+    fn spec(&self, image_id: &str, candidate: &Candidate) -> Result<ContainerSpec, RuntimeError> {
+        ContainerSpec::new(&self.settings, image_id, candidate)
             .map(|spec| spec.stopped_within(self.stop_timeout))
             .map_err(|reason| RuntimeError::Build { reason, log: Vec::new() })
     }
 
     /// Creates the container, unless there is one of that name.
-    async fn create(&self, instance: &InstanceId, frozen: &Frozen, spec: &Spec) -> Result<(), EngineError> {
+    async fn create(
+        &self,
+        instance: &InstanceId,
+        frozen: &Frozen,
+        spec: &ContainerSpec,
+    ) -> Result<(), EngineError> {
         let service = instance.as_str().split('.').next().unwrap_or_default();
         let labels = self.engine.labels(instance, service, &frozen.backend, &frozen.version);
         let labels = labels.map_err(EngineError::Owner)?;
@@ -94,7 +99,7 @@ impl Docker {
     }
 
     /// Requires that no other container has the instance's names on its network: uh-proxy would use both in turn.
-    async fn demand_names(&self, frozen: &Frozen, spec: &Spec) -> Result<(), RuntimeError> {
+    async fn demand_names(&self, frozen: &Frozen, spec: &ContainerSpec) -> Result<(), RuntimeError> {
         let Some(network) = spec.networks.first() else { return Ok(()) };
         for endpoint in &frozen.endpoints {
             let Some(name) = endpoint.host().filter(|name| spec.aliases.iter().any(|alias| *alias == **name))
@@ -131,7 +136,7 @@ impl Docker {
 }
 
 #[async_trait(?Send)]
-impl Runtime for Docker {
+impl Runtime for DockerRuntime {
     fn kind(&self) -> &'static str {
         "docker"
     }
@@ -140,7 +145,7 @@ impl Runtime for Docker {
         let mut checks = vec![self.engine.check().await];
         checks.push(self.image_check(candidate).await);
         let (name, remedy) = ("Container settings valid", "fix runtime.docker");
-        checks.push(match Spec::new(&self.settings, "sha256:0", candidate) {
+        checks.push(match ContainerSpec::new(&self.settings, "sha256:0", candidate) {
             Ok(_) => Check::passed(name, "environment, ports, volumes"),
             Err(reason) => Check::failed(name, reason, remedy),
         });
@@ -162,7 +167,7 @@ impl Runtime for Docker {
         checks
     }
 
-    async fn plan(&self, candidate: &Candidate) -> Result<Plan, RuntimeError> {
+    async fn plan(&self, candidate: &Candidate) -> Result<DryRunPlan, RuntimeError> {
         let image = spec::fill(&self.settings.image, candidate);
         let spec = self.spec(&image, candidate)?;
         let build = match (&self.settings.context, self.settings.pull) {
@@ -173,7 +178,7 @@ impl Runtime for Docker {
             (None, Pull::Missing) => format!("pull image {image} unless it is on this host"),
             (None, Pull::Never) => format!("use image {image}, which must be on this host"),
         };
-        Ok(Plan { build: vec![build], start: vec![format!("start a container{}", spec.published())] })
+        Ok(DryRunPlan { build: vec![build], start: vec![format!("start a container{}", spec.published())] })
     }
 
     async fn build(&self, candidate: &Candidate, progress: Lines<'_>) -> Result<Frozen, RuntimeError> {
@@ -200,7 +205,7 @@ impl Runtime for Docker {
         }
         let wrong =
             |source: BoxError| RuntimeError::Instance { action: "start", instance: instance.clone(), source };
-        let spec: Spec = serde_json::from_value(frozen.spec.clone()).map_err(|e| wrong(e.into()))?;
+        let spec: ContainerSpec = serde_json::from_value(frozen.spec.clone()).map_err(|e| wrong(e.into()))?;
         if spec.publishes() {
             self.engine.demand_free(&frozen.endpoints).await?;
         }

@@ -24,12 +24,12 @@ use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
 use uh_protocol::{BackendName, ServiceName};
 
-pub(super) use self::credentials::Logins;
+pub(super) use self::credentials::RegistryCredentials;
 pub(super) use self::error::EngineError;
 use self::owner::Owner;
 use super::{Ending, InstanceId, Lines, LogQuery, RuntimeError, State};
 use crate::check::Check;
-use crate::lines::LineCutter;
+use crate::lines::LineSplitter;
 use crate::waiting::Waiting;
 
 /// How long to wait for an engine that doesn't answer: a restart of dockerd takes a few seconds.
@@ -320,7 +320,7 @@ impl Engine {
         let client =
             self.ask("accept a connection", CALL, async |docker: Docker| Ok(docker)).await.map_err(about)?;
         let mut output = client.logs(&id, Some(options));
-        let mut lines = LineCutter::default();
+        let mut lines = LineSplitter::default();
         loop {
             // With `follow`, the wait is for the app and unlimited; otherwise only for the engine.
             let next = if query.follow {

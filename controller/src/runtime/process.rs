@@ -16,9 +16,9 @@
 //!     app.log, app.log.1 …
 //! ```
 
+mod instance_dir;
 mod launch;
 mod log;
-mod place;
 pub mod proc;
 mod scope;
 mod spec;
@@ -33,10 +33,11 @@ use async_trait::async_trait;
 use uh_protocol::BackendName;
 use uh_protocol::ServiceName;
 
-use self::place::{Place, Saved};
-use self::spec::{Spec, resolve};
+use self::instance_dir::{InstanceDir, SupervisorState};
+use self::spec::{ProcessSpec, resolve};
 use super::{
-    Candidate, Ending, Endpoint, Frozen, InstanceId, Lines, LogQuery, Plan, Runtime, RuntimeError, State,
+    Candidate, DryRunPlan, Ending, Endpoint, Frozen, InstanceId, Lines, LogQuery, Runtime, RuntimeError,
+    State,
 };
 use crate::check::Check;
 use crate::config::{Config, ProcessSettings};
@@ -56,7 +57,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The `process` runtime.
 #[derive(Debug)]
-pub struct Process {
+pub struct ProcessRuntime {
     instances: PathBuf,
     settings: ProcessSettings,
     build_timeout: Duration,
@@ -65,7 +66,7 @@ pub struct Process {
     is_made_later: bool,
 }
 
-impl Process {
+impl ProcessRuntime {
     /// For this configuration.
     #[must_use]
     pub fn new(config: &Config, settings: &ProcessSettings) -> Self {
@@ -78,8 +79,8 @@ impl Process {
         }
     }
 
-    fn place(&self, instance: &InstanceId) -> Place {
-        Place::new(self.instances.join(instance.as_str()))
+    fn dir(&self, instance: &InstanceId) -> InstanceDir {
+        InstanceDir::new(self.instances.join(instance.as_str()))
     }
 }
 
@@ -88,13 +89,13 @@ fn failed(action: &'static str, instance: &InstanceId) -> impl Fn(BoxError) -> R
     move |source| RuntimeError::Instance { action, instance: instance.clone(), source }
 }
 
-fn state_of(saved: Option<&Saved>) -> State {
+fn state_of(saved: Option<&SupervisorState>) -> State {
     match saved {
         None => State::Absent,
-        Some(Saved { failed: Some(_), .. }) => {
+        Some(SupervisorState { failed: Some(_), .. }) => {
             State::Exited(Ending { code: Some(127), out_of_memory: false })
         }
-        Some(Saved { ended: Some(ending), .. }) => State::Exited(*ending),
+        Some(SupervisorState { ended: Some(ending), .. }) => State::Exited(*ending),
         Some(saved) if saved.alive().is_some() => {
             State::Running { restarts: saved.restarts_in_a_row(jiff::Timestamp::now()) }
         }
@@ -103,7 +104,7 @@ fn state_of(saved: Option<&Saved>) -> State {
 }
 
 #[async_trait(?Send)]
-impl Runtime for Process {
+impl Runtime for ProcessRuntime {
     fn kind(&self) -> &'static str {
         "process"
     }
@@ -130,7 +131,7 @@ impl Runtime for Process {
         checks
     }
 
-    async fn plan(&self, candidate: &Candidate) -> Result<Plan, RuntimeError> {
+    async fn plan(&self, candidate: &Candidate) -> Result<DryRunPlan, RuntimeError> {
         let build = match self.settings.build.as_slice() {
             [] => vec!["nothing to build".to_owned()],
             command => vec![format!("run {} in {}", command.join(" "), self.settings.directory.display())],
@@ -145,12 +146,13 @@ impl Runtime for Process {
             }
             Err(e) => return Err(e),
         };
-        Ok(Plan { build, start: vec![start] })
+        Ok(DryRunPlan { build, start: vec![start] })
     }
 
     async fn build(&self, candidate: &Candidate, progress: Lines<'_>) -> Result<Frozen, RuntimeError> {
         if !self.settings.build.is_empty() {
-            let spec = Spec::build(&self.settings, candidate).map_err(|reason| build_failed(&reason))?;
+            let spec =
+                ProcessSpec::build(&self.settings, candidate).map_err(|reason| build_failed(&reason))?;
             crate::command::run_lines(&spec.command(), self.build_timeout, progress, BUILD_LOG_LINES)
                 .await
                 .map_err(|failed| RuntimeError::Build { reason: failed.reason, log: failed.log })?;
@@ -160,8 +162,8 @@ impl Runtime for Process {
 
     async fn start(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError> {
         let failed = failed("start", instance);
-        let place = self.place(instance);
-        if place.saved().map_err(|e| failed(e.into()))?.is_some() {
+        let dir = self.dir(instance);
+        if dir.saved().map_err(|e| failed(e.into()))?.is_some() {
             return Ok(());
         }
         self.can_start(frozen)?;
@@ -170,14 +172,14 @@ impl Runtime for Process {
                 return Err(RuntimeError::PortTaken { endpoint: endpoint.to_string(), by: by.to_string() });
             }
         }
-        place.prepare(&frozen.spec).map_err(|e| failed(e.into()))?;
+        dir.prepare(&frozen.spec).map_err(|e| failed(e.into()))?;
         fault::point("process.start.prepared");
-        launch::supervisor(&place).await.map_err(failed)
+        launch::supervisor(&dir).await.map_err(failed)
     }
 
     fn can_start(&self, frozen: &Frozen) -> Result<(), RuntimeError> {
         super::demand_kind(self.kind(), frozen)?;
-        let spec: Spec = serde_json::from_value(frozen.spec.clone()).map_err(|e| {
+        let spec: ProcessSpec = serde_json::from_value(frozen.spec.clone()).map_err(|e| {
             build_failed(&format!("the record of version {} is damaged: {e}", frozen.version))
         })?;
         match spec.fault() {
@@ -189,46 +191,46 @@ impl Runtime for Process {
     }
 
     async fn keep_running(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
-        let place = self.place(instance);
-        if !place.exists() {
+        let dir = self.dir(instance);
+        if !dir.exists() {
             return Ok(());
         }
-        place.allow_restart().map_err(|e| failed("enable restarts of", instance)(e.into()))
+        dir.allow_restart().map_err(|e| failed("enable restarts of", instance)(e.into()))
     }
 
     async fn is_alone(&self, instance: &InstanceId) -> Result<bool, RuntimeError> {
-        let place = self.place(instance);
-        let alone = if place.exists() { place.is_unsupervised() } else { Ok(false) };
+        let dir = self.dir(instance);
+        let alone = if dir.exists() { dir.is_unsupervised() } else { Ok(false) };
         alone.map_err(|e| failed("check", instance)(e.into()))
     }
 
     async fn revive(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError> {
         self.can_start(frozen)?;
-        let place = self.place(instance);
-        if place.exists() {
+        let dir = self.dir(instance);
+        if dir.exists() {
             if self.state(instance).await?.is_running() {
                 return Ok(());
             }
             // It may wait for a restart, or have unsupervised processes left.
-            stop::stop(&place, Duration::ZERO).await.map_err(failed("stop", instance))?;
-            place.reset().map_err(|e| failed("start", instance)(e.into()))?;
+            stop::stop(&dir, Duration::ZERO).await.map_err(failed("stop", instance))?;
+            dir.reset().map_err(|e| failed("start", instance)(e.into()))?;
         }
         self.start(instance, frozen).await
     }
 
     async fn state(&self, instance: &InstanceId) -> Result<State, RuntimeError> {
         let failed = failed("check", instance);
-        let place = self.place(instance);
+        let dir = self.dir(instance);
         let deadline = Instant::now() + SAID_WITHIN;
         loop {
-            let state = state_of(place.saved().map_err(|e| failed(e.into()))?.as_ref());
+            let state = state_of(dir.saved().map_err(|e| failed(e.into()))?.as_ref());
             let unsaid = matches!(state, State::Exited(Ending { code: None, .. }));
             if !unsaid || Instant::now() > deadline {
                 return Ok(state);
             }
             // If the supervisor has exited, it has recorded everything.
-            if place.is_unsupervised().map_err(|e| failed(e.into()))? {
-                return Ok(state_of(place.saved().map_err(|e| failed(e.into()))?.as_ref()));
+            if dir.is_unsupervised().map_err(|e| failed(e.into()))? {
+                return Ok(state_of(dir.saved().map_err(|e| failed(e.into()))?.as_ref()));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -259,20 +261,20 @@ impl Runtime for Process {
     }
 
     async fn stop(&self, instance: &InstanceId, timeout: Duration) -> Result<State, RuntimeError> {
-        let place = self.place(instance);
-        if !place.exists() {
+        let dir = self.dir(instance);
+        if !dir.exists() {
             return Ok(State::Absent);
         }
-        stop::stop(&place, timeout).await.map_err(failed("stop", instance))
+        stop::stop(&dir, timeout).await.map_err(failed("stop", instance))
     }
 
     async fn remove(&self, instance: &InstanceId) -> Result<(), RuntimeError> {
-        let place = self.place(instance);
-        if !place.exists() {
+        let dir = self.dir(instance);
+        if !dir.exists() {
             return Ok(());
         }
-        stop::stop(&place, Duration::ZERO).await.map_err(failed("stop", instance))?;
-        place.remove().map_err(|e| failed("remove", instance)(e.into()))
+        stop::stop(&dir, Duration::ZERO).await.map_err(failed("stop", instance))?;
+        dir.remove().map_err(|e| failed("remove", instance)(e.into()))
     }
 
     async fn logs(
@@ -285,9 +287,9 @@ impl Runtime for Process {
             let message = "logs of the process runtime have no timestamps: use --tail instead of --since";
             return Err(RuntimeError::Unsupported(message.to_owned()));
         }
-        let place = self.place(instance);
+        let dir = self.dir(instance);
         let failed = failed("read the log of", instance);
-        let mut reader = log::Reader::open(&place.log(), query.tail, &mut |text| line(&Foreign::new(text)))
+        let mut reader = log::LogReader::open(&dir.log(), query.tail, &mut |text| line(&Foreign::new(text)))
             .map_err(|e| failed(e.into()))?;
         if !query.follow {
             return Ok(());
@@ -303,9 +305,9 @@ impl Runtime for Process {
     }
 }
 
-impl Process {
+impl ProcessRuntime {
     fn freeze(&self, candidate: &Candidate) -> Result<Frozen, RuntimeError> {
-        let spec = Spec::app(&self.settings, candidate).map_err(|reason| build_failed(&reason))?;
+        let spec = ProcessSpec::app(&self.settings, candidate).map_err(|reason| build_failed(&reason))?;
         Ok(Frozen {
             backend: candidate.backend.clone(),
             version: candidate.version.clone(),

@@ -57,7 +57,7 @@ const KNOWN: [&str; 15] = [
 
 /// Runs `SELECT 1`, and returns the server's version and whether the connection used TLS.
 pub(super) async fn ask(url: &str) -> Result<String, String> {
-    let wanted = Wanted::of(url)?;
+    let wanted = DatabaseUrl::of(url)?;
     let mut config: tokio_postgres::Config = wanted.url.parse().map_err(said)?;
     config.ssl_mode(wanted.mode);
     let tls = Tls::new(&wanted)?;
@@ -91,14 +91,14 @@ enum Verify {
 
 /// The connection that a URL describes.
 #[derive(Debug, PartialEq, Eq)]
-struct Wanted {
+struct DatabaseUrl {
     url: String,
     mode: SslMode,
     verify: Verify,
     roots: Option<String>,
 }
 
-impl Wanted {
+impl DatabaseUrl {
     fn of(url: &str) -> Result<Self, String> {
         let (mut mode, mut roots) = (None, None);
         let mut keep = |name: &str, value: &str| match name {
@@ -172,7 +172,7 @@ fn decoded(text: &str) -> String {
 struct Tls(Arc<ClientConfig>);
 
 impl Tls {
-    fn new(wanted: &Wanted) -> Result<Self, String> {
+    fn new(wanted: &DatabaseUrl) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let chain = match wanted.verify {
             Verify::Nothing => None,
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn the_url_decides_what_is_verified_and_loses_parameters_of_the_app_driver() {
-        let wanted = |url: &str| Wanted::of(url).map(|w| (w.url, w.mode, w.verify, w.roots));
+        let wanted = |url: &str| DatabaseUrl::of(url).map(|w| (w.url, w.mode, w.verify, w.roots));
         let plain = "postgres://u:p@h:6543/db".to_owned();
         for (query, mode, verify, roots) in [
             ("", SslMode::Prefer, Verify::Nothing, None),

@@ -19,14 +19,14 @@ pub enum Condition {
 
 /// The verdict of a watch without a breach.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum WatchVerdict {
     /// Enough data, and nothing is wrong.
     Ok,
     /// Too little data, for this reason.
     NotEnoughData(String),
 }
 
-impl Verdict {
+impl WatchVerdict {
     /// Its name in JSON and in the history.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -40,7 +40,7 @@ impl Verdict {
 /// What a judge remembers from one tick to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Memory {
+pub struct JudgeState {
     bad_in_a_row: u32,
     last_reason: Option<String>,
 }
@@ -50,25 +50,25 @@ pub struct Memory {
 pub struct Judge<'a> {
     limits: &'a Monitor,
     allowed: Allowed,
-    memory: Memory,
+    memory: JudgeState,
 }
 
 impl<'a> Judge<'a> {
     /// Judges by these limits and the old version's answers in its last activation.
     #[must_use]
     pub fn new(limits: &'a Monitor, before: Option<Answers>) -> Self {
-        Self::resume(limits, before, Memory::default())
+        Self::resume(limits, before, JudgeState::default())
     }
 
     /// Continues from an earlier tick.
     #[must_use]
-    pub fn resume(limits: &'a Monitor, before: Option<Answers>, memory: Memory) -> Self {
+    pub fn resume(limits: &'a Monitor, before: Option<Answers>, memory: JudgeState) -> Self {
         Self { limits, allowed: Allowed::new(limits.max_error_rate, before), memory }
     }
 
     /// What to remember.
     #[must_use]
-    pub fn memory(&self) -> &Memory {
+    pub fn memory(&self) -> &JudgeState {
         &self.memory
     }
 
@@ -105,7 +105,7 @@ impl<'a> Judge<'a> {
 
     /// The verdict, if there was no breach.
     #[must_use]
-    pub fn verdict(&self, total: &Counters) -> Verdict {
+    pub fn verdict(&self, total: &Counters) -> WatchVerdict {
         let (answers, least) = (total.answers(), self.limits.min_requests);
         let why = if answers.all() < least {
             let gone = total.clients_gone();
@@ -121,9 +121,9 @@ impl<'a> Judge<'a> {
             let (bad, needed) = (self.memory.bad_in_a_row, self.limits.breach_after);
             format!("{reason}, in {bad} of the {needed} intervals in a row that are needed for a breach")
         } else {
-            return Verdict::Ok;
+            return WatchVerdict::Ok;
         };
-        Verdict::NotEnoughData(why)
+        WatchVerdict::NotEnoughData(why)
     }
 
     fn too_many(&self, answers: Answers) -> String {
@@ -211,7 +211,7 @@ mod tests {
         for _ in 0..5 {
             assert_eq!(judge.tick(&counters(2, 1), &counters(10, 2), &Condition::Well), None);
         }
-        let Verdict::NotEnoughData(why) = judge.verdict(&counters(10, 2)) else { panic!() };
+        let WatchVerdict::NotEnoughData(why) = judge.verdict(&counters(10, 2)) else { panic!() };
         assert_eq!(why, "10 requests were answered, and at least 20 are needed");
     }
 
@@ -219,8 +219,8 @@ mod tests {
     fn a_rate_above_the_limit_without_proof_is_not_ok() {
         let mut limits = limits();
         let judge = Judge::new(quick(&mut limits), None);
-        assert_eq!(judge.verdict(&counters(100, 1)), Verdict::Ok);
-        let Verdict::NotEnoughData(why) = judge.verdict(&counters(100, 2)) else { panic!() };
+        assert_eq!(judge.verdict(&counters(100, 1)), WatchVerdict::Ok);
+        let WatchVerdict::NotEnoughData(why) = judge.verdict(&counters(100, 2)) else { panic!() };
         assert_eq!(why, "2 of 100 requests failed: 2.0%, more than 1.0%, but too few to be sure");
     }
 
@@ -230,13 +230,13 @@ mod tests {
         let mut judge = Judge::new(&limits, None);
         let (slow, idle) = (counters(100, 0), Counters::default());
         assert_eq!(judge.tick(&slow, &slow, &Condition::Well), None);
-        let Verdict::NotEnoughData(why) = judge.verdict(&slow) else { panic!() };
+        let WatchVerdict::NotEnoughData(why) = judge.verdict(&slow) else { panic!() };
         assert_eq!(
             why,
             "p95 is 95ms, more than 50ms, in 1 of the 2 intervals in a row that are needed for a breach"
         );
         assert_eq!(judge.tick(&idle, &idle, &Condition::Well), None);
-        assert_eq!(judge.verdict(&slow), Verdict::Ok);
+        assert_eq!(judge.verdict(&slow), WatchVerdict::Ok);
         assert_eq!(judge.tick(&slow, &slow, &Condition::Well), None);
         // A resumed judge remembers the bad tick.
         let mut judge = Judge::resume(&limits, None, judge.memory().clone());

@@ -37,7 +37,7 @@ fn the_commented_file_is_valid_and_shows_every_default() {
         let written_out = written_out.unwrap_or_else(|e| panic!("{kind}: {e}\n{text}"));
         assert_eq!(
             commented.gate,
-            config::Gate { host: None, headers: Vec::new(), ..written_out.gate.clone() }
+            config::GateSettings { host: None, headers: Vec::new(), ..written_out.gate.clone() }
         );
         let deploy = |config: &config::Config| config::Deploy {
             service: None,

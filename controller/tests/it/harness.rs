@@ -289,8 +289,9 @@ fn kill_instances(state_dir: &Path) {
 }
 
 /// The process of a record, if it is alive.
-pub(crate) fn alive(saved: &Value) -> Option<uh_controller::runtime::process::proc::Known> {
-    let known: uh_controller::runtime::process::proc::Known = serde_json::from_value(saved.clone()).ok()?;
+pub(crate) fn alive(saved: &Value) -> Option<uh_controller::runtime::process::proc::ProcessIdentity> {
+    let known: uh_controller::runtime::process::proc::ProcessIdentity =
+        serde_json::from_value(saved.clone()).ok()?;
     known.is_alive().then_some(known)
 }
 
@@ -310,7 +311,7 @@ fn pids_in(state_dir: &Path) -> Vec<(String, i32)> {
     let Ok(entries) = fs::read_dir(state_dir.join("instances")) else { return Vec::new() };
     let pid = |path: PathBuf| {
         let saved: Value = serde_json::from_slice(&fs::read(path.join("state.json")).ok()?).ok()?;
-        let known: uh_controller::runtime::process::proc::Known =
+        let known: uh_controller::runtime::process::proc::ProcessIdentity =
             serde_json::from_value(saved["app"].clone()).ok()?;
         known.is_alive().then(|| (path.file_name().unwrap().to_string_lossy().into_owned(), known.pid))
     };

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use uh_app_shim::drain::Outcome;
+use uh_app_shim::drain::DrainOutcome;
 use uh_sample_app::note;
 use uh_sample_app::server::Server;
 use uh_sample_app::settings::Settings;
@@ -24,8 +24,8 @@ async fn main() -> ExitCode {
         }
     };
     match run(settings).await {
-        Ok(Outcome::Clean) => ExitCode::SUCCESS,
-        Ok(Outcome::Cut(count)) => {
+        Ok(DrainOutcome::Clean) => ExitCode::SUCCESS,
+        Ok(DrainOutcome::Cut(count)) => {
             note(format_args!("exiting, {count} requests in flight were cut"));
             ExitCode::FAILURE
         }
@@ -36,7 +36,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(settings: Settings) -> anyhow::Result<Outcome> {
+async fn run(settings: Settings) -> anyhow::Result<DrainOutcome> {
     let mut signals = Signals::install().context("can't install signal handlers")?;
     if !settings.start_delay.is_zero() {
         note(format_args!("listening in {:?}", settings.start_delay));
@@ -45,7 +45,7 @@ async fn run(settings: Settings) -> anyhow::Result<Outcome> {
         () = tokio::time::sleep(settings.start_delay) => {}
         name = signals.next() => {
             note(format_args!("{name} before listening"));
-            return Ok(Outcome::Clean);
+            return Ok(DrainOutcome::Clean);
         }
     }
 
@@ -60,7 +60,7 @@ async fn run(settings: Settings) -> anyhow::Result<Outcome> {
         outcome = drain.finish() => outcome,
         name = signals.next() => {
             note(format_args!("{name} while draining"));
-            Outcome::Cut(drain.in_flight())
+            DrainOutcome::Cut(drain.in_flight())
         }
     })
 }

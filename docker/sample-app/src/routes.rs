@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper::header::HeaderName;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
-use uh_app_shim::health::Status;
+use uh_app_shim::health::HealthStatus;
 
 use crate::query::{self, Query};
 use crate::reply::{self, Body, Refusal};
@@ -71,9 +71,9 @@ fn greeting(app: &App) -> Response<Body> {
 /// During a drain, only requests on older connections arrive, because the listener is closed.
 fn health(app: &App) -> Response<Body> {
     let status = match (app.drain.has_started(), app.settings.health) {
-        (true, _) => Status::Draining,
-        (false, Health::Unhealthy) => Status::Unhealthy,
-        (false, Health::Healthy) => Status::Healthy,
+        (true, _) => HealthStatus::Draining,
+        (false, Health::Unhealthy) => HealthStatus::Unhealthy,
+        (false, Health::Healthy) => HealthStatus::Healthy,
     };
     // The check itself is in flight too.
     let in_flight = app.drain.in_flight().saturating_sub(1);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::TcpListener;
 use uh_app_shim::drain::Drain;
-use uh_app_shim::health::{Health, Identity};
+use uh_app_shim::health::{AppIdentity, HealthReporter};
 
 use crate::routes;
 use crate::settings::Settings;
@@ -63,7 +63,7 @@ pub(crate) struct App {
     /// The settings.
     pub(crate) settings: Settings,
     /// The health answer.
-    pub(crate) health: Health,
+    pub(crate) health: HealthReporter,
     /// Counts what is in flight.
     pub(crate) drain: Arc<Drain>,
     pages_asked_for: AtomicU64,
@@ -71,7 +71,7 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn new(settings: Settings) -> Self {
-        let health = Health::new(Identity {
+        let health = HealthReporter::new(AppIdentity {
             deployment: settings.backend.as_str().to_owned(),
             version: Some(settings.version.as_str().to_owned()),
         });

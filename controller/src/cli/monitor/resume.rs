@@ -3,26 +3,29 @@
 use uh_protocol::BackendName;
 
 use super::{Watcher, conclude, moved_on};
-use crate::cli::exit::{Exit, Failed};
-use crate::cli::monitor::watcher::Ended;
+use crate::cli::exit::{CliError, Exit};
+use crate::cli::monitor::watcher::WatchEnd;
 use crate::cli::session::Session;
-use crate::deploy::facts::Facts;
-use crate::deploy::history::Line;
+use crate::deploy::facts::OperationFacts;
+use crate::deploy::history::HistoryEntry;
 use crate::deploy::journal;
 use crate::deploy::machine::{Outcome, Phase};
 use crate::deploy::named;
-use crate::deploy::watch::{self, Plan, Watch, WatchFile};
-use crate::front::Front;
+use crate::deploy::watch::{self, Watch, WatchFile, WatchPlan};
+use crate::proxy::ProxyService;
 use crate::time::span;
 
 /// Continues a watch whose process is gone, for the remaining time. `None`: there is none. The lock isn't held, so
 /// that a manual rollback is possible meanwhile.
-pub(in crate::cli) async fn finish(session: &Session, front: &Front) -> Result<Option<Exit>, Failed> {
-    go_on(session, front, true).await
+pub(in crate::cli) async fn finish(
+    session: &Session,
+    proxy: &ProxyService,
+) -> Result<Option<Exit>, CliError> {
+    go_on(session, proxy, true).await
 }
 
 /// The same, but asks uh-proxy only if there is a watch to continue.
-pub(in crate::cli) async fn if_needed(session: &Session) -> Result<Option<Exit>, Failed> {
+pub(in crate::cli) async fn if_needed(session: &Session) -> Result<Option<Exit>, CliError> {
     let state_dir = &session.config.deploy.state_dir;
     let newest = watch::look(state_dir).map_err(|e| unusable(&e))?;
     let open = newest.as_ref().is_some_and(|watch| !watch.has_ended());
@@ -30,42 +33,45 @@ pub(in crate::cli) async fn if_needed(session: &Session) -> Result<Option<Exit>,
     if !open && !lost {
         return Ok(None);
     }
-    let front = session.front().await.map_err(|failed| {
+    let proxy = session.proxy().await.map_err(|failed| {
         let message = format!(
             "{}. A watch is unfinished and can only continue once uh-proxy answers; then run `uh-deploy recover` again",
             failed.message()
         );
-        Failed::new(Exit::Attention, message)
+        CliError::new(Exit::Attention, message)
     })?;
-    finish(session, &front).await
+    finish(session, &proxy).await
 }
 
 /// Finishes a watch whose process is gone before another one starts. With automatic rollback, it continues for the
 /// remaining time; otherwise it is judged by what was counted so far. `Some`: the version was bad, and the caller
 /// must stop with this exit code. The lock isn't held.
-pub(in crate::cli) async fn before_another(session: &Session, front: &Front) -> Result<Option<Exit>, Failed> {
+pub(in crate::cli) async fn before_another(
+    session: &Session,
+    proxy: &ProxyService,
+) -> Result<Option<Exit>, CliError> {
     let newest = watch::look(&session.config.deploy.state_dir).map_err(|e| unusable(&e))?;
     let planned = lost(session, newest.as_ref())?.map(|(_, plan)| plan);
     let open = newest.filter(|watch| !watch.has_ended()).map(|watch| watch.plan);
     let promised = open.or(planned).is_some_and(|plan| plan.auto_rollback);
-    let ended = go_on(session, front, promised).await?;
+    let ended = go_on(session, proxy, promised).await?;
     Ok(ended.filter(|exit| !matches!(exit, Exit::Done | Exit::Superseded | Exit::NotEnoughData)))
 }
 
 /// Closes a watch whose process is gone, because another operation supersedes it. The lock is held.
-pub(in crate::cli) fn supersede(session: &Session, by: &str) -> Result<(), Failed> {
+pub(in crate::cli) fn supersede(session: &Session, by: &str) -> Result<(), CliError> {
     let Some((file, mut watch)) = orphan(session)? else { return Ok(()) };
     let reason = format!("{by} ended a watch whose process was gone: not enough data");
     session.report.say(&reason);
     watch.verdict = Some("superseded".to_owned());
-    session.remember(Line {
+    session.remember(HistoryEntry {
         command: "watch".to_owned(),
         service: Some(watch.service.clone()),
         to: Some(watch.backend.clone()),
         version: watch.version.clone(),
         outcome: "not enough data".to_owned(),
         reason: Some(reason),
-        ..Line::default()
+        ..HistoryEntry::default()
     });
     file.save(&watch).map_err(|e| unusable(&e))
 }
@@ -78,13 +84,13 @@ pub(in crate::cli) fn needs(session: &Session) -> Option<(BackendName, BackendNa
     watch.before.filter(|_| wanted).map(|before| (before.backend, watch.backend))
 }
 
-async fn go_on(session: &Session, front: &Front, to_its_end: bool) -> Result<Option<Exit>, Failed> {
+async fn go_on(session: &Session, proxy: &ProxyService, to_its_end: bool) -> Result<Option<Exit>, CliError> {
     let mut watcher = match orphan(session)? {
         Some((file, watch)) => {
             say(session, &watch, to_its_end);
-            Watcher::of_record(session, front, file, watch)
+            Watcher::of_record(session, proxy, file, watch)
         }
-        None => match never_begun(session, front).await? {
+        None => match never_started(session, proxy).await? {
             Some(watcher) => watcher,
             None => return Ok(None),
         },
@@ -94,14 +100,14 @@ async fn go_on(session: &Session, front: &Front, to_its_end: bool) -> Result<Opt
         Some(ended) => ended,
         None => {
             let left = watcher.left(jiff::Timestamp::now());
-            if to_its_end && !left.is_zero() { watcher.run(left, None).await? } else { Ended::Well }
+            if to_its_end && !left.is_zero() { watcher.run(left, None).await? } else { WatchEnd::Well }
         }
     };
-    if let Ended::MovedOn(view) = &ended {
+    if let WatchEnd::MovedOn(view) = &ended {
         moved_on(session, &mut watcher, view);
         return Ok(Some(Exit::Done));
     }
-    conclude(session, front, &mut watcher, ended, false).await.map(Some)
+    conclude(session, proxy, &mut watcher, ended, false).await.map(Some)
 }
 
 fn say(session: &Session, watch: &Watch, to_its_end: bool) {
@@ -118,7 +124,7 @@ fn say(session: &Session, watch: &Watch, to_its_end: bool) {
 }
 
 /// An open watch that no process holds.
-fn orphan(session: &Session) -> Result<Option<(WatchFile, Watch)>, Failed> {
+fn orphan(session: &Session) -> Result<Option<(WatchFile, Watch)>, CliError> {
     let state_dir = &session.config.deploy.state_dir;
     let open = || watch::look(state_dir).map(|watch| watch.filter(|watch| !watch.has_ended()));
     if open().map_err(|e| unusable(&e))?.is_none() {
@@ -130,27 +136,30 @@ fn orphan(session: &Session) -> Result<Option<(WatchFile, Watch)>, Failed> {
 }
 
 /// A deploy that was killed after its switch and before its watch was saved, and the planned watch.
-fn lost(session: &Session, newest: Option<&Watch>) -> Result<Option<(Facts, Plan)>, Failed> {
-    let story = journal::look(&session.config.deploy.state_dir);
-    let story = story.map_err(|e| Failed::new(Exit::Attention, crate::chain(&e)))?;
-    let deployed = story.filter(|story| story.phase == Phase::Done(Outcome::Deployed));
-    let Some(facts) = deployed.map(|story| story.facts) else { return Ok(None) };
+fn lost(session: &Session, newest: Option<&Watch>) -> Result<Option<(OperationFacts, WatchPlan)>, CliError> {
+    let replayed = journal::look(&session.config.deploy.state_dir);
+    let replayed = replayed.map_err(|e| CliError::new(Exit::Attention, crate::chain(&e)))?;
+    let deployed = replayed.filter(|replayed| replayed.phase == Phase::Done(Outcome::Deployed));
+    let Some(facts) = deployed.map(|replayed| replayed.facts) else { return Ok(None) };
     let known = newest.is_some_and(|watch| watch.operation == facts.operation);
     Ok(facts.watch.clone().filter(|_| !known).map(|plan| (facts, plan)))
 }
 
-async fn never_begun<'a>(session: &'a Session, front: &'a Front) -> Result<Option<Watcher<'a>>, Failed> {
+async fn never_started<'a>(
+    session: &'a Session,
+    proxy: &'a ProxyService,
+) -> Result<Option<Watcher<'a>>, CliError> {
     let newest = watch::look(&session.config.deploy.state_dir).map_err(|e| unusable(&e))?;
     let Some((facts, plan)) = lost(session, newest.as_ref())? else { return Ok(None) };
-    if !front.view().await?.is_active(&facts.to) {
+    if !proxy.view().await?.is_active(&facts.to) {
         return Ok(None);
     }
-    let watcher = Watcher::of_deploy(session, front, &facts.operation, plan).await?;
+    let watcher = Watcher::of_deploy(session, proxy, &facts.operation, plan).await?;
     session.report.say("The watch of the last deploy never started: starting it now");
     Ok(Some(watcher))
 }
 
-fn unusable(error: &std::io::Error) -> Failed {
+fn unusable(error: &std::io::Error) -> CliError {
     let message = format!("can't continue the watch: {error}. Fix the cause, or move the file away");
-    Failed::new(Exit::Attention, message)
+    CliError::new(Exit::Attention, message)
 }

@@ -6,59 +6,59 @@ use jiff::Timestamp;
 use uh_protocol::BackendName;
 
 use super::{BEGIN_POLL, MAX_SILENCE, clock, name_of, too_short};
-use crate::cli::exit::{Exit, Failed};
+use crate::cli::exit::{CliError, Exit};
 use crate::cli::operation;
 use crate::cli::session::Session;
 use crate::counters::{Counters, Reading};
-use crate::deploy::activation::{self, Activations, Before};
-use crate::deploy::history::Line;
-use crate::deploy::link::Link;
+use crate::deploy::activation::{self, ActivationFile, PreviousActivation};
+use crate::deploy::history::HistoryEntry;
+use crate::deploy::link::WatchLink;
 use crate::deploy::named;
 use crate::deploy::records::Records;
-use crate::deploy::watch::{self, Plan, Watch, WatchFile};
+use crate::deploy::watch::{self, Watch, WatchFile, WatchPlan};
 use crate::evidence::Breach;
 use crate::fault;
-use crate::front::{Front, FrontError, Serving, View};
 use crate::gate::end_of;
+use crate::proxy::{ProxyError, ProxyService, ServiceView, Serving};
 use crate::report::Form;
 use crate::runtime::InstanceId;
 use crate::time::{iso_millis, same_switch, span};
 use crate::verdict::Answers;
-use crate::verdict::judge::{Condition, Judge, Verdict, percent};
+use crate::verdict::judge::{Condition, Judge, WatchVerdict, percent};
 
 /// How often to check the instance between ticks, so that a crash is noticed immediately.
 const INSTANCE_POLL: Duration = Duration::from_millis(200);
 
 /// How a watch ended.
-pub(in crate::cli) enum Ended {
+pub(in crate::cli) enum WatchEnd {
     /// The time is over without a breach.
     Well,
     /// The version is bad, for this reason.
     Breach(String),
     /// Traffic was switched, to another backend or to the same one again.
-    MovedOn(Box<View>),
+    MovedOn(Box<ServiceView>),
 }
 
 /// Watches one backend.
 pub(in crate::cli) struct Watcher<'a> {
     session: &'a Session,
-    front: &'a Front,
+    proxy: &'a ProxyService,
     pub(in crate::cli) watched: BackendName,
     name: String,
     /// From uh-proxy's status. A different value means another activation.
     last_switch: Option<String>,
     instance: Option<InstanceId>,
-    plan: Plan,
-    before: Option<Before>,
+    plan: WatchPlan,
+    before: Option<PreviousActivation>,
     last: Reading,
     seen: Counters,
     in_flight: u64,
     judge: Judge<'a>,
-    record: Option<Record>,
+    record: Option<SavedWatch>,
 }
 
 /// The saved form of a watch that must survive its process.
-struct Record {
+struct SavedWatch {
     /// `None`: another watch still holds the file.
     file: Option<WatchFile>,
     watch: Watch,
@@ -70,32 +70,32 @@ impl<'a> Watcher<'a> {
     /// Watches the active backend, from now on.
     pub(in crate::cli) async fn of_active(
         session: &'a Session,
-        front: &'a Front,
-        plan: Plan,
-    ) -> Result<Self, Failed> {
-        let active = front.view().await?.service.active;
-        let (view, last) = activation::read(front, &active).await?;
-        let before = Activations::new(&session.config.deploy.state_dir)
+        proxy: &'a ProxyService,
+        plan: WatchPlan,
+    ) -> Result<Self, CliError> {
+        let active = proxy.view().await?.service.active;
+        let (view, last) = activation::read(proxy, &active).await?;
+        let before = ActivationFile::new(&session.config.deploy.state_dir)
             .current(&view)
             .unwrap_or_else(|e| {
                 session.report.warn(&format!("can't compare with the old version: {e}"));
                 None
             })
             .and_then(|activation| activation.before);
-        Ok(Self::new(session, front, &view, plan, before, last))
+        Ok(Self::new(session, proxy, &view, plan, before, last))
     }
 
     /// Watches what a deploy has just switched to, from the switch on.
     pub(in crate::cli) async fn of_deploy(
         session: &'a Session,
-        front: &'a Front,
+        proxy: &'a ProxyService,
         operation: &str,
-        plan: Plan,
-    ) -> Result<Self, FrontError> {
+        plan: WatchPlan,
+    ) -> Result<Self, ProxyError> {
         let state_dir = &session.config.deploy.state_dir;
-        let active = front.view().await?.service.active;
-        let (view, now) = activation::read(front, &active).await?;
-        let current = Activations::new(state_dir).current(&view).unwrap_or_else(|e| {
+        let active = proxy.view().await?.service.active;
+        let (view, now) = activation::read(proxy, &active).await?;
+        let current = ActivationFile::new(state_dir).current(&view).unwrap_or_else(|e| {
             session.report.warn(&format!("can't compare with the old version: {e}"));
             None
         });
@@ -103,14 +103,14 @@ impl<'a> Watcher<'a> {
             Some(activation) => (activation.start, activation.before),
             None => (now, None),
         };
-        let mut watcher = Self::new(session, front, &view, plan, before, last);
+        let mut watcher = Self::new(session, proxy, &view, plan, before, last);
         let began: Timestamp =
             watcher.last_switch.as_deref().and_then(|at| at.parse().ok()).unwrap_or_else(Timestamp::now);
         let ends = began.checked_add(watcher.plan.duration()).unwrap_or(Timestamp::MAX);
         let watch = Watch {
             schema: watch::SCHEMA,
             operation: operation.to_owned(),
-            service: front.service.clone(),
+            service: proxy.service.clone(),
             backend: watcher.watched.clone(),
             version: view.version(&watcher.watched),
             last_switch: watcher.last_switch.clone(),
@@ -123,7 +123,7 @@ impl<'a> Watcher<'a> {
             memory: watcher.judge.memory().clone(),
             verdict: None,
         };
-        watcher.record = Some(Record { file: None, watch, complained: false });
+        watcher.record = Some(SavedWatch { file: None, watch, complained: false });
         watcher.save();
         Ok(watcher)
     }
@@ -131,14 +131,14 @@ impl<'a> Watcher<'a> {
     /// Continues a saved watch from its last tick.
     pub(in crate::cli) fn of_record(
         session: &'a Session,
-        front: &'a Front,
+        proxy: &'a ProxyService,
         file: WatchFile,
         watch: Watch,
     ) -> Self {
         let answers = watch.before.as_ref().map(|before| before.counters.answers());
         Self {
             session,
-            front,
+            proxy,
             watched: watch.backend.clone(),
             name: named(&watch.backend, watch.version.as_deref()),
             last_switch: watch.last_switch.clone(),
@@ -149,23 +149,23 @@ impl<'a> Watcher<'a> {
             seen: watch.seen.clone(),
             in_flight: 0,
             judge: Judge::resume(&session.config.monitor, answers, watch.memory.clone()),
-            record: Some(Record { file: Some(file), watch, complained: false }),
+            record: Some(SavedWatch { file: Some(file), watch, complained: false }),
         }
     }
 
     fn new(
         session: &'a Session,
-        front: &'a Front,
-        view: &View,
-        plan: Plan,
-        before: Option<Before>,
+        proxy: &'a ProxyService,
+        view: &ServiceView,
+        plan: WatchPlan,
+        before: Option<PreviousActivation>,
         last: Reading,
     ) -> Self {
         let watched = view.service.active.clone();
         let answers = before.as_ref().map(|before| before.counters.answers());
         Self {
             session,
-            front,
+            proxy,
             name: name_of(view, &watched),
             last_switch: view.service.last_switch.clone(),
             instance: instance(session, &watched),
@@ -196,7 +196,7 @@ impl<'a> Watcher<'a> {
         before.map(|before| before.counters.answers())
     }
 
-    pub(in crate::cli) fn plan(&self) -> &Plan {
+    pub(in crate::cli) fn plan(&self) -> &WatchPlan {
         &self.plan
     }
 
@@ -205,11 +205,11 @@ impl<'a> Watcher<'a> {
         self.record.is_some()
     }
 
-    pub(in crate::cli) fn verdict(&self) -> Verdict {
+    pub(in crate::cli) fn verdict(&self) -> WatchVerdict {
         match self.judge.verdict(&self.seen) {
-            Verdict::NotEnoughData(why) if self.in_flight > 0 && !self.seen.knows_overdue() => {
+            WatchVerdict::NotEnoughData(why) if self.in_flight > 0 && !self.seen.knows_overdue() => {
                 let open = self.in_flight;
-                Verdict::NotEnoughData(format!(
+                WatchVerdict::NotEnoughData(format!(
                     "{why}; {open} requests are in flight, and this uh-proxy doesn't report overdue ones"
                 ))
             }
@@ -230,8 +230,8 @@ impl<'a> Watcher<'a> {
     pub(in crate::cli) async fn run(
         &mut self,
         duration: Duration,
-        link: Option<&Link>,
-    ) -> Result<Ended, Failed> {
+        link: Option<&WatchLink>,
+    ) -> Result<WatchEnd, CliError> {
         let end = Instant::now() + duration;
         let mut silent_since = None;
         loop {
@@ -246,7 +246,7 @@ impl<'a> Watcher<'a> {
                 Ok(Some(done)) => return Ok(done),
                 Ok(None) if Instant::now() >= end => {
                     fault::point("watch.tick");
-                    return Ok(Ended::Well);
+                    return Ok(WatchEnd::Well);
                 }
                 Ok(None) => silent_since = None,
                 Err(e) => {
@@ -268,7 +268,7 @@ impl<'a> Watcher<'a> {
     }
 
     /// Without uh-proxy the active backend is unknown. A saved watch stays open for the next command.
-    fn silence(&self, error: &FrontError) -> Failed {
+    fn silence(&self, error: &ProxyError) -> CliError {
         let next =
             if self.is_recorded() { ", then run `uh-deploy recover` to continue the watch" } else { "" };
         let message = format!(
@@ -276,11 +276,11 @@ impl<'a> Watcher<'a> {
             self.name,
             crate::chain(error)
         );
-        Failed::new(Exit::Attention, message)
+        CliError::new(Exit::Attention, message)
     }
 
     /// While a deploy settles, it checks the instance itself and moves traffic back.
-    async fn instance_end(&self, link: Option<&Link>) -> Option<String> {
+    async fn instance_end(&self, link: Option<&WatchLink>) -> Option<String> {
         let settles = !self.session.config.deploy.settle.is_zero();
         if settles && link.is_some_and(|link| !link.is_over()) {
             return None;
@@ -291,16 +291,16 @@ impl<'a> Watcher<'a> {
     }
 
     /// An extra tick.
-    pub(super) async fn look(&mut self) -> Result<Option<Ended>, FrontError> {
+    pub(super) async fn look(&mut self) -> Result<Option<WatchEnd>, ProxyError> {
         let ended = self.instance_end(None).await;
         self.tick(ended).await
     }
 
-    async fn tick(&mut self, ended: Option<String>) -> Result<Option<Ended>, FrontError> {
-        let (view, now) = activation::read(self.front, &self.watched).await?;
+    async fn tick(&mut self, ended: Option<String>) -> Result<Option<WatchEnd>, ProxyError> {
+        let (view, now) = activation::read(self.proxy, &self.watched).await?;
         let same = same_switch(view.service.last_switch.as_deref(), self.last_switch.as_deref());
         if !view.is_active(&self.watched) || !same {
-            return Ok(Some(Ended::MovedOn(Box::new(view))));
+            return Ok(Some(WatchEnd::MovedOn(Box::new(view))));
         }
         if !now.process.is(&self.last.process) {
             self.session.report.warn(
@@ -323,7 +323,7 @@ impl<'a> Watcher<'a> {
         self.show(&tick, &condition);
         let breach = self.judge.tick(&tick, &self.seen, &condition);
         self.save();
-        Ok(breach.map(Ended::Breach))
+        Ok(breach.map(WatchEnd::Breach))
     }
 
     fn show(&self, tick: &Counters, condition: &Condition) {
@@ -382,21 +382,21 @@ impl<'a> Watcher<'a> {
     pub(in crate::cli) fn evidence(&self, reason: String) -> Breach {
         let since = self.last_switch.clone().unwrap_or_default();
         let failures = self.seen.failures();
-        Breach::collect(&self.session.config, &self.front.service, &self.watched, &since, reason, failures)
+        Breach::collect(&self.session.config, &self.proxy.service, &self.watched, &since, reason, failures)
     }
 
     /// An entry for the history.
-    pub(in crate::cli) fn line(&self, outcome: &str) -> Line {
-        Line {
+    pub(in crate::cli) fn line(&self, outcome: &str) -> HistoryEntry {
+        HistoryEntry {
             command: "watch".to_owned(),
-            service: Some(self.front.service.clone()),
+            service: Some(self.proxy.service.clone()),
             from: self.before.as_ref().map(|before| before.backend.clone()),
             from_version: self.before.as_ref().and_then(|before| before.version.clone()),
             to: Some(self.watched.clone()),
             version: self.record.as_ref().and_then(|record| record.watch.version.clone()),
             outcome: outcome.to_owned(),
             remarks: vec![figures(&self.seen)],
-            ..Line::default()
+            ..HistoryEntry::default()
         }
     }
 
@@ -441,8 +441,9 @@ fn instance(session: &Session, backend: &BackendName) -> Option<InstanceId> {
     let records = Records::new(&session.config.deploy.state_dir);
     // A candidate's record becomes its backend's only at the end of the deploy.
     let unfinished = operation::unfinished(session).ok().flatten();
-    let unfinished = unfinished.filter(|story| story.facts.to == *backend);
-    let candidate = unfinished.and_then(|story| records.candidate(&story.facts.operation).ok().flatten());
+    let unfinished = unfinished.filter(|replayed| replayed.facts.to == *backend);
+    let candidate =
+        unfinished.and_then(|replayed| records.candidate(&replayed.facts.operation).ok().flatten());
     candidate.or_else(|| records.of(backend).ok().flatten()).map(|record| record.instance)
 }
 

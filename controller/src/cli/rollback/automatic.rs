@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::undo::Wanted;
+use super::undo::UndoRequest;
 use super::{NoRollback, find_undo, roll_back};
-use crate::cli::exit::{Exit, Failed};
+use crate::cli::exit::{CliError, Exit};
 use crate::cli::monitor::Watcher;
 use crate::cli::session::Session;
 use crate::cli::{Done, alive, operation};
 use crate::deploy::activation;
-use crate::deploy::driver::Ended;
+use crate::deploy::driver::OperationEnd;
 use crate::deploy::machine::Outcome;
 use crate::evidence::Breach;
-use crate::front::{Front, Serving};
+use crate::proxy::{ProxyService, Serving};
 use crate::time::{same_switch, span};
 use crate::verdict::Answers;
 use crate::verdict::judge::Judge;
@@ -34,18 +34,18 @@ const LOOK_POLL: Duration = Duration::from_millis(100);
 /// has to be tried again.
 pub(in crate::cli) async fn automatic(
     session: &Session,
-    front: &Front,
+    proxy: &ProxyService,
     watcher: &Watcher<'_>,
     breach: &Breach,
 ) -> Done {
     let (reason, watched) = (&breach.reason, &watcher.watched);
     session.report.say(&format!("Rolling back automatically from {watched}: {reason}"));
-    match roll_back_from(session, front, watcher, breach).await {
+    match roll_back_from(session, proxy, watcher, breach).await {
         Ok(ended) if ended.outcome == Outcome::RolledBack => {
-            Ok(after(session, front, watcher.answers_before(ended.serving.as_ref())).await)
+            Ok(after(session, proxy, watcher.answers_before(ended.serving.as_ref())).await)
         }
         Ok(ended) if ended.outcome == Outcome::Superseded => Ok(Exit::Superseded),
-        Ok(ended) => Err(Failed::new(
+        Ok(ended) => Err(CliError::new(
             Exit::Attention,
             format!(
                 "{watched} is failing ({reason}) and couldn't be rolled back: {}. Manual intervention required",
@@ -56,7 +56,7 @@ pub(in crate::cli) async fn automatic(
         Err(failed) => {
             let message =
                 format!("{watched} is failing ({reason}) and couldn't be rolled back: {}", failed.message());
-            Err(Failed::new(Exit::Attention, message))
+            Err(CliError::new(Exit::Attention, message))
         }
     }
 }
@@ -64,31 +64,31 @@ pub(in crate::cli) async fn automatic(
 /// Recovers an interrupted operation first, then checks again which backend is active.
 async fn roll_back_from(
     session: &Session,
-    front: &Front,
+    proxy: &ProxyService,
     watcher: &Watcher<'_>,
     breach: &Breach,
-) -> Result<Ended, Failed> {
+) -> Result<OperationEnd, CliError> {
     let watched = &watcher.watched;
     let _lock = session.lock_patiently(&format!("automatic rollback from {watched}")).await?;
-    if let Some((_, ended)) = operation::recover_if_needed(session, front).await?
+    if let Some((_, ended)) = operation::recover_if_needed(session, proxy).await?
         && ended.outcome == Outcome::Attention
     {
         return Ok(ended);
     }
-    let serving = front.serving_soon().await?;
+    let serving = proxy.serving_soon().await?;
     if serving.is(watched) && !is_same(watcher, &serving) {
         let message = format!(
             "traffic was switched to {watched} again since the breach, so nothing was rolled back; {}",
             serving.sentence()
         );
-        return Err(Failed::new(Exit::Superseded, message));
+        return Err(CliError::new(Exit::Superseded, message));
     }
     if !serving.is(watched) {
         let message =
             format!("{watched} is no longer active, so nothing was rolled back; {}", serving.sentence());
-        return Err(Failed::new(Exit::Superseded, message));
+        return Err(CliError::new(Exit::Superseded, message));
     }
-    let undo = find_undo(session, &serving, Wanted::Active).map_err(for_good)?;
+    let undo = find_undo(session, &serving, UndoRequest::Active).map_err(for_good)?;
     let within = session.config.monitor.auto_rollback_within;
     let age = undo.at.and_then(|at| Duration::try_from(Timestamp::now().duration_since(at)).ok());
     if age.is_none_or(|age| age > within) {
@@ -99,15 +99,15 @@ async fn roll_back_from(
             span(within),
             undo.to
         );
-        return Err(Failed::new(Exit::Breach, message));
+        return Err(CliError::new(Exit::Breach, message));
     }
-    roll_back(session, front, &serving, &undo.to, false, Some(breach)).await.map_err(for_good)
+    roll_back(session, proxy, &serving, &undo.to, false, Some(breach)).await.map_err(for_good)
 }
 
 /// After a refusal, the result is the breach. Any other failure may pass.
-fn for_good(no: NoRollback) -> Failed {
+fn for_good(no: NoRollback) -> CliError {
     match no {
-        NoRollback::Refused(why) => Failed::new(Exit::Breach, why),
+        NoRollback::Refused(why) => CliError::new(Exit::Breach, why),
         NoRollback::Failed(failed) => failed,
     }
 }
@@ -118,12 +118,12 @@ fn is_same(watcher: &Watcher<'_>, serving: &Serving) -> bool {
 }
 
 /// Reports if the rollback hasn't helped: then the cause is elsewhere.
-async fn after(session: &Session, front: &Front, before: Option<Answers>) -> Exit {
-    let Ok(serving) = front.serving_soon().await else {
+async fn after(session: &Session, proxy: &ProxyService, before: Option<Answers>) -> Exit {
+    let Ok(serving) = proxy.serving_soon().await else {
         session.report.warn("can't check whether the rollback helped: uh-proxy doesn't answer");
         return Exit::RolledBack;
     };
-    let Some(why) = still_bad(session, front, &serving, before).await else { return Exit::RolledBack };
+    let Some(why) = still_bad(session, proxy, &serving, before).await else { return Exit::RolledBack };
     session.report.event("no_help", serde_json::json!({"active": serving.active(), "reason": why}));
     session.report.say(&format!(
         "❌ The rollback did not help: {} has errors too ({why}), so the cause is elsewhere. Manual intervention required",
@@ -136,7 +136,7 @@ async fn after(session: &Session, front: &Front, before: Option<Answers>) -> Exi
 /// it failed before it was replaced: a version that is as it was is no reason to say that going back hasn't helped.
 async fn still_bad(
     session: &Session,
-    front: &Front,
+    proxy: &ProxyService,
     serving: &Serving,
     before: Option<Answers>,
 ) -> Option<String> {
@@ -144,13 +144,13 @@ async fn still_bad(
         return Some(why);
     }
     let backend = serving.active();
-    let (_, start) = activation::read(front, backend).await.ok()?;
+    let (_, start) = activation::read(proxy, backend).await.ok()?;
     let judge = Judge::new(&session.config.monitor, before);
     let deadline = Instant::now() + LOOK;
     // A sequential test: each look is as good as the last one.
     while Instant::now() < deadline {
         tokio::time::sleep(LOOK_POLL).await;
-        let (_, now) = activation::read(front, backend).await.ok()?;
+        let (_, now) = activation::read(proxy, backend).await.ok()?;
         if let Some(why) = judge.fails_too_often(&now.since(&start)) {
             return Some(why);
         }

@@ -3,13 +3,13 @@
 use jiff::Timestamp;
 use uh_protocol::BackendName;
 
-use crate::deploy::history::Line;
+use crate::deploy::history::HistoryEntry;
 use crate::deploy::{named, version_text};
-use crate::front::Serving;
+use crate::proxy::Serving;
 
 /// What an operator, a pipeline or a watch wants to undo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted<'a> {
+pub(super) enum UndoRequest<'a> {
     /// Undo the last change.
     LastChange,
     /// Undo the deploy of this version, which must be active.
@@ -55,11 +55,15 @@ impl Undo {
 ///
 /// # Errors
 /// There is nothing to undo. The text says why, who serves, and what can be done instead.
-pub(super) fn find(history: &[Line], serving: &Serving, wanted: Wanted<'_>) -> Result<Undo, String> {
+pub(super) fn find(
+    history: &[HistoryEntry],
+    serving: &Serving,
+    wanted: UndoRequest<'_>,
+) -> Result<Undo, String> {
     let refuse = |why: &str, instead: &str| {
         Err(format!("nothing to roll back to: {why}; {}. Nothing was changed{instead}", serving.sentence()))
     };
-    let made_active = |line: &&Line| is_kept(line) && line.to.as_ref() == Some(serving.active());
+    let made_active = |line: &&HistoryEntry| is_kept(line) && line.to.as_ref() == Some(serving.active());
     let instead = history.iter().rev().find(made_active).and_then(|line| line.version.as_deref());
     let instead = instead.map_or_else(
         || ". To switch to a backend, run `uh-deploy rollback --to BACKEND`".to_owned(),
@@ -71,10 +75,10 @@ pub(super) fn find(history: &[Line], serving: &Serving, wanted: Wanted<'_>) -> R
         },
     );
     let line = match wanted {
-        Wanted::LastChange => history.iter().rev().find(|line| is_change(line)),
-        Wanted::Of(_) | Wanted::Active => history.iter().rev().find(made_active),
+        UndoRequest::LastChange => history.iter().rev().find(|line| is_change(line)),
+        UndoRequest::Of(_) | UndoRequest::Active => history.iter().rev().find(made_active),
     };
-    if let Wanted::Of(version) = wanted
+    if let UndoRequest::Of(version) = wanted
         && serving.version().as_deref() != Some(version)
     {
         return refuse(&format!("{} isn't active", version_text(version)), "");
@@ -93,7 +97,7 @@ pub(super) fn find(history: &[Line], serving: &Serving, wanted: Wanted<'_>) -> R
             _ => refuse(&format!("{change} ended with an error and isn't serving"), ""),
         };
     }
-    if wanted == Wanted::LastChange && line.command == "rollback" {
+    if wanted == UndoRequest::LastChange && line.command == "rollback" {
         return refuse(&format!("the last change was already undone by {change}"), "");
     }
     if line.to.as_ref() != Some(serving.active()) {
@@ -115,7 +119,7 @@ pub(super) fn find(history: &[Line], serving: &Serving, wanted: Wanted<'_>) -> R
     target(line, serving)
 }
 
-fn target(line: &Line, serving: &Serving) -> Result<Undo, String> {
+fn target(line: &HistoryEntry, serving: &Serving) -> Result<Undo, String> {
     let to = line.from.clone().or_else(|| serving.view().service.previous.clone());
     let to =
         to.ok_or_else(|| format!("nothing to roll back to: {}. Nothing was changed", serving.sentence()))?;
@@ -123,27 +127,33 @@ fn target(line: &Line, serving: &Serving) -> Result<Undo, String> {
 }
 
 /// A deploy, however it ended, or a rollback that moved traffic. A failed rollback can be repeated.
-fn is_change(line: &Line) -> bool {
+fn is_change(line: &HistoryEntry) -> bool {
     line.command == "deploy" || is_kept(line)
 }
 
 /// Whether it moved traffic and left it there.
-fn is_kept(line: &Line) -> bool {
+fn is_kept(line: &HistoryEntry) -> bool {
     matches!(
         (line.command.as_str(), line.outcome.as_str()),
         ("deploy", "deployed") | ("rollback", "rolled_back")
     )
 }
 
-fn describe(line: &Line) -> String {
+fn describe(line: &HistoryEntry) -> String {
     let name = line.to.as_ref().map(|to| named(to, line.version.as_deref())).unwrap_or_default();
     format!("the last {} ({name})", line.command)
 }
 
 /// Whether this version was rolled back, and not deployed or switched to since.
-pub(super) fn was_rolled_back(history: &[Line], backend: &BackendName, version: Option<&str>) -> bool {
-    let arrived = |line: &Line| line.to.as_ref() == Some(backend) && line.version.as_deref() == version;
-    let left = |line: &Line| line.from.as_ref() == Some(backend) && line.from_version.as_deref() == version;
+pub(super) fn was_rolled_back(
+    history: &[HistoryEntry],
+    backend: &BackendName,
+    version: Option<&str>,
+) -> bool {
+    let arrived =
+        |line: &HistoryEntry| line.to.as_ref() == Some(backend) && line.version.as_deref() == version;
+    let left =
+        |line: &HistoryEntry| line.from.as_ref() == Some(backend) && line.from_version.as_deref() == version;
     for line in history.iter().rev() {
         match line.outcome.as_str() {
             "rolled_back" if left(line) => return true,
@@ -161,22 +171,22 @@ pub(super) fn was_rolled_back(history: &[Line], backend: &BackendName, version: 
 mod tests {
     use super::*;
 
-    fn line(command: &str, outcome: &str, from: (&str, &str), to: (&str, &str)) -> Line {
-        Line {
+    fn line(command: &str, outcome: &str, from: (&str, &str), to: (&str, &str)) -> HistoryEntry {
+        HistoryEntry {
             command: command.to_owned(),
             outcome: outcome.to_owned(),
             from: Some(from.0.parse().unwrap()),
             from_version: Some(from.1.to_owned()),
             to: Some(to.0.parse().unwrap()),
             version: Some(to.1.to_owned()),
-            ..Line::default()
+            ..HistoryEntry::default()
         }
     }
 
     #[test]
     fn a_version_is_rolled_back_until_it_is_deployed_or_taken_again() {
         let green = "green".parse().unwrap();
-        let was = |history: &[Line]| was_rolled_back(history, &green, Some("2"));
+        let was = |history: &[HistoryEntry]| was_rolled_back(history, &green, Some("2"));
         let deploy = line("deploy", "deployed", ("blue", "1"), ("green", "2"));
         let back = line("rollback", "rolled_back", ("green", "2"), ("blue", "1"));
         let again = line("rollback", "rolled_back", ("blue", "1"), ("green", "2"));

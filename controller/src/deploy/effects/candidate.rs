@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use super::port_text;
 use super::traffic::ELSEWHERE_ROUNDS;
 use crate::deploy::driver::Driver;
-use crate::deploy::machine::{Event, Failure, Kind};
-use crate::deploy::records::Record;
-use crate::front::{FrontError, OutOfService};
+use crate::deploy::machine::{Event, FailureCause, OperationKind};
+use crate::deploy::records::BackendRecord;
 use crate::gate::{self, Diagnosis};
 use crate::notice::{self, Hook};
 use crate::probe::Expected;
+use crate::proxy::{OutOfService, ProxyError};
 use crate::runtime::{Endpoint, InstanceId, RuntimeError};
 use crate::{fault, ports, redact, time};
 
@@ -25,8 +25,8 @@ impl Driver<'_> {
     pub(super) async fn build(&mut self) -> Event {
         let event = serde_json::json!({"hook": "pre_deploy", "operation": self.facts});
         if let Err(e) = notice::hook(self.config, Hook::PreDeploy, &event, self.report).await {
-            let failed =
-                self.fail_aloud(Failure::Declined, format!("pre_deploy vetoed the deploy: {}", e.reason));
+            let failed = self
+                .fail_aloud(FailureCause::Declined, format!("pre_deploy vetoed the deploy: {}", e.reason));
             e.log.iter().for_each(|line| self.report.line(&format!("  {line}")));
             return failed;
         }
@@ -40,12 +40,12 @@ impl Driver<'_> {
         self.report.end_progress();
         let frozen = match built {
             Ok(frozen) => frozen,
-            Err(e) => return self.runtime_failed(Failure::Build, &e),
+            Err(e) => return self.runtime_failed(FailureCause::Build, &e),
         };
         self.report.fact(if self.noun() == "process" { "Program" } else { "Image" }, &frozen.artifact);
         self.report.fact("Time", &time::span(start.elapsed()));
-        self.tally.artifact = Some(frozen.artifact.clone());
-        self.propose(&Record {
+        self.results.artifact = Some(frozen.artifact.clone());
+        self.propose(&BackendRecord {
             instance: self.facts.instance.clone(),
             frozen,
             operation: self.facts.operation.clone(),
@@ -53,19 +53,19 @@ impl Driver<'_> {
         .unwrap_or(Event::Built)
     }
 
-    fn propose(&mut self, record: &Record) -> Option<Event> {
+    fn propose(&mut self, record: &BackendRecord) -> Option<Event> {
         let proposed = self.records.propose(record);
         // The candidate may log values that are only in its record.
         redact::remember(redact::of_config(self.config));
         let failed = proposed.err()?;
-        Some(self.fail_aloud(Failure::Build, format!("can't write the candidate's record: {failed}")))
+        Some(self.fail_aloud(FailureCause::Build, format!("can't write the candidate's record: {failed}")))
     }
 
     pub(super) async fn check(&mut self) -> Event {
         self.report.step(2, 4, "Validating rollback target");
         let record = match self.records.of(&self.facts.to) {
             Ok(record) => record,
-            Err(e) => return self.fail_aloud(Failure::Declined, e.to_string()),
+            Err(e) => return self.fail_aloud(FailureCause::Declined, e.to_string()),
         };
         let (instance, endpoints) = match &record {
             Some(record) => (record.instance.clone(), record.frozen.endpoints.clone()),
@@ -73,7 +73,7 @@ impl Driver<'_> {
         };
         self.report.fact("Instance", instance.as_str());
         let facts = self.facts.clone();
-        let target = gate::Candidate {
+        let target = gate::HealthGate {
             runtime: self.runtime,
             instance: &instance,
             endpoints: &endpoints,
@@ -100,7 +100,7 @@ impl Driver<'_> {
                 facts.to,
                 found.summary()
             );
-            return self.fail_aloud(Failure::Declined, why);
+            return self.fail_aloud(FailureCause::Declined, why);
         };
         match self.runtime.state(&instance).await {
             Ok(state) if state.is_running() => {
@@ -115,42 +115,42 @@ impl Driver<'_> {
             Ok(_) => {
                 // Check this before anything is stopped for it.
                 if let Err(e) = self.runtime.can_start(&record.frozen) {
-                    return self.runtime_failed(Failure::Declined, &e);
+                    return self.runtime_failed(FailureCause::Declined, &e);
                 }
                 self.report.fact("Status", "not running: starting it again from its record");
-                self.tally
+                self.results
                     .remarks
                     .push("the target wasn't running and was started again from its record".to_owned());
-                self.tally.artifact = Some(record.frozen.artifact.clone());
-                let record = Record {
+                self.results.artifact = Some(record.frozen.artifact.clone());
+                let record = BackendRecord {
                     instance: facts.instance.clone(),
                     frozen: record.frozen,
                     operation: facts.operation.clone(),
                 };
                 self.propose(&record).unwrap_or(Event::Gone)
             }
-            Err(e) => self.runtime_failed(Failure::Start, &e),
+            Err(e) => self.runtime_failed(FailureCause::Start, &e),
         }
     }
 
     /// The backend is withdrawn first: until the candidate is registered, nothing can switch to an instance that is
     /// stopped here, or to a candidate that isn't proven yet.
     pub(super) async fn clear(&mut self) -> Option<Event> {
-        if self.kind == Kind::Deploy {
+        if self.kind == OperationKind::Deploy {
             self.report.step(3, 7, &format!("Starting {}", self.noun()));
         }
         let leftovers = match self.runtime.find(&self.facts.to).await {
             Ok(found) => found.into_iter().filter(|id| *id != self.facts.instance).collect::<Vec<_>>(),
-            Err(e) => return Some(self.runtime_failed(Failure::Start, &e)),
+            Err(e) => return Some(self.runtime_failed(FailureCause::Start, &e)),
         };
         if let Some(taken) = self.port_of_a_stranger(&leftovers).await {
-            return Some(self.runtime_failed(Failure::Start, &taken));
+            return Some(self.runtime_failed(FailureCause::Start, &taken));
         }
         let out = match self.withdraw_target().await {
             Ok(out) => out,
             Err(e) => return Some(self.refused(&e)),
         };
-        self.tally.generation = Some(out.generation());
+        self.results.generation = Some(out.generation());
         fault::point("effect.clear.withdrawn");
         for leftover in leftovers {
             if let Err(event) = self.clear_one(&out, &leftover).await {
@@ -178,36 +178,37 @@ impl Driver<'_> {
     }
 
     /// Withdraws the target, if the routing of this service hasn't changed since the operation began.
-    async fn withdraw_target(&self) -> Result<OutOfService, FrontError> {
+    async fn withdraw_target(&self) -> Result<OutOfService, ProxyError> {
         let mut generation = self.facts.generation;
         for _ in 0..ELSEWHERE_ROUNDS {
-            match OutOfService::withdraw(self.front, &self.facts.to, generation, self.report).await {
+            match OutOfService::withdraw(self.proxy, &self.facts.to, generation, self.report).await {
                 Err(e) if e.is_overtaken() => generation = self.moved_elsewhere(e).await?,
                 other => return other,
             }
         }
-        Err(FrontError::Overtaken("the routing keeps changing".to_owned()))
+        Err(ProxyError::Overtaken("the routing keeps changing".to_owned()))
     }
 
     async fn clear_one(&mut self, out: &OutOfService, leftover: &InstanceId) -> Result<(), Event> {
         let running = self.runtime.state(leftover).await.is_ok_and(|state| state.is_running());
         if running {
-            let drained = out.drain(self.front, self.config.deploy.drain_timeout, self.report).await;
+            let drained = out.drain(self.proxy, self.config.deploy.drain_timeout, self.report).await;
             drained.map_err(|e| self.refused(&e))?;
             self.report.line(&format!("Stopping {leftover}, which was kept for a rollback"));
         }
         let stopped = out.stop(self.runtime, leftover, self.config.deploy.stop_timeout).await;
-        stopped.map_err(|e| self.runtime_failed(Failure::Start, &e))?;
+        stopped.map_err(|e| self.runtime_failed(FailureCause::Start, &e))?;
         fault::point("effect.clear.stopped");
-        self.runtime.remove(leftover).await.map_err(|e| self.runtime_failed(Failure::Start, &e))
+        self.runtime.remove(leftover).await.map_err(|e| self.runtime_failed(FailureCause::Start, &e))
     }
 
     pub(super) async fn start(&mut self) -> Event {
         let record = match self.records.candidate(&self.facts.operation) {
             Ok(Some(record)) => record,
-            Ok(None) => return self.fail_aloud(Failure::Start, "the candidate's record is missing"),
+            Ok(None) => return self.fail_aloud(FailureCause::Start, "the candidate's record is missing"),
             Err(e) => {
-                return self.fail_aloud(Failure::Start, format!("can't read the candidate's record: {e}"));
+                return self
+                    .fail_aloud(FailureCause::Start, format!("can't read the candidate's record: {e}"));
             }
         };
         let (label, name) =
@@ -217,12 +218,12 @@ impl Driver<'_> {
         self.report.fact("Port", &ports.join(", "));
         match self.runtime.start(&record.instance, &record.frozen).await {
             Ok(()) => Event::Started,
-            Err(e) => self.runtime_failed(Failure::Start, &e),
+            Err(e) => self.runtime_failed(FailureCause::Start, &e),
         }
     }
 
     pub(super) async fn prove(&mut self) -> Event {
-        if self.kind == Kind::Deploy {
+        if self.kind == OperationKind::Deploy {
             self.report.step(4, 7, "Waiting for health checks");
         }
         if self.facts.skip_health {
@@ -230,7 +231,7 @@ impl Driver<'_> {
             return Event::Proven;
         }
         let facts = self.facts.clone();
-        let candidate = gate::Candidate {
+        let candidate = gate::HealthGate {
             runtime: self.runtime,
             instance: &facts.instance,
             endpoints: &facts.endpoints,

@@ -3,7 +3,7 @@
 
 use crate::deploy::driver::Driver;
 use crate::deploy::machine::{Event, Outcome};
-use crate::front::View;
+use crate::proxy::ServiceView;
 use crate::time::same_switch;
 
 impl Driver<'_> {
@@ -11,11 +11,11 @@ impl Driver<'_> {
     /// to continue.
     pub(super) async fn confirm(&mut self, outcome: Outcome) -> Option<Event> {
         let untouched = matches!(outcome, Outcome::Failed(_)) && !self.may_serve;
-        let serving = if untouched { self.front.serving().await } else { self.front.serving_soon().await };
+        let serving = if untouched { self.proxy.serving().await } else { self.proxy.serving_soon().await };
         let serving = match serving {
             Ok(serving) => serving,
             Err(error) if error.is_unanswered() && untouched => {
-                self.tally.remarks.push("uh-proxy didn't answer at the end".to_owned());
+                self.results.remarks.push("uh-proxy didn't answer at the end".to_owned());
                 return Some(Event::Confirmed);
             }
             Err(error) if error.is_unanswered() => {
@@ -29,14 +29,14 @@ impl Driver<'_> {
         match event {
             Event::Superseded => {
                 let why = format!("superseded: traffic was switched again; {sentence}");
-                self.tally.reason = Some(why);
+                self.results.reason = Some(why);
             }
             Event::Lost => {
                 let why = format!(
                     "uh-proxy was restarted before the switch to {} was on disk, so the switch is lost; {sentence}",
                     self.facts.to
                 );
-                self.tally.reason = Some(why);
+                self.results.reason = Some(why);
             }
             _ => {}
         }
@@ -44,7 +44,7 @@ impl Driver<'_> {
         Some(event)
     }
 
-    fn judge(&self, outcome: Outcome, view: &View) -> Event {
+    fn judge(&self, outcome: Outcome, view: &ServiceView) -> Event {
         let facts = &self.facts;
         let holds = match outcome {
             // Another deploy may have started another instance of this backend.
@@ -62,8 +62,8 @@ impl Driver<'_> {
     }
 
     /// Whether uh-proxy's state is as if the switch had never happened.
-    fn was_forgotten(&self, view: &View) -> bool {
-        let Some(switched) = &self.tally.switched else {
+    fn was_forgotten(&self, view: &ServiceView) -> bool {
+        let Some(switched) = &self.results.switched else {
             // In a recovery: registering and switching each increased the generation, but so do other services, and
             // the registration may be on disk. The time of the last switch belongs to this service alone.
             let now = view.service.last_switch.as_deref();

@@ -6,13 +6,13 @@ use uh_protocol::BackendName;
 use uh_protocol::request::{SwitchRequest, Switched};
 
 use super::port_text;
-use crate::deploy::activation::{Activations, Handover};
+use crate::deploy::activation::{ActivationFile, Handover};
 use crate::deploy::driver::{Driver, SwitchedAt};
-use crate::deploy::link::Link;
-use crate::deploy::machine::{Event, Failure, Kind};
-use crate::front::{FrontError, Registration};
+use crate::deploy::link::WatchLink;
+use crate::deploy::machine::{Event, FailureCause, OperationKind};
 use crate::gate;
 use crate::notice::{self, Hook};
+use crate::proxy::{ProxyError, Registration};
 use crate::runtime::{InstanceId, State};
 use crate::{chain, fault, time};
 
@@ -32,20 +32,22 @@ impl Driver<'_> {
     pub(super) async fn register(&mut self) -> Option<Event> {
         match self.try_to_register().await {
             Ok(registered) => {
-                self.tally.generation = Some(registered.generation);
+                self.results.generation = Some(registered.generation);
                 self.may_serve = true;
                 if let Some(error) = &registered.persist_error {
                     self.report.warn(&format!(
                         "{} is registered, but uh-proxy couldn't write that to disk yet: {error}",
                         self.facts.to
                     ));
-                    self.tally
+                    self.results
                         .remarks
                         .push(format!("the registration wasn't written to disk immediately: {error}"));
                 }
                 let (endpoints, version) = (&self.facts.endpoints, self.facts.version.as_deref());
-                self.standing =
-                    self.standing.take().map(|standing| standing.with_registered(endpoints, version));
+                self.expected_routing = self
+                    .expected_routing
+                    .take()
+                    .map(|expected_routing| expected_routing.with_registered(endpoints, version));
                 None
             }
             Err(e) => {
@@ -57,20 +59,20 @@ impl Driver<'_> {
 
     /// Registers the target of a rollback again if it was withdrawn but not stopped.
     pub(super) async fn readmit(&mut self) -> Option<Event> {
-        match self.front.view_soon().await {
+        match self.proxy.view_soon().await {
             Ok(view) if view.is_withdrawn(&self.facts.to) => self.register().await,
             Ok(_) => None,
             Err(e) => Some(self.refused(&e)),
         }
     }
 
-    async fn try_to_register(&self) -> Result<Registration, FrontError> {
+    async fn try_to_register(&self) -> Result<Registration, ProxyError> {
         let facts = &self.facts;
-        let mut generation = self.tally.generation.unwrap_or(facts.generation);
+        let mut generation = self.results.generation.unwrap_or(facts.generation);
         let mut rounds = 0;
         loop {
             let version = facts.version.as_deref();
-            match self.front.register(&facts.to, &facts.endpoints, version, generation).await {
+            match self.proxy.register(&facts.to, &facts.endpoints, version, generation).await {
                 Err(e) if e.is_overtaken() && rounds < ELSEWHERE_ROUNDS => {
                     generation = self.moved_elsewhere(e).await?;
                 }
@@ -84,18 +86,21 @@ impl Driver<'_> {
     ///
     /// # Errors
     /// This service has changed, or uh-proxy doesn't answer.
-    pub(super) async fn moved_elsewhere(&self, overtaken: FrontError) -> Result<u64, FrontError> {
-        let view = self.front.view().await?;
-        let now = view.standing(&self.facts.to);
+    pub(super) async fn moved_elsewhere(&self, overtaken: ProxyError) -> Result<u64, ProxyError> {
+        let view = self.proxy.view().await?;
+        let now = view.expected_routing(&self.facts.to);
         let version = self.facts.version.as_deref();
-        let same = self.standing.as_ref().is_some_and(|standing| standing.holds(now, version));
+        let same = self
+            .expected_routing
+            .as_ref()
+            .is_some_and(|expected_routing| expected_routing.holds(now, version));
         if same { Ok(view.generation) } else { Err(overtaken) }
     }
 
     pub(super) async fn switch(&mut self) -> Event {
         let facts = self.facts.clone();
         match self.kind {
-            Kind::Deploy => {
+            OperationKind::Deploy => {
                 self.report.step(5, 7, "Switching traffic");
                 let of = |name: &BackendName| {
                     let endpoints = self.config.backend(name).map_or(&[][..], |backend| &backend.endpoints);
@@ -105,12 +110,12 @@ impl Driver<'_> {
                 self.report.fact("Old", &of(&facts.from));
                 self.report.fact("New", &of(&facts.to));
             }
-            Kind::Rollback => self.report.step(3, 4, &format!("Switching traffic to {}", facts.to)),
+            OperationKind::Rollback => self.report.step(3, 4, &format!("Switching traffic to {}", facts.to)),
         }
         let request = SwitchRequest {
             to: facts.to.clone(),
             expect_active: Some(facts.from.clone()),
-            expect_generation: Some(self.tally.generation.unwrap_or(facts.generation)),
+            expect_generation: Some(self.results.generation.unwrap_or(facts.generation)),
             force: facts.skip_health,
         };
         let handover = self.hand_over(&facts.to).await;
@@ -122,18 +127,18 @@ impl Driver<'_> {
         if let Some(link) = self.link {
             link.switched();
         }
-        self.tally.switched = Some(SwitchedAt {
+        self.results.switched = Some(SwitchedAt {
             generation: switched.generation,
             pid,
             persisted: switched.persisted,
             at: Instant::now(),
         });
-        self.tally.in_flight = Some(switched.in_flight_previous);
-        self.tally.generation = Some(switched.generation);
+        self.results.in_flight = Some(switched.in_flight_previous);
+        self.results.generation = Some(switched.generation);
         if let Some(error) = &switched.persist_error {
             self.report
                 .warn(&format!("{} serves, but uh-proxy couldn't write that to disk yet: {error}", facts.to));
-            self.tally.remarks.push(format!("the switch wasn't written to disk immediately: {error}"));
+            self.results.remarks.push(format!("the switch wasn't written to disk immediately: {error}"));
         }
         self.report.line("Traffic switched ✓");
         Event::Switched
@@ -141,10 +146,10 @@ impl Driver<'_> {
 
     /// Reads the counters before the switch, with which the new activation is compared later.
     async fn hand_over(&mut self, to: &BackendName) -> Option<Handover> {
-        match Activations::new(&self.config.deploy.state_dir).hand_over(self.front, to).await {
+        match ActivationFile::new(&self.config.deploy.state_dir).hand_over(self.proxy, to).await {
             Ok(handover) => Some(handover),
             Err(e) => {
-                self.tally
+                self.results
                     .remarks
                     .push(format!("can't read the counters from before the switch: {}", chain(&e)));
                 None
@@ -154,7 +159,7 @@ impl Driver<'_> {
 
     fn begin_activation(&mut self, handover: Option<Handover>, since: Option<String>) {
         let Some((handover, since)) = handover.zip(since) else { return };
-        if let Err(e) = Activations::new(&self.config.deploy.state_dir).begin(handover, since) {
+        if let Err(e) = ActivationFile::new(&self.config.deploy.state_dir).begin(handover, since) {
             self.report.warn(&format!("can't save the counters from before the switch: {e}"));
         }
     }
@@ -167,14 +172,14 @@ impl Driver<'_> {
         let mut try_at = start + if request.force { Duration::ZERO } else { TRY_ANYWAY_AFTER };
         loop {
             let view = match self.kind {
-                Kind::Deploy => self.front.view().await,
-                Kind::Rollback => self.front.view_soon().await,
+                OperationKind::Deploy => self.proxy.view().await,
+                OperationKind::Rollback => self.proxy.view_soon().await,
             };
             let view = view.map_err(|e| self.refused(&e))?;
             let healthy = view.backend(&request.to).is_some_and(|backend| backend.healthy == Some(true));
             if healthy || Instant::now() >= try_at {
-                let sent = self.front.switch(&request).await;
-                self.may_serve |= !sent.as_ref().is_err_and(FrontError::is_unsent);
+                let sent = self.proxy.switch(&request).await;
+                self.may_serve |= !sent.as_ref().is_err_and(ProxyError::is_unsent);
                 match sent {
                     Ok(switched) => return Ok((switched, view.status.proxy.pid)),
                     Err(e) if e.is_overtaken() && rounds < ELSEWHERE_ROUNDS => {
@@ -185,7 +190,10 @@ impl Driver<'_> {
                     }
                     Err(e) if e.is_unhealthy() && Instant::now() < deadline => {}
                     // Nothing was sent: uh-proxy is restarting. A deploy gives up, a rollback must not.
-                    Err(e) if e.is_unsent() && self.kind == Kind::Rollback && Instant::now() < deadline => {}
+                    Err(e)
+                        if e.is_unsent()
+                            && self.kind == OperationKind::Rollback
+                            && Instant::now() < deadline => {}
                     Err(e) => return Err(self.refused(&e)),
                 }
                 try_at = Instant::now() + TRY_ANYWAY_AFTER;
@@ -194,7 +202,7 @@ impl Driver<'_> {
             let ended = self.runtime.state(&instance).await.ok().as_ref().and_then(gate::end_of);
             if let Some(ending) = ended {
                 let why = format!("{instance} exited before traffic was switched to it: {ending}");
-                return Err(self.fail_aloud(Failure::Unhealthy, why));
+                return Err(self.fail_aloud(FailureCause::Unhealthy, why));
             }
             tokio::time::sleep(READY_POLL).await;
         }
@@ -208,7 +216,7 @@ impl Driver<'_> {
                 self.facts.to
             );
             self.report.warn(&why);
-            self.tally.remarks.push(why);
+            self.results.remarks.push(why);
         }
         None
     }
@@ -217,14 +225,14 @@ impl Driver<'_> {
         self.report.step(6, 7, "Draining old environment");
         self.report.fact(
             "Active connections",
-            &self.tally.in_flight.map_or("unknown".to_owned(), |n| n.to_string()),
+            &self.results.in_flight.map_or("unknown".to_owned(), |n| n.to_string()),
         );
         self.report.output("Waiting for drain...");
         let event = serde_json::json!({"hook": "post_switch", "operation": self.facts});
-        let (config, front, report, from) = (self.config, self.front, self.report, self.facts.from.clone());
+        let (config, proxy, report, from) = (self.config, self.proxy, self.report, self.facts.from.clone());
         let old = async {
             let hook = notice::hook(config, Hook::PostSwitch, &event, report).await;
-            (hook, front.drain(&from, config.deploy.drain_timeout).await)
+            (hook, proxy.drain(&from, config.deploy.drain_timeout).await)
         };
         tokio::pin!(old);
         let settled = Instant::now() + self.config.deploy.settle;
@@ -234,7 +242,7 @@ impl Driver<'_> {
             tokio::select! {
                 result = &mut old, if drained.is_none() => drained = Some(result),
                 () = tokio::time::sleep(SETTLE_POLL) => {}
-                () = Link::hurried(self.link) => hurried = true,
+                () = WatchLink::hurried(self.link) => hurried = true,
             }
             if !self.config.deploy.settle.is_zero()
                 && let Ok(state) = self.runtime.state(&self.facts.instance).await
@@ -258,14 +266,14 @@ impl Driver<'_> {
             let what =
                 "the new version fails: skipping post_switch and the wait for the old version to drain";
             self.report.warn(what);
-            self.tally.remarks.push(what.to_owned());
+            self.results.remarks.push(what.to_owned());
         }
         if let Some((hook, drained)) = drained {
             if let Err(e) = hook {
                 self.report.warn(&format!("the hook post_switch failed ({}); traffic has moved", e.reason));
-                self.tally.remarks.push(format!("post_switch failed: {}", e.reason));
+                self.results.remarks.push(format!("post_switch failed: {}", e.reason));
             }
-            self.tell_drained(drained);
+            self.report_drained(drained);
         }
         Event::Drained
     }
@@ -304,7 +312,7 @@ impl Driver<'_> {
     fn died(&mut self, instance: &InstanceId, end: &str) -> Event {
         let why = format!("{instance} died after traffic was switched to it: {end}");
         self.report.say(&format!("❌ {why}"));
-        self.tally.reason = Some(why);
+        self.results.reason = Some(why);
         Event::Died
     }
 
@@ -312,7 +320,7 @@ impl Driver<'_> {
     /// can't be relied on. A rollback accepts both: its target is still better than the bad version, and may not be
     /// an instance of uh-deploy.
     async fn end_at_last(&self, instance: &InstanceId) -> Option<String> {
-        let is_candidate = self.kind == Kind::Deploy;
+        let is_candidate = self.kind == OperationKind::Deploy;
         // Repeated by the `record` effect, which reports a failure.
         let _ = self.runtime.keep_running(instance).await;
         match self.runtime.state(instance).await.ok()? {
@@ -332,11 +340,11 @@ impl Driver<'_> {
         Ok(record.map_or_else(|| self.facts.instance.clone(), |record| record.instance))
     }
 
-    fn tell_drained(&mut self, drained: Result<uh_protocol::request::Drained, FrontError>) {
+    fn report_drained(&mut self, drained: Result<uh_protocol::request::Drained, ProxyError>) {
         match drained {
             Ok(drained) => {
-                self.tally.finished = Some(drained.finished);
-                self.tally.cut = Some(drained.cut);
+                self.results.finished = Some(drained.finished);
+                self.results.cut = Some(drained.cut);
                 if drained.drained {
                     self.report.line("Connections drained ✓");
                 } else {
@@ -346,12 +354,14 @@ impl Driver<'_> {
                         "{left} requests are still in flight on {} after {after}; they continue, and it keeps running",
                         self.facts.from
                     ));
-                    self.tally.remarks.push(format!("{left} requests were still in flight after the drain"));
+                    self.results
+                        .remarks
+                        .push(format!("{left} requests were still in flight after the drain"));
                 }
             }
             Err(e) => {
                 self.report.warn(&format!("{} couldn't be drained: {}", self.facts.from, chain(&e)));
-                self.tally.remarks.push("the old backend couldn't be drained".to_owned());
+                self.results.remarks.push("the old backend couldn't be drained".to_owned());
             }
         }
     }
@@ -375,24 +385,24 @@ impl Driver<'_> {
             // The reason why it had to go back is the one to keep.
             Err(e) => {
                 self.report.say(&format!("❌ can't move traffic back to {from}: {}", chain(&e)));
-                Some(Event::Failed(Failure::Refused))
+                Some(Event::Failed(FailureCause::Refused))
             }
         }
     }
 
     /// Switches back. Waits for a uh-proxy that restarts, and for its first probe of the old backend. Returns the
     /// time of the switch; `None`: the old backend was already active.
-    async fn try_to_switch_back(&mut self) -> Result<Option<String>, FrontError> {
+    async fn try_to_switch_back(&mut self) -> Result<Option<String>, ProxyError> {
         let facts = self.facts.clone();
         let deadline = Instant::now() + self.config.deploy.ready_timeout;
         loop {
-            let view = self.front.view_soon().await?;
+            let view = self.proxy.view_soon().await?;
             if view.is_active(&facts.from) {
                 return Ok(None);
             }
             if !view.is_active(&facts.to) {
                 let message = format!("another command made {} active", view.service.active);
-                return Err(FrontError::Overtaken(message));
+                return Err(ProxyError::Overtaken(message));
             }
             fault::point("switch_back.looked");
             let request = SwitchRequest {
@@ -401,7 +411,7 @@ impl Driver<'_> {
                 expect_generation: Some(view.generation),
                 force: false,
             };
-            match self.front.switch(&request).await {
+            match self.proxy.switch(&request).await {
                 Ok(switched) => {
                     if let Some(error) = &switched.persist_error {
                         self.report.warn(&format!(

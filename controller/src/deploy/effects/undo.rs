@@ -1,16 +1,16 @@
 //! The effect that undoes an operation before its switch: withdraws and stops the candidate.
 
 use crate::deploy::driver::Driver;
-use crate::deploy::machine::{Course, Event, Failure, Origin};
+use crate::deploy::machine::{Event, FailureCause, InstanceOrigin, OperationTarget};
 use crate::fault;
-use crate::front::{FrontError, OutOfService};
+use crate::proxy::{OutOfService, ProxyError};
 use crate::runtime;
 
 /// How often to start over because the routing has changed meanwhile.
 const UNDO_ROUNDS: u32 = 5;
 
 /// The state of the candidate at uh-proxy.
-enum Found {
+enum CandidateStatus {
     /// The candidate is active.
     Serves,
     /// It is out of service, and nothing can switch to it.
@@ -24,13 +24,13 @@ impl Driver<'_> {
     /// `None`: uh-proxy doesn't answer. Then nothing is stopped, and the journal stays as it is, for `recover` to
     /// continue. But if no change of routing was ever sent for the candidate, which was withdrawn before its start,
     /// it is stopped without asking.
-    pub(super) async fn undo(&mut self, course: Course) -> Option<Event> {
-        match self.try_to_undo(course).await {
+    pub(super) async fn undo(&mut self, target: OperationTarget) -> Option<Event> {
+        match self.try_to_undo(target).await {
             Ok(event) => Some(event),
             Err(error) if error.is_unanswered() && !self.may_serve => {
-                let generation = self.tally.generation.unwrap_or(self.facts.generation);
+                let generation = self.results.generation.unwrap_or(self.facts.generation);
                 let out = OutOfService::since_before_its_start(&self.facts.to, generation);
-                Some(self.undo_out_of_service(course, &out).await)
+                Some(self.undo_out_of_service(target, &out).await)
             }
             Err(error) if error.is_unanswered() => {
                 self.unanswered = Some(error);
@@ -40,9 +40,9 @@ impl Driver<'_> {
         }
     }
 
-    async fn try_to_undo(&mut self, course: Course) -> Result<Event, FrontError> {
-        if course.origin == Origin::Found {
-            if self.front.view_soon().await?.is_active(&self.facts.to) {
+    async fn try_to_undo(&mut self, target: OperationTarget) -> Result<Event, ProxyError> {
+        if target.origin == InstanceOrigin::Found {
+            if self.proxy.view_soon().await?.is_active(&self.facts.to) {
                 return Ok(Event::Serves);
             }
             // If it was found dead, its record may have been proposed for a new start.
@@ -51,28 +51,28 @@ impl Driver<'_> {
         if matches!(self.runtime.state(&self.facts.instance).await, Ok(runtime::State::Absent)) {
             // Stop it anyway: a killed controller may have been about to start it.
             let out = OutOfService::since_before_its_start(&self.facts.to, self.facts.generation);
-            return Ok(self.undo_out_of_service(course, &out).await);
+            return Ok(self.undo_out_of_service(target, &out).await);
         }
         match self.take_candidate_out().await? {
-            Found::Serves => Ok(Event::Serves),
-            Found::Out(out) => Ok(self.undo_out_of_service(course, &out).await),
+            CandidateStatus::Serves => Ok(Event::Serves),
+            CandidateStatus::Out(out) => Ok(self.undo_out_of_service(target, &out).await),
         }
     }
 
-    async fn undo_out_of_service(&mut self, course: Course, out: &OutOfService) -> Event {
+    async fn undo_out_of_service(&mut self, target: OperationTarget, out: &OutOfService) -> Event {
         fault::point("effect.undo.withdrawn");
-        if course.origin == Origin::Found {
+        if target.origin == InstanceOrigin::Found {
             return self.forget_candidate();
         }
         let instance = self.facts.instance.clone();
         let runs = self.runtime.state(&instance).await.is_ok_and(|state| state.is_running());
         if self.facts.keep_failed && runs {
-            self.tally.remarks.push(format!("{instance} keeps running, out of service (--keep-failed)"));
+            self.results.remarks.push(format!("{instance} keeps running, out of service (--keep-failed)"));
             return self.forget_candidate();
         }
         let timeout = self.config.deploy.stop_timeout;
         if let Err(e) = out.stop(self.runtime, &instance, timeout).await {
-            return self.runtime_failed(Failure::Start, &e);
+            return self.runtime_failed(FailureCause::Start, &e);
         }
         fault::point("effect.undo.stopped");
         self.forget_candidate()
@@ -81,29 +81,29 @@ impl Driver<'_> {
     fn forget_candidate(&mut self) -> Event {
         match self.records.withdraw(&self.facts.operation) {
             Ok(()) => Event::Undone,
-            Err(e) => self.fail(Failure::Start, format!("can't remove the candidate's record: {e}")),
+            Err(e) => self.fail(FailureCause::Start, format!("can't remove the candidate's record: {e}")),
         }
     }
 
-    async fn take_candidate_out(&self) -> Result<Found, FrontError> {
+    async fn take_candidate_out(&self) -> Result<CandidateStatus, ProxyError> {
         let facts = &self.facts;
         for _ in 0..UNDO_ROUNDS {
-            let view = self.front.view_soon().await?;
+            let view = self.proxy.view_soon().await?;
             if let Some(out) = OutOfService::elsewhere(&view, &facts.to, &facts.endpoints) {
-                return Ok(Found::Out(out));
+                return Ok(CandidateStatus::Out(out));
             }
             if view.is_active(&facts.to) {
-                return Ok(Found::Serves);
+                return Ok(CandidateStatus::Serves);
             }
-            match OutOfService::withdraw(self.front, &facts.to, view.generation, self.report).await {
+            match OutOfService::withdraw(self.proxy, &facts.to, view.generation, self.report).await {
                 Ok(out) => {
-                    out.drain(self.front, self.config.deploy.drain_timeout, self.report).await?;
-                    return Ok(Found::Out(out));
+                    out.drain(self.proxy, self.config.deploy.drain_timeout, self.report).await?;
+                    return Ok(CandidateStatus::Out(out));
                 }
                 Err(e) if e.is_overtaken() => {}
                 Err(e) => return Err(e),
             }
         }
-        Err(FrontError::Overtaken("the routing keeps changing".to_owned()))
+        Err(ProxyError::Overtaken("the routing keeps changing".to_owned()))
     }
 }

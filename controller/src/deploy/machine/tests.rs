@@ -4,14 +4,22 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn failures() -> Vec<Failure> {
-    use Failure::*;
+fn failures() -> Vec<FailureCause> {
+    use FailureCause::*;
     vec![Declined, Build, Start, Unhealthy, Refused, Overtaken, Interrupted, Died]
 }
 
 fn all_events() -> Vec<Event> {
     use Event::*;
-    let mut events = vec![Begun(Kind::Deploy), Begun(Kind::Rollback), Built, Alive, Gone, Started, Proven];
+    let mut events = vec![
+        Begun(OperationKind::Deploy),
+        Begun(OperationKind::Rollback),
+        Built,
+        Alive,
+        Gone,
+        Started,
+        Proven,
+    ];
     events.extend([Switched, Drained, Settled, Died, Returned, Undone, Serves, Recorded, Interrupted]);
     events.extend([Confirmed, Superseded, Lost]);
     events.extend(failures().into_iter().map(Failed));
@@ -52,7 +60,9 @@ fn a_successful_deploy_takes_these_steps() {
     use Event::*;
     let mut phase = Phase::Idle;
     let mut done = Vec::new();
-    for event in [Begun(Kind::Deploy), Built, Started, Proven, Switched, Drained, Confirmed, Recorded] {
+    for event in
+        [Begun(OperationKind::Deploy), Built, Started, Proven, Switched, Drained, Confirmed, Recorded]
+    {
         let (next, effects) = step(phase, event).unwrap();
         phase = next;
         done.extend(effects.iter().map(|effect| effect.name()));

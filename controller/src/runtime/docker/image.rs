@@ -8,12 +8,12 @@ use bollard::errors::Error;
 use bollard::query_parameters::{BuildImageOptionsBuilder, CreateImageOptionsBuilder};
 use futures_util::StreamExt as _;
 
-use super::{Docker, START_WITHIN, context, spec};
+use super::{DockerRuntime, START_WITHIN, context, spec};
 use crate::check::Check;
 use crate::config::Pull;
-use crate::lines::LineCutter;
+use crate::lines::LineSplitter;
 use crate::redact::Foreign;
-use crate::runtime::engine::{EngineError, Logins};
+use crate::runtime::engine::{EngineError, RegistryCredentials};
 use crate::runtime::{Candidate, Lines, RuntimeError};
 
 /// How long a registry may take to report whether it has an image.
@@ -22,7 +22,7 @@ const REGISTRY_WITHIN: std::time::Duration = std::time::Duration::from_secs(15);
 /// How many lines of a failed build are shown.
 const BUILD_LOG_LINES: usize = 50;
 
-impl Docker {
+impl DockerRuntime {
     /// Builds or pulls the image, and returns its id.
     pub(super) async fn make_image(
         &self,
@@ -81,7 +81,7 @@ impl Docker {
             self.engine.ask("accept a connection", START_WITHIN, async |client: Client| Ok(client)).await;
         let client = client.map_err(EngineError::unreachable)?;
         let (body, packing) = context::stream(context, &settings.dockerfile);
-        let (credentials, problems) = match Logins::read() {
+        let (credentials, problems) = match RegistryCredentials::read() {
             Ok(logins) => logins.all().await,
             Err(problem) => (HashMap::new(), vec![problem]),
         };
@@ -89,7 +89,7 @@ impl Docker {
         let credentials = (!credentials.is_empty()).then_some(credentials);
         let mut output =
             client.build_image(options.build(), credentials, Some(bollard::body_try_stream(body)));
-        let mut log = Log::new(progress);
+        let mut log = BuildLog::new(progress);
         while let Some(step) = output.next().await {
             match step {
                 Ok(step) => {
@@ -114,7 +114,7 @@ impl Docker {
         let client =
             self.engine.ask("accept a connection", START_WITHIN, async |client: Client| Ok(client)).await;
         let client = client.map_err(EngineError::unreachable)?;
-        let credentials = match Logins::read() {
+        let credentials = match RegistryCredentials::read() {
             Ok(logins) => logins.of_image(image).await,
             Err(problem) => Err(problem),
         };
@@ -123,7 +123,7 @@ impl Docker {
             None
         });
         let mut output = client.create_image(Some(options), None, credentials);
-        let mut log = Log::new(progress);
+        let mut log = BuildLog::new(progress);
         while let Some(step) = output.next().await {
             match step {
                 Ok(step) => {
@@ -183,10 +183,10 @@ impl Docker {
     }
 }
 
-impl Docker {
+impl DockerRuntime {
     /// Whether an image's registry has it and permits pulling it.
     async fn ask_registry(&self, image: &str) -> Result<(), String> {
-        let credentials = Logins::read()?.of_image(image).await?;
+        let credentials = RegistryCredentials::read()?.of_image(image).await?;
         let asked = self
             .engine
             .ask("ask a registry for an image", REGISTRY_WITHIN, async |client: Client| {
@@ -230,15 +230,15 @@ fn said(error: &Error) -> String {
 }
 
 /// Passes output on line by line, and keeps the last lines for an error.
-struct Log<'a> {
-    lines: LineCutter,
+struct BuildLog<'a> {
+    lines: LineSplitter,
     last: VecDeque<Foreign>,
     progress: Lines<'a>,
 }
 
-impl<'a> Log<'a> {
+impl<'a> BuildLog<'a> {
     fn new(progress: Lines<'a>) -> Self {
-        Self { lines: LineCutter::default(), last: VecDeque::new(), progress }
+        Self { lines: LineSplitter::default(), last: VecDeque::new(), progress }
     }
 
     fn text(&mut self, text: &str) {

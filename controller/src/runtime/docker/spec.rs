@@ -18,7 +18,7 @@ const HOST_NETWORK: &str = "host";
 
 /// A container to create.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Spec {
+pub(super) struct ContainerSpec {
     /// The request, without the labels of the instance.
     body: ContainerCreateBody,
     /// All networks to join; the first one is in the request.
@@ -27,7 +27,7 @@ pub(super) struct Spec {
     pub(super) aliases: Vec<String>,
 }
 
-impl Spec {
+impl ContainerSpec {
     pub(super) fn new(
         settings: &DockerSettings,
         image_id: &str,
@@ -222,11 +222,13 @@ mod tests {
 
     #[test]
     fn an_ip_address_is_published_and_a_name_is_an_alias() {
-        let spec = Spec::new(&settings("port = 3000"), "sha256:00", &candidate(&["127.0.0.1:3009"])).unwrap();
+        let spec = ContainerSpec::new(&settings("port = 3000"), "sha256:00", &candidate(&["127.0.0.1:3009"]))
+            .unwrap();
         assert_eq!(spec.published(), ", 127.0.0.1:3009 → 3000/tcp");
         assert!(spec.body.env.as_ref().unwrap().contains(&"PORT=3000".to_owned()));
         let spec =
-            Spec::new(&settings("networks = [\"web\"]"), "sha256:00", &candidate(&["green:3009"])).unwrap();
+            ContainerSpec::new(&settings("networks = [\"web\"]"), "sha256:00", &candidate(&["green:3009"]))
+                .unwrap();
         assert!(!spec.publishes());
         assert_eq!(spec.published(), " on web as app-green, green");
         assert!(spec.body.env.as_ref().unwrap().contains(&"PORT=3009".to_owned()));
@@ -239,7 +241,10 @@ mod tests {
             ("networks = [\"web\"]\nport = 3000", "green:3009"),
             ("", "unix:/run/x.sock"),
         ] {
-            assert!(Spec::new(&settings(extra), "sha256:00", &candidate(&[endpoint])).is_err(), "{endpoint}");
+            assert!(
+                ContainerSpec::new(&settings(extra), "sha256:00", &candidate(&[endpoint])).is_err(),
+                "{endpoint}"
+            );
         }
     }
 
@@ -247,7 +252,8 @@ mod tests {
     fn restrictions_of_a_container_are_in_the_request() {
         let extra = "pids_limit = 100\nread_only = true\ntmpfs = [\"/tmp\", \"/run:size=1m,mode=755\"]\n\
                      cap_drop = [\"ALL\"]\nsecurity_opt = [\"no-new-privileges:true\"]";
-        let spec = Spec::new(&settings(extra), "sha256:00", &candidate(&["127.0.0.1:3009"])).unwrap();
+        let spec =
+            ContainerSpec::new(&settings(extra), "sha256:00", &candidate(&["127.0.0.1:3009"])).unwrap();
         let host = spec.body.host_config.unwrap();
         assert_eq!((host.pids_limit, host.readonly_rootfs), (Some(100), Some(true)));
         assert_eq!(host.cap_drop.unwrap(), ["ALL"]);
@@ -259,9 +265,10 @@ mod tests {
     #[test]
     fn a_frozen_spec_is_read_back_unchanged() {
         let extra = "memory_limit = \"64MiB\"\ncpu_millis = 500\nvolumes = [\"data:/data\"]\nenv = { A = \"{version}\" }";
-        let spec = Spec::new(&settings(extra), "sha256:00", &candidate(&["127.0.0.1:3009"])).unwrap();
+        let spec =
+            ContainerSpec::new(&settings(extra), "sha256:00", &candidate(&["127.0.0.1:3009"])).unwrap();
         let text = serde_json::to_string(&spec).unwrap();
-        assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+        assert_eq!(serde_json::from_str::<ContainerSpec>(&text).unwrap(), spec);
         assert!(text.contains("A=1.0.1") && text.contains("67108864"), "{text}");
     }
 }

@@ -28,15 +28,15 @@ const HUB: &str = "https://index.docker.io/v1/";
 /// The relevant part of the user's Docker configuration.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(in crate::runtime) struct Logins {
-    auths: BTreeMap<String, Login>,
+pub(in crate::runtime) struct RegistryCredentials {
+    auths: BTreeMap<String, RegistryLogin>,
     cred_helpers: BTreeMap<String, String>,
     creds_store: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Login {
+struct RegistryLogin {
     auth: String,
     username: String,
     password: String,
@@ -46,12 +46,12 @@ struct Login {
 /// The output of a credential helper.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer {
+struct HelperOutput {
     username: String,
     secret: String,
 }
 
-impl Logins {
+impl RegistryCredentials {
     /// Reads those of the user that runs uh-deploy; none if there is no such file.
     pub(in crate::runtime) fn read() -> Result<Self, String> {
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker"));
@@ -104,7 +104,7 @@ impl Logins {
     }
 }
 
-impl Login {
+impl RegistryLogin {
     fn credentials(&self, registry: &str) -> Option<DockerCredentials> {
         let decoded =
             STANDARD.decode(self.auth.trim_end_matches('\0')).ok().and_then(|b| String::from_utf8(b).ok());
@@ -151,7 +151,7 @@ async fn ask_helper(helper: &str, registry: &str) -> Result<Option<DockerCredent
         Err(failed) if failed.said("credentials not found") => return Ok(None),
         Err(failed) => return Err(format!("no credentials for {registry}: {failed}")),
     };
-    let answer: Answer =
+    let answer: HelperOutput =
         serde_json::from_str(&answer).map_err(|_| format!("{program} didn't return credentials"))?;
     let token = answer.username == "<token>";
     let found = if token {
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     async fn found(config: &str, image: &str) -> Option<(Option<String>, Option<String>)> {
-        let logins: Logins = serde_json::from_str(config).unwrap();
+        let logins: RegistryCredentials = serde_json::from_str(config).unwrap();
         let credentials = logins.of_image(image).await.unwrap()?;
         Some((credentials.username, credentials.password.or(credentials.identitytoken)))
     }
@@ -207,7 +207,10 @@ mod tests {
     #[tokio::test]
     async fn a_missing_helper_is_named_and_a_path_is_rejected() {
         for (helper, said) in [("uh-none", "docker-credential-uh-none"), ("../../bin/sh", "isn't the name")] {
-            let logins = Logins { creds_store: Some(helper.to_owned()), ..Logins::default() };
+            let logins = RegistryCredentials {
+                creds_store: Some(helper.to_owned()),
+                ..RegistryCredentials::default()
+            };
             let problem = logins.of_image("app").await.unwrap_err();
             assert!(problem.contains(said), "{problem}");
         }

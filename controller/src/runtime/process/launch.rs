@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::place::{Place, Saved};
+use super::instance_dir::{InstanceDir, SupervisorState};
 use super::{BoxError, POLL, scope};
 use crate::fault;
 
@@ -12,7 +12,7 @@ use crate::fault;
 const START_WITHIN: Duration = Duration::from_secs(15);
 
 /// The result of starting a supervisor.
-enum Begun {
+enum LaunchResult {
     /// The app was started.
     App,
     /// The app can't be started.
@@ -23,43 +23,43 @@ enum Begun {
 }
 
 /// Starts an instance's supervisor, in its own scope if possible, and waits until the app is running.
-pub(super) async fn supervisor(place: &Place) -> Result<(), BoxError> {
+pub(super) async fn supervisor(dir: &InstanceDir) -> Result<(), BoxError> {
     let mut supervisor = Command::new(std::env::current_exe()?);
     // CI runners kill processes with their variables at the end of a job. The supervisor must survive that.
-    supervisor.arg("supervise").arg(place.directory()).current_dir("/").env_clear();
-    for mut scoped in scope::commands(&supervisor, &place.instance()) {
-        match begun(&mut scoped, place).await? {
-            Begun::App => return Ok(()),
-            Begun::Failed(reason) => return Err(reason.into()),
+    supervisor.arg("supervise").arg(dir.directory()).current_dir("/").env_clear();
+    for mut scoped in scope::commands(&supervisor, &dir.instance()) {
+        match begun(&mut scoped, dir).await? {
+            LaunchResult::App => return Ok(()),
+            LaunchResult::Failed(reason) => return Err(reason.into()),
             // Without a scope it stays in our control group, which is better than nothing.
-            Begun::Nothing(_) => {}
+            LaunchResult::Nothing(_) => {}
         }
     }
-    match begun(&mut supervisor, place).await? {
-        Begun::App => Ok(()),
-        Begun::Failed(reason) => Err(reason.into()),
-        Begun::Nothing(reason) => {
+    match begun(&mut supervisor, dir).await? {
+        LaunchResult::App => Ok(()),
+        LaunchResult::Failed(reason) => Err(reason.into()),
+        LaunchResult::Nothing(reason) => {
             Err(format!("its supervisor exited before it started the app{reason}").into())
         }
     }
 }
 
 /// Starts a supervisor, and waits until it has started the app or failed.
-async fn begun(command: &mut Command, place: &Place) -> Result<Begun, BoxError> {
+async fn begun(command: &mut Command, dir: &InstanceDir) -> Result<LaunchResult, BoxError> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Not waited for: it outlives this process.
     let mut supervisor = match command.spawn() {
         Ok(supervisor) => supervisor,
-        Err(e) => return Ok(Begun::Nothing(format!(": {e}"))),
+        Err(e) => return Ok(LaunchResult::Nothing(format!(": {e}"))),
     };
     fault::point("process.start.spawned");
     let deadline = Instant::now() + START_WITHIN;
     loop {
         // In this order: a supervisor that has exited has recorded everything by now.
         let has_ended = supervisor.try_wait()?.is_some();
-        match place.saved()? {
-            Some(Saved { failed: Some(reason), .. }) => return Ok(Begun::Failed(reason)),
-            Some(saved) if !saved.is_starting() => return Ok(Begun::App),
+        match dir.saved()? {
+            Some(SupervisorState { failed: Some(reason), .. }) => return Ok(LaunchResult::Failed(reason)),
+            Some(saved) if !saved.is_starting() => return Ok(LaunchResult::App),
             _ if has_ended => {
                 let mut reason = String::new();
                 if let Some(mut stderr) = supervisor.stderr.take() {
@@ -68,7 +68,11 @@ async fn begun(command: &mut Command, place: &Place) -> Result<Begun, BoxError> 
                 }
                 let reason = reason.trim().trim_start_matches("uh-deploy: ");
                 let is_silent = reason.is_empty();
-                return Ok(Begun::Nothing(if is_silent { String::new() } else { format!(": {reason}") }));
+                return Ok(LaunchResult::Nothing(if is_silent {
+                    String::new()
+                } else {
+                    format!(": {reason}")
+                }));
             }
             _ if Instant::now() > deadline => {
                 let seconds = START_WITHIN.as_secs();

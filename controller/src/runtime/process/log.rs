@@ -39,12 +39,12 @@ pub(super) fn rotate(path: &Path, size: u64, kept: u32) -> io::Result<()> {
 
 /// A log that is being read.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct LogReader {
     path: PathBuf,
     position: u64,
 }
 
-impl Reader {
+impl LogReader {
     /// Passes on the existing lines, or the last ones, and remembers the position.
     pub(super) fn open(path: &Path, tail: Option<usize>, line: &mut dyn FnMut(&str)) -> io::Result<Self> {
         let mut older = 0;
@@ -104,7 +104,7 @@ mod tests {
 
     fn lines(path: &Path, tail: Option<usize>) -> Vec<String> {
         let mut found = Vec::new();
-        Reader::open(path, tail, &mut |line| found.push(line.to_owned())).unwrap();
+        LogReader::open(path, tail, &mut |line| found.push(line.to_owned())).unwrap();
         found
     }
 
@@ -130,7 +130,7 @@ mod tests {
         let path = dir.path().join("app.log");
         fs::write(&path, "one\ntwo\n").unwrap();
         let mut found = Vec::new();
-        let mut reader = Reader::open(&path, Some(0), &mut |_| panic!("not asked for")).unwrap();
+        let mut reader = LogReader::open(&path, Some(0), &mut |_| panic!("not asked for")).unwrap();
         fs::write(&path, "new\n").unwrap();
         reader.read_on(&mut |line| found.push(line.to_owned())).unwrap();
         assert_eq!(found, ["new"]);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// The identity of one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Known {
+pub struct ProcessIdentity {
     /// Its id.
     pub pid: i32,
     /// When it started, in clock ticks since the boot.
@@ -20,7 +20,7 @@ pub struct Known {
     pub boot: String,
 }
 
-impl Known {
+impl ProcessIdentity {
     /// The process that has this id now.
     #[must_use]
     pub fn now(pid: i32) -> Option<Self> {
@@ -116,10 +116,10 @@ mod tests {
 
     #[test]
     fn a_process_is_identified_by_id_and_start_time() {
-        let me = Known::now(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let me = ProcessIdentity::now(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(me.is_alive());
-        assert!(!Known { started: me.started + 1, ..me.clone() }.is_alive());
-        assert!(!Known { boot: "another".to_owned(), ..me }.is_alive());
+        assert!(!ProcessIdentity { started: me.started + 1, ..me.clone() }.is_alive());
+        assert!(!ProcessIdentity { boot: "another".to_owned(), ..me }.is_alive());
     }
 
     #[test]

@@ -21,7 +21,7 @@ const SHIM: &str = "app-shim";
 
 /// A program to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Spec {
+pub(super) struct ProcessSpec {
     /// Its full path.
     pub(super) program: PathBuf,
     /// Its arguments.
@@ -41,7 +41,7 @@ pub(super) struct Spec {
     pub(super) log_files: u32,
 }
 
-impl Spec {
+impl ProcessSpec {
     /// The spec of the app.
     pub(super) fn app(settings: &ProcessSettings, candidate: &Candidate) -> Result<Self, String> {
         Self::of(settings, &settings.command, candidate)

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::place::{Place, Saved};
-use super::proc::Known;
+use super::instance_dir::{InstanceDir, SupervisorState};
+use super::proc::ProcessIdentity;
 use super::{BoxError, POLL, state_of, tree};
 use crate::fault;
 use crate::runtime::State;
@@ -23,30 +23,30 @@ const SEARCH_POLL: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// A process of it is still alive, or it could be restarted.
-pub(super) async fn stop(place: &Place, timeout: Duration) -> Result<State, BoxError> {
+pub(super) async fn stop(dir: &InstanceDir, timeout: Duration) -> Result<State, BoxError> {
     // With a full disk, stop it anyway, and return this error at the end.
-    let forbidden = place.forbid();
+    let forbidden = dir.forbid();
     fault::point("process.stop.forbidden");
     let deadline = Instant::now() + timeout;
-    let (mut asked, mut killed_at): (Option<Known>, Option<Instant>) = (None, None);
+    let (mut asked, mut killed_at): (Option<ProcessIdentity>, Option<Instant>) = (None, None);
     loop {
         // An unreadable record must not prevent the stop.
-        let saved = place.saved().unwrap_or_default();
-        let app = saved.as_ref().and_then(Saved::alive);
+        let saved = dir.saved().unwrap_or_default();
+        let app = saved.as_ref().and_then(SupervisorState::alive);
         if let Some(app) = app.filter(|app| asked.as_ref() != Some(*app) && killed_at.is_none()) {
             app.signal(Signal::TERM)?;
             asked = Some(app.clone());
             fault::point("process.stop.asked");
         }
         // If the lock is free, no supervisor is alive, and a late one won't start anything.
-        let is_unsupervised = place.is_unsupervised()?;
+        let is_unsupervised = dir.is_unsupervised()?;
         let mut wait = POLL;
         if Instant::now() >= deadline || (is_unsupervised && app.is_none()) {
             wait = SEARCH_POLL;
-            let left = processes(place, saved.as_ref(), killed_at);
+            let left = processes(dir, saved.as_ref(), killed_at);
             if is_unsupervised && left.is_empty() {
                 forbidden?;
-                return Ok(state_of(place.saved().unwrap_or_default().as_ref()));
+                return Ok(state_of(dir.saved().unwrap_or_default().as_ref()));
             }
             if killed_at.is_some_and(|at: Instant| at.elapsed() > KILL_WITHIN) {
                 let pids: Vec<String> = left.iter().map(|process| process.pid.to_string()).collect();
@@ -61,11 +61,15 @@ pub(super) async fn stop(place: &Place, timeout: Duration) -> Result<State, BoxE
 
 /// The instance's live processes. The supervisor is included only if it is still alive long after the others were
 /// killed.
-fn processes(place: &Place, saved: Option<&Saved>, killed_at: Option<Instant>) -> Vec<Known> {
+fn processes(
+    dir: &InstanceDir,
+    saved: Option<&SupervisorState>,
+    killed_at: Option<Instant>,
+) -> Vec<ProcessIdentity> {
     let supervisor = saved.and_then(|saved| saved.supervisor.as_ref());
     let app = saved.and_then(|saved| saved.app.as_ref());
-    let roots: Vec<&Known> = supervisor.into_iter().chain(app).collect();
-    let mut found = tree::members(&place.instance(), &roots);
+    let roots: Vec<&ProcessIdentity> = supervisor.into_iter().chain(app).collect();
+    let mut found = tree::members(&dir.instance(), &roots);
     if killed_at.is_none_or(|at| at.elapsed() <= SUPERVISOR_WITHIN) {
         found.retain(|process| Some(process) != supervisor);
     }

@@ -16,9 +16,9 @@ use std::os::unix::process::CommandExt as _;
 
 use rustix::process::{Pid, Signal, WaitOptions, getpid, set_child_subreaper, wait};
 
-use super::place::{Place, RAN_WELL, Saved};
-use super::proc::{self, Known};
-use super::spec::Spec;
+use super::instance_dir::{InstanceDir, RAN_WELL, SupervisorState};
+use super::proc::{self, ProcessIdentity};
+use super::spec::ProcessSpec;
 use super::{INSTANCE_VARIABLE, log, tree};
 use crate::files;
 use crate::runtime::Ending;
@@ -50,29 +50,29 @@ pub fn supervise(directory: PathBuf) -> io::Result<()> {
     // a session already.
     let _ = rustix::process::setsid();
     set_child_subreaper(Some(getpid()))?;
-    let place = Place::new(directory);
-    let Some(_lock) = place.lock()? else { return Ok(()) };
-    if place.is_forbidden() || place.saved()?.is_some() {
+    let dir = InstanceDir::new(directory);
+    let Some(_lock) = dir.lock()? else { return Ok(()) };
+    if dir.is_forbidden() || dir.saved()?.is_some() {
         return Ok(());
     }
-    let spec: Spec = serde_json::from_slice(&place.read_spec()?)?;
-    let log = files::append(&place.log())?;
-    let me = Known::now(getpid().as_raw_nonzero().get());
-    let supervisor = Supervisor { place, spec, log, me };
+    let spec: ProcessSpec = serde_json::from_slice(&dir.read_spec()?)?;
+    let log = files::append(&dir.log())?;
+    let me = ProcessIdentity::now(getpid().as_raw_nonzero().get());
+    let supervisor = Supervisor { dir, spec, log, me };
     let done = supervisor.until_it_ends_for_good();
     supervisor.kill_all();
     done
 }
 
 struct Supervisor {
-    place: Place,
-    spec: Spec,
+    dir: InstanceDir,
+    spec: ProcessSpec,
     log: File,
-    me: Option<Known>,
+    me: Option<ProcessIdentity>,
 }
 
 /// How one run of the app went.
-struct Run {
+struct AppRun {
     ending: Ending,
     lasted: Duration,
 }
@@ -86,7 +86,7 @@ impl Supervisor {
                 (pause, in_a_row) = (BACK_OFF_MIN, 0);
             }
             in_a_row += 1;
-            if !self.spec.restart || !self.place.may_restart() {
+            if !self.spec.restart || !self.dir.may_restart() {
                 break;
             }
             self.note(&format!("the app exited ({}); restart {restarts} in {pause:?}", run.ending));
@@ -103,7 +103,10 @@ impl Supervisor {
                     if let Err(error) = failed {
                         self.note(&format!("the app can't be restarted: {error}"));
                     }
-                    Run { ending: Ending { code: Some(127), out_of_memory: false }, lasted: Duration::ZERO }
+                    AppRun {
+                        ending: Ending { code: Some(127), out_of_memory: false },
+                        lasted: Duration::ZERO,
+                    }
                 }
             };
         }
@@ -114,11 +117,16 @@ impl Supervisor {
     ///
     /// # Errors
     /// The state can't be recorded.
-    fn run(&self, restarts: u32, in_a_row: u32) -> io::Result<Option<Run>> {
+    fn run(&self, restarts: u32, in_a_row: u32) -> io::Result<Option<AppRun>> {
         let started_at = crate::time::iso_millis(jiff::Timestamp::now());
-        let mut saved =
-            Saved { supervisor: self.me.clone(), restarts, in_a_row, started_at, ..Saved::default() };
-        self.place.save(&saved)?;
+        let mut saved = SupervisorState {
+            supervisor: self.me.clone(),
+            restarts,
+            in_a_row,
+            started_at,
+            ..SupervisorState::default()
+        };
+        self.dir.save(&saved)?;
         let oom_kills = proc::out_of_memory_kills();
         let began = Instant::now();
         let app = match self.spawn() {
@@ -128,26 +136,26 @@ impl Supervisor {
                     .spec
                     .fault()
                     .unwrap_or_else(|| format!("can't start {}: {error}", self.spec.program.display()));
-                self.place.save(&Saved { failed: Some(reason), ..saved })?;
+                self.dir.save(&SupervisorState { failed: Some(reason), ..saved })?;
                 return Ok(None);
             }
         };
-        saved.app = Known::now(app.as_raw_nonzero().get());
-        self.place.save(&saved)?;
-        let watch = Watch::start(&self.place, &self.spec, self.me.clone());
+        saved.app = ProcessIdentity::now(app.as_raw_nonzero().get());
+        self.dir.save(&saved)?;
+        let watch = ResourceMonitor::start(&self.dir, &self.spec, self.me.clone());
         let (code, killed) = until_ended(app)?;
         let over_limit = watch.stop();
         self.kill_all();
         let by_kernel =
             killed && oom_kills.zip(proc::out_of_memory_kills()).is_some_and(|(was, is)| is > was);
         let ending = Ending { code, out_of_memory: over_limit || by_kernel };
-        self.place.save(&Saved { ended: Some(ending), ..saved })?;
-        Ok(Some(Run { ending, lasted: began.elapsed() }))
+        self.dir.save(&SupervisorState { ended: Some(ending), ..saved })?;
+        Ok(Some(AppRun { ending, lasted: began.elapsed() }))
     }
 
     fn spawn(&self) -> io::Result<Pid> {
         let mut command = self.spec.command();
-        command.env(INSTANCE_VARIABLE, self.place.instance()).process_group(0);
+        command.env(INSTANCE_VARIABLE, self.dir.instance()).process_group(0);
         command.stdin(Stdio::null()).stdout(self.log.try_clone()?).stderr(self.log.try_clone()?);
         // Not waited for as a `Child`, but together with adopted processes.
         Ok(Pid::from_child(&command.spawn()?))
@@ -156,7 +164,7 @@ impl Supervisor {
     /// Waits before a restart. Returns false if the instance is to be stopped.
     fn waited(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
-        while self.place.may_restart() {
+        while self.dir.may_restart() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return true;
@@ -172,7 +180,7 @@ impl Supervisor {
         let deadline = Instant::now() + KILL_WITHIN;
         loop {
             while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
-            let left = tree::members_below(&self.place.instance(), me);
+            let left = tree::members_below(&self.dir.instance(), me);
             // `stop` checks again, and reports what can't be killed.
             if left.is_empty() || Instant::now() > deadline {
                 return;
@@ -203,17 +211,17 @@ fn until_ended(app: Pid) -> io::Result<(Option<i32>, bool)> {
 }
 
 /// Rotates the log and enforces the memory limit, on a separate thread.
-struct Watch {
+struct ResourceMonitor {
     over_limit: Arc<AtomicBool>,
     stop: mpsc::Sender<()>,
 }
 
-impl Watch {
-    fn start(place: &Place, spec: &Spec, me: Option<Known>) -> Self {
+impl ResourceMonitor {
+    fn start(dir: &InstanceDir, spec: &ProcessSpec, me: Option<ProcessIdentity>) -> Self {
         let (stop, stopped) = mpsc::channel();
         let over_limit = Arc::new(AtomicBool::new(false));
-        let (path, size, kept) = (place.log(), spec.log_size, spec.log_files);
-        let (limit, instance) = (spec.memory_limit, place.instance());
+        let (path, size, kept) = (dir.log(), spec.log_size, spec.log_files);
+        let (limit, instance) = (spec.memory_limit, dir.instance());
         let flag = Arc::clone(&over_limit);
         let look = move || {
             while stopped.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {

@@ -10,14 +10,14 @@ use std::io;
 use rustix::process::Signal;
 
 use super::INSTANCE_VARIABLE;
-use super::proc::{Known, Stat, boot};
+use super::proc::{ProcessIdentity, Stat, boot};
 
 /// The subcommands of supervisors, of this version and earlier ones.
 const SUPERVISORS: [&[u8]; 2] = [b"supervise", b"keep"];
 
 /// The live processes of an instance: those marked with its name, these roots, and their descendants. Another
 /// instance's supervisor and its descendants aren't included: an app that is a CI runner may have deployed something.
-pub(super) fn members(instance: &str, roots: &[&Known]) -> Vec<Known> {
+pub(super) fn members(instance: &str, roots: &[&ProcessIdentity]) -> Vec<ProcessIdentity> {
     let Some(boot) = boot() else { return Vec::new() };
     let all: Vec<(i32, Stat)> = pids().filter_map(|pid| Some((pid, Stat::read(pid)?))).collect();
     let roots: Vec<i32> = roots.iter().filter(|root| root.is_alive()).map(|root| root.pid).collect();
@@ -35,7 +35,7 @@ pub(super) fn members(instance: &str, roots: &[&Known]) -> Vec<Known> {
     }
     let known = |(pid, stat): &(i32, Stat)| {
         let is_one = found.contains(pid) && !stat.ended;
-        is_one.then(|| Known { pid: *pid, started: stat.started, boot: boot.clone() })
+        is_one.then(|| ProcessIdentity { pid: *pid, started: stat.started, boot: boot.clone() })
     };
     all.iter().filter_map(known).collect()
 }
@@ -44,12 +44,12 @@ pub(super) fn members(instance: &str, roots: &[&Known]) -> Vec<Known> {
 ///
 /// # Errors
 /// The system refuses one.
-pub(super) fn kill(members: &[Known]) -> io::Result<()> {
+pub(super) fn kill(members: &[ProcessIdentity]) -> io::Result<()> {
     members.iter().try_for_each(|member| member.signal(Signal::KILL))
 }
 
 /// The members without their supervisor.
-pub(super) fn members_below(instance: &str, supervisor: &Known) -> Vec<Known> {
+pub(super) fn members_below(instance: &str, supervisor: &ProcessIdentity) -> Vec<ProcessIdentity> {
     let mut members = members(instance, &[supervisor]);
     members.retain(|member| member != supervisor);
     members

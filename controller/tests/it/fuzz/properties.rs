@@ -34,14 +34,14 @@ pub(crate) fn of_journal(bytes: &[u8], directory: &Path) -> Result<(), String> {
     let path = directory.join("journal.jsonl");
     fs::write(&path, bytes).map_err(|e| e.to_string())?;
     let read = || fs::read(&path).map_err(|e| e.to_string());
-    let looked = journal::look(directory).map(|story| format!("{story:?}")).map_err(|e| e.to_string());
+    let looked = journal::look(directory).map(|replayed| format!("{replayed:?}")).map_err(|e| e.to_string());
     if read()? != bytes {
         return Err("looking has changed it".to_owned());
     }
     for _ in 0..2 {
         let file = fs::File::options().append(true).open(&path).map_err(|e| e.to_string())?;
         let opened = Journal::open(directory, Rc::new(file))
-            .map(|(_, story)| format!("{story:?}"))
+            .map(|(_, replayed)| format!("{replayed:?}"))
             .map_err(|e| e.to_string());
         if opened != looked {
             return Err(format!("looked: {looked:?}\nopened: {opened:?}"));

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
-use uh_app_shim::drain::Outcome;
+use uh_app_shim::drain::DrainOutcome;
 
 use crate::support::{TestApp, empty, next_chunk, request, within};
 
@@ -34,7 +34,7 @@ async fn an_endless_stream_ends_when_its_client_leaves() {
     let mut body = app.send(request("GET", "/stream?events=0&interval_ms=600000", empty())).await.into_body();
     assert!(next_chunk(&mut body).await.is_some());
     let drain = app.stop().await;
-    assert_eq!(drain.finish().await, Outcome::Cut(1));
+    assert_eq!(drain.finish().await, DrainOutcome::Cut(1));
     drop(body);
     within("the stream to end", async {
         while drain.in_flight() > 0 {

@@ -19,7 +19,7 @@ use crate::time::same_switch;
 
 /// One service of uh-proxy.
 #[derive(Debug, Clone)]
-pub struct Front {
+pub struct ProxyService {
     /// The admin client.
     pub client: Client,
     /// The service.
@@ -28,7 +28,7 @@ pub struct Front {
 
 /// The current status of the service.
 #[derive(Debug, Clone, PartialEq)]
-pub struct View {
+pub struct ServiceView {
     /// uh-proxy's generation.
     pub generation: u64,
     /// The service.
@@ -40,14 +40,14 @@ pub struct View {
 /// What must not change in a service between an operation's first look and its switch. The generation counts changes
 /// of all services, so it can't tell this.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct ExpectedRouting {
     active: BackendName,
     last_switch: Option<String>,
     endpoints: Vec<String>,
     version: Option<String>,
 }
 
-impl Standing {
+impl ExpectedRouting {
     /// The same, with the candidate registered.
     #[must_use]
     pub fn with_registered(self, endpoints: &[Endpoint], version: Option<&str>) -> Self {
@@ -78,7 +78,7 @@ pub struct Registration {
 
 /// Why uh-proxy couldn't be asked, or refused.
 #[derive(Debug, thiserror::Error)]
-pub enum FrontError {
+pub enum ProxyError {
     /// The call failed or was refused.
     #[error(transparent)]
     Call(#[from] ClientError),
@@ -90,7 +90,7 @@ pub enum FrontError {
     Overtaken(String),
 }
 
-impl FrontError {
+impl ProxyError {
     /// Whether the routing was changed by another command.
     #[must_use]
     pub fn is_overtaken(&self) -> bool {
@@ -123,7 +123,7 @@ impl FrontError {
     }
 }
 
-impl View {
+impl ServiceView {
     /// A backend of the service.
     #[must_use]
     pub fn backend(&self, name: &BackendName) -> Option<&BackendStatus> {
@@ -144,10 +144,10 @@ impl View {
 
     /// What an operation that would switch to this backend relies on.
     #[must_use]
-    pub fn standing(&self, to: &BackendName) -> Standing {
+    pub fn expected_routing(&self, to: &BackendName) -> ExpectedRouting {
         let backend = self.backend(to);
         let endpoints = backend.iter().flat_map(|backend| &backend.endpoints);
-        Standing {
+        ExpectedRouting {
             active: self.service.active.clone(),
             last_switch: self.service.last_switch.clone(),
             endpoints: endpoints.map(|endpoint| endpoint.address.clone()).collect(),
@@ -175,12 +175,12 @@ fn texts(endpoints: &[Endpoint]) -> Vec<String> {
     endpoints.iter().map(ToString::to_string).collect()
 }
 
-impl Front {
+impl ProxyService {
     /// Finds the service that the configuration names, or the only one.
     ///
     /// # Errors
     /// uh-proxy doesn't answer, or there is no such service.
-    pub async fn find(config: &Config) -> Result<Self, FrontError> {
+    pub async fn find(config: &Config) -> Result<Self, ProxyError> {
         let client = Client::new(&config.deploy.admin_socket);
         let status = client.status().await?;
         let names: Vec<&str> = status.services.iter().map(|service| service.name.as_str()).collect();
@@ -194,14 +194,14 @@ impl Front {
                     "uh-proxy has no service {wanted}, only {}: fix `deploy.service`",
                     names.join(", ")
                 );
-                return Err(FrontError::Service(message));
+                return Err(ProxyError::Service(message));
             }
             (None, _) => {
                 let message = format!(
                     "uh-proxy has several services: set `deploy.service` to one of {}",
                     names.join(", ")
                 );
-                return Err(FrontError::Service(message));
+                return Err(ProxyError::Service(message));
             }
         };
         Ok(Self { client, service })
@@ -211,13 +211,13 @@ impl Front {
     ///
     /// # Errors
     /// uh-proxy doesn't answer.
-    pub async fn view(&self) -> Result<View, FrontError> {
+    pub async fn view(&self) -> Result<ServiceView, ProxyError> {
         let status = self.client.status().await?;
         let service = status.services.iter().find(|service| service.name == self.service).cloned();
         let service = service.ok_or_else(|| {
-            FrontError::Service(format!("uh-proxy no longer has a service {}", self.service))
+            ProxyError::Service(format!("uh-proxy no longer has a service {}", self.service))
         })?;
-        Ok(View { generation: status.generation, service, status })
+        Ok(ServiceView { generation: status.generation, service, status })
     }
 
     /// Registers a backend's endpoints and version, which also puts it back into service.
@@ -230,8 +230,8 @@ impl Front {
         endpoints: &[Endpoint],
         version: Option<&str>,
         generation: u64,
-    ) -> Result<Registration, FrontError> {
-        let before = self.view().await?.standing(backend);
+    ) -> Result<Registration, ProxyError> {
+        let before = self.view().await?.expected_routing(backend);
         let request = BackendRequest {
             endpoints: texts(endpoints),
             version: version.map(str::to_owned),
@@ -242,8 +242,8 @@ impl Front {
         let after = self.view().await?;
         let known = after.backend(backend).and_then(|backend| backend.version.clone());
         let ours = version.or(known.as_deref());
-        if !before.with_registered(endpoints, version).holds(after.standing(backend), ours) {
-            return Err(FrontError::Overtaken(format!(
+        if !before.with_registered(endpoints, version).holds(after.expected_routing(backend), ours) {
+            return Err(ProxyError::Overtaken(format!(
                 "the routing was changed in the meantime: {} is active (generation {})",
                 after.service.active, after.generation
             )));
@@ -255,7 +255,7 @@ impl Front {
     ///
     /// # Errors
     /// uh-proxy refused, or the routing was changed by another command; then nothing was switched.
-    pub async fn switch(&self, request: &SwitchRequest) -> Result<Switched, FrontError> {
+    pub async fn switch(&self, request: &SwitchRequest) -> Result<Switched, ProxyError> {
         Ok(self.client.switch(&self.service, request).await?)
     }
 
@@ -267,7 +267,7 @@ impl Front {
         &self,
         backend: &BackendName,
         timeout: std::time::Duration,
-    ) -> Result<Drained, FrontError> {
+    ) -> Result<Drained, ProxyError> {
         let timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         Ok(self.client.drain(&self.service, backend, &DrainRequest { timeout_ms, cut: None }).await?)
     }
@@ -283,36 +283,37 @@ mod tests {
         let error = |kind: std::io::ErrorKind| std::io::Error::from(kind);
         let refused = error(std::io::ErrorKind::ConnectionRefused);
         let forbidden = error(std::io::ErrorKind::PermissionDenied);
-        assert!(FrontError::Call(ClientError::NoProxy { path: path.clone(), source: refused }).is_unsent());
+        assert!(ProxyError::Call(ClientError::NoProxy { path: path.clone(), source: refused }).is_unsent());
         assert!(
-            FrontError::Call(ClientError::NoPermission { path: path.clone(), source: forbidden }).is_unsent()
+            ProxyError::Call(ClientError::NoPermission { path: path.clone(), source: forbidden }).is_unsent()
         );
         let broken = error(std::io::ErrorKind::BrokenPipe).into();
-        assert!(!FrontError::Call(ClientError::Broken { path, source: broken }).is_unsent());
+        assert!(!ProxyError::Call(ClientError::Broken { path, source: broken }).is_unsent());
     }
 
     #[test]
     fn only_what_our_own_candidate_reports_is_not_a_change() {
-        let standing = |active: &str, last_switch: &str, port: u16, version: Option<&str>| Standing {
-            active: active.parse().unwrap(),
-            last_switch: Some(last_switch.to_owned()),
-            endpoints: vec![format!("127.0.0.1:{port}")],
-            version: version.map(str::to_owned),
-        };
-        let before = standing("blue", "2026-11-25T10:00:00.5Z", 3009, Some("1"));
+        let expected_routing =
+            |active: &str, last_switch: &str, port: u16, version: Option<&str>| ExpectedRouting {
+                active: active.parse().unwrap(),
+                last_switch: Some(last_switch.to_owned()),
+                endpoints: vec![format!("127.0.0.1:{port}")],
+                version: version.map(str::to_owned),
+            };
+        let before = expected_routing("blue", "2026-11-25T10:00:00.5Z", 3009, Some("1"));
         for version in [Some("1"), Some("2"), None] {
             assert!(
-                before.holds(standing("blue", "2026-11-25T10:00:00.5Z", 3009, version), Some("2")),
+                before.holds(expected_routing("blue", "2026-11-25T10:00:00.5Z", 3009, version), Some("2")),
                 "{version:?}"
             );
         }
         // After a restart, uh-proxy only knows that switch to the second.
-        assert!(before.holds(standing("blue", "2026-11-25T10:00:00Z", 3009, Some("1")), Some("2")));
+        assert!(before.holds(expected_routing("blue", "2026-11-25T10:00:00Z", 3009, Some("1")), Some("2")));
         for changed in [
-            standing("green", "2026-11-25T10:00:00.5Z", 3009, Some("1")),
-            standing("blue", "2026-11-25T10:01:00.5Z", 3009, Some("1")),
-            standing("blue", "2026-11-25T10:00:00.5Z", 3010, Some("1")),
-            standing("blue", "2026-11-25T10:00:00.5Z", 3009, Some("3")),
+            expected_routing("green", "2026-11-25T10:00:00.5Z", 3009, Some("1")),
+            expected_routing("blue", "2026-11-25T10:01:00.5Z", 3009, Some("1")),
+            expected_routing("blue", "2026-11-25T10:00:00.5Z", 3010, Some("1")),
+            expected_routing("blue", "2026-11-25T10:00:00.5Z", 3009, Some("3")),
         ] {
             assert!(!before.holds(changed.clone(), Some("2")), "{changed:?}");
         }

@@ -14,15 +14,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::drain::{Drain, Outcome};
+use crate::drain::{Drain, DrainOutcome};
 use crate::exit::Exit;
 use crate::forward::Forwarder;
 use crate::forward::upstream;
 use crate::log::Log;
-use crate::metrics::Meters;
-use crate::process::{App, Ended};
-use crate::settings::{AppAddress, Settings};
-use crate::signals::Received;
+use crate::metrics::ShimMetrics;
+use crate::process::{App, AppExit};
+use crate::settings::{AppAddress, ShimSettings};
+use crate::signals::ReceivedSignal;
 use crate::sockets;
 
 /// How often a connection to the app is tried while it starts.
@@ -42,7 +42,7 @@ const KILL_WAIT: Duration = Duration::from_secs(2);
 
 /// The phase that requests and health checks depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum AppPhase {
     /// The app doesn't accept connections yet.
     Starting,
     /// The app has accepted a connection.
@@ -52,25 +52,25 @@ pub(crate) enum Phase {
 }
 
 /// Takes the app from its start to its end.
-pub(crate) struct Supervisor {
-    pub(crate) settings: Settings,
+pub(crate) struct Lifecycle {
+    pub(crate) settings: ShimSettings,
     pub(crate) log: Log,
-    pub(crate) signals: mpsc::Receiver<Received>,
+    pub(crate) signals: mpsc::Receiver<ReceivedSignal>,
     pub(crate) app: App,
-    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) phase: watch::Sender<AppPhase>,
     pub(crate) drain: Arc<Drain>,
     /// Completes when the port is closed.
     pub(crate) serving: Option<JoinHandle<()>>,
     pub(crate) forwarder: Arc<Forwarder>,
-    pub(crate) meters: Arc<Meters>,
+    pub(crate) meters: Arc<ShimMetrics>,
 }
 
-enum Event {
-    Stop(&'static str),
-    AppEnded(Ended),
+enum StopReason {
+    Signal(&'static str),
+    AppExited(AppExit),
 }
 
-impl Supervisor {
+impl Lifecycle {
     /// Runs until the app has exited.
     pub(crate) async fn run(mut self) -> Exit {
         self.log.line(format_args!("Started {} (pid {})", self.command(), self.app.pid().as_raw_nonzero()));
@@ -103,13 +103,13 @@ impl Supervisor {
                     if !accepts {
                         return Err(self.start_failed().await);
                     }
-                    self.phase.send_replace(Phase::Serving);
+                    self.phase.send_replace(AppPhase::Serving);
                     let (app, after) = (&self.settings.app, started_at.elapsed().as_secs_f64());
                     self.log.line(format_args!("App accepts connections on {app} after {after:.1} s"));
                 }
                 event = next_event(&mut self.signals, &mut self.app) => match event {
-                    Event::Stop(signal) => return Ok(signal),
-                    Event::AppEnded(ended) => return Err(self.app_ended(ended, None).await),
+                    StopReason::Signal(signal) => return Ok(signal),
+                    StopReason::AppExited(ended) => return Err(self.app_ended(ended, None).await),
                 }
             }
         }
@@ -123,8 +123,8 @@ impl Supervisor {
     }
 
     /// Lets requests in flight finish.
-    async fn drained(&mut self) -> Result<Outcome, Exit> {
-        self.phase.send_replace(Phase::Draining);
+    async fn drained(&mut self) -> Result<DrainOutcome, Exit> {
+        self.phase.send_replace(AppPhase::Draining);
         self.drain.start(self.settings.drain_timeout);
         if let Some(serving) = self.serving.take() {
             // It can only fail by a panic, and then the port is closed too.
@@ -145,19 +145,19 @@ impl Supervisor {
                 Ok(outcome)
             }
             event = next_event(&mut self.signals, &mut self.app) => match event {
-                Event::Stop(signal) => {
+                StopReason::Signal(signal) => {
                     self.log.line(format_args!("Received {signal} again: not waiting any longer"));
-                    Ok(Outcome::of(self.in_flight()))
+                    Ok(DrainOutcome::of(self.in_flight()))
                 }
-                Event::AppEnded(ended) => Err(self.app_ended(ended, Some(broken_before)).await),
+                StopReason::AppExited(ended) => Err(self.app_ended(ended, Some(broken_before)).await),
             }
         }
     }
 
-    async fn ends_within(&mut self, timeout: Duration) -> Option<Ended> {
+    async fn ends_within(&mut self, timeout: Duration) -> Option<AppExit> {
         match tokio::time::timeout(timeout, next_event(&mut self.signals, &mut self.app)).await {
-            Ok(Event::AppEnded(ended)) => Some(ended),
-            Ok(Event::Stop(_)) | Err(_) => None,
+            Ok(StopReason::AppExited(ended)) => Some(ended),
+            Ok(StopReason::Signal(_)) | Err(_) => None,
         }
     }
 
@@ -171,16 +171,16 @@ impl Supervisor {
         }
     }
 
-    async fn stop_app(&mut self, outcome: Outcome) -> Exit {
+    async fn stop_app(&mut self, outcome: DrainOutcome) -> Exit {
         match outcome {
-            Outcome::Clean => self.log.line("All connections drained"),
-            Outcome::Cut(count) => self.log.line(format_args!("Cutting {count} active connections")),
+            DrainOutcome::Clean => self.log.line("All connections drained"),
+            DrainOutcome::Cut(count) => self.log.line(format_args!("Cutting {count} active connections")),
         }
         let killed = self.end_app().await;
         let exit = match (outcome, killed) {
-            (Outcome::Cut(_), _) => Exit::Cut,
-            (Outcome::Clean, true) => Exit::AppKilled,
-            (Outcome::Clean, false) => Exit::Drained,
+            (DrainOutcome::Cut(_), _) => Exit::Cut,
+            (DrainOutcome::Clean, true) => Exit::AppKilled,
+            (DrainOutcome::Clean, false) => Exit::Drained,
         };
         match exit {
             Exit::Drained => self.log.line("Server exiting gracefully"),
@@ -218,9 +218,9 @@ impl Supervisor {
             tokio::select! {
                 () = wait => if Instant::now() >= deadline { return false },
                 received = self.signals.recv() => match received {
-                    Some(Received::Stop(_)) => return false,
-                    Some(Received::Forward(signal)) => self.app.signal(signal),
-                    Some(Received::Child) | None => {}
+                    Some(ReceivedSignal::Stop(_)) => return false,
+                    Some(ReceivedSignal::Forward(signal)) => self.app.signal(signal),
+                    Some(ReceivedSignal::Child) | None => {}
                 }
             }
         }
@@ -228,14 +228,14 @@ impl Supervisor {
 
     /// The app exited on its own: its responses are still delivered. In a drain, requests without a complete response
     /// are counted, from `broken_before` on.
-    async fn app_ended(&mut self, ended: Ended, broken_before: Option<usize>) -> Exit {
+    async fn app_ended(&mut self, ended: AppExit, broken_before: Option<usize>) -> Exit {
         match ended {
-            Ended::Exited(code) => self.log.line(format_args!("App exited with code {code}")),
-            Ended::Killed(signal) => {
+            AppExit::Exited(code) => self.log.line(format_args!("App exited with code {code}")),
+            AppExit::Killed(signal) => {
                 self.log.line(format_args!("App was killed by signal {signal} (exit code {})", ended.code()));
             }
         }
-        self.phase.send_replace(Phase::Draining);
+        self.phase.send_replace(AppPhase::Draining);
         self.drain.start(SETTLE);
         // `finish` waits until the deadline, which may be far off in a drain.
         let _ = tokio::time::timeout(SETTLE, self.drain.finish()).await;
@@ -244,7 +244,7 @@ impl Supervisor {
             self.log.line(format_args!("{cut} active connections were cut"));
         }
         match ended {
-            Ended::Exited(0) if cut > 0 => Exit::Cut,
+            AppExit::Exited(0) if cut > 0 => Exit::Cut,
             ended => Exit::AppEnded(ended),
         }
     }
@@ -252,14 +252,14 @@ impl Supervisor {
 
 /// Waits until nothing is in flight, or until the drain's deadline. With `--supervise-only`, connections to the app's
 /// port are counted instead of requests.
-async fn finish(drain: &Drain, watched_port: Option<u16>) -> Outcome {
+async fn finish(drain: &Drain, watched_port: Option<u16>) -> DrainOutcome {
     let Some(port) = watched_port else { return drain.finish().await };
     let mut work = drain.begin_work();
     let deadline = work.drain_started().await;
     loop {
         // If the table can't be read, there is nothing to wait for.
-        let outcome = Outcome::of(sockets::established(port).unwrap_or_default());
-        if outcome == Outcome::Clean || Instant::now() >= deadline {
+        let outcome = DrainOutcome::of(sockets::established(port).unwrap_or_default());
+        if outcome == DrainOutcome::Clean || Instant::now() >= deadline {
             return outcome;
         }
         sleep_until(deadline.min(Instant::now() + SOCKETS_POLL)).await;
@@ -267,19 +267,19 @@ async fn finish(drain: &Drain, watched_port: Option<u16>) -> Outcome {
 }
 
 /// The next signal to stop, or the app's exit. Other signals are forwarded meanwhile.
-async fn next_event(signals: &mut mpsc::Receiver<Received>, app: &mut App) -> Event {
+async fn next_event(signals: &mut mpsc::Receiver<ReceivedSignal>, app: &mut App) -> StopReason {
     loop {
         match signals.recv().await {
-            Some(Received::Stop(name)) => return Event::Stop(name),
-            Some(Received::Forward(signal)) => app.signal(signal),
-            Some(Received::Child) => {
+            Some(ReceivedSignal::Stop(name)) => return StopReason::Signal(name),
+            Some(ReceivedSignal::Forward(signal)) => app.signal(signal),
+            Some(ReceivedSignal::Child) => {
                 app.reap();
                 if let Some(ended) = app.ended() {
-                    return Event::AppEnded(ended);
+                    return StopReason::AppExited(ended);
                 }
             }
             // The signal thread has ended, which can't happen: without it no signal could arrive.
-            None => return Event::Stop("nothing"),
+            None => return StopReason::Signal("nothing"),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::proc::Known;
+use super::proc::ProcessIdentity;
 use crate::files;
 use crate::runtime::Ending;
 
@@ -18,18 +18,18 @@ pub(super) const RAN_WELL: Duration = Duration::from_secs(10);
 
 /// An instance's directory.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct InstanceDir {
     directory: PathBuf,
 }
 
 /// What the supervisor records about its app, before it starts it and at every change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Saved {
+pub(super) struct SupervisorState {
     /// The app's process; `None` before it is started, or if it couldn't be.
-    pub(super) app: Option<Known>,
+    pub(super) app: Option<ProcessIdentity>,
     /// The supervisor itself. Earlier versions didn't record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) supervisor: Option<Known>,
+    pub(super) supervisor: Option<ProcessIdentity>,
     /// How often the app was restarted.
     #[serde(default)]
     pub(super) restarts: u32,
@@ -46,9 +46,9 @@ pub(super) struct Saved {
     pub(super) ended: Option<Ending>,
 }
 
-impl Saved {
+impl SupervisorState {
     /// The app, if it is alive.
-    pub(super) fn alive(&self) -> Option<&Known> {
+    pub(super) fn alive(&self) -> Option<&ProcessIdentity> {
         self.app.as_ref().filter(|app| self.ended.is_none() && app.is_alive())
     }
 
@@ -65,7 +65,7 @@ impl Saved {
     }
 }
 
-impl Place {
+impl InstanceDir {
     pub(super) fn new(directory: PathBuf) -> Self {
         Self { directory }
     }
@@ -158,12 +158,12 @@ impl Place {
         }
     }
 
-    pub(super) fn save(&self, saved: &Saved) -> io::Result<()> {
+    pub(super) fn save(&self, saved: &SupervisorState) -> io::Result<()> {
         files::replace(&self.state(), serde_json::to_string(saved)?.as_bytes())
     }
 
     /// What the supervisor has recorded; `None`: nothing yet.
-    pub(super) fn saved(&self) -> io::Result<Option<Saved>> {
+    pub(super) fn saved(&self) -> io::Result<Option<SupervisorState>> {
         let text = files::read(&self.state())?;
         let saved = text.map(|text| serde_json::from_slice(&text)).transpose();
         saved.map_err(|e| io::Error::other(format!("{} is damaged: {e}", self.state().display())))
@@ -183,11 +183,11 @@ mod tests {
 
     #[test]
     fn old_crashes_are_not_a_crash_loop() {
-        let saved = Saved {
+        let saved = SupervisorState {
             started_at: "2026-11-25T10:15:00.000Z".to_owned(),
             restarts: 12,
             in_a_row: 4,
-            ..Saved::default()
+            ..SupervisorState::default()
         };
         let after = |time: &str| saved.restarts_in_a_row(time.parse().unwrap());
         assert_eq!(after("2026-11-25T10:15:09.999Z"), 4);

@@ -8,9 +8,9 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 
-use crate::checks::Checks;
+use crate::checks::HealthChecks;
 use crate::drain::Drain;
-use crate::metrics::Meters;
+use crate::metrics::ShimMetrics;
 use crate::server;
 
 /// More than operators and probes need at once.
@@ -19,8 +19,8 @@ const CONNECTIONS_MAX: usize = 64;
 /// Starts serving. Stops with the async runtime.
 pub(crate) fn start(
     listener: TcpListener,
-    checks: Arc<Checks>,
-    meters: Option<Arc<Meters>>,
+    checks: Arc<HealthChecks>,
+    meters: Option<Arc<ShimMetrics>>,
 ) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let handler = move |request: Request<Incoming>, _: SocketAddr| {

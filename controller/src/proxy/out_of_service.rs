@@ -5,7 +5,7 @@ use std::time::Duration;
 use uh_protocol::BackendName;
 use uh_protocol::request::WithdrawRequest;
 
-use super::{Front, FrontError, View};
+use super::{ProxyError, ProxyService, ServiceView};
 use crate::report::Report;
 use crate::runtime::{Endpoint, InstanceId, Runtime, RuntimeError, State};
 use crate::time::span;
@@ -27,13 +27,13 @@ impl OutOfService {
     /// # Errors
     /// The routing has changed, the backend is active, or uh-proxy doesn't answer. Then nothing may be stopped.
     pub async fn withdraw(
-        front: &Front,
+        proxy: &ProxyService,
         backend: &BackendName,
         generation: u64,
         report: &Report,
-    ) -> Result<Self, FrontError> {
+    ) -> Result<Self, ProxyError> {
         let request = WithdrawRequest { expect_generation: Some(generation) };
-        let withdrawn = front.client.withdraw(&front.service, backend, &request).await?;
+        let withdrawn = proxy.client.withdraw(&proxy.service, backend, &request).await?;
         if let Some(error) = &withdrawn.persist_error {
             report.warn(&format!("{backend} is withdrawn, but that isn't on disk yet: {error}"));
         }
@@ -43,20 +43,20 @@ impl OutOfService {
     /// Withdraws a standby, even if the routing changes meanwhile.
     ///
     /// # Errors
-    /// [`FrontError::Overtaken`]: it is active. Or uh-proxy doesn't answer.
+    /// [`ProxyError::Overtaken`]: it is active. Or uh-proxy doesn't answer.
     pub async fn withdraw_standby(
-        front: &Front,
+        proxy: &ProxyService,
         backend: &BackendName,
         report: &Report,
-    ) -> Result<Self, FrontError> {
+    ) -> Result<Self, ProxyError> {
         let mut rounds = 0;
         loop {
-            let view = front.view().await?;
+            let view = proxy.view().await?;
             if view.is_active(backend) {
                 let generation = view.generation;
-                return Err(FrontError::Overtaken(format!("{backend} is active (generation {generation})")));
+                return Err(ProxyError::Overtaken(format!("{backend} is active (generation {generation})")));
             }
-            match Self::withdraw(front, backend, view.generation, report).await {
+            match Self::withdraw(proxy, backend, view.generation, report).await {
                 Err(e) if e.is_overtaken() && rounds < ROUNDS => rounds += 1,
                 other => return other,
             }
@@ -65,7 +65,7 @@ impl OutOfService {
 
     /// uh-proxy has other endpoints for this backend, so what listens on these receives no requests.
     #[must_use]
-    pub fn elsewhere(view: &View, backend: &BackendName, endpoints: &[Endpoint]) -> Option<Self> {
+    pub fn elsewhere(view: &ServiceView, backend: &BackendName, endpoints: &[Endpoint]) -> Option<Self> {
         (!view.has_endpoints(backend, endpoints))
             .then(|| Self { backend: backend.clone(), generation: view.generation })
     }
@@ -87,14 +87,19 @@ impl OutOfService {
     ///
     /// # Errors
     /// It has been registered again, or uh-proxy doesn't answer. Then nothing may be stopped.
-    pub async fn drain(&self, front: &Front, timeout: Duration, report: &Report) -> Result<(), FrontError> {
-        let view = front.view().await?;
+    pub async fn drain(
+        &self,
+        proxy: &ProxyService,
+        timeout: Duration,
+        report: &Report,
+    ) -> Result<(), ProxyError> {
+        let view = proxy.view().await?;
         let held = view.backend(&self.backend).map_or(0, |b| b.requests_in_flight + b.tunnels);
         if held == 0 {
             return Ok(());
         }
         report.line(&format!("Waiting for {held} requests in flight on {}", self.backend));
-        let drained = front.drain(&self.backend, timeout).await?;
+        let drained = proxy.drain(&self.backend, timeout).await?;
         let left = drained.remaining.total();
         if left > 0 {
             report.warn(&format!(
@@ -103,10 +108,10 @@ impl OutOfService {
                 span(timeout)
             ));
         }
-        if front.view().await?.is_withdrawn(&self.backend) {
+        if proxy.view().await?.is_withdrawn(&self.backend) {
             return Ok(());
         }
-        Err(FrontError::Overtaken(format!("{} was registered again by another command", self.backend)))
+        Err(ProxyError::Overtaken(format!("{} was registered again by another command", self.backend)))
     }
 
     /// Stops an instance of the backend.

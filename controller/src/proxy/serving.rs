@@ -4,28 +4,28 @@ use std::time::{Duration, Instant};
 
 use uh_protocol::BackendName;
 
-use super::{Front, FrontError, View};
+use super::{ProxyError, ProxyService, ServiceView};
 use crate::deploy::named;
 
 /// How long to wait for a uh-proxy that doesn't answer: a restart takes two seconds, in a container too.
-const FRONT_WITHIN: Duration = Duration::from_secs(10);
+const PROXY_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often to ask it.
-const FRONT_POLL: Duration = Duration::from_millis(100);
+const PROXY_POLL: Duration = Duration::from_millis(100);
 
-/// Which backend serves, as uh-proxy has just reported. Only [`Front::serving`] makes one, so a message built from it
+/// Which backend serves, as uh-proxy has just reported. Only [`ProxyService::serving`] makes one, so a message built from it
 /// never shows outdated information.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Serving {
-    view: View,
+    view: ServiceView,
 }
 
-impl Front {
+impl ProxyService {
     /// Which backend serves now.
     ///
     /// # Errors
     /// uh-proxy doesn't answer.
-    pub async fn serving(&self) -> Result<Serving, FrontError> {
+    pub async fn serving(&self) -> Result<Serving, ProxyError> {
         Ok(Serving { view: self.view().await? })
     }
 
@@ -33,7 +33,7 @@ impl Front {
     ///
     /// # Errors
     /// uh-proxy doesn't answer in time.
-    pub async fn serving_soon(&self) -> Result<Serving, FrontError> {
+    pub async fn serving_soon(&self) -> Result<Serving, ProxyError> {
         Ok(Serving { view: self.view_soon().await? })
     }
 
@@ -41,12 +41,12 @@ impl Front {
     ///
     /// # Errors
     /// uh-proxy doesn't answer in time.
-    pub async fn view_soon(&self) -> Result<View, FrontError> {
-        let deadline = Instant::now() + FRONT_WITHIN;
+    pub async fn view_soon(&self) -> Result<ServiceView, ProxyError> {
+        let deadline = Instant::now() + PROXY_WITHIN;
         loop {
             match self.view().await {
                 Err(error) if error.is_unanswered() && Instant::now() < deadline => {
-                    tokio::time::sleep(FRONT_POLL).await;
+                    tokio::time::sleep(PROXY_POLL).await;
                 }
                 other => return other,
             }
@@ -57,7 +57,7 @@ impl Front {
 impl Serving {
     /// The status that uh-proxy reported.
     #[must_use]
-    pub fn view(&self) -> &View {
+    pub fn view(&self) -> &ServiceView {
         &self.view
     }
 

@@ -11,23 +11,23 @@ use super::sync::{Arc, Mutex, MutexGuard};
 
 /// Counts open work.
 #[derive(Debug, Default)]
-pub(super) struct Tally(Mutex<Counted>);
+pub(super) struct WorkCounter(Mutex<CounterState>);
 
 #[derive(Debug, Default)]
-struct Counted {
+struct CounterState {
     left: usize,
     waiting: Vec<Waker>,
 }
 
 /// One piece of open work, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Held(Arc<Tally>);
+pub(super) struct WorkGuard(Arc<WorkCounter>);
 
-impl Tally {
+impl WorkCounter {
     /// Counts one more.
-    pub(super) fn begin(tally: &Arc<Self>) -> Held {
-        tally.lock().left += 1;
-        Held(Arc::clone(tally))
+    pub(super) fn begin(counter: &Arc<Self>) -> WorkGuard {
+        counter.lock().left += 1;
+        WorkGuard(Arc::clone(counter))
     }
 
     /// How many are counted.
@@ -52,13 +52,13 @@ impl Tally {
         Poll::Pending
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counted> {
+    fn lock(&self) -> MutexGuard<'_, CounterState> {
         // Counting doesn't panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Held {
+impl Drop for WorkGuard {
     fn drop(&mut self) {
         let mut counted = self.0.lock();
         counted.left -= 1;

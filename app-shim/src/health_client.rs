@@ -12,7 +12,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(2_000);
 const ANSWER_MAX_BYTES: usize = 16 << 10;
 
 /// Asks the shim that listens on this address. `Err` says why it isn't healthy.
-pub(crate) fn ask(listen: SocketAddr, path: &str) -> Result<(), String> {
+pub(crate) fn check(listen: SocketAddr, path: &str) -> Result<(), String> {
     let address = reachable(listen);
     let answer = fetch(address, path).map_err(|error| format!("{address} doesn't answer: {error}"))?;
     let answer = String::from_utf8_lossy(&answer);
