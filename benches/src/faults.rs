@@ -9,11 +9,11 @@ pub mod admin;
 pub mod apps;
 pub mod clock;
 pub mod disks;
+pub mod interference;
 pub mod late;
 pub mod network;
 pub mod processes;
 pub mod resources;
-pub mod rivals;
 pub mod scripted;
 pub mod stage;
 pub mod table;
@@ -114,7 +114,7 @@ pub fn all() -> Vec<Fault> {
         resources::FAULTS,
         clock::FAULTS,
         network::FAULTS,
-        rivals::FAULTS,
+        interference::FAULTS,
     ]
     .concat()
 }

@@ -1,20 +1,20 @@
-//! Somebody else at every step of a deploy: a switch by hand, a rollback, `retire`, a second deploy, a front door that
-//! restarts. At every end, what `uh-deploy` says last is compared with who answers through the front door.
+//! Interference at every step of a deploy: a manual switch, a rollback, `retire`, a second deploy, a restart of uh-proxy.
+//! At the end, what `uh-deploy` reports is compared with the backend that answers through uh-proxy.
 
-mod play;
-mod words;
+mod claims;
+mod sweep;
 
 use anyhow::{Result, ensure};
 
 use super::{BROKEN, Fault, Outcome, Surroundings};
-use play::Play;
+use sweep::Sweep;
 
-/// What somebody else does while a deploy is held at a point.
+/// What happens while a deploy is held at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rival {
+enum Interference {
     /// `uh-proxy switch` to the backend that isn't active.
     Switch,
-    /// `uh-deploy rollback`, which waits for the deploy.
+    /// `uh-deploy rollback`, which waits for the end of the deploy.
     Rollback,
     /// The deploy is killed, and then `uh-deploy rollback`.
     KillAndRollback,
@@ -22,9 +22,9 @@ enum Rival {
     Retire,
     /// Another `uh-deploy blue-green`.
     SecondDeploy,
-    /// `kill -9` of the front door, and its start.
+    /// `kill -9` of uh-proxy, and a start.
     KillFront,
-    /// SIGTERM to the front door, and its start.
+    /// SIGTERM to uh-proxy, and a start.
     StopFront,
 }
 
@@ -35,54 +35,54 @@ pub const FAULTS: &[Fault] = &[
         injected: "`uh-proxy switch` to the other backend at every step of a deploy",
         may_fail: &[],
         in_short: true,
-        run: |around| Box::pin(sweep(around, Rival::Switch)),
+        run: |around| Box::pin(run(around, Interference::Switch)),
     },
     Fault {
         name: "rollback within a deploy",
         injected: "`uh-deploy rollback` begun at every step of a deploy",
         may_fail: &[],
         in_short: true,
-        run: |around| Box::pin(sweep(around, Rival::Rollback)),
+        run: |around| Box::pin(run(around, Interference::Rollback)),
     },
     Fault {
         name: "rollback after a deploy was killed",
         injected: "kill -9 of the deploy at every step, then `uh-deploy rollback`",
         may_fail: &[],
         in_short: true,
-        run: |around| Box::pin(sweep(around, Rival::KillAndRollback)),
+        run: |around| Box::pin(run(around, Interference::KillAndRollback)),
     },
     Fault {
         name: "retire within a deploy",
         injected: "`uh-deploy retire --now` at every step of a deploy",
         may_fail: &[],
         in_short: true,
-        run: |around| Box::pin(sweep(around, Rival::Retire)),
+        run: |around| Box::pin(run(around, Interference::Retire)),
     },
     Fault {
         name: "second deploy within a deploy",
         injected: "another `uh-deploy blue-green` at every step of a deploy",
         may_fail: &[],
         in_short: true,
-        run: |around| Box::pin(sweep(around, Rival::SecondDeploy)),
+        run: |around| Box::pin(run(around, Interference::SecondDeploy)),
     },
     Fault {
         name: "front door killed within a deploy",
         injected: "kill -9 at every step of a deploy, then started again",
         may_fail: BROKEN,
         in_short: true,
-        run: |around| Box::pin(sweep(around, Rival::KillFront)),
+        run: |around| Box::pin(run(around, Interference::KillFront)),
     },
     Fault {
         name: "front door stopped within a deploy",
         injected: "SIGTERM at every step of a deploy, then started again",
-        // An idle connection may be closed just as its client writes to it.
+        // An idle connection may be closed while its client writes to it.
         may_fail: &["could not connect", "closed before the response"],
         in_short: true,
-        run: |around| Box::pin(sweep(around, Rival::StopFront)),
+        run: |around| Box::pin(run(around, Interference::StopFront)),
     },
 ];
 
-/// The short form takes one point before each effect, and those within which traffic or an instance has just changed.
+/// The short form tests one point before each effect, and those at which traffic or an instance has just changed.
 fn is_telling(point: &str) -> bool {
     let telling = [
         "effect.clear.withdrawn",
@@ -99,9 +99,9 @@ fn is_telling(point: &str) -> bool {
 /// Differences that are shown; the rest are counted.
 const SHOWN: usize = 3;
 
-async fn sweep(around: Surroundings, rival: Rival) -> Result<Outcome> {
-    let mut play = Play::begin(&around.dir, rival).await?;
-    let mut points = play.points().await?;
+async fn run(around: Surroundings, interference: Interference) -> Result<Outcome> {
+    let mut sweep = Sweep::begin(&around.dir, interference).await?;
+    let mut points = sweep.points().await?;
     if points.is_empty() {
         let why = "uh-deploy is built without the feature fault-points, and can't be held at a step";
         return Ok(Outcome::Skipped(why.to_owned()));
@@ -109,9 +109,9 @@ async fn sweep(around: Surroundings, rival: Rival) -> Result<Outcome> {
     points.retain(|point| around.thorough || is_telling(point));
     ensure!(points.len() >= 10, "only {} points: {points:?}", points.len());
     for point in &points {
-        play.at(point).await?;
+        sweep.at(point).await?;
     }
-    let differences = play.differences();
+    let differences = sweep.differences();
     ensure!(
         differences.is_empty(),
         "{} differences at {} points: {}",
@@ -119,5 +119,5 @@ async fn sweep(around: Surroundings, rival: Rival) -> Result<Outcome> {
         points.len(),
         differences.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n")
     );
-    play.finish(points.len()).await
+    sweep.finish(points.len()).await
 }

@@ -1,8 +1,8 @@
-//! What a command says about who serves, against who answers. Pure.
+//! Compares what a command reports about the active backend with the backend that answers. Pure.
 
 use std::fmt;
 
-/// Who answers through the front door.
+/// The backend that answers through uh-proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Serves {
     pub(super) backend: String,
@@ -16,7 +16,7 @@ impl fmt::Display for Serves {
     }
 }
 
-/// What a command came to.
+/// How a command ended.
 #[derive(Debug, Clone)]
 pub(super) struct Said {
     /// `None`: ended by a signal.
@@ -24,33 +24,33 @@ pub(super) struct Said {
     pub(super) text: String,
 }
 
-/// Lines that say who serves and don't name `serves`.
+/// Lines that name another backend or version than `serves`.
 fn wrong_claims(text: &str, serves: &Serves) -> Vec<String> {
     let claims = text.lines().filter(|line| line.contains(" serves"));
     let wrong = claims.filter(|line| !line.contains(&format!("{serves} serves")));
     wrong.map(|line| format!("{serves} answers, but: {}", line.trim())).collect()
 }
 
-/// `Active: …` of the last step, if it came to that.
+/// `Active: …` of the last step, if it was reached.
 fn active(text: &str, step: &str) -> Option<String> {
     let last_step = text.split(step).nth(1)?;
     last_step.lines().find_map(|line| line.trim().strip_prefix("Active: ")).map(str::to_owned)
 }
 
-/// Demands words that go with an exit code; they may begin a sentence.
+/// Requires words that belong to an exit code; they may begin a sentence.
 fn missing(said: &Said, word: &str) -> Vec<String> {
     let is_missing = !said.text.to_lowercase().contains(&word.to_lowercase());
     is_missing.then(|| format!("exit {:?} without the words {word:?}", said.code)).into_iter().collect()
 }
 
-/// What a deploy of `version` said, against who answers now.
+/// Checks the output of a deploy of `version`.
 pub(super) fn of_deploy(said: &Said, version: &str, serves: &Serves) -> Vec<String> {
     let mut wrong = wrong_claims(&said.text, serves);
     let is_new = serves.version == version;
     match said.code {
         Some(0) => {
             wrong.extend(missing(said, "✅ Deployment complete!"));
-            // What step 7 says is true then; of a deploy that went well it must be true at the end, too.
+            // What step 7 reports is true at that time; after a successful deploy it must still be true at the end.
             let active = active(&said.text, "[7/7]");
             if !is_new || active.as_ref() != Some(&serves.backend) {
                 wrong.push(format!("exit 0, Active: {active:?}, but {serves} answers"));
@@ -62,7 +62,7 @@ pub(super) fn of_deploy(said: &Said, version: &str, serves: &Serves) -> Vec<Stri
                 wrong.push(format!("exit 1, but {serves} answers"));
             }
         }
-        // Six: somebody has switched to the candidate, which had proven itself but was not the deploy's to leave there.
+        // 6: a manual switch went to the candidate, which had passed its checks, but the deploy hadn't switched to it.
         Some(code @ (5 | 6)) => {
             wrong
                 .extend(missing(said, if code == 5 { "Superseded" } else { "Manual intervention required" }));
@@ -73,14 +73,14 @@ pub(super) fn of_deploy(said: &Said, version: &str, serves: &Serves) -> Vec<Stri
     wrong
 }
 
-/// What a rollback said, against who answers now. `bad`: the version that it was to undo.
+/// Checks a rollback's output. `bad`: the version that it had to undo.
 pub(super) fn of_rollback(said: &Said, bad: &str, serves: &Serves) -> Vec<String> {
-    // What a recovery said on the way was true before the rollback itself.
+    // What the recovery reported was true before the rollback.
     let own = ["Finished: ", "Undone: "].iter().find_map(|words| said.text.split(words).nth(1));
     let own = own.map_or(said.text.as_str(), |rest| rest.split_once('\n').map_or("", |(_, own)| own));
     let mut wrong = wrong_claims(own, serves);
     if serves.version == bad {
-        wrong.push(format!("after a rollback {serves} answers"));
+        wrong.push(format!("{serves} answers after the rollback"));
     }
     match said.code {
         Some(0) => {
@@ -100,7 +100,7 @@ pub(super) fn of_rollback(said: &Said, bad: &str, serves: &Serves) -> Vec<String
     wrong
 }
 
-/// What a recovery said, against who answers now.
+/// Checks a recovery's output.
 pub(super) fn of_recovery(said: &Said, serves: &Serves) -> Vec<String> {
     let mut wrong = wrong_claims(&said.text, serves);
     if said.code != Some(0) {

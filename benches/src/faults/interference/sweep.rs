@@ -1,4 +1,4 @@
-//! One deploy after the other, each held at a point while somebody else acts.
+//! One deploy after the other, each held at a point while something interferes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Rival;
-use super::words::{Said, Serves, of_deploy, of_recovery, of_rollback};
+use super::Interference;
+use super::claims::{Said, Serves, of_deploy, of_recovery, of_rollback};
 use crate::controller::{Controller, two_free_addresses};
 use crate::faults::Outcome;
 use crate::faults::stage::{SOON, Setup, Stage};
@@ -21,23 +21,23 @@ use crate::process::{Process, run};
 /// Requests per second while deploys come one after the other: enough that each of them meets some.
 const RATE: f64 = 60.0;
 
-/// What makes a deploy quick.
+/// Makes a deploy quick.
 const QUICK: &str = "settle = \"20ms\"\ndrain_timeout = \"2s\"\nstop_timeout = \"5s\"\n";
 
-/// A front door under load, and deploys behind it.
-pub(super) struct Play {
+/// uh-proxy under load, and the deploys behind it.
+pub(super) struct Sweep {
     stage: Stage,
     controller: Controller,
     addresses: [SocketAddr; 2],
-    rival: Rival,
+    interference: Interference,
     versions: usize,
     differences: Vec<String>,
     slowest: Duration,
 }
 
-impl Play {
+impl Sweep {
     /// Two versions deployed, and load.
-    pub(super) async fn begin(dir: &Path, rival: Rival) -> Result<Self> {
+    pub(super) async fn begin(dir: &Path, interference: Interference) -> Result<Self> {
         let addresses = two_free_addresses()?;
         let [blue, green] = addresses;
         let setup = Setup { blue: blue.to_string(), green: green.to_string(), ..Setup::default() };
@@ -47,22 +47,23 @@ impl Play {
         controller.add_to_deploy(QUICK);
         controller.configure("", "successes = 1")?;
         let (differences, slowest) = (Vec::new(), Duration::ZERO);
-        let mut play = Self { stage, controller, addresses, rival, versions: 0, differences, slowest };
+        let mut sweep =
+            Self { stage, controller, addresses, interference, versions: 0, differences, slowest };
         for _ in 0..2 {
-            play.deploy(&[]).await?;
+            sweep.deploy(&[]).await?;
         }
-        play.stage.put_load_on(RATE).await?;
-        Ok(play)
+        sweep.stage.put_load_on(RATE).await?;
+        Ok(sweep)
     }
 
-    /// What was said and was not so.
+    /// The differences found so far.
     pub(super) fn differences(&self) -> &[String] {
         &self.differences
     }
 
-    /// Ends it, with what the operator gets to see.
+    /// Ends the load and uh-proxy, and checks both.
     pub(super) async fn finish(self, points: usize) -> Result<Outcome> {
-        let text = format!("{points} points, 0 differences between what is said last and who answers");
+        let text = format!("{points} points, 0 differences between what is reported and who answers");
         self.stage.finish(text, self.slowest, Vec::new()).await
     }
 
@@ -75,7 +76,7 @@ impl Play {
         format!("1.0.{}", self.versions)
     }
 
-    /// A deploy that nobody disturbs.
+    /// A deploy without interference.
     async fn deploy(&mut self, variables: &[(&str, &Path)]) -> Result<()> {
         let (version, began) = (self.next_version(), Instant::now());
         let mut command = self.controller.command(&["blue-green", "--version", &version]);
@@ -86,7 +87,7 @@ impl Play {
         Ok(())
     }
 
-    /// Every point that a deploy passes when nobody disturbs it, in order; none if it was built without them.
+    /// Every point that a deploy without interference passes, in order; none if uh-deploy was built without them.
     pub(super) async fn points(&mut self) -> Result<Vec<String>> {
         let trace = self.path("trace");
         self.deploy(&[("UH_DEPLOY_TRACE_FILE", &trace)]).await?;
@@ -95,7 +96,7 @@ impl Play {
         Ok(text.lines().filter(|name| seen.insert(*name)).map(str::to_owned).collect())
     }
 
-    /// Lets the judgement know who serves from now on; since `began`, either may have.
+    /// Records for the judgement which backend is active from now on; since `began`, either may have answered.
     async fn note(&mut self, began: Instant) -> Result<Serves> {
         let serves = self.serves().await?;
         let other = if serves.backend == "blue" { "green" } else { "blue" };
@@ -103,7 +104,7 @@ impl Play {
         Ok(serves)
     }
 
-    /// Who answers through the front door, which must be who is active.
+    /// The backend that answers through uh-proxy, which must be the active one.
     async fn serves(&self) -> Result<Serves> {
         let mut connection = Connection::open(self.stage.address).await?;
         let request = b"GET / HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n";
@@ -122,7 +123,7 @@ impl Play {
         Ok(status.services.first().context("no service")?.active.to_string())
     }
 
-    /// Both backends run: what was replaced last is kept for a rollback.
+    /// Whether both backends run: the old one is kept for a rollback.
     async fn both_run(&self) -> bool {
         for address in self.addresses {
             if Connection::open(address).await.is_err() {
@@ -132,17 +133,17 @@ impl Play {
         true
     }
 
-    /// One point: hold the deploy there, let somebody else act, let it go on, and compare; recover, and compare again.
+    /// One point: hold the deploy there, interfere, let it continue, and compare; recover, and compare again.
     pub(super) async fn at(&mut self, point: &str) -> Result<()> {
-        self.play(point).await.with_context(|| format!("{:?} at {point}", self.rival))
+        self.hold_and_compare(point).await.with_context(|| format!("{:?} at {point}", self.interference))
     }
 
-    async fn play(&mut self, point: &str) -> Result<()> {
+    async fn hold_and_compare(&mut self, point: &str) -> Result<()> {
         if !self.both_run().await {
             self.deploy(&[]).await?;
         }
         let (version, began) = (self.next_version(), Instant::now());
-        let (text, wrong, serves) = if self.rival == Rival::KillAndRollback {
+        let (text, wrong, serves) = if self.interference == Interference::KillAndRollback {
             self.kill(point, &version).await?;
             let rollback = said(self.controller.command(&["rollback"])).await?;
             let serves = self.serves().await?;
@@ -158,8 +159,9 @@ impl Play {
         if after != serves {
             wrong.push(format!("{serves} answered, and {after} after `recover`"));
         }
-        let told = |wrong| format!("{:?} at {point}: {wrong}\n{text}\n{}", self.rival, recovery.text);
-        self.differences.extend(wrong.into_iter().map(told));
+        let describe =
+            |wrong| format!("{:?} at {point}: {wrong}\n{text}\n{}", self.interference, recovery.text);
+        self.differences.extend(wrong.into_iter().map(describe));
         Ok(())
     }
 
@@ -174,10 +176,10 @@ impl Play {
         Ok(())
     }
 
-    /// Holds a deploy at a point while the rival acts: what was said, what of it was wrong, and who serves.
+    /// Holds a deploy at a point and interferes. Returns the output, what is wrong in it, and the backend that answers.
     async fn hold(&mut self, point: &str, version: &str) -> Result<(String, Vec<String>, Serves)> {
         let (hold, held) = (self.path("hold"), self.path("hold.held"));
-        // There is none before the first.
+        // It doesn't exist before the first point.
         let _ = fs::remove_file(&held);
         fs::write(&hold, point)?;
         let before = self.active().await?;
@@ -185,20 +187,22 @@ impl Play {
         let mut deploy =
             Process::spawn("deploy", command.env("UH_DEPLOY_HOLD_FILE", &hold), self.stage.dir())?;
         self.stage.until("the deploy is held", async |_| held.exists().then_some(())).await?;
-        let rollback = self.act().await?;
+        let rollback = self.interfere().await?;
         fs::remove_file(&hold)?;
         let deploy = Said { code: deploy.ended(SOON).await?.code(), text: deploy.output()? };
         let Some(mut rollback) = rollback else {
             let serves = self.serves().await?;
             let mut wrong = of_deploy(&deploy, version, &serves);
-            if matches!(self.rival, Rival::Retire | Rival::SecondDeploy) && deploy.code != Some(0) {
-                wrong.push(format!("one that was locked out made it end with {:?}", deploy.code));
+            if matches!(self.interference, Interference::Retire | Interference::SecondDeploy)
+                && deploy.code != Some(0)
+            {
+                wrong.push(format!("a locked-out command made it end with {:?}", deploy.code));
             }
             return Ok((deploy.text, wrong, serves));
         };
         let rollback = Said { code: rollback.ended(SOON).await?.code(), text: rollback.output()? };
         let serves = self.serves().await?;
-        // The deploy had come to its end before: then its own version served.
+        // The deploy ended first, with its own version active.
         let candidate = if before == "blue" { "green" } else { "blue" };
         let then = Serves { backend: candidate.to_owned(), version: version.to_owned() };
         let mut wrong = of_deploy(&deploy, version, &then);
@@ -209,18 +213,20 @@ impl Play {
         Ok((format!("{}\n{}", deploy.text, rollback.text), wrong, serves))
     }
 
-    /// What somebody else does. A rollback is returned: it waits for the deploy.
-    async fn act(&mut self) -> Result<Option<Process>> {
-        match self.rival {
-            Rival::Switch => self.switch().await?,
-            Rival::Rollback | Rival::KillAndRollback => return self.begin_rollback().await.map(Some),
-            Rival::Retire => self.is_locked_out(&["retire", "--now"]).await?,
-            Rival::SecondDeploy => self.is_locked_out(&["blue-green", "--version", "9.9.9"]).await?,
-            Rival::KillFront => {
+    /// Interferes. A rollback is returned, because it waits for the deploy.
+    async fn interfere(&mut self) -> Result<Option<Process>> {
+        match self.interference {
+            Interference::Switch => self.switch().await?,
+            Interference::Rollback | Interference::KillAndRollback => {
+                return self.begin_rollback().await.map(Some);
+            }
+            Interference::Retire => self.is_locked_out(&["retire", "--now"]).await?,
+            Interference::SecondDeploy => self.is_locked_out(&["blue-green", "--version", "9.9.9"]).await?,
+            Interference::KillFront => {
                 self.stage.take_front()?.kill()?;
                 self.stage.start_front().await?;
             }
-            Rival::StopFront => {
+            Interference::StopFront => {
                 self.stage.take_front()?.stop(SOON).await?;
                 self.stage.start_front().await?;
             }
@@ -228,7 +234,7 @@ impl Play {
         Ok(None)
     }
 
-    /// To the backend that isn't active. It may be refused: it is withdrawn, or nobody answers there.
+    /// Switches to the standby. It may be refused: it is withdrawn, or doesn't answer.
     async fn switch(&self) -> Result<()> {
         let before = self.active().await?;
         let to = if before == "blue" { "green" } else { "blue" };
