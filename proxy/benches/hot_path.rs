@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use jiff::Timestamp;
-use uh_http1::forwarded::Caller;
+use uh_http1::forwarded::{Caller, Scheme};
 use uh_http1::policy::{HeaderPolicy, ServerField};
 use uh_http1::request;
 use uh_http1::response::{self, Recipient};
@@ -103,7 +103,13 @@ fn heads(c: &mut Criterion) {
     let headers = HeaderPolicy::default();
     let address = Ipv4Addr::new(192, 0, 2, 7);
     let text = &address.to_string();
-    let caller = Caller { address: address.into(), text, request_start: None, headers: &headers };
+    let caller = Caller {
+        address: address.into(),
+        text,
+        request_start: None,
+        scheme: Scheme::Http,
+        headers: &headers,
+    };
     c.bench_function("request head: check and write anew", |b| {
         b.iter(|| {
             out.clear();
@@ -120,6 +126,7 @@ fn heads(c: &mut Criterion) {
         server,
         fields: 1000,
         clock: SystemTime::now,
+        hsts: None,
     };
     c.bench_function("response head: check and write anew", |b| {
         b.iter(|| {
@@ -150,6 +157,7 @@ fn observing(c: &mut Criterion) {
         user_agent: b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0",
         termination: Termination::Done,
         reason: None,
+        tls: None,
     };
     let (mut clock, mut out) = (Clock::default(), Vec::new());
     for (name, format) in [("json", AccessLogFormat::Json), ("combined", AccessLogFormat::Combined)] {

@@ -7,6 +7,7 @@ pub mod changes;
 mod headers;
 mod server;
 mod service;
+mod tls;
 
 use std::path::Path;
 
@@ -15,6 +16,7 @@ pub use service::{
     HealthCheck, Limits, MAX_ENDPOINTS, MaintenanceBypass, Resolve, Retries, SecretField, Service, Timeouts,
     TunnelsAtDrain,
 };
+pub use tls::{CertificateFiles, Hsts, Tls, TlsVersion};
 use uh_settings::Section;
 pub use uh_settings::{ConfigError, Mistake, Mistakes, read};
 
@@ -42,11 +44,12 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 pub fn parse(text: &str) -> Result<Config, ConfigError> {
     uh_settings::parse(text, Path::new(""), |root| {
         let server = server::server(&mut root.section("server"));
+        let redirect = server.tls.as_ref().is_some_and(|tls| tls.redirect);
         let has_services = root.has("services");
         let services: Vec<Service> = root
             .sections("services")
             .into_iter()
-            .filter_map(|(name, section)| service::service(&name, section))
+            .filter_map(|(name, section)| service::service(&name, section, redirect))
             .collect();
         check_services(root, has_services, &services);
         Config { server, services }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
-//! buffer. In reading order: [`worker`], [`admission`], [`idle`], [`connection`], [`exchange`], [`relay`], [`pump`], [`splice`],
+//! buffer. In reading order: [`worker`], [`admission`], `secure`, [`idle`], [`connection`], [`exchange`], [`relay`], [`pump`], [`splice`],
 //! [`pace`], [`pool`], [`budget`], [`endpoint`], [`fittings`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`attention`], [`watchdog`],
 //! [`settings`], [`websocket`].
 
@@ -28,10 +28,12 @@ pub mod pool;
 pub mod pump;
 mod reach;
 mod record;
+mod redirect;
 mod refusal;
 pub mod relay;
 pub mod reset;
 pub mod scratch;
+mod secure;
 pub mod settings;
 pub mod splice;
 pub mod unsent;

@@ -2,7 +2,7 @@
 //! every moment how many exchanges each backend holds.
 //!
 //! In reading order: [`config`] says what there is; [`uh_switching`] decides which backend gets a request, and counts;
-//! [`uh_http1`] understands messages; [`front`] carries them; [`health`] probes; [`state`] remembers; [`observe`] tells;
+//! [`tls`] speaks TLS; [`uh_http1`] understands messages; [`front`] carries them; [`health`] probes; [`state`] remembers; [`observe`] tells;
 //! [`lock`] keeps other processes away from it; [`admin`] takes orders; [`systemd`] speaks with the service manager; [`run`] puts it all together; [`cli`] is what an operator types.
 
 pub mod admin;
@@ -16,3 +16,4 @@ pub mod observe;
 pub mod run;
 pub mod state;
 pub mod systemd;
+pub mod tls;

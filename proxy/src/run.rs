@@ -29,7 +29,7 @@ use crate::admin::control::Control;
 use crate::admin::reload::Reloading;
 use crate::admin::server;
 use crate::admin::socket::{Access, AdminSocket, SocketError};
-use crate::config::{Config, Server, Service};
+use crate::config::{Config, Server, Service, Tls};
 use crate::front::Board;
 use crate::front::admission::Admission;
 use crate::front::attention::Bell;
@@ -37,15 +37,16 @@ use crate::front::fittings::Fittings;
 use crate::front::pool::Graveyard;
 use crate::front::settings::{Settings, SettingsCell};
 use crate::front::upstream::Connector;
-use crate::front::worker::{self, Holder, Listener, Worker};
+use crate::front::worker::{self, Holder, Listener, Speaks, Worker};
 use crate::health::prober::{self, HealthNews};
 use crate::observe::access_log::{self, LogLane};
 use crate::observe::meters::Meters;
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Metrics, ReadTls};
 use crate::state::file::StateFile;
 use crate::state::keeper::{Change, Keeper};
 use crate::state::store::{Loaded, Store, StoreError};
 use crate::systemd::{self, Inherited, InheritedError};
+use crate::tls;
 
 /// What the front door starts from.
 #[derive(Debug)]
@@ -92,6 +93,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// TLS can't be served.
+    #[error("cannot serve HTTPS as configured")]
+    Tls(#[from] tls::server::TlsError),
     /// Metrics are defined wrongly.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -122,6 +126,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let config = &config;
     let started = Instant::now();
     let settings = Settings::load(&config.server).map_err(system("use the configuration"))?;
+    let tls = config.server.tls.as_ref().map(start_tls).transpose()?;
     let bound = bind(&config.server, inherited)?;
     let descriptors = raise_descriptor_limit();
     let mut loaded = bound.store.load()?;
@@ -151,7 +156,8 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let log = access_log::start(&config.server.access_log, workers, &meters)
         .map_err(system("open the access log"))?;
     let (stop, stopped) = watch::channel(false);
-    let listen = addresses(&bound.listeners)?;
+    let listen = addresses(&bound.listeners, Speaks::Http)?;
+    let listen_tls = addresses(&bound.listeners, Speaks::Https)?;
     let control = Arc::new(Control {
         metrics: Metrics::new(
             {
@@ -164,11 +170,13 @@ pub fn run(start: Start) -> Result<(), RunError> {
                 let admission = Arc::clone(&admission);
                 Box::new(move || admission.counts())
             },
+            tls.clone().map(|server| Box::new(move || server.counts()) as ReadTls),
         )?,
         board: Arc::clone(&board),
         keeper,
         meters: Arc::clone(&meters),
         bells,
+        tls,
         reloading: Reloading {
             path,
             text: Mutex::new(text.clone()),
@@ -183,6 +191,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
         news: Arc::default(),
         started,
         listen: listen.clone(),
+        listen_tls: listen_tls.clone(),
         metrics_address: bound.metrics.as_ref().and_then(|m| m.local_addr().ok()).map(|a| a.to_string()),
         warnings: loaded.warnings,
     });
@@ -200,6 +209,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     }
     tracing::info!(
         listen = listen.join(", "),
+        listen_tls = listen_tls.join(", "),
         workers,
         descriptors,
         most_connections,
@@ -214,15 +224,20 @@ pub fn run(start: Start) -> Result<(), RunError> {
 }
 
 fn bind(server: &Server, mut inherited: Inherited) -> Result<Bound, RunError> {
-    let mut listen = |address: &SocketAddr, key| match inherited.claim(*address) {
-        Some(socket) => Ok(Listener { socket, holder: Holder::ServiceManager }),
+    let mut listen = |address: &SocketAddr, key, speaks| match inherited.claim(*address) {
+        Some(socket) => Ok(Listener { socket, holder: Holder::ServiceManager, speaks }),
         None => worker::bind(*address)
-            .map(|socket| Listener { socket, holder: Holder::Us })
+            .map(|socket| Listener { socket, holder: Holder::Us, speaks })
             .map_err(|source| RunError::Bind { address: address.to_string(), key, source }),
     };
-    let listeners: Vec<Listener> =
-        server.listen.iter().map(|address| listen(address, "server.listen")).collect::<Result<_, _>>()?;
-    let metrics = server.metrics.as_ref().map(|address| listen(address, "server.metrics")).transpose()?;
+    let http = server.listen.iter().map(|address| (address, "server.listen", Speaks::Http));
+    let https = server.listen_tls.iter().map(|address| (address, "server.listen_tls", Speaks::Https));
+    let listeners: Vec<Listener> = http
+        .chain(https)
+        .map(|(address, key, speaks)| listen(address, key, speaks))
+        .collect::<Result<_, _>>()?;
+    let metrics = server.metrics.as_ref().map(|address| listen(address, "server.metrics", Speaks::Http));
+    let metrics = metrics.transpose()?;
     inherited.finish()?;
     let signals = Signals::new(signals::HANDLED).map_err(system("handle signals"))?;
     let access = if server.admin_users.is_empty() { Access::Owner } else { Access::Listed };
@@ -315,9 +330,26 @@ fn unknown_actives(config: &Config, state: Option<&StateFile>, board: &Board) ->
     config.services.iter().enumerate().filter_map(warn).collect()
 }
 
-fn addresses(listeners: &[Listener]) -> Result<Vec<String>, RunError> {
+/// Reads the certificates, and begins to serve them. One whose time is over is served all the same, as far as clients
+/// accept it: the others must not stand still for it.
+fn start_tls(config: &Tls) -> Result<Arc<tls::Server>, RunError> {
+    let checked = tls::server::check(config)?;
+    for certificate in checked.certificates() {
+        if let Err(error) = certificate.check_dates(jiff::Timestamp::now()) {
+            tracing::error!(error = %plain(&error), "clients will not accept a certificate");
+        }
+    }
+    Ok(Arc::new(tls::Server::new(checked)?))
+}
+
+fn addresses(listeners: &[Listener], speaks: Speaks) -> Result<Vec<String>, RunError> {
     let address = |listener: &Listener| listener.socket.local_addr().map(|address| address.to_string());
-    listeners.iter().map(address).collect::<io::Result<_>>().map_err(system("tell the bound addresses"))
+    listeners
+        .iter()
+        .filter(|listener| listener.speaks == speaks)
+        .map(address)
+        .collect::<io::Result<_>>()
+        .map_err(system("tell the bound addresses"))
 }
 
 fn start_workers(
@@ -340,6 +372,9 @@ fn start_workers(
             graveyard: Arc::clone(graveyard),
             log,
             all_gone: Notify::new(),
+            tls: control.tls.clone(),
+            handshakes: Arc::default(),
+            workers: control.bells.len(),
         };
         worker::spawn(Arc::new(worker), listeners, stopped)
     };
@@ -372,6 +407,9 @@ fn start_admin(
             tokio::spawn(Arc::clone(&control).reload_when_wanted());
             tokio::spawn(Arc::clone(&control).reopen_log_when_wanted());
             tokio::spawn(supervise::beat(Arc::clone(&control)));
+            if let Some(server) = &control.tls {
+                tokio::spawn(tls::watch::run(Arc::clone(server)));
+            }
             tokio::spawn(persist_health(Arc::clone(&control), Arc::clone(&control.news)));
             server::serve_admin(socket, control, users).await;
         });

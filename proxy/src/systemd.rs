@@ -67,7 +67,7 @@ pub enum InheritedError {
     },
     /// Nobody asked for it.
     #[error(
-        "the service manager passed a socket on {address}, which is neither in server.listen nor server.metrics: \
+        "the service manager passed a socket on {address}, which is neither in server.listen, server.listen_tls nor server.metrics: \
          add it there, or take it out of the socket unit"
     )]
     NotConfigured {

@@ -3,7 +3,7 @@
 
 use uh_http1::body::{BodyScanner, Framing};
 use uh_http1::field::{self, HeadScanner};
-use uh_http1::forwarded::Caller;
+use uh_http1::forwarded::{Caller, Scheme};
 use uh_http1::policy::{HeaderPolicy, Traceparent, Underscores};
 use uh_http1::{prefix, request};
 
@@ -87,6 +87,7 @@ impl Circumstances {
             address: CALLER.parse().expect("an address"),
             text: CALLER,
             request_start,
+            scheme: Scheme::Http,
             headers: &self.headers,
         }
     }

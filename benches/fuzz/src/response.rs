@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use uh_http1::body::Framing;
 use uh_http1::field::HeadScanner;
-use uh_http1::forwarded::Caller;
+use uh_http1::forwarded::{Caller, Scheme};
 use uh_http1::policy::{HeaderPolicy, ServerField};
 use uh_http1::request::{self, Version};
 use uh_http1::response::{self, Coding, Recipient, ResponseHead};
@@ -188,8 +188,13 @@ fn check(case: &[u8]) -> Result<(), String> {
     let keep_alive = first & 4 == 0;
     let server = if first & 8 == 0 { ServerField::Pass } else { ServerField::Drop };
     let headers = HeaderPolicy::default();
-    let caller =
-        Caller { address: [192, 0, 2, 1].into(), text: "192.0.2.1", request_start: None, headers: &headers };
+    let caller = Caller {
+        address: [192, 0, 2, 1].into(),
+        text: "192.0.2.1",
+        request_start: None,
+        scheme: Scheme::Http,
+        headers: &headers,
+    };
     // A head is read up to its end before anything is made of it.
     let bytes = match HeadScanner::of_response().scan(bytes) {
         Ok(Some(head)) => &bytes[head],
@@ -206,6 +211,7 @@ fn check(case: &[u8]) -> Result<(), String> {
         server,
         fields: FIELDS,
         clock: SystemTime::now,
+        hsts: None,
     };
     let mut out = Vec::new();
     let Ok(understood) = response::translate(bytes, to, &mut out) else { return Ok(()) };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use uh_http1::field::{MAX_FIELDS, MOST_ADDED_FIELDS};
-use uh_http1::forwarded::Caller;
+use uh_http1::forwarded::{Caller, Scheme};
 use uh_http1::policy::{HeaderPolicy, Traceparent};
 use uh_http1::{prefix, request};
 
@@ -103,6 +103,7 @@ fn the_front_door_adds_no_more_fields_than_it_says() {
         address: [192, 0, 2, 1].into(),
         text: "192.0.2.1",
         request_start: Some(1),
+        scheme: Scheme::Http,
         headers: &headers,
     };
     let fields = |head: &[u8]| head.iter().filter(|&&byte| byte == b'\n').count() - 2;

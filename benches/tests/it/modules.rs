@@ -22,7 +22,7 @@ const LAYERS: [Layers; 3] = [
     Layers {
         src: "proxy/src",
         order: &[
-            "cli", "run", "admin", "health", "front", "observe", "state", "config", "fault", "lock",
+            "cli", "run", "admin", "health", "front", "tls", "observe", "state", "config", "fault", "lock",
             "systemd",
         ],
         up: &[],

@@ -90,6 +90,8 @@ fn process(pid: u32, uptime_s: u64, monotonic_s: u64, boot: &str) -> ProxyProces
         pid,
         uptime_s,
         listen: Vec::new(),
+        listen_tls: Vec::new(),
+        certificates: Vec::new(),
         metrics: None,
         stopping: false,
     };

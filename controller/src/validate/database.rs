@@ -173,7 +173,7 @@ struct Tls(Arc<ClientConfig>);
 
 impl Tls {
     fn new(wanted: &DatabaseUrl) -> Result<Self, String> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let chain = match wanted.verify {
             Verify::Nothing => None,
             Verify::Chain | Verify::ChainAndName => {

@@ -170,6 +170,8 @@ pub enum Known {
     Server,
     /// `Date`
     Date,
+    /// `Strict-Transport-Security`
+    Hsts,
 }
 
 impl Known {
@@ -186,6 +188,7 @@ impl Known {
                 | Self::Referer
                 | Self::Server
                 | Self::Date
+                | Self::Hsts
         )
     }
 }
@@ -219,13 +222,14 @@ pub fn classify(name: &[u8]) -> Known {
         16 if is("proxy-connection") => Known::HopByHop,
         17 if is("x-forwarded-proto") => Known::ForwardedProto,
         17 if is("transfer-encoding") => Known::TransferEncoding,
+        25 if is("strict-transport-security") => Known::Hsts,
         12.. if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => Known::ForwardedOther,
         _ => Known::Other,
     }
 }
 
 /// The longest known name, and one byte more.
-const FOLDED_BYTES: usize = 18;
+const FOLDED_BYTES: usize = 26;
 
 /// [`classify`] for a name as an app sees it that, like CGI and its heirs, can't tell `_` and others from `-`.
 #[must_use]

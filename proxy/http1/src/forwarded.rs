@@ -19,8 +19,38 @@ pub struct Caller<'a> {
     pub text: &'a str,
     /// When the request came, in milliseconds since 1970, for `X-Request-Start`; `None`: the app is not told.
     pub request_start: Option<u64>,
+    /// How he speaks to us.
+    pub scheme: Scheme,
     /// What is believed, and what is told.
     pub headers: &'a HeaderPolicy,
+}
+
+/// Whether a client's words are encrypted on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Scheme {
+    /// They are not.
+    #[default]
+    Http,
+    /// They are.
+    Https,
+}
+
+impl Scheme {
+    /// As it stands in a URL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    fn port(self) -> &'static [u8] {
+        match self {
+            Self::Http => b"80",
+            Self::Https => b"443",
+        }
+    }
 }
 
 impl Caller<'_> {
@@ -29,6 +59,13 @@ impl Caller<'_> {
     pub fn is_trusted(&self) -> bool {
         self.headers.trusts(self.address)
     }
+}
+
+/// How the client speaks, to us or to the trusted proxy before us.
+#[must_use]
+pub fn scheme(fields: &[Header<'_>], caller: &Caller<'_>) -> Scheme {
+    let believed = if caller.is_trusted() { fields } else { &[] };
+    proto(believed).unwrap_or(caller.scheme)
 }
 
 /// The client's address, as a part of the `X-Forwarded-For` fields that a trusted proxy sent: the right-most one that
@@ -64,23 +101,28 @@ fn node_address(node: &[u8]) -> Option<(IpAddr, &[u8])> {
 }
 
 /// Appends what the app learns about the caller and those before it. `client` is the client's address, `host` the
-/// request's, or empty.
-pub fn write(fields: &[Header<'_>], caller: &Caller<'_>, client: &str, host: &[u8], out: &mut Vec<u8>) {
+/// request's, or empty; `scheme` is how the client speaks.
+pub fn write(
+    fields: &[Header<'_>],
+    caller: &Caller<'_>,
+    (client, scheme): (&str, Scheme),
+    host: &[u8],
+    out: &mut Vec<u8>,
+) {
     let believed = if caller.is_trusted() { fields } else { &[] };
     out.extend_from_slice(b"X-Forwarded-For: ");
     write_list(believed, Known::ForwardedFor, out);
     out.extend_from_slice(caller.text.as_bytes());
     out.extend_from_slice(b"\r\n");
     write_field(out, b"X-Real-IP", client.as_bytes());
-    let proto = proto(believed).unwrap_or("http");
-    write_field(out, b"X-Forwarded-Proto", proto.as_bytes());
+    write_field(out, b"X-Forwarded-Proto", scheme.as_str().as_bytes());
     let host_before = the_one(believed, Known::ForwardedHost, field::is_host).unwrap_or(host);
     if !host_before.is_empty() {
         write_field(out, b"X-Forwarded-Host", host_before);
     }
     let port = the_one(believed, Known::ForwardedPort, is_port)
         .or(field::split_port(host_before).1.filter(|port| is_port(port)))
-        .unwrap_or(if proto == "https" { b"443" } else { b"80" });
+        .unwrap_or(scheme.port());
     write_field(out, b"X-Forwarded-Port", port);
     for field in believed.iter().filter(|field| is_other(field.name.as_bytes())) {
         write_field(out, field.name.as_bytes(), field.value);
@@ -93,14 +135,14 @@ pub fn write(fields: &[Header<'_>], caller: &Caller<'_>, client: &str, host: &[u
 
 /// The scheme that the client used. Every proxy on the way may have added one to the list; if they don't all say the
 /// same, none is believed. The ones of WebSocket (RFC 6455 §3) are for the same ports and mean the same to an app.
-fn proto(believed: &[Header<'_>]) -> Option<&'static str> {
+fn proto(believed: &[Header<'_>]) -> Option<Scheme> {
     let known = |value: &[u8]| {
         let is = |text: &str| value.eq_ignore_ascii_case(text.as_bytes());
         match value.len() {
-            2 if is("ws") => Some("http"),
-            3 if is("wss") => Some("https"),
-            4 if is("http") => Some("http"),
-            5 if is("https") => Some("https"),
+            2 if is("ws") => Some(Scheme::Http),
+            3 if is("wss") => Some(Scheme::Https),
+            4 if is("http") => Some(Scheme::Http),
+            5 if is("https") => Some(Scheme::Https),
             _ => None,
         }
     };
@@ -136,7 +178,9 @@ fn write_forwarded(believed: &[Header<'_>], caller: &Caller<'_>, host: &[u8], ou
         out.extend_from_slice(host);
         out.push(b'"');
     }
-    out.extend_from_slice(b";proto=http\r\n");
+    out.extend_from_slice(b";proto=");
+    out.extend_from_slice(caller.scheme.as_str().as_bytes());
+    out.extend_from_slice(b"\r\n");
 }
 
 fn write_request_start(believed: &[Header<'_>], caller: &Caller<'_>, out: &mut Vec<u8>) {
@@ -196,12 +240,13 @@ mod tests {
             address: from.parse().unwrap(),
             text: from,
             request_start: headers.request_start.then_some(1_700_000_000_123),
+            scheme: Scheme::Http,
             headers,
         };
         let mut out = Vec::new();
         let client = client(fields, headers).filter(|_| headers.trusts(caller.address));
         let client = client.map_or(from, |client| std::str::from_utf8(client).unwrap());
-        write(fields, &caller, client, host.as_bytes(), &mut out);
+        write(fields, &caller, (client, scheme(fields, &caller)), host.as_bytes(), &mut out);
         String::from_utf8(out).unwrap()
     }
 

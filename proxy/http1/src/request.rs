@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::body::Framing;
 use super::field::{self, ConnectionOptions, Known, MAX_FIELDS, Span, classify, write_field, write_number};
-use super::forwarded::{self, Caller};
+use super::forwarded::{self, Caller, Scheme};
 use super::policy::{Traceparent, Underscores};
 use super::trace;
 
@@ -124,6 +124,8 @@ pub struct RequestHead {
     pub upgrade: Span,
     /// The client's address, where a trusted proxy has told it; empty: it is the caller's.
     pub client: Span,
+    /// How the client speaks, to us or to a trusted proxy before us.
+    pub scheme: Scheme,
     /// Its id.
     pub id: RequestId,
     /// `User-Agent`, or empty.
@@ -247,7 +249,7 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
     let method_text = request.method.unwrap_or_default();
     let target = request.path.unwrap_or_default();
     let facts = read_fields(request.headers, version, caller.headers.underscores)?;
-    let (authority, path) = split_target(method_text, target)?;
+    let (authority, path) = split_target(method_text, target, caller.scheme)?;
     let host = host(authority, facts.host, version)?;
     let framing = match (facts.chunked, facts.length) {
         (true, Some(_)) => return Err(BadRequest::Malformed("both Content-Length and Transfer-Encoding")),
@@ -279,6 +281,7 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         upgrade: if upgrade { Span::of(facts.upgrade, head) } else { Span::default() },
         client: told_client(request.headers, caller)
             .map_or_else(Span::default, |client| Span::of(client, head)),
+        scheme: forwarded::scheme(request.headers, caller),
         id: facts.id.map_or_else(RequestId::make, |id| RequestId::FromClient(Span::of(id, head))),
         user_agent: Span::of(facts.user_agent, head),
         referer: Span::of(facts.referer, head),
@@ -292,7 +295,8 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
     write_field(out, b"Host", host);
     write_fields(request.headers, &facts, &understood, caller, out);
     write_framing(&understood, out);
-    forwarded::write(request.headers, caller, understood.client_address(head, caller.text), host, out);
+    let client = (understood.client_address(head, caller.text), understood.scheme);
+    forwarded::write(request.headers, caller, client, host, out);
     write_field(out, b"X-Request-Id", understood.id.text(head));
     if facts.trace != Trace::Valid && caller.headers.traceparent == Traceparent::Make {
         trace::write_new(&understood.id, out);
@@ -446,7 +450,11 @@ pub fn write_upgrade(protocol: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Splits a target (RFC 9112 §3.2) into its authority, if it has one, and its path with query.
-fn split_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>, &'a str), BadRequest> {
+fn split_target<'a>(
+    method: &str,
+    target: &'a str,
+    scheme: Scheme,
+) -> Result<(Option<&'a str>, &'a str), BadRequest> {
     if matches!(method, "CONNECT" | "TRACE") {
         return Err(BadRequest::Method);
     }
@@ -457,7 +465,14 @@ fn split_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>, &
     if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
         return Ok((None, target));
     }
-    let rest = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://")).map(|_| &target[7..]);
+    let after = |prefix: &str| {
+        let start = target.get(..prefix.len())?;
+        start.eq_ignore_ascii_case(prefix).then(|| &target[prefix.len()..])
+    };
+    let rest = match scheme {
+        Scheme::Http => after("http://"),
+        Scheme::Https => after("https://"),
+    };
     let rest = rest.ok_or(BadRequest::Malformed("the request target is malformed"))?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     match rest.split_at(end) {

@@ -26,6 +26,8 @@ pub struct Recipient<'a> {
     pub fields: usize,
     /// What time it is, for a response without a `Date`.
     pub clock: fn() -> SystemTime,
+    /// The `Strict-Transport-Security` field of a response that has none.
+    pub hsts: Option<&'a str>,
 }
 
 /// What we need to know of a response.
@@ -94,6 +96,7 @@ struct Facts<'a> {
     idle: Option<Duration>,
     has_id: bool,
     has_date: bool,
+    has_hsts: bool,
     upgrade: &'a [u8],
 }
 
@@ -209,6 +212,7 @@ fn read_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<Facts<'a>, BadResp
             Known::Upgrade => facts.upgrade = field.value,
             Known::RequestId => facts.has_id = true,
             Known::Date => facts.has_date = true,
+            Known::Hsts => facts.has_hsts = true,
             _ => {}
         }
     }
@@ -271,6 +275,9 @@ fn write_connection(to: Recipient<'_>, facts: &Facts<'_>, response: &ResponseHea
     if !facts.has_id {
         write_field(out, b"X-Request-Id", to.request.id.text(to.request_head));
     }
+    if let Some(hsts) = to.hsts.filter(|_| !facts.has_hsts) {
+        write_field(out, b"Strict-Transport-Security", hsts.as_bytes());
+    }
     if response.is_tunnel() {
         out.extend_from_slice(b"Connection: upgrade\r\n");
     } else if !response.client_keep_alive {
@@ -289,7 +296,7 @@ fn keep_alive_timeout(value: &[u8]) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::forwarded::Caller;
+    use crate::forwarded::{Caller, Scheme};
     use crate::policy::HeaderPolicy;
     use crate::request;
 
@@ -299,6 +306,7 @@ mod tests {
             address: [192, 0, 2, 1].into(),
             text: "192.0.2.1",
             request_start: None,
+            scheme: Scheme::Http,
             headers: &headers,
         };
         request::translate(request_head.as_bytes(), &caller, &mut Vec::new()).unwrap()
@@ -321,6 +329,7 @@ mod tests {
             server,
             fields: FIELDS,
             clock: SystemTime::now,
+            hsts: None,
         };
         let mut out = Vec::new();
         let response = translate(head.as_bytes(), to, &mut out)?;
@@ -483,7 +492,7 @@ mod tests {
             let server = ServerField::Drop;
             let request_head = GET.as_bytes();
             let (upgrade, fields) = (None, FIELDS);
-            let to = Recipient { request: &request, request_head, keep_alive: true, upgrade, server, fields, clock: SystemTime::now };
+            let to = Recipient { request: &request, request_head, keep_alive: true, upgrade, server, fields, clock: SystemTime::now, hsts: None };
             let _ = translate(&head, to, &mut Vec::new());
         }
     }

@@ -31,10 +31,32 @@ pub struct ProxyStatus {
     pub uptime_s: u64,
     /// Addresses that are really bound, with their ports.
     pub listen: Vec<String>,
+    /// Those on which HTTPS is served.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listen_tls: Vec<String>,
+    /// The certificates that are served over HTTPS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateStatus>,
     /// The metrics listener's address, if there is one.
     pub metrics: Option<String>,
     /// True from the first SIGTERM on.
     pub stopping: bool,
+}
+
+/// A certificate that is served over HTTPS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// Its first name, or else its file.
+    pub name: String,
+    /// All hosts that it is for.
+    pub names: Vec<String>,
+    /// When it expires: ISO 8601, UTC.
+    pub expires: String,
+    /// Its file.
+    pub file: String,
+    /// Why its files, which have changed, can't be served. What is described here stays in force meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// One service and its backends.

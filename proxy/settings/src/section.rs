@@ -94,6 +94,23 @@ impl Section {
         }
     }
 
+    /// A list of tables, in the order of the file. What is no table is left out, and is a mistake.
+    pub fn tables(&mut self, key: &'static str) -> Vec<Section> {
+        let values = match self.take(key) {
+            None => return Vec::new(),
+            Some(Value::Array(values)) => values,
+            Some(other) => {
+                self.mistake(key, format!("expected a list of tables, found {}", other.type_str()));
+                return Vec::new();
+            }
+        };
+        values
+            .into_iter()
+            .enumerate()
+            .map(|(index, value)| self.child(&format!("{key}[{index}]"), value))
+            .collect()
+    }
+
     /// Whether the key is there.
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)

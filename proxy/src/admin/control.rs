@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
+use jiff::Timestamp;
 use uh_protocol::status::{
-    BackendStatus, EndpointStatus, ProbeStatus, ProxyStatus, Role, ServiceStatus, Status,
+    BackendStatus, CertificateStatus, EndpointStatus, ProbeStatus, ProxyStatus, Role, ServiceStatus, Status,
 };
 use uh_protocol::{BackendName, Code, Problem, ServiceName};
 use uh_switching::{Health, Refusal, ServiceState};
@@ -22,6 +23,7 @@ use crate::observe::metrics::Metrics;
 use crate::state::file::StateFile;
 use crate::state::keeper::{Change, Keeper};
 use crate::state::time::iso_millis;
+use crate::tls;
 
 /// A running front door, as the admin side sees it.
 pub struct Control {
@@ -43,8 +45,12 @@ pub struct Control {
     pub news: Arc<HealthNews>,
     /// When the process started.
     pub started: Instant,
-    /// Addresses really bound.
+    /// Addresses really bound, for plain HTTP.
     pub listen: Vec<String>,
+    /// Those for HTTPS.
+    pub listen_tls: Vec<String>,
+    /// What serves HTTPS, if it is served.
+    pub tls: Option<Arc<tls::Server>>,
     /// The metrics listener's address.
     pub metrics_address: Option<String>,
     /// What was wrong with the state file at the start.
@@ -61,6 +67,8 @@ impl Control {
                 pid: std::process::id(),
                 uptime_s: self.started.elapsed().as_secs(),
                 listen: self.listen.clone(),
+                listen_tls: self.listen_tls.clone(),
+                certificates: self.certificates(),
                 metrics: self.metrics_address.clone(),
                 stopping: self.bells.iter().any(|bell| bell.stage() != Stage::Running),
             },
@@ -69,6 +77,18 @@ impl Control {
             warnings: self.warnings.clone(),
             services: live.services.iter().map(|service| self.service_status(service)).collect(),
         }
+    }
+
+    fn certificates(&self) -> Vec<CertificateStatus> {
+        let Some(server) = &self.tls else { return Vec::new() };
+        let status = |certificate: &Arc<tls::Certificate>| CertificateStatus {
+            name: certificate.name.clone(),
+            names: certificate.names.clone(),
+            expires: Timestamp::from_second(certificate.not_after).unwrap_or_default().to_string(),
+            file: certificate.files.cert.display().to_string(),
+            problem: server.problem(certificate),
+        };
+        server.names().all().iter().map(status).collect()
     }
 
     fn service_status(&self, service: &LiveService) -> ServiceStatus {

@@ -19,6 +19,7 @@ use crate::config::{self, Config, changes};
 use crate::front::settings::{Settings, SettingsCell};
 use crate::observe::access_log::{self, Outlet, Reopened, Sink};
 use crate::systemd;
+use crate::tls;
 
 /// How long reading and checking may take: a file on a disk that hangs, or a log that is a pipe without a reader, must
 /// not park the caller.
@@ -58,6 +59,7 @@ struct Checked {
     text: String,
     config: Config,
     settings: Settings,
+    tls: Option<tls::server::Checked>,
     log: Sink,
 }
 
@@ -172,13 +174,20 @@ impl Control {
         let late = |_| unusable(&self.reloading.path, "reading it takes too long");
         let checked = tokio::time::timeout(CHECK_TIMEOUT, checked).await.map_err(late)?;
         let checked = checked.map_err(|e| Problem::new(Code::Internal, e.to_string()))??;
-        let Checked { text: new_text, config, settings, log } = checked;
+        let Checked { text: new_text, config, settings, tls, log } = checked;
+        let certificates = self.tls.as_ref().zip(tls);
+        if let Some((server, checked)) = &certificates {
+            server.may_replace(checked).map_err(|e| unusable(&self.reloading.path, &plain(&e)))?;
+        }
         let record = |service: &config::Service| {
             Some((service.name.clone(), self.keeper.entry(&service.name)?.record()))
         };
         let known = config.services.iter().filter_map(record).collect();
         let services = config.services.into_iter().map(Arc::new).collect();
         let done = self.board.reload(services, known).map_err(|refusal| refused(&refusal))?;
+        if let Some((server, checked)) = certificates {
+            server.replace(checked).map_err(|e| unusable(&self.reloading.path, &plain(&e)))?;
+        }
         for cell in &self.reloading.settings {
             cell.store(settings.clone());
         }
@@ -248,8 +257,10 @@ fn check(path: &Path) -> Result<Checked, Problem> {
     let text = config::read(path).map_err(|e| unusable(path, &plain(&e)))?;
     let config = config::parse(&text).map_err(|e| unusable(path, &plain(&e.in_file(path))))?;
     let settings = Settings::load(&config.server).map_err(|e| unusable(path, &plain(&e)))?;
+    let tls = config.server.tls.as_ref().map(tls::server::check).transpose();
+    let tls = tls.map_err(|e| unusable(path, &plain(&e)))?;
     let log = access_log::open(&config.server.access_log).map_err(|e| unusable(path, &plain(&e)))?;
-    Ok(Checked { text, config, settings, log })
+    Ok(Checked { text, config, settings, tls, log })
 }
 
 fn unusable(path: &Path, reason: &str) -> Problem {

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 use uh_protocol::Address;
 use uh_protocol::client::{Client, ClientError};
 
@@ -13,6 +14,9 @@ use crate::config::{self, Config};
 use crate::front::settings::Settings;
 use crate::front::worker;
 use crate::lock::{self, LockError};
+use crate::tls;
+use crate::tls::server::TlsError;
+use uh_system::plain;
 
 pub(super) fn check(path: &Path) -> Done {
     let config = config::load(path).with_context(|| format!("{} can't be used", path.display()))?;
@@ -24,6 +28,10 @@ pub(super) fn check(path: &Path) -> Done {
     if let Some(address) = config.server.metrics {
         try_bind("server.metrics", address, &serving, &mut faults);
     }
+    for address in &config.server.listen_tls {
+        try_bind("server.listen_tls", *address, &serving, &mut faults);
+    }
+    certificates(&config, &mut faults);
     resolve(&config, &mut faults);
     // Whatever else there is to say of it is for the user who runs uh-proxy, who may be another one.
     if let Err(error @ LockError::OpenDirectory { .. }) = lock::check_directory(&config.server.state_file) {
@@ -50,12 +58,42 @@ pub(super) fn check(path: &Path) -> Done {
     Err(anyhow::anyhow!("{} can't be used as it is:\n  {}", path.display(), faults.join("\n  ")).into())
 }
 
+/// Proves that each certificate and key are a pair and in date, and that hosts which are redirected to HTTPS have one.
+fn certificates(config: &Config, faults: &mut Vec<String>) {
+    let Some(tls) = &config.server.tls else { return };
+    let checked = match tls::server::check(tls) {
+        Ok(checked) => checked,
+        Err(TlsError::Certificates(errors)) => {
+            faults.extend(errors.iter().map(|(key, error)| format!("{key}: {}", plain(error))));
+            return;
+        }
+        Err(error) => return faults.push(format!("server.tls: {}", plain(&error))),
+    };
+    let now = Timestamp::now();
+    for (index, certificate) in checked.certificates().iter().enumerate() {
+        if let Err(error) = certificate.check_dates(now) {
+            faults.push(format!("server.tls.certificates[{index}]: {error}"));
+        }
+    }
+    for service in config.services.iter().filter(|service| service.redirect_https) {
+        for host in service.hosts.iter().filter(|host| !checked.serves(host)) {
+            faults.push(format!(
+                "services.{}: {host} is redirected to HTTPS, and no certificate is for it: add one, or set redirect_https = false",
+                service.name
+            ));
+        }
+    }
+}
+
 /// What a front door with the same admin socket has bound: for it, these addresses are not in the way. Or why it can't be
 /// asked, if there is one.
 fn addresses_of_a_running_one(config: &Config) -> (Vec<String>, Option<String>) {
     let asked = target::call(async { Ok(Client::new(&config.server.admin_socket).status().await) });
     match asked {
-        Ok(Ok(status)) => (status.proxy.listen.into_iter().chain(status.proxy.metrics).collect(), None),
+        Ok(Ok(status)) => {
+            let proxy = status.proxy;
+            (proxy.listen.into_iter().chain(proxy.listen_tls).chain(proxy.metrics).collect(), None)
+        }
         Ok(Err(ClientError::NoProxy { .. })) => (Vec::new(), None),
         Ok(Err(error)) => (Vec::new(), Some(error.to_string())),
         Err(failed) => (Vec::new(), Some(failed.message())),

@@ -1,6 +1,6 @@
 //! `uh-proxy status`
 
-use uh_protocol::status::{BackendStatus, Role, ServiceStatus, Status};
+use uh_protocol::status::{BackendStatus, CertificateStatus, ProxyStatus, Role, ServiceStatus, Status};
 
 use super::args::StatusArgs;
 use super::exit::{Exit, Failed};
@@ -32,7 +32,7 @@ fn tell(status: &Status) -> Result<(), Failed> {
     say(format_args!(
         "uh-proxy {} on {} (pid {}, up {}{stopping}), generation {}",
         proxy.version,
-        proxy.listen.join(", "),
+        listening(proxy),
         proxy.pid,
         uptime(proxy.uptime_s),
         status.generation
@@ -41,7 +41,24 @@ fn tell(status: &Status) -> Result<(), Failed> {
         say("warning: the routing in force is not on disk: a restart now may serve an older backend")?;
     }
     status.warnings.iter().try_for_each(|warning| say(format_args!("warning: {warning}")))?;
+    proxy.certificates.iter().try_for_each(tell_certificate)?;
     status.services.iter().try_for_each(tell_service)
+}
+
+/// `0.0.0.0:80, 0.0.0.0:443 (HTTPS)`
+fn listening(proxy: &ProxyStatus) -> String {
+    let https = proxy.listen_tls.iter().map(|address| format!("{address} (HTTPS)"));
+    proxy.listen.iter().cloned().chain(https).collect::<Vec<_>>().join(", ")
+}
+
+fn tell_certificate(certificate: &CertificateStatus) -> Result<(), Failed> {
+    say(format_args!("certificate {}: expires {}", certificate.name, certificate.expires))?;
+    match &certificate.problem {
+        Some(problem) => {
+            say(format_args!("  warning: its files have changed and can't be loaded: {problem}"))
+        }
+        None => Ok(()),
+    }
 }
 
 fn tell_service(service: &ServiceStatus) -> Result<(), Failed> {

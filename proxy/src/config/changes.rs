@@ -4,8 +4,8 @@ use toml::{Table, Value};
 
 /// The keys of `[server]` that only a restart can put in force: sockets that are bound, files that are held, and
 /// threads that run.
-const AT_START: [&str; 7] =
-    ["admin_socket", "admin_users", "listen", "log", "metrics", "state_file", "threads"];
+const AT_START: [&str; 8] =
+    ["admin_socket", "admin_users", "listen", "listen_tls", "log", "metrics", "state_file", "threads"];
 
 /// The full keys of all values that are different, in the order of their names. A table that one of the files lacks
 /// is named as a whole, and so is a list.

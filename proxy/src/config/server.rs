@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::headers;
+use super::tls::{self, Tls};
 use uh_http1::field::MAX_FIELDS;
 use uh_http1::policy::HeaderPolicy;
 use uh_settings::Section;
@@ -13,8 +14,12 @@ use uh_settings::units::{DAY, MS, SECOND};
 /// What concerns the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// Where clients connect; at least one.
+    /// Where clients connect with plain HTTP; at least one, here or in `listen_tls`.
     pub listen: Vec<SocketAddr>,
+    /// Where clients connect with HTTPS.
+    pub listen_tls: Vec<SocketAddr>,
+    /// How HTTPS is served; there if `listen_tls` is.
+    pub tls: Option<Tls>,
     /// Where Prometheus scrapes.
     pub metrics: Option<SocketAddr>,
     /// The admin channel.
@@ -89,6 +94,10 @@ pub struct ServerLimits {
     pub connections: Option<u32>,
     /// Client connections from one address; `None`: any number.
     pub connections_per_address: Option<u32>,
+    /// From a TLS connection's first moment to the end of its handshake.
+    pub tls_handshake_timeout: Duration,
+    /// TLS handshakes in progress.
+    pub tls_handshakes: usize,
 }
 
 /// A request head is read into one buffer, so it can't be larger than that.
@@ -98,15 +107,27 @@ const MAX_HEADER_BYTES: u64 = 60 << 10;
 const MAX_THREADS: u32 = 1024;
 
 pub(super) fn server(section: &mut Section) -> Server {
-    let nowhere = !section.has("listen") || section.is_empty_list("listen");
+    let none = |section: &Section, key: &str| !section.has(key) || section.is_empty_list(key);
+    let nowhere = none(section, "listen") && none(section, "listen_tls");
+    // First: it looks at what else is there.
+    let tls = tls::tls(section);
+    let listen_tls = section.list::<ListenAddress>("listen_tls").unwrap_or_default();
     let listen = section.list::<ListenAddress>("listen").unwrap_or_default();
     if nowhere {
         section.mistake("listen", "missing: where clients connect, as in [\"0.0.0.0:80\"]");
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if let Some(both) =
+        listen_tls.iter().find(|tls| tls.0.port() != 0 && listen.iter().any(|one| one.0 == tls.0))
+    {
+        section
+            .mistake("listen_tls", format!("{} is in listen, too: it can speak only one of the two", both.0));
+    }
     let threads = section.integer("threads", 0, (0, MAX_THREADS));
     Server {
         listen: listen.into_iter().map(|address| address.0).collect(),
+        listen_tls: listen_tls.into_iter().map(|address| address.0).collect(),
+        tls,
         metrics: section.parsed::<ListenAddress>("metrics").map(|address| address.0),
         admin_socket: section.path("admin_socket", uh_protocol::DEFAULT_ADMIN_SOCKET),
         admin_users: section.numbers("admin_users"),
@@ -145,6 +166,8 @@ fn server_limits(section: &mut Section) -> ServerLimits {
         connections: Some(section.integer("connections", 0, (0, u32::MAX))).filter(|&most| most > 0),
         connections_per_address: Some(section.integer("connections_per_address", 1024, (0, u32::MAX)))
             .filter(|&most| most > 0),
+        tls_handshake_timeout: section.duration("tls_handshake_timeout", 10 * SECOND, (MS, DAY)),
+        tls_handshakes: section.integer("tls_handshakes", 1024, (1, u32::MAX)) as usize,
     }
 }
 

@@ -23,8 +23,12 @@ const MAX_TUNNEL_SPREAD: Duration = Duration::from_secs(60);
 pub struct Service {
     /// Its name.
     pub name: ServiceName,
-    /// Which hosts it answers for; empty: any host that no other service names.
+    /// Which hosts it answers for, the redirected ones last; empty: any host that no other service names.
     pub hosts: Vec<String>,
+    /// Of these, from which ones clients are redirected to the first.
+    pub redirect_hosts: Vec<String>,
+    /// Whether plain HTTP is redirected to HTTPS; where the file says nothing, as `server.tls.redirect` says.
+    pub redirect_https: bool,
     /// Which paths it answers for, on segment boundaries.
     pub path_prefix: String,
     /// Whether the app gets the path without the prefix.
@@ -56,6 +60,18 @@ pub struct Service {
 }
 
 impl Service {
+    /// Whether there are requests that are redirected.
+    #[must_use]
+    pub fn redirects(&self) -> bool {
+        self.redirect_https || !self.redirect_hosts.is_empty()
+    }
+
+    /// The hosts that are served, not redirected.
+    #[must_use]
+    pub fn served_hosts(&self) -> &[String] {
+        &self.hosts[..self.hosts.len().saturating_sub(self.redirect_hosts.len())]
+    }
+
     /// The path prefix without its final slash, if there is one and the app does not get it.
     #[must_use]
     pub fn stripped_prefix(&self) -> Option<&str> {
@@ -241,13 +257,11 @@ impl FromStr for SecretField {
 /// A shorter secret can be guessed.
 const MIN_SECRET_BYTES: usize = 12;
 
-pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
-    let hosts = section.list::<HostPattern>("hosts").unwrap_or_default();
-    for (index, host) in hosts.iter().enumerate() {
-        if hosts[..index].iter().any(|other| other.0 == host.0) {
-            section.mistake("hosts", format!("{} is there twice", host.0));
-        }
-    }
+/// `redirect`: whether plain HTTP is redirected to HTTPS where the service says nothing.
+pub(super) fn service(name: &str, mut section: Section, redirect: bool) -> Option<Service> {
+    let hosts = hosts(&mut section, "hosts");
+    let redirect_hosts = redirect_hosts(&mut section, &hosts);
+    let redirect_https = section.boolean("redirect_https", redirect);
     let path_prefix = path_prefix(&mut section);
     let strip_prefix = section.boolean("strip_prefix", false);
     let upgrades = section.list::<UpgradeName>("upgrades");
@@ -287,10 +301,11 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
             return None;
         }
     };
-    let hosts = hosts.into_iter().map(|host| host.0).collect();
     Some(Service {
         name,
-        hosts,
+        hosts: hosts.into_iter().chain(redirect_hosts.iter().cloned()).collect(),
+        redirect_hosts,
+        redirect_https,
         path_prefix,
         strip_prefix,
         upgrades: upgrades.map_or_else(
@@ -309,6 +324,30 @@ pub(super) fn service(name: &str, mut section: Section) -> Option<Service> {
         retries,
         resolve,
     })
+}
+
+fn hosts(section: &mut Section, key: &'static str) -> Vec<String> {
+    let hosts = section.list::<HostPattern>(key).unwrap_or_default();
+    let hosts: Vec<String> = hosts.into_iter().map(|host| host.0).collect();
+    for (index, host) in hosts.iter().enumerate() {
+        if hosts[..index].contains(host) {
+            section.mistake(key, format!("{host} is there twice"));
+        }
+    }
+    hosts
+}
+
+fn redirect_hosts(section: &mut Section, hosts: &[String]) -> Vec<String> {
+    let others = self::hosts(section, "redirect_hosts");
+    if let Some(host) = others.iter().find(|host| hosts.contains(host)) {
+        section
+            .mistake("redirect_hosts", format!("{host} is one of hosts, too: leave it out in one of them"));
+    }
+    if !others.is_empty() && hosts.first().is_none_or(|first| first.starts_with('*')) {
+        let reason = "nowhere to redirect to: the first of hosts must be a host without a wildcard";
+        section.mistake("redirect_hosts", reason);
+    }
+    others
 }
 
 fn path_prefix(section: &mut Section) -> String {

@@ -188,3 +188,83 @@ proptest::proptest! {
         let _ = parse(&text);
     }
 }
+
+const TLS: &str =
+    "[server]\nlisten_tls=[\"127.0.0.1:0\"]\n[server.tls]\ncertificates=[{cert=\"a.crt\",key=\"a.key\"}]\n";
+
+#[test]
+fn https_needs_certificates_and_certificates_need_a_listener() {
+    let app = service("app", "");
+    assert_eq!(parse(&format!("{TLS}{app}")).unwrap().server.listen, []);
+    for (server, keys) in [
+        ("listen_tls=[\"127.0.0.1:0\"]\n", &["server.listen_tls"][..]),
+        ("listen=[\"127.0.0.1:0\"]\n[server.tls]\ncertificates=[{cert=\"a\",key=\"b\"}]\n", &["server.tls"]),
+        ("listen_tls=[\"127.0.0.1:0\"]\n[server.tls]\n", &["server.tls.certificates"]),
+        ("listen_tls=[\"127.0.0.1:0\"]\n[server.tls]\ncertificates=[]\n", &["server.tls.certificates"]),
+        (
+            "listen_tls=[\"127.0.0.1:0\"]\n[server.tls]\ncertificates=[{cert=\"a\",kez=\"b\"}]\nmin_version=\"1.1\"\n",
+            &["server.tls.certificates[0].kez", "server.tls.certificates[0].key", "server.tls.min_version"],
+        ),
+        (
+            "listen_tls=[\"127.0.0.1:0\"]\n[server.tls]\ncertificates=[\"a.pem\"]\n",
+            &["server.tls.certificates[0]"],
+        ),
+        (
+            "listen=[\"127.0.0.1:81\"]\nlisten_tls=[\"127.0.0.1:81\"]\n[server.tls]\ncertificates=[{cert=\"a\",key=\"b\"}]\n",
+            &["server.listen_tls"],
+        ),
+    ] {
+        let found = mistakes(&format!("[server]\n{server}{app}"));
+        for key in keys {
+            assert!(found.iter().any(|(found, _)| found == key), "{server}: {key} is missing in {found:?}");
+        }
+    }
+}
+
+#[test]
+fn hsts_is_what_browsers_take() {
+    let hsts = |hsts: &str| parse(&format!("{TLS}hsts={hsts}\n{}", service("app", "")));
+    let value = |text: &str| hsts(text).unwrap().server.tls.unwrap().hsts.unwrap().value();
+    assert_eq!(value("{max_age=\"24h\"}"), "max-age=86400");
+    assert_eq!(value("{max_age=\"0s\"}"), "max-age=0");
+    assert_eq!(
+        value("{max_age=\"8760h\",include_subdomains=true,preload=true}"),
+        "max-age=31536000; includeSubDomains; preload"
+    );
+    for bad in
+        ["{}", "{max_age=\"1h\"}", "{max_age=\"24h\",preload=true}", "{max_age=\"8760h\",preload=true}"]
+    {
+        assert!(hsts(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_service_redirects_as_it_says_or_as_the_server_says() {
+    let redirects = |tls: &str, lines: &str| {
+        let config = parse(&format!("{TLS}{tls}\n{}", service("app", lines))).unwrap();
+        config.services[0].redirect_https
+    };
+    assert!(!redirects("", ""));
+    assert!(redirects("redirect=true", ""));
+    assert!(!redirects("redirect=true", "redirect_https=false"));
+    assert!(redirects("", "redirect_https=true"));
+}
+
+#[test]
+fn hosts_that_are_redirected_belong_to_one_service_and_lead_to_its_first_host() {
+    let good = "hosts=[\"a.test\"]\nredirect_hosts=[\"www.a.test\"]";
+    assert!(parse(&format!("{TLS}{}", service("app", good))).is_ok());
+    for bad in [
+        "redirect_hosts=[\"www.a.test\"]",
+        "hosts=[\"*.a.test\"]\nredirect_hosts=[\"a.test\"]",
+        "hosts=[\"a.test\"]\nredirect_hosts=[\"A.test\"]",
+    ] {
+        let found = mistakes(&format!("{TLS}{}", service("app", bad)));
+        assert!(
+            found.iter().all(|(key, _)| key == "services.app.redirect_hosts") && !found.is_empty(),
+            "{bad}: {found:?}"
+        );
+    }
+    let other = service("other", "hosts=[\"www.a.test\"]");
+    assert_eq!(mistakes(&format!("{TLS}{}{other}", service("app", good))).len(), 1);
+}

@@ -60,6 +60,10 @@ pub struct Answer<'a> {
     pub form: Form,
     /// When to come back, in seconds; `None`: what fits the status.
     pub retry_after_s: Option<u32>,
+    /// The `Strict-Transport-Security` field, if there is to be one.
+    pub hsts: Option<&'a str>,
+    /// Where a redirect leads.
+    pub location: Option<&'a str>,
     /// Whether it says that the service is in maintenance.
     pub maintenance: bool,
 }
@@ -106,6 +110,12 @@ impl Answer<'_> {
         }
         if self.status == 405 {
             write_field(out, b"Allow", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
+        }
+        if let Some(location) = self.location {
+            write_field(out, b"Location", location.as_bytes());
+        }
+        if let Some(hsts) = self.hsts {
+            write_field(out, b"Strict-Transport-Security", hsts.as_bytes());
         }
         if let Some(seconds) = retry_after_s {
             out.extend_from_slice(b"Retry-After: ");
@@ -164,12 +174,14 @@ fn text(values: &Values<'_>) -> String {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
         413 => "Content Too Large",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
@@ -199,6 +211,8 @@ mod tests {
         head_only: false,
         form: Form::Html,
         retry_after_s: None,
+        hsts: None,
+        location: None,
         maintenance: true,
     };
 

@@ -26,9 +26,10 @@ use super::watchdog::Watchdog;
 use super::worker::Worker;
 use crate::observe::line::Line;
 use crate::observe::termination::Termination;
+use crate::tls::Session;
 use uh_http1::buffer::Buffer;
 use uh_http1::field::HeadScanner;
-use uh_http1::forwarded::Caller;
+use uh_http1::forwarded::{Caller, Scheme};
 use uh_http1::request::{self, BadRequest, RequestId};
 
 /// After our last answer, how long we go on reading while the client sends nothing, so that the answer is not lost to a
@@ -58,8 +59,11 @@ const HURRIED_HEAD_TIME: Duration = Duration::from_secs(1);
 pub enum Next {
     /// It takes another request.
     KeepAlive,
-    /// It is closed.
+    /// It is closed in good order.
     Close,
+    /// It is closed in the middle of a response: over TLS without a word, so that the client can tell that what it was
+    /// reading is not whole.
+    Abandon,
     /// It is closed after the client has had time to read the answer.
     Linger,
     /// It was idle for too long: it is closed so that a request on its way is not met with a reset.
@@ -68,10 +72,39 @@ pub enum Next {
     Reset,
 }
 
+/// A client that was accepted: counted as a connection, and admitted or not, before anything is read from it.
+pub struct Arrival {
+    pub(crate) worker: Arc<Worker>,
+    /// In force when it came.
+    pub(crate) settings: Arc<Settings>,
+    ip: IpAddr,
+    /// Its address as text.
+    pub(crate) address: Box<str>,
+    /// Its place among the open connections, or why it has none.
+    pub(crate) place: Result<Place, Refused>,
+    open: OpenGuard,
+}
+
+impl Arrival {
+    /// Counts a connection, and takes a place for it if there is one.
+    #[must_use]
+    pub fn new(worker: Arc<Worker>, address: SocketAddr) -> Self {
+        let open = OpenGuard::new(&worker);
+        let ip = address.ip().to_canonical();
+        let settings = worker.settings();
+        // A trusted proxy stands for all the clients behind it.
+        let counted = (!settings.headers.trusts(ip)).then_some(ip);
+        let place = worker.admission.admit(&settings.limits, counted, worker.index);
+        Self { settings, ip, address: ip.to_string().into_boxed_str(), place, open, worker }
+    }
+}
+
 /// One client connection.
 pub struct Connection {
     pub(super) worker: Arc<Worker>,
     pub(super) client: Stream,
+    /// What the TLS handshake has agreed on; `None`: the client speaks plain HTTP.
+    pub(super) tls: Option<Box<Session>>,
     /// In force for the request that is carried out, or was last.
     pub(super) settings: Arc<Settings>,
     /// Who has connected: the client, or a proxy before us.
@@ -88,6 +121,7 @@ pub struct Connection {
     exchanges: u32,
     /// The slowest that the client may send a body, in bytes per second, by the service that it asked last.
     pub(super) body_rate: u64,
+    _open: OpenGuard,
 }
 
 enum HeadRead {
@@ -100,24 +134,18 @@ enum HeadRead {
 }
 
 impl Connection {
-    /// Takes over an accepted connection.
+    /// Takes over an accepted connection, after its TLS handshake if there is one.
     #[must_use]
-    pub fn new(worker: Arc<Worker>, client: Stream, address: SocketAddr) -> Self {
-        let meters = worker.meters.worker(worker.index);
-        meters.client_open.fetch_add(1, Ordering::Relaxed);
-        meters.accepted.fetch_add(1, Ordering::Relaxed);
-        let ip = address.ip().to_canonical();
-        let settings = worker.settings();
-        // A trusted proxy stands for all the clients behind it.
-        let counted = (!settings.headers.trusts(ip)).then_some(ip);
-        let place = worker.admission.admit(&settings.limits, counted, worker.index);
+    pub fn new(arrival: Arrival, client: Stream, tls: Option<Box<Session>>) -> Self {
+        let Arrival { worker, settings, ip, address, place, open } = arrival;
         let attention = Attention::new(Arc::clone(&worker.bell));
         Self {
             settings,
             worker,
             client,
+            tls,
             ip,
-            address: ip.to_string().into_boxed_str(),
+            address,
             place,
             input: None,
             scratch: None,
@@ -125,6 +153,7 @@ impl Connection {
             watchdog: Watchdog::default(),
             exchanges: 0,
             body_rate: BODY_RATE,
+            _open: open,
         }
     }
 
@@ -153,7 +182,8 @@ impl Connection {
             }
             match next {
                 Next::KeepAlive => {}
-                Next::Close => return,
+                Next::Close if self.tls.is_some() => return Box::pin(self.end_tls()).await,
+                Next::Close | Next::Abandon => return,
                 Next::Reset => return reset::at_close(&self.client),
                 Next::Linger => {
                     let most = (self.body_rate == 0).then_some(LINGER_AT_MOST);
@@ -162,6 +192,11 @@ impl Connection {
                 Next::Dismiss => return Box::pin(self.linger(DISMISS_TIME, Some(DISMISS_TIME))).await,
             }
         }
+    }
+
+    /// How the client speaks to us.
+    pub(super) fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
     }
 
     /// Reads a request head into the scratch. Waits for its first byte as an idle connection, and for the rest within
@@ -275,12 +310,13 @@ impl Connection {
 
     /// Carries out the exchange for the head that was read.
     async fn exchange(&mut self) -> Next {
+        let scheme = self.scheme();
         let Some(scratch) = &mut self.scratch else { return Next::Close };
         let mut upstream = std::mem::take(scratch.upstream());
         upstream.clear();
         let headers = &self.settings.headers;
         let request_start = headers.request_start.then(milliseconds_since_1970);
-        let caller = Caller { address: self.ip, text: &self.address, request_start, headers };
+        let caller = Caller { address: self.ip, text: &self.address, request_start, scheme, headers };
         let translated = request::translate(scratch.request_head(), &caller, &mut upstream);
         *scratch.upstream() = upstream;
         match translated {
@@ -314,6 +350,7 @@ impl Connection {
             keep_alive: false,
             head_only: head.starts_with(b"HEAD "),
             form: Form::preferred(head),
+            hsts: self.settings.hsts(self.scheme()),
             ..Answer::default()
         };
         let mut out = Vec::new();
@@ -340,6 +377,7 @@ impl Connection {
             user_agent: b"",
             termination,
             reason: None,
+            tls: self.tls.as_deref().map(Session::fields),
         });
         if sent.is_ok() { Next::Linger } else { Next::Close }
     }
@@ -389,9 +427,41 @@ impl Connection {
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            Poll::Ready(Ok(()))
+            if self.tls.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+            // What is written may wait in TLS, where the socket didn't take it.
+            match Pin::new(&mut self.client).poll_flush(cx) {
+                Poll::Pending
+                    if self.attention.stage() == Stage::Cutting
+                        || self.watchdog.poll_expired(cx, deadline) =>
+                {
+                    Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+                }
+                flushed => flushed,
+            }
         })
         .await
+    }
+
+    /// Ends TLS, so that the client can tell an end from a cut. A client that takes nothing isn't waited for.
+    async fn end_tls(mut self) {
+        let deadline = Instant::now() + DISMISS_TIME;
+        poll_fn(|cx| {
+            self.attention.poll(cx);
+            let ended = Pin::new(&mut self.client).poll_shutdown(cx).is_ready();
+            let late = self.attention.stage() == Stage::Cutting || self.watchdog.poll_expired(cx, deadline);
+            if ended || late { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Answers a client that speaks plain HTTP on a TLS port, in the language that it understands, and closes.
+    pub(crate) async fn refuse_plain_http(mut self) {
+        let detail = "this port speaks HTTPS, and the request came in plain HTTP: use https://";
+        if self.refuse(400, detail, Termination::BadRequest).await == Next::Linger {
+            self.linger(LINGER_TIME, Some(LINGER_TIME)).await;
+        }
     }
 
     /// Says that nothing more comes, and reads on without looking: until the client sends nothing for the time `quiet`, is
@@ -452,6 +522,27 @@ fn milliseconds_since_1970() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Counts a connection as open.
+struct OpenGuard(Arc<Worker>);
+
+impl OpenGuard {
+    fn new(worker: &Arc<Worker>) -> Self {
+        let meters = worker.meters.worker(worker.index);
+        meters.client_open.fetch_add(1, Ordering::Relaxed);
+        meters.accepted.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(worker))
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        let open = &self.0.meters.worker(self.0.index).client_open;
+        if open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.all_gone.notify_waiters();
+        }
+    }
+}
+
 /// Counts a connection as carrying a request.
 struct ActiveGuard(Arc<Worker>);
 
@@ -465,14 +556,5 @@ impl ActiveGuard {
 impl Drop for ActiveGuard {
     fn drop(&mut self) {
         self.0.meters.worker(self.0.index).client_active.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        let open = &self.worker.meters.worker(self.worker.index).client_open;
-        if open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.worker.all_gone.notify_waiters();
-        }
     }
 }

@@ -14,6 +14,7 @@ use super::pool::millis;
 use super::pump::Pump;
 use super::reach::{Answered, allowed_upgrade, pick, reach, release};
 use super::record::Record;
+use super::redirect;
 use super::refusal::Refusal;
 use super::relay::{Failure, Protocol, Relay, RestOfRequest, Surroundings};
 use super::{Entry, Lease};
@@ -39,9 +40,17 @@ const DELIVERY_LOOK: Duration = Duration::from_millis(5);
 pub async fn run(conn: &mut Connection, request: RequestHead) -> Next {
     let mut record = Record::new();
     let mut lease = match enter(conn, &request) {
-        Entry::Open(lease) => lease,
+        Entry::Open(lease) => {
+            if let Some(next) = redirected(conn, &request, &mut record, &lease.owner().service).await {
+                return next;
+            }
+            lease
+        }
         Entry::Nowhere => return no_route(conn, &request, &mut record).await,
         Entry::Closed(service, maintenance) => {
+            if let Some(next) = redirected(conn, &request, &mut record, &service).await {
+                return next;
+            }
             let through = pass_through(conn, &request, &service);
             let Some((pass, lease)) = through else {
                 return closed(conn, &request, &mut record, &service, &maintenance).await;
@@ -81,6 +90,23 @@ async fn no_route(conn: &mut Connection, request: &RequestHead, record: &mut Rec
     conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
     record.log(conn, request, None, None);
     next
+}
+
+/// Redirects the request, if that is what its service asks for. No backend hears of it.
+async fn redirected(
+    conn: &mut Connection,
+    request: &RequestHead,
+    record: &mut Record,
+    service: &Service,
+) -> Option<Next> {
+    if !service.redirects() {
+        return None;
+    }
+    let redirect = redirect::of(conn, request, service)?;
+    let next = Box::pin(redirect::answer(conn, request, record, &redirect)).await;
+    conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
+    record.log(conn, request, Some(service), None);
+    Some(next)
 }
 
 /// Takes part in the active backend of a service in maintenance, for those who get through.
@@ -178,13 +204,13 @@ async fn forward(
         let last_words = relay.last_words();
         give_back(conn, relay);
         if let Some(frame) = last_words {
-            return if conn.send(frame).await.is_ok() { Next::Linger } else { Next::Close };
+            return if conn.send(frame).await.is_ok() { Next::Linger } else { Next::Abandon };
         }
         // A client that has heard nothing yet can be told; to any other, a response that breaks off must look like it.
         return match untold {
             true => refuse(conn, request, record, &refusal, false).await,
             false if response.ends_with_connection() && !response.is_tunnel() => Next::Reset,
-            false => Next::Close,
+            false => Next::Abandon,
         };
     }
     record.ended = Some(relay.last_move());
@@ -257,7 +283,13 @@ fn begin(conn: &mut Connection, request: &RequestHead, lease: &Lease, now: Insta
         write_upgrade(protocol.as_bytes(), &mut up);
     }
     down.clear();
-    Relay::new(Pump::new(up, request.framing, input), Pump::new(down, Framing::None, None), now)
+    let mut relay =
+        Relay::new(Pump::new(up, request.framing, input), Pump::new(down, Framing::None, None), now);
+    if conn.tls.is_some() {
+        relay.up.set_layered();
+        relay.down.set_layered();
+    }
+    relay
 }
 
 fn conn_head(conn: &Connection) -> &[u8] {
@@ -297,7 +329,7 @@ async fn refuse(
 }
 
 /// Sends an answer of our own, in the form that the client prefers.
-async fn tell(
+pub(super) async fn tell(
     conn: &mut Connection,
     request: &RequestHead,
     record: &mut Record,
@@ -315,6 +347,7 @@ async fn tell(
         keep_alive,
         head_only: request.method.is_head(),
         form: Form::preferred(head),
+        hsts: conn.settings.hsts(request.scheme),
         ..answer
     };
     record.bytes = answer.write(&conn.settings.pages, &mut out);
@@ -325,6 +358,6 @@ async fn tell(
     }
 }
 
-fn request_is_read(request: &RequestHead) -> bool {
+pub(super) fn request_is_read(request: &RequestHead) -> bool {
     matches!(request.framing, Framing::None | Framing::Length(0))
 }

@@ -72,6 +72,10 @@ pub struct Pump {
     splice: Option<Box<Splice>>,
     /// Whether there was a reason to look for such a way. It is looked for once.
     splice_sought: bool,
+    /// One of the ends is no plain socket: see [`Pump::set_layered`].
+    layered: bool,
+    /// Something was written to such an end since it was last flushed.
+    unflushed: bool,
     /// How many bytes at the front of the buffer are cleared for writing.
     cleared: usize,
     /// What is written after the cleared bytes.
@@ -103,6 +107,8 @@ impl Pump {
             buffer,
             splice: None,
             splice_sought: false,
+            layered: false,
+            unflushed: false,
             cleared: 0,
             tail: b"",
             taken: 0,
@@ -112,6 +118,12 @@ impl Pump {
             #[cfg(test)]
             shifted: 0,
         }
+    }
+
+    /// One of its ends is no plain socket but a layer of TLS on one. No byte may go past it, and what it has taken may
+    /// still be with it: it is written only when it is flushed.
+    pub fn set_layered(&mut self) {
+        self.layered = true;
     }
 
     /// Fails as soon as more content than this has come, and sends none of what is beyond. `None`: any amount may come.
@@ -146,7 +158,9 @@ impl Pump {
     /// Whether the head and everything cleared so far has been written.
     #[must_use]
     pub fn is_flushed(&self) -> bool {
-        self.memory_is_flushed() && self.splice.as_ref().is_none_or(|splice| splice.is_flushed())
+        self.memory_is_flushed()
+            && !self.unflushed
+            && self.splice.as_ref().is_none_or(|splice| splice.is_flushed())
     }
 
     fn memory_is_flushed(&self) -> bool {
@@ -328,6 +342,13 @@ impl Pump {
             }
             self.wrote(written);
         }
+        if self.unflushed {
+            if Pin::new(&mut *to).poll_flush(cx)?.is_pending() {
+                self.waiting = Waiting::Sink;
+                return Poll::Pending;
+            }
+            self.unflushed = false;
+        }
         self.poll_drain(cx)
     }
 
@@ -350,7 +371,12 @@ impl Pump {
     /// all must be there for another attempt.
     fn seek_splice(&mut self, from: &Stream, to: &Stream) {
         let left = self.scanner.announced();
-        if left < splice::WORTHWHILE || self.body_sent == 0 || self.buffer.is_some() || self.splice_sought {
+        if left < splice::WORTHWHILE
+            || self.body_sent == 0
+            || self.buffer.is_some()
+            || self.splice_sought
+            || self.layered
+        {
             return;
         }
         self.splice_sought = true;
@@ -362,6 +388,7 @@ impl Pump {
 
     fn wrote(&mut self, written: usize) {
         self.sent += written as u64;
+        self.unflushed = self.layered;
         let of_head = written.min(self.head.len() - self.head_sent);
         let of_body = (written - of_head).min(self.cleared);
         self.tail = self.tail.get(written - of_head - of_body..).unwrap_or_default();

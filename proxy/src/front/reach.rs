@@ -71,6 +71,7 @@ pub(super) async fn reach(
             server: conn.settings.headers.server,
             fields: lease.owner().service.limits.response_fields,
             clock: SystemTime::now,
+            hsts: conn.settings.hsts(request.scheme),
         };
         let mut around = Surroundings {
             client: &mut conn.client,

@@ -9,6 +9,7 @@ use super::connection::Connection;
 use crate::config::Service;
 use crate::observe::line::Line;
 use crate::observe::termination::Termination;
+use crate::tls::Session;
 use uh_http1::request::RequestHead;
 
 /// What the log and the counters say of an exchange.
@@ -83,6 +84,7 @@ impl Record {
             user_agent: request.user_agent.of_head(head),
             termination: self.termination,
             reason: self.reason,
+            tls: conn.tls.as_deref().map(Session::fields),
         });
     }
 }

@@ -22,6 +22,7 @@ use super::pump::{Pump, PumpError, Waiting, poll_fill};
 use super::watchdog::Watchdog;
 use super::websocket;
 use crate::observe::termination::Termination;
+use crate::tls::handshake::is_end_without_notice;
 use uh_http1::body::Framing;
 use uh_http1::buffer::Buffer;
 use uh_http1::field::HeadScanner;
@@ -411,6 +412,12 @@ impl Relay {
             }
             match poll_fill(cx, around.client, ahead) {
                 Poll::Ready(Ok(0)) => {
+                    self.end_read = true;
+                    self.note_client_ended(Instant::now());
+                    return Ok(());
+                }
+                // The request has come whole, so a client that didn't end TLS in order has cut nothing.
+                Poll::Ready(Err(error)) if is_end_without_notice(&error) => {
                     self.end_read = true;
                     self.note_client_ended(Instant::now());
                     return Ok(());

@@ -11,7 +11,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::answer::pages::Pages;
-use crate::config::{Server, ServerLimits};
+use crate::config::{Server, ServerLimits, Tls};
+use uh_http1::forwarded::Scheme;
 use uh_http1::policy::HeaderPolicy;
 
 /// The settings in force for a request.
@@ -23,6 +24,8 @@ pub struct Settings {
     pub headers: HeaderPolicy,
     /// The pages of our own answers.
     pub pages: Pages,
+    /// What goes with HTTPS; `None`: it isn't served.
+    pub tls: Option<Https>,
     /// How long SIGTERM waits for exchanges in flight.
     pub shutdown_timeout: Duration,
     /// How long after SIGTERM an idle client connection may still bring a request.
@@ -38,10 +41,47 @@ impl Settings {
         Ok(Self {
             limits: server.limits.clone(),
             headers: server.headers.clone(),
+            tls: server.tls.as_ref().map(Https::new),
             pages: Pages::load(server.error_pages.as_deref())?,
             shutdown_timeout: server.shutdown_timeout,
             shutdown_idle_grace: server.shutdown_idle_grace,
         })
+    }
+}
+
+impl Settings {
+    /// The `Strict-Transport-Security` field for a client that speaks like this: over plain HTTP there is none
+    /// (RFC 6797 §7.2).
+    #[must_use]
+    pub fn hsts(&self, scheme: Scheme) -> Option<&str> {
+        match scheme {
+            Scheme::Http => None,
+            Scheme::Https => self.tls.as_ref()?.hsts.as_deref(),
+        }
+    }
+
+    /// The port to which plain HTTP is redirected.
+    #[must_use]
+    pub fn redirect_port(&self) -> u16 {
+        self.tls.as_ref().map_or(HTTPS_PORT, |tls| tls.redirect_port)
+    }
+}
+
+/// The port of HTTPS where none is named.
+pub const HTTPS_PORT: u16 = 443;
+
+/// What goes with HTTPS.
+#[derive(Debug, Clone)]
+pub struct Https {
+    /// The `Strict-Transport-Security` field, if there is to be one.
+    hsts: Option<Box<str>>,
+    redirect_port: u16,
+}
+
+impl Https {
+    fn new(tls: &Tls) -> Self {
+        let hsts = tls.hsts.as_ref().map(|hsts| hsts.value().into_boxed_str());
+        Self { hsts, redirect_port: tls.redirect_port }
     }
 }
 

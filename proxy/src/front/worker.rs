@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pingora::protocols::l4;
+use pingora::protocols::{Stream, l4};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
@@ -17,13 +17,16 @@ use uh_system::plain;
 use super::Board;
 use super::admission::Admission;
 use super::attention::Bell;
-use super::connection::Connection;
+use super::connection::{Arrival, Connection};
 use super::pool::Graveyard;
+use super::secure;
 use super::settings::{Settings, SettingsCell};
 use super::unsent;
 use super::upstream::Connector;
 use crate::observe::access_log::{HAND_OVER_AFTER, LogLane};
 use crate::observe::meters::Meters;
+use crate::tls;
+use crate::tls::crowd::Crowd;
 
 /// How often idle upstream connections are looked through. Between two looks a dead one costs a file descriptor.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -42,6 +45,17 @@ pub struct Listener {
     pub socket: TcpListener,
     /// Who holds it beside us.
     pub holder: Holder,
+    /// What its clients speak.
+    pub speaks: Speaks,
+}
+
+/// What is spoken on a listening socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// Plain HTTP.
+    Http,
+    /// HTTP over TLS.
+    Https,
 }
 
 /// Who holds a listening socket.
@@ -75,6 +89,12 @@ pub struct Worker {
     pub log: LogLane,
     /// Told whenever the last connection is gone.
     pub all_gone: Notify,
+    /// What serves TLS, where there is a listener for it.
+    pub tls: Option<Arc<tls::Server>>,
+    /// Its handshakes in progress.
+    pub handshakes: Arc<Crowd>,
+    /// How many workers there are.
+    pub workers: usize,
 }
 
 impl Worker {
@@ -137,10 +157,11 @@ pub fn spawn(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let guard = runtime.enter();
     let mut accepting = Vec::new();
-    for Listener { socket, holder } in listeners {
-        prepare(socket)?;
-        let socket = tokio::net::TcpListener::from_std(socket.try_clone()?)?;
-        accepting.push(runtime.spawn(accept(Arc::clone(&worker), socket, *holder, stopped.clone())));
+    for listener in listeners {
+        prepare(&listener.socket)?;
+        let socket = tokio::net::TcpListener::from_std(listener.socket.try_clone()?)?;
+        let (holder, speaks) = (listener.holder, listener.speaks);
+        accepting.push(runtime.spawn(accept(Arc::clone(&worker), socket, holder, speaks, stopped.clone())));
     }
     drop(guard);
     std::thread::Builder::new().name(format!("worker-{}", worker.index)).spawn(move || {
@@ -169,6 +190,7 @@ async fn accept(
     worker: Arc<Worker>,
     listener: tokio::net::TcpListener,
     holder: Holder,
+    speaks: Speaks,
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut failing = false;
@@ -183,7 +205,7 @@ async fn accept(
         match accepted {
             Ok((stream, address)) => {
                 failing = false;
-                take_in(&worker, stream, address);
+                take_in(&worker, stream, address, speaks);
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
@@ -196,19 +218,27 @@ async fn accept(
     if holder == Holder::Us
         && let Ok(listener) = listener.into_std()
     {
-        empty(&worker, &listener);
+        empty(&worker, &listener, speaks);
     }
 }
 
 /// Serves a new connection.
-fn take_in(worker: &Arc<Worker>, stream: TcpStream, address: SocketAddr) {
-    let stream = Box::new(l4::stream::Stream::from(stream));
-    tokio::spawn(Connection::new(Arc::clone(worker), stream, address).serve());
+fn take_in(worker: &Arc<Worker>, stream: TcpStream, address: SocketAddr, speaks: Speaks) {
+    let arrival = Arrival::new(Arc::clone(worker), address);
+    match speaks {
+        Speaks::Http => drop(tokio::spawn(Connection::new(arrival, plain_http(stream), None).serve())),
+        Speaks::Https => drop(tokio::spawn(secure::serve(arrival, stream))),
+    }
+}
+
+/// A plain connection, as the exchanges expect it.
+pub(super) fn plain_http(stream: TcpStream) -> Stream {
+    Box::new(l4::stream::Stream::from(stream))
 }
 
 /// Accepts who is still in the queue of a listening socket that is about to be closed: who was let in is served, not
 /// reset. A handshake that completes between the last look and the close is lost, if the socket is held by nobody else.
-fn empty(worker: &Arc<Worker>, listener: &TcpListener) {
+fn empty(worker: &Arc<Worker>, listener: &TcpListener, speaks: Speaks) {
     // The queue holds no more than this; whoever comes while it is emptied must not keep us for ever.
     for _ in 0..=BACKLOG {
         let accepted = listener.accept().and_then(|(stream, address)| {
@@ -216,7 +246,7 @@ fn empty(worker: &Arc<Worker>, listener: &TcpListener) {
             Ok((TcpStream::from_std(stream)?, address))
         });
         match accepted {
-            Ok((stream, address)) => take_in(worker, stream, address),
+            Ok((stream, address)) => take_in(worker, stream, address, speaks),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) => {
                 tracing::debug!(error = %plain(&error), "cannot take in a connection while stopping");

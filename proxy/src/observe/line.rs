@@ -50,6 +50,21 @@ pub struct Line<'a> {
     pub termination: Termination,
     /// Why the backend could not be connected to, or its answer not be understood.
     pub reason: Option<&'a str>,
+    /// What the TLS handshake agreed on; `None`: plain HTTP.
+    pub tls: Option<TlsFields<'a>>,
+}
+
+/// What a TLS handshake agreed on.
+#[derive(Debug, Clone, Copy)]
+pub struct TlsFields<'a> {
+    /// `TLSv1.3`
+    pub version: &'a str,
+    /// The cipher suite.
+    pub cipher: &'a str,
+    /// The host that the client asked for; empty: none.
+    pub sni: &'a str,
+    /// The protocol; empty: none was negotiated.
+    pub alpn: &'a str,
 }
 
 /// Formats times of day; the part down to the second is kept until the second changes.
@@ -145,6 +160,12 @@ impl Line<'_> {
         text(out, ",\"termination\":", self.termination.as_str().as_bytes());
         if let Some(reason) = self.reason {
             text(out, ",\"reason\":", reason.as_bytes());
+        }
+        if let Some(tls) = &self.tls {
+            text(out, ",\"tls_version\":", tls.version.as_bytes());
+            text(out, ",\"cipher\":", tls.cipher.as_bytes());
+            text(out, ",\"sni\":", tls.sni.as_bytes());
+            text(out, ",\"alpn\":", tls.alpn.as_bytes());
         }
         out.push(b'}');
     }
@@ -242,6 +263,7 @@ mod tests {
             user_agent: NASTY,
             termination: Termination::Done,
             reason: None,
+            tls: None,
         }
     }
 

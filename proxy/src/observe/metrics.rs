@@ -1,6 +1,7 @@
 //! The Prometheus text. What can be derived is derived at the scrape, from the switchboard and the data path's
 //! counters, so that no gauge can be stale; only rare events have metrics of their own.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ pub struct Metrics {
     meters: Arc<Meters>,
     keeper: Arc<Keeper>,
     clients: Clients,
+    tls: Option<ReadTls>,
     events: Registry,
     switches: IntCounterVec,
     swap: HistogramVec,
@@ -88,6 +90,7 @@ impl Metrics {
         meters: Arc<Meters>,
         keeper: Arc<Keeper>,
         clients: Clients,
+        tls: Option<ReadTls>,
     ) -> prometheus::Result<Self> {
         let switches = IntCounterVec::new(
             Opts::new("uh_proxy_switches_total", "Switches asked for, by result."),
@@ -114,7 +117,7 @@ impl Metrics {
         events.register(Box::new(switches.clone()))?;
         events.register(Box::new(swap.clone()))?;
         events.register(Box::new(drains.clone()))?;
-        Ok(Self { routing, meters, keeper, clients, events, switches, swap, drains, waiting })
+        Ok(Self { routing, meters, keeper, clients, tls, events, switches, swap, drains, waiting })
     }
 
     /// Counts a switch. `from` and `to` are names of backends that exist.
@@ -154,6 +157,7 @@ impl Metrics {
         let routing = (self.routing)();
         families.extend(self.process(routing.generation));
         families.extend(self.backends(&routing));
+        families.extend(self.tls.iter().flat_map(|read| tls_families(&read())));
         families.retain(|family| !family.get_metric().is_empty());
         families.sort_by(|a, b| a.name().cmp(b.name()));
         TextEncoder::new().encode_to_string(&families)
@@ -320,6 +324,53 @@ impl Metrics {
         .map(Family::done)
         .into()
     }
+}
+
+/// Reads what TLS has counted.
+pub type ReadTls = Box<dyn Fn() -> TlsCounts + Send + Sync>;
+
+/// What TLS has counted since the start, and what it serves.
+#[derive(Debug, Default)]
+pub struct TlsCounts {
+    /// Complete handshakes: whether a session was resumed, the version, and how many.
+    pub complete: Vec<(&'static str, &'static str, u64)>,
+    /// Failed ones: why, and how many.
+    pub failed: Vec<(&'static str, u64)>,
+    /// Those in progress.
+    pub in_progress: u64,
+    /// When certificates expire, by name, in seconds since 1970.
+    pub expiries: BTreeMap<String, i64>,
+    /// Attempts to load a changed certificate that failed.
+    pub reload_failures: u64,
+}
+
+fn tls_families(counts: &TlsCounts) -> [MetricFamily; 5] {
+    let mut done = Family::counter(
+        "tls_handshakes_total",
+        "TLS handshakes that are complete, by version, and whether a session was resumed.",
+    );
+    for (kind, version, count) in &counts.complete {
+        done.add(&[("result", kind), ("version", version)], *count as f64);
+    }
+    let mut failed = Family::counter("tls_handshakes_failed_total", "TLS handshakes that failed, by reason.");
+    for (reason, count) in &counts.failed {
+        failed.add(&[("reason", reason)], *count as f64);
+    }
+    let mut in_progress = Family::gauge("tls_handshakes_in_progress", "TLS handshakes in progress.");
+    in_progress.add(&[], counts.in_progress as f64);
+    let mut expiry = Family::gauge(
+        "tls_certificate_expiry_timestamp_seconds",
+        "When the certificate in force expires, by its first name.",
+    );
+    for (name, at) in &counts.expiries {
+        expiry.add(&[("name", name)], *at as f64);
+    }
+    let mut reloads = Family::counter(
+        "tls_certificate_reload_failures_total",
+        "Attempts to load a changed certificate that failed: the one before stays in force.",
+    );
+    reloads.add(&[], counts.reload_failures as f64);
+    [done, failed, in_progress, expiry, reloads].map(Family::done)
 }
 
 /// A metric family in the making.

@@ -7,6 +7,8 @@ pub enum Termination {
     Done,
     /// No service answers for this host and path.
     NoRoute,
+    /// Redirected to HTTPS, or to the service's main host.
+    Redirect,
     /// The request could not be understood or was not allowed.
     BadRequest,
     /// The service is in maintenance.
@@ -38,6 +40,7 @@ impl Termination {
         match self {
             Self::Done => "-",
             Self::NoRoute => "NR",
+            Self::Redirect => "RD",
             Self::BadRequest => "BR",
             Self::Maintenance => "MT",
             Self::TooLarge => "TL",

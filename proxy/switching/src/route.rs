@@ -121,7 +121,9 @@ pub fn ipv6(host: &[u8]) -> Option<Ipv6Addr> {
     std::str::from_utf8(inner).ok()?.parse().ok()
 }
 
-fn without_port(host: &[u8]) -> &[u8] {
+/// A host without its port and its final dot.
+#[must_use]
+pub fn without_port(host: &[u8]) -> &[u8] {
     let end = match host.iter().rposition(|&b| b == b':') {
         // `[::1]:80` has a port, `[::1]` has none.
         Some(colon) if host[colon..].contains(&b']') => host.len(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use uh_protocol::client::ClientError;
 use uh_protocol::request::DrainRequest;
 
@@ -27,7 +27,7 @@ async fn until_a_drain_waits(proxy: &Proxy) {
     .await;
 }
 
-pub(crate) async fn echo(wire: &mut Wire, text: &str) {
+pub(crate) async fn echo<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, text: &str) {
     wire.send(frame(text)).await;
     wire.read_until(text.as_bytes()).await;
 }

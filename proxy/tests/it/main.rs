@@ -40,6 +40,7 @@ mod stopping;
 mod streams;
 mod switch_probe;
 mod systemd;
+mod tls;
 mod truth;
 mod tunnels;
 mod wire;

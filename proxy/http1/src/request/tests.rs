@@ -4,7 +4,7 @@ use super::*;
 use crate::policy::HeaderPolicy;
 
 fn caller<'a>(text: &'a str, headers: &'a HeaderPolicy) -> Caller<'a> {
-    Caller { address: text.parse().unwrap(), text, request_start: None, headers }
+    Caller { address: text.parse().unwrap(), text, request_start: None, scheme: Scheme::Http, headers }
 }
 
 fn upstream(head: &str) -> Result<(RequestHead, String), BadRequest> {

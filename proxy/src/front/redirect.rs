@@ -1,0 +1,101 @@
+//! Redirects: from plain HTTP to HTTPS, and from a service's other hosts to its main one. One answer does both.
+//!
+//! A redirect leads only to hosts that the configuration or a certificate names. What a client writes in `Host` never
+//! gets into a `Location` otherwise: an answer that sends people to a stranger's site is worth a lot to the stranger.
+
+use super::answer::Answer;
+use super::connection::{Connection, Next};
+use super::exchange::{request_is_read, tell};
+use super::record::Record;
+use super::settings::HTTPS_PORT;
+use crate::config::Service;
+use crate::observe::termination::Termination;
+use uh_http1::forwarded::Scheme;
+use uh_http1::request::RequestHead;
+use uh_switching::route::without_port;
+
+/// What becomes of a request that can't be served where it came.
+pub(super) enum Redirect {
+    /// It is sent there.
+    To(String),
+    /// Its host is served nowhere over HTTPS.
+    Nowhere,
+}
+
+/// Where a request is redirected to; `None`: nowhere, it is served.
+pub(super) fn of(conn: &Connection, request: &RequestHead, service: &Service) -> Option<Redirect> {
+    let head = conn.scratch.as_ref()?.request_head();
+    let path = request.path.of_head(head);
+    let host = std::str::from_utf8(request.host.of_head(head)).unwrap_or_default();
+    let name = std::str::from_utf8(without_port(host.as_bytes())).unwrap_or_default().to_ascii_lowercase();
+    let secures = service.redirect_https && request.scheme == Scheme::Http && !is_health(service, path);
+    let main = main_host(service, &name);
+    if !secures && main.is_none() {
+        return None;
+    }
+    let covered = || conn.worker.tls.as_ref().is_some_and(|tls| tls.names().covers(&name));
+    let to = match main {
+        Some(main) => main,
+        None if !service.hosts.is_empty() || covered() => &name,
+        None => return Some(Redirect::Nowhere),
+    };
+    let (scheme, port) = match (secures, conn.settings.redirect_port()) {
+        (true, HTTPS_PORT) => (Scheme::Https, String::new()),
+        (true, port) => (Scheme::Https, format!(":{port}")),
+        // Only the host changes: the port stays as the client knows it.
+        (false, _) => (request.scheme, port_of(host).to_owned()),
+    };
+    let path = match std::str::from_utf8(path).unwrap_or("/") {
+        "*" => "/".to_owned(),
+        path if path.starts_with('/') => path.to_owned(),
+        query => format!("/{query}"),
+    };
+    Some(Redirect::To(format!("{}://{to}{port}{path}", scheme.as_str())))
+}
+
+/// Answers a request that is redirected.
+pub(super) async fn answer(
+    conn: &mut Connection,
+    request: &RequestHead,
+    record: &mut Record,
+    redirect: &Redirect,
+) -> Next {
+    let (status, detail, location) = match redirect {
+        Redirect::To(location) => (308, "this page is at another address", Some(location.as_str())),
+        Redirect::Nowhere => (421, "this host is not served over HTTPS, and plain HTTP is not allowed", None),
+    };
+    record.status = status;
+    record.termination = if location.is_some() { Termination::Redirect } else { Termination::NoRoute };
+    let answer = Answer { status, detail, location, ..Answer::default() };
+    tell(conn, request, record, answer, request_is_read(request)).await
+}
+
+/// The service's main host, for a request that came for one of the others.
+fn main_host<'a>(service: &'a Service, name: &str) -> Option<&'a String> {
+    if service.redirect_hosts.is_empty() || service.served_hosts().iter().any(|host| is_for(host, name)) {
+        return None;
+    }
+    service.hosts.first()
+}
+
+/// Whether a host of the configuration, perhaps with a wildcard, is the one that a request names.
+fn is_for(host: &str, name: &str) -> bool {
+    match host.strip_prefix('*') {
+        Some(suffix) => name.find('.').is_some_and(|dot| dot > 0 && name[dot..] == *suffix),
+        None => host == name,
+    }
+}
+
+/// The health check of a load balancer, which may know no TLS, and takes a redirect for a failure.
+fn is_health(service: &Service, path: &[u8]) -> bool {
+    let end = path.iter().position(|&b| b == b'?').unwrap_or(path.len());
+    path[..end] == *service.health.path.as_bytes()
+}
+
+/// `:8443`, or nothing.
+fn port_of(host: &str) -> &str {
+    match host.rfind(':') {
+        Some(colon) if !host[colon..].contains(']') => &host[colon..],
+        _ => "",
+    }
+}

@@ -1,0 +1,114 @@
+//! A certificate authority, and front doors with its certificates.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SerialNumber, date_time_ymd,
+};
+
+use crate::harness::{Home, Proxy, SampleApp};
+
+static SERIAL: AtomicU64 = AtomicU64::new(1000);
+
+/// A certificate authority that the tests' clients trust.
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key, in PEM.
+#[derive(Clone)]
+pub(crate) struct Pair {
+    pub(crate) cert: String,
+    pub(crate) key: String,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Of its own, so that no client takes one for another.
+        let name = format!("Authority {}", SERIAL.fetch_add(1, Ordering::Relaxed));
+        params.distinguished_name.push(DnType::CommonName, name);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    pub(crate) fn der(&self) -> rustls::pki_types::CertificateDer<'static> {
+        self.0.der().clone()
+    }
+
+    /// A certificate for these names, good for years.
+    pub(crate) fn issue(&self, names: &[&str]) -> Pair {
+        self.issue_until(names, 2090)
+    }
+
+    /// A certificate for these names, good until a year begins.
+    pub(crate) fn issue_until(&self, names: &[&str], year: i32) -> Pair {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.not_after = date_time_ymd(year, 1, 1);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        params.serial_number = Some(SerialNumber::from(serial));
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &self.0).unwrap();
+        Pair { cert: cert.pem(), key: key.serialize_pem() }
+    }
+}
+
+/// Writes a pair of files into a home, and returns the line of the configuration that names them.
+pub(crate) fn put(home: &Home, name: &str, pair: &Pair) -> String {
+    let (cert, key) = (home.path(&format!("{name}.crt")), home.path(&format!("{name}.key")));
+    fs::write(&cert, &pair.cert).unwrap();
+    fs::write(&key, &pair.key).unwrap();
+    format!("{{ cert = {cert:?}, key = {key:?} }}")
+}
+
+/// A home that serves HTTPS with these certificates, by the names of their files.
+pub(crate) fn home(
+    apps: (impl ToString, impl ToString),
+    authority: &Authority,
+    pairs: &[(&str, &Pair)],
+    server: &str,
+    more: &str,
+) -> Home {
+    let home = Home::new(apps.0, apps.1).server("listen_tls = [\"127.0.0.1:0\"]").server(server);
+    fs::write(home.path("ca.pem"), authority.pem()).unwrap();
+    let certificates: Vec<String> = pairs.iter().map(|(name, pair)| put(&home, name, pair)).collect();
+    home.server(&format!("[server.tls]\ncertificates = [{}]\n{more}", certificates.join(", ")))
+}
+
+/// Where it serves HTTPS.
+pub(crate) async fn address(proxy: &Proxy) -> SocketAddr {
+    proxy.status().await.proxy.listen_tls[0].parse().unwrap()
+}
+
+/// A front door with one certificate, for `app.test`, before the sample apps.
+pub(crate) struct Site {
+    pub(crate) home: Home,
+    pub(crate) proxy: Proxy,
+    pub(crate) authority: Authority,
+    pub(crate) pair: Pair,
+    pub(crate) address: SocketAddr,
+    _apps: (SampleApp, SampleApp),
+}
+
+impl Site {
+    pub(crate) async fn start() -> Self {
+        Self::start_with("", "").await
+    }
+
+    /// With more lines in `[server]` and in `[server.tls]`.
+    pub(crate) async fn start_with(server: &str, more: &str) -> Self {
+        let authority = Authority::new();
+        let pair = authority.issue(&["app.test"]);
+        let apps = (SampleApp::start("blue", "1.0.0").await, SampleApp::start("green", "1.0.1").await);
+        let home = home((apps.0.address, apps.1.address), &authority, &[("app", &pair)], server, more);
+        let proxy = home.start().await;
+        proxy.until_healthy().await;
+        let address = address(&proxy).await;
+        Self { home, proxy, authority, pair, address, _apps: apps }
+    }
+}

@@ -1,0 +1,212 @@
+//! Handshakes: which certificate, which version, who is turned away and how.
+
+use std::time::Duration;
+
+use rustls::HandshakeKind;
+use rustls::version::{TLS12, TLS13};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::certificates::{Authority, Site, address, home};
+use super::clients::{Rustls, Secure, curl, s_client, secure};
+use crate::harness::{SampleApp, soon, until};
+use crate::wire::Wire;
+
+fn certificate(client: &Secure) -> rustls::pki_types::CertificateDer<'static> {
+    client.stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
+fn der(pem: &str) -> rustls::pki_types::CertificateDer<'static> {
+    use rustls::pki_types::pem::PemObject as _;
+    rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+async fn failures(site: &Site, reason: &str) -> u64 {
+    let metrics = site.proxy.client.metrics().await.unwrap();
+    let line = format!("uh_proxy_tls_handshakes_failed_total{{reason=\"{reason}\"}} ");
+    let value = metrics.lines().find_map(|found| found.strip_prefix(&line));
+    value.unwrap_or_else(|| panic!("{line}is missing in\n{metrics}")).parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_client_gets_the_certificate_of_the_host_that_it_names() {
+    let authority = Authority::new();
+    let first = authority.issue(&["a.test"]);
+    let wildcard = authority.issue(&["*.b.test"]);
+    let exact = authority.issue(&["c.b.test", "d.test"]);
+    let app = SampleApp::start("blue", "1").await;
+    let pairs = [("first", &first), ("wildcard", &wildcard), ("exact", &exact)];
+    let home = home((app.address, app.address), &authority, &pairs, "", "");
+    let proxy = home.start().await;
+    let address = address(&proxy).await;
+    let client = Rustls::new(&authority);
+    for (host, pair) in
+        [("a.test", &first), ("x.b.test", &wildcard), ("C.b.test", &exact), ("d.test", &exact)]
+    {
+        let found = certificate(&client.connect(address, host).await.unwrap());
+        assert_eq!(found, der(&pair.cert), "{host}");
+    }
+    // A wildcard stands for one label.
+    for host in ["x.y.b.test", "b.test", "unknown.test"] {
+        let said = s_client(address, &["-servername", host]).await;
+        assert!(said.contains("unrecognized name"), "{host}: {said}");
+    }
+    let silent = s_client(address, &["-noservername"]).await;
+    let expected: String = first.cert.lines().filter(|line| !line.starts_with("---")).take(2).collect();
+    assert!(silent.replace('\n', "").contains(&expected), "no name: not the first certificate\n{silent}");
+}
+
+#[tokio::test]
+async fn only_versions_that_are_allowed_are_spoken() {
+    let site = Site::start().await;
+    let old = ["-servername", "app.test", "-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"];
+    let said = s_client(site.address, &old).await;
+    assert!(said.contains("alert handshake failure") && said.contains("Cipher is (NONE)"), "{said}");
+    site.home.until_said("is older than server.tls.min_version").await;
+    assert_eq!(failures(&site, "version").await, 1);
+    for (flag, version) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
+        let said = s_client(site.address, &["-servername", "app.test", flag]).await;
+        assert!(said.contains(&format!("New, {version}, Cipher is ")), "{said}");
+    }
+    let site = Site::start_with("", "min_version = \"1.3\"").await;
+    let said = s_client(site.address, &["-servername", "app.test", "-tls1_2"]).await;
+    assert!(said.contains("alert protocol version"), "{said}");
+    let (code, said) = curl(&site, "/", &["--tlsv1.3"]).await;
+    assert!(code == 0 && said.starts_with("HTTP/1.1 200"), "{said}");
+}
+
+#[tokio::test]
+async fn keys_are_exchanged_in_a_way_that_quantum_computers_do_not_break() {
+    let site = Site::start().await;
+    let client = secure(&site).await;
+    let group = client.stream.get_ref().1.negotiated_key_exchange_group().unwrap().name();
+    assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);
+}
+
+#[tokio::test]
+async fn a_session_is_taken_up_again_by_any_worker_and_without_early_data() {
+    let site = Site::start_with("threads = 4", "").await;
+    for version in [&TLS12, &TLS13] {
+        let client = Rustls::with(&site.authority, &[version], |config| config.enable_early_data = true);
+        let mut first = client.connect(site.address, "app.test").await.unwrap();
+        // The tickets come with the first bytes that are read.
+        assert_eq!(first.get("/").await.status, 200);
+        assert_eq!(first.stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+        for _ in 0..8 {
+            let mut again = client.connect(site.address, "app.test").await.unwrap();
+            let connection = again.stream.get_mut().1;
+            assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Resumed), "{version:?}");
+            assert!(connection.early_data().is_none(), "a ticket offers early data");
+            assert_eq!(again.get("/").await.status, 200);
+        }
+    }
+    let metrics = site.proxy.client.metrics().await.unwrap();
+    for version in ["1.2", "1.3"] {
+        for (result, count) in [("full", 1), ("resumed", 8)] {
+            let line = format!(
+                "uh_proxy_tls_handshakes_total{{result=\"{result}\",version=\"{version}\"}} {count}\n"
+            );
+            assert!(metrics.contains(&line), "{line} is missing in\n{metrics}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_go_on_is_closed_when_its_time_is_over() {
+    let site = Site::start_with("limits = { tls_handshake_timeout = \"300ms\" }", "").await;
+    for start in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01"] {
+        let mut stream = TcpStream::connect(site.address).await.unwrap();
+        stream.write_all(start).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = soon("the end", stream.read_to_end(&mut rest)).await;
+        assert_eq!(rest, b"", "it was told something");
+    }
+    assert_eq!(failures(&site, "timeout").await, 3);
+    site.home.until_said("server.limits.tls_handshake_timeout").await;
+}
+
+#[tokio::test]
+async fn clients_that_stall_in_their_handshake_keep_nobody_out() {
+    let site = Site::start_with("threads = 1\nlimits = { tls_handshakes = 4 }", "").await;
+    let mut stalled = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(site.address).await.unwrap();
+        stream.write_all(b"\x16\x03\x01").await.unwrap();
+        stalled.push(stream);
+    }
+    assert_eq!(secure(&site).await.get("/").await.status, 200);
+    until("the oldest have made room", async || (failures(&site, "crowded").await >= 16).then_some(())).await;
+    let metrics = site.proxy.client.metrics().await.unwrap();
+    assert!(metrics.contains("uh_proxy_tls_handshakes_in_progress 3\n"), "{metrics}");
+    let mut oldest = Vec::new();
+    let _ = soon("its end", stalled[0].read_to_end(&mut oldest)).await;
+}
+
+#[tokio::test]
+async fn plain_http_on_the_https_port_is_answered_in_plain_http() {
+    let site = Site::start().await;
+    let response = Wire::connect(site.address).await.get("/").await;
+    assert_eq!(response.status, 400);
+    assert!(response.text().contains("use https://"), "{}", response.text());
+    assert_eq!(failures(&site, "plain_http").await, 1);
+    // Something else entirely gets no answer, and none is waited for.
+    let mut other = TcpStream::connect(site.address).await.unwrap();
+    other.write_all(b"\x00\x01\x02").await.unwrap();
+    let mut rest = Vec::new();
+    let _ = soon("the end", other.read_to_end(&mut rest)).await;
+    assert_eq!(rest, b"");
+    assert_eq!(failures(&site, "not_tls").await, 1);
+}
+
+#[tokio::test]
+async fn a_connection_beyond_the_limit_is_closed_before_anything_is_computed_for_it() {
+    let site = Site::start_with("limits = { connections = 1 }", "").await;
+    let mut first = secure(&site).await;
+    // In the middle of a request, so that it can't be closed to make room.
+    first.send("GET / HTTP/1.1\r\n").await;
+    let mut second = TcpStream::connect(site.address).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = soon("the end", second.read_to_end(&mut answer)).await;
+    assert_eq!(answer, b"", "a TLS client can't read plain HTTP");
+    first.send("Host: app.test\r\n\r\n").await;
+    assert_eq!(first.response().await.status, 200);
+    let metrics = site.proxy.client.metrics().await.unwrap();
+    assert!(metrics.contains("uh_proxy_client_connections_refused_total{reason=\"full\"} 1\n"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_trust_the_certificate_is_logged_in_words() {
+    let site = Site::start().await;
+    let stranger = Rustls::new(&Authority::new());
+    assert!(stranger.connect(site.address, "app.test").await.is_err());
+    site.home.until_said("the client doesn't accept the certificate").await;
+    assert_eq!(failures(&site, "distrusted").await, 1);
+    let (code, _) = curl(&site, "/", &["--cacert", "/dev/null"]).await;
+    assert_ne!(code, 0);
+}
+
+#[tokio::test]
+async fn a_client_of_another_protocol_is_refused() {
+    let site = Site::start().await;
+    let said = s_client(site.address, &["-servername", "app.test", "-alpn", "spdy/3"]).await;
+    assert!(said.contains("no application protocol"), "{said}");
+    let said = s_client(site.address, &["-servername", "app.test", "-alpn", "h2,http/1.1"]).await;
+    assert!(said.contains("ALPN protocol: http/1.1"), "{said}");
+    assert_eq!(failures(&site, "protocol").await, 1);
+}
+
+#[tokio::test]
+async fn a_stop_ends_handshakes_in_progress_soon() {
+    let mut site = Site::start().await;
+    let mut stalled = TcpStream::connect(site.address).await.unwrap();
+    stalled.write_all(b"\x16\x03\x01").await.unwrap();
+    until("it is in progress", async || {
+        let metrics = site.proxy.client.metrics().await.unwrap();
+        metrics.contains("uh_proxy_tls_handshakes_in_progress 1\n").then_some(())
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    site.proxy.signal(rustix::process::Signal::TERM);
+    assert_eq!(site.proxy.ended().await.code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+}
