@@ -104,7 +104,7 @@ fn a_signal_ends_the_watch_after_a_deploy() {
         end(deploy, signal, code).says("Deployment complete");
         // Now it has lost it.
         let recover = start(&stage, &["recover"]);
-        end_when(recover, "continuing it for the 9m", signal, code);
+        end_when(recover, "continuing its watch for the remaining 9m", signal, code);
     }
     assert_eq!(stage.served(), "green 1.0.1");
 }
