@@ -79,7 +79,8 @@ pub(super) fn of_rollback(said: &Said, bad: &str, serves: &Serves) -> Vec<String
     let own = ["Finished: ", "Undone: "].iter().find_map(|words| said.text.split(words).nth(1));
     let own = own.map_or(said.text.as_str(), |rest| rest.split_once('\n').map_or("", |(_, own)| own));
     let mut wrong = wrong_claims(own, serves);
-    if serves.version == bad {
+    // Five: traffic moved while it waited, so it undid nothing.
+    if serves.version == bad && said.code != Some(5) {
         wrong.push(format!("{serves} answers after the rollback"));
     }
     match said.code {
@@ -91,9 +92,12 @@ pub(super) fn of_rollback(said: &Said, bad: &str, serves: &Serves) -> Vec<String
                 wrong.push(format!("exit 0, Active: {active:?}, but {serves} answers"));
             }
         }
-        Some(1) => {
+        Some(code @ (1 | 5)) => {
             wrong.extend(missing(said, "nothing was changed"));
             wrong.extend(missing(said, &format!("{serves} serves")));
+            if code == 5 {
+                wrong.extend(missing(said, "traffic moved while it waited"));
+            }
         }
         code => wrong.push(format!("exit {code:?}")),
     }
@@ -149,6 +153,8 @@ mod tests {
 
     const ROLLED_BACK: &str = "[4/4] Updating state...\n      Active: green (v2)\n\n✅ Rollback complete in 9 ms!\n   green (v2) serves; undone: blue (v3)\n";
 
+    const MOVED: &str = "blue (v1) was active, but traffic moved while it waited for the lock: green (v2) serves. Nothing was changed\n";
+
     #[test]
     fn a_true_rollback_has_no_difference_and_each_lie_is_one() {
         for (code, text, bad, count) in [
@@ -167,6 +173,10 @@ mod tests {
             (1, "green (v2) serves".to_owned(), "3", 1),
             (1, "Nothing was changed: green (v1) serves".to_owned(), "3", 2),
             (1, "Nothing was changed.".to_owned(), "3", 1),
+            (5, MOVED.to_owned(), "2", 0),
+            (5, MOVED.replace("green (v2)", "blue (v3)"), "2", 2),
+            (5, MOVED.replace("while it waited", ""), "2", 1),
+            (0, MOVED.to_owned(), "2", 4),
             (6, String::new(), "3", 1),
         ] {
             let wrong = of_rollback(&said(code, &text), bad, &green());

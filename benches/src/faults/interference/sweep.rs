@@ -187,6 +187,7 @@ impl Sweep {
         let mut deploy =
             Process::spawn("deploy", command.env("UH_DEPLOY_HOLD_FILE", &hold), self.stage.dir())?;
         self.stage.until("the deploy is held", async |_| held.exists().then_some(())).await?;
+        let active_at_request = self.active().await?;
         let rollback = self.interfere().await?;
         fs::remove_file(&hold)?;
         let deploy = Said { code: deploy.ended(SOON).await?.code(), text: deploy.output()? };
@@ -207,8 +208,14 @@ impl Sweep {
         let then = Serves { backend: candidate.to_owned(), version: version.to_owned() };
         let mut wrong = of_deploy(&deploy, version, &then);
         wrong.extend(of_rollback(&rollback, version, &serves));
-        if rollback.code != Some(0) || serves.backend != before {
-            wrong.push(format!("the rollback ended with {:?}, and {serves} answers", rollback.code));
+        // It undoes what served when it was requested: of a deploy that hasn't moved traffic yet, nothing.
+        let expected =
+            if active_at_request == before { (Some(5), candidate) } else { (Some(0), before.as_str()) };
+        if (rollback.code, serves.backend.as_str()) != expected {
+            wrong.push(format!(
+                "requested while {active_at_request} was active, the rollback ended with {:?}, and {serves} answers",
+                rollback.code
+            ));
         }
         Ok((format!("{}\n{}", deploy.text, rollback.text), wrong, serves))
     }
