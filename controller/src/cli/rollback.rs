@@ -116,10 +116,11 @@ impl From<NoRollback> for CliError {
 
 /// The change to undo, whose target must still hold the version that served before.
 fn find_undo(session: &Session, serving: &Serving, wanted: UndoRequest<'_>) -> Result<Undo, NoRollback> {
-    let undo = undo::find(&history(session)?, serving, wanted).map_err(NoRollback::Refused)?;
+    let history = history(session)?;
+    let undo = undo::find(&history, serving, wanted).map_err(NoRollback::Refused)?;
     let record = record(session, &undo.to)?.map(|record| record.frozen.version);
     let held = record.or_else(|| serving.view().version(&undo.to));
-    undo.demand_its_version(held.as_deref(), serving).map_err(NoRollback::Refused)?;
+    undo.demand_its_version(held.as_deref(), &history, serving).map_err(NoRollback::Refused)?;
     Ok(undo)
 }
 

@@ -31,15 +31,18 @@ pub(super) struct Undo {
 
 impl Undo {
     /// The backend may hold another version by now, which didn't serve before the change to undo and may be a bad
-    /// one. An unknown version, neither registered nor reported by the last probe, doesn't count as another one.
+    /// one. An unknown version, which nobody registered and the last probe didn't report, doesn't count as another one,
+    /// unless a deploy put what is there now in its place.
     ///
     /// # Errors
     /// It holds another version. The text says what an operator can do.
-    pub(super) fn demand_its_version(&self, held: Option<&str>, serving: &Serving) -> Result<(), String> {
-        let (Some(before), Some(now)) = (self.version.as_deref(), held) else { return Ok(()) };
-        if before == now {
-            return Ok(());
-        }
+    pub(super) fn demand_its_version(
+        &self,
+        held: Option<&str>,
+        history: &[HistoryEntry],
+        serving: &Serving,
+    ) -> Result<(), String> {
+        let Some(now) = held.filter(|now| !self.may_be_its_version(now, history)) else { return Ok(()) };
         let to = &self.to;
         Err(format!(
             "nothing to roll back to: {} served before, but {to} now holds {}; {}. Nothing was changed. To switch to {} instead, run `uh-deploy rollback --to {to} --again`",
@@ -48,6 +51,12 @@ impl Undo {
             serving.sentence(),
             named(to, held)
         ))
+    }
+
+    fn may_be_its_version(&self, held: &str, history: &[HistoryEntry]) -> bool {
+        self.version
+            .as_deref()
+            .map_or_else(|| !was_deployed(history, &self.to, held), |before| before == held)
     }
 }
 
@@ -144,6 +153,13 @@ fn describe(line: &HistoryEntry) -> String {
     format!("the last {} ({name})", line.command)
 }
 
+/// Whether this version was deployed to this backend, however that ended.
+fn was_deployed(history: &[HistoryEntry], backend: &BackendName, version: &str) -> bool {
+    let arrived =
+        |line: &HistoryEntry| line.to.as_ref() == Some(backend) && line.version.as_deref() == Some(version);
+    history.iter().any(|line| line.command == "deploy" && arrived(line))
+}
+
 /// Whether this version was rolled back, and not deployed or switched to since.
 pub(super) fn was_rolled_back(
     history: &[HistoryEntry],
@@ -197,5 +213,18 @@ mod tests {
         assert!(!was(&[deploy.clone(), back, deploy.clone()]));
         assert!(was(&[died]));
         assert!(!was_rolled_back(&[deploy], &green, Some("3")));
+    }
+
+    #[test]
+    fn an_unknown_version_is_none_that_a_deploy_has_put_there() {
+        let failed = line("deploy", "failed", ("green", "1"), ("blue", "2"));
+        let may_be = |before: Option<&str>, held: &str| {
+            let undo = Undo { to: "blue".parse().unwrap(), version: before.map(str::to_owned), at: None };
+            undo.may_be_its_version(held, std::slice::from_ref(&failed))
+        };
+        assert!(may_be(Some("0"), "0") && !may_be(Some("0"), "9"));
+        // Its app reports it only now.
+        assert!(may_be(None, "0"));
+        assert!(!may_be(None, "2"), "the version that failed there");
     }
 }
