@@ -41,7 +41,7 @@ impl Manager {
 }
 
 /// The command as a service manager would run it: the socket as descriptor 3, and word of it.
-fn activated(home: &Home, listener: &TcpListener) -> Command {
+pub(crate) fn activated(home: &Home, listener: &TcpListener) -> Command {
     let inner = home.command();
     let mut command = Command::new("/bin/sh");
     let script = "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";

@@ -7,9 +7,10 @@ use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::certificates::{Authority, Site, address, home};
+use super::certificates::{Authority, Site, address, home, put};
 use super::clients::{Rustls, Secure, curl, s_client, secure};
-use crate::harness::{SampleApp, soon, until};
+use crate::harness::{Home, SampleApp, soon, until};
+use crate::systemd::activated;
 use crate::wire::Wire;
 
 fn certificate(client: &Secure) -> rustls::pki_types::CertificateDer<'static> {
@@ -209,4 +210,27 @@ async fn a_stop_ends_handshakes_in_progress_soon() {
     site.proxy.signal(rustix::process::Signal::TERM);
     assert_eq!(site.proxy.ended().await.code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_socket_of_the_service_manager_is_served_and_waits_over_a_restart() {
+    let authority = Authority::new();
+    let pair = authority.issue(&["app.test"]);
+    let app = SampleApp::start("blue", "1").await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let home = Home::new(app.address, app.address).server(&format!("listen_tls = [\"{address}\"]"));
+    let entry = put(&home, "app", &pair);
+    let home = home.server(&format!("[server.tls]\ncertificates = [{entry}]"));
+    let client = Rustls::new(&authority);
+    let mut proxy = home.start_as(activated(&home, &listener)).await;
+    proxy.until_healthy().await;
+    assert_eq!(client.connect(address, "app.test").await.unwrap().get("/").await.status, 200);
+    proxy.signal(rustix::process::Signal::TERM);
+    assert_eq!(proxy.ended().await.code(), Some(0));
+    // It waits in the queue of the socket that nobody serves.
+    let waiting =
+        tokio::spawn(async move { client.connect(address, "app.test").await.unwrap().get("/").await });
+    let _proxy = home.start_as(activated(&home, &listener)).await;
+    assert_eq!(waiting.await.unwrap().status, 200);
 }
