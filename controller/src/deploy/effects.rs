@@ -103,11 +103,13 @@ impl Driver<'_> {
     /// exits, and started after a reboot.
     async fn adopt(&mut self) {
         let Ok(view) = self.proxy.view().await else { return };
-        let OperationFacts { to, endpoints, operation, .. } = &self.facts;
+        let OperationFacts { to, endpoints, operation, version, .. } = &self.facts;
         if !view.is_active(to) || !view.has_endpoints(to, endpoints) {
             return;
         }
-        if let Err(e) = self.records.commit(operation) {
+        // At the same endpoints, it may be what was there before the candidate, which was never registered then.
+        let is_candidate = version.is_none() || view.version(to) == *version;
+        if is_candidate && let Err(e) = self.records.commit(operation) {
             self.report.warn(&format!("can't write the record of {to}: {e}"));
         }
         self.keep_running().await;

@@ -340,3 +340,23 @@ fn a_candidate_that_serves_after_a_deploy_that_requires_intervention_is_restarte
     stage.kill_all_instances();
     stage.expect(0, &["start"]).says("green (v1.0.1) serves");
 }
+
+/// An operator switches back to the standby that the candidate was to replace, and the candidate's state can't be
+/// checked: what serves there keeps its own record.
+#[test]
+fn a_candidate_that_never_started_does_not_take_the_record_of_what_serves() {
+    let stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    let held = Held::at(&stage, "effect.clear.before", &["blue-green", "--version", "1.0.2"]);
+    let journal = fs::read_to_string(stage.path("deploy-state/journal.jsonl")).unwrap();
+    let (_, candidate) = journal.rsplit_once("\"instance\":\"").unwrap();
+    let (candidate, _) = candidate.split_once('"').unwrap();
+    fs::write(stage.path("deploy-state/instances").join(candidate), "not a directory").unwrap();
+    assert_eq!(uh_proxy(&stage, &["switch", "blue", "--force"]).code, Some(0));
+    let ran = held.end();
+    assert_eq!(ran.code, Some(6), "{}", ran.text);
+    assert_eq!((outcome(&stage).as_str(), stage.served().as_str()), ("attention", "blue 1.0.0"));
+    let record = fs::read_to_string(stage.path("deploy-state/records/blue.json")).unwrap();
+    assert!(record.contains("\"version\":\"1.0.0\""), "{record}");
+}
