@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn the_built_in_page_is_small_whole_in_itself_and_well_formed() {
-        for status in [400, 404, 405, 408, 413, 417, 429, 431, 501, 502, 503, 504, 505] {
+        for status in [308, 400, 404, 405, 408, 413, 417, 421, 429, 431, 501, 502, 503, 504, 505] {
             for maintenance in [false, true] {
                 let page =
                     Pages::built_in(&Values { status, maintenance, retry_after_s: Some(120), ..VALUES });

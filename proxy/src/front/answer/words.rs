@@ -17,12 +17,19 @@ pub(super) const MAINTENANCE: &str = "Down for maintenance";
 /// The words for a status.
 pub(super) fn of(status: u16) -> Words {
     match status {
+        308 => {
+            words("This page has moved", "It is at another address. Your browser should go there by itself.")
+        }
         404 => words("Page not found", "There is no site at this address. Check it for typing errors."),
         408 => words(
             "The request took too long",
             "Your request didn't arrive in time. Your connection may be slow.",
         ),
         413 => words("This is too large", "What you tried to send is larger than this site accepts."),
+        421 => words(
+            "This isn't available over HTTPS",
+            "There is no secure site at this address, and this site allows no other connections.",
+        ),
         429 => {
             words("Too many connections", "There are too many connections from your network at the moment.")
         }
