@@ -28,7 +28,10 @@ pub(super) fn of(conn: &Connection, request: &RequestHead, service: &Service) ->
     let path = request.path.of_head(head);
     let host = std::str::from_utf8(request.host.of_head(head)).unwrap_or_default();
     let name = std::str::from_utf8(without_port(host.as_bytes())).unwrap_or_default().to_ascii_lowercase();
-    let secures = service.redirect_https && request.scheme == Scheme::Http && !is_health(service, path);
+    // A reload may have brought a TLS listener that only a restart opens: nobody is sent to a closed port.
+    let closed = conn.settings.tls.is_some() && conn.worker.tls.is_none();
+    let plain = request.scheme == Scheme::Http && !closed;
+    let secures = service.redirect_https && plain && !is_health(service, path);
     let main = main_host(service, &name);
     if !secures && main.is_none() {
         return None;

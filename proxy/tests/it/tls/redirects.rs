@@ -1,6 +1,6 @@
 //! From plain HTTP to HTTPS, from other hosts to the main one, and what browsers are told to remember.
 
-use super::certificates::{Authority, home};
+use super::certificates::{Authority, home, put};
 use super::clients::Rustls;
 use crate::harness::{Home, Proxy, SampleApp, Scripted, Then, until};
 use crate::wire::{Response, Wire};
@@ -129,4 +129,29 @@ async fn hsts_is_on_every_answer_over_https_and_the_apps_own_wins() {
     assert_eq!((bad.status, said(&bad)), (400, ours.to_vec()));
     let plain = ask(&proxy, "GET", "/", "app.test", "").await;
     assert_eq!((plain.status, said(&plain).len()), (200, 0));
+}
+
+#[tokio::test]
+async fn nobody_is_redirected_to_a_listener_that_only_a_restart_opens() {
+    let authority = Authority::new();
+    let pair = authority.issue(&["app.test"]);
+    let app = SampleApp::start("blue", "1").await;
+    let home = Home::new(app.address, app.address).service("hosts = [\"app.test\"]");
+    let mut proxy = home.start().await;
+    proxy.until_healthy().await;
+    let tls = format!(
+        "listen_tls = [\"127.0.0.1:0\"]\n[server.tls]\nredirect = true\ncertificates = [{}]\n\n[services.app]",
+        put(&home, "app", &pair)
+    );
+    let config = home.config().replace("[services.app]\n", &format!("{tls}\n"));
+    home.write_config(&config);
+    let done = proxy.client.reload().await.unwrap();
+    assert!(done.needs_restart.contains(&"server.listen_tls".to_owned()), "{done:?}");
+    assert_eq!(ask(&proxy, "GET", "/", "app.test", "").await.status, 200);
+    proxy.kill();
+    let command = home.command();
+    home.write_config(&config);
+    let proxy = home.start_as(command).await;
+    proxy.until_healthy().await;
+    assert_eq!(ask(&proxy, "GET", "/", "app.test", "").await.status, 308);
 }
