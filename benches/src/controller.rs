@@ -22,7 +22,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// For a front door in the same directory.
+    /// For a uh-proxy in the same directory.
     ///
     /// # Errors
     /// When the programs are not built.

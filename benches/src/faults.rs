@@ -1,7 +1,7 @@
-//! Faults, injected one by one into a front door that carries load, and what clients and the operator see of each.
+//! Faults, injected one by one into uh-proxy under load, and what clients and the operator see of each.
 //!
 //! A [`Fault`] says what is done, and which failures clients may see of it; its function injects it on a [`stage`] of
-//! its own, demands what the operator must be told, and measures how long it took until all was well again. What must never
+//! its own, checks what the operator must see, and measures the time until everything works again. What must never
 //! happen is demanded of every one of them: an answer from the wrong backend, a request without an end, a switch
 //! that was acknowledged and is lost, an exchange that stays counted.
 
@@ -27,35 +27,35 @@ use anyhow::Result;
 
 use crate::judgement::Verdict;
 
-/// What clients see of a front door that is gone for a moment.
+/// What clients see while uh-proxy is down for a moment.
 pub const BROKEN: &[&str] =
     &["could not connect", "closed before the response", "closed within the head", "closed within the body"];
 
-/// What a fault may count on.
+/// The conditions that a fault runs under.
 #[derive(Debug, Clone)]
 pub struct Surroundings {
     /// A directory of its own.
     pub dir: PathBuf,
-    /// Whether mounts and the network are ours alone, in namespaces that end with this process.
+    /// Whether mounts and network are in separate namespaces that end with this process.
     pub isolated: bool,
     /// Whether there is time for more than the short form.
     pub thorough: bool,
 }
 
-/// What was seen.
+/// The observations.
 #[derive(Debug)]
 pub struct Seen {
     /// What the load saw.
     pub verdict: Verdict,
-    /// What clients of the fault's own saw, besides.
+    /// What the fault's own clients saw, in addition.
     pub clients: Vec<String>,
-    /// What told the operator.
+    /// What the operator saw.
     pub operator: String,
     /// From the end of the fault, or the operator's answer to it, until all was well.
     pub recovery: Duration,
 }
 
-/// How it went.
+/// The outcome.
 #[derive(Debug)]
 pub enum Outcome {
     /// It was injected.
@@ -83,7 +83,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Why what was seen is not good enough.
+    /// Why the observations aren't good enough.
     #[must_use]
     pub fn complaints(&self, seen: &Seen) -> Vec<String> {
         let verdict = &seen.verdict;

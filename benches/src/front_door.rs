@@ -1,4 +1,4 @@
-//! The front door, as a real process between sample apps and load.
+//! uh-proxy as a real process between sample apps and load.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ pub const SERVICE: &str = "app";
 /// Start and first probes take some hundred milliseconds; a busy machine gets far more.
 const READY_WITHIN: Duration = Duration::from_secs(15);
 
-/// How often the front door is asked whether it is ready.
+/// How often to check whether uh-proxy is ready.
 const POLL: Duration = Duration::from_millis(20);
 
 /// How to start it.
@@ -39,7 +39,7 @@ pub struct Setup<'a> {
     pub extra: &'a str,
 }
 
-/// A backend of the front door.
+/// A backend of uh-proxy.
 #[derive(Debug, Clone, Copy)]
 pub struct Behind {
     /// Its name.
@@ -48,12 +48,12 @@ pub struct Behind {
     pub address: SocketAddr,
 }
 
-/// When the front door counts as started.
+/// When uh-proxy counts as started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ready {
-    /// It listens.
+    /// It is listening.
     Listening,
-    /// It has found all backends healthy too.
+    /// It has also found all backends healthy.
     Healthy,
 }
 
@@ -104,7 +104,7 @@ fn toml_string(path: &Path) -> String {
     serde_json::Value::from(path.display().to_string()).to_string()
 }
 
-/// A running front door; it ends when this is dropped.
+/// A running uh-proxy; it ends when this is dropped.
 #[derive(Debug)]
 pub struct FrontDoor {
     /// Where clients connect.
@@ -128,7 +128,7 @@ impl FrontDoor {
         Self::start_as(dir, &config(dir, state_dir, access_log, extra, backends), Ready::Healthy).await
     }
 
-    /// Starts it with nothing behind it yet, and waits until it listens.
+    /// Starts it without backends, and waits until it listens.
     ///
     /// # Errors
     /// When it is not built, or does not get ready.
@@ -148,7 +148,7 @@ impl FrontDoor {
         Ok(Self { address, admin, service: SERVICE.parse()?, program, process })
     }
 
-    /// A command of the real command line, aimed at this front door by its environment.
+    /// A command of the real command line for this uh-proxy.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
@@ -156,7 +156,7 @@ impl FrontDoor {
         command
     }
 
-    /// SIGTERM, and the demand that it ends with exit code 0 in time.
+    /// Sends SIGTERM, and expects exit code 0 in time.
     ///
     /// # Errors
     /// When it does not.
@@ -175,12 +175,12 @@ async fn wait_until_ready(process: &mut Process, admin: &Client, ready: Ready) -
                 let listen = status.proxy.listen.first().map_or("", String::as_str);
                 return listen
                     .parse()
-                    .with_context(|| format!("uh-proxy says that it listens on {listen:?}"));
+                    .with_context(|| format!("uh-proxy reports the listen address {listen:?}"));
             }
             Ok(_) | Err(ClientError::NoProxy { .. }) if Instant::now() < deadline => sleep(POLL).await,
             Ok(status) => bail!("uh-proxy is not ready after {READY_WITHIN:?}: {:?}", status.services),
             Err(_) => {
-                status.context("uh-proxy does not answer")?;
+                status.context("uh-proxy doesn't respond")?;
             }
         }
     }

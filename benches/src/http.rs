@@ -53,7 +53,7 @@ pub enum Failure {
     #[error("bytes beyond the response")]
     ExtraBytes,
     /// No readable `x-backend` header, so that nobody knows who answered.
-    #[error("response without a backend's name")]
+    #[error("response without a backend name")]
     Unidentified,
 }
 

@@ -1,8 +1,7 @@
-//! The demo and the load programs: the real binaries, started for real, under load that records every answer.
+//! The demo and the load programs: the real binaries under load that records every response.
 //!
-//! A program here starts the stage (apps and front door), puts load on, switches, and lets the judgement say
-//! what went wrong. Nothing but other tests depends on this crate, and nothing in it may hide a failure: an answer that can't
-//! be explained is one.
+//! A program here starts apps and uh-proxy, applies load, switches, and judges the result. Only tests depend on this
+//! crate, and nothing in it may hide a failure: an unexplained response is a failure.
 
 pub mod compare;
 pub mod http;

@@ -111,7 +111,7 @@ impl Load {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let counts = Arc::clone(&progress);
         thread::Builder::new().name("load".to_owned()).spawn(move || {
-            // Nobody is left to tell if the receiver is gone.
+            // If the receiver is gone, there is nothing to notify.
             let _ = report.send(runtime.block_on(run(plan, &stopped, &counts)));
         })?;
         Ok(Self { stop, recording, progress, ends_within })
@@ -130,7 +130,7 @@ impl Load {
     /// When the load ended before its time, or does not end.
     pub async fn stop(self) -> Result<Recording> {
         drop(self.stop);
-        let recording = timeout(self.ends_within, self.recording).await.context("the load does not end")?;
+        let recording = timeout(self.ends_within, self.recording).await.context("the load doesn't end")?;
         recording.context("the load's thread died")?
     }
 }

@@ -98,7 +98,7 @@ impl Process {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
-            ensure!(Instant::now() < deadline, "{} is still there after {} s", self.name, within.as_secs());
+            ensure!(Instant::now() < deadline, "{} is still running after {} s", self.name, within.as_secs());
             sleep(POLL).await;
         }
     }
@@ -135,7 +135,7 @@ impl Process {
             }
             ensure!(
                 Instant::now() < deadline,
-                "{} is still there {} s after SIGTERM",
+                "{} is still running {} s after SIGTERM",
                 self.name,
                 within.as_secs()
             );
@@ -178,7 +178,7 @@ pub struct Finished {
     pub output: String,
 }
 
-/// Runs a command to its end; it is killed at the deadline.
+/// Runs a command to completion; it is killed at the deadline.
 ///
 /// # Errors
 /// When it can't be started or does not end in time.
@@ -197,19 +197,19 @@ pub async fn run(command: Command, within: Duration) -> Result<Finished> {
 /// Raises the limit of file descriptors, of this process and of what it starts, to the most that it may have: returned.
 ///
 /// # Errors
-/// The system refuses.
+/// A system call failed.
 pub fn raise_descriptors() -> Result<u64> {
     let hard = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
     Ok(hard.unwrap_or(u64::MAX))
 }
 
-/// The path of another program of this workspace: it lies beside the running one, or above it if that is a test.
+/// The path of another program of this workspace: next to the running one, or in the directory above if that is a test.
 ///
 /// # Errors
 /// When it has not been built.
 pub fn sibling(name: &str) -> Result<PathBuf> {
-    let here = std::env::current_exe().context("can't tell where this program is")?;
+    let here = std::env::current_exe().context("can't find this program's path")?;
     let mut path = here.with_file_name(name);
     if here.parent().is_some_and(|folder| folder.ends_with("deps")) {
         path = here.with_file_name("..").join(name);

@@ -52,7 +52,7 @@ impl SampleApp {
         let mut process = Process::spawn(name, &mut command, dir)?;
         let address = process.line_after("listening on ", READY_WITHIN).await?;
         let address =
-            address.parse().with_context(|| format!("{name} says that it listens on {address:?}"))?;
+            address.parse().with_context(|| format!("{name} reports the listen address {address:?}"))?;
         Ok(Self { name, address, process })
     }
 }

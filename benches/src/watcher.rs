@@ -23,7 +23,7 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Connects to the front door.
+    /// Connects to uh-proxy.
     ///
     /// # Errors
     /// The thread can't be started.
@@ -39,7 +39,7 @@ impl Watcher {
     /// # Errors
     /// The watcher has given up.
     pub fn expect(&self, to: BackendName, called_at: Instant) -> Result<()> {
-        self.orders.send((to, called_at)).map_err(|_| anyhow!("the watcher has given up"))
+        self.orders.send((to, called_at)).map_err(|_| anyhow!("the watcher has failed"))
     }
 
     /// From each call to the first answer of its new backend.

@@ -111,7 +111,7 @@ impl WebSocket {
         let mut start = Vec::with_capacity(2);
         self.connection.take(2, &mut start).await.context("the WebSocket ended without a close frame")?;
         let [kind, length] = start[..] else { bail!("a frame without a start") };
-        ensure!(kind & 0xf0 == FINAL, "a fragment or an extension that nobody asked for");
+        ensure!(kind & 0xf0 == FINAL, "a fragment or an unrequested extension");
         ensure!(usize::from(length) <= MAX_SHORT_BYTES, "a masked or longer frame than any that was sent");
         let mut payload = Vec::with_capacity(length.into());
         self.connection

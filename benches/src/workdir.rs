@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_run_says_why_and_keeps_its_directory() {
+    fn a_bad_run_reports_why_and_keeps_its_directory() {
         let dir = create().unwrap();
         let path = dir.path().to_owned();
         let log: String = (1..=TAIL_LINES + 1).map(|n| format!("line {n}.\n")).collect();

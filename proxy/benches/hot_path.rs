@@ -1,5 +1,5 @@
-//! What each step of a request costs by itself: the pick with its release, the head work, a log line, a metric update;
-//! and the pick while other threads pick.
+//! Costs of the steps of a request: pick and release, head parsing and rewriting, a log line, a metric update; and a
+//! pick while other threads pick too.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use uh_http1::policy::{HeaderPolicy, ServerField};
 use uh_http1::request;
 use uh_http1::response::{self, Recipient};
 use uh_proxy::config::{self, AccessLogFormat};
-use uh_proxy::observe::line::{Clock, Line};
+use uh_proxy::observe::line::{AccessLine, Clock};
 use uh_proxy::observe::meters::Meters;
 use uh_proxy::observe::termination::Termination;
 use uh_switching::Bare;
@@ -52,7 +52,7 @@ fn board(workers: usize) -> Switchboard {
 }
 
 /// Runs `measure` while `others` more threads do `work`, each as the worker of its number from 1 on.
-fn beside(others: usize, work: impl Fn(usize) + Sync, measure: impl FnOnce()) {
+fn while_others(others: usize, work: impl Fn(usize) + Sync, measure: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for worker in 1..=others {
@@ -72,8 +72,8 @@ fn switching(c: &mut Criterion) {
     for others in [0, 1, 3] {
         let board = board(others + 1);
         let pick = |worker| drop(black_box(board.pick(HOST, b"/", worker)));
-        let name = format!("pick and release, {others} threads beside");
-        beside(others, pick, || {
+        let name = format!("pick and release, {others} other threads");
+        while_others(others, pick, || {
             c.bench_function(&name, |b| b.iter(|| pick(0)));
         });
     }
@@ -110,7 +110,7 @@ fn heads(c: &mut Criterion) {
         scheme: Scheme::Http,
         headers: &headers,
     };
-    c.bench_function("request head: check and write anew", |b| {
+    c.bench_function("request head: check and rewrite", |b| {
         b.iter(|| {
             out.clear();
             request::translate(black_box(REQUEST), &caller, &mut out).unwrap()
@@ -128,7 +128,7 @@ fn heads(c: &mut Criterion) {
         clock: SystemTime::now,
         hsts: None,
     };
-    c.bench_function("response head: check and write anew", |b| {
+    c.bench_function("response head: check and rewrite", |b| {
         b.iter(|| {
             out.clear();
             response::translate(black_box(RESPONSE), to, &mut out).unwrap()
@@ -137,7 +137,7 @@ fn heads(c: &mut Criterion) {
 }
 
 fn observing(c: &mut Criterion) {
-    let line = Line {
+    let line = AccessLine {
         time: SystemTime::now(),
         client: "192.0.2.7",
         method: b"GET",
@@ -171,8 +171,8 @@ fn observing(c: &mut Criterion) {
     for others in [0, 1, 3] {
         let meters = Meters::new(others + 1).backend(&"app".parse().unwrap(), &"blue".parse().unwrap());
         let count = |worker| meters.lane(worker).exchange(0, black_box(200), Duration::from_micros(700));
-        let name = format!("metric update, {others} threads beside");
-        beside(others, count, || {
+        let name = format!("metric update, {others} other threads");
+        while_others(others, count, || {
             c.bench_function(&name, |b| b.iter(|| count(0)));
         });
     }

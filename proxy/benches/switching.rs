@@ -30,7 +30,7 @@ const SWITCHES: usize = 100_000;
 /// Threads that pick while the switches are measured: as many as a small machine has cores.
 const PICKERS: usize = 2;
 
-/// Services of a large front door, for what routing costs.
+/// The number of services of a large configuration, to measure routing.
 const SERVICES: usize = 100;
 
 type Switchboard = uh_switching::Switchboard<Bare<config::Service>>;
@@ -118,10 +118,7 @@ fn main() -> io::Result<()> {
         stop.store(true, Ordering::Relaxed);
     });
     let picks = picked.load(Ordering::Relaxed);
-    writeln!(
-        out,
-        "{SWITCHES} switches beside {PICKERS} threads that picked {picks} times, in microseconds:"
-    )?;
+    writeln!(out, "{SWITCHES} switches while {PICKERS} threads picked {picks} times, in microseconds:")?;
     writeln!(out, "{:<28} {:>9} {:>9} {:>9} {:>9}", "", "p50", "p99", "p99.9", "max")?;
     for (name, times) in [("the swap itself", &mut swaps), ("the whole switch, in-process", &mut calls)] {
         times.sort_unstable();

@@ -1,5 +1,6 @@
-//! The admin side, on a thread of its own, so that a saturated data path can't delay it: [`control`] is what can be
-//! asked of the front door, [`reload`] one thing in particular, [`api`] its HTTP form, [`server`] serves that, [`socket`] guards the door.
+//! The admin side, on its own thread so that a saturated data path can't delay it: [`control`] implements the
+//! operations, [`reload`] the largest of them, [`api`] maps them to HTTP, [`server`] serves it, [`socket`] controls
+//! access.
 
 pub mod api;
 mod audit;

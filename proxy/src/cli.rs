@@ -1,4 +1,4 @@
-//! What an operator types. One file for each command; every exit code is decided in `exit`.
+//! The command line. One file per command; `exit` decides every exit code.
 
 mod args;
 mod backend;
@@ -17,17 +17,17 @@ use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 
 use args::{Args, BackendCommand, Command};
 use exit::{Exit, Failed};
 
-/// What a command that went well has to say, and its exit code.
+/// The exit code of a command, or why it failed.
 type Done = Result<Exit, Failed>;
 
-/// Parses the command line, carries it out, and says how it went.
+/// Parses the command line, runs the command, and reports the result.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::from_arg_matches(&args::command().get_matches()).unwrap_or_else(|error| error.exit());
     let done = match &args.command {
         Command::Run { config } => run::run(config),
         Command::Check { config } => check::check(config),
@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints what went wrong. If nobody reads it, there is nothing more to do about that.
+/// Prints an error. If standard error is closed, nothing more can be done.
 fn complain(message: impl Display) {
     let _ = writeln!(io::stderr(), "uh-proxy: {}", Shown(message));
 }
@@ -64,7 +64,7 @@ fn say(line: impl Display) -> Result<(), Failed> {
 
 fn print(line: impl Display) -> Result<(), Failed> {
     match writeln!(io::stdout(), "{line}") {
-        // A reader that has had enough is no failure.
+        // A reader that closes the pipe early isn't a failure.
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failed::from(anyhow::Error::from(e))),
         _ => Ok(()),
     }
@@ -73,13 +73,13 @@ fn print(line: impl Display) -> Result<(), Failed> {
 /// Prints a value as JSON.
 fn say_json(value: &impl serde::Serialize) -> Result<(), Failed> {
     let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
-    // JSON leaves some control characters as they are; a terminal need not. They are only ever within strings.
+    // JSON leaves some control characters unescaped. They only occur within strings, and a terminal would act on them.
     let escape =
         |c: char| if c.is_control() && c != '\n' { format!("\\u{:04x}", c as u32) } else { c.to_string() };
     print(text.chars().map(escape).collect::<String>())
 }
 
-/// Text for a terminal: what others have said in it (apps, other operators) must not move its cursor.
+/// Text for a terminal: text from apps or other operators must not move its cursor.
 struct Shown<T>(T);
 
 impl<T: Display> Display for Shown<T> {

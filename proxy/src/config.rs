@@ -1,7 +1,7 @@
 //! Configuration: a TOML file → checked values. Every mistake in a file is reported at once, each with its key; an
-//! unknown key is a mistake; nothing malformed is ever replaced by a default.
+//! unknown key is a mistake; a malformed value is never replaced by a default.
 //!
-//! [`load`] reads a file, [`parse`] a text; the values here are what the rest of the program works with.
+//! [`load`] reads a file, [`parse`] a text; the rest of the program works with the checked values.
 
 pub mod changes;
 mod headers;
@@ -23,9 +23,9 @@ pub use uh_settings::{ConfigError, Mistake, Mistakes, read};
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// What concerns the process.
+    /// The settings of the process.
     pub server: Server,
-    /// At least one, in the order of the file.
+    /// At least one, in file order.
     pub services: Vec<Service>,
 }
 
@@ -58,7 +58,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
 
 fn check_services(root: &Section, has_services: bool, services: &[Service]) {
     if !has_services {
-        root.mistake("services", "missing: at least one, as in [services.app]");
+        root.mistake("services", "missing: configure at least one, such as [services.app]");
     }
     for (index, service) in services.iter().enumerate() {
         let hosts = if service.hosts.is_empty() { vec![String::new()] } else { service.hosts.clone() };
@@ -69,7 +69,7 @@ fn check_services(root: &Section, has_services: bool, services: &[Service]) {
             let prefix = |service: &Service| service.path_prefix.trim_end_matches('/').to_owned();
             if let Some(host) = shared.filter(|_| prefix(other) == prefix(service)) {
                 let host = if host.is_empty() { "every host" } else { host };
-                let reason = format!("takes {host} with path {} already", service.path_prefix);
+                let reason = format!("already handles {host} with path {}", service.path_prefix);
                 root.mistake(
                     &format!("services.{}", service.name),
                     format!("service {} {reason}", other.name),

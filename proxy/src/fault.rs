@@ -1,4 +1,4 @@
-//! Named points at which a test can end the process, as `kill -9` would. Empty but with the feature `fault-points`.
+//! Named points at which a test can end the process, as `kill -9` would. Empty without the feature `fault-points`.
 
 /// Ends the process here if the file that `UH_PROXY_FAULT_FILE` names holds this point's name. A file, so that a test
 /// can let the process start first.

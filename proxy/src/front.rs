@@ -8,28 +8,29 @@
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
 //! buffer. In reading order: [`worker`], [`admission`], `secure`, [`idle`], [`connection`], [`exchange`], [`relay`], [`pump`], [`splice`],
-//! [`pace`], [`pool`], [`budget`], [`endpoint`], [`fittings`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`attention`], [`watchdog`],
+//! [`pace`], [`pool`], [`budget`], [`endpoint`], [`fittings`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`broadcast`], [`lazy_timer`],
 //! [`settings`], [`websocket`].
 
 pub mod admission;
 pub mod answer;
-pub mod attention;
+pub mod broadcast;
 pub mod budget;
 pub mod bypass;
 pub mod client;
 pub mod connection;
 pub mod descriptor;
 pub mod endpoint;
+mod error_answer;
 pub mod exchange;
 pub mod fittings;
 pub mod idle;
+pub mod lazy_timer;
 pub mod pace;
 pub mod pool;
 pub mod pump;
 mod reach;
 mod record;
 mod redirect;
-mod refusal;
 pub mod relay;
 pub mod reset;
 pub mod scratch;
@@ -38,7 +39,6 @@ pub mod settings;
 pub mod splice;
 pub mod unsent;
 pub mod upstream;
-pub mod watchdog;
 pub mod websocket;
 pub mod worker;
 
@@ -47,17 +47,17 @@ use uh_switching::ActivationInfo;
 use endpoint::Endpoint;
 use fittings::Fittings;
 
-/// The switchboard of a running front door.
+/// The switchboard of a running uh-proxy.
 pub type Board = uh_switching::Switchboard<Fittings>;
 
-/// What becomes of a new request.
+/// What happens to a new request.
 pub type Entry = uh_switching::Entry<Fittings>;
 
 /// An exchange's hold on an activation.
 pub type Lease = uh_switching::Lease<ActivationInfo<Fittings>, pool::IdlePool>;
 
-/// A service as it is routed now.
+/// A service with its current routing.
 pub type LiveService = uh_switching::LiveService<Fittings>;
 
-/// A registered backend, with what is found out about its endpoints.
+/// A registered backend with the state of its endpoints.
 pub type Backend = uh_switching::Registered<Endpoint>;

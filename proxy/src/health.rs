@@ -1,5 +1,5 @@
-//! Active probing: asks every endpoint, in turn and for ever, whether it is healthy. [`streak`] decides what a row of
-//! answers means, [`probe`] asks once, [`prober`] keeps asking. [`resolver`] keeps looking up the endpoints' names.
+//! Active health checks of every endpoint. [`streak`] decides what a series of results means, [`probe`] makes one
+//! probe, [`prober`] repeats it. [`resolver`] keeps resolving the endpoints' names.
 
 pub mod fresh;
 pub mod probe;

@@ -1,9 +1,11 @@
-//! The front door: moves traffic between the backends of a service in one atomic act, loses nothing, and knows at
-//! every moment how many exchanges each backend holds.
+//! uh-proxy: a reverse proxy that moves traffic between the backends of a service in one atomic step, without losing a
+//! request, and knows exactly how many exchanges each backend holds.
 //!
 //! In reading order: [`config`] says what there is; [`uh_switching`] decides which backend gets a request, and counts;
-//! [`tls`] speaks TLS; [`uh_http1`] understands messages; [`front`] carries them; [`health`] probes; [`state`] remembers; [`observe`] tells;
-//! [`lock`] keeps other processes away from it; [`admin`] takes orders; [`systemd`] speaks with the service manager; [`run`] puts it all together; [`cli`] is what an operator types.
+//! [`tls`] holds certificates and speaks TLS; [`uh_http1`] parses messages; [`front`] forwards them; [`health`] probes
+//! backends; [`state`] persists the routing; [`observe`] logs and measures; [`lock`] keeps other processes away from it;
+//! [`admin`] takes orders; [`systemd`] speaks with the service manager; [`run`] puts it all together; [`cli`] is what an
+//! operator types.
 
 pub mod admin;
 pub mod cli;

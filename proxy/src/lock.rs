@@ -1,8 +1,7 @@
-//! Locks on files: whoever holds one is the only process that uses what it stands for.
+//! File locks: the holder is the only process that uses the locked resource.
 //!
-//! Any process that can open a lock file can hold its lock, and so keep us from starting. Therefore it is made for its
-//! owner alone, in a directory in which nobody else can put one; and where it can't be taken, nothing starts: there is
-//! no running without it.
+//! Any process that can open a lock file can hold its lock, and so keep uh-proxy from starting. So only its owner can
+//! open it, in a directory where no other user can create one. Without the lock, uh-proxy doesn't start.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -12,16 +11,16 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use uh_system::plain;
 
-/// Its owner may read and write it, nobody else.
+/// Only its owner may read and write it.
 const MODE: u32 = 0o600;
 
-/// A link in the lock's place may lead anywhere, and a pipe may never open.
+/// A link at the lock's path could lead anywhere, and opening a pipe could block.
 const FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
 
-/// How often a lock whose file is replaced while it is taken is tried again.
+/// How many times to try a lock whose file is replaced meanwhile.
 const ATTEMPTS: u32 = 5;
 
-/// Why a lock can't be taken.
+/// Why a lock isn't available.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process has it.
@@ -30,21 +29,21 @@ pub enum LockError {
         /// The lock file.
         path: PathBuf,
     },
-    /// Any local user could hold the lock, or replace what it stands for.
-    #[error("every local user may write to {}: take that right away (chmod o-w)", directory.display())]
+    /// Any local user could hold the lock, or replace the locked file.
+    #[error("every local user can write to {}: run chmod o-w on it", directory.display())]
     OpenDirectory {
         /// The directory.
         directory: PathBuf,
     },
-    /// Something else stands in its place.
+    /// Something else is at its path.
     #[error("{} is not a regular file: remove it", path.display())]
     NotAFile {
         /// The lock file.
         path: PathBuf,
     },
-    /// It is another user's, as one that an uh-proxy run by root leaves behind.
+    /// It belongs to another user, for example because uh-proxy was once run by root.
     #[error(
-        "the lock {} belongs to the user with the id {owner}: remove it, or chown it to {user}",
+        "the lock {} belongs to user ID {owner}: remove it, or chown it to {user}",
         path.display()
     )]
     Foreign {
@@ -52,13 +51,13 @@ pub enum LockError {
         path: PathBuf,
         /// Its owner.
         owner: u32,
-        /// Who we are.
+        /// The current user.
         user: u32,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// The system refuses.
+    /// A system call failed.
     #[error("cannot open the lock {}", path.display())]
     Failed {
         /// The lock file.
@@ -69,8 +68,8 @@ pub enum LockError {
     },
 }
 
-/// Takes a lock, and holds it for as long as the file is open. Makes the file if it is missing; its directory must be
-/// there.
+/// Takes a lock, which is held for as long as the file is open. Creates the file if it is missing; its directory must
+/// exist.
 ///
 /// # Errors
 /// See [`LockError`].
@@ -91,40 +90,40 @@ pub fn take(path: &Path) -> Result<File, LockError> {
         if metadata.mode() & 0o077 != 0
             && let Err(error) = file.set_permissions(Permissions::from_mode(MODE))
         {
-            tracing::warn!(error = %plain(&error), path = %path.display(), "other users can open the lock, and that can't be changed");
+            tracing::warn!(error = %plain(&error), path = %path.display(), "cannot change the lock's mode: other users can open it");
         }
-        // Somebody may have removed it between the two: then the lock is on a file that nobody else can find.
+        // The file may have been removed meanwhile: then the lock is on a file that no other process can find.
         let there = fs::symlink_metadata(path).is_ok_and(|there| identity(&there) == identity(&metadata));
         if there {
             return Ok(file);
         }
     }
-    Err(failed(io::Error::other("somebody keeps replacing it")))
+    Err(failed(io::Error::other("another process keeps replacing it")))
 }
 
 /// The path with something appended to its file name, such as that of the lock.
 #[must_use]
-pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.file_name().map_or_else(std::ffi::OsString::new, std::ffi::OsString::from);
     name.push(suffix);
     path.with_file_name(name)
 }
 
-/// Which file it is.
+/// The identity of a file.
 #[must_use]
 pub fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Whether a lock at this path can keep others away.
+/// Whether a lock at this path can exclude other processes.
 ///
 /// # Errors
-/// Every local user may write to its directory; or that can't be found out.
+/// If every local user may write to its directory, or its permissions can't be read.
 pub fn check_directory(path: &Path) -> Result<(), LockError> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let metadata =
         fs::metadata(directory).map_err(|source| LockError::Failed { path: path.to_owned(), source })?;
-    // Also where the sticky bit is set: there anybody can be the first to make the lock.
+    // Even with the sticky bit: any user could be the first to create the lock.
     if metadata.mode() & 0o002 != 0 {
         return Err(LockError::OpenDirectory { directory: directory.to_owned() });
     }
@@ -138,12 +137,12 @@ fn open(path: &Path) -> Result<File, LockError> {
         Some(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO | rustix::io::Errno::ISDIR) => {
             Err(LockError::NotAFile { path: path.to_owned() })
         }
-        // A lock needs no write: on a disk that is read-only now, the file of an earlier run will do.
+        // A lock needs no write access: on a read-only disk, the file of an earlier run is enough.
         _ => OpenOptions::new().read(true).custom_flags(FLAGS).open(path).map_err(|_| refused(path, error)),
     })
 }
 
-/// Whose it is says what to do about it, where it is there and not ours.
+/// If the file exists and belongs to another user, the error says what to do about it.
 fn refused(path: &Path, source: io::Error) -> LockError {
     let user = rustix::process::geteuid().as_raw();
     let owner = fs::symlink_metadata(path).ok().map(|metadata| metadata.uid()).filter(|owner| *owner != user);

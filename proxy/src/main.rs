@@ -1,4 +1,4 @@
-//! `uh-proxy`: the front door, and the client that talks to it.
+//! `uh-proxy`: the proxy, and its admin client.
 
 use std::process::ExitCode;
 

@@ -1,9 +1,9 @@
-//! What an operator sees: counters, the Prometheus text made from them, and the access log.
+//! Counters, Prometheus metrics and the access log.
 
 pub mod access_log;
 pub mod broken;
 pub mod line;
+pub mod log_rate_limit;
 pub mod meters;
 pub mod metrics;
-pub mod seldom;
 pub mod termination;

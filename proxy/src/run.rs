@@ -1,4 +1,4 @@
-//! Puts the front door together, runs it, and takes it down again.
+//! Starts uh-proxy, runs it, and shuts it down.
 //!
 //! ```text
 //! main thread     signals, the order of starting and stopping
@@ -32,9 +32,9 @@ use crate::admin::socket::{Access, AdminSocket, SocketError};
 use crate::config::{Config, Server, Service, Tls};
 use crate::front::Board;
 use crate::front::admission::Admission;
-use crate::front::attention::Bell;
+use crate::front::broadcast::Broadcast;
 use crate::front::fittings::Fittings;
-use crate::front::pool::Graveyard;
+use crate::front::pool::RetiredConnections;
 use crate::front::settings::{Settings, SettingsCell};
 use crate::front::upstream::Connector;
 use crate::front::worker::{self, Holder, Listener, Speaks, Worker};
@@ -43,28 +43,28 @@ use crate::observe::access_log::{self, LogLane};
 use crate::observe::meters::Meters;
 use crate::observe::metrics::{Metrics, ReadTls};
 use crate::state::file::StateFile;
-use crate::state::keeper::{Change, Keeper};
 use crate::state::store::{Loaded, Store, StoreError};
+use crate::state::writer::{StateChange, StateWriter};
 use crate::systemd::{self, Inherited, InheritedError};
 use crate::tls;
 
-/// What the front door starts from.
+/// What uh-proxy starts from.
 #[derive(Debug)]
 pub struct Start {
-    /// The configuration file, for when it is read again.
+    /// The path of the configuration file, for reloads.
     pub path: PathBuf,
     /// Its text.
     pub text: String,
-    /// What that says.
+    /// The parsed configuration.
     pub config: Config,
-    /// Sockets that the service manager has passed.
+    /// Sockets passed by systemd.
     pub inherited: Inherited,
 }
 
-/// Why the front door did not start, or stopped by itself.
+/// Why uh-proxy didn't start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A listening address can't be had.
+    /// A listening address isn't available.
     #[error("cannot listen on {address} ({key})")]
     Bind {
         /// The address.
@@ -75,16 +75,16 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
-    /// The admin socket can't be had.
+    /// The admin socket isn't available.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// A socket that the service manager has passed can't be used.
+    /// A socket passed by systemd can't be used.
     #[error(transparent)]
     Inherited(#[from] InheritedError),
-    /// The state file can't be had.
+    /// The state file isn't available.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The system refuses something else.
+    /// Another system call failed.
     #[error("cannot {what}")]
     System {
         /// What was tried.
@@ -96,7 +96,7 @@ pub enum RunError {
     /// TLS can't be served.
     #[error("cannot serve HTTPS as configured")]
     Tls(#[from] tls::server::TlsError),
-    /// Metrics are defined wrongly.
+    /// A metric has an invalid definition.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
     /// A worker thread ended by itself.
@@ -108,7 +108,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
     move |source| RunError::System { what, source }
 }
 
-/// Everything that must be had before the first request: if one of them can't be, nothing has begun.
+/// Everything that is needed before the first request. If one of them isn't available, uh-proxy doesn't start.
 struct Bound {
     listeners: Vec<Listener>,
     metrics: Option<TcpListener>,
@@ -117,10 +117,10 @@ struct Bound {
     signals: Signals,
 }
 
-/// Runs the front door until it is told to stop.
+/// Runs uh-proxy until a signal stops it.
 ///
 /// # Errors
-/// It can't start; then nothing has begun. Or a worker thread has died.
+/// If it can't start, or a worker thread ends unexpectedly.
 pub fn run(start: Start) -> Result<(), RunError> {
     let Start { path, text, config, inherited } = start;
     let config = &config;
@@ -132,17 +132,18 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let mut loaded = bound.store.load()?;
     let workers = config.server.threads;
     let meters = Arc::new(Meters::new(workers));
-    let graveyard = Arc::new(Graveyard::default());
-    let board = Arc::new(board(config, &loaded, bound.store.is_new(), workers, &meters, &graveyard));
+    let retired_connections = Arc::new(RetiredConnections::default());
+    let board =
+        Arc::new(board(config, &loaded, bound.store.is_new(), workers, &meters, &retired_connections));
     loaded.warnings.extend(unknown_actives(config, loaded.state.as_ref(), &board));
     for warning in &loaded.warnings {
         tracing::warn!("state: {warning}");
     }
     let known = loaded.state.as_ref().map(|state| state.services.clone()).unwrap_or_default();
-    let keeper = Keeper::start(bound.store, known, board.reserved());
-    let keeper = Arc::new(keeper.map_err(system("start the state thread"))?);
-    reserve_generations(&keeper, &board);
-    let bells: Vec<Arc<Bell>> = (0..workers).map(|_| Arc::default()).collect();
+    let state_writer = StateWriter::start(bound.store, known, board.reserved());
+    let state_writer = Arc::new(state_writer.map_err(system("start the state thread"))?);
+    reserve_generations(&state_writer, &board);
+    let broadcasts: Vec<Arc<Broadcast>> = (0..workers).map(|_| Arc::default()).collect();
     let settings = (0..workers).map(|_| Arc::new(SettingsCell::new(settings.clone()))).collect();
     let admission = Arc::new(Admission::new(descriptors, workers));
     let most_connections = admission.most(&config.server.limits);
@@ -150,7 +151,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
         tracing::warn!(
             descriptors,
             most_connections,
-            "server.limits.connections is more than the limit of file descriptors allows; raise that limit"
+            "the file descriptor limit is too low for server.limits.connections: raise it (LimitNOFILE= in the unit, or ulimit -n)"
         );
     }
     let log = access_log::start(&config.server.access_log, workers, &meters)
@@ -165,7 +166,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
                 Box::new(move || board.view())
             },
             Arc::clone(&meters),
-            Arc::clone(&keeper),
+            Arc::clone(&state_writer),
             {
                 let admission = Arc::clone(&admission);
                 Box::new(move || admission.counts())
@@ -173,16 +174,16 @@ pub fn run(start: Start) -> Result<(), RunError> {
             tls.clone().map(|server| Box::new(move || server.counts()) as ReadTls),
         )?,
         board: Arc::clone(&board),
-        keeper,
+        state_writer,
         meters: Arc::clone(&meters),
-        bells,
+        broadcasts,
         tls,
         reloading: Reloading {
             path,
             text: Mutex::new(text.clone()),
             text_at_start: text,
             settings,
-            outlet: log.outlet,
+            log_control: log.log_control,
             wanted: Notify::new(),
             reopen_wanted: Notify::new(),
             reopening: Arc::default(),
@@ -196,13 +197,14 @@ pub fn run(start: Start) -> Result<(), RunError> {
         warnings: loaded.warnings,
     });
     let (events, inbox) = channel();
-    let threads = start_workers(&control, &graveyard, &admission, log.lanes, &bound.listeners, &stopped)?;
+    let threads =
+        start_workers(&control, &retired_connections, &admission, log.lanes, &bound.listeners, &stopped)?;
     supervise::start_joiner(threads, log.writer, events.clone()).map_err(system("start a thread"))?;
     supervise::start_signals(bound.signals, events).map_err(system("start a thread"))?;
     let admin = Arc::new(parking_lot::Mutex::new(bound.admin));
     start_admin(Arc::clone(&admin), bound.metrics, &control, &config.server)
         .map_err(system("start the admin thread"))?;
-    // The workers have listening sockets of their own: when they close theirs, the port is closed.
+    // The workers have their own listening sockets: the port closes when they close theirs.
     drop(bound.listeners);
     for state in &board.snapshot().services {
         tracing::info!(service = %state.config.name, active = %state.active.backend, "serving");
@@ -218,7 +220,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     );
     systemd::ready(&format!("serving, generation {}", board.snapshot().generation));
     let ended = supervise::supervise(&inbox, &stop, &control, &log.pending);
-    // The admin thread, which has it too, goes on until the process ends.
+    // The admin thread, which shares it, continues until the process ends.
     admin.lock().remove();
     ended
 }
@@ -256,7 +258,7 @@ fn raise_descriptor_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(error = %plain(&error), "cannot raise the limit of file descriptors");
+        tracing::warn!(error = %plain(&error), "cannot raise the file descriptor limit");
     }
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
@@ -267,44 +269,45 @@ fn board(
     is_new: bool,
     workers: usize,
     meters: &Arc<Meters>,
-    graveyard: &Arc<Graveyard>,
+    retired_connections: &Arc<RetiredConnections>,
 ) -> Board {
     let state = loaded.state.as_ref();
     let record = |(index, service): (usize, &Service)| {
         Some((service.name.clone(), state?.record(&service.name, index == 0)?))
     };
     let known = config.services.iter().enumerate().filter_map(record).collect();
-    // After damage, a number that was never used before: an old expectation must not hold by chance.
+    // After damage, start at a number that was never used: an old expectation must not match by chance.
     let now = milliseconds_since_1970();
     let fresh = if loaded.warnings.is_empty() { 0 } else { now };
     let generation = state.map_or(fresh, |state| state.generation);
-    let fittings = Fittings { meters: Arc::clone(meters), graveyard: Arc::clone(graveyard) };
+    let fittings =
+        Fittings { meters: Arc::clone(meters), retired_connections: Arc::clone(retired_connections) };
     let services: Vec<_> = config.services.iter().cloned().map(Arc::new).collect();
     let generations = Generations::after(earlier(loaded, is_new), now);
     Board::new(fittings, &services, &known, generation, workers).numbered_by(generations)
 }
 
-/// How long the start waits for the disk to take the first state. A disk that is slower holds up no request: the first
-/// change then leaps ahead instead of counting on.
+/// How long the start waits for the disk to write the first state. A slower disk delays no request: the first change
+/// then skips ahead instead of counting on.
 const RESERVE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Brings the state on disk in line with what is served from the first moment on, and reserves generations by it.
-fn reserve_generations(keeper: &Keeper, board: &Board) {
+/// Makes the state on disk match the routing from the start, and reserves generations with it.
+fn reserve_generations(writer: &StateWriter, board: &Board) {
     if let Some(state) = StateFile::of(&board.view()) {
-        keeper.wait_until_tried(keeper.submit(state, Change::Facts), RESERVE_WITHIN);
+        writer.wait_until_tried(writer.submit(state, StateChange::BackendInfo), RESERVE_WITHIN);
     }
 }
 
-/// What is known of the generations that earlier runs may have handed out.
+/// What is known about generations used by earlier runs.
 ///
-/// It is the first run if the lock of the state file wasn't there: it stays when the state is moved away. Old scripts
-/// wrote a state without generations.
+/// It is the first run if the state file's lock didn't exist: the lock stays when the state file is moved away. Old
+/// scripts wrote a state without generations.
 fn earlier(loaded: &Loaded, is_new: bool) -> Earlier {
     let state = loaded.state.as_ref();
     match state {
         None if is_new && loaded.warnings.is_empty() => Earlier::Never,
         Some(state) if is_new && state.schema == 0 => Earlier::Never,
-        // A copy may be one change behind, and what a newer version writes may mean something else.
+        // A copy may be one change behind, and fields of a newer version may have another meaning.
         Some(StateFile { generation, generation_reserve: Some(reserve), .. })
             if loaded.warnings.is_empty() =>
         {
@@ -318,20 +321,25 @@ fn milliseconds_since_1970() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
 }
 
-/// Backends that were active in an earlier run, and are not configured any more.
+/// Backends that were active in an earlier run and are no longer configured.
 fn unknown_actives(config: &Config, state: Option<&StateFile>, board: &Board) -> Vec<String> {
     let snapshot = board.snapshot();
     let warn = |(index, service): (usize, &Service)| {
         let active = state?.record(&service.name, index == 0)?.active;
         let gone = !service.backends.iter().any(|backend| backend.name == active);
         let now = snapshot.service(service.name.as_str())?.active.backend.clone();
-        gone.then(|| format!("{active} was active for {}, but is not configured: {now} is", service.name))
+        gone.then(|| {
+            format!(
+                "{active} was active for {}, but is no longer configured; {now} is active instead",
+                service.name
+            )
+        })
     };
     config.services.iter().enumerate().filter_map(warn).collect()
 }
 
-/// Reads the certificates, and begins to serve them. One whose time is over is served all the same, as far as clients
-/// accept it: the others must not stand still for it.
+/// Loads the certificates. An expired one is served too, for clients that accept it: the others must not be unavailable
+/// because of it.
 fn start_tls(config: &Tls) -> Result<Arc<tls::Server>, RunError> {
     let checked = tls::server::check(config)?;
     for certificate in checked.certificates() {
@@ -349,39 +357,39 @@ fn addresses(listeners: &[Listener], speaks: Speaks) -> Result<Vec<String>, RunE
         .filter(|listener| listener.speaks == speaks)
         .map(address)
         .collect::<io::Result<_>>()
-        .map_err(system("tell the bound addresses"))
+        .map_err(system("read the bound addresses"))
 }
 
 fn start_workers(
     control: &Control,
-    graveyard: &Arc<Graveyard>,
+    retired_connections: &Arc<RetiredConnections>,
     admission: &Arc<Admission>,
     lanes: Vec<LogLane>,
     listeners: &[Listener],
     stopped: &watch::Receiver<bool>,
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
-    let worker = |index, log, bell: &Arc<Bell>, settings: &Arc<SettingsCell>| {
+    let worker = |index, log, broadcast: &Arc<Broadcast>, settings: &Arc<SettingsCell>| {
         let worker = Worker {
             index,
             board: Arc::clone(&control.board),
             settings: Arc::clone(settings),
             admission: Arc::clone(admission),
-            bell: Arc::clone(bell),
+            broadcast: Arc::clone(broadcast),
             meters: Arc::clone(&control.meters),
             connector: Connector::default(),
-            graveyard: Arc::clone(graveyard),
+            retired_connections: Arc::clone(retired_connections),
             log,
             all_gone: Notify::new(),
             tls: control.tls.clone(),
             handshakes: Arc::default(),
-            workers: control.bells.len(),
+            workers: control.broadcasts.len(),
         };
         worker::spawn(Arc::new(worker), listeners, stopped)
     };
-    let own = control.bells.iter().zip(&control.reloading.settings);
+    let own = control.broadcasts.iter().zip(&control.reloading.settings);
     let workers = lanes.into_iter().zip(own).enumerate();
     workers
-        .map(|(index, (log, (bell, settings)))| worker(index, log, bell, settings))
+        .map(|(index, (log, (broadcast, settings)))| worker(index, log, broadcast, settings))
         .collect::<io::Result<_>>()
         .map_err(system("start a worker"))
 }
@@ -417,7 +425,7 @@ fn start_admin(
     Ok(())
 }
 
-/// Keeps the state file's `healthy` and `version` true.
+/// Keeps the state file's `healthy` and `version` up to date.
 async fn persist_health(control: Arc<Control>, news: Arc<HealthNews>) {
     loop {
         news.health.notified().await;

@@ -1,7 +1,7 @@
-//! What must survive a restart: which backend of each service is active, and what was registered at run time.
-//! [`mod@file`] is the format, [`store`] reads and writes it crash-safe, [`keeper`] does so on a thread of its own.
+//! State that survives a restart: the active backend of each service, and run-time registrations.
+//! [`mod@file`] is the format, [`store`] reads and writes it crash-safely, [`writer`] does so on a separate thread.
 
 pub mod file;
-pub mod keeper;
 pub mod store;
 pub mod time;
+pub mod writer;

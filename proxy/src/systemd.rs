@@ -1,5 +1,5 @@
-//! What the service manager and we tell each other: readiness, reloads, stopping and signs of life (`sd_notify(3)`),
-//! and the listening sockets that it holds for us (`sd_listen_fds(3)`). Without a service manager, nothing.
+//! The systemd interface: readiness, reloads, shutdown and watchdog (`sd_notify(3)`), and socket activation
+//! (`sd_listen_fds(3)`). Does nothing without systemd.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -8,48 +8,48 @@ use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use uh_system::plain;
 
-/// The front door serves. `status` is what `systemctl status` shows.
+/// uh-proxy serves. `status` is shown by `systemctl status`.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// A reload begins; [`ready`] tells of its end.
+/// A reload begins; [`ready`] reports its end.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now, NotifyState::Status("reloading")]),
+        Ok(now) => notify(&[NotifyState::Reloading, now, NotifyState::Status("reloading")]),
         Err(error) => {
-            tracing::warn!(error = %plain(&error), "no clock to tell the service manager of a reload");
+            tracing::warn!(error = %plain(&error), "cannot read the clock to notify systemd of a reload");
         }
     }
 }
 
-/// The front door stops, and may take this long.
+/// uh-proxy stops, and may take this long.
 pub fn stopping(at_most: Duration) {
     let us = u32::try_from(at_most.as_micros()).unwrap_or(u32::MAX);
-    let status = NotifyState::Status("stopping: answering what is in flight");
-    tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(us), status]);
+    let status = NotifyState::Status("stopping: finishing in-flight requests");
+    notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(us), status]);
 }
 
-/// How often the service manager wants to hear [`alive`]: at twice the pace at which it loses patience.
+/// How often to call [`alive`]: twice per watchdog timeout.
 #[must_use]
 pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|patience| patience / 2).filter(|interval| !interval.is_zero())
 }
 
-/// All threads are alive.
+/// Pings the watchdog.
 pub fn alive() {
-    tell(&[NotifyState::Watchdog]);
+    notify(&[NotifyState::Watchdog]);
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         let message = state.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        tracing::warn!(error = %plain(&error), message, "cannot notify the service manager");
+        tracing::warn!(error = %plain(&error), message, "cannot notify systemd");
     }
 }
 
-/// Listening sockets that the service manager has bound, and holds while we are started anew: whoever connects
-/// meanwhile waits in their queues.
+/// Listening sockets that systemd has bound, and holds while uh-proxy restarts: connections wait in their queues
+/// meanwhile.
 #[derive(Debug, Default)]
 pub struct Inherited(Vec<(SocketAddr, TcpListener)>);
 
@@ -57,18 +57,17 @@ pub struct Inherited(Vec<(SocketAddr, TcpListener)>);
 #[derive(Debug, thiserror::Error)]
 pub enum InheritedError {
     /// It is something else.
-    #[error("the service manager passed socket {index}, which is no listening TCP socket")]
+    #[error("systemd passed socket {index}, which isn't a listening TCP socket")]
     NotTcp {
-        /// Its place among those passed.
+        /// Its index among the passed sockets.
         index: usize,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// Nobody asked for it.
+    /// It isn't configured.
     #[error(
-        "the service manager passed a socket on {address}, which is neither in server.listen, server.listen_tls nor server.metrics: \
-         add it there, or take it out of the socket unit"
+        "systemd passed a socket on {address}, which is in none of server.listen, server.listen_tls and server.metrics: add it there, or remove it from the socket unit"
     )]
     NotConfigured {
         /// Where it is bound.
@@ -77,10 +76,10 @@ pub enum InheritedError {
 }
 
 impl Inherited {
-    /// Takes the sockets over. Must come before anything else opens a file, and once only.
+    /// Takes over the sockets. Must be called once, before anything else opens a file.
     ///
     /// # Errors
-    /// One of them is no listening TCP socket.
+    /// If one of them isn't a listening TCP socket.
     pub fn take() -> Result<Self, InheritedError> {
         let mut passed = ListenFd::from_env();
         let mut sockets = Vec::new();
@@ -99,10 +98,10 @@ impl Inherited {
         Some(self.0.swap_remove(place).1)
     }
 
-    /// Makes sure that every socket has been claimed: one that nobody serves would let clients wait for ever.
+    /// Makes sure that every socket has been claimed: clients of an unclaimed socket would wait indefinitely.
     ///
     /// # Errors
-    /// One has not.
+    /// If one hasn't.
     pub fn finish(self) -> Result<(), InheritedError> {
         match self.0.first() {
             Some((address, _)) => Err(InheritedError::NotConfigured { address: *address }),

@@ -1,4 +1,4 @@
-//! Calls of the admin socket, byte for byte, through the whole front door.
+//! Raw calls of the admin socket of the whole proxy.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
@@ -43,7 +43,7 @@ fn calls(bytes: &[u8]) -> Result<(), String> {
     let _ = stream.shutdown(Shutdown::Write);
     let mut reply = Vec::new();
     if stream.read_to_end(&mut reply).is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
-        return Err("it neither answers nor closes".to_owned());
+        return Err("it neither responds nor closes".to_owned());
     }
     of_answer(&reply)
 }

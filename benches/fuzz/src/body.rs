@@ -1,4 +1,4 @@
-//! Chunked bodies, cut in any pieces → the front door's scanner; the reference must find the same end and the same content.
+//! Chunked bodies in arbitrary pieces → uh-proxy's scanner; the reference must find the same end and content.
 
 use uh_http1::body::{BodyError, BodyScanner, Framing, Step};
 
@@ -46,7 +46,7 @@ fn seeds() -> Vec<Vec<u8>> {
     behind(&[0, 1, 3, 200], seeds)
 }
 
-/// How a scan ends.
+/// The result of a scan.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     At(usize),
@@ -77,9 +77,9 @@ fn check(case: &[u8]) -> Result<(), String> {
         }
         (End::Bad(BodyError::BadTrailer), Read::Whole(message, _)) if of_a_head(&message).is_some() => Ok(()),
         (End::Bad(_), Read::Whole(..)) if has_long_line(bytes) => Ok(()),
-        // The reference says nothing of a line before it is whole.
+        // The reference doesn't judge a line before it is complete.
         (End::Bad(_), Read::Bad(_) | Read::More) | (End::More, Read::More) => Ok(()),
-        // Nobody has 2^63 bytes.
+        // 2^63 bytes can't occur.
         (_, told) => Err(format!("{end:?} of what is {}", name(&told))),
     }
 }
@@ -102,7 +102,7 @@ fn scan(bytes: &[u8], piece: usize) -> (End, Vec<u8>) {
     (if scanner.is_done() { End::At(at) } else { End::More }, content)
 }
 
-/// A trailer that an app might take for a field of the head.
+/// A trailer that an app might confuse with a field of the head.
 fn of_a_head(message: &Message) -> Option<&str> {
     let known = [
         "host",

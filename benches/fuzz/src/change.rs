@@ -1,5 +1,5 @@
-//! Changes that know of lines, words and numbers. libFuzzer's own know of neither: a field that lands where a field can be is
-//! one in thousands.
+//! Mutations aware of lines, words and numbers. libFuzzer's own mutations aren't: only one in thousands puts a field in
+//! a valid place.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! Whole exchanges through the whole front door: the bytes of a client, and the bytes of the app that answers each of its
-//! requests. The app must get what was meant, and the client what was answered, or an answer that is the front door's own.
+//! Whole exchanges through the whole proxy: the bytes of a client, and the bytes of the app that answers its requests.
+//! The app must get what the client meant, and the client must get the app's response or one of uh-proxy's own.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -21,7 +21,7 @@ pub(crate) const TARGET: Target = Target {
     words: &[REQUEST_WORDS, &["\x00\x01\x02\x03", "HTTP/1.1 200 OK\r\n"]],
 };
 
-/// Stands between the client's bytes and the app's. Neither has a use for it.
+/// Separates the client's bytes from the app's. Occurs in neither.
 const BETWEEN: &[u8] = b"\x00\x01\x02\x03";
 
 const ANSWERS: &[&str] = &[
@@ -48,7 +48,7 @@ fn seeds() -> Vec<Vec<u8>> {
     paired.chain(ANSWERS.iter().map(|answer| [get, BETWEEN, answer.as_bytes()].concat())).collect()
 }
 
-/// What the app answers now, and what it got.
+/// The app's current response, and the requests it got.
 #[derive(Default)]
 struct Case {
     answer: Vec<u8>,
@@ -130,7 +130,7 @@ fn check(bytes: &[u8]) -> Result<(), String> {
     let _ = client.shutdown(Shutdown::Write);
     let mut answers = Vec::new();
     if client.read_to_end(&mut answers).is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
-        return Err("it neither answers nor closes".to_owned());
+        return Err("it neither responds nor closes".to_owned());
     }
     let case = std::mem::take(&mut *lock(case));
     if let Some(bad) = case.bad {
@@ -154,7 +154,7 @@ struct MeantAnswer {
     is_all: bool,
 }
 
-/// The final answer at the front of an app's bytes; none: it can't be told what is meant.
+/// The final response at the start of an app's bytes; none: it isn't clear what is meant.
 fn meant_answer(mut bytes: &[u8], to_head: bool) -> Option<MeantAnswer> {
     loop {
         // Empty lines before a head do no harm, and some are let pass (RFC 9112 §2.2, of requests).
@@ -191,7 +191,7 @@ fn chunks(bytes: &[u8]) -> (Vec<u8>, Option<usize>) {
     }
 }
 
-/// Each answer that is whole is the app's, or the front door's own; none of the app's bytes pass for an answer by themselves.
+/// Each complete response is the app's or uh-proxy's own; no bytes of the app form a response by themselves.
 fn judge_answers(mut answers: &[u8], of_app: &[u8], messages: &[Message]) -> Result<(), String> {
     const OWN: [u16; 12] = [400, 404, 405, 408, 413, 417, 431, 501, 502, 503, 504, 505];
     let mut messages = messages.iter();
@@ -205,7 +205,7 @@ fn judge_answers(mut answers: &[u8], of_app: &[u8], messages: &[Message]) -> Res
             continue;
         }
         let to_head = message.is_some_and(|message| message.method == "HEAD");
-        // Answers of our own to a HEAD that never reached the app have no body either.
+        // uh-proxy's own answers to a HEAD that never reached the app have no body either.
         let framing = head.framing(to_head).ok_or("the client can't tell the end of an answer")?;
         let (body, end) = match framing {
             Framing::None => (Vec::new(), Some(0)),

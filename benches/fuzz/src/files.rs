@@ -1,4 +1,4 @@
-//! Files: the front door's configuration and state; `uh-deploy`'s configuration, journal, history, records and environment.
+//! Files: uh-proxy's configuration and state; `uh-deploy`'s configuration, journal, history, records and environment.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The whole front door inside this process, so that what it reads is seen by the fuzzer.
+//! The whole proxy inside this process, so that the fuzzer sees its coverage.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use uh_proxy::config;
 use uh_proxy::run::{self, Start};
 use uh_proxy::systemd::Inherited;
 
-/// How long anything may take that ought to happen at once.
+/// The timeout of everything that should happen immediately.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct FrontDoor {
@@ -18,7 +18,7 @@ pub(crate) struct FrontDoor {
     _directory: TempDir,
 }
 
-/// Starts a front door before these backends. It runs for as long as the process.
+/// Starts uh-proxy in front of these backends. It runs as long as the process.
 pub(crate) fn start(blue: SocketAddr, green: SocketAddr) -> FrontDoor {
     let directory = tempfile::tempdir().expect("a directory can be made");
     let at = |name: &str| directory.path().join(name);
@@ -36,16 +36,16 @@ pub(crate) fn start(blue: SocketAddr, green: SocketAddr) -> FrontDoor {
     std::fs::write(&path, &text).expect("the configuration can be written");
     let config = config::parse(&text).expect("the configuration is good");
     let start = Start { path, text, config, inherited: Inherited::default() };
-    std::thread::spawn(move || panic!("the front door has ended: {:?}", run::run(start)));
+    std::thread::spawn(move || panic!("uh-proxy has ended: {:?}", run::run(start)));
     let deadline = Instant::now() + SOON;
     while std::net::TcpStream::connect(address).is_err() || !admin_socket.exists() {
-        assert!(Instant::now() < deadline, "the front door does not listen");
+        assert!(Instant::now() < deadline, "uh-proxy isn't listening");
         std::thread::sleep(Duration::from_millis(5));
     }
     FrontDoor { address, admin_socket, _directory: directory }
 }
 
-/// An address that nobody has at this moment.
+/// An address that isn't in use.
 fn free_address() -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there is a free port");
     listener.local_addr().expect("it has an address")

@@ -24,7 +24,7 @@ mod shipped;
 #[path = "../../../proxy/tests/it/fuzz/words.rs"]
 mod words;
 
-/// In any thread: one of the front door ends a call, and nobody else hears of it.
+/// Panics in any thread: one in a uh-proxy thread ends a call without being noticed otherwise.
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 /// For each target, or `UH_FUZZ_CASES`; with `UH_FUZZ_TARGET`, for that one alone. A case takes up to a millisecond.

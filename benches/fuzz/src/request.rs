@@ -1,5 +1,5 @@
-//! Requests as they come → the front door's head scanner, check, rewriting and body scanner → the reference reader, which
-//! must find in what goes on what was meant.
+//! Requests as they come → uh-proxy's head scanner, check, rewriting and body scanner → the reference parser, which
+//! must find in the forwarded bytes what was meant.
 
 use uh_http1::body::{BodyScanner, Framing};
 use uh_http1::field::{self, HeadScanner};
@@ -93,12 +93,12 @@ impl Circumstances {
     }
 }
 
-/// Why nothing more goes on.
+/// Why nothing more is forwarded.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     /// More bytes are needed.
     More,
-    /// What comes next was refused.
+    /// The next request was rejected.
     Refused(String),
     /// The client has said that it was its last one, or it is a tunnel now.
     Last,
@@ -135,7 +135,7 @@ fn check(case: &[u8]) -> Result<(), String> {
     }
 }
 
-/// What the front door does with a connection's bytes, without its sockets.
+/// What uh-proxy does with a connection's bytes, without sockets.
 fn front_door(mut bytes: &[u8], around: &Circumstances) -> Result<(Vec<u8>, End), String> {
     let mut out = Vec::new();
     loop {
@@ -253,14 +253,14 @@ fn count(message: &Message, name: &str) -> usize {
     message.fields.iter().filter(|(key, _)| key == name).count()
 }
 
-/// Names that apps trust because the front door answers for them.
+/// Headers that apps trust because uh-proxy sets them.
 fn is_ours(name: &str) -> bool {
     name.starts_with("x-forwarded-")
         || ["host", "content-length", "transfer-encoding", "forwarded", "x-real-ip", "x-request-id"]
             .contains(&name)
 }
 
-/// Whether a request by the rules is one of those that the front door refuses all the same; see docs/http-semantics.md.
+/// Whether a valid request is one that uh-proxy rejects for a documented reason; see docs/http-semantics.md.
 fn may_be_refused(meant: &Message, length: usize, around: &Circumstances) -> bool {
     let (host, _) = meant.meant();
     let named: Vec<_> =

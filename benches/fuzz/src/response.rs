@@ -1,5 +1,5 @@
-//! Response heads as apps send them → the front door's check and rewriting → a strict reader, which must find in what goes on
-//! the same answer, framed so that no client can read it in two ways.
+//! Response heads as apps send them → uh-proxy's check and rewriting → a strict parser, which must find the same
+//! response in the forwarded bytes, framed so that no client can read it in two ways.
 
 use std::time::SystemTime;
 
@@ -86,14 +86,14 @@ pub(crate) struct Head {
     pub(crate) is_1_1: bool,
     pub(crate) status: u16,
     reason: Vec<u8>,
-    /// Names in lower case.
+    /// Names in lowercase.
     pub(crate) fields: Vec<(String, Vec<u8>)>,
 }
 
 /// How the lines of a head end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lines {
-    /// As the front door writes them.
+    /// As uh-proxy writes them.
     CrLf,
     /// As apps write them: in a bare line feed, too (RFC 9112 §2.2).
     AnyLf,
@@ -155,7 +155,8 @@ impl Head {
         options.map(<[u8]>::trim_ascii).any(|other| other.eq_ignore_ascii_case(option.as_bytes()))
     }
 
-    /// How its body ends, for whoever has asked in this way (RFC 9112 §6.3); none: it can't be told, or in two ways.
+    /// How its body ends, for whoever has asked in this way (RFC 9112 §6.3); none: it isn't clear, or there are two
+    /// ways.
     pub(crate) fn framing(&self, to_head: bool) -> Option<Framing> {
         if self.status == 101 {
             return Some(Framing::UntilClose);
@@ -195,7 +196,7 @@ fn check(case: &[u8]) -> Result<(), String> {
         scheme: Scheme::Http,
         headers: &headers,
     };
-    // A head is read up to its end before anything is made of it.
+    // A head is read completely before it is interpreted.
     let bytes = match HeadScanner::of_response().scan(bytes) {
         Ok(Some(head)) => &bytes[head],
         _ => return Ok(()),
@@ -240,7 +241,7 @@ fn check(case: &[u8]) -> Result<(), String> {
 }
 
 fn is_framed(meant: &Head, came: &Head, told: &ResponseHead, head: bool, old: bool) -> Result<(), String> {
-    let framing = meant.framing(head).ok_or("accepted, though its end can't be told")?;
+    let framing = meant.framing(head).ok_or("accepted, although its end is ambiguous")?;
     if told.framing != framing {
         return Err(format!("its body ends by {framing:?}"));
     }
@@ -251,7 +252,7 @@ fn is_framed(meant: &Head, came: &Head, told: &ResponseHead, head: bool, old: bo
     };
     let framed = came.framing(head).ok_or("the client can't tell the end")?;
     if (framed, told.coding) != wanted {
-        return Err(format!("the client is told {framed:?}, coded {:?}", told.coding));
+        return Err(format!("the client sees {framed:?}, coded {:?}", told.coding));
     }
     let framings = came.count("content-length") + came.count("transfer-encoding");
     if framings > 1 {
@@ -312,7 +313,7 @@ fn tells_of_the_connection(came: &Head, told: &ResponseHead, old: bool) -> Resul
         (false, true) => &[],
     };
     if said != wanted || (told.client_keep_alive && told.ends_with_connection()) {
-        return Err("the client is told something else of its connection".to_owned());
+        return Err("the client is sent something else about its connection".to_owned());
     }
     Ok(())
 }

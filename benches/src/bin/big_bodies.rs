@@ -1,4 +1,4 @@
-//! Sends bodies of many gigabytes through the front door in each direction, and reports how much memory it took.
+//! Sends bodies of many gigabytes through uh-proxy in each direction, and reports its memory use.
 
 use std::fs;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ use uh_benches::workdir;
 /// By default, no request may be this large.
 const ANY_SIZE: &str = "[services.app.limits]\nbody_bytes = \"0B\"";
 
-/// How long the front door may take to end.
+/// How long uh-proxy may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// What is read or written at a time.
@@ -27,13 +27,13 @@ const PIECE: usize = 256 << 10;
 /// The longest response head that is expected.
 const MAX_HEAD: usize = 16 << 10;
 
-/// Send large bodies through a front door in each direction, and report its memory.
+/// Send large bodies through uh-proxy in each direction, and report its memory use.
 #[derive(Parser)]
 struct Options {
-    /// How many gigabytes (10^9 bytes) in each direction.
+    /// Gigabytes (10^9 bytes) to send in each direction.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=60))]
     gigabytes: u64,
-    /// Fail if the front door's resident memory was ever more than this many megabytes.
+    /// Fail if uh-proxy's resident memory ever exceeds this many megabytes.
     #[arg(long, default_value_t = 100)]
     max_megabytes: u64,
 }
@@ -61,7 +61,7 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     front_door.stop(STOP_WITHIN).await?;
     ensure!(
         peak <= options.max_megabytes * 1_000_000,
-        "the front door took {:.1} MB, more than {} MB",
+        "uh-proxy used {:.1} MB, more than {} MB",
         megabytes(peak),
         options.max_megabytes
     );
@@ -86,9 +86,9 @@ fn megabytes(bytes: u64) -> f64 {
 
 /// The most memory that a process ever had resident, in bytes.
 fn peak(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the front door is gone")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("uh-proxy has ended")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("VmHWM is no number")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("VmHWM isn't a number")?;
     Ok(kib * 1024)
 }
 
@@ -103,7 +103,7 @@ async fn download(target: SocketAddr, bytes: u64) -> Result<()> {
     while read < bytes {
         let rest = usize::try_from(bytes - read).unwrap_or(usize::MAX).min(PIECE);
         let got = stream.read(&mut piece[..rest]).await?;
-        ensure!(got > 0, "it broke off after {read} of {bytes} bytes");
+        ensure!(got > 0, "the response ended after {read} of {bytes} bytes");
         read += got as u64;
     }
     Ok(())
@@ -125,7 +125,7 @@ async fn upload(target: SocketAddr, bytes: u64) -> Result<()> {
     let mut body = vec![0; 4096];
     let read = stream.read(&mut body).await?;
     let body = String::from_utf8_lossy(&body[..read]).into_owned();
-    ensure!(body.contains(&format!("\"bytes\":{bytes},")), "the app got something else: {body}");
+    ensure!(body.contains(&format!("\"bytes\":{bytes},")), "the app received something else: {body}");
     Ok(())
 }
 

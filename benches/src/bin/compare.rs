@@ -1,4 +1,4 @@
-//! Runs every proxy that is installed side by side, and writes what each costs into `benches/README.md`.
+//! Measures every installed proxy in one run, and writes the costs of each to `benches/README.md`.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -23,28 +23,28 @@ const MAX_SERVICES: usize = 100;
 /// A finer clock for the load, or it would send up to 50 µs late.
 const TIMER_SLACK_NS: u64 = 1000;
 
-/// Compare what proxies cost: CPU time, latency, memory, and a switch.
+/// Compare the CPU time, latency, memory and switches of proxies.
 #[derive(Parser)]
 struct Options {
-    /// One short round, printed and not written to the README.
+    /// Run one short round, and print it instead of writing it to the README.
     #[arg(long)]
     quick: bool,
-    /// How often each row is measured.
+    /// How many times to measure each row.
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=50))]
     rounds: Option<u8>,
-    /// For how long each time, in milliseconds.
+    /// The length of each measurement, in milliseconds.
     #[arg(long, value_parser = clap::value_parser!(u32).range(50..=60_000))]
     time_ms: Option<u32>,
-    /// Only these parts.
+    /// Measure only these parts.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Only rows whose name has this in it; to profile a proxy under one kind of load.
+    /// Measure only rows whose name contains this, for example to profile a proxy under one kind of load.
     #[arg(long, value_name = "TEXT")]
     rows: Option<String>,
-    /// Only these proxies, by the names of the tables in lower case.
+    /// Measure only these proxies, by their names in the tables in lowercase.
     #[arg(long, value_delimiter = ',')]
     proxies: Vec<String>,
-    /// Where the tables go; else, after a whole run, into `benches/README.md`.
+    /// Where to write the tables; by default, after a complete run, to `benches/README.md`.
     #[arg(long, value_name = "FILE")]
     readme: Option<PathBuf>,
 }
@@ -61,7 +61,7 @@ enum Part {
     TwoCores,
     /// Memory.
     Memory,
-    /// What a switch costs.
+    /// Switches.
     Switches,
 }
 
@@ -94,7 +94,7 @@ fn prepare_and_run(options: &Options, dir: &mut Option<TempDir>) -> Result<()> {
     let most = raise_descriptors()?;
     ensure!(
         most >= DESCRIPTORS,
-        "at most {most} files may be open; the largest rows need {DESCRIPTORS} (ulimit -n)"
+        "the limit of open files is {most}; the largest rows need {DESCRIPTORS} (ulimit -n)"
     );
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(TIMER_SLACK_NS))?;
     // The core of the load is chosen before this thread is kept on it.

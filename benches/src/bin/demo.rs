@@ -1,4 +1,4 @@
-//! The demo: the real programs and real load; deploys, a roll back, and versions that are no good.
+//! The demo: the real programs under real load, with deploys, a rollback and bad versions.
 
 use std::fmt::Display;
 use std::fs;
@@ -24,13 +24,13 @@ use uh_benches::process::{self};
 use uh_benches::websocket::WebSocket;
 use uh_benches::workdir;
 
-/// A request without a whole answer after this has failed.
+/// A request without a complete response after this has failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// No command of the demo should take a third of this.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long the front door may take to end.
+/// How long uh-proxy may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// Load before the first command and after the last.
@@ -63,18 +63,18 @@ fn main() -> ExitCode {
 
 async fn run(dir: &Path, options: &Options) -> Result<()> {
     let mut demo = Demo::start(dir).await?;
-    demo.step("Look before the first deploy")?;
+    demo.step("Check the machine before the first deploy")?;
     demo.command(DONE, &["validate"]).await?;
 
-    demo.step("Deploy 1.0.0, from nothing")?;
+    demo.step("Deploy 1.0.0, the first version")?;
     demo.command(DONE, &["blue-green", "--version", "1.0.0"]).await?;
     demo.forget_switches("blue")?;
 
-    demo.step("Put load on, and deploy 1.0.1")?;
+    demo.step("Start the load, and deploy 1.0.1")?;
     let load = Load::start(plan(demo.front_door.address))?;
     demo.page
         .line("   64 keep-alive clients (16 of them wait 200 ms for each answer), 50 new connections/s,")?;
-    demo.page.line("   and one WebSocket, which stays with the version that it was opened on")?;
+    demo.page.line("   and one WebSocket, which stays on the version that accepted it")?;
     sleep(BREATH).await;
     let socket = Echo::open(demo.front_door.address, "blue").await?;
     let echoes = tokio::spawn(async {
@@ -83,21 +83,21 @@ async fn run(dir: &Path, options: &Options) -> Result<()> {
     });
     demo.switching(DONE, &["blue-green", "--version", "1.0.1"], &["green"]).await?;
     let echoes = echoes.await??;
-    demo.page.line(format!("   the WebSocket had {} echoes, all there", grouped(echoes)))?;
+    demo.page.line(format!("   the WebSocket received all {} echoes", grouped(echoes)))?;
     demo.so_far(&load)?;
 
-    demo.step("Roll back, by one command")?;
+    demo.step("Roll back with one command")?;
     demo.switching(DONE, &["rollback"], &["blue"]).await?;
     let rolled_back = demo.switches.len() - 1;
     sleep(BREATH).await;
     demo.so_far(&load)?;
 
-    demo.step("Deploy 1.0.2, which never gets healthy")?;
+    demo.step("Deploy 1.0.2, which never becomes healthy")?;
     demo.controller.configure("UNHEALTHY = \"1\"", "within = \"1s\"")?;
     demo.command(FAILED, &["blue-green", "--version", "1.0.2"]).await?;
     demo.so_far(&load)?;
 
-    demo.step("Deploy 1.0.3, which looks healthy and fails every fourth request, and watch it")?;
+    demo.step("Deploy 1.0.3, which looks healthy but fails every fourth request, and watch it")?;
     demo.controller.configure("FAIL_PERCENT = \"25\"", "")?;
     let watched = ["blue-green", "--version", "1.0.3", "--watch", "20s", "--auto-rollback"];
     let before = Instant::now();
@@ -105,7 +105,7 @@ async fn run(dir: &Path, options: &Options) -> Result<()> {
     let bad = (before, Instant::now());
     sleep(BREATH).await;
 
-    demo.step("What was done")?;
+    demo.step("History")?;
     demo.command(DONE, &["history"]).await?;
     let recording = load.stop().await?;
     let Demo { page, front_door, controller, switches, spans, started } = demo;
@@ -119,12 +119,12 @@ async fn run(dir: &Path, options: &Options) -> Result<()> {
         fs::write(file, picture.svg()).with_context(|| format!("can't write {}", file.display()))?;
     }
     page.line(format!(
-        "\nNobody noticed, but for what 1.0.3 answered itself. {:.1} s in all.\nNext: the same by hand, and with your app: docs/quickstart.md",
+        "\nNo client noticed anything except 1.0.3's own errors. {:.1} s in total.\nNext: the same by hand, and with your app: docs/quickstart.md",
         started.elapsed().as_secs_f64()
     ))
 }
 
-/// What the clients saw, and the demand that nothing went wrong but what the bad version answered itself.
+/// Prints what the clients saw, and fails if anything went wrong except the bad version's own errors.
 fn summary(
     page: &Page,
     recording: &Recording,
@@ -143,18 +143,18 @@ fn summary(
     let verdict = Verdict::of(&rest, &"blue".parse()?, switches);
     let quick: Times = rest.samples.iter().filter(|s| s.group != 1).map(|s| s.latency).collect();
     let row = |label: &str, value: String| page.line(format!("   {label:<58}{value:>10}"));
-    page.line("\nWhat the clients saw")?;
+    page.line("\nResults, as seen by the clients")?;
     row("requests", grouped(recording.samples.len()))?;
-    row("answered with 500 by version 1.0.3 itself", grouped(bad_answers))?;
-    row("failed otherwise", grouped(verdict.failed()))?;
-    row("client connections closed by the front door", grouped(verdict.closed_by_server))?;
-    row("answers of a version that was not active", grouped(verdict.old_answers.len()))?;
-    row("roll back: from command to first answer", milliseconds(verdict.first_answers[rolled_back]))?;
-    row("latency of the quick requests, p50", milliseconds(quick.at(500)))?;
-    row("latency of the quick requests, p99", milliseconds(quick.at(990)))?;
+    row("500 responses of version 1.0.3", grouped(bad_answers))?;
+    row("other failures", grouped(verdict.failed()))?;
+    row("client connections closed by uh-proxy", grouped(verdict.closed_by_server))?;
+    row("responses from an inactive version", grouped(verdict.old_answers.len()))?;
+    row("rollback: from command to first response", milliseconds(verdict.first_answers[rolled_back]))?;
+    row("latency of quick requests, p50", milliseconds(quick.at(500)))?;
+    row("latency of quick requests, p99", milliseconds(quick.at(990)))?;
     let faults = verdict.faults();
     ensure!(faults.is_empty(), "{}", faults.join("; "));
-    ensure!(bad_answers > 0, "version 1.0.3 failed no request, so that nothing was shown");
+    ensure!(bad_answers > 0, "version 1.0.3 failed no request, so the demo shows nothing");
     Ok(())
 }
 
@@ -166,7 +166,7 @@ fn plan(target: SocketAddr) -> Plan {
     Plan { target, groups: vec![quick, slow, new], request_timeout: REQUEST_TIMEOUT }
 }
 
-/// The front door, the controller, and what was done with them.
+/// uh-proxy, the controller, and what was done with them.
 struct Demo {
     page: Page,
     controller: Controller,
@@ -180,16 +180,16 @@ impl Demo {
     async fn start(dir: &Path) -> Result<Self> {
         let started = Instant::now();
         let mut page = Page { step: 0 };
-        page.line("A live app gets new versions, good ones and bad ones, while clients keep using it.")?;
-        page.step("Start the front door, with nothing behind it")?;
+        page.line("Deploys good and bad versions of a live app while clients keep using it.")?;
+        page.step("Start uh-proxy without a backend")?;
         let [blue, green] = two_free_addresses()?;
         let blue = Behind { name: "blue", address: blue };
         let green = Behind { name: "green", address: green };
         // Green is active at first, so that the first deploy goes to blue.
         let front_door = FrontDoor::start_empty(dir, [green, blue]).await?;
-        page.fact("front door", front_door.address)?;
-        page.fact("blue, as soon as it runs", blue.address)?;
-        page.fact("green, as soon as it runs", green.address)?;
+        page.fact("uh-proxy", front_door.address)?;
+        page.fact("blue (once started)", blue.address)?;
+        page.fact("green (once started)", green.address)?;
         let controller = Controller::new(dir, [blue, green])?;
         Ok(Self { page, controller, front_door, switches: Vec::new(), spans: Vec::new(), started })
     }
@@ -198,7 +198,7 @@ impl Demo {
         self.page.step(title)
     }
 
-    /// Shows a command and what it says, and demands its exit code.
+    /// Runs a command, shows its output, and checks its exit code.
     async fn command(&mut self, code: i32, args: &[&str]) -> Result<()> {
         self.page.line(format!("   $ uh-deploy {}", args.join(" ")))?;
         let from = Instant::now();
@@ -224,7 +224,7 @@ impl Demo {
         Ok(())
     }
 
-    /// The load begins now: what was switched before does not concern it.
+    /// The load begins now: earlier switches don't count.
     fn forget_switches(&mut self, active: &str) -> Result<()> {
         self.switches.clear();
         self.page.fact("active", active)
@@ -245,19 +245,19 @@ struct Echo {
 impl Echo {
     async fn open(target: SocketAddr, expected: &str) -> Result<Self> {
         let opened = timeout(ECHO_TIMEOUT, WebSocket::open(target, "/ws")).await;
-        let socket = opened.context("no WebSocket in time")?.context("no WebSocket")?;
+        let socket = opened.context("the WebSocket didn't open in time")?.context("no WebSocket")?;
         ensure!(socket.backend().as_str() == expected, "the WebSocket reached {}", socket.backend());
         let (stop, stopped) = oneshot::channel();
         Ok(Self { stop, task: tokio::spawn(echo_until(socket, stopped)) })
     }
 
-    /// Closes it, and says how many texts came back.
+    /// Closes it, and returns how many texts came back.
     async fn close(self) -> Result<usize> {
         // If the task has ended already, it says why.
         let _ = self.stop.send(());
         timeout(2 * ECHO_TIMEOUT, self.task)
             .await
-            .context("the WebSocket does not close")??
+            .context("the WebSocket doesn't close")??
             .context("WebSocket")
     }
 }

@@ -1,5 +1,5 @@
-//! The fault matrix: injects every fault of `uh_benches::faults` into a front door under load, and prints what clients and
-//! the operator saw. Fails if anything is not as it must be.
+//! The fault matrix: injects every fault of `uh_benches::faults` into uh-proxy under load, and prints what clients and
+//! the operator saw. Fails if a requirement is violated.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,17 +17,15 @@ use uh_benches::process::raise_descriptors;
 use uh_benches::workdir;
 
 #[derive(Parser)]
-#[command(
-    about = "Injects faults into a front door under load, and prints what clients and the operator saw"
-)]
+#[command(about = "Inject faults into uh-proxy under load, and print what clients and the operator saw")]
 struct Options {
     /// Fewer rounds, and only the faults that are quick: about two minutes.
     #[arg(long)]
     short: bool,
-    /// Only faults whose names contain this.
+    /// Run only faults whose names contain this.
     #[arg(long, default_value = "")]
     only: String,
-    /// For this program's own use: mounts and network are its own already.
+    /// For internal use: the mount and network namespaces already exist.
     #[arg(long, hide = true)]
     isolated: bool,
 }
@@ -35,9 +33,9 @@ struct Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     if !options.isolated && geteuid().is_root() {
-        // Then without: what needs them is skipped, and says so.
+        // Continue without: faults that need them are skipped with a message.
         let error = in_own_namespaces();
-        drop(writeln!(io::stderr(), "no namespaces of its own: {error:#}"));
+        drop(writeln!(io::stderr(), "can't create namespaces: {error:#}"));
     }
     workdir::run(async |dir| {
         raise_descriptors()?;
@@ -50,12 +48,11 @@ fn main() -> ExitCode {
 
 fn raise_loopback() -> Result<()> {
     let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("can't start ip")?;
-    ensure!(status.success(), "the loopback device can't be brought up");
+    ensure!(status.success(), "can't bring up the loopback device");
     Ok(())
 }
 
-/// Becomes this program once more, where what it mounts and breaks in the network is nobody else's. Returns only if that
-/// can't be.
+/// Runs this program again in its own mount and network namespaces. Returns only if that isn't possible.
 fn in_own_namespaces() -> Error {
     let own: [OsString; 3] = ["--mount", "--net", "--"].map(Into::into);
     let probe = Command::new("unshare").args(&own).args(["ip", "link", "set", "lo", "up"]).output();
@@ -97,14 +94,13 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
         };
         injected += 1;
         for complaint in complaints {
-            writeln!(out, "{}: NOT AS IT MUST BE: {complaint}\n", fault.name)?;
+            writeln!(out, "{}: FAILED: {complaint}\n", fault.name)?;
             bad.push(format!("{} ({}): {complaint}", fault.name, dir.display()));
         }
     }
     writeln!(
         out,
-        "{injected} faults in {} s; the controller's kill -9 has a sweep of its own: \
-         `cargo test --package uh-controller --features fault-points sweep`",
+        "{injected} faults in {} s. For kill -9 of the controller, run `cargo test --package uh-controller --features fault-points sweep`",
         begun.elapsed().as_secs()
     )?;
     if bad.is_empty() { Ok(()) } else { bail!("{}", bad.join("\n")) }

@@ -1,4 +1,4 @@
-//! What app-shim costs: CPU time for each request, added latency, memory.
+//! The cost of app-shim: CPU time per request, added latency, memory.
 //!
 //! One sample app answers throughout. In each round the same number of requests goes to it directly and through the
 //! shim, one after the other over one kept-alive connection, so that both see the same machine.
@@ -21,13 +21,13 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 /// What is asked for: an answer of a few bytes, so that nothing but the way is measured.
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: bench\r\n\r\n";
 
-/// Measures what app-shim costs.
+/// Measure the cost of app-shim.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Rounds, each direct and through the shim
+    /// Rounds, each with direct requests and with requests through the shim
     #[arg(long, default_value_t = 20)]
     rounds: usize,
-    /// Requests each way in a round
+    /// Requests of each kind per round
     #[arg(long, default_value_t = 1_000)]
     requests: usize,
 }
@@ -60,7 +60,7 @@ async fn main() -> Result<()> {
     println!("direct       p50 {:4} us  p99 {:5} us", direct_us.0, direct_us.1);
     println!("through      p50 {:4} us  p99 {:5} us", through_us.0, through_us.1);
     println!("added        p50 {:4} us", through_us.0.saturating_sub(direct_us.0));
-    println!("shim CPU     {:.1} us for each request", cpu.as_secs_f64() * 1e6 / requests as f64);
+    println!("shim CPU     {:.1} us per request", cpu.as_secs_f64() * 1e6 / requests as f64);
     println!("shim memory  {at_rest} KiB at rest, {} KiB after the load (resident)", resident_kib(pid)?);
     Ok(())
 }
@@ -83,7 +83,7 @@ async fn start_shim(app: SocketAddr, dir: &Path) -> Result<(Process, SocketAddr,
         let log = fs::read_to_string(dir.join("shim.log"))?;
         if log.contains("App accepts connections") {
             let address = log.split("Listening on ").nth(1).and_then(|rest| rest.split_whitespace().next());
-            let address = address.context("the shim does not say where it listens")?.parse()?;
+            let address = address.context("the shim doesn't report its address")?.parse()?;
             return Ok((process, address, shim_pid(&log)?));
         }
         ensure!(Instant::now() < deadline, "the shim is not ready: {log}");

@@ -1,4 +1,4 @@
-//! Slow clients, a thousand of each kind, and what a healthy one notices of them.
+//! A thousand slow clients of each kind, and what healthy clients notice of them.
 //!
 //! Three kinds attack at once: heads, bodies and reading that trickle. All must be gone at their deadlines. Before and
 //! meanwhile, a healthy load asks at a steady rate, for an app of its own: what slow clients cost the app that they ask
@@ -27,10 +27,10 @@ use uh_benches::percentiles::{Times, milliseconds};
 use uh_benches::sample_app::SampleApp;
 use uh_benches::workdir;
 
-/// A request without a whole answer after this has failed.
+/// A request without a complete response after this has failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the front door may take to end.
+/// How long uh-proxy may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// How much later than its deadline a slow client may be gone: it is given 2 s to read why, and the machine is busy.
@@ -42,20 +42,20 @@ const ALL_COME_WITHIN: Duration = Duration::from_secs(60);
 /// Connections of the healthy load.
 const HEALTHY_CLIENTS: usize = 8;
 
-/// Let slow clients come, and report what became of them and what a healthy one noticed.
+/// Attack uh-proxy with slow clients, and report how long they lasted and what healthy clients noticed.
 #[derive(Parser)]
 struct Options {
-    /// How many slow clients of each of the three kinds.
+    /// Slow clients of each of the three kinds.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     clients: u32,
-    /// Milliseconds until a slow client is to be gone; a reader has twice as long.
+    /// Milliseconds until a slow client must be gone; a slow reader has twice as long.
     #[arg(long, default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(200..=600_000))]
     deadline_ms: u32,
-    /// How many slow clients come in a second, of all kinds together.
+    /// Slow clients per second, of all kinds together.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(3..=30_000))]
     arrivals: u32,
-    /// What a slow reader asks for. To be slow it must be more than what its own kernel and the front door's take; what is
-    /// more than that, its app copies into its own kernel, which costs others on a machine with few cores.
+    /// Bytes that a slow reader requests. To be slow, that must be more than its own kernel and uh-proxy's buffer;
+    /// anything beyond that is buffered by the app's kernel, which costs other clients on a machine with few cores.
     #[arg(long, default_value_t = 400_000, value_parser = clap::value_parser!(u32).range(300_000..=10_000_000))]
     download_bytes: u32,
     /// Requests per second of the healthy load.
@@ -64,10 +64,10 @@ struct Options {
     /// Milliseconds of healthy load alone.
     #[arg(long, default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(100..=600_000))]
     quiet_ms: u32,
-    /// The p99 meanwhile may be at most this many times the quiet one. 0: it is only reported.
+    /// The p99 under attack may be at most this many times the p99 before it. 0: only report it.
     #[arg(long, default_value_t = 2.0)]
     p99_factor: f64,
-    /// How many idle connections to weigh.
+    /// Idle connections used to measure memory.
     #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(0..=9_000))]
     idle: u32,
 }
@@ -126,7 +126,7 @@ fn plan(options: &Options, front_door: &FrontDoor) -> Plan {
 
 /// Slow clients on a thread of their own.
 struct Attack {
-    /// How many have come.
+    /// How many have connected.
     come: Arc<AtomicUsize>,
     stop: oneshot::Sender<()>,
     ended: oneshot::Receiver<Result<Attacked>>,
@@ -149,7 +149,7 @@ impl Attack {
         let come = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&come);
         thread::Builder::new().name("attack".to_owned()).spawn(move || {
-            // Nobody is left to tell if the receiver is gone.
+            // If the receiver is gone, there is nothing to notify.
             let _ = report.send(runtime.block_on(attack(clients, pause, download, target, &count, stopped)));
         })?;
         Ok(Self { come, stop, ended })
@@ -188,7 +188,7 @@ async fn attack(
     Ok(attacked)
 }
 
-/// One slow client, until it is thrown out.
+/// One slow client, until it is closed.
 async fn slow(kind: Kind, target: SocketAddr, come: Arc<AtomicUsize>) -> Result<Duration> {
     let socket = TcpSocket::new_v4()?;
     if let Kind::Reader(_) = kind {
@@ -225,13 +225,13 @@ async fn slow(kind: Kind, target: SocketAddr, come: Arc<AtomicUsize>) -> Result<
     }
 }
 
-/// Waits until all slow clients have come, and then until the front door has no connections but those of the healthy
+/// Waits until all slow clients have connected, and then until uh-proxy has no connections except those of the healthy
 /// load. Returns how long that took.
 async fn until_gone(options: &Options, front_door: &FrontDoor, attack: &Attack) -> Result<Duration> {
     let expected = 3 * options.clients as usize;
     let all_come_by = Instant::now() + ALL_COME_WITHIN;
     while attack.come.load(Ordering::Relaxed) < expected {
-        ensure!(Instant::now() < all_come_by, "not all slow clients have come");
+        ensure!(Instant::now() < all_come_by, "not all slow clients have connected");
         sleep(Duration::from_millis(10)).await;
     }
     let begun = Instant::now();
@@ -244,7 +244,7 @@ async fn until_gone(options: &Options, front_door: &FrontDoor, attack: &Attack) 
         }
         ensure!(
             Instant::now() < deadline,
-            "{open} connections are still open {} ms after the last client came",
+            "{open} connections are still open {} ms after the last client connected",
             begun.elapsed().as_millis()
         );
         sleep(Duration::from_millis(50)).await;
@@ -254,10 +254,10 @@ async fn until_gone(options: &Options, front_door: &FrontDoor, attack: &Attack) 
 fn open_connections(metrics: &str) -> Result<usize> {
     let counts = metrics.lines().filter(|line| line.starts_with("uh_proxy_client_connections{"));
     let counts = counts.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<usize>());
-    counts.sum::<Result<usize, _>>().context("the metrics are odd")
+    counts.sum::<Result<usize, _>>().context("unexpected metrics")
 }
 
-/// What an idle client connection costs the front door, in KiB. Each has made a request before.
+/// The memory of an idle client connection in uh-proxy, in KiB. Each has made a request before.
 async fn weigh_idle(count: usize, target: SocketAddr, pid: u32) -> Result<Option<f64>> {
     if count == 0 {
         return Ok(None);
@@ -268,7 +268,7 @@ async fn weigh_idle(count: usize, target: SocketAddr, pid: u32) -> Result<Option
         let mut stream = TcpStream::connect(target).await?;
         stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await?;
         let mut answer = [0; 1024];
-        ensure!(stream.read(&mut answer).await? > 0, "an idle client got no answer");
+        ensure!(stream.read(&mut answer).await? > 0, "an idle client got no response");
         ensure!(answer.starts_with(b"HTTP/1.1 200 "), "an idle client got something else");
         kept.push(stream);
     }
@@ -294,14 +294,14 @@ fn report(
     let mut out = io::stdout().lock();
     writeln!(
         out,
-        "{} slow clients of each kind, to be gone after {} ms (readers: twice that)",
+        "{} slow clients of each kind, which must be gone after {} ms (readers: twice that)",
         options.clients, options.deadline_ms
     )?;
     for (kind, times) in [("heads", &attacked.heads), ("bodies", &attacked.bodies)] {
         let (first, last) = (times.iter().min(), times.iter().max());
         writeln!(out, "  {kind:<8} {} gone after {:?} to {:?}", times.len(), first, last)?;
     }
-    writeln!(out, "  all, as the front door counts: gone {all_gone:?} after the last came")?;
+    writeln!(out, "  all, as uh-proxy counts: gone {all_gone:?} after the last one connected")?;
     let mut p99 = Vec::new();
     for (when, recording) in [("quiet", quiet), ("meanwhile", meanwhile)] {
         let failed = recording.samples.iter().filter(|sample| sample.outcome.is_err()).count();
@@ -314,13 +314,13 @@ fn report(
             milliseconds(times.at(990)),
             milliseconds(times.at(1000))
         )?;
-        ensure!(failed == 0 && recording.closed_by_server == 0, "{when}: a healthy client was harmed");
+        ensure!(failed == 0 && recording.closed_by_server == 0, "{when}: a healthy client's request failed");
         p99.push(times.at(990).context("no healthy request")?);
     }
     let factor = p99[1].as_secs_f64() / p99[0].as_secs_f64();
-    writeln!(out, "  p99 meanwhile: {factor:.2} times the quiet one")?;
+    writeln!(out, "  p99 under attack: {factor:.2} times the p99 before it")?;
     if let Some(kib) = idle_kib {
-        writeln!(out, "  memory for each of {} idle connections: {kib:.2} KiB", options.idle)?;
+        writeln!(out, "  memory per idle connection ({} of them): {kib:.2} KiB", options.idle)?;
     }
     if options.p99_factor > 0.0 && factor > options.p99_factor {
         bail!("the p99 of healthy clients grew {factor:.2} times");

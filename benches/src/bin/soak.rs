@@ -36,9 +36,7 @@ const LONG_RUN_S: f64 = 600.0;
 const GROWTH_KIB: f64 = 2048.0;
 
 #[derive(Parser)]
-#[command(
-    about = "Keeps a front door busy for a long time, and tells what grows and whether the books are balanced"
-)]
+#[command(about = "Keep uh-proxy busy for a long time, and report what grows and whether its counters match")]
 struct Options {
     /// How long.
     #[arg(long, env = "UH_SOAK_MINUTES", default_value_t = 60.0)]
@@ -67,7 +65,7 @@ struct Samples {
     threads: Series,
 }
 
-/// Requests beside those of the load that the front door has routed, by what became of them.
+/// Requests routed in addition to those of the load, by outcome.
 #[derive(Default)]
 struct Extras {
     downloads: Cell<u64>,
@@ -96,7 +94,7 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     }
     let deadline = Instant::now() + SOON;
     while extras.running.get() > 0 {
-        ensure!(Instant::now() < deadline, "{} of our own clients don't end", extras.running.get());
+        ensure!(Instant::now() < deadline, "{} of the soak's own clients don't end", extras.running.get());
         sleep(Duration::from_millis(10)).await;
     }
     sample(&mut samples, pid, begun.elapsed().as_secs_f64())?;
@@ -189,7 +187,7 @@ async fn half_a_head(address: SocketAddr) -> Result<()> {
 fn sample(samples: &mut Samples, pid: u32, at: f64) -> Result<()> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let figure = |name: &str| -> Result<f64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("an odd status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("an unexpected status")?;
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     };
     samples.resident_kib.points.push((at, figure("VmRSS:")?));
@@ -229,7 +227,7 @@ async fn finish(
         "{} requests failed",
         load.samples.len() as u64 - answered
     );
-    ensure!(extras.broken.get() == 0, "{} of our own clients were harmed", extras.broken.get());
+    ensure!(extras.broken.get() == 0, "{} of the soak's own clients failed", extras.broken.get());
     let made = answered + extras.downloads.get() + extras.tunnels.get();
     stage
         .until("all connections are over", async |stage| {
@@ -240,7 +238,7 @@ async fn finish(
         ("requests routed", stage.sum("uh_proxy_requests_total{").await?, made as f64),
         ("in flight", stage.sum("uh_proxy_backend_requests_in_flight{").await?, 0.0),
         ("tunnels", stage.sum("uh_proxy_backend_tunnels{").await?, 0.0),
-        ("drains that wait", stage.sum("uh_proxy_drains_waiting").await?, 0.0),
+        ("waiting drains", stage.sum("uh_proxy_drains_waiting").await?, 0.0),
         ("log lines lost", stage.sum("uh_proxy_access_log_lines_lost_total").await?, 0.0),
     ];
     let cut = stage.sum("uh_proxy_drain_cut_total{").await?;
@@ -254,9 +252,9 @@ async fn finish(
     )?;
     let mut faults = Vec::new();
     for (what, found, wanted) in books {
-        writeln!(out, "  {what:<18} {found:>10}, should be {wanted}")?;
+        writeln!(out, "  {what:<18} {found:>10}, expected {wanted}")?;
         if found != wanted {
-            faults.push(format!("{what}: {found} instead of {wanted}"));
+            faults.push(format!("{what}: {found}, expected {wanted}"));
         }
     }
     let from = length_s * WARM_UP;
@@ -268,12 +266,12 @@ async fn finish(
         let slope = series.slope_per_hour(from);
         writeln!(
             out,
-            "  {what:<18} {:>10} at the end, {} at most, {slope:+.1} an hour",
+            "  {what:<18} {:>10} at the end, {} at most, {slope:+.1} per hour",
             series.last(),
             series.most()
         )?;
         if length_s >= LONG_RUN_S && slope > most {
-            faults.push(format!("{what} grow by {slope:.1} an hour"));
+            faults.push(format!("{what} grow by {slope:.1} per hour"));
         }
     }
     faults.extend(stage.end(load).await?.old_answers);

@@ -1,5 +1,5 @@
-//! Stale upstream connections: a backend that closes its kept connections around the time at which the front door
-//! uses them, in every way that shows, and a real Node server. Prints what the clients saw.
+//! Stale upstream connections: a backend that closes its kept connections around the time when uh-proxy uses them, in
+//! every detectable way, and a real Node server. Prints what the clients saw.
 //!
 //! No `GET` may fail. No `POST` may be carried out twice; those that fail are those that had been sent when their
 //! connection died, so that nobody but the backend can know whether they were carried out.
@@ -24,17 +24,17 @@ use uh_benches::process::{Process, sibling};
 use uh_benches::workdir;
 use uh_protocol::client::Client;
 
-/// How long the front door keeps an idle connection here. Short, so that many rounds fit into little time.
+/// How long uh-proxy keeps an idle connection here. Short, so that many rounds take little time.
 const POOL_IDLE_MS: u64 = 100;
 
-/// When the backend closes idle connections: well before the front door lets go of them, around that time, and after.
+/// When the backend closes idle connections: well before uh-proxy closes them, around that time, and after.
 const CLOSES_MS: [u64; 9] = [60, 80, 90, 95, 100, 105, 110, 120, 150];
 
-/// For whatever ought to happen at once.
+/// The timeout of everything that should happen immediately.
 const SOON: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Parser)]
-#[command(about = "Drops kept upstream connections at the worst moment, and counts what clients see of it")]
+#[command(about = "Close kept upstream connections at the worst moment, and count what clients see of it")]
 struct Options {
     /// Requests for each method and line of the table.
     #[arg(long, default_value_t = 10_000)]
@@ -56,7 +56,7 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     let mut out = io::stdout();
     writeln!(
         out,
-        "{} requests of each method a line, in bursts of {}; the front door keeps idle connections {POOL_IDLE_MS} ms\n\
+        "{} requests of each method per line, in bursts of {}; uh-proxy keeps idle connections for {POOL_IDLE_MS} ms\n\
          {:<18} {:>9} | {:>7} {:>5} {:>8} | {:>7} {:>5} {:>8} {:>9} {:>6}",
         options.requests,
         options.clients,
@@ -86,7 +86,7 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
         }
     }
     ensure!(verdict.failed_gets == 0, "{} GETs failed", verdict.failed_gets);
-    ensure!(verdict.twice == 0, "{} POSTs were carried out more than once", verdict.twice);
+    ensure!(verdict.twice == 0, "{} POSTs were executed more than once", verdict.twice);
     ensure!(verdict.node_failures == 0, "{} requests to Node failed", verdict.node_failures);
     Ok(())
 }
@@ -209,7 +209,7 @@ async fn phase(
     Ok(seen)
 }
 
-/// Asks on a kept connection to the front door, or a new one. `None`: no answer.
+/// Sends a request on a kept connection to uh-proxy, or a new one. `None`: no response.
 async fn ask(target: SocketAddr, kept: &mut Option<Connection>, method: &str, number: u64) -> Option<u16> {
     let mut connection = match kept.take().filter(|connection| connection.idle() == Idle::Quiet) {
         Some(connection) => connection,
@@ -226,7 +226,7 @@ async fn ask(target: SocketAddr, kept: &mut Option<Connection>, method: &str, nu
     Some(head.status)
 }
 
-/// Node as it comes, with its keep-alive of 5 s.
+/// Node with its default keep-alive of 5 s.
 const NODE: &str = "
 const server = require('node:http').createServer((request, response) => {
   request.resume().on('end', () => response.end('ok'));
@@ -270,12 +270,12 @@ async fn node(options: &Options, dir: &Path, idle: &str, out: &mut impl io::Writ
     let retried = front.retries().await?;
     writeln!(
         out,
-        "Node, keep-alive 5 s, the front door keeps {idle}: {good} good, {failed} failed, {retried} retried"
+        "Node, keep-alive 5 s, uh-proxy keeps {idle}: {good} good, {failed} failed, {retried} retried"
     )?;
     Ok(failed)
 }
 
-/// A front door before one backend.
+/// uh-proxy in front of one backend.
 struct FrontDoor {
     address: SocketAddr,
     admin: Client,
@@ -309,13 +309,13 @@ impl FrontDoor {
             if let Ok(status) = admin.status().await {
                 break status.proxy.listen.first().context("no address")?.parse()?;
             }
-            ensure!(Instant::now() < deadline, "uh-proxy does not answer");
+            ensure!(Instant::now() < deadline, "uh-proxy doesn't respond");
             sleep(Duration::from_millis(20)).await;
         };
         Ok(Self { address, admin, _process: process, _dir: dir })
     }
 
-    /// Exchanges that were tried again so far.
+    /// Exchanges that were retried so far.
     async fn retries(&self) -> Result<u64> {
         let text = self.admin.metrics().await?;
         let line = "uh_proxy_retries_total{service=\"app\",backend=\"blue\",reason=\"stale_connection\"} ";

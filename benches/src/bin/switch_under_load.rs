@@ -1,4 +1,4 @@
-//! Switches back and forth under load, and proves (or disproves) that no client noticed.
+//! Switches back and forth under load, and checks that no client noticed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,13 +22,13 @@ use uh_benches::workdir;
 use uh_protocol::BackendName;
 use uh_protocol::request::SwitchRequest;
 
-/// A request without a whole answer after this has failed.
+/// A request without a complete response after this has failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Load before the first switch and after the last one.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// How long the front door may take to end.
+/// How long uh-proxy may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// The most requests that one run may plan: all are kept in memory, at about 100 bytes each.
@@ -37,31 +37,31 @@ const MAX_REQUESTS: u64 = 20_000_000;
 /// How many clients share the work of making new connections.
 const NEW_CONNECTION_CLIENTS: usize = 8;
 
-/// Switch a front door back and forth under load, and report what its clients saw.
+/// Switch uh-proxy back and forth under load, and report what its clients saw.
 #[derive(Parser)]
 struct Options {
-    /// How many switches.
+    /// Number of switches.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     switches: u32,
-    /// How many clients that keep their connections.
+    /// Clients that keep their connections.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     clients: u32,
-    /// Requests per second of those clients together.
+    /// Total requests per second of those clients.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=200_000))]
     rate: u32,
-    /// Requests per second on new connections, beside the others.
+    /// Additional requests per second on new connections.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=5_000))]
     new_connections: u32,
-    /// Milliseconds from one switch to the next.
+    /// Milliseconds between two switches.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     interval_ms: u32,
-    /// Also write the report as JSON to a file, or instead of the text to standard output (`-`).
+    /// Also write the report as JSON to a file; with `-`, write JSON instead of text to standard output.
     #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,
-    /// The front door's access log.
+    /// uh-proxy's access log format.
     #[arg(long, value_enum, default_value_t = AccessLog::Off)]
     access_log: AccessLog,
-    /// Keep the state file below this directory, to choose its disk.
+    /// Directory for the state file, to choose its disk.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 }
@@ -94,7 +94,7 @@ fn check(options: &Options) -> Result<()> {
         * (u64::from(options.switches) * u64::from(options.interval_ms)).div_ceil(1000);
     ensure!(
         requests <= MAX_REQUESTS,
-        "{requests} requests are more than {MAX_REQUESTS}: use fewer or closer switches"
+        "the run would make {requests} requests, more than {MAX_REQUESTS}: use fewer switches or shorter intervals"
     );
     Ok(())
 }
@@ -129,7 +129,7 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     let verdict = Verdict::of(&recording, &"blue".parse()?, &calls.switches);
     let mut faults = verdict.faults();
     if calls.not_persisted > 0 {
-        faults.push(format!("{} switches were not on disk when they were acknowledged", calls.not_persisted));
+        faults.push(format!("{} switches weren't on disk when they were acknowledged", calls.not_persisted));
     }
     let report = Report {
         switches: options.switches,
@@ -273,19 +273,19 @@ impl Report {
             ("requests", self.requests),
             ("failures", self.failures.values().sum()),
             ("client connections closed by the server", self.closed_by_server),
-            ("old answers to requests sent after a switch reply", self.old_answers),
-            ("switches acknowledged without being on disk", self.not_persisted),
-            ("switches without an answer from the new backend", self.switches_without_answer),
+            ("responses of the old backend after a switch reply", self.old_answers),
+            ("switches acknowledged but not on disk", self.not_persisted),
+            ("switches without a response from the new backend", self.switches_without_answer),
         ] {
             writeln!(out, "{label:<52}{:>10}", grouped(count))?;
         }
         writeln!(out, "\n{:<52}{:>10}{:>10}{:>10}{:>10}", "milliseconds", "p50", "p99", "p99.9", "max")?;
         for (label, spread) in [
-            ("switch call to first new answer, asked all the time", &self.first_answer),
-            ("switch call to first new answer of the paced load", &self.first_answer_of_load),
+            ("switch call to first new response, asked continuously", &self.first_answer),
+            ("switch call to first new response of the paced load", &self.first_answer_of_load),
             ("admin: switch, on disk", &self.admin_switch),
             ("admin: status", &self.admin_status),
-            ("request latency, from when it was due", &self.latency),
+            ("request latency from the scheduled time", &self.latency),
             ("requests sent late by", &self.sent_late_by),
         ] {
             let ms = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.2}", us / 1000.0));

@@ -26,9 +26,9 @@ use uh_benches::process;
 use uh_benches::workdir;
 
 #[derive(Parser)]
-#[command(about = "Watches healthy and bad deploys under load: who is rolled back, and how soon")]
+#[command(about = "Watch healthy and bad deploys under load, and report which are rolled back and how soon")]
 struct Options {
-    /// A few deploys of each kind, watched for seconds: three minutes
+    /// Run a few deploys of each kind, watched for seconds: three minutes in total
     #[arg(long)]
     quick: bool,
 }
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
 
 async fn run(scale: &'static Scale, dir: &Path) -> Result<()> {
     let mut out = io::stdout();
-    writeln!(out, "Healthy deploys, watched for {} s each, interval 1 s\n", scale.watch.as_secs())?;
+    writeln!(out, "Healthy deploys, each watched for {} s, interval 1 s\n", scale.watch.as_secs())?;
     writeln!(out, "| base errors | requests/s | deploys | rolled back | requests watched, errors |")?;
     writeln!(out, "|---|---|---|---|---|")?;
     let mut cells = JoinSet::new();
@@ -113,13 +113,17 @@ async fn run(scale: &'static Scale, dir: &Path) -> Result<()> {
         writeln!(out, "| {percent} % | {} |", texts.join(", "))?;
     }
     ensure!(wrong == 0, "{wrong} healthy deploys were rolled back");
-    ensure!(late.is_empty(), "bad versions stayed longer than {} s: {late:?}", ROLLED_BACK_WITHIN.as_secs());
+    ensure!(
+        late.is_empty(),
+        "bad versions stayed active longer than {} s: {late:?}",
+        ROLLED_BACK_WITHIN.as_secs()
+    );
     Ok(())
 }
 
 /// How many were rolled back, and what the watches saw.
 async fn healthy(scale: &Scale, dir: PathBuf, errors: f64, rate: f64) -> Result<(usize, String)> {
-    let stage = Stage::start(&dir).await?;
+    let stage = Trial::start(&dir).await?;
     stage.deploy("1.0.0", "").await?;
     let load = Load::start(stage.front_door.address, rate, errors);
     sleep(scale.history).await;
@@ -142,7 +146,7 @@ async fn healthy(scale: &Scale, dir: PathBuf, errors: f64, rate: f64) -> Result<
 
 /// Seconds from each switch to the end of its rollback.
 async fn bad(scale: &Scale, dir: &Path, percent: u32) -> Result<Vec<f64>> {
-    let stage = Stage::start(dir).await?;
+    let stage = Trial::start(dir).await?;
     stage.deploy("1.0.0", "").await?;
     let load = Load::start(stage.front_door.address, 100.0, 0.003);
     sleep(scale.history).await;
@@ -160,13 +164,13 @@ async fn bad(scale: &Scale, dir: &Path, percent: u32) -> Result<Vec<f64>> {
     Ok(seconds)
 }
 
-struct Stage {
+struct Trial {
     dir: PathBuf,
     front_door: FrontDoor,
     controller: tokio::sync::Mutex<Controller>,
 }
 
-impl Stage {
+impl Trial {
     async fn start(dir: &Path) -> Result<Self> {
         // Others could put something in the admin socket's place.
         fs::DirBuilder::new()
@@ -218,10 +222,10 @@ impl Stage {
 }
 
 /// However a trial ends, nothing that it deployed runs on.
-impl Drop for Stage {
+impl Drop for Trial {
     fn drop(&mut self) {
         if let Err(error) = self.controller.get_mut().end_instances() {
-            let _ = writeln!(io::stderr(), "an instance may be left running: {error:#}");
+            let _ = writeln!(io::stderr(), "an instance may still be running: {error:#}");
         }
     }
 }
@@ -259,7 +263,7 @@ impl Load {
         let unanswered = self.unanswered.load(Ordering::Relaxed);
         if unanswered > 0 {
             // Those are no part of the trial, but whoever reads its table has to know.
-            let _ = writeln!(io::stderr(), "{unanswered} requests got no answer at all");
+            let _ = writeln!(io::stderr(), "{unanswered} requests got no response");
         }
     }
 }

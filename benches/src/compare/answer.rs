@@ -75,7 +75,7 @@ impl Answer {
         Ok(left == 0)
     }
 
-    /// Whether not one byte has come.
+    /// Whether no byte has arrived.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.left.is_none() && self.head.is_empty()

@@ -1,6 +1,6 @@
 //! The app behind every proxy: as lean as can be, so that the proxy is what limits, and the same for all.
 //!
-//! One thread serves any number of backends. `/N` answers with N bytes, a body is read to its end and thrown away, and
+//! One thread serves any number of backends. `/N` answers with N bytes, a body is read completely and discarded, and
 //! an upgrade turns the connection into a WebSocket that answers each frame of [`MESSAGE_BYTES`] with one as long.
 
 use std::collections::HashMap;

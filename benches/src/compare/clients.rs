@@ -21,7 +21,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(10);
 /// Taken from a socket at once.
 const READ_BYTES: usize = 256 << 10;
 
-/// What is asked for.
+/// The path to request.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// Where to.
@@ -34,11 +34,11 @@ pub struct Job {
     pub upgrade: Option<Arc<[u8]>>,
     /// Whether a connection is used again.
     pub reuse: bool,
-    /// Whether a connection that breaks is counted and opened anew, and not an error.
+    /// Whether a connection that breaks is counted and reopened instead of being an error.
     pub may_break: bool,
 }
 
-/// What came of it.
+/// Its outcome.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     /// From the first request to the last answer.
@@ -188,7 +188,7 @@ impl Clients {
         client.sent = 0;
         if let Err(error) = client.push(&self.job) {
             self.broke(number, error)?;
-            // Anew, on the fresh connection.
+            // Send it again on the new connection.
             self.clients[number].asked = Some((request, since));
             self.clients[number].push(&self.job)?;
         }
@@ -216,7 +216,7 @@ impl Clients {
             match (&client.stream).read(&mut self.buffer) {
                 Ok(0) if self.job.may_break => self.broke(number, io::ErrorKind::UnexpectedEof.into())?,
                 Ok(0) => bail!("an idle connection was closed"),
-                Ok(_) => bail!("bytes that nobody asked for"),
+                Ok(_) => bail!("unrequested bytes"),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => self.broke(number, error)?,
             }
@@ -280,7 +280,7 @@ impl Client {
         Ok(())
     }
 
-    /// Reads what has come; `true`: the answer is complete.
+    /// Reads what has arrived; `true`: the response is complete.
     fn pull(&mut self, buffer: &mut [u8], job: &Job) -> io::Result<bool> {
         self.push(job)?;
         loop {

@@ -22,7 +22,7 @@ impl Poll {
     /// A new one.
     ///
     /// # Errors
-    /// The system refuses.
+    /// A system call failed.
     pub fn new() -> io::Result<Self> {
         Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, events: Vec::with_capacity(EVENTS) })
     }
@@ -30,7 +30,7 @@ impl Poll {
     /// Watches a connection: told once whenever it becomes readable or writable.
     ///
     /// # Errors
-    /// The system refuses.
+    /// A system call failed.
     pub fn add(&self, socket: impl AsFd, number: usize) -> io::Result<()> {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         Ok(epoll::add(&self.epoll, socket, EventData::new_u64(number as u64), flags)?)
@@ -39,7 +39,7 @@ impl Poll {
     /// Watches a listener: told for as long as a connection waits.
     ///
     /// # Errors
-    /// The system refuses.
+    /// A system call failed.
     pub fn add_listener(&self, socket: impl AsFd, number: usize) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, socket, EventData::new_u64(number as u64), EventFlags::IN)?)
     }
@@ -47,7 +47,7 @@ impl Poll {
     /// Waits, and appends the numbers of the sockets that something happened to.
     ///
     /// # Errors
-    /// The system refuses.
+    /// A system call failed.
     pub fn wait(&mut self, at_most: Duration, ready: &mut Vec<usize>) -> io::Result<()> {
         let timeout = Timespec {
             tv_sec: i64::try_from(at_most.as_secs()).unwrap_or(i64::MAX),
@@ -67,7 +67,7 @@ impl Poll {
 /// Connects; over the loopback that is done at once.
 ///
 /// # Errors
-/// Nobody listens there.
+/// Nothing is listening there.
 pub fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(to)?;
     stream.set_nodelay(true)?;

@@ -207,7 +207,7 @@ impl Proxy {
             program,
             process: process?,
         };
-        running.wait_until_ready().with_context(|| format!("{} does not start", self.name()))?;
+        running.wait_until_ready().with_context(|| format!("{} doesn't start", self.name()))?;
         Ok(running)
     }
 }
@@ -227,7 +227,7 @@ impl Running {
             if TcpStream::connect(self.address).is_ok_and(|stream| answers(stream, &request)) {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "no good answer after {} s", READY_WITHIN.as_secs());
+            ensure!(Instant::now() < deadline, "no valid response after {} s", READY_WITHIN.as_secs());
             std::thread::sleep(POLL);
         }
     }

@@ -52,7 +52,7 @@ pub enum Load {
     },
 }
 
-/// What is asked for.
+/// The path to request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ask {
     /// A body of so many bytes.
@@ -85,7 +85,7 @@ pub struct Row {
     pub name: &'static str,
     /// On what terms.
     pub setting: Setting,
-    /// What is asked for.
+    /// The path to request.
     pub ask: Ask,
     /// How.
     pub load: Load,
@@ -197,9 +197,9 @@ pub struct Memory {
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
-    /// How often each row is measured.
+    /// How many times to measure each row.
     pub rounds: usize,
-    /// For how long each time.
+    /// The length of each measurement.
     pub time: Duration,
 }
 

@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(60);
 /// A switch that takes longer is a fault.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// The load beside the switches: as many clients, and as many requests a second.
+/// The load during the switches: clients, and requests per second.
 const CLIENTS: usize = 64;
 const RATE: f64 = 2000.0;
 
@@ -56,7 +56,7 @@ pub fn count(proxy: Proxy, quick: bool) -> usize {
 /// A switch fails, or its new backend does not answer.
 pub fn measure(proxy: Proxy, backends: &Backends, dir: &Path, switches: usize) -> Result<[SwitchCost; 2]> {
     let running = proxy.start(dir, &terms(Setting::Standard, backends))?;
-    // Probes that a switch may wait for have come back.
+    // Let the probes that a switch may wait for complete.
     thread::sleep(Duration::from_secs(2));
     let quiet = switch(&running, switches)?;
     let stop = AtomicBool::new(false);
@@ -97,10 +97,10 @@ fn switch(running: &Running, switches: usize) -> Result<SwitchCost> {
     for step in 0..switches {
         let to = usize::from(step % 2 == 0);
         let called_at = Instant::now();
-        orders.send(to == 1).map_err(|_| anyhow!("the watcher has given up"))?;
+        orders.send(to == 1).map_err(|_| anyhow!("the watcher has failed"))?;
         running.switch(to).with_context(|| format!("switch {step}"))?;
         calls.push(called_at.elapsed());
-        let seen_at = seen.recv_timeout(ANSWER_WITHIN).context("the new backend does not answer")?;
+        let seen_at = seen.recv_timeout(ANSWER_WITHIN).context("the new backend doesn't respond")?;
         answers.push(seen_at.saturating_duration_since(called_at));
         thread::sleep(PAUSE);
     }
@@ -134,7 +134,7 @@ fn watch(target: SocketAddr, orders: &Receiver<bool>, report: &Sender<Instant>) 
                     (stream, answer) = (open(target)?, Answer::default());
                 }
             }
-            ensure!(start.elapsed() < ANSWER_WITHIN, "the new backend does not answer");
+            ensure!(start.elapsed() < ANSWER_WITHIN, "the new backend doesn't respond");
         }
         if report.send(Instant::now()).is_err() {
             break;

@@ -103,8 +103,7 @@ pub fn cpu(samples: &Samples, proxies: &[Proxy]) -> String {
     if let Some(cost) = by_line.and_then(|samples| median(samples.iter().map(|sample| sample.cpu_us))) {
         let _ = write!(
             text,
-            "\nnginx writes its log in batches here, as we do. With its default, one write for each line, it needs {} µs \
-             in the first row.\n",
+            "\nHere nginx writes its log in batches, as uh-proxy does. With its default of one write per line, it needs {} µs in the first row.\n",
             number(cost)
         );
     }
@@ -236,7 +235,7 @@ pub fn memory(all: &[(Proxy, Memory)]) -> String {
     text
 }
 
-/// What a switch costs.
+/// Switches.
 #[must_use]
 pub fn switches(all: &[(Proxy, [SwitchCost; 2])]) -> String {
     let mut text = "| ms: p50 / p99 | switches | control call, quiet | first new answer, quiet | control call, under load | \

@@ -1,4 +1,4 @@
-//! The admin socket taken away, taken over and crowded. An operator must be able to switch all the same, or be told why not.
+//! The admin socket removed, replaced and crowded. An operator must still be able to switch, or see why not.
 
 use std::fs;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::stage::{Setup, Stage, apps};
 use super::{Fault, Outcome, Surroundings};
 
-/// Those of this file.
+/// The faults of this file.
 pub const FAULTS: &[Fault] = &[
     Fault {
         name: "admin socket removed",
@@ -24,14 +24,14 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "admin socket taken over",
-        injected: "another program's socket is put in its place, and later removed",
+        injected: "another program's socket replaces it, and is removed later",
         may_fail: &[],
         in_short: true,
         run: |around| Box::pin(taken_over(around)),
     },
     Fault {
         name: "admin socket crowded",
-        injected: "1,000 clients connect, ask nothing, and come back when they are shown out",
+        injected: "1,000 clients connect, send nothing, and reconnect when they are dropped",
         may_fail: &[],
         in_short: true,
         run: |around| Box::pin(crowded(around)),
@@ -48,14 +48,14 @@ async fn removed(around: Surroundings) -> Result<Outcome> {
     for (whole_directory, to) in [(false, "green"), (true, "blue")] {
         stage.listen_anew();
         if whole_directory {
-            // Not emptied first: the front door may be writing into it right now.
+            // Not emptied first: uh-proxy may be writing to it right now.
             fs::rename(&directory, directory.with_extension("gone"))?;
         } else {
             fs::remove_file(&socket)?;
         }
         let begun = Instant::now();
         stage
-            .until("the operator gets through again", async |stage| {
+            .until("the operator can connect again", async |stage| {
                 let done = stage.command(&["status"]).await.ok()?;
                 done.status.success().then_some(())
             })
@@ -74,12 +74,12 @@ async fn taken_over(around: Surroundings) -> Result<Outcome> {
     fs::remove_file(&socket)?;
     let other = UnixListener::bind(&socket)?;
     let operator = stage.until_said("the admin socket was replaced by another file").await?;
-    ensure!(socket.exists(), "the other program's socket was taken away");
+    ensure!(socket.exists(), "the other program's socket was removed");
     fs::remove_file(&socket)?;
     drop(other);
     let begun = Instant::now();
     stage
-        .until("the operator gets through again", async |stage| {
+        .until("the operator can connect again", async |stage| {
             stage.switch_by_command("green").await.ok()?.status.success().then_some(())
         })
         .await?;
@@ -112,11 +112,11 @@ async fn crowded(around: Surroundings) -> Result<Outcome> {
         let begun = Instant::now();
         let done = stage.switch_by_command(to).await?;
         slowest = slowest.max(begun.elapsed());
-        ensure!(done.status.success(), "the operator does not get through: {}", done.output);
+        ensure!(done.status.success(), "the operator can't connect: {}", done.output);
         done.output.trim().clone_into(&mut operator);
     }
     crowd.shutdown().await;
     let shown_out = shown_out.load(Ordering::Relaxed);
-    ensure!(shown_out > 0, "nobody of the crowd was shown out");
-    stage.finish(operator, slowest, vec![format!("{shown_out} times one of the crowd was shown out")]).await
+    ensure!(shown_out > 0, "no idle client was dropped");
+    stage.finish(operator, slowest, vec![format!("idle clients were dropped {shown_out} times")]).await
 }

@@ -1,4 +1,4 @@
-//! Apps that are there and don't do their work.
+//! Apps that run but don't work.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use super::stage::{SOON, Setup, Stage, ask};
 use super::{Fault, Outcome, Surroundings};
 use crate::fickle::{self, Book, Death, When};
 
-/// Those of this file.
+/// The faults of this file.
 pub const FAULTS: &[Fault] = &[
     Fault {
         name: "app hangs",
@@ -21,14 +21,14 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "app drips",
-        injected: "the active app answers at 1 byte/s, heads too (read timeout 3 s); the operator switches and drains with --cut",
+        injected: "the active app sends 1 byte/s, even for heads (read timeout 3 s); the operator switches and drains with --cut",
         may_fail: &["status 503"],
         in_short: true,
         run: |around| Box::pin(drips(around)),
     },
     Fault {
         name: "app closes idle connections",
-        injected: "as the next request arrives on them, by end and by reset",
+        injected: "as the next request arrives on them, with FIN and with RST",
         may_fail: &[],
         in_short: true,
         run: |around| Box::pin(closes_idle(around)),
@@ -92,10 +92,10 @@ async fn closes_idle(around: Surroundings) -> Result<Outcome> {
         stage.carry(200).await?;
         let line = "uh_proxy_retries_total{service=\"app\",backend=\"blue\",reason=\"stale_connection\"}";
         let now = stage.metric(line).await?;
-        ensure!(now > 0.0, "no request met a dead connection");
+        ensure!(now > 0.0, "no request hit a dead connection");
         retried += now;
         let operator = format!("retries_total{{reason=\"stale_connection\"}} {retried}");
         outcome = Some(stage.finish(operator, Duration::ZERO, Vec::new()).await?);
     }
-    outcome.context("nothing was tried")
+    outcome.context("nothing was retried")
 }

@@ -1,4 +1,4 @@
-//! The clock of the wall is set, as NTP and people do. Nothing that we wait for may depend on it.
+//! The wall clock is changed, as NTP and people do. No wait may depend on it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use jiff::Timestamp;
 use super::stage::{Setup, Stage, apps};
 use super::{Fault, Outcome, Surroundings};
 
-/// Those of this file.
+/// The faults of this file.
 pub const FAULTS: &[Fault] = &[Fault {
     name: "clock set",
-    injected: "an hour back, then two hours ahead (libfaketime; the monotonic clock goes on)",
+    injected: "an hour back, then two hours ahead (libfaketime; the monotonic clock continues)",
     may_fail: &[],
     in_short: true,
     run: |around| Box::pin(set(around)),
@@ -51,7 +51,7 @@ async fn set(around: Surroundings) -> Result<Outcome> {
         let probed = stage.backend(to).await?.last_probe.map(|probe| probe.at);
         let begun = Instant::now();
         stage
-            .until("probes go on", async |stage| {
+            .until("probes continue", async |stage| {
                 let probe = stage.backend(to).await.ok()?.last_probe?;
                 (Some(&probe.at) != probed.as_ref() && probe.ok).then_some(())
             })

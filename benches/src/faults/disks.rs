@@ -11,11 +11,11 @@ use super::stage::{SOON, Setup, Stage, apps, ask};
 use super::{BROKEN, Fault, Outcome, Surroundings};
 use crate::process::{run, sibling};
 
-/// Those of this file.
+/// The faults of this file.
 pub const FAULTS: &[Fault] = &[
     Fault {
         name: "disk full under the state file",
-        injected: "a switch with no room left; then room is made, and the front door is killed",
+        injected: "a switch on a full disk; then space is freed, and uh-proxy is killed",
         may_fail: BROKEN,
         in_short: true,
         run: |around| Box::pin(state_full(around)),
@@ -29,21 +29,21 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "disk full under the access log",
-        injected: "no room for lines; then room is made",
+        injected: "no space for lines; then space is freed",
         may_fail: &[],
         in_short: true,
         run: |around| Box::pin(log_full(around)),
     },
     Fault {
         name: "disk full under the journal",
-        injected: "a deploy with no room left in uh-deploy's state_dir; then room is made, and it is recovered",
+        injected: "a deploy with a full disk under uh-deploy's state_dir; then space is freed, and it is recovered",
         may_fail: &[],
         in_short: true,
         run: |around| Box::pin(journal_full(around)),
     },
     Fault {
         name: "state file damaged",
-        injected: "cut short or one byte changed, and started with it; the sweep over every byte is `cargo test --package uh-proxy damage`",
+        injected: "uh-proxy starts with a file that is truncated or has one changed byte; for a sweep over every byte, run `cargo test --package uh-proxy damage`",
         may_fail: BROKEN,
         in_short: true,
         run: |around| Box::pin(state_damaged(around)),
@@ -76,7 +76,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Takes all the room there is.
+    /// Fills the disk.
     fn fill(&self) -> Result<()> {
         use std::io::Write as _;
         let mut file = fs::File::create(self.path.join("filler"))?;
@@ -93,7 +93,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Whoever still has files open there keeps it until the namespace ends.
+        // A process that still has files open there keeps it until the namespace ends.
         let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
     }
 }
@@ -114,16 +114,16 @@ async fn state_full(around: Surroundings) -> Result<Outcome> {
     ensure!(switched.changed && !switched.persisted, "on a full disk: {switched:?}");
     let told = stage.command(&["switch", "green"]).await?;
     ensure!(told.status.code() == Some(5), "the command line ends with {}", told.status);
-    let operator = stage.until_said("cannot write the state").await?;
+    let operator = stage.until_said("cannot write the state file").await?;
     stage.listen_anew();
     disk.make_room()?;
     let begun = Instant::now();
-    stage.until_said("the state is on disk again").await?;
+    stage.until_said("the state file is saved again").await?;
     let recovery = begun.elapsed();
     stage.take_front()?.kill()?;
     stage.start_front().await?;
     stage.until_answered().await?;
-    stage.finish(operator, recovery, vec!["a restart serves what was switched to".to_owned()]).await
+    stage.finish(operator, recovery, vec!["a restart keeps the switch".to_owned()]).await
 }
 
 async fn state_read_only(around: Surroundings) -> Result<Outcome> {
@@ -138,7 +138,7 @@ async fn state_read_only(around: Surroundings) -> Result<Outcome> {
     finish_read_only(stage, disk, false).await
 }
 
-/// Read-only for everybody who opens files from now on.
+/// Makes it read-only for files opened from now on.
 async fn read_only_by_bind(stage: Stage, disk: Disk) -> Result<Outcome> {
     let path = disk.path.display().to_string();
     for args in [vec!["--bind", &path], vec!["-o", "remount,bind,ro"]] {
@@ -150,7 +150,7 @@ async fn read_only_by_bind(stage: Stage, disk: Disk) -> Result<Outcome> {
 async fn finish_read_only(mut stage: Stage, disk: Disk, bound: bool) -> Result<Outcome> {
     let switched = stage.switch("green").await?;
     ensure!(switched.changed && !switched.persisted, "on a read-only disk: {switched:?}");
-    let operator = stage.until_said("cannot write the state").await?;
+    let operator = stage.until_said("cannot write the state file").await?;
     stage.listen_anew();
     let begun = Instant::now();
     if bound {
@@ -158,7 +158,7 @@ async fn finish_read_only(mut stage: Stage, disk: Disk, bound: bool) -> Result<O
     } else {
         disk.remount("rw").await?;
     }
-    stage.until_said("the state is on disk again").await?;
+    stage.until_said("the state file is saved again").await?;
     stage.finish(operator, begun.elapsed(), Vec::new()).await
 }
 
@@ -175,7 +175,7 @@ async fn log_full(around: Surroundings) -> Result<Outcome> {
     let operator = stage.until_said("cannot write the access log").await?;
     stage.carry(100).await?;
     let lost = stage.metric("uh_proxy_access_log_lines_lost_total").await?;
-    ensure!(lost > 0.0, "lines are lost, and nobody counts them");
+    ensure!(lost > 0.0, "lines are lost without being counted");
     let before = fs::metadata(&log)?.len();
     disk.make_room()?;
     let begun = Instant::now();
@@ -187,8 +187,8 @@ async fn log_full(around: Surroundings) -> Result<Outcome> {
     let text = fs::read_to_string(&log)?;
     let whole = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
     let bad = whole.lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_err()).count();
-    ensure!(bad <= 1, "{bad} lines can't be read; only the one that was cut short may be");
-    stage.finish(operator, recovery, vec![format!("{lost} lines lost and counted, {bad} cut short")]).await
+    ensure!(bad <= 1, "{bad} lines are invalid; only the truncated one may be");
+    stage.finish(operator, recovery, vec![format!("{lost} lines lost and counted, {bad} truncated")]).await
 }
 
 async fn journal_full(around: Surroundings) -> Result<Outcome> {
@@ -283,7 +283,9 @@ async fn journal_full(around: Surroundings) -> Result<Outcome> {
     let after = run(deploy(&["blue-green", "--version", "3"])?, SOON).await?;
     ensure!(after.status.code() == Some(1), "the next deploy: {}\n{}", after.status, after.output);
     ensure!(stage.until_answered().await? < SOON, "not answered");
-    stage.finish(operator, begun.elapsed(), vec![format!("{rounds} deploys, nothing changed for them")]).await
+    stage
+        .finish(operator, begun.elapsed(), vec![format!("{rounds} deploys without an effect on clients")])
+        .await
 }
 
 async fn state_damaged(around: Surroundings) -> Result<Outcome> {
@@ -319,10 +321,10 @@ async fn state_damaged(around: Surroundings) -> Result<Outcome> {
         ensure!(status == 200, "after damage at byte {at}: status {status}");
         ensure!(
             stage.backend("green").await?.role == uh_protocol::status::Role::Active,
-            "damage at byte {at} changed who serves"
+            "damage at byte {at} changed the active backend"
         );
         operator = stage.until_said("using the last-good copy").await?;
         rounds += 1;
     }
-    stage.finish(operator, slowest, vec![format!("{rounds} starts, each served green")]).await
+    stage.finish(operator, slowest, vec![format!("{rounds} starts, each with green active")]).await
 }

@@ -28,7 +28,7 @@ enum Interference {
     StopFront,
 }
 
-/// Those of this file.
+/// The faults of this file.
 pub const FAULTS: &[Fault] = &[
     Fault {
         name: "switch by hand within a deploy",

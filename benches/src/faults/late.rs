@@ -46,7 +46,7 @@ impl Late {
     }
 }
 
-/// Until both sides are done. A side that can't be reached, or breaks, is told by the end of the other's connection.
+/// Until both sides are done. If one side can't be reached, or breaks, the other's connection is closed.
 async fn relay(client: TcpStream, app: SocketAddr, by: Arc<watch::Sender<Duration>>) -> Option<()> {
     let app = TcpStream::connect(app).await.ok()?;
     for side in [&client, &app] {

@@ -11,7 +11,7 @@ use super::stage::{SOON, Setup, Stage, apps, ask};
 use super::{Fault, Outcome, Surroundings};
 use crate::process::run;
 
-/// Those of this file.
+/// The faults of this file.
 pub const FAULTS: &[Fault] = &[
     Fault {
         name: "packets lost",
@@ -22,14 +22,14 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "bytes late",
-        injected: "each way 20 ms between the front door and its apps, health checks too, by a relay; three switches meanwhile",
+        injected: "a relay adds 20 ms each way between uh-proxy and its apps, including health checks; three switches meanwhile",
         may_fail: &[],
         in_short: true,
         run: |around| Box::pin(late(around)),
     },
     Fault {
-        name: "names not looked up",
-        injected: "backends by name; /etc/hosts loses them, and the name server is silent; then they are back",
+        name: "names don't resolve",
+        injected: "backends by name are removed from /etc/hosts, and the name server doesn't respond; then they are restored",
         may_fail: &[],
         in_short: false,
         run: |around| Box::pin(no_names(around)),
@@ -70,7 +70,7 @@ async fn lost(around: Surroundings) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
     let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
     if let Err(error) = output_of(LOSSY).await {
-        return Ok(Outcome::Skipped(format!("no lossy firewall rule can be had here: {error:#}")));
+        return Ok(Outcome::Skipped(format!("can't install a lossy firewall rule here: {error:#}")));
     }
     let operator = switch_three_times(&mut stage, around.thorough).await?;
     // The counters stand first in the line of the only rule.
@@ -99,22 +99,22 @@ async fn late(around: Surroundings) -> Result<Outcome> {
     let begun = Instant::now();
     ensure!(ask(stage.address, "/").await? == 200, "not answered");
     let waited = begun.elapsed();
-    ensure!(waited >= 2 * LATE, "nothing is late: a client is answered after {waited:?}");
+    ensure!(waited >= 2 * LATE, "the delay has no effect: a client got its response after {waited:?}");
     let operator = switch_three_times(&mut stage, around.thorough).await?;
     hold(Duration::ZERO);
     let recovery = stage.until_answered().await?;
     stage.finish(operator, recovery, vec![format!("200 after {} ms", waited.as_millis())]).await
 }
 
-/// Switches under load, which must be felt as ever. Returns what `status` says in the end.
+/// Switches under load, which must take effect as usual. Returns the final `status`.
 async fn switch_three_times(stage: &mut Stage, thorough: bool) -> Result<String> {
     for to in ["green", "blue", "green"] {
         stage.carry(if thorough { 1000 } else { 200 }).await?;
         stage.switch(to).await?;
     }
     let status = stage.command(&["status"]).await?.output;
-    let line = status.lines().find(|line| line.contains("green is active"));
-    Ok(line.with_context(|| format!("the status says: {status}"))?.to_owned())
+    let line = status.lines().find(|line| line.contains("green has been active"));
+    Ok(line.with_context(|| format!("status: {status}"))?.to_owned())
 }
 
 async fn no_names(around: Surroundings) -> Result<Outcome> {
@@ -154,9 +154,9 @@ async fn with_names(around: &Surroundings, hosts: &std::path::Path, known: &str)
     fs::write(hosts, "127.0.0.1 localhost\n")?;
     let mut operator = String::new();
     for name in ["blue", "green"] {
-        // Its last addresses stay, and it is told once.
+        // Its last addresses are kept, and the failure is logged once.
         operator = stage
-            .until_said(&format!("name not looked up; its last addresses stay endpoint={name}.test"))
+            .until_said(&format!("cannot resolve the name; keeping its last addresses endpoint={name}.test"))
             .await?;
     }
     stage.carry(200).await?;
@@ -166,7 +166,7 @@ async fn with_names(around: &Surroundings, hosts: &std::path::Path, known: &str)
     fs::write(hosts, known)?;
     let begun = Instant::now();
     for name in ["blue", "green"] {
-        stage.until_said(&format!("name looked up endpoint={name}.test")).await?;
+        stage.until_said(&format!("name resolved endpoint={name}.test")).await?;
     }
     stage.finish(operator, begun.elapsed(), vec!["a switch meanwhile".to_owned()]).await
 }

@@ -15,25 +15,25 @@ use super::{BROKEN, Fault, Outcome, Surroundings};
 use crate::process::{run, sibling};
 use crate::sample_app::SampleApp;
 
-/// Those of this file.
+/// The faults of this file.
 pub const FAULTS: &[Fault] = &[
     Fault {
-        name: "front door killed",
+        name: "uh-proxy killed",
         injected: "kill -9 just after a switch was acknowledged, then started again",
         may_fail: BROKEN,
         in_short: true,
         run: |around| Box::pin(front_killed(around)),
     },
     Fault {
-        name: "front door stopped",
-        injected: "SIGSTOP for 2 s, with answers under way and timeouts of 1 s, then SIGCONT",
+        name: "uh-proxy stopped",
+        injected: "SIGSTOP for 2 s, with responses in flight and timeouts of 1 s, then SIGCONT",
         may_fail: &[],
         in_short: true,
         run: |around| Box::pin(front_stopped(around)),
     },
     Fault {
-        name: "front door started twice",
-        injected: "a second one with the same socket and state file",
+        name: "uh-proxy started twice",
+        injected: "a second instance with the same socket and state file",
         may_fail: &[],
         in_short: true,
         run: |around| Box::pin(front_twice(around)),
@@ -65,9 +65,9 @@ async fn front_killed(around: Surroundings) -> Result<Outcome> {
         let switched = stage.switch(to).await?;
         ensure!(switched.persisted, "the switch is not on disk");
         stage.take_front()?.kill()?;
-        // Without a front door there is nobody to ask, and the command line says so.
+        // Without uh-proxy, the command line reports that.
         let refused = stage.command(&["switch", "blue"]).await?;
-        ensure!(refused.status.code() == Some(4), "exit {:?} without a front door", refused.status.code());
+        ensure!(refused.status.code() == Some(4), "exit {:?} without uh-proxy", refused.status.code());
         let begun = Instant::now();
         stage.start_front().await?;
         stage.until_answered().await?;
@@ -93,21 +93,21 @@ async fn front_stopped(around: Surroundings) -> Result<Outcome> {
     sleep(Duration::from_millis(200)).await;
     stage.front()?.signal(Signal::STOP)?;
     until_stopped(&mut stage).await?;
-    // The operator's tool must not hang for ever either; the front door does not answer while it is stopped.
+    // The operator's tool must not hang indefinitely either; uh-proxy doesn't answer while it is stopped.
     let status = timeout(Duration::from_secs(1), stage.admin.status()).await;
-    ensure!(status.is_err(), "a stopped front door answers");
+    ensure!(status.is_err(), "a stopped uh-proxy responds");
     sleep(Duration::from_secs(1)).await;
     stage.front()?.signal(Signal::CONT)?;
     let recovery = stage.until_answered().await?;
     let mut good = 0;
     for answer in answers {
-        let status = timeout(SOON, answer).await.context("an answer that never comes")??;
+        let status = timeout(SOON, answer).await.context("a response that never arrives")??;
         ensure!(matches!(status, Ok(200)), "an answer that was there in time became {status:?}");
         good += 1;
     }
     let switched = stage.switch("green").await?;
-    let operator = format!("switch: {} to {}, as ever", switched.from, switched.to);
-    stage.finish(operator, recovery, vec![format!("{good} answers that came meanwhile: all 200")]).await
+    let operator = format!("switch: {} to {}, as usual", switched.from, switched.to);
+    stage.finish(operator, recovery, vec![format!("{good} responses that arrived meanwhile: all 200")]).await
 }
 
 /// A signal reaches each thread of a process when that is next looked at; this waits for the last one.
@@ -141,8 +141,8 @@ async fn front_twice(around: Surroundings) -> Result<Outcome> {
         ensure!(ended.status.code() == Some(1), "the second one: {}", ended.status);
         operator.push(ended.output.trim().to_owned());
     }
-    for (said, wanted) in operator.iter().zip(["uses the admin socket", "uses the state file"]) {
-        ensure!(said.contains(wanted), "the second one says: {said}");
+    for (said, wanted) in operator.iter().zip(["is using the admin socket", "is using the state file"]) {
+        ensure!(said.contains(wanted), "the second instance reports: {said}");
     }
     stage.switch("green").await?;
     let recovery = stage.until_answered().await?;
@@ -158,10 +158,10 @@ async fn app_killed(around: Surroundings) -> Result<Outcome> {
     let mut sized = Download::begin(&stage, "/bytes/50000000?rate=20000000").await?;
     let mut chunked = Download::begin(&stage, "/bytes/50000000?rate=20000000&chunked=1").await?;
     blue.process.kill()?;
-    ensure!(sized.is_cut().await? && chunked.is_cut().await?, "a download that broke off looks whole");
+    ensure!(sized.is_cut().await? && chunked.is_cut().await?, "a truncated download looks complete");
     let operator = stage.until_unhealthy("blue").await?;
     let log = fs::read_to_string(stage.dir().join("access.jsonl"))?;
-    ensure!(log.contains("\"termination\":\"UC\""), "the access log says nothing of what broke off");
+    ensure!(log.contains("\"termination\":\"UC\""), "the access log doesn't show the truncated download");
     let begun = Instant::now();
     let _blue = SampleApp::start_with(&[("PORT", &port)], "blue", "1.0.0", &around.dir).await?;
     stage.until_answered().await?;
@@ -171,7 +171,7 @@ async fn app_killed(around: Surroundings) -> Result<Outcome> {
             (stage.backend("blue").await.ok()?.healthy == Some(true)).then_some(())
         })
         .await?;
-    stage.finish(operator, recovery, vec!["2 downloads cut, visibly".to_owned()]).await
+    stage.finish(operator, recovery, vec!["2 downloads truncated, detectably".to_owned()]).await
 }
 
 /// A download, read by hand.

@@ -13,11 +13,11 @@ use tokio::net::TcpStream;
 use super::stage::{SOON, Setup, Stage, apps};
 use super::{BROKEN, Fault, Outcome, Surroundings};
 
-/// Those of this file.
+/// The faults of this file.
 pub const FAULTS: &[Fault] = &[
     Fault {
         name: "descriptors exhausted",
-        injected: "RLIMIT_NOFILE lowered to what is open and 8 more, and 300 clients come",
+        injected: "RLIMIT_NOFILE is lowered to 8 more than in use, and 300 clients connect",
         may_fail: &["no answer in time", "could not connect", "closed before the response", "status 502"],
         in_short: true,
         run: |around| Box::pin(descriptors(around)),
@@ -31,7 +31,7 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "out of memory",
-        injected: "the memory limit is set below what is needed, so that the kernel kills it; then started again",
+        injected: "the memory limit is set too low, so the kernel kills uh-proxy; then it is started again",
         may_fail: BROKEN,
         in_short: false,
         run: |around| Box::pin(memory_out(around)),
@@ -140,9 +140,8 @@ async fn memory_scarce(around: Surroundings) -> Result<Outcome> {
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?.trim().to_owned();
     drop(slow);
     let recovery = stage.until_answered().await?;
-    let clients = vec![format!("1,000 slow uploads; most memory resident: {peak}")];
-    let outcome =
-        stage.finish("nothing to be told: its buffers are bounded".to_owned(), recovery, clients).await;
+    let clients = vec![format!("1,000 slow uploads; peak resident memory: {peak}")];
+    let outcome = stage.finish("nothing to report: buffers are bounded".to_owned(), recovery, clients).await;
     drop(cage);
     outcome
 }
@@ -160,7 +159,7 @@ async fn memory_out(around: Surroundings) -> Result<Outcome> {
     let mut crowd = Vec::new();
     let deadline = Instant::now() + SOON;
     while front.check_running().is_ok() {
-        ensure!(Instant::now() < deadline, "it is not killed for want of memory");
+        ensure!(Instant::now() < deadline, "it isn't killed when memory runs out");
         let _ = cage.limit(limit);
         limit = (limit / 2).max(1 << 20);
         for _ in 0..20 {

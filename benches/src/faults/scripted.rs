@@ -1,4 +1,4 @@
-//! A backend that misbehaves as it is told, at once and for all its connections.
+//! A backend whose misbehaviour can be changed at run time, for all its connections at once.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::time::sleep;
 /// How it behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
-    /// As it should.
+    /// Normally.
     Good,
     /// Accepts, reads, and never answers.
     Silent,

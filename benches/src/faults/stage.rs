@@ -1,4 +1,4 @@
-//! Where a fault is played: a front door that can be killed and started again, two backends, and load.
+//! The stage of a fault: a uh-proxy that can be killed and restarted, two backends, and load.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -22,19 +22,19 @@ use crate::load::{Group, Load, Plan, Recording, Reuse};
 use crate::process::{Finished, Process, run, sibling};
 use crate::sample_app::SampleApp;
 
-/// For whatever ought to happen at once; a busy machine gets far more.
+/// The timeout of everything that should happen immediately; a busy machine gets far more.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// A request without a whole answer after this hangs: every timeout on the way is far shorter.
+/// A request without a complete response after this hangs: every timeout on the way is far shorter.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Requests per second: enough that each fault meets some, and little for a machine with other things to do.
 pub const RATE: f64 = 240.0;
 
-/// How often something that is waited for is looked at.
+/// How often a condition is checked while waiting for it.
 const POLL: Duration = Duration::from_millis(10);
 
-/// What a front door is started with.
+/// How uh-proxy is started.
 #[derive(Debug, Default)]
 pub struct Setup {
     /// The active backend's endpoint.
@@ -51,7 +51,7 @@ pub struct Setup {
     pub rate: Option<f64>,
 }
 
-/// A front door under load.
+/// uh-proxy under load.
 #[derive(Debug)]
 pub struct Stage {
     /// Where clients connect, before and after a restart.
@@ -65,14 +65,14 @@ pub struct Stage {
     wrapper: Vec<String>,
     front: Option<Process>,
     starts: usize,
-    /// How many lines the front door had said before the moment that counts.
+    /// How many log lines precede the relevant ones.
     heard: usize,
     load: Option<Load>,
     switches: Vec<Switch>,
 }
 
 impl Stage {
-    /// Starts a front door, waits until it has found both backends healthy, and puts load on.
+    /// Starts uh-proxy, waits until it has found both backends healthy, and starts the load.
     ///
     /// # Errors
     /// When it does not get ready.
@@ -129,7 +129,7 @@ impl Stage {
         self.carry(40).await
     }
 
-    /// Starts the front door, and waits until it answers on its admin socket.
+    /// Starts uh-proxy, and waits until it answers on its admin socket.
     ///
     /// # Errors
     /// When it does not.
@@ -145,7 +145,7 @@ impl Stage {
         let deadline = Instant::now() + SOON;
         while self.admin.status().await.is_err() {
             front.check_running()?;
-            ensure!(Instant::now() < deadline, "uh-proxy does not answer after its start");
+            ensure!(Instant::now() < deadline, "uh-proxy doesn't respond after its start");
             sleep(POLL).await;
         }
         self.front = Some(front);
@@ -158,23 +158,23 @@ impl Stage {
         &self.dir
     }
 
-    /// The front door.
+    /// The uh-proxy process.
     ///
     /// # Errors
     /// It does not run.
     pub fn front(&mut self) -> Result<&mut Process> {
-        self.front.as_mut().context("the front door does not run")
+        self.front.as_mut().context("uh-proxy isn't running")
     }
 
-    /// Takes the front door away, to be killed.
+    /// Takes the uh-proxy process, to be killed.
     ///
     /// # Errors
     /// It does not run.
     pub fn take_front(&mut self) -> Result<Process> {
-        self.front.take().context("the front door does not run")
+        self.front.take().context("uh-proxy isn't running")
     }
 
-    /// Waits until the load has ended so many more requests.
+    /// Waits until the load has finished this many more requests.
     ///
     /// # Errors
     /// It does not.
@@ -183,13 +183,13 @@ impl Stage {
         self.until("the load is carried", async |stage| (stage.so_far().0 >= target).then_some(())).await
     }
 
-    /// Requests of the load that are over, and how many of them failed.
+    /// Finished requests of the load, and how many of them failed.
     #[must_use]
     pub fn so_far(&self) -> (usize, usize) {
         self.load.as_ref().map_or((0, 0), Load::so_far)
     }
 
-    /// Switches, and remembers it for the judgement.
+    /// Switches, and records it for the judgement.
     ///
     /// # Errors
     /// It is refused, or not acknowledged.
@@ -208,7 +208,7 @@ impl Stage {
         self.switches.extend(to.iter().map(switch));
     }
 
-    /// The same, by the real command line.
+    /// Switches with the real command line.
     ///
     /// # Errors
     /// It does not end; how it ends is the caller's to judge.
@@ -224,14 +224,14 @@ impl Stage {
     /// The status of a backend.
     ///
     /// # Errors
-    /// The front door does not answer.
+    /// If uh-proxy doesn't answer.
     pub async fn backend(&self, name: &str) -> Result<BackendStatus> {
         let found =
             backends(&self.admin.status().await?).find(|backend| backend.name.as_str() == name).cloned();
         found.with_context(|| format!("no backend {name}"))
     }
 
-    /// Runs the real command line to its end.
+    /// Runs the real command line to completion.
     ///
     /// # Errors
     /// It does not end.
@@ -241,7 +241,7 @@ impl Stage {
         run(command, SOON).await
     }
 
-    /// Waits until `done` gives something.
+    /// Waits until `done` returns something.
     ///
     /// # Errors
     /// In vain.
@@ -255,12 +255,12 @@ impl Stage {
             if let Some(value) = done(self).await {
                 return Ok(value);
             }
-            ensure!(Instant::now() < deadline, "waited in vain until {what}");
+            ensure!(Instant::now() < deadline, "timed out waiting until {what}");
             sleep(POLL).await;
         }
     }
 
-    /// Waits until a fresh client gets a good answer, and says how long that took.
+    /// Waits until a new client gets a good response, and returns how long that took.
     ///
     /// # Errors
     /// It never does.
@@ -274,7 +274,7 @@ impl Stage {
         Ok(begun.elapsed())
     }
 
-    /// Waits until an active app is known to be unhealthy, as `status` says, and returns the line of the log that says why.
+    /// Waits until `status` shows the active app as unhealthy, and returns the log line with the reason.
     ///
     /// # Errors
     /// It never is, or nothing is said.
@@ -285,38 +285,34 @@ impl Stage {
         })
         .await?;
         let status = self.command(&["status"]).await?.output;
-        ensure!(status.lines().any(|line| line.contains("unhealthy")), "the status says: {status}");
+        ensure!(status.lines().any(|line| line.contains("unhealthy")), "status: {status}");
         let line = self.until_said("endpoint is unhealthy").await?;
-        ensure!(
-            line.contains(&format!("backend={backend}")) && line.contains("error="),
-            "it is said: {line}"
-        );
+        ensure!(line.contains(&format!("backend={backend}")) && line.contains("error="), "logged: {line}");
         Ok(line)
     }
 
-    /// What the front door has said so far is no longer heard: only what it says next can be an answer to what is done next.
-    /// Each start of it does the same.
+    /// Ignores all log lines so far, so that only later ones count. Each start does the same.
     pub fn listen_anew(&mut self) {
         self.heard = self.messages().lines().count();
     }
 
-    /// Waits until the front door says something, and returns the line without its time.
+    /// Waits until uh-proxy logs something, and returns the line without its time.
     ///
     /// # Errors
     /// It never does.
     pub async fn until_said(&mut self, text: &str) -> Result<String> {
-        let what = format!("the log says {text:?}");
+        let what = format!("the log contains {text:?}");
         self.until(&what, async |stage| stage.said(text)).await
     }
 
-    /// The last line in which the front door has said something, without its time.
+    /// The last matching log line, without its time.
     fn said(&self, text: &str) -> Option<String> {
         let messages = self.messages();
         let line = messages.lines().skip(self.heard).filter(|line| line.contains(text)).last()?;
         Some(line.split_once("Z ").map_or(line, |(_, rest)| rest).trim().to_owned())
     }
 
-    /// All of it, of every start.
+    /// The whole log, of every start.
     fn messages(&self) -> String {
         let read = |start| fs::read(self.dir.join(format!("uh-proxy-{start}.log"))).unwrap_or_default();
         (1..=self.starts).map(|start| String::from_utf8_lossy(&read(start)).into_owned()).collect()
@@ -336,7 +332,7 @@ impl Stage {
     /// The sum of all metrics whose lines begin so.
     ///
     /// # Errors
-    /// The front door does not answer.
+    /// If uh-proxy doesn't answer.
     pub async fn sum(&self, beginning: &str) -> Result<f64> {
         let text = self.admin.metrics().await?;
         let found = text.lines().filter(|line| line.starts_with(beginning));
@@ -351,7 +347,7 @@ impl Stage {
         self.load.take().context("no load")?.stop().await
     }
 
-    /// Ends the load, demands what must hold after every fault, and ends the front door.
+    /// Ends the load, checks what must hold after every fault, and stops uh-proxy.
     ///
     /// # Errors
     /// Something that must hold does not.
@@ -361,14 +357,14 @@ impl Stage {
         recovery: Duration,
         clients: Vec<String>,
     ) -> Result<Outcome> {
-        // Some time in which nothing may go wrong any more.
+        // Some time in which nothing may fail any more.
         self.carry(40).await?;
         let recording = self.end_load().await?;
         let verdict = self.end(recording).await?;
         Ok(Outcome::Seen(Seen { verdict, clients, operator, recovery }))
     }
 
-    /// Demands what must hold when the load is over, and ends the front door.
+    /// Checks what must hold when the load is over, and stops uh-proxy.
     ///
     /// # Errors
     /// Something that must hold does not.
@@ -384,7 +380,7 @@ impl Stage {
         })
         .await?;
         if let Some(line) = self.messages().lines().find(|line| line.contains("panicked")) {
-            bail!("the front door panicked: {line}");
+            bail!("uh-proxy panicked: {line}");
         }
         self.take_front()?.stop(SOON).await?;
         Ok(verdict)
@@ -395,7 +391,7 @@ fn backends(status: &Status) -> impl Iterator<Item = &BackendStatus> {
     status.services.iter().flat_map(|service| &service.backends)
 }
 
-/// Asks on a connection of its own, and returns the status.
+/// Sends a request on a new connection, and returns the status.
 ///
 /// # Errors
 /// There is no whole answer.
@@ -427,7 +423,7 @@ fn config(dir: &Path, address: SocketAddr, setup: &Setup) -> String {
     )
 }
 
-/// Quick to find a backend healthy, and quick to find that it is not.
+/// Fast health checks.
 const HEALTH: &str = "[services.app.health]\ninterval = \"100ms\"\ntimeout = \"500ms\"\nhealthy_after = 1\n";
 
 /// Two sample apps.

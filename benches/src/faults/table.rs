@@ -1,4 +1,4 @@
-//! The matrix as people read it.
+//! The matrix as text.
 
 use std::fmt::Write as _;
 

@@ -117,7 +117,7 @@ async fn a_connection_that_the_server_closes_is_counted_even_if_no_request_fails
 }
 
 #[tokio::test]
-async fn bytes_that_nobody_asked_for_are_found() {
+async fn unrequested_bytes_are_found() {
     let twice: &str = Box::leak(format!("{BLUE}{BLUE}").into_boxed_str());
     assert_eq!(failures(&against(twice, Then::Keep).await), [Failure::ExtraBytes]);
 }

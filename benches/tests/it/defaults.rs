@@ -52,13 +52,13 @@ fn unit(path: &str, key: &str) -> Duration {
     duration(value.unwrap_or_else(|| panic!("{path} has no {key}")))
 }
 
-/// What app-shim takes at most from SIGTERM to its end.
+/// The longest time app-shim takes from SIGTERM to its exit.
 fn shim_stops_within() -> Duration {
     shim("drain-timeout") + shim("kill-after")
 }
 
 #[test]
-fn nobody_kills_an_app_before_its_shim_is_done() {
+fn no_unit_kills_an_app_before_its_shim_is_done() {
     let margin = Duration::from_secs(1);
     assert!(deploy_tool().deploy.stop_timeout >= shim_stops_within() + margin);
     assert!(unit("config/systemd/uh-app@.service", "TimeoutStopSec") >= shim_stops_within() + margin);
@@ -72,25 +72,22 @@ fn nobody_kills_an_app_before_its_shim_is_done() {
 }
 
 #[test]
-fn nobody_kills_the_front_door_while_it_answers_what_is_in_flight() {
+fn no_unit_kills_uh_proxy_while_it_finishes_requests() {
     let stops_within = front_door().server.shutdown_timeout + Duration::from_secs(6);
     assert!(unit("config/uh-proxy.service", "TimeoutStopSec") >= stops_within);
 }
 
 #[test]
-fn the_shim_takes_every_head_that_the_front_door_passes_on() {
+fn the_shim_accepts_every_head_that_uh_proxy_forwards() {
     const { assert!(MAX_FIELDS + MOST_ADDED_FIELDS <= uh_app_shim::server::REQUEST_FIELDS_MAX) };
     let limits = front_door().server.limits;
     assert!(limits.header_fields <= MAX_FIELDS);
     let most = front_door().services[0].limits.response_fields;
-    assert!(
-        most <= uh_app_shim::server::RESPONSE_FIELDS_MAX,
-        "the shim refuses what the front door would pass"
-    );
+    assert!(most <= uh_app_shim::server::RESPONSE_FIELDS_MAX, "the shim rejects what uh-proxy forwards");
 }
 
 #[test]
-fn the_front_door_adds_no_more_fields_than_it_says() {
+fn uh_proxy_adds_no_more_fields_than_its_limit() {
     let headers = HeaderPolicy {
         trusted_proxies: vec!["192.0.2.0/24".parse().unwrap()],
         forwarded: true,
@@ -137,7 +134,7 @@ fn who_waits_for_health_waits_longer_than_health_takes() {
 }
 
 #[test]
-fn an_idle_connection_is_closed_by_whoever_sends_the_next_request_on_it() {
+fn an_idle_connection_is_closed_by_the_side_that_sends_the_next_request() {
     // The shim keeps one for 75 s, Node for 5 s.
     assert!(front_door().services[0].timeouts.idle < Duration::from_secs(5));
 }

@@ -7,6 +7,7 @@ use super::workspace::root;
 
 mod examples;
 mod keys;
+mod language;
 mod links;
 mod programs;
 mod words;

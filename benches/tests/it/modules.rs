@@ -1,5 +1,5 @@
-//! Which module may use which, inside the packages that have layers: those that come first use those that come later,
-//! never the other way round. And no package compiles another one's files.
+//! The layers of modules within packages: earlier modules may use later ones, never the other way round. And no package
+//! compiles another one's files.
 //!
 //! What breaks these rules today is listed here, file by file. A new breach fails, and so does a listed one that is gone:
 //! the lists only ever get shorter.
@@ -10,8 +10,8 @@ use std::path::{Component, Path, PathBuf};
 
 use super::workspace::root;
 
-/// One package's modules, from those that use others to those that are used, and the imports that run up today: the
-/// file, and the module that it uses.
+/// One package's modules in order, users first, and the imports that violate the order today: the file, and the module
+/// that it uses.
 struct Layers {
     src: &'static str,
     order: &'static [&'static str],
@@ -75,7 +75,7 @@ const LAYERS: [Layers; 3] = [
     },
 ];
 
-/// Files of one package that another one compiles, today: which file does it, and what it names.
+/// Files that another package compiles today: the file that does it, and the file it names.
 const BORROWED: [(&str, &str); 15] = [
     ("app-shim/tests/it/fuzz.rs", "proxy/tests/it/fuzz/mutate.rs"),
     ("app-shim/tests/it/fuzz.rs", "proxy/tests/it/fuzz/reference.rs"),
@@ -94,7 +94,7 @@ const BORROWED: [(&str, &str); 15] = [
     ("controller/tests/it/fuzz.rs", "proxy/tests/it/fuzz/shipped.rs"),
 ];
 
-/// Folders with sources of ours.
+/// The folders with sources.
 const FOLDERS: [&str; 5] = ["app-shim", "benches", "controller", "docker", "proxy"];
 
 #[test]
@@ -111,7 +111,7 @@ fn modules_use_only_those_below_them() {
         let place = |module: &str| order.iter().position(|other| *other == module);
         let mut breaches = BTreeSet::new();
         for (file, text) in &files {
-            // The crate's own root shows all of them.
+            // The crate's root lists all of them.
             let Some(from) = place(module(file)) else { continue };
             for used in used(file, text) {
                 if place(&used).is_some_and(|to| to < from) {
@@ -123,7 +123,7 @@ fn modules_use_only_those_below_them() {
             breaches.iter().map(|(file, to)| (*file, to.as_str())).collect();
         let listed: BTreeSet<(&str, &str)> = up.iter().copied().collect();
         let new: Vec<_> = breaches.difference(&listed).collect();
-        assert!(new.is_empty(), "in {src}, these imports run up: {new:?}");
+        assert!(new.is_empty(), "in {src}, these imports violate the order: {new:?}");
         let gone: Vec<_> = listed.difference(&breaches).collect();
         assert!(
             gone.is_empty(),
@@ -183,12 +183,12 @@ fn sources(folder: &Path) -> BTreeMap<String, String> {
     found
 }
 
-/// The top module that a file belongs to.
+/// The top-level module that a file belongs to.
 fn module(file: &str) -> &str {
     file.split('/').next().unwrap().trim_end_matches(".rs")
 }
 
-/// The top modules of its own package that a file uses, but for its own.
+/// The top-level modules of its package that a file uses, except its own.
 fn used(file: &str, text: &str) -> BTreeSet<String> {
     let code: String = text.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect();
     let depth = file.trim_end_matches("/mod.rs").split('/').count();
@@ -206,7 +206,7 @@ fn used(file: &str, text: &str) -> BTreeSet<String> {
     found
 }
 
-/// The name at the start of a text, or all that start the parts of a group.
+/// The name at the start of a text, or the first names in a group.
 fn first_names(text: &str) -> Vec<String> {
     let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let Some(group) = text.strip_prefix('{') else { return vec![name(text)] };
@@ -227,7 +227,7 @@ fn first_names(text: &str) -> Vec<String> {
     names
 }
 
-/// What `#[path]` attributes name.
+/// The files named by `#[path]` attributes.
 fn paths(text: &str) -> Vec<&str> {
     let named = text.lines().filter_map(|line| line.trim().strip_prefix("#[path = \"")?.split('"').next());
     named.collect()

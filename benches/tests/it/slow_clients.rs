@@ -3,7 +3,7 @@
 use std::process::Command;
 
 #[test]
-fn slow_clients_are_gone_at_their_deadlines_and_harm_nobody() {
+fn slow_clients_are_closed_at_their_deadlines_and_harm_no_one() {
     let _alone = crate::alone();
     // What is healthy has to be so under any load of the machine, but how fast it is says nothing here.
     let output = Command::new(env!("CARGO_BIN_EXE_slow_clients"))

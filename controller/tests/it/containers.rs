@@ -24,7 +24,7 @@ pub(crate) const BASE: &str = "debian:bookworm-slim";
 pub(crate) const APP: &str = r#"
 use strict; use IO::Socket::INET;
 $| = 1;
-$SIG{TERM} = sub { print "stopping\n"; exit 0 };
+$SIG{TERM} = sub { print "told to end\n"; exit 0 };
 if ($ENV{EAT}) { my @eaten; push @eaten, "x" x 1_000_000 while 1 }
 if ($ENV{FAIL}) { print "cannot start: $ENV{FAIL}\n"; exit 7 }
 my $port = $ENV{PORT};
@@ -267,7 +267,7 @@ async fn lives_its_life(place: &Place) {
     for _ in 0..2 {
         assert_eq!(place.runtime.stop(&one, Duration::from_secs(20)).await.unwrap(), ended);
     }
-    assert_eq!(place.log(&one).await, ["listening as green 1.0.0", "stopping"]);
+    assert_eq!(place.log(&one).await, ["listening as green 1.0.0", "told to end"]);
     place.runtime.remove(&one).await.unwrap();
     place.runtime.remove(&one).await.unwrap();
     assert_eq!(place.state(&one).await, State::Absent);

@@ -11,7 +11,10 @@ fn without_uh_proxy_nothing_is_started() {
     stage.kill_front_door();
     for command in [&["blue-green", "--version", "1.0.1"][..], &["rollback"], &["retire"], &["health-check"]]
     {
-        stage.expect(1, command).says("no uh-proxy answers at ").says("nothing was changed. Start uh-proxy");
+        stage
+            .expect(1, command)
+            .says("no uh-proxy is listening on ")
+            .says("nothing was changed. Start uh-proxy");
     }
     stage.expect(0, &["recover"]).says("Nothing to recover");
     assert_eq!(stage.apps(), 1);
@@ -30,7 +33,8 @@ fn a_deploy_that_loses_uh_proxy_in_the_gate_changes_nothing() {
     let ran = Ran::of(deploy.wait_with_output().unwrap());
     // No change of routing was sent: the candidate was out of service from the start and was stopped.
     assert_eq!(ran.code, Some(1), "{}", ran.text);
-    ran.says("no uh-proxy answers at ").says("can't determine the active backend: uh-proxy isn't responding");
+    ran.says("no uh-proxy is listening on ")
+        .says("can't determine the active backend: uh-proxy isn't responding");
     assert_eq!(stage.apps(), 1);
     stage.expect(0, &["recover"]).says("Nothing to recover");
     stage.start_front_door();
@@ -56,11 +60,11 @@ fn a_deploy_that_loses_uh_proxy_at_the_switch_stops_and_can_be_recovered() {
     std::fs::remove_file(&hold).unwrap();
     let ran = Ran::of(deploy.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(6), "{}", ran.text);
-    ran.says("no uh-proxy answers at ")
+    ran.says("no uh-proxy is listening on ")
         .says("can't determine whether traffic has moved")
         .says("run `uh-deploy recover`");
     assert_eq!(stage.apps(), 2, "nothing is stopped on a guess");
-    stage.expect(6, &["recover"]).says("no uh-proxy answers at ").says("run `uh-deploy recover` again");
+    stage.expect(6, &["recover"]).says("no uh-proxy is listening on ").says("run `uh-deploy recover` again");
     stage.start_front_door();
     until("uh-proxy serves", || (stage.served() == "blue 1.0.0").then_some(()));
     stage.expect(0, &["recover"]).says("Undone: the candidate was removed; blue (v1.0.0) serves");
@@ -134,7 +138,7 @@ fn moving_back_without_uh_proxy_is_left_to_recover() {
     let deploy = dies_without_a_front_door(&mut stage);
     let ran = Ran::of(deploy.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(6), "{}", ran.text);
-    ran.says("no uh-proxy answers at ")
+    ran.says("no uh-proxy is listening on ")
         .says("can't determine whether traffic has moved")
         .says("run `uh-deploy recover`");
     stage.start_front_door();

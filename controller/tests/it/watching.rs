@@ -253,7 +253,7 @@ fn a_failed_last_measurement_is_repeated() {
     stage.start_front_door();
     let ran = Ran::of(monitor.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(0), "{}", ran.text);
-    ran.says("no uh-proxy answers").says("Monitoring complete");
+    ran.says("no uh-proxy is listening").says("Monitoring complete");
 }
 
 #[test]

@@ -1,30 +1,30 @@
-//! Where a body ends. [`BodyScanner`] looks at bytes as they come and says how many of them belong to the body.
+//! Finds the end of a body. [`BodyScanner`] reads bytes as they arrive and returns how many of them belong to the body.
 //!
-//! Chunked bodies are checked strictly (RFC 9112 §7.1) and passed on as they came, extensions and trailers included:
-//! two parsers can disagree only about what is ambiguous, and nothing ambiguous passes. A trailer that would mean
-//! something in a head is refused: an app that merges trailers into its head must not be fooled by one.
+//! Chunked bodies are checked strictly (RFC 9112 §7.1) and forwarded unchanged, including extensions and trailers:
+//! anything that two parsers could read differently is rejected. A trailer that has a meaning in a head is rejected,
+//! because some apps merge trailers into the head.
 
 use super::field::{classify_folded, is_token_byte};
 
-/// The longest chunk-size line, extensions included: a size has at most 16 digits, extensions are hardly ever used.
+/// The longest chunk-size line, including extensions: a size has at most 16 digits, and extensions are rarely used.
 const MAX_CHUNK_LINE: u32 = 1024;
 
 /// The most bytes of trailers.
 const MAX_TRAILER_BYTES: u32 = 8 << 10;
 
-/// As much of a trailer's name as tells whether it is a known one: these have a shorter name or a shorter prefix.
+/// The part of a trailer's name that is kept to recognise known fields, whose names or prefixes are shorter.
 const TRAILER_NAME_BYTES: usize = 24;
 
-/// How a message says where its body ends (RFC 9112 §6.3).
+/// How the end of a message's body is marked (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// There is none.
+    /// No body.
     None,
     /// After this many bytes.
     Length(u64),
     /// After the last chunk.
     Chunked,
-    /// When the sender closes. For responses and tunnels only.
+    /// When the sender closes. Only for responses and tunnels.
     UntilClose,
 }
 
@@ -35,7 +35,7 @@ pub enum BodyError {
     #[error("malformed chunked body")]
     BadChunk,
     /// A trailer names a field that only a head may have (RFC 9110 §6.5.1).
-    #[error("a field that must not be in the trailers")]
+    #[error("a field that isn't allowed in trailers")]
     BadTrailer,
     /// The sender closed too early.
     #[error("the body ended too early")]
@@ -83,7 +83,7 @@ enum State {
     Done,
 }
 
-/// Follows a body to its end.
+/// Follows a body until it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BodyScanner {
     state: State,
@@ -93,10 +93,10 @@ pub struct BodyScanner {
     name_length: usize,
 }
 
-/// One step of [`BodyScanner::step`]: how many bytes, and what they are.
+/// The result of [`BodyScanner::step`]: a number of bytes and their kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Content.
+    /// Body content.
     Data(usize),
     /// Chunk framing or trailers.
     Frame(usize),
@@ -115,19 +115,19 @@ impl BodyScanner {
         Self { state, content: 0, name: [0; TRAILER_NAME_BYTES], name_length: 0 }
     }
 
-    /// Bytes of content so far, chunk framing not counted.
+    /// Bytes of content so far, without chunk framing.
     #[must_use]
     pub fn content(&self) -> u64 {
         self.content
     }
 
-    /// How many bytes are all content, whatever they are: those that a length has announced.
+    /// How many of the next bytes are content in any case, because a length has announced them.
     #[must_use]
     pub fn announced(&self) -> u64 {
         if let State::Length(left) = self.state { left } else { 0 }
     }
 
-    /// So many of the [`BodyScanner::announced`] bytes went by unseen.
+    /// This many of the [`BodyScanner::announced`] bytes were forwarded without being scanned.
     pub fn skip(&mut self, bytes: u64) {
         let left = self.announced();
         let bytes = bytes.min(left);
@@ -143,10 +143,10 @@ impl BodyScanner {
         self.state == State::Done
     }
 
-    /// The sender has closed.
+    /// Handles the sender's close.
     ///
     /// # Errors
-    /// The body was not complete.
+    /// If the body wasn't complete.
     pub fn end_of_input(&mut self) -> Result<(), BodyError> {
         if matches!(self.state, State::UntilClose) {
             self.state = State::Done;
@@ -154,10 +154,10 @@ impl BodyScanner {
         if self.is_done() { Ok(()) } else { Err(BodyError::Truncated) }
     }
 
-    /// How many of these bytes belong to the body; all of them, unless it ends among them.
+    /// Returns how many of these bytes belong to the body: all of them, unless it ends among them.
     ///
     /// # Errors
-    /// The chunked framing is broken.
+    /// If the chunked framing is invalid.
     pub fn take(&mut self, input: &[u8]) -> Result<usize, BodyError> {
         let mut taken = 0;
         while taken < input.len() && !self.is_done() {
@@ -168,10 +168,10 @@ impl BodyScanner {
         Ok(taken)
     }
 
-    /// Looks at the next piece of a non-empty input: one run of content, or one piece of framing.
+    /// Scans the next piece of a non-empty input: one run of content, or one piece of framing.
     ///
     /// # Errors
-    /// The chunked framing is broken.
+    /// If the chunked framing is invalid.
     pub fn step(&mut self, input: &[u8]) -> Result<Step, BodyError> {
         match self.state {
             State::Done => Ok(Step::Frame(0)),
@@ -209,7 +209,7 @@ impl BodyScanner {
         Ok(Step::Frame(input.len()))
     }
 
-    /// Notes a byte of a trailer's name, and looks at the name when it is complete.
+    /// Records a byte of a trailer's name, and checks the name when it is complete.
     fn read_trailer_name(&mut self, byte: u8) -> Result<(), BodyError> {
         if byte != b':' {
             if let Some(place) = self.name.get_mut(self.name_length) {
@@ -228,7 +228,7 @@ fn clamp(left: u64, available: usize) -> usize {
     usize::try_from(left).map_or(available, |left| left.min(available))
 }
 
-/// One byte of framing; `None`: it must not be there.
+/// Handles one byte of framing; `None`: it isn't allowed here.
 fn next(state: State, byte: u8) -> Option<State> {
     match state {
         State::Size { size, digits } => match (char::from(byte).to_digit(16), byte) {
@@ -271,7 +271,7 @@ fn next(state: State, byte: u8) -> Option<State> {
     }
 }
 
-/// Anything but a control byte; a tab is text.
+/// Any byte except control bytes; a tab is allowed.
 fn is_text(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }

@@ -1,20 +1,20 @@
-//! Read buffers, lent out by the worker thread only for as long as there are bytes in them.
+//! Read buffers, lent by the worker thread only while they hold bytes.
 //!
-//! A connection that waits holds no buffer at all, so that ten thousand idle clients cost ten thousand small structs.
+//! A waiting connection holds no buffer, so ten thousand idle clients cost ten thousand small structs.
 
 use std::cell::RefCell;
 
 /// Size of every buffer: large enough that big bodies cost few system calls, small enough to stay in the cache.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
-/// Buffers kept by a thread for the next use; more than that are given back to the allocator.
+/// Buffers kept by a thread for reuse; the rest are returned to the allocator.
 const MAX_KEPT: usize = 64;
 
 thread_local! {
     static KEPT: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A fixed buffer with a filled part in the middle: `start..end` is what was read and not yet used.
+/// A fixed buffer with a filled part in the middle: `start..end` is what was read but not used yet.
 #[derive(Debug)]
 pub struct Buffer {
     bytes: Box<[u8]>,
@@ -30,19 +30,19 @@ impl Buffer {
         Self { bytes: kept.unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice()), start: 0, end: 0 }
     }
 
-    /// What was read and not yet used.
+    /// What was read but not used yet.
     #[must_use]
     pub fn filled(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 
-    /// Whether nothing is left to use.
+    /// Whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// Room for more, at the end. Empty buffers start over at the front.
+    /// Free space at the end. Empty buffers start again at the front.
     pub fn room(&mut self) -> &mut [u8] {
         if self.is_empty() {
             (self.start, self.end) = (0, 0);
@@ -50,17 +50,18 @@ impl Buffer {
         &mut self.bytes[self.end..]
     }
 
-    /// `n` bytes were written into [`Buffer::room`].
+    /// Marks `n` bytes of [`Buffer::room`] as filled.
     pub fn grow(&mut self, n: usize) {
         self.end = (self.end + n).min(self.bytes.len());
     }
 
-    /// The first `n` bytes are used.
+    /// Marks the first `n` bytes as used.
     pub fn consume(&mut self, n: usize) {
         self.start = (self.start + n).min(self.end);
     }
 
-    /// Moves `n` bytes of the filled part forward, from the offset `from` to the offset `to`. What lay there is gone.
+    /// Moves `n` bytes of the filled part forward, from the offset `from` to the offset `to`. What was there is
+    /// overwritten.
     pub fn move_forward(&mut self, from: usize, to: usize, n: usize) {
         if from != to {
             let from = self.start + from;
@@ -68,8 +69,8 @@ impl Buffer {
         }
     }
 
-    /// Takes the bytes `from..to` of the filled part out, and closes the gap: moves all that follows. Not for each of
-    /// many pieces; see [`Buffer::move_forward`].
+    /// Removes the bytes `from..to` of the filled part, and moves everything after them. For many pieces, use
+    /// [`Buffer::move_forward`].
     pub fn remove(&mut self, from: usize, to: usize) {
         if from < to {
             let (from, to) = (self.start + from, self.start + to);
@@ -82,7 +83,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        // A thread that is ending has no stock any more; then the buffer is simply freed.
+        // A thread that is ending has no stock any more, so the buffer is freed.
         let _ = KEPT.try_with(|kept| {
             let mut kept = kept.borrow_mut();
             if kept.len() < MAX_KEPT {

@@ -9,11 +9,11 @@ use jiff::Timestamp;
 const LENGTH: usize = 29;
 
 thread_local! {
-    /// The second, and its text.
+    /// A second and its text.
     static LAST: RefCell<(i64, [u8; LENGTH])> = const { RefCell::new((i64::MIN, [0; LENGTH])) };
 }
 
-/// Appends the field for this time. The text is made once a second by each thread.
+/// Appends the field for this time. Each thread formats the text once per second.
 pub fn write(at: SystemTime, out: &mut Vec<u8>) {
     let second = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let second = i64::try_from(second).unwrap_or_default();

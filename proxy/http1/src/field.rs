@@ -6,14 +6,14 @@ use std::ops::Range;
 pub const MAX_FIELDS: usize = 128;
 
 /// The most fields that a backend gets in addition to the client's: `Host` for a client that sent none, the five of
-/// `X-Forwarded-…`, `X-Real-IP`, `X-Request-Id`, and what may be asked for: `Forwarded`, `Via`, `X-Request-Start`,
+/// `X-Forwarded-…`, `X-Real-IP`, `X-Request-Id`, and the optional `Forwarded`, `Via`, `X-Request-Start`,
 /// `traceparent`.
 pub const MOST_ADDED_FIELDS: usize = 12;
 
-/// Empty lines before a head that are skipped (RFC 9112 §2.2 asks for at least one before a request).
+/// Empty lines that are skipped before a head (RFC 9112 §2.2 requires at least one before a request).
 pub const MAX_LEADING_LINES: u8 = 4;
 
-/// Part of a head, as offsets, so that it can be kept while the head is moved.
+/// A part of a head as offsets, so that it stays valid when the head is moved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Span {
     start: u32,
@@ -21,7 +21,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// Where `part` lies in `whole`; empty if it doesn't.
+    /// The position of `part` in `whole`; empty if it isn't inside.
     #[must_use]
     pub fn of(part: &[u8], whole: &[u8]) -> Self {
         let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
@@ -46,11 +46,11 @@ impl Span {
     }
 }
 
-/// A line of the head does not end in CR LF.
+/// A line of the head doesn't end in CR LF.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BareLineFeed;
 
-/// Finds the end of a head that comes in pieces, and refuses bare line feeds on the way, unless it is a response's.
+/// Finds the end of a head that arrives in pieces, and rejects bare line feeds, except in responses.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HeadScanner {
     /// Lines may end in a bare line feed.
@@ -63,8 +63,8 @@ pub struct HeadScanner {
 }
 
 impl HeadScanner {
-    /// For a response: old apps end lines in a bare line feed, which may be taken for an end (RFC 9112 §2.2). Never for
-    /// requests, where two readers who disagree on that are a hole.
+    /// For a response: old apps end lines in a bare line feed, which a recipient may accept (RFC 9112 §2.2). Never for
+    /// requests, where parsers that disagree about it are a security hole.
     #[must_use]
     pub fn of_response() -> Self {
         Self { lenient: true, ..Self::default() }
@@ -76,22 +76,22 @@ impl HeadScanner {
         self.start
     }
 
-    /// How many header lines have come.
+    /// How many header lines have arrived.
     #[must_use]
     pub fn fields(&self) -> usize {
         self.lines.saturating_sub(1)
     }
 
-    /// Whether more than empty lines has come, of `len` bytes so far.
+    /// Whether more than empty lines has arrived, in `len` bytes so far.
     #[must_use]
     pub fn has_begun(&self, len: usize) -> bool {
         len > self.start
     }
 
-    /// Looks at all bytes so far, of which earlier calls have seen a part. Returns the head, its empty line included.
+    /// Scans all bytes so far, part of which earlier calls have seen. Returns the head, including its empty line.
     ///
     /// # Errors
-    /// A line ends in a bare line feed, and this is no response.
+    /// If a line ends in a bare line feed and this isn't a response.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<Option<Range<usize>>, BareLineFeed> {
         for offset in memchr::memchr_iter(b'\n', &bytes[self.seen..]) {
             let at = self.seen + offset;
@@ -119,10 +119,10 @@ impl HeadScanner {
     }
 }
 
-/// The fields that we read, replace or keep to ourselves.
+/// The fields that uh-proxy reads, replaces or removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// Passed on as it is.
+    /// Forwarded unchanged.
     Other,
     /// `Host`
     Host,
@@ -138,7 +138,7 @@ pub enum Known {
     Upgrade,
     /// `Expect`
     Expect,
-    /// `TE`, `Proxy-Connection`, `Proxy`: for the next hop only or for nobody, and not passed on.
+    /// `TE`, `Proxy-Connection`, `Proxy`: for the next hop only, and never forwarded.
     HopByHop,
     /// `X-Request-Id`
     RequestId,
@@ -175,7 +175,7 @@ pub enum Known {
 }
 
 impl Known {
-    /// Whether the field is for whoever the message is for, and nothing on the way hangs on it.
+    /// Whether the field is end-to-end and has no meaning for uh-proxy.
     #[must_use]
     pub fn is_end_to_end(self) -> bool {
         matches!(
@@ -193,7 +193,7 @@ impl Known {
     }
 }
 
-/// Which of the known fields a name is.
+/// Identifies a field by its name.
 #[must_use]
 pub fn classify(name: &[u8]) -> Known {
     let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
@@ -228,10 +228,10 @@ pub fn classify(name: &[u8]) -> Known {
     }
 }
 
-/// The longest known name, and one byte more.
+/// The length of the longest known name plus one.
 const FOLDED_BYTES: usize = 26;
 
-/// [`classify`] for a name as an app sees it that, like CGI and its heirs, can't tell `_` and others from `-`.
+/// [`classify`] as an app sees the name that, like CGI and its successors, can't distinguish `_` and others from `-`.
 #[must_use]
 pub fn classify_folded(name: &[u8]) -> Known {
     let mut folded = [0; FOLDED_BYTES];
@@ -242,7 +242,7 @@ pub fn classify_folded(name: &[u8]) -> Known {
     classify(&folded[..length])
 }
 
-/// Whether every app can tell this name from all others: letters, digits and hyphens only.
+/// Whether the name is unambiguous for every app: letters, digits and hyphens only.
 #[must_use]
 pub fn is_plain_name(name: &[u8]) -> bool {
     name.iter().all(|&b| b.is_ascii_alphanumeric() || b == b'-')
@@ -251,7 +251,7 @@ pub fn is_plain_name(name: &[u8]) -> bool {
 /// The most names that a `Connection` field may nominate.
 const MAX_NOMINATED: usize = 8;
 
-/// What the `Connection` fields of a message say.
+/// The options in the `Connection` fields of a message.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ConnectionOptions<'a> {
     /// `close`
@@ -264,7 +264,7 @@ pub struct ConnectionOptions<'a> {
     nominations: usize,
 }
 
-/// A `Connection` field that can't be honoured.
+/// A `Connection` field that can't be followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadConnection;
 
@@ -272,7 +272,7 @@ impl<'a> ConnectionOptions<'a> {
     /// Adds one `Connection` field.
     ///
     /// # Errors
-    /// It nominates a field that the message's meaning hangs on, or too many. The rest of it is taken in all the same.
+    /// If it nominates too many fields, or one that the message's meaning depends on. The rest of it is still added.
     pub fn add(&mut self, value: &'a [u8]) -> Result<(), BadConnection> {
         let mut result = Ok(());
         for token in tokens(value) {
@@ -298,13 +298,13 @@ impl<'a> ConnectionOptions<'a> {
     }
 }
 
-/// The members of a comma-separated list, without white space and empty ones.
+/// The members of a comma-separated list, trimmed and without empty ones.
 pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
-/// The values of all fields with this name, in a head that need not be complete, nor well-formed. Goes through
-/// all of it, which is for what few requests need.
+/// The values of all fields with this name, in a head that need not be complete or well-formed. Scans the whole head,
+/// so it is only for rare cases.
 pub fn values<'a>(head: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     head.split(|&b| b == b'\n').skip(1).filter_map(move |line| {
         let colon = memchr::memchr(b':', line)?;
@@ -336,7 +336,7 @@ pub fn split_port(host: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// A body length: digits and nothing else.
+/// A body length: only digits.
 #[must_use]
 pub fn parse_length(value: &[u8]) -> Option<u64> {
     let fits = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);

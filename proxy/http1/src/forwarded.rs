@@ -1,7 +1,7 @@
-//! Who sent a request: which of the words of proxies before us are believed, and what the app is told.
+//! The sender of a request: which forwarding headers are trusted, and which ones the app gets.
 //!
-//! Every proxy appends the address that it was called from to `X-Forwarded-For`. Read from the right, the list is true
-//! as long as those who wrote it are trusted; the first address that is not trusted's is the client's.
+//! Every proxy appends its peer's address to `X-Forwarded-For`. Read from the right, the list is reliable as long as
+//! its writers are trusted; the first address that isn't a trusted proxy is the client's.
 
 use std::net::IpAddr;
 
@@ -10,18 +10,18 @@ use httparse::Header;
 use super::field::{self, Known, classify, tokens, write_field};
 use crate::policy::HeaderPolicy;
 
-/// Who called us, and what is believed of him.
+/// The peer, and what is trusted about it.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller<'a> {
-    /// His address.
+    /// Its address.
     pub address: IpAddr,
     /// The same as text.
     pub text: &'a str,
-    /// When the request came, in milliseconds since 1970, for `X-Request-Start`; `None`: the app is not told.
+    /// When the request arrived, in milliseconds since 1970, for `X-Request-Start`; `None`: not sent to the app.
     pub request_start: Option<u64>,
-    /// How he speaks to us.
+    /// The scheme of the connection.
     pub scheme: Scheme,
-    /// What is believed, and what is told.
+    /// Which headers are trusted, and which ones are sent.
     pub headers: &'a HeaderPolicy,
 }
 
@@ -54,7 +54,7 @@ impl Scheme {
 }
 
 impl Caller<'_> {
-    /// Whether he is a proxy whose word is believed.
+    /// Whether the peer is a trusted proxy.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
         self.headers.trusts(self.address)
@@ -68,8 +68,8 @@ pub fn scheme(fields: &[Header<'_>], caller: &Caller<'_>) -> Scheme {
     proto(believed).unwrap_or(caller.scheme)
 }
 
-/// The client's address, as a part of the `X-Forwarded-For` fields that a trusted proxy sent: the right-most one that
-/// is not trusted itself. If all are, the left-most. Where the list can't be read, the search ends.
+/// The client's address in the `X-Forwarded-For` fields of a trusted proxy: the right-most address that isn't a trusted
+/// proxy. If all are, the left-most. An invalid entry ends the search.
 pub fn client<'a>(fields: &[Header<'a>], headers: &HeaderPolicy) -> Option<&'a [u8]> {
     let mut last = None;
     for field in fields.iter().rev().filter(|field| classify(field.name.as_bytes()) == Known::ForwardedFor) {
@@ -100,8 +100,8 @@ fn node_address(node: &[u8]) -> Option<(IpAddr, &[u8])> {
     parse(text).filter(|_| good_port).map(|address| (address, text))
 }
 
-/// Appends what the app learns about the caller and those before it. `client` is the client's address, `host` the
-/// request's, or empty; `scheme` is how the client speaks.
+/// Appends the forwarding headers for the app. `client` is the client's address, `scheme` its scheme, `host` the
+/// request's, or empty.
 pub fn write(
     fields: &[Header<'_>],
     caller: &Caller<'_>,
@@ -133,8 +133,8 @@ pub fn write(
     write_request_start(believed, caller, out);
 }
 
-/// The scheme that the client used. Every proxy on the way may have added one to the list; if they don't all say the
-/// same, none is believed. The ones of WebSocket (RFC 6455 §3) are for the same ports and mean the same to an app.
+/// The scheme that the client used. Every proxy on the way may have added one to the list; if they differ, none is
+/// trusted. The WebSocket schemes (RFC 6455 §3) use the same ports and mean the same to an app.
 fn proto(believed: &[Header<'_>]) -> Option<Scheme> {
     let known = |value: &[u8]| {
         let is = |text: &str| value.eq_ignore_ascii_case(text.as_bytes());
@@ -152,19 +152,19 @@ fn proto(believed: &[Header<'_>]) -> Option<Scheme> {
     said.all(|other| other == Some(first)).then_some(first)
 }
 
-/// Another `X-Forwarded-…`. One that some apps mistake for it by its name, the proxy has not made: it passes on what it does not
-/// know.
+/// Whether a field is another `X-Forwarded-…`. Look-alike names are excluded, since a trusted proxy forwards fields it
+/// doesn't know.
 fn is_other(name: &[u8]) -> bool {
     classify(name) == Known::ForwardedOther && field::is_plain_name(name)
 }
 
-/// RFC 7239: one element for each hop, ours last.
+/// RFC 7239: one element per hop, uh-proxy's last.
 fn write_forwarded(believed: &[Header<'_>], caller: &Caller<'_>, host: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"Forwarded: ");
     write_list(believed, Known::Forwarded, out);
     out.extend_from_slice(b"for=");
     match caller.address.to_canonical() {
-        // §6: an IPv6 address is in brackets, and so quoted.
+        // §6: an IPv6 address is in brackets and therefore quoted.
         IpAddr::V6(_) => {
             out.extend_from_slice(b"\"[");
             out.extend_from_slice(caller.text.as_bytes());
@@ -173,7 +173,7 @@ fn write_forwarded(believed: &[Header<'_>], caller: &Caller<'_>, host: &[u8], ou
         IpAddr::V4(_) => out.extend_from_slice(caller.text.as_bytes()),
     }
     if !host.is_empty() {
-        // Quoted for the colon; a host has nothing in it that would have to be escaped.
+        // Quoted because of the colon; a host has nothing that needs escaping.
         out.extend_from_slice(b";host=\"");
         out.extend_from_slice(host);
         out.push(b'"');
@@ -206,7 +206,7 @@ fn write_list(fields: &[Header<'_>], kind: Known, out: &mut Vec<u8>) {
     }
 }
 
-/// The value of a field, if there is just one of its kind and it is good.
+/// The value of a field, if there is exactly one of its kind and it is valid.
 fn the_one<'a>(fields: &[Header<'a>], kind: Known, good: impl Fn(&[u8]) -> bool) -> Option<&'a [u8]> {
     let mut values =
         fields.iter().filter(|field| classify(field.name.as_bytes()) == kind).map(|field| field.value);
@@ -373,7 +373,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a stranger writes to the left of the list, the client stays the one that the proxy saw.
+        /// Whatever an untrusted client puts at the left of the list, the client is the one that the proxy saw.
         #[test]
         fn no_claim_moves_the_client(claim in "[ -~]{0,60}") {
             let headers = trusting(&["10.0.0.0/8"]);

@@ -1,8 +1,8 @@
 //! HTTP/1.1 on the wire, without I/O: request and response heads, and where bodies end.
 //!
-//! Heads are parsed by `httparse`, and held to RFC 9112 where it is lenient. What goes on is written straight from the
-//! parsed head into one buffer: no header map is built or copied, names keep their case and order. Bodies are passed
-//! on as they came; [`body`] only finds where they end.
+//! Heads are parsed by `httparse`, with additional checks where it is more lenient than RFC 9112. The forwarded head is
+//! written directly from the parsed one into one buffer: no header map is built or copied, and names keep their case
+//! and order. Bodies are forwarded unchanged; [`body`] only finds where they end.
 //!
 //! It knows no configuration, no meters and no clock: what it needs of them is handed in as values ([`policy`],
 //! [`response::Recipient`]).

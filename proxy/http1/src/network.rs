@@ -12,7 +12,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether an address belongs to it. An IPv4 address in IPv6 clothes is an IPv4 address.
+    /// Whether an address belongs to it. An IPv4-mapped IPv6 address counts as IPv4.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.first, address.to_canonical()) {
@@ -31,8 +31,7 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is not a network: write 10.0.0.0/8, 2001:db8::/32 or a single address");
+        let wrong = || format!("{text:?} isn't a network: use 10.0.0.0/8, 2001:db8::/32 or a single address");
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, Some(prefix)),
             None => (text, None),
@@ -49,7 +48,7 @@ impl FromStr for Network {
         };
         if outside {
             return Err(format!(
-                "{text:?} has bits set beyond its first {prefix}: it would mean another range"
+                "{text:?} has bits set after its first {prefix}: clear them, or use a longer prefix"
             ));
         }
         Ok(Self { first, prefix })

@@ -1,64 +1,64 @@
-//! What the app is told of its clients, and which of their words are passed on: settings of whoever uses this package.
+//! Settings: the headers that the app gets about its clients, and which client headers are forwarded.
 
 use std::net::IpAddr;
 
 use crate::network::Network;
 
-/// What the app is told of its clients, and which of their words are passed on.
+/// What uh-proxy tells the app about its clients, and which client headers it passes on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HeaderPolicy {
-    /// Whose word on the client before them is believed.
+    /// Proxies whose forwarding headers are trusted.
     pub trusted_proxies: Vec<Network>,
-    /// Whether the app is sent RFC 7239's `Forwarded`.
+    /// Whether to send RFC 7239's `Forwarded` to the app.
     pub forwarded: bool,
-    /// Whether the app is sent `Via`.
+    /// Whether to send `Via` to the app.
     pub via: bool,
-    /// Whether the app is sent `X-Request-Start`.
+    /// Whether to send `X-Request-Start` to the app.
     pub request_start: bool,
-    /// What becomes of a request without a valid `traceparent`.
+    /// What to do with a request without a valid `traceparent`.
     pub traceparent: Traceparent,
-    /// What becomes of a field whose name some apps mistake for another's.
+    /// What to do with a field whose name some apps confuse with another's.
     pub underscores: Underscores,
-    /// What becomes of the `Server` field of the app's responses.
+    /// What to do with the `Server` field of the app's responses.
     pub server: ServerField,
 }
 
 impl HeaderPolicy {
-    /// Whether what this address says of others is believed.
+    /// Whether this address is a trusted proxy.
     #[must_use]
     pub fn trusts(&self, address: IpAddr) -> bool {
         self.trusted_proxies.iter().any(|network| network.contains(address))
     }
 }
 
-/// What becomes of a request without a valid `traceparent`.
+/// What to do with a request without a valid `traceparent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Traceparent {
-    /// It stays without.
+    /// Pass it on without one.
     #[default]
     Pass,
-    /// It gets one.
+    /// Add one.
     Make,
 }
 
-/// What becomes of a request field with other characters than letters, digits and hyphens in its name.
+/// What to do with a request field whose name has characters other than letters, digits and hyphens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Underscores {
-    /// It is left out.
+    /// Drop it.
     #[default]
     Drop,
-    /// It is passed on, unless an app might take it for a field that we answer for.
+    /// Pass it on, unless an app might confuse it with a field that uh-proxy sets.
     Pass,
-    /// The request is refused.
+    /// Reject the request.
     Refuse,
 }
 
-/// What becomes of the `Server` field of the app's responses.
+/// What to do with the `Server` field of the app's responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ServerField {
-    /// It is passed on.
+    /// Pass it on.
     #[default]
     Pass,
-    /// It is left out.
+    /// Drop it.
     Drop,
 }

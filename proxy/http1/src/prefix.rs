@@ -1,14 +1,14 @@
-//! Takes a service's path prefix off a request that is about to go to its backend, and tells the backend so.
+//! Strips a service's path prefix from a request before it is sent to the backend.
 
 use super::field::{Span, values, write_field};
 
 const FIELD: &[u8] = b"X-Forwarded-Prefix";
 
-/// Takes `prefix` off the target in a whole request head: `/app/show?q` becomes `/show?q`, and `/app` becomes `/`. The
-/// prefix is told as `X-Forwarded-Prefix`, so that the app can make links that lead back to it; after the one that a
-/// trusted proxy before us has taken off, if there is one.
+/// Strips `prefix` from the target in a complete request head: `/app/show?q` becomes `/show?q`, and `/app` becomes `/`.
+/// The prefix is sent as `X-Forwarded-Prefix`, so that the app can build links that include it, after the prefix that a
+/// trusted proxy has already stripped, if any.
 ///
-/// Does nothing if the target does not start with the prefix: a head is never left half changed.
+/// Does nothing if the target doesn't start with the prefix.
 pub fn strip(head: &mut Vec<u8>, prefix: &[u8]) {
     let Some(start) = head.iter().position(|&b| b == b' ').map(|space| space + 1) else { return };
     if prefix.is_empty() || !head[start..].starts_with(prefix) || !head.ends_with(b"\r\n\r\n") {

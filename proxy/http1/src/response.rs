@@ -1,4 +1,4 @@
-//! A backend's response head: checked, understood, and written anew for the client in the same pass.
+//! A backend's response head: checked, parsed, and rewritten for the client in one pass.
 
 use std::mem::MaybeUninit;
 use std::time::{Duration, SystemTime};
@@ -9,7 +9,7 @@ use super::field::{self, ConnectionOptions, Known, MAX_FIELDS, classify, tokens,
 use super::policy::ServerField;
 use super::request::{RequestHead, Version};
 
-/// What a response is written for.
+/// The context in which a response is rewritten.
 #[derive(Debug, Clone, Copy)]
 pub struct Recipient<'a> {
     /// The request that it answers.
@@ -20,17 +20,17 @@ pub struct Recipient<'a> {
     pub keep_alive: bool,
     /// The protocol that the backend was asked to upgrade to.
     pub upgrade: Option<&'a str>,
-    /// What becomes of the `Server` field.
+    /// What to do with the `Server` field.
     pub server: ServerField,
-    /// The most fields that it may have.
+    /// The most fields allowed.
     pub fields: usize,
-    /// What time it is, for a response without a `Date`.
+    /// The current time, for a response without a `Date`.
     pub clock: fn() -> SystemTime,
     /// The `Strict-Transport-Security` field of a response that has none.
     pub hsts: Option<&'a str>,
 }
 
-/// What we need to know of a response.
+/// The relevant parts of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResponseHead {
     /// Its status.
@@ -39,23 +39,23 @@ pub struct ResponseHead {
     pub framing: Framing,
     /// Whether the backend's connection can be used again.
     pub upstream_keep_alive: bool,
-    /// How long the backend says it keeps an idle connection.
+    /// How long the backend announces to keep an idle connection.
     pub upstream_idle: Option<Duration>,
-    /// Whether the client was told that its connection will be kept.
+    /// Whether the response announces to the client that its connection is kept.
     pub client_keep_alive: bool,
-    /// What is done to the body on its way.
+    /// How the body is recoded.
     pub coding: Coding,
 }
 
-/// What is done to a response's body on its way to the client.
+/// How a response's body is recoded for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Coding {
     /// Nothing.
     #[default]
     AsItIs,
-    /// Chunks are unwrapped, for a client that doesn't know them.
+    /// Chunks are decoded for a client that doesn't support them.
     Unchunk,
-    /// A body that ends with the backend's connection is sent in chunks, so that the client can tell an end from a break.
+    /// A body that ends with the backend's connection is sent in chunks, so that the client can detect a truncated one.
     Chunk,
 }
 
@@ -66,7 +66,7 @@ impl ResponseHead {
         (100..200).contains(&self.status) && self.status != 101
     }
 
-    /// Whether the client knows that the body is over only by the end of its connection.
+    /// Whether only the end of the connection marks the end of the body for the client.
     #[must_use]
     pub fn ends_with_connection(&self) -> bool {
         match self.coding {
@@ -76,20 +76,20 @@ impl ResponseHead {
         }
     }
 
-    /// From here on the connection is a tunnel.
+    /// Whether the connection is a tunnel from now on.
     #[must_use]
     pub fn is_tunnel(&self) -> bool {
         self.status == 101
     }
 }
 
-/// The backend's answer can't be understood.
+/// The backend's response is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadResponse(pub &'static str);
 
 #[derive(Default)]
-struct Facts<'a> {
+struct HeadFields<'a> {
     length: Option<u64>,
     chunked: bool,
     connection: ConnectionOptions<'a>,
@@ -100,16 +100,16 @@ struct Facts<'a> {
     upgrade: &'a [u8],
 }
 
-/// Understands a complete response head, and appends to `out` the head for the client. Of an interim response, nothing
-/// is appended for a client of HTTP/1.0, which knows none.
+/// Parses a complete response head, and appends the head for the client to `out`. An interim response isn't forwarded
+/// to an HTTP/1.0 client, which doesn't support it.
 ///
 /// # Errors
-/// Whatever is malformed or ambiguous, or a `101` that nobody asked for; `out` may hold a part of a head then.
+/// If it is malformed or ambiguous, or an unrequested `101`. Then `out` may hold a part of a head.
 pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<ResponseHead, BadResponse> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut many: Vec<MaybeUninit<httparse::Header<'_>>>;
     let response = match parse(head, &mut fields) {
-        // Few apps send more: room for them is made only then.
+        // Few apps send more, so more space is only allocated then.
         Err(httparse::Error::TooManyHeaders) if to.fields > MAX_FIELDS => {
             many = std::iter::repeat_with(MaybeUninit::uninit).take(to.fields).collect();
             parse(head, &mut many)
@@ -124,7 +124,7 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
         Err(_) => return Err(BadResponse("malformed response head")),
     };
     let status = response.code.unwrap_or_default();
-    // RFC 9110 §15: three digits; what those beyond 599 mean is between the app and its clients.
+    // RFC 9110 §15: three digits; statuses above 599 are defined by the app and its clients.
     if !(100..1000).contains(&status) {
         return Err(BadResponse("the status is out of range"));
     }
@@ -132,11 +132,11 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
     let facts = read_fields(response.headers)?;
     let asked = to.upgrade.is_some_and(|asked| facts.upgrade.eq_ignore_ascii_case(asked.as_bytes()));
     if status == 101 && !(asked && facts.connection.upgrade) {
-        return Err(BadResponse("switched protocols unasked"));
+        return Err(BadResponse("switched protocols without being asked"));
     }
     let framing = framing(status, to.request, &facts)?;
     if facts.chunked && !http11 {
-        // RFC 9112 §6.1: its framing is faulty.
+        // RFC 9112 §6.1: the framing is faulty.
         return Err(BadResponse("Transfer-Encoding in HTTP/1.0"));
     }
     let coding = match (framing, to.request.version) {
@@ -180,13 +180,13 @@ fn parse<'h, 'b>(
     let config = httparse::ParserConfig::default();
     match config.parse_response_with_uninit_headers(&mut response, head, fields)? {
         httparse::Status::Complete(length) if length == head.len() => Ok(response),
-        // What ends a head for us and for the parser is not the same.
+        // The end of the head differs between the head scanner and the parser.
         httparse::Status::Complete(_) | httparse::Status::Partial => Err(httparse::Error::NewLine),
     }
 }
 
-fn read_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<Facts<'a>, BadResponse> {
-    let mut facts = Facts::default();
+fn read_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<HeadFields<'a>, BadResponse> {
+    let mut facts = HeadFields::default();
     for field in fields {
         match classify(field.name.as_bytes()) {
             Known::ContentLength => {
@@ -205,7 +205,7 @@ fn read_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<Facts<'a>, BadResp
             }
             Known::TransferEncoding => return Err(BadResponse("a transfer coding other than chunked")),
             Known::Connection => {
-                // A backend may nominate what it likes; what the message hangs on is kept all the same.
+                // A backend may nominate any field; those that the message depends on are still kept.
                 let _ = facts.connection.add(field.value);
             }
             Known::KeepAlive => facts.idle = keep_alive_timeout(field.value),
@@ -220,7 +220,7 @@ fn read_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<Facts<'a>, BadResp
 }
 
 /// RFC 9112 §6.3, in its order.
-fn framing(status: u16, request: &RequestHead, facts: &Facts<'_>) -> Result<Framing, BadResponse> {
+fn framing(status: u16, request: &RequestHead, facts: &HeadFields<'_>) -> Result<Framing, BadResponse> {
     if status == 101 {
         return Ok(Framing::UntilClose);
     }
@@ -237,7 +237,7 @@ fn framing(status: u16, request: &RequestHead, facts: &Facts<'_>) -> Result<Fram
 
 fn write_fields(
     fields: &[httparse::Header<'_>],
-    facts: &Facts<'_>,
+    facts: &HeadFields<'_>,
     to: Recipient<'_>,
     response: &ResponseHead,
     out: &mut Vec<u8>,
@@ -249,13 +249,13 @@ fn write_fields(
         let name = field.name.as_bytes();
         let keep = match classify(name) {
             Known::Connection | Known::KeepAlive | Known::HopByHop => false,
-            // RFC 9112 §6.1: never beside a coding, not even where no body follows.
+            // RFC 9112 §6.1: never together with a coding, even if no body follows.
             Known::ContentLength => {
                 !no_framing && !facts.chunked && !std::mem::replace(&mut length_written, true)
             }
             Known::TransferEncoding => !no_framing && to.request.version == Version::Http11,
             Known::Server => to.server == ServerField::Pass,
-            // Also with 426, which says what to upgrade to.
+            // Also with 426, which lists protocols to upgrade to.
             Known::Upgrade => response.status == 101 || response.status == 426,
             _ => !facts.connection.nominates(name),
         };
@@ -268,7 +268,7 @@ fn write_fields(
     }
 }
 
-fn write_connection(to: Recipient<'_>, facts: &Facts<'_>, response: &ResponseHead, out: &mut Vec<u8>) {
+fn write_connection(to: Recipient<'_>, facts: &HeadFields<'_>, response: &ResponseHead, out: &mut Vec<u8>) {
     if !facts.has_date || facts.connection.nominates(b"date") {
         date::write((to.clock)(), out);
     }

@@ -1,9 +1,9 @@
-//! `traceparent`: which trace a request belongs to (W3C Trace Context).
+//! `traceparent`: the trace that a request belongs to (W3C Trace Context).
 
 use super::request::RequestId;
 
-/// Whether a `traceparent` may be passed on (§3.2.2): version, trace id, parent id, flags; lower-case hexadecimal, ids
-/// not zero. A later version may have more after another hyphen.
+/// Whether a `traceparent` is valid (§3.2.2): version, trace id, parent id and flags in lowercase hexadecimal, with
+/// non-zero ids. A later version may have more after another hyphen.
 #[must_use]
 pub fn is_traceparent(value: &[u8]) -> bool {
     let Some((known, more)) = value.split_at_checked(55) else { return false };
@@ -20,8 +20,8 @@ pub fn is_traceparent(value: &[u8]) -> bool {
     version != b"ff" && good_end && trace.iter().any(|&b| b != b'0') && parent.iter().any(|&b| b != b'0')
 }
 
-/// Appends a `traceparent` for a new trace, with the sampled flag set: an app whose sampler follows its parent would
-/// record nothing without it. If the request id is ours it is the trace id too.
+/// Appends a `traceparent` for a new trace, with the sampled flag set: without it, an app whose sampler follows the
+/// parent would record nothing. If uh-proxy generated the request id, it is also the trace id.
 pub fn write_new(id: &RequestId, out: &mut Vec<u8>) {
     let made = RequestId::make();
     let fallback = made.text(&[]);

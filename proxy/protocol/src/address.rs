@@ -1,4 +1,4 @@
-//! Where an endpoint is: one type and one parser for every program that is given one.
+//! Endpoint addresses: one type and one parser, shared by all programs.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,7 +14,7 @@ const MAX_UNIX_BYTES: usize = 107;
 /// The longest host name, in bytes (RFC 1035, section 2.3.4, as text).
 const MAX_HOST_BYTES: usize = 253;
 
-/// Where an endpoint is.
+/// The address of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Address {
@@ -50,7 +50,7 @@ impl Address {
 
 /// Why a text is not an [`Address`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is not an endpoint: write host:port, [IPv6]:port or unix:/path")]
+#[error("{given:?} isn't a valid endpoint: use host:port, [IPv6]:port or unix:/path")]
 pub struct AddressError {
     given: String,
 }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_could_reach_is_refused() {
+    fn unreachable_addresses_are_rejected() {
         let long = format!("unix:/{}", "x".repeat(120));
         for bad in [
             "",

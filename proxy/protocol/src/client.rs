@@ -19,49 +19,49 @@ use crate::request::{
 };
 use crate::status::Status;
 
-/// How long a call may take beyond any waiting it asks for: the front door answers in milliseconds, and persists
-/// within its own deadline of five seconds.
+/// How long a call may take in addition to any wait it requests: uh-proxy answers in milliseconds, and persists within
+/// a deadline of five seconds.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a reload may take: it waits for its turn to open the log, opens it, checks the file and writes the state, each
-/// within five seconds at most.
+/// How long a reload may take: it waits for its turn to open the log, opens it, checks the file and writes the state.
+/// Each step takes at most five seconds.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How long closing many tunnels one after the other may take at the end of a drain.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The largest reply that is read, so that a wrong socket can't fill the memory.
+/// The largest reply that is read, so that a wrong socket can't exhaust memory.
 const MAX_REPLY_BYTES: usize = 16 << 20;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there.
-    #[error("no uh-proxy answers at {}", path.display())]
+    /// Nothing is listening there.
+    #[error("no uh-proxy is listening on {}", path.display())]
     NoProxy {
         /// The admin socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The socket is there, but this user may not use it. Nothing was asked for.
+    /// The socket exists, but this user may not use it. No request was sent.
     #[error(
-        "no permission to use the admin socket {}: run this as root or as the user of uh-proxy, or list your user in server.admin_users",
+        "no permission to use the admin socket {}: run this as root or as uh-proxy's user, or add your user ID to server.admin_users",
         path.display()
     )]
     NoPermission {
         /// The admin socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The front door answered with an error.
+    /// uh-proxy answered with an error.
     #[error(transparent)]
     Problem(#[from] Problem),
-    /// The call broke off: what it asked for may or may not have been done.
-    #[error("the call to {} broke off", path.display())]
+    /// The connection was lost: the change may or may not have been made.
+    #[error("lost the connection to {} before the reply arrived", path.display())]
     Broken {
         /// The admin socket.
         path: PathBuf,
@@ -69,17 +69,17 @@ pub enum ClientError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// No reply in time: what it asked for may or may not have been done.
+    /// No reply in time: the change may or may not have been made.
     #[error("no reply from {} within {} s", path.display(), after.as_secs())]
     TimedOut {
         /// The admin socket.
         path: PathBuf,
-        /// How long was waited.
+        /// How long the caller waited.
         after: Duration,
     },
 }
 
-/// A front door, named by its admin socket. Cheap; holds no connection.
+/// A client of one uh-proxy, named by its admin socket. Cheap; holds no connection.
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
@@ -109,7 +109,7 @@ impl Client {
     /// Makes another backend active.
     ///
     /// # Errors
-    /// `Problem` when refused; then nothing has changed.
+    /// A `Problem` if refused; nothing has changed then.
     pub async fn switch(
         &self,
         service: &ServiceName,
@@ -118,10 +118,10 @@ impl Client {
         self.call(Method::POST, &format!("/v1/services/{service}/switch"), Some(request), CALL_TIMEOUT).await
     }
 
-    /// Waits until a standby's exchanges are over.
+    /// Waits for a standby's in-flight requests to finish.
     ///
     /// # Errors
-    /// `Problem` when the backend is active, or becomes so meanwhile.
+    /// A `Problem` if the backend is active, or becomes active meanwhile.
     pub async fn drain(
         &self,
         service: &ServiceName,
@@ -129,7 +129,7 @@ impl Client {
         request: &DrainRequest,
     ) -> Result<Drained, ClientError> {
         let path = format!("/v1/services/{service}/backends/{backend}/drain");
-        // Left out, it is the front door's to know.
+        // Without a timeout, uh-proxy uses the service's own.
         let timeout_ms = request.timeout_ms.unwrap_or(crate::request::MAX_DRAIN_TIMEOUT_MS);
         let timeout = Duration::from_millis(timeout_ms).saturating_add(CALL_TIMEOUT + CLOSING_TIMEOUT);
         self.call(Method::POST, &path, Some(request), timeout).await
@@ -138,7 +138,7 @@ impl Client {
     /// Registers a backend's endpoints and version.
     ///
     /// # Errors
-    /// `Problem` when refused; then nothing has changed.
+    /// A `Problem` if refused; nothing has changed then.
     pub async fn set_backend(
         &self,
         service: &ServiceName,
@@ -149,10 +149,10 @@ impl Client {
         self.call(Method::PUT, &path, Some(request), CALL_TIMEOUT).await
     }
 
-    /// Drops a backend's registration, so that it is as the configuration file has it, and ends a withdrawal.
+    /// Drops a backend's registration, which returns it to the configuration file's endpoints, and ends a withdrawal.
     ///
     /// # Errors
-    /// `Problem` when refused; then nothing has changed.
+    /// A `Problem` if refused; nothing has changed then.
     pub async fn unset_backend(
         &self,
         service: &ServiceName,
@@ -167,7 +167,7 @@ impl Client {
     /// before you stop a backend, then drain it.
     ///
     /// # Errors
-    /// `Problem` when refused, as for the active backend; then nothing has changed.
+    /// A `Problem` if refused, as for the active backend; nothing has changed then.
     pub async fn withdraw(
         &self,
         service: &ServiceName,
@@ -178,10 +178,10 @@ impl Client {
         self.call(Method::POST, &path, Some(request), CALL_TIMEOUT).await
     }
 
-    /// Begins or ends maintenance: new requests are answered by the front door itself.
+    /// Turns maintenance on or off. In maintenance, uh-proxy answers new requests itself.
     ///
     /// # Errors
-    /// `Problem` when refused; then nothing has changed.
+    /// A `Problem` if refused; nothing has changed then.
     pub async fn maintenance(
         &self,
         service: &ServiceName,
@@ -194,7 +194,7 @@ impl Client {
     /// Reads the configuration file again.
     ///
     /// # Errors
-    /// `Problem` when the file is bad; then nothing has changed.
+    /// A `Problem` if the file is invalid; nothing has changed then.
     pub async fn reload(&self) -> Result<Reloaded, ClientError> {
         self.call(Method::POST, "/v1/reload", None::<&()>, RELOAD_TIMEOUT).await
     }
@@ -247,7 +247,7 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(body))
             .map_err(|e| self.broken(e))?;
-        // The connection is driven here, beside the call, so that it ends with it.
+        // The connection is driven here, together with the call, so that both end together.
         let reply = async {
             let response = sender.send_request(request).await.map_err(|e| self.broken(e))?;
             let status = response.status();
@@ -268,7 +268,7 @@ impl Client {
         }
         match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => Err(problem.into()),
-            Err(_) => Err(self.broken(format!("status {status} without a problem that this version knows"))),
+            Err(_) => Err(self.broken(format!("unexpected response with status {status}"))),
         }
     }
 

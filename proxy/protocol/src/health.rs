@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// `GET /api/health` of an app. A probe reads `deployment` and `version` to tell who answered; every field may
-/// be missing, since an app owes us none of them.
+/// `GET /api/health` of an app. A probe reads `deployment` and `version` to identify the backend; every field may be
+/// missing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct HealthBody {
     /// `healthy`, `starting`, `unhealthy` or `draining`.

@@ -1,8 +1,8 @@
-//! What the parts of the system say to each other: names, endpoints' addresses, admin requests and replies, errors, the
-//! health body, and (feature `client`) the client that talks to a front door over its admin socket.
+//! The wire types shared by all programs: names, endpoints' addresses, admin requests and replies, errors, the
+//! health body, and (feature `client`) a client for uh-proxy's admin socket.
 //!
-//! Types here are wire types: plain data with `serde`, no behaviour beyond validation. The admin API
-//! is fixed: fields may be added, none may change or go.
+//! Types here are wire types: plain data with `serde`, no behaviour beyond validation. The admin API is stable: fields
+//! may be added, but never changed or removed.
 
 pub mod address;
 pub mod health;
@@ -14,7 +14,7 @@ pub mod status;
 #[cfg(feature = "client")]
 pub mod client;
 
-/// Where the admin socket is unless told otherwise.
+/// The default path of the admin socket.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/uh-proxy/admin.sock";
 
 pub use address::{Address, AddressError};

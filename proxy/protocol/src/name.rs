@@ -13,7 +13,7 @@ pub const MAX_NAME_BYTES: usize = 63;
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{given:?} is not a name: use 1 to {MAX_NAME_BYTES} of a-z, 0-9, '-' and '_', starting with a letter or digit"
+    "{given:?} isn't a valid name: use 1 to {MAX_NAME_BYTES} characters from a-z, 0-9, '-' and '_', starting with a letter or digit"
 )]
 pub struct NameError {
     given: String,
@@ -25,7 +25,7 @@ fn check(text: &str) -> Result<(), NameError> {
     if starts_well && all_allowed && text.len() <= MAX_NAME_BYTES {
         return Ok(());
     }
-    // What is shown is cut, so that a megabyte of nonsense does not come back in an error.
+    // Truncated, so that a megabyte of garbage doesn't come back in an error.
     Err(NameError { given: text.chars().take(MAX_NAME_BYTES + 1).collect() })
 }
 
@@ -88,7 +88,7 @@ macro_rules! name {
 }
 
 name!(
-    /// An app published through the front door.
+    /// An app published through uh-proxy.
     ServiceName
 );
 name!(

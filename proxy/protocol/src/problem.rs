@@ -13,11 +13,11 @@ pub enum Code {
     UnknownService,
     /// The service has no backend of that name.
     UnknownBackend,
-    /// No such call.
+    /// No such API call.
     UnknownCall,
     /// The call exists, with another method.
     MethodNotAllowed,
-    /// The backend has not proven itself healthy.
+    /// The backend isn't known to be healthy.
     BackendUnhealthy,
     /// An expectation did not hold.
     Conflict,
@@ -27,7 +27,7 @@ pub enum Code {
     BackendWithdrawn,
     /// The request is malformed, too large or out of range.
     InvalidRequest,
-    /// The configuration file can't be used as it is.
+    /// The configuration file is invalid.
     InvalidConfiguration,
     /// The peer's user may not do this.
     Forbidden,
@@ -35,7 +35,7 @@ pub enum Code {
     Busy,
     /// Not built yet.
     NotSupported,
-    /// A fault of the front door's own.
+    /// An internal error of uh-proxy.
     Internal,
 }
 
@@ -56,7 +56,8 @@ impl Code {
         }
     }
 
-    /// Whether the front door understood and declined, so that asking again as things stand is of no use.
+    /// Whether uh-proxy understood the request and refused it, so that repeating it won't help unless something
+    /// changes.
     #[must_use]
     pub fn is_refusal(self) -> bool {
         matches!(
@@ -79,9 +80,9 @@ pub struct Problem {
     pub code: Code,
     /// The HTTP status.
     pub status: u16,
-    /// What went wrong in two words.
+    /// A short title.
     pub title: String,
-    /// What happened, what is still true, and what to do next.
+    /// What happened, the current state, and what to do next.
     pub detail: String,
 }
 
@@ -98,7 +99,7 @@ impl Problem {
         let title = match code {
             Code::UnknownService => "unknown service",
             Code::UnknownBackend => "unknown backend",
-            Code::UnknownCall => "unknown call",
+            Code::UnknownCall => "unknown API call",
             Code::MethodNotAllowed => "method not allowed",
             Code::BackendUnhealthy => "backend unhealthy",
             Code::Conflict => "conflict",

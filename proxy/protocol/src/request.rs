@@ -1,11 +1,11 @@
-//! What the admin API takes, and what it replies on success. Durations end in their unit.
+//! Requests and successful replies of the admin API. Names of durations end in their unit.
 
 use serde::{Deserialize, Serialize};
 
 use crate::name::{BackendName, ServiceName};
 use crate::status::{BackendStatus, MaintenanceStatus};
 
-/// The longest time that a drain may be asked to wait: one day, so that a typo does not park a client for ever.
+/// The longest timeout of a drain: one day, so that a typo doesn't block a client indefinitely.
 pub const MAX_DRAIN_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// `POST /v1/services/{s}/switch`.
@@ -14,10 +14,10 @@ pub const MAX_DRAIN_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
 pub struct SwitchRequest {
     /// The backend to make active.
     pub to: BackendName,
-    /// Refuse unless this one is active now.
+    /// Refuse unless this backend is active now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect_active: Option<BackendName>,
-    /// Refuse unless this is the generation now, so that a slow, old deploy can't undo a newer one.
+    /// Refuse unless this is the current generation, so that a slow, old deploy can't undo a newer one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect_generation: Option<u64>,
     /// Switch even to an unhealthy backend. Written to the audit log.
@@ -42,37 +42,37 @@ pub struct Switched {
     pub from: BackendName,
     /// Active now.
     pub to: BackendName,
-    /// `false`: it was active already.
+    /// `false`: it was already active.
     pub changed: bool,
-    /// The generation now.
+    /// The current generation.
     pub generation: u64,
     /// When traffic moved (or, if nothing changed, when it last had): ISO 8601, UTC.
     pub switched_at: Option<String>,
-    /// Exchanges that the previous backend held when traffic moved.
+    /// Requests in flight on the previous backend when traffic moved.
     pub in_flight_previous: u64,
-    /// `false`: traffic has moved, but the disk refused the state file; it is tried again.
+    /// `false`: traffic has moved, but the state file couldn't be written; uh-proxy keeps retrying.
     pub persisted: bool,
-    /// Why it is not on disk.
+    /// Why it couldn't be saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist_error: Option<String>,
-    /// What a fresh probe of the backend found right before traffic moved. `None`: nothing changed.
+    /// The result of the probe made right before traffic moved. `None`: nothing changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<SwitchProbe>,
-    /// What an operator should know although the switch was done, such as endpoints that are unhealthy.
+    /// Warnings about a switch that was done, such as unhealthy endpoints.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
-/// The fresh probe that comes before a switch. A bad answer or a refused connection refuses the switch.
+/// The probe made right before a switch. A bad answer or a refused connection refuses the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchProbe {
-    /// What came of it.
+    /// Its outcome.
     pub result: SwitchProbeResult,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
 }
 
-/// What came of a fresh probe.
+/// The outcome of the probe before a switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SwitchProbeResult {
@@ -82,7 +82,7 @@ pub enum SwitchProbeResult {
     NoAnswer,
     /// It was not made: with `force`, where nothing is probed, or where the last good probe is fresh enough.
     Skipped,
-    /// Something that only a newer version knows.
+    /// A value that only a newer version knows.
     #[serde(other)]
     Other,
 }
@@ -91,11 +91,11 @@ pub enum SwitchProbeResult {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {
-    /// How long to wait at most; left out: the service's `drain_timeout`.
+    /// Wait at most this long; default: the service's `drain_timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// When the time is up: `true` cuts what is left, `false` cuts nothing; left out, the service's configuration
-    /// decides what becomes of tunnels, and requests are left alone.
+    /// When the time is up, `true` cuts what is left and `false` cuts nothing. If absent, the service's configuration
+    /// decides what happens to tunnels, and requests are never cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<bool>,
 }
@@ -107,15 +107,15 @@ pub struct Drained {
     pub drained: bool,
     /// How long it took.
     pub waited_ms: u64,
-    /// Exchanges that ended by themselves meanwhile.
+    /// Requests and tunnels that ended by themselves meanwhile.
     pub finished: u64,
-    /// Exchanges that were cut.
+    /// Requests and tunnels that were cut.
     pub cut: u64,
-    /// What is still there.
+    /// What is still in flight.
     pub remaining: Remaining,
 }
 
-/// Exchanges that a backend still holds.
+/// What is in flight on a backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remaining {
     /// Requests.
@@ -141,10 +141,10 @@ pub struct BackendRequest {
     /// The app's version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// Refuse unless this is the generation now.
+    /// Refuse unless this is the current generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect_generation: Option<u64>,
-    /// Give even the active backend other endpoints, which nobody has probed yet.
+    /// Change even the active backend's endpoints, although the new ones haven't been probed.
     #[serde(default)]
     pub force: bool,
 }
@@ -153,30 +153,30 @@ pub struct BackendRequest {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnsetRequest {
-    /// Refuse unless this is the generation now.
+    /// Refuse unless this is the current generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect_generation: Option<u64>,
-    /// Give even the active backend other endpoints, which nobody has probed yet.
+    /// Change even the active backend's endpoints, although the new ones haven't been probed.
     #[serde(default)]
     pub force: bool,
 }
 
-/// The reply to a registration, and to its end.
+/// The reply to a registration, and to its removal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Registered {
     /// The backend as it is now.
     #[serde(flatten)]
     pub backend: BackendStatus,
-    /// `false`: it was so already.
+    /// `false`: nothing was different.
     #[serde(default)]
     pub changed: bool,
-    /// The generation now; 0 from a proxy that doesn't report it here.
+    /// The current generation; 0 from a proxy that doesn't report it here.
     #[serde(default)]
     pub generation: u64,
-    /// `false`: it is so, but the disk refused the state file; it is tried again.
+    /// `false`: applied, but the state file couldn't be written; uh-proxy keeps retrying.
     #[serde(default = "yes")]
     pub persisted: bool,
-    /// Why it is not on disk.
+    /// Why it couldn't be saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist_error: Option<String>,
 }
@@ -189,30 +189,31 @@ fn yes() -> bool {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WithdrawRequest {
-    /// Refuse unless this is the generation now.
+    /// Refuse unless this is the current generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect_generation: Option<u64>,
 }
 
-/// The reply to a withdrawal: from now on no exchange starts on the backend, and none can be switched to it, until it
-/// is registered again.
+/// The reply to a withdrawal: no request starts on the backend, and nothing can switch to it, until it is registered
+/// again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Withdrawn {
     /// The service.
     pub service: ServiceName,
     /// The backend.
     pub backend: BackendName,
-    /// `false`: it was withdrawn already.
+    /// `false`: it was already withdrawn.
     pub changed: bool,
-    /// The generation now.
+    /// The current generation.
     pub generation: u64,
-    /// Requests that it still holds. Drain it before you stop it.
+    /// Requests still in flight on it. Drain it before you stop it.
     pub requests_in_flight: u64,
-    /// Upgraded connections that it still holds.
+    /// Tunnels still open on it.
     pub tunnels: u64,
-    /// `false`: it is withdrawn, but the disk refused the state file, so a restart could undo it; it is tried again.
+    /// `false`: it is withdrawn, but the state file couldn't be written, so a restart would undo it; uh-proxy keeps
+    /// retrying.
     pub persisted: bool,
-    /// Why it is not on disk.
+    /// Why it couldn't be saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist_error: Option<String>,
 }
@@ -238,14 +239,14 @@ pub struct Maintained {
     pub service: ServiceName,
     /// Whether it is in maintenance now.
     pub on: bool,
-    /// `false`: it was so already.
+    /// `false`: nothing was different.
     pub changed: bool,
-    /// What clients are told, if it is on.
+    /// The maintenance details, if it is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<MaintenanceStatus>,
-    /// `false`: it is so, but the disk refused the state file; it is tried again.
+    /// `false`: applied, but the state file couldn't be written; uh-proxy keeps retrying.
     pub persisted: bool,
-    /// Why it is not on disk.
+    /// Why it couldn't be saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist_error: Option<String>,
 }
@@ -253,20 +254,20 @@ pub struct Maintained {
 /// The reply of `POST /v1/reload`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
-    /// The generation now.
+    /// The current generation.
     pub generation: u64,
-    /// What is different now, as keys of the configuration.
+    /// The changed configuration keys.
     pub changed: Vec<String>,
-    /// What is different in the file, and is not in force until the front door is restarted.
+    /// Changed keys that only take effect after a restart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs_restart: Vec<String>,
-    /// What the file says of backends and is not in force, because a registration says otherwise.
+    /// Backend keys of the file that a registration overrides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overridden: Vec<String>,
-    /// `false`: it is in force, but the disk refused the state file; it is tried again.
+    /// `false`: applied, but the state file couldn't be written; uh-proxy keeps retrying.
     #[serde(default = "yes")]
     pub persisted: bool,
-    /// Why it is not on disk.
+    /// Why it couldn't be saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist_error: Option<String>,
 }

@@ -1,35 +1,35 @@
-//! The reply of `GET /v1/status`: what the front door knows about itself.
+//! The reply of `GET /v1/status`.
 
 use serde::{Deserialize, Serialize};
 
 use crate::name::{BackendName, ServiceName};
 
-/// Everything an operator asks for first.
+/// The state of uh-proxy and all its services.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// The front door's own process.
+    /// The uh-proxy process.
     pub proxy: ProxyStatus,
-    /// Grows at every change of routing, by one as a rule; the first change after a restart leaves some numbers out.
+    /// Increases with every change of routing, normally by one; the first change after a restart skips some numbers.
     pub generation: u64,
-    /// Whether the routing in force is on disk. `false`: a restart now could serve an older backend.
+    /// Whether the current routing is saved to disk. `false`: a restart now could activate an older backend.
     pub persisted: bool,
-    /// What was wrong with the state file at start, while that still matters.
+    /// Problems with the state file found at start, as long as they matter.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// In the order of the configuration.
     pub services: Vec<ServiceStatus>,
 }
 
-/// The front door's own process.
+/// The uh-proxy process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProxyStatus {
     /// Version of the program.
     pub version: String,
-    /// Process id.
+    /// Process ID.
     pub pid: u32,
     /// Seconds since start.
     pub uptime_s: u64,
-    /// Addresses that are really bound, with their ports.
+    /// Bound addresses, with their actual ports.
     pub listen: Vec<String>,
     /// Those on which HTTPS is served.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -64,46 +64,46 @@ pub struct CertificateStatus {
 pub struct ServiceStatus {
     /// Its name.
     pub name: ServiceName,
-    /// The backend that gets new requests.
+    /// The backend that receives new requests.
     pub active: BackendName,
-    /// The one before it, for rolling back.
+    /// The previously active backend, for a rollback.
     pub previous: Option<BackendName>,
     /// When the active backend last changed: ISO 8601, UTC.
     pub last_switch: Option<String>,
     /// Whether new requests are answered with the maintenance page.
     pub maintenance: bool,
-    /// What they are told.
+    /// The maintenance details.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance_details: Option<MaintenanceStatus>,
-    /// What an operator should know, such as unhealthy endpoints of the active backend.
+    /// Warnings, such as unhealthy endpoints of the active backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// In the order of the configuration.
     pub backends: Vec<BackendStatus>,
 }
 
-/// What clients of a service in maintenance are told.
+/// What a service in maintenance tells its clients.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaintenanceStatus {
     /// When it began: ISO 8601, UTC.
     pub since: String,
-    /// For people.
+    /// For humans.
     pub message: String,
     /// For the `Retry-After` header, in seconds.
     pub retry_after_s: u32,
 }
 
-/// Whether a backend gets new requests.
+/// Whether a backend receives new requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// It gets new requests.
+    /// It receives new requests.
     Active,
-    /// It gets none, and can be switched to.
+    /// It receives none, and can be switched to.
     Standby,
-    /// It gets none, and can't be switched to until it is registered again.
+    /// It receives none, and can't be switched to until it is registered again.
     Withdrawn,
-    /// Something that only a newer version knows.
+    /// A value that only a newer version knows.
     #[serde(other)]
     Other,
 }
@@ -115,17 +115,17 @@ pub struct BackendStatus {
     pub name: BackendName,
     /// The app's version, as registered with `PUT backends`.
     pub version: Option<String>,
-    /// Whether it gets new requests.
+    /// Whether it receives new requests.
     pub role: Role,
     /// `null` until enough probes have been made, and where probing is off.
     pub healthy: Option<bool>,
-    /// The newest probe of any of its endpoints; a failed one before a good one.
+    /// The latest probe of any of its endpoints; a failed one takes precedence.
     pub last_probe: Option<ProbeStatus>,
     /// Its addresses.
     pub endpoints: Vec<EndpointStatus>,
     /// Requests between their pick and their last byte, tunnels not counted.
     pub requests_in_flight: u64,
-    /// Upgraded connections in flight.
+    /// Open tunnels (upgraded connections).
     pub tunnels: u64,
     /// Connections to it.
     pub connections: ConnectionCounts,
@@ -136,7 +136,7 @@ pub struct BackendStatus {
 pub struct ConnectionCounts {
     /// Carrying an exchange.
     pub active: u64,
-    /// Kept for the next exchange.
+    /// Idle, kept for reuse.
     pub idle: u64,
 }
 
@@ -147,7 +147,7 @@ pub struct EndpointStatus {
     pub address: String,
     /// `null` until enough probes have been made.
     pub healthy: Option<bool>,
-    /// Its newest probe.
+    /// Its latest probe.
     pub last_probe: Option<ProbeStatus>,
 }
 
@@ -158,7 +158,7 @@ pub struct ProbeStatus {
     pub at: String,
     /// Whether it counts as healthy.
     pub ok: bool,
-    /// The HTTP status, if one came.
+    /// The HTTP status, if there was a response.
     pub status: Option<u16>,
     /// How long it took, in milliseconds.
     pub took_ms: u64,

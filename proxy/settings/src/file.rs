@@ -1,4 +1,4 @@
-//! From a file to what a program makes of it.
+//! Reads configuration files into a program's settings.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::section::{self, Section};
 /// The largest configuration file: thousands of services.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
-/// Reads a configuration file, and checks nothing.
+/// Reads a configuration file without checking it.
 ///
 /// # Errors
 /// The file can't be read.
@@ -25,8 +25,8 @@ pub fn read(path: &Path) -> Result<String, ConfigError> {
     Ok(text)
 }
 
-/// Has `take_apart` make a program's settings of a text, and gives them if there was no mistake. Relative paths in it
-/// start at `directory`; an empty one leaves them as they are.
+/// Parses a text into a program's settings with `take_apart`, and returns them if there are no mistakes. Relative paths
+/// are resolved against `directory`; an empty one leaves them unchanged.
 ///
 /// # Errors
 /// The text is not TOML, or has mistakes.
@@ -39,13 +39,13 @@ pub fn parse<T>(
     let mut root = Section::root(table, Lines::of(text), directory);
     let mistakes = root.mistakes();
     let settings = take_apart(&mut root);
-    // Only a section that is done with knows the keys that nobody asked for.
+    // Unknown keys are found when a section is dropped.
     drop(root);
     let mistakes = section::collect(&mistakes);
     if mistakes.0.is_empty() { Ok(settings) } else { Err(ConfigError::Mistakes(mistakes)) }
 }
 
-/// One text of another program's file, by its keys from the outside in. `None`: it is left out. Nothing else is checked.
+/// One string from another program's file, by its path of keys. `None`: not there. Nothing else is checked.
 ///
 /// # Errors
 /// The text is not TOML.

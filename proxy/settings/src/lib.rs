@@ -1,7 +1,8 @@
-//! Settings as people write them: TOML files that are checked key by key, and quantities with their units.
+//! TOML settings, checked key by key, and quantities with units.
 //!
-//! Every mistake in a file is reported at once, each with its key; an unknown key is a mistake; nothing malformed is ever
-//! replaced by a default. Used by every program with a configuration file; the values themselves are the programs' own.
+//! Every mistake in a file is reported at once, each with its key; an unknown key is a mistake; a malformed value is
+//! never replaced by a default. Used by every program with a configuration file; the values themselves are the
+//! programs' own.
 
 #[cfg(feature = "toml")]
 mod file;

@@ -1,4 +1,4 @@
-//! In which line each key of a file stands.
+//! The line of each key in a file.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 pub(crate) struct Lines(HashMap<String, usize>);
 
 impl Lines {
-    /// Those of a text; none if it is no TOML.
+    /// The lines of a text; empty if it isn't TOML.
     pub(crate) fn of(text: &str) -> Self {
         let mut found = Self::default();
         if let Ok(root) = DeTable::parse(text) {
@@ -20,7 +20,7 @@ impl Lines {
         found
     }
 
-    /// The line of a key, or else of what it should be in.
+    /// The line of a key, or of the table that should contain it.
     pub(crate) fn line(&self, key: &str) -> Option<usize> {
         let mut key = key;
         loop {

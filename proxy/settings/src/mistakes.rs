@@ -1,9 +1,9 @@
-//! What is wrong with a file.
+//! Mistakes in a file.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Why a configuration can't be used.
+/// Why a configuration is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
@@ -32,11 +32,11 @@ pub struct Mistakes(pub Vec<Mistake>);
 pub struct Mistake {
     /// The file's name, where it is known.
     pub file: Option<String>,
-    /// The line of the key, or else of the table that it should be in.
+    /// The line of the key, or of the table that should contain it.
     pub line: Option<usize>,
     /// The full key: `services.app.health.interval`.
     pub key: String,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and what is expected.
     pub reason: String,
 }
 
@@ -62,7 +62,7 @@ impl fmt::Display for Mistake {
 }
 
 impl ConfigError {
-    /// The same error, whose mistakes say in which file they are.
+    /// The same error with the file's name in each mistake.
     #[must_use]
     pub fn in_file(mut self, path: &Path) -> Self {
         if let Self::Mistakes(mistakes) = &mut self {

@@ -13,7 +13,7 @@ use crate::lines::Lines;
 use crate::mistakes::{Mistake, Mistakes};
 use crate::units;
 
-/// A table under its key. What nobody asked for by the time it is dropped is an unknown key.
+/// A table under its key. Keys that haven't been read when it is dropped are unknown.
 pub struct Section {
     directory: PathBuf,
     path: String,
@@ -24,8 +24,7 @@ pub struct Section {
 }
 
 impl Section {
-    /// The whole file, which lies in this directory. [`Section::mistakes`] has what is wrong with it, once every section
-    /// is dropped.
+    /// The whole file, in this directory. [`Section::mistakes`] is complete once every section is dropped.
     pub(crate) fn root(table: Table, lines: Lines, directory: &Path) -> Self {
         Self {
             directory: directory.to_owned(),
@@ -37,7 +36,7 @@ impl Section {
         }
     }
 
-    /// The mistakes found so far, and those still to come.
+    /// The list that collects the mistakes.
     pub(crate) fn mistakes(&self) -> Rc<RefCell<Vec<Mistake>>> {
         Rc::clone(&self.mistakes)
     }
@@ -51,7 +50,7 @@ impl Section {
         }
     }
 
-    /// Notes a mistake.
+    /// Records a mistake.
     pub fn mistake(&self, key: &str, reason: impl Into<String>) {
         let key = self.key(key);
         let line = self.lines.line(&key);
@@ -63,13 +62,13 @@ impl Section {
         self.table.remove(key)
     }
 
-    /// A table inside; empty if it is left out.
+    /// A nested table; empty if absent.
     pub fn section(&mut self, key: &'static str) -> Section {
         let value = self.take(key);
         self.child(key, value.unwrap_or_else(|| Value::Table(Table::new())))
     }
 
-    /// All tables inside a table, with their names, in the order of the file.
+    /// All tables in a table, with their names, in file order.
     pub fn sections(&mut self, key: &'static str) -> Vec<(String, Section)> {
         let mut outer = self.section(key);
         let children = std::mem::take(&mut outer.table);
@@ -111,28 +110,28 @@ impl Section {
             .collect()
     }
 
-    /// Whether the key is there.
+    /// Whether the key is present.
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
 
-    /// Whether the key is a list with nothing in it.
+    /// Whether the key is an empty list.
     pub fn is_empty_list(&self, key: &str) -> bool {
         self.table.get(key).and_then(Value::as_array).is_some_and(Vec::is_empty)
     }
 
-    /// A text.
+    /// A string.
     pub fn text(&mut self, key: &'static str) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
             other => {
-                self.mistake(key, format!("expected a text, found {}", other.type_str()));
+                self.mistake(key, format!("expected a string, found {}", other.type_str()));
                 None
             }
         }
     }
 
-    /// A text that is parsed further.
+    /// A string that is parsed further.
     pub fn parsed<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<T> {
         let text = self.text(key)?;
         self.read(key, &text)
@@ -148,12 +147,12 @@ impl Section {
         }
     }
 
-    /// A path; a relative one starts at the file's directory.
+    /// A path, resolved against the file's directory.
     pub fn path(&mut self, key: &'static str, default: &str) -> PathBuf {
         self.optional_path(key).unwrap_or_else(|| self.directory.join(default))
     }
 
-    /// A path that may be left out.
+    /// An optional path.
     pub fn optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
         let given = self.text(key)?;
         if given.is_empty() || given.contains('\0') {
@@ -168,15 +167,15 @@ impl Section {
         given.iter().map(|path| self.resolve(path)).collect()
     }
 
-    /// A path as the file means it: relative to the file's directory.
+    /// Resolves a path against the file's directory.
     pub fn resolve(&self, path: &str) -> PathBuf {
         self.directory.join(path)
     }
 
-    /// A list of texts that are parsed further. What can't be parsed is left out, and is a mistake.
+    /// A list of strings that are parsed further. An invalid item is a mistake and is left out.
     pub fn list<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<Vec<T>> {
         let Value::Array(values) = self.take(key)? else {
-            self.mistake(key, "expected a list of texts");
+            self.mistake(key, "expected a list of strings");
             return None;
         };
         let item = |(index, value)| match value {
@@ -184,7 +183,7 @@ impl Section {
             other => {
                 self.mistake(
                     &format!("{key}[{index}]"),
-                    format!("expected a text, found {}", Value::type_str(&other)),
+                    format!("expected a string, found {}", Value::type_str(&other)),
                 );
                 None
             }
@@ -208,7 +207,7 @@ impl Section {
         })
     }
 
-    /// A number with its unit; a bare number too, so that it can be told what it lacks.
+    /// A number with its unit; also a bare number, to report that the unit is missing.
     fn quantity(&mut self, key: &'static str) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
@@ -217,7 +216,7 @@ impl Section {
         }
     }
 
-    /// A length of time with its unit, within bounds.
+    /// A duration with its unit, within bounds.
     pub fn duration(
         &mut self,
         key: &'static str,
@@ -233,7 +232,7 @@ impl Section {
         default
     }
 
-    /// A length of time within bounds, or `"off"`.
+    /// A duration within bounds, or `"off"`.
     pub fn duration_or_off(
         &mut self,
         key: &'static str,
@@ -283,7 +282,7 @@ impl Section {
         default
     }
 
-    /// A share such as `"1%"` or `"0.5%"`, as a number from 0 to 1.
+    /// A percentage such as `"1%"` or `"0.5%"`, as a number from 0 to 1.
     pub fn share(&mut self, key: &'static str, default: f64) -> f64 {
         let Some(text) = self.quantity(key) else { return default };
         match units::parse_share(&text) {
@@ -295,7 +294,7 @@ impl Section {
         }
     }
 
-    /// A table of texts, such as an environment.
+    /// A table of strings, such as an environment.
     pub fn texts(&mut self, key: &'static str) -> std::collections::BTreeMap<String, String> {
         let mut section = self.section(key);
         let table = std::mem::take(&mut section.table);
@@ -303,7 +302,7 @@ impl Section {
         for (name, value) in table {
             match value {
                 Value::String(text) => drop(texts.insert(name, text)),
-                other => section.mistake(&name, format!("expected a text, found {}", other.type_str())),
+                other => section.mistake(&name, format!("expected a string, found {}", other.type_str())),
             }
         }
         texts
@@ -325,7 +324,7 @@ impl Drop for Section {
     fn drop(&mut self) {
         let unknown: Vec<String> = self.table.keys().cloned().collect();
         for key in unknown {
-            self.mistake(&key, format!("unknown key; known here: {}", self.asked.join(", ")));
+            self.mistake(&key, format!("unknown key; valid keys here: {}", self.asked.join(", ")));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Durations, sizes and shares with their units: `250ms`, `30s`, `5m`, `1h`; `512B`, `32KiB`, `10MiB`, `1GiB`; `1%`.
+//! Durations, sizes and percentages with their units: `250ms`, `30s`, `5m`, `1h`; `512B`, `32KiB`, `10MiB`, `1GiB`;
+//! `1%`.
 
 use std::time::Duration;
 
@@ -11,17 +12,17 @@ pub const HOUR: Duration = Duration::from_secs(60 * 60);
 /// For bounds and defaults.
 pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Why a text is not a quantity.
+/// Why a string isn't a valid quantity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// Not a duration.
-    #[error("{0:?} is not a duration: write a whole number and ms, s, m or h, as in \"30s\"")]
+    #[error("{0:?} isn't a duration: use a whole number followed by ms, s, m or h, such as \"30s\"")]
     Duration(String),
     /// Not a size.
-    #[error("{0:?} is not a size: write a whole number and B, KiB, MiB or GiB, as in \"32KiB\"")]
+    #[error("{0:?} isn't a size: use a whole number followed by B, KiB, MiB or GiB, such as \"32KiB\"")]
     Size(String),
-    /// Not a share.
-    #[error("{0:?} is not a share: write a number from 0 to 100 and %, as in \"1%\" or \"0.5%\"")]
+    /// Not a percentage.
+    #[error("{0:?} isn't a percentage: use a number from 0 to 100 followed by %, such as \"1%\" or \"0.5%\"")]
     Share(String),
 }
 
@@ -66,7 +67,7 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
     bytes.ok_or_else(|| UnitError::Size(text.chars().take(40).collect()))
 }
 
-/// Reads a share: 1 for `100%`.
+/// Reads a percentage: 1 for `100%`.
 ///
 /// # Errors
 /// No `%`, no number, or not from 0 to 100.

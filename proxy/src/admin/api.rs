@@ -1,4 +1,5 @@
-//! The admin API: HTTP requests to calls on [`Control`], results to replies. Fixed; see docs/admin-api.md.
+//! The admin API: maps HTTP requests to calls on [`Control`], and results to replies. It is a contract: see
+//! docs/admin-api.md.
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use super::socket::Peer;
 /// The media type of Prometheus' text format.
 const METRICS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Answers one request. Never fails: an error is a reply too.
+/// Answers one request. Never fails: an error is a reply as well.
 pub async fn answer(control: &Arc<Control>, request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
     match dispatch(control, request, peer).await {
         Ok(response) => response,
@@ -28,7 +29,7 @@ pub async fn answer(control: &Arc<Control>, request: Request<Incoming>, peer: Pe
     }
 }
 
-/// Answers a request on the metrics listener, where anybody may ask, but for nothing else.
+/// Answers a request on the metrics listener, which is open to anyone and serves nothing else.
 pub fn answer_metrics(control: &Control, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let result = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => metrics(control),
@@ -97,26 +98,26 @@ async fn dispatch(
             | ["v1", "services", _, "backends", _]
             | ["v1", "services", _, "backends", _, "drain" | "withdraw"],
             _,
-        ) => Err(Problem::new(Code::MethodNotAllowed, format!("{method} is not the method for this call"))),
+        ) => Err(Problem::new(Code::MethodNotAllowed, format!("this call doesn't support {method}"))),
         _ => Err(unknown_call(&path)),
     }
 }
 
-/// A change that has begun is carried out, logged and counted even if whoever asked for it is gone.
+/// Completes a change, with its log line and count, even if the caller disconnects.
 async fn to_its_end<T: Send + 'static>(
     change: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
-    let broken = |e| Problem::new(Code::Internal, format!("the change broke off: {e}"));
+    let broken = |e| Problem::new(Code::Internal, format!("the change failed unexpectedly: {e}"));
     tokio::spawn(change).await.map_err(broken)?
 }
 
 fn unknown_call(path: &str) -> Problem {
     let shown: String = path.chars().take(200).collect();
-    Problem::new(Code::UnknownCall, format!("there is no call {shown}"))
+    Problem::new(Code::UnknownCall, format!("no such API call: {shown}"))
 }
 
 fn backend_name(service: &str, text: &str) -> Result<BackendName, Problem> {
-    // What can't be a name can't be the name of a backend either.
+    // An invalid name can't be the name of a backend.
     text.parse().map_err(|e| {
         Problem::new(Code::UnknownBackend, format!("service {service} has no such backend: {e}"))
     })
@@ -126,7 +127,7 @@ async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Prob
     parse(&bytes(request).await?)
 }
 
-/// For calls that can be made without a body.
+/// For calls whose body is optional.
 async fn body_or_default<T: DeserializeOwned + Default>(request: Request<Incoming>) -> Result<T, Problem> {
     let bytes = bytes(request).await?;
     if bytes.is_empty() { Ok(T::default()) } else { parse(&bytes) }
@@ -142,17 +143,21 @@ async fn bytes(request: Request<Incoming>) -> Result<Bytes, Problem> {
     match read {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
-            Err(invalid(413, format!("the body is larger than {MAX_BODY_BYTES} bytes")))
+            Err(invalid(413, format!("the request body is larger than {MAX_BODY_BYTES} bytes")))
         }
-        Ok(Err(e)) => Err(invalid(400, format!("the body can't be read: {}", plain(&*e)))),
-        Err(_) => Err(invalid(400, format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()))),
+        Ok(Err(e)) => Err(invalid(400, format!("cannot read the request body: {}", plain(&*e)))),
+        Err(_) => {
+            Err(invalid(400, format!("the request body didn't arrive within {} s", BODY_TIMEOUT.as_secs())))
+        }
     }
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(bytes).map_err(|e| match e.classify() {
-        serde_json::error::Category::Data => invalid(422, format!("the body does not fit the call: {e}")),
-        _ => invalid(400, format!("the body is not JSON: {e}")),
+        serde_json::error::Category::Data => {
+            invalid(422, format!("the request body doesn't match this call: {e}"))
+        }
+        _ => invalid(400, format!("the request body isn't valid JSON: {e}")),
     })
 }
 

@@ -1,5 +1,4 @@
-//! The end of every change of routing: it is on disk, or it is known why not, and the audit log says what was done and
-//! who asked.
+//! Completes every change of the routing: waits until it is on disk or has failed, and writes the audit log.
 
 use std::time::Duration;
 
@@ -10,33 +9,33 @@ use uh_switching::Refusal;
 use super::control::{Control, cut};
 use super::socket::Peer;
 
-/// What the audit log says of a call. What does not apply is left out.
+/// The audit log's fields of a call. Fields that don't apply are left out.
 #[derive(Clone, Copy)]
 pub(super) struct Audit<'a> {
-    /// Who asked, on the admin socket.
+    /// The caller on the admin socket.
     pub peer: Option<Peer>,
-    /// Who asked, where that may be a signal.
+    /// The caller, or the signal.
     pub by: Option<&'a str>,
-    /// What for.
+    /// The requested action.
     pub action: &'static str,
-    /// For which service, as it was asked for.
+    /// The service, as requested.
     pub service: Option<&'a str>,
-    /// For which backend.
+    /// The backend.
     pub backend: Option<&'a BackendName>,
-    /// To which backend.
+    /// The target backend.
     pub to: Option<&'a BackendName>,
-    /// Whether by force.
+    /// Whether `force` was set.
     pub force: Option<bool>,
 }
 
 impl<'a> Audit<'a> {
-    /// A call of the admin socket about a service.
+    /// A call about a service.
     pub(super) fn new(peer: Peer, action: &'static str, service: &'a str) -> Self {
         let (peer, service) = (Some(peer), Some(service));
         Self { peer, by: None, action, service, backend: None, to: None, force: None }
     }
 
-    /// The same about a backend.
+    /// A call about a backend.
     pub(super) fn of_backend(
         peer: Peer,
         action: &'static str,
@@ -46,20 +45,20 @@ impl<'a> Audit<'a> {
         Self { backend: Some(backend), ..Self::new(peer, action, service) }
     }
 
-    /// A reload, which may be asked for by a signal.
+    /// A reload, requested by a call or a signal.
     pub(super) fn reload(by: &'a str) -> Self {
         let (peer, service, backend, to, force) = (None, None, None, None, None);
         Self { peer, by: Some(by), action: "reload", service, backend, to, force }
     }
 
-    /// Logs that it was refused.
+    /// Logs a refusal.
     pub(super) fn refused(&self, problem: &Problem) {
         let Self { peer, by, action, service, backend, to, force } = *self;
         tracing::warn!(target: "audit", peer = peer.map(display), by = by.map(display), action, service = service.map(cut),
             backend = backend.map(display), to = to.map(display), force, result = "refused", reason = problem.detail);
     }
 
-    /// Logs that it was done.
+    /// Logs a completed call.
     fn done(&self, did: &Did<'_>, persisted: bool) {
         let Self { peer, by, action, service, backend, to, force } = *self;
         let changed: &dyn Value = match &did.changed {
@@ -76,21 +75,21 @@ impl<'a> Audit<'a> {
     }
 }
 
-/// What is different.
+/// What changed.
 #[derive(Clone, Copy)]
 pub(super) enum Changed<'a> {
-    /// Whether anything is.
+    /// Whether anything changed.
     Whether(bool),
-    /// The keys of the configuration that are.
+    /// The changed configuration keys.
     What(&'a str),
 }
 
-/// What the audit log says of what was done. What does not apply is left out.
+/// The audit log's fields of a completed call. Fields that don't apply are left out.
 #[derive(Clone, Copy)]
 pub(super) struct Did<'a> {
-    /// What is different.
+    /// What changed.
     pub changed: Changed<'a>,
-    /// The generation now.
+    /// The current generation.
     pub generation: Option<u64>,
     pub from: Option<&'a BackendName>,
     pub forced_past_health: Option<bool>,
@@ -134,14 +133,14 @@ impl Default for Did<'_> {
 pub(super) enum Wait {
     /// What the call has changed.
     ThisChange,
-    /// It has changed nothing: the change before, so that the reply tells the truth about what is in force.
+    /// Nothing: wait for the previous change, so that the reply is true of the current state.
     LastChange,
     /// Nothing.
     Nothing,
 }
 
 impl Wait {
-    /// For a call that has changed something or found it as it should be.
+    /// For a call that changed something, or found it already done.
     pub(super) fn after(changed: bool) -> Self {
         if changed { Self::ThisChange } else { Self::LastChange }
     }
@@ -156,25 +155,25 @@ impl Persisted {
         self.0.is_ok()
     }
 
-    /// Why it is not.
+    /// Why it isn't.
     pub(super) fn error(self) -> Option<String> {
         self.0.err()
     }
 }
 
 impl Control {
-    /// The end of a call that was not refused: waits for the disk, and logs it.
+    /// Completes a call that wasn't refused: waits for the disk, and logs it.
     pub(super) async fn settle(&self, wait: Wait, audit: Audit<'_>, did: Did<'_>) -> Persisted {
         let persisted = match wait {
             Wait::ThisChange => self.persist().await,
-            Wait::LastChange => self.keeper.wait(self.keeper.routing()).await,
+            Wait::LastChange => self.state_writer.wait(self.state_writer.routing()).await,
             Wait::Nothing => Ok(()),
         };
         audit.done(&did, persisted.is_ok());
         Persisted(persisted)
     }
 
-    /// The end of a call that was refused: logs it, and explains it.
+    /// Completes a refused call: logs and explains it.
     pub(super) fn refuse(&self, audit: Audit<'_>, refusal: &Refusal) -> Problem {
         let problem = self.explain(audit.service.unwrap_or_default(), refusal);
         audit.refused(&problem);

@@ -20,7 +20,7 @@ impl Control {
     /// Registers a backend.
     ///
     /// # Errors
-    /// Refused; then nothing has changed.
+    /// If refused; nothing has changed then.
     pub async fn set_backend(
         &self,
         service: &str,
@@ -44,7 +44,7 @@ impl Control {
     /// Drops a backend's registration.
     ///
     /// # Errors
-    /// Refused; then nothing has changed.
+    /// If refused; nothing has changed then.
     pub async fn unset_backend(
         &self,
         service: &str,
@@ -63,7 +63,7 @@ impl Control {
     ) -> Result<Registered, Problem> {
         let done = done.map_err(|refusal| self.refuse(audit, &refusal))?;
         self.news.backends.notify_one();
-        // As it is now: by the time it is on disk, somebody may have changed it again.
+        // The state as of now: it may change again before it is on disk.
         let status = self.status_of(audit.service.unwrap_or_default(), &done.backend.name);
         let did = Did {
             changed: Changed::Whether(done.changed),
@@ -74,7 +74,7 @@ impl Control {
         };
         let persisted = self.settle(Wait::after(done.changed), audit, did).await;
         Ok(Registered {
-            backend: status.ok_or_else(|| internal("the service is gone"))?,
+            backend: status.ok_or_else(|| internal("the service no longer exists"))?,
             changed: done.changed,
             generation: done.generation,
             persisted: persisted.is_ok(),
@@ -88,10 +88,10 @@ impl Control {
         Some(self.backend_status(service, service.backend(backend)?))
     }
 
-    /// Withdraws a standby before somebody stops it.
+    /// Withdraws a standby before it is stopped.
     ///
     /// # Errors
-    /// Refused, as for the active backend; then nothing has changed.
+    /// If refused, as for the active backend; nothing has changed then.
     pub async fn withdraw(
         &self,
         service: &str,
@@ -103,7 +103,7 @@ impl Control {
         let audit = Audit::of_backend(peer, "withdraw", service, backend);
         let done = done.map_err(|refusal| self.refuse(audit, &refusal))?;
         fault::point("withdrawn");
-        let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
+        let service: ServiceName = service.parse().map_err(|_| internal("the service name isn't valid"))?;
         let did = Did {
             changed: Changed::Whether(done.changed),
             generation: Some(done.generation),
@@ -127,7 +127,7 @@ impl Control {
 
 fn addresses(endpoints: &[String]) -> Result<Vec<Address>, Problem> {
     if endpoints.is_empty() || endpoints.len() > MAX_ENDPOINTS {
-        return Err(invalid(format!("endpoints: write 1 to {MAX_ENDPOINTS} addresses")));
+        return Err(invalid(format!("endpoints: give 1 to {MAX_ENDPOINTS} addresses")));
     }
     let addresses: Result<Vec<Address>, _> = endpoints.iter().map(|text| text.parse()).collect();
     addresses.map_err(|e| invalid(format!("endpoints: {e}")))
@@ -139,9 +139,7 @@ fn check_version(version: Option<&str>) -> Result<(), Problem> {
     if version.is_none_or(fits) {
         return Ok(());
     }
-    Err(invalid(format!(
-        "version: write 1 to {MAX_VERSION_CHARS} characters, none of them control characters"
-    )))
+    Err(invalid(format!("version: use 1 to {MAX_VERSION_CHARS} characters and no control characters")))
 }
 
 fn invalid(detail: String) -> Problem {

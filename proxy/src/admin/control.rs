@@ -1,4 +1,4 @@
-//! What can be asked of a running front door. Each change is: check → swap → persist → reply, and one audit line.
+//! The operations of a running uh-proxy. Each change is: check → swap → persist → reply, and one audit line.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -15,37 +15,37 @@ use super::maintenance::maintenance_status;
 use super::reload::Reloading;
 use super::switch::partly_healthy;
 use crate::config::Service;
-use crate::front::attention::{Bell, Stage};
+use crate::front::broadcast::{Broadcast, StopStage};
 use crate::front::{Backend, Board, LiveService};
 use crate::health::prober::HealthNews;
 use crate::observe::meters::{BackendMeters, Meters};
 use crate::observe::metrics::Metrics;
 use crate::state::file::StateFile;
-use crate::state::keeper::{Change, Keeper};
 use crate::state::time::iso_millis;
+use crate::state::writer::{StateChange, StateWriter};
 use crate::tls;
 
-/// A running front door, as the admin side sees it.
+/// A running uh-proxy, as the admin side sees it.
 pub struct Control {
     /// Where routing changes.
     pub board: Arc<Board>,
     /// Writes the state.
-    pub keeper: Arc<Keeper>,
+    pub state_writer: Arc<StateWriter>,
     /// The data path's counters.
     pub meters: Arc<Meters>,
     /// The Prometheus text.
     pub metrics: Metrics,
     /// Wakes the workers' connections.
-    pub bells: Vec<Arc<Bell>>,
+    pub broadcasts: Vec<Arc<Broadcast>>,
     /// What a reload needs.
     pub reloading: Reloading,
-    /// Grows as long as the admin thread makes progress.
+    /// Increases as long as the admin thread makes progress.
     pub admin_heartbeat: AtomicU64,
     /// Wakes the prober.
     pub news: Arc<HealthNews>,
     /// When the process started.
     pub started: Instant,
-    /// Addresses really bound, for plain HTTP.
+    /// The addresses bound for plain HTTP.
     pub listen: Vec<String>,
     /// Those for HTTPS.
     pub listen_tls: Vec<String>,
@@ -53,7 +53,7 @@ pub struct Control {
     pub tls: Option<Arc<tls::Server>>,
     /// The metrics listener's address.
     pub metrics_address: Option<String>,
-    /// What was wrong with the state file at the start.
+    /// Problems with the state file found at start.
     pub warnings: Vec<String>,
 }
 
@@ -70,10 +70,10 @@ impl Control {
                 listen_tls: self.listen_tls.clone(),
                 certificates: self.certificates(),
                 metrics: self.metrics_address.clone(),
-                stopping: self.bells.iter().any(|bell| bell.stage() != Stage::Running),
+                stopping: self.broadcasts.iter().any(|broadcast| broadcast.stage() != StopStage::Running),
             },
             generation: live.snapshot.generation,
-            persisted: self.keeper.is_persisted(),
+            persisted: self.state_writer.is_persisted(),
             warnings: self.warnings.clone(),
             services: live.services.iter().map(|service| self.service_status(service)).collect(),
         }
@@ -134,7 +134,7 @@ impl Control {
         service: &str,
         backend: &BackendName,
     ) -> Result<Arc<BackendMeters>, Problem> {
-        let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
+        let service: ServiceName = service.parse().map_err(|_| internal("the service name isn't valid"))?;
         Ok(self.meters.backend(&service, backend))
     }
 
@@ -148,21 +148,23 @@ impl Control {
         snapshot.services.iter().map(of).sum()
     }
 
-    /// Writes the state in the background, for what nobody waits for.
+    /// Writes the state in the background, for changes that nobody waits for.
     pub fn persist_later(&self) {
         if let Some(state) = StateFile::of(&self.board.view()) {
-            self.keeper.submit(state, Change::Facts);
+            self.state_writer.submit(state, StateChange::BackendInfo);
         }
     }
 
     pub(super) async fn persist(&self) -> Result<(), String> {
         match StateFile::of(&self.board.view()) {
-            Some(state) => self.keeper.wait(self.keeper.submit(state, Change::Routing)).await,
+            Some(state) => {
+                self.state_writer.wait(self.state_writer.submit(state, StateChange::Routing)).await
+            }
             None => Ok(()),
         }
     }
 
-    /// What a refusal means to whoever asked: what is true, and what to do.
+    /// Explains a refusal to the caller: the current state, and what to do.
     pub(super) fn explain(&self, service: &str, refusal: &Refusal) -> Problem {
         let code = match refusal {
             Refusal::UnknownService { .. } => Code::UnknownService,
@@ -182,9 +184,9 @@ impl Control {
             let reason = match (probe.as_ref().and_then(|probe| probe.error.as_deref()), health) {
                 (Some(error), _) => format!("its last probe failed: {error}"),
                 (None, Health::Unknown) => {
-                    "there have not been enough good probes yet; try again in a moment".to_owned()
+                    "it hasn't passed enough probes yet; try again in a moment".to_owned()
                 }
-                (None, _) => "its last probe was good, but too few in a row were".to_owned(),
+                (None, _) => "its last probe passed, but it hasn't passed enough in a row".to_owned(),
             };
             let at = probe.map(|probe| format!(" ({})", probe.at)).unwrap_or_default();
             detail = format!("{detail}: {reason}{at}. To switch anyway, use force");
@@ -193,7 +195,7 @@ impl Control {
     }
 }
 
-/// The newest probe of any endpoint; a failed one before a good one.
+/// The latest probe of any endpoint; a failed one takes precedence.
 fn last_probe(backend: &Backend) -> Option<ProbeStatus> {
     let probes = backend.endpoints.iter().filter_map(|endpoint| endpoint.last_probe());
     probes.max_by(|a, b| (!a.ok, &a.at).cmp(&(!b.ok, &b.at)))
@@ -211,7 +213,7 @@ pub(super) fn internal(detail: &str) -> Problem {
     Problem::new(Code::Internal, detail)
 }
 
-/// What a client sent, short enough for a log line.
+/// A client's text, shortened for a log line.
 pub(super) fn cut(text: &str) -> String {
     text.chars().take(uh_protocol::name::MAX_NAME_BYTES).collect()
 }

@@ -1,10 +1,10 @@
-//! A drain, as the admin side carries it out.
+//! Drains, as the admin side performs them.
 
 use std::time::{Duration, Instant};
 
 use uh_protocol::request::{DrainRequest, Drained, MAX_DRAIN_TIMEOUT_MS};
 use uh_protocol::{BackendName, Code, Problem};
-use uh_switching::Farewell;
+use uh_switching::CloseSchedule;
 
 use super::audit::Audit;
 use super::control::{Control, cut};
@@ -12,13 +12,13 @@ use super::socket::Peer;
 use crate::config::TunnelsAtDrain;
 use crate::front::fittings::Fittings;
 
-/// Drains that may be waited for at the same time: fewer than calls, so that they can't keep a switch out.
+/// Concurrent drains: fewer than concurrent calls, so that they can't block a switch.
 const MAX_DRAINS: i64 = 64;
 
-/// How long exchanges that were cut may take to notice: they are woken at once.
+/// How long cut exchanges may take to notice: they are woken immediately.
 const CUT_GRACE: Duration = Duration::from_secs(2);
 
-/// How often a drain looks whether the tunnels are gone while requests are not.
+/// How often a drain checks whether the tunnels are gone while requests remain.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 type Drain = uh_switching::Drain<Fittings>;
@@ -27,7 +27,7 @@ impl Control {
     /// `POST /v1/services/{s}/backends/{b}/drain`
     ///
     /// # Errors
-    /// Refused for the active backend, or because it became active meanwhile.
+    /// If the backend is active, or becomes active meanwhile.
     pub async fn drain(
         &self,
         service: &str,
@@ -36,7 +36,9 @@ impl Control {
         peer: Peer,
     ) -> Result<Drained, Problem> {
         let timeout = self.drain_timeout(service, request.timeout_ms)?;
-        let busy = || Problem::new(Code::Busy, format!("{MAX_DRAINS} drains are being waited for already"));
+        let busy = || {
+            Problem::new(Code::Busy, format!("{MAX_DRAINS} drains are already in progress; try again later"))
+        };
         let _waiting = self.metrics.drain_waits(MAX_DRAINS).ok_or_else(busy)?;
         let start = Instant::now();
         let deadline = start + timeout;
@@ -45,8 +47,8 @@ impl Control {
             let audit = Audit::of_backend(peer, "drain", service, backend);
             drain.map_err(|refusal| self.refuse(audit, &refusal))
         };
-        // Taken again at each switch, and until it says itself that nothing is left: the backend may have been active
-        // again for a while. If it is active now, the answer would be worthless, and whoever asked must not stop it.
+        // Repeated at each switch until nothing is left, since the backend may have been active again in between. If it
+        // is active now, the reply must be an error, so that the caller doesn't stop it.
         let mut drain = handle()?;
         let before = drain.remaining();
         let meters = self.backend_meters(service, backend)?;
@@ -78,7 +80,7 @@ impl Control {
             self.await_tunnels(&drain, request.cut == Some(true), spread + CUT_GRACE, is_standby).await;
             drain = handle().map_err(|mut problem| {
                 let cut = meters.cut_total() - cut_before;
-                problem.detail = format!("{} ({cut} exchanges were cut before that)", problem.detail);
+                problem.detail = format!("{} ({cut} requests were cut before that)", problem.detail);
                 problem
             })?;
         }
@@ -104,12 +106,12 @@ impl Control {
 
     /// Closes tunnels, one after the other.
     fn close_tunnels(&self, drain: &Drain, spread: Duration) {
-        let over = Farewell::length(drain.remaining().tunnels, spread);
-        drain.close_tunnels(Farewell { from: tokio::time::Instant::now(), over });
-        self.bells.iter().for_each(|bell| bell.ring());
+        let over = CloseSchedule::length(drain.remaining().tunnels, spread);
+        drain.close_tunnels(CloseSchedule { from: tokio::time::Instant::now(), over });
+        self.broadcasts.iter().for_each(|broadcast| broadcast.wake_all());
     }
 
-    /// Waits until the tunnels are gone, and with `requests` those too; for as long as that may take, and as it is a
+    /// Waits until the tunnels are gone (and the requests, if `requests`), up to a limit and as long as it is a
     /// standby.
     async fn await_tunnels(
         &self,
@@ -126,7 +128,7 @@ impl Control {
         }
     }
 
-    /// What a service's configuration says of tunnels at a drain.
+    /// A service's configured drain policy for tunnels.
     fn tunnel_policy(&self, service: &str) -> (TunnelsAtDrain, Duration) {
         let snapshot = self.board.snapshot();
         let config = snapshot.service(service).map(|state| &state.config);
@@ -137,7 +139,7 @@ impl Control {
 
     fn drain_timeout(&self, service: &str, asked_ms: Option<u64>) -> Result<Duration, Problem> {
         if let Some(ms) = asked_ms.filter(|ms| *ms > MAX_DRAIN_TIMEOUT_MS) {
-            let detail = format!("timeout_ms is {ms}; the most is {MAX_DRAIN_TIMEOUT_MS}");
+            let detail = format!("timeout_ms is {ms}; the maximum is {MAX_DRAIN_TIMEOUT_MS}");
             return Err(Problem::with_status(Code::InvalidRequest, 422, detail));
         }
         let snapshot = self.board.snapshot();

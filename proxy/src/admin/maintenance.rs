@@ -11,23 +11,23 @@ use super::control::{Control, internal};
 use super::socket::Peer;
 use crate::state::time::iso_millis;
 
-/// What clients are told unless the operator says something else.
+/// The default maintenance message.
 const MESSAGE: &str = "We are working on this service. It will be back soon.";
 
-/// When clients are asked to come back unless the operator says something else, in seconds.
+/// The default of `Retry-After`, in seconds.
 const RETRY_AFTER_S: u32 = 300;
 
-/// The longest message, in characters: it is part of every answer.
+/// The longest message, in characters: it is sent with every answer.
 const MAX_MESSAGE_CHARS: usize = 1000;
 
-/// The latest time to come back, in seconds: a week. Later is no maintenance.
+/// The largest `Retry-After`, in seconds: a week.
 const MAX_RETRY_AFTER_S: u32 = 7 * 24 * 60 * 60;
 
 impl Control {
-    /// Begins or ends maintenance.
+    /// Turns maintenance on or off.
     ///
     /// # Errors
-    /// Refused; then nothing has changed.
+    /// If refused; nothing has changed then.
     pub async fn maintenance(
         &self,
         service: &str,
@@ -38,7 +38,7 @@ impl Control {
         let set = self.board.set_maintenance(service, wanted);
         let audit = Audit::new(peer, "maintenance", service);
         let (now, changed) = set.map_err(|refusal| self.refuse(audit, &refusal))?;
-        let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
+        let service: ServiceName = service.parse().map_err(|_| internal("the service name isn't valid"))?;
         let did = Did {
             changed: Changed::Whether(changed),
             on: Some(now.is_some()),
@@ -58,23 +58,23 @@ impl Control {
     }
 }
 
-/// What is asked for; `None`: that it ends.
+/// The requested maintenance; `None`: turn it off.
 fn wanted(request: MaintenanceRequest) -> Result<Option<Maintenance>, Problem> {
     let invalid = |detail: String| Err(Problem::with_status(Code::InvalidRequest, 422, detail));
     let MaintenanceRequest { on, message, retry_after_s } = request;
     if !on && (message.is_some() || retry_after_s.is_some()) {
-        return invalid("message, retry_after_s: only for maintenance that is on".to_owned());
+        return invalid("message and retry_after_s are only valid when turning maintenance on".to_owned());
     }
     let message = message.unwrap_or_else(|| MESSAGE.to_owned());
     let odd = |c: char| c.is_control() && c != '\n' && c != '\t';
     if message.trim().is_empty() || message.chars().count() > MAX_MESSAGE_CHARS || message.contains(odd) {
         return invalid(format!(
-            "message: write 1 to {MAX_MESSAGE_CHARS} characters, none of them control characters"
+            "message: use 1 to {MAX_MESSAGE_CHARS} characters and no control characters"
         ));
     }
     let retry_after_s = retry_after_s.unwrap_or(RETRY_AFTER_S);
     if !(1..=MAX_RETRY_AFTER_S).contains(&retry_after_s) {
-        return invalid(format!("retry_after_s: write 1 to {MAX_RETRY_AFTER_S}"));
+        return invalid(format!("retry_after_s: use 1 to {MAX_RETRY_AFTER_S}"));
     }
     Ok(on.then(|| Maintenance { message, retry_after_s, since: Timestamp::now() }))
 }

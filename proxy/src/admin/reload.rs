@@ -1,5 +1,5 @@
-//! Reading the configuration file again: all of it is checked first, then all of it is put in force, and no connection
-//! is touched. What only a restart can change is named, and stays as it is.
+//! Reloads the configuration: the whole file is checked first, then all of it is applied, and no connection is touched.
+//! Keys that need a restart are listed and keep their old values.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,26 +17,26 @@ use super::control::Control;
 use super::socket::Peer;
 use crate::config::{self, Config, changes};
 use crate::front::settings::{Settings, SettingsCell};
-use crate::observe::access_log::{self, Outlet, Reopened, Sink};
+use crate::observe::access_log::{self, LogControl, Reopened, Sink};
 use crate::systemd;
 use crate::tls;
 
 /// How long reading and checking may take: a file on a disk that hangs, or a log that is a pipe without a reader, must
-/// not park the caller.
+/// not block the caller.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a reload needs beside the switchboard.
+/// What a reload needs in addition to the switchboard.
 pub struct Reloading {
     /// The configuration file.
     pub path: PathBuf,
-    /// Its text as it was last put in force. Its lock makes reloads take turns.
+    /// Its text as last applied. The lock serialises reloads.
     pub text: Mutex<String>,
-    /// Its text at the start: what a restart would change is told by this one.
+    /// Its text at start: compared to find what a restart would change.
     pub text_at_start: String,
-    /// Where each worker's connections find their settings.
+    /// Each worker's settings.
     pub settings: Vec<Arc<SettingsCell>>,
     /// Where the access log goes.
-    pub outlet: Outlet,
+    pub log_control: LogControl,
     /// Notified at SIGHUP.
     pub wanted: Notify,
     /// Notified at SIGUSR1.
@@ -45,7 +45,7 @@ pub struct Reloading {
     pub reopening: Arc<Mutex<()>>,
 }
 
-/// Who asked.
+/// Who requested the reload.
 #[derive(Debug, Clone, Copy)]
 pub enum Asked {
     /// A caller of the admin socket.
@@ -54,7 +54,7 @@ pub enum Asked {
     BySignal,
 }
 
-/// A configuration of which every part is known to work.
+/// A configuration that has been checked completely.
 struct Checked {
     text: String,
     config: Config,
@@ -63,19 +63,19 @@ struct Checked {
     log: Sink,
 }
 
-/// What became of opening the access log again.
+/// The result of reopening the access log.
 #[derive(Debug)]
 enum Reopening {
     Done(Reopened),
     Failed(io::Error),
-    /// It goes on, and takes effect once the disk answers.
+    /// It continues, and takes effect once the disk responds.
     Slow,
-    /// An earlier one hangs, and this one was not begun.
+    /// An earlier one hangs, so this one wasn't started.
     Busy,
 }
 
-/// Opens the access log again by `open`, which may wait for a disk. One at a time, whose `turn` it is: each that hangs
-/// holds a thread, of which there are few.
+/// Reopens the access log with `open`, which may wait for a disk. One at a time, guarded by `turn`: each attempt that
+/// hangs occupies one of few threads.
 async fn reopen_within(
     at_most: Duration,
     turn: &Arc<Mutex<()>>,
@@ -97,16 +97,16 @@ async fn reopen_within(
 }
 
 impl Control {
-    /// Reloads at every SIGHUP, for ever. Signals that come while one is carried out are answered by one more.
+    /// Reloads at every SIGHUP, indefinitely. Signals that arrive during a reload cause one more.
     pub async fn reload_when_wanted(self: Arc<Self>) {
         loop {
             self.reloading.wanted.notified().await;
-            // The result is in the log.
+            // The result has been logged.
             let _ = self.reload(Asked::BySignal).await;
         }
     }
 
-    /// Opens the access log again at every SIGUSR1, indefinitely.
+    /// Reopens the access log at every SIGUSR1, indefinitely.
     pub async fn reopen_log_when_wanted(self: Arc<Self>) {
         loop {
             self.reloading.reopen_wanted.notified().await;
@@ -114,10 +114,10 @@ impl Control {
         }
     }
 
-    /// Opens the access log again and logs how that went. What is wrong with it stops nothing.
+    /// Reopens the access log and logs the result. A failure stops nothing.
     async fn reopen_log(&self, why: &str) {
-        let outlet = self.reloading.outlet.clone();
-        match reopen_within(CHECK_TIMEOUT, &self.reloading.reopening, move || outlet.reopen()).await {
+        let log_control = self.reloading.log_control.clone();
+        match reopen_within(CHECK_TIMEOUT, &self.reloading.reopening, move || log_control.reopen()).await {
             Reopening::Done(Reopened::File(path)) => {
                 tracing::info!(path = %path.display(), why, "access log reopened");
             }
@@ -125,18 +125,18 @@ impl Control {
                 tracing::info!(why, "the access log isn't a file; nothing to reopen");
             }
             Reopening::Failed(error) => {
-                tracing::error!(error = %plain(&error), why, "access log not reopened; lines go to the old file");
+                tracing::error!(error = %plain(&error), why, "cannot reopen the access log; still writing to the old file");
             }
             Reopening::Slow => {
                 tracing::error!(
                     why,
-                    "the disk is slow; lines go to the old access log until it opens the new one"
+                    "the disk is slow; still writing to the old access log until the new one is open"
                 );
             }
             Reopening::Busy => {
                 tracing::error!(
                     why,
-                    "the access log was not reopened: the disk is slow, and an earlier reopening still hangs; try again"
+                    "the access log was not reopened: an earlier attempt is still waiting for the disk; try again"
                 );
             }
         }
@@ -145,11 +145,11 @@ impl Control {
     /// `POST /v1/reload`
     ///
     /// # Errors
-    /// The file can't be used; then nothing has changed.
+    /// If the file is invalid; nothing has changed then.
     pub async fn reload(&self, asked: Asked) -> Result<Reloaded, Problem> {
         let mut text = self.reloading.text.lock().await;
         systemd::reloading();
-        // First, whatever the file says: whoever has rotated the log must not lose lines to a mistake in the file.
+        // First and in any case: after a log rotation, a mistake in the file must not cost log lines.
         self.reopen_log("reload").await;
         let by = match asked {
             Asked::By(peer) => peer.to_string(),
@@ -161,7 +161,7 @@ impl Control {
             Ok(done) => format!("serving, generation {}", done.generation),
             Err(problem) => {
                 audit.refused(problem);
-                "serving; the last reload was refused, see the log".to_owned()
+                "serving; the last reload was rejected, see the log".to_owned()
             }
         };
         systemd::ready(&said);
@@ -171,7 +171,7 @@ impl Control {
     async fn check_and_apply(&self, text: &mut String, audit: Audit<'_>) -> Result<Reloaded, Problem> {
         let path = self.reloading.path.clone();
         let checked = tokio::task::spawn_blocking(move || check(&path));
-        let late = |_| unusable(&self.reloading.path, "reading it takes too long");
+        let late = |_| unusable(&self.reloading.path, "reading it timed out");
         let checked = tokio::time::timeout(CHECK_TIMEOUT, checked).await.map_err(late)?;
         let checked = checked.map_err(|e| Problem::new(Code::Internal, e.to_string()))??;
         let Checked { text: new_text, config, settings, tls, log } = checked;
@@ -180,7 +180,7 @@ impl Control {
             server.may_replace(checked).map_err(|e| unusable(&self.reloading.path, &plain(&e)))?;
         }
         let record = |service: &config::Service| {
-            Some((service.name.clone(), self.keeper.entry(&service.name)?.record()))
+            Some((service.name.clone(), self.state_writer.entry(&service.name)?.record()))
         };
         let known = config.services.iter().filter_map(record).collect();
         let services = config.services.into_iter().map(Arc::new).collect();
@@ -191,14 +191,14 @@ impl Control {
         for cell in &self.reloading.settings {
             cell.store(settings.clone());
         }
-        self.reloading.outlet.redirect(config.server.access_log, log);
+        self.reloading.log_control.redirect(config.server.access_log, log);
         let keys = changes::changed_keys(text, &new_text);
         let overridden = self.overridden(&keys);
         let only_order = keys.is_empty() && done.changed;
         let in_force = |key: &String| !changes::needs_restart(key) && !overridden.contains(key);
         let mut changed: Vec<String> = keys.into_iter().filter(in_force).collect();
         if only_order {
-            // The same tables in another order.
+            // The same tables in a different order.
             changed.push("services".to_owned());
         }
         let needs_restart = changes::changed_keys(&self.reloading.text_at_start, &new_text);
@@ -227,8 +227,8 @@ impl Control {
         })
     }
 
-    /// What the file says of backends and is not in force, because they are registered otherwise. `changed`: the keys
-    /// that the last reload has changed in the file.
+    /// Backend keys of the file that a registration overrides. `changed`: the keys that changed in the file since the
+    /// last reload.
     fn overridden(&self, changed: &[String]) -> Vec<String> {
         let snapshot = self.board.snapshot();
         let mut keys = Vec::new();
@@ -252,7 +252,7 @@ impl Control {
     }
 }
 
-/// Reads and checks everything, and changes nothing.
+/// Reads and checks everything without changing anything.
 fn check(path: &Path) -> Result<Checked, Problem> {
     let text = config::read(path).map_err(|e| unusable(path, &plain(&e)))?;
     let config = config::parse(&text).map_err(|e| unusable(path, &plain(&e.in_file(path))))?;
@@ -264,7 +264,7 @@ fn check(path: &Path) -> Result<Checked, Problem> {
 }
 
 fn unusable(path: &Path, reason: &str) -> Problem {
-    let detail = format!("{} can't be used, and nothing has changed: {reason}", path.display());
+    let detail = format!("cannot load {}, so nothing was changed: {reason}", path.display());
     Problem::new(Code::InvalidConfiguration, detail)
 }
 

@@ -1,4 +1,4 @@
-//! Serves the admin API on the Unix socket, and the metrics on their own listener, both by hyper on the admin thread.
+//! Serves the admin API on the Unix socket and the metrics on their own listener, both with hyper on the admin thread.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -22,7 +22,7 @@ use uh_system::plain;
 
 use super::api;
 use super::control::Control;
-use super::socket::{AdminSocket, Peer, Place};
+use super::socket::{AdminSocket, Peer, SocketFile};
 
 /// The largest request body: the largest call registers 64 endpoints.
 pub const MAX_BODY_BYTES: usize = 64 << 10;
@@ -30,31 +30,32 @@ pub const MAX_BODY_BYTES: usize = 64 << 10;
 /// How long a request body may take.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a request head may take. Idle callers are shown out after this.
+/// How long a request head may take. Idle connections are closed after this.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The largest request head.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 
-/// Calls at the same time, waiting drains among them.
+/// Concurrent calls, including waiting drains.
 const MAX_CALLS: usize = 256;
 
-/// After `accept` failed, so that a lack of descriptors does not become a busy loop.
+/// The pause after a failed `accept`, so that a lack of file descriptors doesn't cause a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Refusals at the same time. Callers beyond that, who have no right to call, are not even told.
+/// Concurrent refusals. Beyond that, unauthorised connections are closed without an answer.
 const MAX_REFUSALS: usize = 16;
 
-/// How long a caller may take to read its answer, beyond what the call itself takes.
+/// How long a caller may take to read its reply, in addition to the call itself.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often the socket's file is looked at.
+/// How often the socket's file is checked.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Serves the admin API for ever. If the socket's file is removed, it is made anew: an operator must always get through.
+/// Serves the admin API indefinitely. If the socket's file is removed, it is recreated: operators must always have
+/// access.
 pub async fn serve_admin(socket: Arc<Mutex<AdminSocket>>, control: Arc<Control>, users: Vec<u32>) {
     let (mut callers, refusals) = (Callers::default(), Arc::new(Semaphore::new(MAX_REFUSALS)));
-    let mut watch = SocketWatch { socket, before: Place::Ours };
+    let mut watch = SocketWatch { socket, before: SocketFile::Ours };
     let mut look = tokio::time::interval(LOOK_EVERY);
     let mut listener = None;
     loop {
@@ -93,19 +94,19 @@ pub async fn serve_admin(socket: Arc<Mutex<AdminSocket>>, control: Arc<Control>,
             drop(refusal);
         });
         if is_caller {
-            callers.0.push_back(Caller { asked, task: task.abort_handle() });
+            callers.0.push_back(AdminCaller { asked, task: task.abort_handle() });
         }
     }
 }
 
-/// Sees to it that the socket can be found.
+/// Makes sure that the socket can be found.
 struct SocketWatch {
     socket: Arc<Mutex<AdminSocket>>,
-    before: Place,
+    before: SocketFile,
 }
 
 impl SocketWatch {
-    /// Looks at the socket's file, and whether it had to be made anew.
+    /// Checks the socket's file, and returns whether it had to be recreated.
     fn has_renewed(&mut self) -> bool {
         let mut socket = self.socket.lock();
         if socket.is_removed() {
@@ -115,8 +116,8 @@ impl SocketWatch {
         let news = std::mem::replace(&mut self.before, place) != place;
         let path = socket.path().display().to_string();
         match place {
-            Place::Ours => false,
-            Place::Foreign => {
+            SocketFile::Ours => false,
+            SocketFile::Foreign => {
                 if news {
                     tracing::error!(
                         path,
@@ -125,15 +126,15 @@ impl SocketWatch {
                 }
                 false
             }
-            Place::Empty => match socket.renew() {
+            SocketFile::Empty => match socket.renew() {
                 Ok(()) => {
                     tracing::warn!(path, "the admin socket was removed; recreated it");
-                    self.before = Place::Ours;
+                    self.before = SocketFile::Ours;
                     true
                 }
                 Err(error) => {
                     if news {
-                        tracing::error!(path, error = %plain(&error), "the admin socket was removed and cannot be recreated; trying again");
+                        tracing::error!(path, error = %plain(&error), "the admin socket was removed and cannot be recreated; retrying");
                     }
                     false
                 }
@@ -146,7 +147,7 @@ impl SocketWatch {
         match listener {
             Ok(listener) => Some(listener),
             Err(error) => {
-                tracing::warn!(error = %plain(&error), "cannot listen on the admin socket; trying again");
+                tracing::warn!(error = %plain(&error), "cannot listen on the admin socket; retrying");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 None
             }
@@ -156,17 +157,17 @@ impl SocketWatch {
 
 /// Who is connected, oldest first.
 #[derive(Default)]
-struct Callers(VecDeque<Caller>);
+struct Callers(VecDeque<AdminCaller>);
 
-struct Caller {
-    /// Whether its request has come.
+struct AdminCaller {
+    /// Whether its request has arrived.
     asked: Arc<AtomicBool>,
     task: AbortHandle,
 }
 
 impl Callers {
-    /// Makes room for one more. Where there is none, whoever has been connected longest without asking for anything goes: an
-    /// operator asks at once, and must get through whatever else hangs on the socket.
+    /// Makes room for one more connection. If all slots are in use, the oldest connection that has sent no request is
+    /// dropped: operators send their request immediately, so idle connections can't lock them out.
     fn make_room(&mut self) -> Result<(), Problem> {
         self.0.retain(|caller| !caller.task.is_finished());
         if self.0.len() < MAX_CALLS {
@@ -178,30 +179,34 @@ impl Callers {
                 caller.task.abort();
                 Ok(())
             }
-            None => Err(Problem::new(Code::Busy, format!("more than {MAX_CALLS} calls at once: try again"))),
+            None => {
+                Err(Problem::new(Code::Busy, format!("more than {MAX_CALLS} concurrent calls: try again")))
+            }
         }
     }
 }
 
-/// Whether a caller may call, and there is room. Who has no right to call takes nobody's place.
+/// Whether a caller has permission, and there is room. An unauthorised caller takes no slot.
 fn admit(stream: &UnixStream, users: &[u32], callers: &mut Callers) -> Result<Peer, Problem> {
-    let unknown = |error| Problem::new(Code::Forbidden, format!("the caller is unknown: {}", plain(&error)));
+    let unknown =
+        |error| Problem::new(Code::Forbidden, format!("cannot identify the caller: {}", plain(&error)));
     let peer = peer_of(stream).map_err(unknown)?;
     if !may_call(peer, users) {
-        tracing::warn!(target: "audit", %peer, result = "forbidden", "a user without the right to do so called the admin socket");
-        let detail = format!("user {} may not use the admin socket: add it to server.admin_users", peer.uid);
+        tracing::warn!(target: "audit", %peer, result = "forbidden", "rejected a call on the admin socket: this user isn't allowed to use it");
+        let detail =
+            format!("user ID {} may not use the admin socket: add it to server.admin_users", peer.uid);
         return Err(Problem::new(Code::Forbidden, detail));
     }
     callers.make_room()?;
     Ok(peer)
 }
 
-/// Serves the metrics for ever.
+/// Serves the metrics indefinitely.
 pub async fn serve_metrics(listener: TcpListener, control: Arc<Control>) {
     let calls = Arc::new(Semaphore::new(MAX_CALLS));
     loop {
         let Some(stream) = accepted(listener.accept().await).await else { continue };
-        // Beyond the limit, the connection is simply closed: a scrape is made again.
+        // Beyond the limit, the connection is closed: Prometheus scrapes again.
         let Ok(permit) = Arc::clone(&calls).try_acquire_owned() else { continue };
         let control = Arc::clone(&control);
         tokio::spawn(async move {
@@ -226,8 +231,8 @@ async fn accepted<S, A>(result: io::Result<(S, A)>) -> Option<S> {
     }
 }
 
-/// One call a connection: callers are few, and an idle connection is one thing less to reason about. A caller who does
-/// not read its answer is left.
+/// One call per connection: there are few callers, and no idle connections to reason about. A caller that doesn't read
+/// its reply is dropped.
 async fn serve<S, F>(stream: impl AsyncRead + AsyncWrite + Unpin, service: F)
 where
     F: Service<Request<Incoming>, Response = Response<S>, Error = Infallible>,
@@ -255,9 +260,9 @@ where
     };
     tokio::select! {
         result = call => if let Err(error) = result {
-            tracing::debug!(error = %plain(&error), "an admin connection broke off");
+            tracing::debug!(error = %plain(&error), "lost an admin connection");
         },
-        () = too_long => tracing::debug!("a caller does not read its answer"),
+        () = too_long => tracing::debug!("an admin client isn't reading its response"),
     }
 }
 

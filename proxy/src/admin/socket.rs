@@ -1,4 +1,4 @@
-//! The admin socket: made so that nobody else can get at it, and telling who calls.
+//! The admin socket: created so that only permitted users have access, and identifies its callers.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 
-use crate::lock::{self, LockError, beside, identity};
+use crate::lock::{self, LockError, identity, with_suffix};
 
-/// Who can get at the socket.
+/// Who may use the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Its owner alone, and root.
+    /// Its owner and root.
     Owner,
-    /// Anybody can connect; who may call is decided by the kernel's word for who it is.
+    /// Anyone can connect; permission is decided by the peer's user ID, as reported by the kernel.
     Listed,
 }
 
@@ -36,12 +36,12 @@ impl Access {
     }
 }
 
-/// Who calls, as the kernel tells it (SO_PEERCRED).
+/// The caller, as reported by the kernel (SO_PEERCRED).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    /// User id.
+    /// User ID.
     pub uid: u32,
-    /// Process id, where the kernel knows it.
+    /// Process ID, if the kernel knows it.
     pub pid: Option<i32>,
 }
 
@@ -54,29 +54,29 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Why there is no admin socket.
+/// Why the admin socket can't be created.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Somebody answers there.
-    #[error("another uh-proxy uses the admin socket {}: stop it first, or configure another server.admin_socket", path.display())]
+    /// Another process is listening there.
+    #[error("another uh-proxy is using the admin socket {}: stop it first, or set server.admin_socket to another path", path.display())]
     Taken {
         /// The socket.
         path: PathBuf,
     },
-    /// Whether anybody answers there can't be found out.
+    /// It's unclear whether another process is listening there.
     #[error(
-        "{} exists, and whether another uh-proxy uses it is unknown: it is left alone. If none does, remove it",
+        "{} exists, and it's unclear whether another uh-proxy is using it, so it was left in place: if none is, remove it",
         path.display()
     )]
     Unknown {
         /// The socket.
         path: PathBuf,
-        /// What a connect to it says.
+        /// The error of a connect to it.
         #[source]
         source: io::Error,
     },
-    /// Its lock can't be taken.
-    #[error("cannot make the admin socket {}", path.display())]
+    /// Its lock isn't available.
+    #[error("cannot create the admin socket {}", path.display())]
     Lock {
         /// The socket.
         path: PathBuf,
@@ -84,20 +84,20 @@ pub enum SocketError {
         #[source]
         source: LockError,
     },
-    /// Something else is there.
-    #[error("{} exists and is not a socket: it is left alone", path.display())]
+    /// Something else is at its path.
+    #[error("{} exists and isn't a socket, so it was left in place: remove it, or set server.admin_socket to another path", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
-    /// Others could replace the socket.
-    #[error("others may write to {}: give the admin socket a directory that only its owner can write to", directory.display())]
+    /// Other users could replace the socket.
+    #[error("other users can write to {}: put the admin socket in a directory that only its owner can write to", directory.display())]
     OpenDirectory {
         /// The directory.
         directory: PathBuf,
     },
-    /// The system refuses.
-    #[error("cannot make the admin socket {}", path.display())]
+    /// A system call failed.
+    #[error("cannot create the admin socket {}", path.display())]
     Failed {
         /// The path.
         path: PathBuf,
@@ -107,14 +107,14 @@ pub enum SocketError {
     },
 }
 
-/// What stands at the socket's path.
+/// What is at the socket's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum SocketFile {
     /// The socket.
     Ours,
-    /// Nothing: somebody has removed it, or its directory.
+    /// Nothing: the socket or its directory was removed.
     Empty,
-    /// Something that somebody else has put there.
+    /// A file that isn't ours.
     Foreign,
 }
 
@@ -124,20 +124,20 @@ pub struct AdminSocket {
     path: PathBuf,
     access: Access,
     lock: File,
-    bound: Bound,
+    bound: BoundSocket,
     removed: bool,
 }
 
-/// A listening socket, and which file it is.
+/// A listening socket and the identity of its file.
 #[derive(Debug)]
-struct Bound {
+struct BoundSocket {
     listener: UnixListener,
     file: (u64, u64),
 }
 
 impl AdminSocket {
-    /// Makes the socket, with its final mode, in a directory that only its owner can write to. A stale one is replaced,
-    /// once a connect has proven that nobody listens.
+    /// Creates the socket with its final mode, in a directory that only its owner can write to. A stale socket is
+    /// replaced once a connect has shown that nothing is listening.
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -162,27 +162,27 @@ impl AdminSocket {
         &self.path
     }
 
-    /// Looks who is at the path.
+    /// Checks what is at the path.
     #[must_use]
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> SocketFile {
         match fs::symlink_metadata(&self.path) {
-            // As long as the socket is open, no other file can have its number.
-            Ok(metadata) if identity(&metadata) == self.bound.file => Place::Ours,
-            Ok(_) => Place::Foreign,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Place::Empty,
-            // Nobody can tell: then it is left alone.
-            Err(_) => Place::Ours,
+            // While the socket is open, no other file can have its inode number.
+            Ok(metadata) if identity(&metadata) == self.bound.file => SocketFile::Ours,
+            Ok(_) => SocketFile::Foreign,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => SocketFile::Empty,
+            // Unknown: leave it in place.
+            Err(_) => SocketFile::Ours,
         }
     }
 
-    /// Makes the socket once more, after somebody has removed it. Callers that are connected stay so.
+    /// Recreates the socket after its file was removed. Connected callers stay connected.
     ///
     /// # Errors
-    /// See [`SocketError`]; the old one is then still there, where nobody can find it.
+    /// See [`SocketError`]; the old, unreachable socket is kept then.
     pub fn renew(&mut self) -> Result<(), SocketError> {
         prepare_directory(&self.path, self.access)?;
         let ours = self.lock.metadata().is_ok_and(|ours| {
-            fs::symlink_metadata(beside(&self.path, ".lock"))
+            fs::symlink_metadata(with_suffix(&self.path, ".lock"))
                 .is_ok_and(|there| identity(&there) == identity(&ours))
         });
         if !ours {
@@ -192,10 +192,10 @@ impl AdminSocket {
         Ok(())
     }
 
-    /// Removes its file, if it is still ours, for good.
+    /// Removes its file for good, if it is still ours.
     pub fn remove(&mut self) {
-        if self.place() == Place::Ours {
-            // The next one finds out that nobody listens there.
+        if self.place() == SocketFile::Ours {
+            // The next start finds that nothing is listening there.
             let _ = fs::remove_file(&self.path);
         }
         self.removed = true;
@@ -214,19 +214,19 @@ impl Drop for AdminSocket {
     }
 }
 
-/// The lock makes check and replacement one act among front doors that start at the same time.
+/// The lock makes check and replacement atomic among instances that start at the same time.
 fn lock(path: &Path) -> Result<File, SocketError> {
-    lock::take(&beside(path, ".lock")).map_err(|error| match error {
+    lock::take(&with_suffix(path, ".lock")).map_err(|error| match error {
         LockError::Taken { .. } => SocketError::Taken { path: path.to_owned() },
         source => SocketError::Lock { path: path.to_owned(), source },
     })
 }
 
-/// Bound under another name and renamed into place: at its real path it never has another mode.
-fn bind(path: &Path, access: Access) -> Result<Bound, SocketError> {
+/// Bound under another name and renamed into place, so that it never has another mode at its real path.
+fn bind(path: &Path, access: Access) -> Result<BoundSocket, SocketError> {
     let failed = |source| SocketError::Failed { path: path.to_owned(), source };
     check_replaceable(path)?;
-    let temporary = beside(path, ".new");
+    let temporary = with_suffix(path, ".new");
     match fs::remove_file(&temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
         _ => {}
@@ -236,7 +236,7 @@ fn bind(path: &Path, access: Access) -> Result<Bound, SocketError> {
     fs::rename(&temporary, path).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let file = identity(&fs::symlink_metadata(path).map_err(failed)?);
-    Ok(Bound { listener, file })
+    Ok(BoundSocket { listener, file })
 }
 
 fn prepare_directory(path: &Path, access: Access) -> Result<(), SocketError> {
@@ -265,7 +265,7 @@ fn check_replaceable(path: &Path) -> Result<(), SocketError> {
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => {
                 Err(SocketError::Unknown { path: path.to_owned(), source: e })
             }
-            // Somebody listens, however long the queue is: it is not ours to take.
+            // Another process is listening, even if its queue is full.
             Ok(_) | Err(_) => Err(SocketError::Taken { path: path.to_owned() }),
         },
     }

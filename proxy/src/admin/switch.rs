@@ -1,4 +1,4 @@
-//! `POST /v1/services/{s}/switch`: check → fresh probe → check again and swap → persist → reply, and one audit line.
+//! `POST /v1/services/{s}/switch`: check → probe → check again and swap → persist → reply, and one audit line.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::socket::Peer;
 use crate::fault;
 use crate::front::Backend;
 use crate::front::endpoint::Endpoint;
-use crate::health::fresh::{Fresh, Verdict, probe_now};
+use crate::health::fresh::{Fresh, SwitchVerdict, probe_now};
 use crate::observe::metrics::SwitchResult;
 use crate::state::time::iso_millis;
 
@@ -22,7 +22,7 @@ impl Control {
     /// Makes another backend active.
     ///
     /// # Errors
-    /// Refused; then nothing has changed.
+    /// If refused; nothing has changed then.
     pub async fn switch(
         &self,
         service: &str,
@@ -56,7 +56,7 @@ impl Control {
         } else {
             Vec::new()
         };
-        let service: ServiceName = service.parse().map_err(|_| internal("the service's name is odd"))?;
+        let service: ServiceName = service.parse().map_err(|_| internal("the service name isn't valid"))?;
         let did = Did {
             changed: Changed::Whether(outcome.changed),
             generation: Some(outcome.generation),
@@ -88,20 +88,21 @@ impl Control {
         })
     }
 
-    /// Probes the backend once more before traffic moves to it. What it finds can only refuse the switch: everything
-    /// else is decided by the switch itself, under its lock, whatever has changed meanwhile.
+    /// Probes the backend once more before traffic moves to it. The result can only refuse the switch; everything else
+    /// is decided by the switch itself, under its lock.
     async fn fresh_probe(&self, service: &str, order: &mut SwitchOrder) -> Result<Fresh, Refusal> {
         let Some(target) = self.board.target(service, order)? else { return Ok(Fresh::skipped()) };
         if order.force {
             return Ok(Fresh::skipped());
         }
         let fresh = probe_now(&target.service, &target.backend).await;
-        if fresh.verdict != Verdict::Bad {
+        if fresh.verdict != SwitchVerdict::Bad {
             return Ok(fresh);
         }
-        // Somebody else may have changed something meanwhile; then that is the better reason.
+        // If another caller has changed something meanwhile, that is the better reason.
         if self.board.target(service, order)?.is_none() {
-            // They have switched to it. So be it, but this switch must not repeat that if it is undone.
+            // Another caller has switched to it. That's fine, but this switch must not repeat it if that switch is
+            // undone.
             order.expect_active = Some(order.to.clone());
             return Ok(fresh);
         }
@@ -113,13 +114,13 @@ impl Control {
         })
     }
 
-    /// What an operator should know although the switch was done.
+    /// Warnings about a switch that was done.
     fn warnings(&self, service: &str, to: &BackendName, fresh: &Fresh, health: Health) -> Vec<String> {
         let mut warnings = Vec::new();
-        if fresh.verdict == Verdict::NoAnswer {
+        if fresh.verdict == SwitchVerdict::NoAnswer {
             let limit = fresh.limit.as_millis();
             warnings.push(format!(
-                "{to} did not answer a fresh probe within {limit} ms; it was {health} by its last probes"
+                "{to} didn't answer a probe within {limit} ms right before the switch; earlier probes found it {health}"
             ));
         }
         let live = self.board.live();
@@ -139,16 +140,16 @@ impl Control {
 
 fn reported(fresh: &Fresh) -> SwitchProbe {
     let result = match fresh.verdict {
-        Verdict::Good => SwitchProbeResult::Good,
-        Verdict::NoAnswer => SwitchProbeResult::NoAnswer,
-        Verdict::Skipped => SwitchProbeResult::Skipped,
-        // A bad one refuses the switch, unless somebody else has made it meanwhile.
-        Verdict::Bad => SwitchProbeResult::Other,
+        SwitchVerdict::Good => SwitchProbeResult::Good,
+        SwitchVerdict::NoAnswer => SwitchProbeResult::NoAnswer,
+        SwitchVerdict::Skipped => SwitchProbeResult::Skipped,
+        // A bad probe refuses the switch, unless another caller has made it meanwhile.
+        SwitchVerdict::Bad => SwitchProbeResult::Other,
     };
     SwitchProbe { result, took_ms: u64::try_from(fresh.took.as_millis()).unwrap_or(u64::MAX) }
 }
 
-/// Says so where only some of a backend's endpoints are healthy. `bad`: what a fresh probe found.
+/// A warning if only some of a backend's endpoints are healthy. `bad`: the failures of the last probe.
 pub(super) fn partly_healthy(backend: &Backend, bad: &[(String, String)]) -> Option<String> {
     let reason = |endpoint: &Endpoint| {
         let address = endpoint.address.to_string();

@@ -1,55 +1,89 @@
-//! The command line. Fixed; see docs/cli.md.
+//! The command line. It is a contract: see docs/cli.md.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use uh_protocol::{BackendName, ServiceName};
 
 use uh_settings::units::parse_duration;
 
-/// Exit codes, as shown by `--help`.
-const EXIT_CODES: &str = "Exit codes: 0 done · 1 failed · 2 usage · 3 refused (unhealthy, conflict) · 4 no proxy behind the socket · 5 done but not on disk";
+/// Shown below the top-level `--help`.
+const AFTER_HELP: &str = "\
+Examples:
+  uh-proxy check --config uh-proxy.toml         list every mistake in a configuration
+  uh-proxy run --config uh-proxy.toml           run the proxy
+  uh-proxy status                               show backends, health and requests in flight
+  uh-proxy switch green --wait-drain 30s        move traffic to green, wait until blue is idle
 
-/// A front door that moves traffic between the backends of a service in one atomic act.
+All commands except run and check call a running uh-proxy over its admin socket.
+
+Exit codes:
+  0  done
+  1  failed
+  2  invalid arguments
+  3  refused (unhealthy backend, conflict, no permission); nothing changed
+  4  no uh-proxy is listening on the admin socket
+  5  done, but not saved to disk";
+
+/// Run a blue-green proxy, and switch its traffic between backends in one atomic step.
 #[derive(Debug, Parser)]
-#[command(name = "uh-proxy", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+#[command(name = "uh-proxy", version, after_help = AFTER_HELP, arg_required_else_help = true)]
 pub(super) struct Args {
     #[command(subcommand)]
     pub(super) command: Command,
 }
 
+/// The headings of the top-level `--help`, each with its commands. Every command is in one of them.
+const GROUPS: [(&str, &[&str]); 3] = [
+    ("Server commands", &["run", "check", "reload"]),
+    ("Traffic commands", &["status", "switch", "drain", "maintenance"]),
+    ("Backend commands", &["backend"]),
+];
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Run the front door
+    /// Run the proxy until SIGTERM or SIGINT
+    #[command(after_help = "\
+Examples:
+  uh-proxy run --config /etc/uh-proxy/uh-proxy.toml
+
+SIGTERM and SIGINT finish the requests in flight, then stop. SIGHUP reloads the configuration.
+SIGUSR1 reopens the access log.")]
     Run {
-        /// The configuration file
+        /// Configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Check a configuration: keys, values, names, and whether the addresses can be bound
+    /// List every mistake in a configuration, including names that don't resolve and addresses that are taken
+    #[command(after_help = "\
+Examples:
+  uh-proxy check --config /etc/uh-proxy/uh-proxy.toml
+
+Exits with 1 if there is a mistake. Addresses used by a running uh-proxy with the same admin socket are fine.")]
     Check {
-        /// The configuration file
+        /// Configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Make another backend active, at once and for every new request
-    Switch(SwitchArgs),
-    /// Show services, backends, health and what is in flight
+    /// Reload the configuration file without dropping a connection, and list what changed
+    Reload(ReloadArgs),
+    /// Show services and backends with their health, requests in flight and tunnels
     Status(StatusArgs),
+    /// Make another backend active for all new requests
+    Switch(SwitchArgs),
     /// Wait for a standby's in-flight requests to finish
     Drain(DrainArgs),
-    /// Register a backend, drop its registration, or withdraw it before you stop it
-    #[command(subcommand)]
-    Backend(BackendCommand),
     /// Answer new requests with a maintenance page, or forward them again
     Maintenance(MaintenanceArgs),
-    /// Read the configuration file again
-    Reload(ReloadArgs),
+    /// Register a backend's endpoints, drop its registration, or withdraw it
+    #[command(subcommand)]
+    Backend(BackendCommand),
 }
 
 impl Command {
-    /// Whether the reply is to be JSON, even if it is that the command was refused.
+    /// Whether to print the reply as JSON, including a refusal.
     pub(super) fn wants_json(&self) -> bool {
         let client = match self {
             Self::Run { .. } | Self::Check { .. } => return false,
@@ -66,10 +100,11 @@ impl Command {
     }
 }
 
-/// How to find the front door, and how to print.
+/// How to reach uh-proxy, and how to print.
 #[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Client options")]
 pub(super) struct ClientArgs {
-    /// The admin socket
+    /// uh-proxy's admin socket
     #[arg(long, value_name = "PATH", env = "UH_PROXY_ADMIN_SOCKET", default_value = uh_protocol::DEFAULT_ADMIN_SOCKET)]
     pub(super) admin_socket: PathBuf,
     /// Print the reply as JSON
@@ -80,25 +115,32 @@ pub(super) struct ClientArgs {
 /// Which service a command is for.
 #[derive(Debug, ClapArgs)]
 pub(super) struct ServiceArgs {
-    /// The service; not needed when there is only one
+    /// Service; not needed if there is only one
     #[arg(long, value_name = "NAME")]
     pub(super) service: Option<ServiceName>,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy switch green
+  uh-proxy switch green --wait-drain 30s
+  uh-proxy switch green --expect-active blue --json
+
+Exits with 3 if the switch is refused, and with 5 if it is done but not saved to disk.")]
 pub(super) struct SwitchArgs {
-    /// The backend to make active
+    /// Backend to make active
     pub(super) backend: BackendName,
     /// Refuse unless this backend is active now
-    #[arg(long, value_name = "BACKEND")]
+    #[arg(long, value_name = "BACKEND", help_heading = "Conditions")]
     pub(super) expect_active: Option<BackendName>,
-    /// Refuse unless this is the generation now
-    #[arg(long, value_name = "N")]
+    /// Refuse unless this is the current generation
+    #[arg(long, value_name = "N", help_heading = "Conditions")]
     pub(super) expect_generation: Option<u64>,
-    /// Switch even to a backend that is not known to be healthy
-    #[arg(long)]
+    /// Switch even if the backend isn't known to be healthy
+    #[arg(long, help_heading = "Conditions")]
     pub(super) force: bool,
-    /// Then wait this long for the old backend's in-flight requests to finish
+    /// After the switch, wait this long for the old backend's in-flight requests to finish
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) wait_drain: Option<Duration>,
     #[command(flatten)]
@@ -108,8 +150,11 @@ pub(super) struct SwitchArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy status
+  uh-proxy status --json | jq '.services[0].active'")]
 pub(super) struct StatusArgs {
-    /// Only this service
     #[command(flatten)]
     pub(super) service: ServiceArgs,
     #[command(flatten)]
@@ -117,13 +162,19 @@ pub(super) struct StatusArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy drain blue
+  uh-proxy drain blue --timeout 10s --cut
+
+Exits with 1 if requests are still in flight when the time is up.")]
 pub(super) struct DrainArgs {
-    /// The standby to drain
+    /// Standby to drain
     pub(super) backend: BackendName,
-    /// How long to wait at most; left out: the service's drain_timeout
+    /// Wait at most this long [default: the service's drain_timeout]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) timeout: Option<Duration>,
-    /// Cut what is left when the time is up
+    /// Cut the remaining requests and tunnels when the time is up
     #[arg(long)]
     pub(super) cut: bool,
     #[command(flatten)]
@@ -136,20 +187,23 @@ pub(super) struct DrainArgs {
 pub(super) enum BackendCommand {
     /// Register a backend's endpoints and version
     Set(BackendSetArgs),
-    /// Drop a backend's registration: back to the configuration file's endpoints
+    /// Drop a backend's registration and return to the endpoints in the configuration file
     Unset(BackendUnsetArgs),
-    /// Withdraw a standby before you stop it: nothing can switch to it until it is registered again
+    /// Withdraw a standby before you stop it, so that nothing can switch to it until it is registered again
     Withdraw(BackendWithdrawArgs),
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy backend unset green")]
 pub(super) struct BackendUnsetArgs {
-    /// The backend
+    /// Backend to return to the configuration file's endpoints
     pub(super) backend: BackendName,
-    /// Refuse unless this is the generation now
+    /// Refuse unless this is the current generation
     #[arg(long, value_name = "N")]
     pub(super) expect_generation: Option<u64>,
-    /// Give even the active backend other endpoints
+    /// Change the endpoints even if the backend is active, although the new ones haven't been probed
     #[arg(long)]
     pub(super) force: bool,
     #[command(flatten)]
@@ -159,10 +213,14 @@ pub(super) struct BackendUnsetArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy backend withdraw blue
+  uh-proxy backend withdraw blue && docker stop app-blue")]
 pub(super) struct BackendWithdrawArgs {
-    /// The standby to withdraw
+    /// Standby to withdraw
     pub(super) backend: BackendName,
-    /// Refuse unless this is the generation now
+    /// Refuse unless this is the current generation
     #[arg(long, value_name = "N")]
     pub(super) expect_generation: Option<u64>,
     #[command(flatten)]
@@ -172,16 +230,20 @@ pub(super) struct BackendWithdrawArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy backend set green --endpoint 127.0.0.1:3009 --version 1.0.1
+  uh-proxy backend set green --endpoint 10.0.0.1:3000 --endpoint 10.0.0.2:3000")]
 pub(super) struct BackendSetArgs {
-    /// The backend
+    /// Backend to register
     pub(super) backend: BackendName,
-    /// An address: host:port or unix:/path; may be given more than once
+    /// Address: host:port, [IPv6]:port or unix:/path; may be repeated
     #[arg(long = "endpoint", value_name = "ADDRESS", required = true)]
     pub(super) endpoints: Vec<String>,
-    /// The app's version
+    /// Version of the app
     #[arg(long)]
     pub(super) version: Option<String>,
-    /// Give even the active backend other endpoints
+    /// Change the endpoints even if the backend is active, although the new ones haven't been probed
     #[arg(long)]
     pub(super) force: bool,
     #[command(flatten)]
@@ -192,20 +254,24 @@ pub(super) struct BackendSetArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum OnOff {
-    /// Answer new requests with the page
+    /// Answer new requests with the maintenance page
     On,
-    /// Forward them again
+    /// Forward requests again
     Off,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy maintenance on --message 'Back at 14:00 UTC' --retry-after 600
+  uh-proxy maintenance off")]
 pub(super) struct MaintenanceArgs {
-    /// on or off
+    /// Turn maintenance on or off
     pub(super) state: OnOff,
-    /// Shown on the page
+    /// Text shown on the maintenance page
     #[arg(long)]
     pub(super) message: Option<String>,
-    /// For the Retry-After header, in seconds
+    /// Value of the Retry-After header [default: 300]
     #[arg(long, value_name = "SECONDS")]
     pub(super) retry_after: Option<u32>,
     #[command(flatten)]
@@ -215,19 +281,54 @@ pub(super) struct MaintenanceArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy reload
+
+A file with a mistake is rejected, and nothing changes. The access log is reopened in any case.")]
 pub(super) struct ReloadArgs {
     #[command(flatten)]
     pub(super) client: ClientArgs,
 }
 
+/// The command line, with its commands in groups: clap itself can only show them in one list.
+pub(super) fn command() -> clap::Command {
+    let command = Args::command();
+    let groups = groups(&command);
+    let names: Vec<String> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    let hide = |command: clap::Command, name| command.mut_subcommand(name, |command| command.hide(true));
+    let template =
+        format!("{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{groups}{{all-args}}{{after-help}}");
+    names.into_iter().fold(command, hide).help_template(template)
+}
+
+fn groups(command: &clap::Command) -> String {
+    let names = GROUPS.iter().flat_map(|(_, names)| names.iter());
+    let width = names.map(|name| name.len()).max().unwrap_or_default();
+    let mut text = String::new();
+    for (heading, names) in GROUPS {
+        let _ = writeln!(text, "{heading}:");
+        for command in names.iter().filter_map(|name| command.find_subcommand(name)) {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            let _ = writeln!(text, "  {:width$}  {about}", command.get_name());
+        }
+        text.push('\n');
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_is_in_one_group_of_the_help() {
+        let shown = GROUPS.iter().flat_map(|(_, names)| names.iter().copied());
+        assert!(shown.eq(Args::command().get_subcommands().map(clap::Command::get_name)));
     }
 }

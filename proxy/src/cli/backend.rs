@@ -42,7 +42,7 @@ pub(super) fn withdraw(args: &BackendWithdrawArgs) -> Done {
         if args.client.json {
             say_json(&withdrawn)?;
         } else {
-            let what = if *changed { "withdrawn" } else { "withdrawn already" };
+            let what = if *changed { "withdrawn" } else { "already withdrawn" };
             say(format_args!(
                 "{service}: {backend} is {what} (generation {generation}); {requests_in_flight} requests and {tunnels} tunnels in flight on it"
             ))?;
@@ -69,7 +69,7 @@ fn report(service: &ServiceName, registered: &Registered, json: bool) -> Done {
 fn warn(persist_error: Option<&str>) -> Result<(), Failed> {
     persist_error.map_or(Ok(()), |error| {
         say(format_args!(
-            "warning: in force, but not on disk ({error}): a restart now would undo it; uh-proxy keeps trying"
+            "warning: applied, but not saved to disk ({error}): a restart now would undo it; uh-proxy keeps retrying"
         ))
     })
 }

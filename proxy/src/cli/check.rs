@@ -1,4 +1,4 @@
-//! `uh-proxy check`: the `nginx -t` of this project. Says everything that is wrong, not only the first thing.
+//! `uh-proxy check`, like `nginx -t`. Reports every mistake, not only the first.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::tls::server::TlsError;
 use uh_system::plain;
 
 pub(super) fn check(path: &Path) -> Done {
-    let config = config::load(path).with_context(|| format!("{} can't be used", path.display()))?;
+    let config = config::load(path).with_context(|| format!("cannot use {}", path.display()))?;
     let mut faults = Vec::new();
     let (serving, unknown) = addresses_of_a_running_one(&config);
     for address in &config.server.listen {
@@ -33,7 +33,7 @@ pub(super) fn check(path: &Path) -> Done {
     }
     certificates(&config, &mut faults);
     resolve(&config, &mut faults);
-    // Whatever else there is to say of it is for the user who runs uh-proxy, who may be another one.
+    // Other lock errors depend on the user, and uh-proxy may run as another one.
     if let Err(error @ LockError::OpenDirectory { .. }) = lock::check_directory(&config.server.state_file) {
         faults.push(format!("server.state_file: {error}"));
     }
@@ -44,7 +44,7 @@ pub(super) fn check(path: &Path) -> Done {
         && let Some(reason) = unknown
     {
         faults.push(format!(
-            "a running uh-proxy may be what uses the addresses, but it can't be asked: {reason}"
+            "a running uh-proxy may be using these addresses, but it didn't report its status: {reason}"
         ));
     }
     if faults.is_empty() {
@@ -55,7 +55,7 @@ pub(super) fn check(path: &Path) -> Done {
         say(format_args!("{}: ok ({services} service{s}, {backends} backend{b})", path.display()))?;
         return Ok(Exit::Done);
     }
-    Err(anyhow::anyhow!("{} can't be used as it is:\n  {}", path.display(), faults.join("\n  ")).into())
+    Err(anyhow::anyhow!("cannot use {}:\n  {}", path.display(), faults.join("\n  ")).into())
 }
 
 /// Proves that each certificate and key are a pair and in date, and that hosts which are redirected to HTTPS have one.
@@ -85,8 +85,8 @@ fn certificates(config: &Config, faults: &mut Vec<String>) {
     }
 }
 
-/// What a front door with the same admin socket has bound: for it, these addresses are not in the way. Or why it can't be
-/// asked, if there is one.
+/// The addresses bound by a running uh-proxy with the same admin socket, which don't count as taken; and why it didn't
+/// report them, if it didn't.
 fn addresses_of_a_running_one(config: &Config) -> (Vec<String>, Option<String>) {
     let asked = target::call(async { Ok(Client::new(&config.server.admin_socket).status().await) });
     match asked {
@@ -117,7 +117,7 @@ fn resolve(config: &Config, faults: &mut Vec<String>) {
                 let found = (host.as_str(), *port).to_socket_addrs();
                 let reason = match found.map(|mut found| found.next()) {
                     Ok(Some(_)) => continue,
-                    Ok(None) => "the name has no address".to_owned(),
+                    Ok(None) => "the name doesn't resolve to an address".to_owned(),
                     Err(error) => error.to_string(),
                 };
                 let key = format!("services.{}.backends.{}.endpoints", service.name, backend.name);

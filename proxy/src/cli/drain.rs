@@ -18,14 +18,14 @@ pub(super) fn drain(args: &DrainArgs) -> Done {
         if args.client.json {
             say_json(&drained)?;
         } else {
-            tell(&args.backend, &drained)?;
+            report(&args.backend, &drained)?;
         }
         Ok(if drained.drained { Exit::Done } else { Exit::Failed })
     })
 }
 
-/// Says how a drain went.
-pub(super) fn tell(backend: &BackendName, drained: &Drained) -> Result<(), Failed> {
+/// Prints the result of a drain.
+pub(super) fn report(backend: &BackendName, drained: &Drained) -> Result<(), Failed> {
     let Drained { waited_ms, finished, cut, remaining, .. } = drained;
     if drained.drained {
         return say(format_args!("{backend}: drained in {waited_ms} ms ({finished} finished, {cut} cut)"));

@@ -1,4 +1,4 @@
-//! How a command ended, and the one place where that becomes an exit code.
+//! Exit codes: the one place where a command's result becomes one.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use uh_protocol::Problem;
 use uh_protocol::client::ClientError;
 use uh_system::without_numbers;
 
-/// The exit codes. Fixed; see docs/cli.md. 2 (usage) is clap's.
+/// The exit codes. They are a contract: see docs/cli.md. 2 (usage) is clap's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exit {
     Done,
@@ -37,7 +37,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A command that did not do what it was asked.
+/// A failed command.
 #[derive(Debug)]
 pub(super) struct Failed {
     exit: Exit,
@@ -54,28 +54,28 @@ impl Failed {
         self.exit
     }
 
-    /// The whole story in one line: what happened, and why.
+    /// The error with its causes in one line.
     pub(super) fn message(&self) -> String {
         let unknown = match self.error.downcast_ref::<ClientError>() {
             Some(ClientError::Broken { .. } | ClientError::TimedOut { .. }) => {
-                "; the call may or may not have been carried out: uh-proxy status shows what is in force"
+                "; the change may or may not have been applied: run uh-proxy status to find out"
             }
             _ => "",
         };
         without_numbers(&format!("{:#}{unknown}", self.error))
     }
 
-    /// The same for programs: the problem as the admin API has it, and the exit code.
+    /// The error as JSON: the problem as in the admin API, and the exit code.
     pub(super) fn json(&self) -> Value {
         let own = |code, title| json!({"code": code, "title": title, "detail": self.message()});
         let problem = match self.error.downcast_ref::<ClientError>() {
             Some(ClientError::Problem(problem)) => {
                 json!(Problem { detail: self.message(), ..problem.clone() })
             }
-            Some(ClientError::NoProxy { .. }) => own("no_proxy", "no uh-proxy"),
-            Some(ClientError::NoPermission { .. }) => own("no_permission", "no permission"),
-            Some(ClientError::Broken { .. }) => own("broken", "the call broke off"),
-            Some(ClientError::TimedOut { .. }) => own("timed_out", "no reply in time"),
+            Some(ClientError::NoProxy { .. }) => own("no_proxy", "uh-proxy isn't running"),
+            Some(ClientError::NoPermission { .. }) => own("no_permission", "permission denied"),
+            Some(ClientError::Broken { .. }) => own("broken", "connection lost"),
+            Some(ClientError::TimedOut { .. }) => own("timed_out", "timed out"),
             None if self.exit == Exit::Usage => own("usage", "invalid arguments"),
             None => own("failed", "failed"),
         };

@@ -19,25 +19,25 @@ pub(super) fn maintenance(args: &MaintenanceArgs) -> Done {
         if args.client.json {
             say_json(&maintained)?;
         } else {
-            tell(&maintained)?;
+            report(&maintained)?;
         }
         Ok(if maintained.persisted { Exit::Done } else { Exit::NotOnDisk })
     })
 }
 
-fn tell(maintained: &Maintained) -> Result<(), Failed> {
+fn report(maintained: &Maintained) -> Result<(), Failed> {
     let Maintained { service, changed, details, .. } = maintained;
     match (details, changed) {
         (Some(details), _) => say(format_args!(
-            "{service}: in maintenance since {}; clients are asked to come back after {} s: {}",
+            "{service}: in maintenance since {} (Retry-After: {} s): {}",
             details.since, details.retry_after_s, details.message
         ))?,
-        (None, true) => say(format_args!("{service}: maintenance is over"))?,
-        (None, false) => say(format_args!("{service}: is not in maintenance"))?,
+        (None, true) => say(format_args!("{service}: maintenance is off"))?,
+        (None, false) => say(format_args!("{service}: not in maintenance"))?,
     }
     if let Some(error) = &maintained.persist_error {
         say(format_args!(
-            "warning: that is so now, but not on disk ({error}): a restart now would forget it; uh-proxy keeps trying"
+            "warning: applied, but not saved to disk ({error}): a restart now would undo it; uh-proxy keeps retrying"
         ))?;
     }
     Ok(())

@@ -12,22 +12,22 @@ pub(super) fn reload(args: &ReloadArgs) -> Done {
             return Ok(exit(reloaded.persisted));
         }
         let what = match reloaded.changed.join(", ") {
-            none if none.is_empty() => "reloaded: nothing is different".to_owned(),
+            none if none.is_empty() => "reloaded: no changes".to_owned(),
             changed => format!("reloaded: {changed}"),
         };
         say(format_args!("{what} (generation {})", reloaded.generation))?;
         if !reloaded.needs_restart.is_empty() {
-            say(format_args!("not in force before a restart: {}", reloaded.needs_restart.join(", ")))?;
+            say(format_args!("takes effect after a restart: {}", reloaded.needs_restart.join(", ")))?;
         }
         if !reloaded.overridden.is_empty() {
             say(format_args!(
-                "overridden by a registration, so not in force: {} (`uh-proxy backend unset` drops it)",
+                "not applied, because a registration overrides it: {} (`uh-proxy backend unset` drops the registration)",
                 reloaded.overridden.join(", ")
             ))?;
         }
         if let Some(error) = &reloaded.persist_error {
             say(format_args!(
-                "warning: in force, but not on disk ({error}): a restart now may serve an older backend; uh-proxy keeps trying"
+                "warning: applied, but not saved to disk ({error}): a restart now may activate an older backend; uh-proxy keeps retrying"
             ))?;
         }
         Ok(exit(reloaded.persisted))

@@ -11,11 +11,11 @@ use crate::run::{self, Start};
 use crate::systemd::Inherited;
 
 pub(super) fn run(path: &Path) -> Done {
-    let inherited = Inherited::take().context("uh-proxy can't run")?;
-    let unusable = || format!("{} can't be used", path.display());
+    let inherited = Inherited::take().context("cannot run")?;
+    let unusable = || format!("cannot use {}", path.display());
     let text = config::read(path).with_context(unusable)?;
     let config = config::parse(&text).map_err(|e| e.in_file(path)).with_context(unusable)?;
     let _log = log::start(config.server.log);
-    run::run(Start { path: path.to_owned(), text, config, inherited }).context("uh-proxy can't run")?;
+    run::run(Start { path: path.to_owned(), text, config, inherited }).context("cannot run")?;
     Ok(Exit::Done)
 }

@@ -13,20 +13,21 @@ pub(super) fn status(args: &StatusArgs) -> Done {
             let known: Vec<String> = status.services.iter().map(|service| service.name.to_string()).collect();
             status.services.retain(|service| service.name == *wanted);
             if status.services.is_empty() {
-                let message = format!("there is no service {wanted}; there are: {}", known.join(", "));
+                let message =
+                    format!("no service is named {wanted}; configured services: {}", known.join(", "));
                 return Err(anyhow::Error::msg(message).into());
             }
         }
         if args.client.json {
             say_json(&status)?;
         } else {
-            tell(&status)?;
+            report(&status)?;
         }
         Ok(Exit::Done)
     })
 }
 
-fn tell(status: &Status) -> Result<(), Failed> {
+fn report(status: &Status) -> Result<(), Failed> {
     let proxy = &status.proxy;
     let stopping = if proxy.stopping { ", stopping" } else { "" };
     say(format_args!(
@@ -38,11 +39,11 @@ fn tell(status: &Status) -> Result<(), Failed> {
         status.generation
     ))?;
     if !status.persisted {
-        say("warning: the routing in force is not on disk: a restart now may serve an older backend")?;
+        say("warning: the current routing isn't saved to disk: a restart now may activate an older backend")?;
     }
     status.warnings.iter().try_for_each(|warning| say(format_args!("warning: {warning}")))?;
     proxy.certificates.iter().try_for_each(tell_certificate)?;
-    status.services.iter().try_for_each(tell_service)
+    status.services.iter().try_for_each(report_service)
 }
 
 /// `0.0.0.0:80, 0.0.0.0:443 (HTTPS)`
@@ -61,7 +62,7 @@ fn tell_certificate(certificate: &CertificateStatus) -> Result<(), Failed> {
     }
 }
 
-fn tell_service(service: &ServiceStatus) -> Result<(), Failed> {
+fn report_service(service: &ServiceStatus) -> Result<(), Failed> {
     let previous = service.previous.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
     let since = service.last_switch.as_deref().unwrap_or("the first start");
     let maintenance = match &service.maintenance_details {
@@ -70,18 +71,18 @@ fn tell_service(service: &ServiceStatus) -> Result<(), Failed> {
         None => String::new(),
     };
     say(format_args!(
-        "\nservice {}: {} is active since {since} (previous: {previous}){maintenance}",
+        "\nservice {}: {} has been active since {since} (previous: {previous}){maintenance}",
         service.name, service.active
     ))?;
     say(format_args!(
         "  {:<12} {:<9} {:<9} {:<12} {:>9} {:>7}  endpoints",
         "backend", "role", "health", "version", "in flight", "tunnels"
     ))?;
-    service.backends.iter().try_for_each(tell_backend)?;
+    service.backends.iter().try_for_each(report_backend)?;
     service.warnings.iter().try_for_each(|warning| say(format_args!("  warning: {warning}")))
 }
 
-fn tell_backend(backend: &BackendStatus) -> Result<(), Failed> {
+fn report_backend(backend: &BackendStatus) -> Result<(), Failed> {
     let role = match backend.role {
         Role::Active => "active",
         Role::Standby => "standby",

@@ -22,9 +22,9 @@ pub(super) fn switch(args: &SwitchArgs) -> Done {
             force: args.force,
         };
         let switched = client.switch(&service, &request).await?;
-        // From here on the switch is done, whatever becomes of the wait: a failure is told after it, never instead.
+        // The switch is done now: a failure of the wait is reported after it, never instead of it.
         if !args.client.json {
-            tell(&switched)?;
+            report(&switched)?;
         }
         let persisted = if switched.persisted { Exit::Done } else { Exit::NotOnDisk };
         let Some(timeout) = args.wait_drain.filter(|_| switched.changed) else {
@@ -38,16 +38,16 @@ pub(super) fn switch(args: &SwitchArgs) -> Done {
                 if args.client.json {
                     say_json(&json!({"switch": switched, "drain": drained}))?;
                 } else {
-                    drain::tell(&switched.from, &drained)?;
+                    drain::report(&switched.from, &drained)?;
                 }
                 Ok(if drained.drained || !switched.persisted { persisted } else { Exit::Failed })
             }
             Err(error) => {
                 let failed = afterwards(&client, &service, &switched, error).await;
                 if args.client.json {
-                    let mut told = failed.json();
-                    told["switch"] = json!(switched);
-                    say_json(&told)?;
+                    let mut reply = failed.json();
+                    reply["switch"] = json!(switched);
+                    say_json(&reply)?;
                 }
                 complain(failed.message());
                 Ok(failed.exit())
@@ -66,7 +66,7 @@ async fn wait(
     client.drain(service, &switched.from, &DrainRequest { timeout_ms, cut: None }).await
 }
 
-/// What became of a switch whose wait failed. It was done, so this is a failure and no refusal.
+/// The error for a switch whose wait failed. The switch was done, so this is a failure, not a refusal.
 async fn afterwards(
     client: &Client,
     service: &ServiceName,
@@ -79,31 +79,28 @@ async fn afterwards(
         let active = status.services.iter().find(|of| of.name == *service)?.active.clone();
         Some(format!("; {active} is active now (generation {})", status.generation))
     });
-    let now =
-        now.unwrap_or_else(|| "; which backend is active now is unknown: run uh-proxy status".to_owned());
+    let now = now.unwrap_or_else(|| "; run uh-proxy status to see which backend is active now".to_owned());
     let what = if undone {
-        format!(
-            "the switch from {from} to {to} was done, but somebody switched back to {from} before it was drained{now}"
-        )
+        format!("switched from {from} to {to}, but {from} was made active again before it had drained{now}")
     } else {
-        format!("the switch from {from} to {to} was done, but waiting for {from} to drain failed{now}")
+        format!("switched from {from} to {to}, but waiting for {from} to drain failed{now}")
     };
     Failed::from(anyhow::Error::from(error).context(what))
 }
 
-fn tell(switched: &Switched) -> Result<(), Failed> {
+fn report(switched: &Switched) -> Result<(), Failed> {
     let Switched { service, from, to, generation, in_flight_previous, .. } = switched;
     if switched.changed {
         say(format_args!(
             "{service}: {from} → {to} (generation {generation}), {in_flight_previous} in flight on {from}"
         ))?;
     } else {
-        say(format_args!("{service}: {to} is active already (generation {generation})"))?;
+        say(format_args!("{service}: {to} is already active (generation {generation})"))?;
     }
     switched.warnings.iter().try_for_each(|warning| say(format_args!("warning: {warning}")))?;
     if let Some(error) = &switched.persist_error {
         say(format_args!(
-            "warning: {to} serves, but that is not on disk ({error}): a restart now may serve an older backend; uh-proxy keeps trying"
+            "warning: {to} is active, but not saved to disk ({error}): a restart now may activate an older backend; uh-proxy keeps retrying"
         ))?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The front door that a client command talks to, and the service it means.
+//! The uh-proxy that a client command calls, and the service it is for.
 
 use std::future::Future;
 
@@ -9,18 +9,18 @@ use uh_protocol::client::Client;
 use super::args::{ClientArgs, ServiceArgs};
 use super::exit::Failed;
 
-/// The client for the admin socket that was named.
+/// The client for the given admin socket.
 pub(super) fn client(args: &ClientArgs) -> Client {
     Client::new(&args.admin_socket)
 }
 
-/// Runs one call to its end.
+/// Runs one call to completion.
 pub(super) fn call<T>(future: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the client")?.block_on(future)
 }
 
-/// The service that was named, or else the only one there is.
+/// The given service, or the only one there is.
 pub(super) async fn service(client: &Client, args: &ServiceArgs) -> Result<ServiceName, Failed> {
     if let Some(name) = &args.service {
         return Ok(name.clone());
@@ -32,10 +32,10 @@ pub(super) async fn service(client: &Client, args: &ServiceArgs) -> Result<Servi
             names.push(last);
             let names: Vec<&str> = names.iter().map(ServiceName::as_str).collect();
             Err(Failed::usage(format!(
-                "there are several services: say --service with one of {}",
+                "several services are configured: pass --service with one of {}",
                 names.join(", ")
             )))
         }
-        (None, _) => Err(Failed::usage("the front door has no service".to_owned())),
+        (None, _) => Err(Failed::usage("uh-proxy has no service".to_owned())),
     }
 }

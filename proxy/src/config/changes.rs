@@ -1,14 +1,13 @@
-//! What is different between two configuration files, by key.
+//! The difference between two configuration files, by key.
 
 use toml::{Table, Value};
 
-/// The keys of `[server]` that only a restart can put in force: sockets that are bound, files that are held, and
-/// threads that run.
+/// The keys of `[server]` that only take effect at a restart: bound sockets, held files and running threads.
 const AT_START: [&str; 8] =
     ["admin_socket", "admin_users", "listen", "listen_tls", "log", "metrics", "state_file", "threads"];
 
-/// The full keys of all values that are different, in the order of their names. A table that one of the files lacks
-/// is named as a whole, and so is a list.
+/// The full keys of all values that differ, sorted. A table that is missing in one of the files is listed as a whole,
+/// and so is a list.
 #[must_use]
 pub fn changed_keys(old: &str, new: &str) -> Vec<String> {
     let (old, new): (Table, Table) = (old.parse().unwrap_or_default(), new.parse().unwrap_or_default());
@@ -18,10 +17,10 @@ pub fn changed_keys(old: &str, new: &str) -> Vec<String> {
     keys
 }
 
-/// Whether only a restart can put a key in force.
+/// Whether a key only takes effect at a restart.
 #[must_use]
 pub fn needs_restart(key: &str) -> bool {
-    // Where one of the files has no such table at all, its changes are told as one.
+    // A table that is missing in one of the files is listed as a whole.
     key.strip_prefix("server.").is_some_and(|key| AT_START.contains(&key))
 }
 

@@ -1,4 +1,4 @@
-//! Reads what the app is told of its clients, and which of their words are passed on.
+//! Reads `[server.headers]`: headers that uh-proxy sends to the app, and client headers that it forwards.
 
 use uh_http1::policy::{HeaderPolicy, ServerField, Traceparent, Underscores};
 use uh_settings::Section;

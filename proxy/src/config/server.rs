@@ -1,4 +1,4 @@
-//! What concerns the process: where it listens, what it writes, what a client may do before its request is known.
+//! `[server]`: where uh-proxy listens, what it writes, and the limits of a client before its request is known.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use uh_http1::policy::HeaderPolicy;
 use uh_settings::Section;
 use uh_settings::units::{DAY, MS, SECOND};
 
-/// What concerns the process.
+/// The settings of the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
     /// Where clients connect with plain HTTP; at least one, here or in `listen_tls`.
@@ -22,27 +22,27 @@ pub struct Server {
     pub tls: Option<Tls>,
     /// Where Prometheus scrapes.
     pub metrics: Option<SocketAddr>,
-    /// The admin channel.
+    /// The path of the admin socket.
     pub admin_socket: PathBuf,
-    /// User ids that may use it, beside our own and root.
+    /// User IDs that may use it, in addition to uh-proxy's own and root.
     pub admin_users: Vec<u32>,
-    /// Where the routing facts are kept.
+    /// The path of the state file.
     pub state_file: PathBuf,
-    /// Worker threads; already resolved to a number of cores if the file says 0.
+    /// Worker threads; 0 in the file is already replaced by the number of cores.
     pub threads: usize,
-    /// How long SIGTERM waits for exchanges in flight.
+    /// How long SIGTERM waits for in-flight requests.
     pub shutdown_timeout: Duration,
-    /// How long after SIGTERM an idle client connection may still bring a request.
+    /// How long after SIGTERM an idle client connection may still send a request.
     pub shutdown_idle_grace: Duration,
-    /// One line per exchange.
+    /// One line per request.
     pub access_log: AccessLog,
-    /// Our own messages, to stderr.
+    /// The format of log messages on standard error.
     pub log: LogFormat,
-    /// Where our own answers' pages are; `None`: the built-in ones.
+    /// The directory with custom error pages; `None`: the built-in page.
     pub error_pages: Option<PathBuf>,
-    /// What a client may do before its request is known.
+    /// Limits that apply to a client before its request is known.
     pub limits: ServerLimits,
-    /// What the app is told of its clients, and which of their words are passed on.
+    /// What uh-proxy tells the app about its clients, and which client headers it passes on.
     pub headers: HeaderPolicy,
 }
 
@@ -51,33 +51,33 @@ pub struct Server {
 pub struct AccessLog {
     /// `None`: standard output.
     pub path: Option<PathBuf>,
-    /// How a line looks.
+    /// The format of a line.
     pub format: AccessLogFormat,
 }
 
-/// How a line of the access log looks.
+/// The format of an access log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessLogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
     /// nginx's `combined`.
     Combined,
     /// The guide's `timed_combined`: the request time, in seconds, is the last field.
     TimedCombined,
-    /// None at all.
+    /// No access log.
     Off,
 }
 
-/// How our own messages look.
+/// The format of log messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// For humans.
     Text,
-    /// For collectors.
+    /// For log collectors.
     Json,
 }
 
-/// What a client may do before its request is known.
+/// Limits that apply to a client before its request is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerLimits {
     /// The largest request head, request line included.
@@ -90,7 +90,7 @@ pub struct ServerLimits {
     pub idle_timeout: Duration,
     /// Requests that one client connection may carry.
     pub requests_per_connection: u32,
-    /// Client connections in all; `None`: as many as the limit of file descriptors allows. Never more than that.
+    /// Client connections in all; `None`: as many as the file descriptor limit allows. Never more than that.
     pub connections: Option<u32>,
     /// Client connections from one address; `None`: any number.
     pub connections_per_address: Option<u32>,
@@ -103,7 +103,7 @@ pub struct ServerLimits {
 /// A request head is read into one buffer, so it can't be larger than that.
 const MAX_HEADER_BYTES: u64 = 60 << 10;
 
-/// More worker threads than any machine this is meant for has cores.
+/// More worker threads than the cores of any machine that uh-proxy is meant for.
 const MAX_THREADS: u32 = 1024;
 
 pub(super) fn server(section: &mut Section) -> Server {
@@ -114,7 +114,10 @@ pub(super) fn server(section: &mut Section) -> Server {
     let listen_tls = section.list::<ListenAddress>("listen_tls").unwrap_or_default();
     let listen = section.list::<ListenAddress>("listen").unwrap_or_default();
     if nowhere {
-        section.mistake("listen", "missing: where clients connect, as in [\"0.0.0.0:80\"]");
+        section.mistake(
+            "listen",
+            "missing: set the addresses that clients connect to, such as [\"0.0.0.0:80\"]",
+        );
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if let Some(both) =
@@ -180,7 +183,7 @@ impl std::str::FromStr for ListenAddress {
     fn from_str(text: &str) -> Result<Self, String> {
         let address = text.parse().map(Self);
         address.map_err(|_| {
-            format!("{text:?} is not an address: write IP:port, as in \"0.0.0.0:80\" or \"[::]:80\"")
+            format!("{text:?} isn't an address: use IP:port, such as \"0.0.0.0:80\" or \"[::]:80\"")
         })
     }
 }

@@ -1,4 +1,4 @@
-//! One service: what it answers for, its backends, and how they are probed and waited for.
+//! `[services.NAME]`: hosts and paths, backends, probes, timeouts and limits.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,47 +15,47 @@ use uh_settings::Section;
 use uh_settings::units::{DAY, MS, SECOND};
 use uh_switching::{BackendDefinition, route};
 
-/// Whoever waits for a drain waits for this too.
+/// Limited because a drain's caller waits for this too.
 const MAX_TUNNEL_SPREAD: Duration = Duration::from_secs(60);
 
-/// An app published through the front door.
+/// An app published through uh-proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// Its name.
     pub name: ServiceName,
-    /// Which hosts it answers for, the redirected ones last; empty: any host that no other service names.
+    /// The hosts it serves, the redirected ones last; empty: any host that no other service names.
     pub hosts: Vec<String>,
     /// Of these, from which ones clients are redirected to the first.
     pub redirect_hosts: Vec<String>,
     /// Whether plain HTTP is redirected to HTTPS; where the file says nothing, as `server.tls.redirect` says.
     pub redirect_https: bool,
-    /// Which paths it answers for, on segment boundaries.
+    /// The path prefix it serves, on segment boundaries.
     pub path_prefix: String,
-    /// Whether the app gets the path without the prefix.
+    /// Whether to strip the prefix from the path that the app gets.
     pub strip_prefix: bool,
     /// The protocols that a client may upgrade its connection to, by name.
     pub upgrades: Vec<String>,
-    /// Active while there is no state file.
+    /// The active backend as long as there is no state file.
     pub active: BackendName,
-    /// What `uh-proxy drain` waits for at most, unless told.
+    /// The default timeout of `uh-proxy drain`.
     pub drain_timeout: Duration,
-    /// What becomes of tunnels at a drain, and at the end of the process.
+    /// What happens to tunnels at a drain and at shutdown.
     pub tunnels_at_drain: TunnelsAtDrain,
-    /// Over how long many tunnels are closed, so that their clients don't all come back at once.
+    /// The time over which many tunnels are closed, so that their clients don't all reconnect at once.
     pub tunnel_close_spread: Duration,
-    /// At least one, in the order of the file.
+    /// At least one, in file order.
     pub backends: Vec<BackendDefinition>,
     /// How endpoints are probed.
     pub health: HealthCheck,
-    /// How long each part of an exchange may take.
+    /// Timeouts of the parts of an exchange.
     pub timeouts: Timeouts,
-    /// How large a request may be, and how slow its client.
+    /// Limits on the size of a request and the speed of its client.
     pub limits: Limits,
-    /// Who gets through while the maintenance page is shown.
+    /// Who bypasses the maintenance page.
     pub maintenance: MaintenanceBypass,
-    /// How much may be tried again.
+    /// The retry budget.
     pub retries: Retries,
-    /// How the names of endpoints are looked up.
+    /// How endpoint names are resolved.
     pub resolve: Resolve,
 }
 
@@ -72,14 +72,14 @@ impl Service {
         &self.hosts[..self.hosts.len().saturating_sub(self.redirect_hosts.len())]
     }
 
-    /// The path prefix without its final slash, if there is one and the app does not get it.
+    /// The path prefix without its final slash, if it is to be stripped.
     #[must_use]
     pub fn stripped_prefix(&self) -> Option<&str> {
         let prefix = self.path_prefix.trim_end_matches('/');
         (self.strip_prefix && !prefix.is_empty()).then_some(prefix)
     }
 
-    /// The name of the protocol that a client asks to upgrade to, if it may.
+    /// The name of the protocol that a client asks to upgrade to, if it's allowed.
     #[must_use]
     pub fn allowed_upgrade(&self, asked: &[u8]) -> Option<&str> {
         let mut allowed = self.upgrades.iter().map(String::as_str);
@@ -121,10 +121,10 @@ impl uh_switching::Service for Service {
     }
 }
 
-/// What becomes of a backend's tunnels when it is drained and nobody says whether to cut.
+/// What happens to a backend's tunnels at a drain that doesn't say whether to cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TunnelsAtDrain {
-    /// They stay until they end by themselves, or somebody asks for a cut.
+    /// They stay until they end by themselves or are cut explicitly.
     Keep,
     /// They stay until the drain's deadline.
     Drain,
@@ -135,13 +135,13 @@ pub enum TunnelsAtDrain {
 /// How endpoints are probed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthCheck {
-    /// Off: every backend is taken as healthy.
+    /// If `false`, every backend counts as healthy.
     pub enabled: bool,
-    /// What is asked for.
+    /// The path to request.
     pub path: String,
     /// The `Host` header; `None`: the endpoint's address.
     pub host: Option<String>,
-    /// From one probe's start to the next.
+    /// Time between the starts of two probes.
     pub interval: Duration,
     /// How long a probe may take.
     pub timeout: Duration,
@@ -151,61 +151,61 @@ pub struct HealthCheck {
     pub unhealthy_after: u32,
     /// Whether the body's `deployment` must name the backend.
     pub expect_identity: bool,
-    /// Sent with every probe, for apps that answer otherwise without them.
+    /// Extra headers of every probe.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// How long the fresh probe before a switch may take; zero: none is made.
+    /// How long the probe right before a switch may take; zero: no probe.
     pub switch_probe_timeout: Duration,
 }
 
-/// How many retries that don't help may be made, for each worker thread.
+/// How many unsuccessful retries each worker thread may make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retries {
-    /// For a hundred answered exchanges.
+    /// Per hundred answered exchanges.
     pub percent: u32,
-    /// Besides, in each second.
+    /// In addition, per second.
     pub per_second: u32,
 }
 
-/// How the names of endpoints are looked up, in the background.
+/// How endpoint names are resolved in the background.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolve {
-    /// From one lookup's end to the next.
+    /// Time between two lookups.
     pub interval: Duration,
     /// How long a lookup may take.
     pub timeout: Duration,
 }
 
-/// How long each part of an exchange may take.
+/// Timeouts of the parts of an exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
     /// For one connection attempt to an endpoint.
     pub connect: Duration,
-    /// Without any byte moving, while the backend is the one waited for.
+    /// Without any byte moving, while waiting for the backend.
     pub read: Duration,
-    /// Without any byte moving, while the backend takes none of the request.
+    /// Without the backend accepting a byte of the request.
     pub write: Duration,
-    /// How long an exchange goes on without a byte moving once its client has closed its sending side; `None`: to its
-    /// end.
+    /// How long an exchange may continue without a byte moving after its client has closed its sending side; `None`: no
+    /// limit.
     pub half_closed: Option<Duration>,
-    /// How long an exchange may wait for its response's head before it counts as overdue; `None`: it never does.
+    /// How long an exchange may wait for a response head before it counts as overdue; `None`: never.
     pub overdue: Option<Duration>,
-    /// How long an upstream connection is kept for the next exchange. Below Node's keep-alive of 5 s, so that we
-    /// close first.
+    /// How long an upstream connection is kept for the next exchange. Shorter than Node's keep-alive of 5 s, so that
+    /// uh-proxy closes first.
     pub idle: Duration,
-    /// Without any byte moving, while the client is the one waited for: its body, or its reading of ours.
+    /// Without any byte moving, while waiting for the client to send its body or read the response.
     pub client: Duration,
     /// Without any byte moving in a tunnel.
     pub tunnel_idle: Duration,
 }
 
-/// How large a request may be, and how slow its client.
+/// Limits on the size of a request and the speed of its client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// The largest request body, chunk framing not counted; `None`: any size.
     pub body_bytes: Option<u64>,
-    /// Bytes per second that a client must send while we wait for its body; 0: any.
+    /// Bytes per second that a client must send while its body is awaited; 0: no minimum.
     pub min_body_rate: u64,
-    /// Bytes per second that a client must take while we have some for it; 0: any.
+    /// Bytes per second that a client must read while data is waiting for it; 0: no minimum.
     pub min_response_rate: u64,
     /// The time over which both rates are measured: shorter pauses do no harm.
     pub rate_window: Duration,
@@ -213,7 +213,7 @@ pub struct Limits {
     pub response_fields: usize,
 }
 
-/// Who gets through while the maintenance page is shown.
+/// Who bypasses the maintenance page.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MaintenanceBypass {
     /// A header field with this name and value.
@@ -241,7 +241,8 @@ impl FromStr for SecretField {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "write a field with its value, as in \"X-Bypass: a long secret\"".to_owned();
+        let wrong =
+            || "expected a header field with its value, such as \"X-Bypass: a long secret\"".to_owned();
         let (name, value) = text.split_once(':').ok_or_else(wrong)?;
         let value = value.trim();
         if name.is_empty() || !name.bytes().all(is_token_byte) || classify(name.as_bytes()) != Known::Other {
@@ -257,7 +258,7 @@ impl FromStr for SecretField {
 /// A shorter secret can be guessed.
 const MIN_SECRET_BYTES: usize = 12;
 
-/// `redirect`: whether plain HTTP is redirected to HTTPS where the service says nothing.
+/// `redirect`: whether plain HTTP is redirected to HTTPS if the service doesn't say.
 pub(super) fn service(name: &str, mut section: Section, redirect: bool) -> Option<Service> {
     let hosts = hosts(&mut section, "hosts");
     let redirect_hosts = redirect_hosts(&mut section, &hosts);
@@ -285,14 +286,17 @@ pub(super) fn service(name: &str, mut section: Section, redirect: bool) -> Optio
     let has_active = section.has("active");
     let active = section.parsed::<BackendName>("active");
     if !has_active {
-        section.mistake("active", "missing: which backend is active at the very first start");
+        section.mistake("active", "missing: name the backend that is active at the very first start");
     }
     if backends.is_empty() {
-        section.mistake("backends", "missing: at least one, as in [services.NAME.backends.blue]");
+        section.mistake("backends", "missing: give at least one, such as [services.NAME.backends.blue]");
     } else if let Some(active) = active.as_ref().filter(|active| !backends.iter().any(|b| b.name == **active))
     {
         let names: Vec<&str> = backends.iter().map(|b| b.name.as_str()).collect();
-        section.mistake("active", format!("no backend is called {active}; there are: {}", names.join(", ")));
+        section.mistake(
+            "active",
+            format!("no backend is named {active}; configured backends: {}", names.join(", ")),
+        );
     }
     let name = match name.parse() {
         Ok(name) => name,
@@ -331,7 +335,7 @@ fn hosts(section: &mut Section, key: &'static str) -> Vec<String> {
     let hosts: Vec<String> = hosts.into_iter().map(|host| host.0).collect();
     for (index, host) in hosts.iter().enumerate() {
         if hosts[..index].contains(host) {
-            section.mistake(key, format!("{host} is there twice"));
+            section.mistake(key, format!("{host} is listed twice"));
         }
     }
     hosts
@@ -354,10 +358,11 @@ fn path_prefix(section: &mut Section) -> String {
     let prefix = section.text("path_prefix").unwrap_or_else(|| "/".to_owned());
     let odd = |b: u8| b <= b' ' || matches!(b, b'?' | b'#' | 0x7f);
     if !prefix.starts_with('/') || prefix.bytes().any(odd) {
-        let reason = format!("{prefix:?} is not a path: it starts with / and has no query");
+        let reason = format!("{prefix:?} isn't a path: it must start with / and have no query");
         section.mistake("path_prefix", reason);
     } else if prefix.split('/').any(|segment| matches!(segment, "." | "..")) {
-        section.mistake("path_prefix", format!("{prefix:?} has a dot segment, so that no path is under it"));
+        section
+            .mistake("path_prefix", format!("{prefix:?} has a dot segment, so no request path can match it"));
     }
     prefix
 }
@@ -366,9 +371,9 @@ fn backend(name: &str, mut section: Section) -> Option<BackendDefinition> {
     let (has_endpoints, none) = (section.has("endpoints"), section.is_empty_list("endpoints"));
     let endpoints = section.list::<Address>("endpoints").unwrap_or_default();
     if !has_endpoints {
-        section.mistake("endpoints", "missing: at least one, as in [\"127.0.0.1:3008\"]");
+        section.mistake("endpoints", "missing: give at least one, such as [\"127.0.0.1:3008\"]");
     } else if none {
-        section.mistake("endpoints", "empty: at least one, as in [\"127.0.0.1:3008\"]");
+        section.mistake("endpoints", "empty: give at least one, such as [\"127.0.0.1:3008\"]");
     } else if endpoints.len() > MAX_ENDPOINTS {
         section.mistake("endpoints", format!("more than {MAX_ENDPOINTS}"));
     }
@@ -409,7 +414,7 @@ fn health(section: &mut Section) -> HealthCheck {
     }
 }
 
-/// Whoever switches waits for the probe too, and may be in a hurry.
+/// Limited because the caller of a switch waits for the probe too.
 const MAX_SWITCH_PROBE: Duration = Duration::from_secs(2);
 
 fn probe_headers(section: &mut Section) -> Vec<(HeaderName, HeaderValue)> {
@@ -424,18 +429,20 @@ fn probe_headers(section: &mut Section) -> Vec<(HeaderName, HeaderValue)> {
             | Known::KeepAlive
             | Known::Upgrade
             | Known::Expect
-            | Known::HopByHop => Some("a probe has no body and one connection, so this field can't be set"),
+            | Known::HopByHop => {
+                Some("this field concerns the connection or a body, which uh-proxy sets itself: remove it")
+            }
             _ => None,
         };
         match (framing, HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str())) {
             (Some(reason), ..) => section.mistake(&key, reason),
-            (None, Err(_), _) => section.mistake(&key, format!("{name:?} is not the name of a header field")),
+            (None, Err(_), _) => section.mistake(&key, format!("{name:?} isn't a valid header field name")),
             // The value may be a secret, so it is not repeated.
             (None, Ok(_), Err(_)) => {
-                section.mistake(&key, "the value has characters that a header field can't");
+                section.mistake(&key, "the value has characters that aren't allowed in a header field");
             }
             (None, Ok(name), Ok(_)) if headers.iter().any(|(other, _)| *other == name) => {
-                section.mistake(&key, "it is there twice, in another spelling");
+                section.mistake(&key, "it is set twice, with different capitalization");
             }
             (None, Ok(name), Ok(mut value)) => {
                 value.set_sensitive(true);
@@ -459,10 +466,10 @@ fn timeouts(section: &mut Section) -> Timeouts {
     }
 }
 
-/// More than any body that is worth a limit: a pebibyte.
+/// Larger than any useful limit: a pebibyte.
 const MAX_BODY_BYTES: u64 = 1 << 50;
 
-/// As many of the shortest fields as a response head may have bytes.
+/// As many of the shortest possible fields as fit in a response head.
 const MAX_RESPONSE_FIELDS: u32 = 10_000;
 
 fn limits(section: &mut Section) -> Limits {
@@ -496,7 +503,7 @@ fn resolve(section: &mut Section) -> Resolve {
     }
 }
 
-/// More endpoints than one backend of this design has: a switch builds a pool for each.
+/// More endpoints than a backend needs in this design: a switch builds a pool for each.
 pub const MAX_ENDPOINTS: usize = 64;
 
 /// The name of a protocol that a connection may be upgraded to: `websocket`, `SPDY/3.1`.
@@ -507,18 +514,18 @@ impl FromStr for UpgradeName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if !is_protocol(text.as_bytes()) {
-            return Err(format!("{text:?} is not a protocol's name: write websocket, or another token"));
+            return Err(format!("{text:?} isn't a valid protocol name: use websocket or another token"));
         }
-        // Within it, requests would pass that nobody has looked at or counted. HTTP/1.1 servers may ignore it.
+        // Requests in it would be neither checked nor counted. HTTP/1.1 servers may ignore the upgrade.
         let lower = text.to_ascii_lowercase();
         if lower == "h2c" || lower.starts_with("http/") || lower.starts_with("tls/") {
-            return Err(format!("{text:?} would carry requests past routing and counts; leave it out"));
+            return Err(format!("{text:?} would let requests bypass routing and counting: remove it"));
         }
         Ok(Self(text.to_owned()))
     }
 }
 
-/// A host as a service names it, in its canonical form: `app.example.com`, `*.example.com` or `[2001:db8::1]`.
+/// A host of a service, in canonical form: `app.example.com`, `*.example.com` or `[2001:db8::1]`.
 struct HostPattern(String);
 
 impl FromStr for HostPattern {
@@ -538,7 +545,7 @@ impl FromStr for HostPattern {
             Ok(Self(text.to_ascii_lowercase()))
         } else {
             Err(format!(
-                "{text:?} is not a host: write app.example.com, *.example.com or [2001:db8::1], without a port"
+                "{text:?} isn't a host: use app.example.com, *.example.com or [2001:db8::1], without a port"
             ))
         }
     }

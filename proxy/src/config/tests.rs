@@ -1,4 +1,4 @@
-//! Configuration: what is accepted, and what each mistake says.
+//! Configuration: accepted values, and the message of each mistake.
 
 use std::time::Duration;
 
@@ -114,7 +114,11 @@ fn the_same_host_in_another_spelling_is_a_conflict_too() {
         let text =
             format!("[server]\nlisten=[\"127.0.0.1:0\"]\n{}{}", service("one", one), service("other", other));
         let found = parse(&text).map_or_else(|e| e.to_string(), |_| String::new());
-        assert_eq!(found.contains("services.other: service one takes"), conflict, "{one} {other}: {found}");
+        assert_eq!(
+            found.contains("services.other: service one already handles"),
+            conflict,
+            "{one} {other}: {found}"
+        );
     }
 }
 
@@ -171,7 +175,7 @@ fn a_backend_without_endpoints_is_a_mistake() {
 }
 
 #[test]
-fn a_syntax_error_says_where() {
+fn a_syntax_error_names_its_position() {
     let error = parse("[server\nlisten=1").unwrap_err().to_string();
     assert!(error.contains("line 1"), "{error}");
 }

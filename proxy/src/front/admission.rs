@@ -1,7 +1,7 @@
-//! How many client connections there may be: in all, and from one address.
+//! Limits on client connections: in total and per address.
 //!
-//! Counted once for each connection, never for a request. Memory is bounded by the connections that are open: an
-//! address without one is not remembered. IPv6 addresses count by their /64, which is what one customer gets.
+//! Counted once per connection, never per request. Memory is bounded by the open connections: an address without one
+//! isn't remembered. IPv6 addresses count by their /64, which is what one customer gets.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,53 +15,53 @@ use super::idle::{IdleClients, IdleSlot, Left};
 use super::pool::millis;
 use super::splice;
 use crate::config::ServerLimits;
+use crate::observe::log_rate_limit::LogRateLimit;
 use crate::observe::metrics::ClientCounts;
-use crate::observe::seldom::Seldom;
 
-/// Of the file descriptors, what is kept for everything but exchanges: an eighth, within these bounds. The admin API
+/// File descriptors reserved for everything but exchanges: an eighth, within these bounds. The admin API
 /// takes up to 256 of them, probes one for each endpoint.
 const RESERVE: (u64, u64) = (64, 1024);
 
-/// What each worker thread needs for itself: its event queue and listening sockets, and the connections that it may
-/// accept before one of them has its turn to be turned away (tokio lets a task go on for 128 of them), and the large
-/// bodies that it splices.
+/// File descriptors that each worker thread needs for itself: its event queue, its listening sockets, the connections
+/// that it may accept before it can reject one (tokio lets a task continue for 128 of them), and the large bodies that
+/// it splices.
 const RESERVE_PER_WORKER: u64 = 8 + 128 + (splice::MOST * splice::DESCRIPTORS) as u64;
 
 /// Counts client connections.
 #[derive(Debug)]
 pub struct Admission {
-    /// What the limit of file descriptors allows.
+    /// What the file descriptor limit allows.
     ceiling: usize,
-    /// How many of those turned away may be told why at the same time.
-    most_told: usize,
+    /// How many rejected clients may be sent an answer at the same time.
+    most_answered: usize,
     open: AtomicUsize,
-    told: AtomicUsize,
+    answering: AtomicUsize,
     by_source: Mutex<HashMap<Source, u32>>,
     refused: [AtomicU64; REASONS.len()],
     idle: Arc<IdleClients>,
     evicted: AtomicU64,
-    logged: [Seldom; REASONS.len()],
+    logged: [LogRateLimit; REASONS.len()],
 }
 
-/// Why a connection is turned away.
+/// Why a connection is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// There are too many in all.
+    /// Too many connections in total.
     Full,
-    /// There are too many from its address.
+    /// Too many connections from its address.
     Address,
-    /// It speaks TLS, which we don't.
+    /// It uses TLS, which isn't supported.
     Tls,
 }
 
 /// All reasons, by their index.
 pub const REASONS: [&str; 3] = ["full", "address", "tls"];
 
-/// What an operator can do about connections that are turned away, by their index.
+/// What an operator can do about rejected connections, by reason.
 const ADVICE: [&str; REASONS.len()] = [
-    "raise server.limits.connections or the limit of file descriptors",
+    "raise server.limits.connections or the file descriptor limit",
     "if it is a load balancer, list it in server.trusted_proxies; otherwise raise server.limits.connections_per_address",
-    "the client opens a plain HTTP port with https://",
+    "the client uses https:// on a plain HTTP port",
 ];
 
 /// An IPv4 address, or the first half of an IPv6 address.
@@ -77,12 +77,12 @@ impl From<IpAddr> for Source {
     }
 }
 
-/// A connection's place among those that are open. It is free again when this is dropped.
+/// A connection's slot among the open ones. Freed when this is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct ConnectionSlot {
     admission: Arc<Admission>,
     source: Option<Source>,
-    /// Where the connection is found when somebody needs its place and it is idle.
+    /// Where an idle connection is found when its slot is needed.
     pub slot: IdleSlot,
 }
 
@@ -92,14 +92,14 @@ impl Admission {
     pub fn new(descriptors: u64, workers: usize) -> Self {
         let reserve = (descriptors / 8).clamp(RESERVE.0, RESERVE.1);
         let fixed = reserve.saturating_add(RESERVE_PER_WORKER.saturating_mul(workers as u64));
-        // However few there are, half of them is for clients and their backends.
+        // However few there are, half of them are for clients and their backends.
         let fixed = fixed.min(descriptors / 2);
         let ceiling = (descriptors.saturating_sub(fixed) / 2).max(1);
         Self {
             ceiling: usize::try_from(ceiling).unwrap_or(usize::MAX),
-            most_told: usize::try_from(reserve / 4).unwrap_or(usize::MAX),
+            most_answered: usize::try_from(reserve / 4).unwrap_or(usize::MAX),
             open: AtomicUsize::new(0),
-            told: AtomicUsize::new(0),
+            answering: AtomicUsize::new(0),
             by_source: Mutex::default(),
             refused: Default::default(),
             idle: Arc::new(IdleClients::new(workers)),
@@ -114,7 +114,7 @@ impl Admission {
         limits.connections.map_or(self.ceiling, |most| self.ceiling.min(most as usize))
     }
 
-    /// Counts a connection that is turned away, and logs it unless one was logged for this reason a moment ago.
+    /// Counts a rejected connection, and logs it unless one was just logged for the same reason.
     pub fn refuse(&self, reason: Refused, client: &str) {
         let index = reason as usize;
         self.refused[index].fetch_add(1, Ordering::Relaxed);
@@ -123,15 +123,14 @@ impl Admission {
                 client,
                 reason = REASONS[index],
                 more_since_last_line = unlogged,
-                "connection refused: {}",
+                "connection rejected: {}",
                 ADVICE[index]
             );
         }
     }
 
-    /// Takes a place for a connection of this worker from this address; `None`: one that stands for many clients, and of
-    /// which any number may come. If there is no place, the connection that has been idle between two requests for
-    /// longest is evicted for it.
+    /// Takes a slot for a connection of this worker from this address; `None`: a trusted proxy, which has no limit per
+    /// address. If no slot is free, the connection that has been idle longest is evicted.
     ///
     /// # Errors
     /// There is none. The caller says so with [`Admission::refuse`].
@@ -140,14 +139,14 @@ impl Admission {
         limits: &ServerLimits,
         address: Option<IpAddr>,
         worker: usize,
-    ) -> Result<Place, Refused> {
-        // First, so that nobody is evicted for somebody who is rejected anyway.
+    ) -> Result<ConnectionSlot, Refused> {
+        // First, so that nothing is evicted for a connection that is rejected anyway.
         let source = match (limits.connections_per_address, address) {
             (Some(most), Some(address)) => Some(self.count_source(address, most)?),
             _ => None,
         };
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.most(limits) {
-            // Either way one of those counted is no more: this one, or the one that is evicted.
+            // In both cases one of the counted connections goes: this one, or the evicted one.
             self.open.fetch_sub(1, Ordering::Relaxed);
             if !self.idle.evict_oldest(millis(Instant::now())) {
                 self.forget_source(source);
@@ -155,7 +154,7 @@ impl Admission {
             }
             self.evicted.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(Place { admission: Arc::clone(self), source, slot: self.idle.slot(worker) })
+        Ok(ConnectionSlot { admission: Arc::clone(self), source, slot: self.idle.slot(worker) })
     }
 
     fn count_source(&self, address: IpAddr, most: u32) -> Result<Source, Refused> {
@@ -180,14 +179,14 @@ impl Admission {
         }
     }
 
-    /// A turn at telling a client why it is turned away; `None`: too many are being told already, and it is closed
-    /// without a word. A flood must not take the descriptors that are kept for others.
-    pub fn tell(self: &Arc<Self>) -> Option<Turn> {
+    /// Permission to send a rejected client an answer; `None`: too many are being answered already, so close it without
+    /// one. A flood must not use up the reserved descriptors.
+    pub fn answer_turn(self: &Arc<Self>) -> Option<Turn> {
         let turn = Turn(Arc::clone(self));
-        (self.told.fetch_add(1, Ordering::Relaxed) < self.most_told).then_some(turn)
+        (self.answering.fetch_add(1, Ordering::Relaxed) < self.most_answered).then_some(turn)
     }
 
-    /// What became of connections for which there was no place.
+    /// The connections rejected and evicted since the start.
     #[must_use]
     pub fn counts(&self) -> ClientCounts {
         ClientCounts { refused: REASONS.into_iter().zip(self.refused()).collect(), evicted: self.evicted() }
@@ -199,14 +198,14 @@ impl Admission {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    /// Connections turned away since the start, by reason.
+    /// Connections rejected since the start, by reason.
     #[must_use]
     pub fn refused(&self) -> [u64; REASONS.len()] {
         std::array::from_fn(|reason| self.refused[reason].load(Ordering::Relaxed))
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         if self.slot.release() == Left::Free {
             self.admission.open.fetch_sub(1, Ordering::Relaxed);
@@ -215,13 +214,13 @@ impl Drop for Place {
     }
 }
 
-/// A client that is being told why it is turned away.
+/// A rejected client that is being sent an answer.
 #[derive(Debug)]
 pub struct Turn(Arc<Admission>);
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.told.fetch_sub(1, Ordering::Relaxed);
+        self.0.answering.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -286,10 +285,10 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_connection_hands_its_place_over_once_and_only_to_who_may_come_in() {
+    fn an_evicted_connection_hands_its_slot_over_once_and_only_to_an_admitted_one() {
         let admission = Arc::new(Admission::new(20_000, 2));
         let limits = limits(Some(2), Some(2));
-        let idle = |place: &mut Place, at| {
+        let idle = |place: &mut ConnectionSlot, at| {
             place.slot.set_idle(at, &std::task::Context::from_waker(std::task::Waker::noop()));
         };
         let mut first = admission.admit(&limits, address("192.0.2.1"), 0).unwrap();
@@ -314,7 +313,7 @@ mod tests {
     fn nothing_is_remembered_of_an_address_without_a_connection() {
         let admission = Arc::new(Admission::new(20_000, 2));
         let limits = limits(None, Some(5));
-        let places: Vec<Place> = (0..100u32)
+        let places: Vec<ConnectionSlot> = (0..100u32)
             .map(|n| admission.admit(&limits, Some(IpAddr::from(n.to_be_bytes())), 0).unwrap())
             .collect();
         assert_eq!(admission.by_source.lock().len(), 100);
@@ -325,9 +324,9 @@ mod tests {
     #[test]
     fn a_flood_is_closed_without_a_word() {
         let admission = Arc::new(Admission::new(1024, 2));
-        let turns: Vec<Turn> = std::iter::from_fn(|| admission.tell()).take(1000).collect();
+        let turns: Vec<Turn> = std::iter::from_fn(|| admission.answer_turn()).take(1000).collect();
         assert_eq!(turns.len(), 32);
         drop(turns);
-        assert!(admission.tell().is_some());
+        assert!(admission.answer_turn().is_some());
     }
 }

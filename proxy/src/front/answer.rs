@@ -1,8 +1,8 @@
-//! Answers of our own: what a client gets when no backend can answer.
+//! uh-proxy's own answers, sent when no backend can answer.
 //!
 //! A page for a browser, a problem (RFC 9457) for a client that prefers JSON, and text for everything else; the page can
 //! be replaced by the operator's.
-//! Nothing that a client sent is in them but its request id, which is checked, and escaped all the same.
+//! The only client input in them is the request id, which is checked and also escaped.
 
 mod accept;
 pub mod pages;
@@ -18,7 +18,7 @@ use pages::{Pages, Values};
 use uh_http1::date;
 use uh_http1::field::{write_field, write_number};
 
-/// When to come back, for what may be over in a moment.
+/// `Retry-After` for conditions that may pass quickly.
 const SOON_S: u32 = 1;
 
 /// The body of a health answer in maintenance, when no backend can give one.
@@ -27,10 +27,10 @@ const HEALTHY: &[u8] = b"{\"status\":\"maintenance\"}\n";
 const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// For the built-in page, which has its style in it and nothing else.
+/// For the built-in page, which only needs its inline style.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
-/// A body, and what a client must know of it.
+/// A body with its content type and policy.
 struct Body {
     media_type: &'static str,
     policy: Option<&'static str>,
@@ -48,7 +48,7 @@ impl Body {
 pub struct Answer<'a> {
     /// Its status.
     pub status: u16,
-    /// What a person should know.
+    /// The explanation for humans.
     pub detail: &'a str,
     /// The request's id, so that a report can be matched with the logs.
     pub request_id: &'a [u8],
@@ -58,7 +58,7 @@ pub struct Answer<'a> {
     pub head_only: bool,
     /// What the client prefers.
     pub form: Form,
-    /// When to come back, in seconds; `None`: what fits the status.
+    /// `Retry-After`, in seconds; `None`: the status's default.
     pub retry_after_s: Option<u32>,
     /// The `Strict-Transport-Security` field, if there is to be one.
     pub hsts: Option<&'a str>,
@@ -68,9 +68,9 @@ pub struct Answer<'a> {
     pub maintenance: bool,
 }
 
-/// An answer as a problem.
+/// An answer as a problem document.
 #[derive(Serialize)]
-struct Problem<'a> {
+struct ProblemBody<'a> {
     r#type: &'a str,
     title: &'a str,
     status: u16,
@@ -82,7 +82,7 @@ struct Problem<'a> {
 }
 
 impl Answer<'_> {
-    /// Writes it, and returns the length of its body.
+    /// Writes the answer, and returns the length of its body.
     pub fn write(&self, pages: &Pages, out: &mut Vec<u8>) -> u64 {
         let retry_after_s = self.retry_after_s.or(match self.status {
             429 | 503 => Some(SOON_S),
@@ -142,7 +142,7 @@ impl Answer<'_> {
         match self.form {
             Form::Json => {
                 let (r#type, title) = ("about:blank", reason);
-                let problem = Problem { r#type, title, status, detail, request_id, retry_after_s };
+                let problem = ProblemBody { r#type, title, status, detail, request_id, retry_after_s };
                 Body::new("application/problem+json", serde_json::to_vec(&problem).unwrap_or_default())
             }
             Form::Text => Body::new(TEXT, text(&values)),
@@ -158,7 +158,7 @@ impl Answer<'_> {
     }
 }
 
-/// For a terminal: what happened, the id, and when to come back.
+/// The plain text for a terminal: what happened, the id, and when to retry.
 fn text(values: &Values<'_>) -> String {
     let Values { status, reason, detail, request_id, retry_after_s, .. } = values;
     let mut text = format!("{status} {reason}: {detail}\n");

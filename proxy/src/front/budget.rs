@@ -1,8 +1,9 @@
-//! How many retries that don't help a worker may make, so that a sick backend isn't hammered. Pure: time is a value.
+//! The retry budget: limits a worker's unsuccessful retries, so that a failing backend isn't overloaded. Pure: time is
+//! a value.
 //!
-//! A retry that is answered costs nothing: it shows that the backend is well, as after a stale connection. One that is
-//! not costs a token. Tokens come back with answered exchanges (a share of a token each) and with time. With no token
-//! left nothing is tried a second time, and clients hear of the first failure at once.
+//! A retry that is answered costs nothing: the backend works, as after a stale connection. One that isn't costs a
+//! token. Tokens come back with answered exchanges (a share of a token each) and with time. Without a token nothing is
+//! retried, and clients get the first failure at once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,10 +12,10 @@ use crate::config::Retries;
 /// A token, in the unit of the count.
 const TOKEN: u64 = 100;
 
-/// For how long the tokens that come with time are saved up.
+/// How long tokens earned by time are saved up.
 const SAVED_SECONDS: u64 = 10;
 
-/// What can be saved up at least, in tokens, if any come at all.
+/// The smallest capacity, in tokens, if any are earned at all.
 const SAVED_AT_LEAST: u64 = 10;
 
 /// One worker's tokens for one activation. Only that worker changes them, so plain loads and stores are enough.
@@ -26,7 +27,7 @@ pub struct RetryBudget {
 }
 
 impl RetryBudget {
-    /// Whether something may be tried again now.
+    /// Whether a retry is allowed now.
     pub fn allows(&self, retries: &Retries, now_ms: u64) -> bool {
         let missing = self.missing.load(Ordering::Relaxed);
         let since = now_ms.saturating_sub(self.refilled_ms.load(Ordering::Relaxed));
@@ -83,7 +84,7 @@ mod tests {
         assert_eq!(allowed(&budget, &retries, 500), 5, "ten come with each second");
         (0..50).for_each(|_| budget.answered(&retries));
         assert_eq!(allowed(&budget, &retries, 500), 10, "one comes with five answers");
-        assert_eq!(allowed(&budget, &retries, 1_000_000), 100, "no more than that is saved up");
+        assert_eq!(allowed(&budget, &retries, 1_000_000), 100, "the most that is saved up");
     }
 
     #[test]

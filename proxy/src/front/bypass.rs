@@ -1,21 +1,21 @@
-//! Who gets through while a service is in maintenance: health checks, and operators who want to look.
+//! Requests that bypass maintenance: health checks, and operators' requests.
 
 use std::net::IpAddr;
 
 use crate::config::{MaintenanceBypass, SecretField, Service};
 use uh_http1::field::values;
 
-/// Why a request gets through.
+/// Why a request bypasses maintenance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
-    /// It asks for the health path. If no backend can answer it we do, with 200: whoever balances the load before us
-    /// is to go on sending clients, who are told what is going on.
+    /// It is for the health path. If no backend can answer, uh-proxy answers with 200, so that a load balancer in front
+    /// keeps sending clients, who then see the maintenance page.
     Health,
-    /// It has the secret, or a listed address.
+    /// It has the secret or comes from a listed address.
     Operator,
 }
 
-/// Whether a request gets through. `path` has a query perhaps; `client` is an IP address.
+/// Whether a request bypasses maintenance. `path` may have a query; `client` is an IP address.
 #[must_use]
 pub fn pass(service: &Service, head: &[u8], is_read: bool, path: &[u8], client: &str) -> Option<Pass> {
     if is_read && is_health_path(service, path) {
@@ -45,7 +45,7 @@ fn is_operator(bypass: &MaintenanceBypass, head: &[u8], client: &str) -> bool {
     bypass.header.as_ref().is_some_and(has_secret) || client.parse().is_ok_and(is_listed)
 }
 
-/// Compares in a time that does not tell how much is right.
+/// Compares in constant time.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |different, (a, b)| different | (a ^ b)) == 0
 }

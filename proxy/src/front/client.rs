@@ -1,5 +1,5 @@
-//! What the kernel knows of a client's connection, asked without reading from it: for the moments in which nothing is
-//! read, because the backend takes no more of the request or is still being connected to.
+//! The kernel's view of a client connection, queried without reading from it: for times when nothing is read because
+//! the backend accepts no more of the request or is still being connected to.
 
 use pingora::protocols::Stream;
 use pingora::protocols::l4::ext::{TCP_INFO, get_tcp_info};
@@ -11,15 +11,15 @@ const TCP_CLOSE_WAIT: u8 = 8;
 /// Whether a client is still there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// As far as anybody knows.
+    /// As far as the kernel knows.
     There,
     /// It has closed its sending side (FIN). It may still read.
     HalfClosed,
-    /// Its side of the connection is gone: it has answered with a reset.
+    /// It has reset the connection.
     Gone,
 }
 
-/// Looks whether the client is still there.
+/// Checks whether the client is still there.
 pub fn presence(client: &Stream) -> Presence {
     match info(client).map(|info| info.tcpi_state) {
         Some(TCP_CLOSE) => Presence::Gone,

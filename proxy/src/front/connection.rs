@@ -1,4 +1,4 @@
-//! One client connection: reads a head, carries out the exchange, and again, until either side has had enough.
+//! One client connection: reads a head, runs the exchange, and repeats until either side closes.
 
 use std::future::poll_fn;
 use std::io;
@@ -13,18 +13,18 @@ use pingora::protocols::Stream;
 use tokio::io::AsyncWrite as _;
 use tokio::time::Instant;
 
-use super::admission::{Place, Refused};
+use super::admission::{ConnectionSlot, Refused};
 use super::answer::{Answer, Form};
-use super::attention::{Attention, Stage};
+use super::broadcast::{StopStage, Subscription};
 use super::exchange;
+use super::lazy_timer::LazyTimer;
 use super::pool::millis;
 use super::pump::{give_way, poll_fill};
 use super::reset;
 use super::scratch::Scratch;
 use super::settings::Settings;
-use super::watchdog::Watchdog;
 use super::worker::Worker;
-use crate::observe::line::Line;
+use crate::observe::line::AccessLine;
 use crate::observe::termination::Termination;
 use crate::tls::Session;
 use uh_http1::buffer::Buffer;
@@ -32,31 +32,30 @@ use uh_http1::field::HeadScanner;
 use uh_http1::forwarded::{Caller, Scheme};
 use uh_http1::request::{self, BadRequest, RequestId};
 
-/// After our last answer, how long we go on reading while the client sends nothing, so that the answer is not lost to a
+/// After the last answer, how long to keep reading while the client sends nothing, so that the answer isn't lost to a
 /// reset (RFC 9112 §9.6).
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
-/// And how long we read what a client sends where no minimum rate is set (`limits.min_body_rate = 0`). One that keeps the
-/// rate is read to its end: if it reads the answer to its upload only after the last byte of it, it must be able to write
-/// all of it, however much that is.
+/// And how long to keep reading what a client sends if there is no minimum rate (`limits.min_body_rate = 0`). A client
+/// that keeps the rate is read until it ends: it may read the answer only after it has written its whole upload.
 const LINGER_AT_MOST: Duration = Duration::from_secs(300);
 
-/// The minimum rate where no service is known: the default of `limits.min_body_rate`.
+/// The minimum rate if the service isn't known: the default of `limits.min_body_rate`.
 const BODY_RATE: u64 = 500;
 
-/// After an idle connection's end was sent, how long a request that crossed it may still arrive, to be left unanswered
-/// without a reset: the client sees an orderly end before any response, and knows that it may ask again.
+/// After an idle connection was closed, how long a request that crossed the close may still arrive. It is left
+/// unanswered without a reset: the client sees an orderly close before any response, and can safely retry.
 const DISMISS_TIME: Duration = Duration::from_secs(1);
 
-/// How much of that is read before the others on this thread have their turn.
+/// How much of that is read before other tasks on this thread get their turn.
 const LINGER_TURN_BYTES: usize = 128 << 10;
 
 /// How long the rest of a request head may take once the process is stopping.
 const HURRIED_HEAD_TIME: Duration = Duration::from_secs(1);
 
-/// What becomes of a connection after an exchange.
+/// What happens to a connection after an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub enum AfterExchange {
     /// It takes another request.
     KeepAlive,
     /// It is closed in good order.
@@ -66,9 +65,9 @@ pub enum Next {
     Abandon,
     /// It is closed after the client has had time to read the answer.
     Linger,
-    /// It was idle for too long: it is closed so that a request on its way is not met with a reset.
+    /// It was idle for too long: it is closed so that a request on its way doesn't cause a reset.
     Dismiss,
-    /// It is reset: only so can the client tell that what it was reading is not whole.
+    /// It is reset: only then can the client tell that the response was incomplete.
     Reset,
 }
 
@@ -81,7 +80,7 @@ pub struct Arrival {
     /// Its address as text.
     pub(crate) address: Box<str>,
     /// Its place among the open connections, or why it has none.
-    pub(crate) place: Result<Place, Refused>,
+    pub(crate) place: Result<ConnectionSlot, Refused>,
     open: OpenGuard,
 }
 
@@ -105,21 +104,21 @@ pub struct Connection {
     pub(super) client: Stream,
     /// What the TLS handshake has agreed on; `None`: the client speaks plain HTTP.
     pub(super) tls: Option<Box<Session>>,
-    /// In force for the request that is carried out, or was last.
+    /// The settings of the current or last request.
     pub(super) settings: Arc<Settings>,
-    /// Who has connected: the client, or a proxy before us.
+    /// The peer: the client, or a proxy in front of uh-proxy.
     ip: IpAddr,
     /// The same as text.
     pub(super) address: Box<str>,
-    /// Its place among the open connections, or why it has none.
-    place: Result<Place, Refused>,
-    /// What was read beyond the last message.
+    /// Its slot among the open connections, or why it has none.
+    place: Result<ConnectionSlot, Refused>,
+    /// Bytes read beyond the last message.
     pub(super) input: Option<Buffer>,
     pub(super) scratch: Option<Scratch>,
-    pub(super) attention: Attention,
-    pub(super) watchdog: Watchdog,
+    pub(super) subscription: Subscription,
+    pub(super) timer: LazyTimer,
     exchanges: u32,
-    /// The slowest that the client may send a body, in bytes per second, by the service that it asked last.
+    /// The minimum rate of a request body, in bytes per second, from the service of the last request.
     pub(super) body_rate: u64,
     _open: OpenGuard,
 }
@@ -138,7 +137,7 @@ impl Connection {
     #[must_use]
     pub fn new(arrival: Arrival, client: Stream, tls: Option<Box<Session>>) -> Self {
         let Arrival { worker, settings, ip, address, place, open } = arrival;
-        let attention = Attention::new(Arc::clone(&worker.bell));
+        let subscription = Subscription::new(Arc::clone(&worker.broadcast));
         Self {
             settings,
             worker,
@@ -149,15 +148,15 @@ impl Connection {
             place,
             input: None,
             scratch: None,
-            attention,
-            watchdog: Watchdog::default(),
+            subscription,
+            timer: LazyTimer::default(),
             exchanges: 0,
             body_rate: BODY_RATE,
             _open: open,
         }
     }
 
-    /// Serves the connection to its end.
+    /// Serves the connection until it closes.
     pub async fn serve(mut self) {
         if let Err(reason) = self.place {
             self.worker.admission.refuse(reason, &self.address);
@@ -165,8 +164,8 @@ impl Connection {
         }
         loop {
             let next = match self.read_head().await {
-                HeadRead::Closed => Next::Close,
-                HeadRead::Dismissed => Next::Dismiss,
+                HeadRead::Closed => AfterExchange::Close,
+                HeadRead::Dismissed => AfterExchange::Dismiss,
                 HeadRead::Evicted => return Box::pin(self.make_room()).await,
                 HeadRead::TimedOut => {
                     let detail = "the request did not arrive in time";
@@ -176,20 +175,22 @@ impl Connection {
                 HeadRead::Complete => self.exchange().await,
             };
             self.exchanges = self.exchanges.saturating_add(1);
-            // Nothing is held for a connection that waits.
+            // A waiting connection holds no memory.
             if let Some(scratch) = self.scratch.take() {
                 scratch.give_back();
             }
             match next {
-                Next::KeepAlive => {}
-                Next::Close if self.tls.is_some() => return Box::pin(self.end_tls()).await,
-                Next::Close | Next::Abandon => return,
-                Next::Reset => return reset::at_close(&self.client),
-                Next::Linger => {
+                AfterExchange::KeepAlive => {}
+                AfterExchange::Close if self.tls.is_some() => return Box::pin(self.end_tls()).await,
+                AfterExchange::Close | AfterExchange::Abandon => return,
+                AfterExchange::Reset => return reset::at_close(&self.client),
+                AfterExchange::Linger => {
                     let most = (self.body_rate == 0).then_some(LINGER_AT_MOST);
                     return Box::pin(self.linger(LINGER_TIME, most)).await;
                 }
-                Next::Dismiss => return Box::pin(self.linger(DISMISS_TIME, Some(DISMISS_TIME))).await,
+                AfterExchange::Dismiss => {
+                    return Box::pin(self.linger(DISMISS_TIME, Some(DISMISS_TIME))).await;
+                }
             }
         }
     }
@@ -199,35 +200,35 @@ impl Connection {
         if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
     }
 
-    /// Reads a request head into the scratch. Waits for its first byte as an idle connection, and for the rest within
-    /// one total deadline.
+    /// Reads a request head into the scratch. The first byte has the idle timeout; the rest has one total deadline.
     async fn read_head(&mut self) -> HeadRead {
         let limits = &self.settings.limits;
         let first_wait = if self.exchanges == 0 { limits.header_timeout } else { limits.idle_timeout };
         let (worker, settings) = (&self.worker, &mut self.settings);
         let now = Instant::now();
         let mut deadline = now + first_wait;
-        // Only between two requests a connection may have to make room for others.
+        // Only between two requests can a connection be evicted.
         let mut slot = self.place.as_mut().ok().map(|place| &mut place.slot).filter(|_| self.exchanges > 0);
         let mut resting = false;
         let mut scanner = HeadScanner::default();
         let (client, input, scratch) = (&mut self.client, &mut self.input, &mut self.scratch);
-        let (attention, watchdog) = (&mut self.attention, &mut self.watchdog);
+        let (subscription, timer) = (&mut self.subscription, &mut self.timer);
         let (mut begun, mut hurried) = (false, false);
         poll_fn(|cx| {
-            attention.poll(cx);
+            subscription.poll(cx);
             loop {
                 if let Some(buffer) = input {
                     let head = scratch.get_or_insert_with(Scratch::take).request();
                     let before = head.len();
                     let unseen = buffer.filled();
-                    // Before it is taken for lines: what is no HTTP may have a line feed anywhere, as a TLS hello does.
+                    // Before it is split into lines: other protocols, such as a TLS hello, may have a line feed
+                    // anywhere.
                     let first = unseen.first().copied().filter(|_| before == 0);
                     if let Some(bad) = first.and_then(BadRequest::by_first_byte) {
                         return Poll::Ready(HeadRead::Bad(bad));
                     }
                     let found = if before == 0 {
-                        // As most heads come: in one piece. What follows it, a body perhaps, is not copied.
+                        // Most heads arrive in one piece. What follows, such as a body, isn't copied.
                         let found = scanner.scan(unseen);
                         let end = found
                             .as_ref()
@@ -241,7 +242,8 @@ impl Connection {
                         scanner.scan(head)
                     };
                     let Ok(found) = found else {
-                        let bad = BadRequest::Malformed("a line of the head ends in a bare line feed");
+                        let bad =
+                            BadRequest::Malformed("a line of the request head ends in a bare line feed");
                         return Poll::Ready(HeadRead::Bad(bad));
                     };
                     let end = found.as_ref().map_or(head.len(), |range| range.end);
@@ -288,18 +290,18 @@ impl Connection {
                     return Poll::Ready(HeadRead::Evicted);
                 }
             }
-            let stage = attention.stage();
-            if stage == Stage::Cutting {
+            let stage = subscription.stage();
+            if stage == StopStage::Cutting {
                 return Poll::Ready(HeadRead::Closed);
             }
-            if let (Stage::Stopping, Some(timetable)) = (stage, attention.timetable()) {
+            if let (StopStage::Stopping, Some(timetable)) = (stage, subscription.timetable()) {
                 if !begun {
                     deadline = deadline.min(timetable.idle_until);
                 } else if !std::mem::replace(&mut hurried, true) {
                     deadline = deadline.min(Instant::now() + HURRIED_HEAD_TIME);
                 }
             }
-            match watchdog.poll_expired(cx, deadline) {
+            match timer.poll_expired(cx, deadline) {
                 true if begun => Poll::Ready(HeadRead::TimedOut),
                 true => Poll::Ready(HeadRead::Dismissed),
                 false => Poll::Pending,
@@ -308,10 +310,10 @@ impl Connection {
         .await
     }
 
-    /// Carries out the exchange for the head that was read.
-    async fn exchange(&mut self) -> Next {
+    /// Runs the exchange for the head that was read.
+    async fn exchange(&mut self) -> AfterExchange {
         let scheme = self.scheme();
-        let Some(scratch) = &mut self.scratch else { return Next::Close };
+        let Some(scratch) = &mut self.scratch else { return AfterExchange::Close };
         let mut upstream = std::mem::take(scratch.upstream());
         upstream.clear();
         let headers = &self.settings.headers;
@@ -324,14 +326,14 @@ impl Connection {
                 request.keep_alive &=
                     self.exchanges.saturating_add(1) < self.settings.limits.requests_per_connection;
                 let _active = ActiveGuard::new(&self.worker);
-                // In a box of its own, so that the future of a connection that waits has no room for an exchange in it.
+                // Boxed, so that the future of a waiting connection doesn't include the size of an exchange.
                 Box::pin(exchange::run(self, request)).await
             }
             Err(bad) => Box::pin(self.refuse_bad(bad)).await,
         }
     }
 
-    async fn refuse_bad(&mut self, bad: BadRequest) -> Next {
+    async fn refuse_bad(&mut self, bad: BadRequest) -> AfterExchange {
         if bad == BadRequest::Tls {
             self.worker.admission.refuse(Refused::Tls, &self.address);
         }
@@ -339,8 +341,8 @@ impl Connection {
         self.refuse(bad.status(), &detail, Termination::BadRequest).await
     }
 
-    /// Answers what is no proper request, and closes: where the next one would begin is not certain.
-    async fn refuse(&mut self, status: u16, detail: &str, termination: Termination) -> Next {
+    /// Answers an invalid request and closes: it isn't certain where the next one would begin.
+    async fn refuse(&mut self, status: u16, detail: &str, termination: Termination) -> AfterExchange {
         let id = RequestId::make();
         let head = self.scratch.as_ref().map_or(&[][..], Scratch::request_head);
         let answer = Answer {
@@ -357,7 +359,7 @@ impl Connection {
         let bytes = answer.write(&self.settings.pages, &mut out);
         let sent = self.send(&out).await;
         self.worker.meters.worker(self.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
-        self.worker.log.write(&Line {
+        self.worker.log.write(&AccessLine {
             time: SystemTime::now(),
             client: &self.address,
             method: b"-",
@@ -379,15 +381,15 @@ impl Connection {
             reason: None,
             tls: self.tls.as_deref().map(Session::fields),
         });
-        if sent.is_ok() { Next::Linger } else { Next::Close }
+        if sent.is_ok() { AfterExchange::Linger } else { AfterExchange::Close }
     }
 
-    /// Says that there are too many connections, and closes. What the client asks is not waited for.
+    /// Answers that too many connections, and closes. What the client asks is not waited for.
     async fn turn_away(mut self, reason: Refused) {
-        let Some(_turn) = self.worker.admission.tell() else { return };
+        let Some(_turn) = self.worker.admission.answer_turn() else { return };
         let (status, detail) = match reason {
-            Refused::Full => (503, "there are too many connections"),
-            Refused::Address => (429, "there are too many connections from this address"),
+            Refused::Full => (503, "too many connections"),
+            Refused::Address => (429, "too many connections from this address"),
             Refused::Tls => return,
         };
         // What the client prefers isn't known yet: text, unless the operator has a page.
@@ -395,32 +397,32 @@ impl Connection {
         let mut out = Vec::new();
         answer.write(&self.settings.pages, &mut out);
         if self.send(&out).await.is_ok() {
-            // It has one of few turns.
+            // It occupies one of few slots for such answers.
             self.linger(LINGER_TIME, Some(LINGER_TIME)).await;
         }
     }
 
-    /// Closes an idle connection whose place is another one's already: in good order, unless there are too many.
+    /// Closes an idle connection that was evicted: in an orderly way, unless there are too many.
     async fn make_room(self) {
         let admission = Arc::clone(&self.worker.admission);
-        let Some(_turn) = admission.tell() else { return };
+        let Some(_turn) = admission.answer_turn() else { return };
         self.linger(DISMISS_TIME, Some(DISMISS_TIME)).await;
     }
 
-    /// Sends an answer of our own, within the header deadline.
+    /// Sends one of uh-proxy's own answers, within the header deadline.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let deadline = Instant::now() + self.settings.limits.header_timeout;
         let mut sent = 0;
         poll_fn(|cx| {
-            self.attention.poll(cx);
+            self.subscription.poll(cx);
             while sent < bytes.len() {
                 match Pin::new(&mut self.client).poll_write(cx, &bytes[sent..]) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                     Poll::Ready(Ok(n)) => sent += n,
                     Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                     Poll::Pending
-                        if self.attention.stage() == Stage::Cutting
-                            || self.watchdog.poll_expired(cx, deadline) =>
+                        if self.subscription.stage() == StopStage::Cutting
+                            || self.timer.poll_expired(cx, deadline) =>
                     {
                         return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                     }
@@ -433,8 +435,8 @@ impl Connection {
             // What is written may wait in TLS, where the socket didn't take it.
             match Pin::new(&mut self.client).poll_flush(cx) {
                 Poll::Pending
-                    if self.attention.stage() == Stage::Cutting
-                        || self.watchdog.poll_expired(cx, deadline) =>
+                    if self.subscription.stage() == StopStage::Cutting
+                        || self.timer.poll_expired(cx, deadline) =>
                 {
                     Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
                 }
@@ -448,9 +450,10 @@ impl Connection {
     async fn end_tls(mut self) {
         let deadline = Instant::now() + DISMISS_TIME;
         poll_fn(|cx| {
-            self.attention.poll(cx);
+            self.subscription.poll(cx);
             let ended = Pin::new(&mut self.client).poll_shutdown(cx).is_ready();
-            let late = self.attention.stage() == Stage::Cutting || self.watchdog.poll_expired(cx, deadline);
+            let late =
+                self.subscription.stage() == StopStage::Cutting || self.timer.poll_expired(cx, deadline);
             if ended || late { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
@@ -459,21 +462,21 @@ impl Connection {
     /// Answers a client that speaks plain HTTP on a TLS port, in the language that it understands, and closes.
     pub(crate) async fn refuse_plain_http(mut self) {
         let detail = "this port speaks HTTPS, and the request came in plain HTTP: use https://";
-        if self.refuse(400, detail, Termination::BadRequest).await == Next::Linger {
+        if self.refuse(400, detail, Termination::BadRequest).await == AfterExchange::Linger {
             self.linger(LINGER_TIME, Some(LINGER_TIME)).await;
         }
     }
 
-    /// Says that nothing more comes, and reads on without looking: until the client sends nothing for the time `quiet`, is
-    /// slower than its minimum rate, or has sent something for the time `most`, if there is such a limit.
+    /// Closes the sending side and discards input until the client sends nothing for `quiet`, falls below its minimum
+    /// rate, or has been sending for `most`, if there is such a limit.
     async fn linger(mut self, quiet: Duration, most: Option<Duration>) {
         let begun = Instant::now();
         let rate = self.body_rate.max(1);
         let mut until = most.map(|most| begun + most);
-        let (mut heard, mut total) = (begun, 0_u64);
+        let (mut last_read, mut total) = (begun, 0_u64);
         let (mut shut, mut hurried) = (false, false);
         poll_fn(|cx| {
-            self.attention.poll(cx);
+            self.subscription.poll(cx);
             if !shut {
                 match Pin::new(&mut self.client).poll_shutdown(cx) {
                     Poll::Pending => {}
@@ -496,19 +499,19 @@ impl Connection {
             }
             self.input = None;
             if turn > 0 {
-                heard = Instant::now();
+                last_read = Instant::now();
                 total += turn as u64;
             }
-            let stage = self.attention.stage();
-            if stage != Stage::Running && !std::mem::replace(&mut hurried, true) {
+            let stage = self.subscription.stage();
+            if stage != StopStage::Running && !std::mem::replace(&mut hurried, true) {
                 let hurried = Instant::now() + LINGER_TIME;
                 until = Some(until.map_or(hurried, |until| until.min(hurried)));
             }
-            let quiet_until = heard + quiet;
-            // A client that sends faster than it must earns no more than it needs: it ends by itself, or it is quiet.
+            let quiet_until = last_read + quiet;
+            // A client that sends faster than it must gets no extra time: it ends by itself, or goes quiet.
             let earned = begun.checked_add(quiet + Duration::from_millis(total.saturating_mul(1000) / rate));
             let deadline = [until, earned].into_iter().flatten().fold(quiet_until, Instant::min);
-            if stage == Stage::Cutting || self.watchdog.poll_expired(cx, deadline) {
+            if stage == StopStage::Cutting || self.timer.poll_expired(cx, deadline) {
                 return Poll::Ready(());
             }
             Poll::Pending

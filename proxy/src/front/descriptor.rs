@@ -1,7 +1,7 @@
-//! Descriptors of our own for sockets that pingora holds.
+//! Duplicate descriptors for sockets that pingora holds.
 //!
-//! It keeps its sockets to itself but for their numbers, and a number is no proof of a live descriptor; so the kernel is
-//! asked for a copy, by sending the descriptor to ourselves.
+//! pingora only reveals the descriptor's number, which doesn't prove that it is still open. So the kernel makes a copy:
+//! the descriptor is sent over a socket pair.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -13,10 +13,10 @@ use rustix::net::{
     socketpair,
 };
 
-/// A descriptor of our own for an open socket. It is closed when both are.
+/// A duplicate descriptor for an open socket. The socket is closed when both are.
 ///
 /// # Errors
-/// There are no descriptors left.
+/// No descriptors are left.
 pub fn copy(descriptor: RawFd) -> io::Result<OwnedFd> {
     let (here, there) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     sendmsg::<()>(

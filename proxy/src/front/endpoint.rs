@@ -1,5 +1,4 @@
-//! What is found out about an endpoint for as long as it is registered: by probes, by lookups of its name, and by the
-//! requests that go there.
+//! The run-time state of a registered endpoint: probes, resolved addresses, failed connects and load.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,19 +12,19 @@ use uh_protocol::Address;
 use uh_protocol::status::ProbeStatus;
 use uh_switching::Health;
 
-/// What the last lookups of a name found.
+/// The result of the last lookups of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolution {
-    /// Where the name leads: what the last good lookup found, so empty only if there was none.
+    /// The name's addresses from the last successful lookup; empty only if there was none.
     pub addresses: Box<[SocketAddr]>,
     /// Why the last lookup failed, if it did.
     pub error: Option<String>,
 }
 
-/// One address of a backend, and what was last found there.
+/// One address of a backend, with its run-time state.
 #[derive(Debug)]
 pub struct Endpoint {
-    /// Where it is.
+    /// Its address.
     pub address: Address,
     /// The same as text, for every line of the access log.
     text: Box<str>,
@@ -33,15 +32,15 @@ pub struct Endpoint {
     last_probe: Mutex<Option<(ProbeStatus, Instant)>>,
     /// The app's version as the last probe reported it; apart from the probe, so that a request can read it.
     reported_version: ArcSwapOption<String>,
-    /// Where the name leads, once it has been looked up.
+    /// The name's addresses, once it has been resolved.
     resolution: ArcSwapOption<Resolution>,
     looked_up: Notify,
-    /// Something speaks for it that the name leads elsewhere now.
+    /// There is a sign that the name's addresses have changed.
     lookup_wanted: Notify,
-    /// Which of the name's addresses is next.
+    /// The next of the name's addresses to try.
     turn: AtomicUsize,
     load: Arc<Load>,
-    /// Until when others come first, because a connect has failed; 0: they don't.
+    /// Until when this endpoint is tried last, after a failed connect; 0: it isn't.
     avoid_until_ms: AtomicU64,
 }
 
@@ -96,25 +95,25 @@ impl Endpoint {
         Busy(Arc::clone(&self.load))
     }
 
-    /// A connect has failed: until then, others come first. Milliseconds on the caller's clock.
+    /// After a failed connect: tries this endpoint last until then. Milliseconds on the caller's clock.
     pub fn avoid_until(&self, until_ms: u64) {
         self.avoid_until_ms.store(until_ms.max(1), Ordering::Relaxed);
     }
 
-    /// It was reached.
+    /// A connect succeeded.
     pub fn reached(&self) {
         if self.avoid_until_ms.load(Ordering::Relaxed) != 0 {
             self.avoid_until_ms.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Whether others come first, because a connect has failed lately.
+    /// Whether this endpoint is tried last, because a connect has failed recently.
     pub fn is_avoided(&self, now_ms: u64) -> bool {
         self.avoid_until_ms.load(Ordering::Relaxed) > now_ms
     }
 
-    /// Whether the caller may try it. If it was to be avoided until now, one caller may, and the others go on avoiding
-    /// it until then.
+    /// Whether the caller may try it. If it was to be avoided until now, one caller may, and the others continue to
+    /// avoid it until then.
     pub fn may_try(&self, now_ms: u64, until_ms: u64) -> bool {
         let before = self.avoid_until_ms.load(Ordering::Relaxed);
         let order = Ordering::Relaxed;
@@ -123,7 +122,7 @@ impl Endpoint {
             || self.avoid_until_ms.compare_exchange(before, until_ms, order, order).is_ok()
     }
 
-    /// For the resolver: what a lookup found, or why it found nothing. Then the last good addresses stay.
+    /// For the resolver: stores the result of a lookup. After a failure, the last addresses are kept.
     pub fn looked_up(&self, found: Result<Box<[SocketAddr]>, String>) {
         let resolution = match found {
             Ok(addresses) => Resolution { addresses, error: None },
@@ -136,30 +135,30 @@ impl Endpoint {
         let before = self.resolution.swap(Some(Arc::new(resolution)));
         let moved = |after: &Resolution| before.is_none_or(|before| before.addresses != after.addresses);
         if self.resolution.load().as_deref().is_some_and(moved) {
-            // What could not be reached was somewhere else.
+            // Failed connects were to the old addresses.
             self.reached();
         }
         self.looked_up.notify_waiters();
     }
 
-    /// What was found where its name led is gone, or another's: it should be looked up again at once.
+    /// The endpoint's address seems out of date: the name should be resolved again immediately.
     pub fn doubt(&self) {
         if matches!(self.address, Address::Name(..)) {
             self.lookup_wanted.notify_one();
         }
     }
 
-    /// For the resolver: somebody doubts where the name leads.
+    /// For the resolver: the name's addresses may have changed.
     pub async fn doubted(&self) {
         self.lookup_wanted.notified().await;
     }
 
-    /// Where its name leads now, as far as is known.
+    /// The name's current addresses, as far as known.
     pub fn resolution(&self) -> Option<Arc<Resolution>> {
         self.resolution.load_full()
     }
 
-    /// Where its name leads now; waits until it has been looked up for the first time.
+    /// The name's current addresses; waits for the first lookup.
     pub async fn first_resolution(&self) -> Arc<Resolution> {
         loop {
             let looked_up = self.looked_up.notified();
@@ -177,7 +176,7 @@ impl Endpoint {
         self.turn.fetch_add(1, Ordering::Relaxed) % count.max(1)
     }
 
-    /// Whether a connection to this address of it is still one to where it leads.
+    /// Whether this address is still one of the name's addresses.
     pub fn leads_to(&self, peer: Option<SocketAddr>) -> bool {
         match (&self.address, peer) {
             (Address::Name(..), Some(peer)) => {
@@ -187,18 +186,18 @@ impl Endpoint {
         }
     }
 
-    /// What the probes think of it.
+    /// Its health.
     pub fn health(&self) -> Health {
         const ALL: [Health; 4] = [Health::Unknown, Health::Healthy, Health::Unhealthy, Health::NotProbed];
         ALL[usize::from(self.health.load(Ordering::Relaxed)) % ALL.len()]
     }
 
-    /// Its newest probe.
+    /// Its latest probe.
     pub fn last_probe(&self) -> Option<ProbeStatus> {
         self.last_probe.lock().as_ref().map(|(probe, _)| probe.clone())
     }
 
-    /// Whether its newest probe was good, and ended no longer ago than this.
+    /// Whether its latest probe passed, and ended no longer ago than this.
     pub fn was_good_within(&self, age: Duration) -> bool {
         self.last_probe.lock().as_ref().is_some_and(|(probe, at)| probe.ok && at.elapsed() < age)
     }
@@ -208,7 +207,7 @@ impl Endpoint {
         self.reported_version.load()
     }
 
-    /// For the prober: its newest probe, and what that makes of it.
+    /// For the prober: stores the latest probe and the resulting health.
     pub fn probed(&self, probe: ProbeStatus, health: Health) {
         if self.reported_version.load().as_deref() != probe.version.as_ref() {
             self.reported_version.store(probe.version.clone().map(Arc::new));
@@ -217,7 +216,7 @@ impl Endpoint {
         self.set_health(health);
     }
 
-    /// What the probes think of it from now on.
+    /// Sets its health.
     pub fn set_health(&self, health: Health) {
         self.health.store(health as u8, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! One exchange, step by step: pick and count, reach an endpoint, await the response, relay both bodies, let go.
+//! One exchange, step by step: pick and count, reach an endpoint, await the response, relay both bodies, release.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -6,17 +6,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::answer::{Answer, Form};
-use super::attention::Stage;
+use super::broadcast::StopStage;
 use super::bypass::{Pass, pass};
 use super::client;
-use super::connection::{Connection, Next};
+use super::connection::{AfterExchange, Connection};
+use super::error_answer::ErrorAnswer;
 use super::pool::millis;
 use super::pump::Pump;
 use super::reach::{Answered, allowed_upgrade, pick, reach, release};
-use super::record::Record;
+use super::record::ExchangeRecord;
 use super::redirect;
-use super::refusal::Refusal;
-use super::relay::{Failure, Protocol, Relay, RestOfRequest, Surroundings};
+use super::relay::{ExchangeFailure, Protocol, Relay, RelayContext, RestOfRequest};
 use super::{Entry, Lease};
 use crate::config::Service;
 use crate::observe::broken::Broken;
@@ -26,19 +26,19 @@ use uh_http1::prefix;
 use uh_http1::request::{RequestHead, is_websocket, write_upgrade};
 use uh_switching::Maintenance;
 
-/// nginx's status for a client that left before it was answered. Nobody sees it but the log and the counters.
+/// nginx's status for a client that left before it was answered. Only seen in the log and the counters.
 const CLIENT_GONE: u16 = 499;
 
-/// How long a client that has closed its sending side has to acknowledge its response before it is taken to have it:
-/// most round trips, and short enough that a drain does not notice.
+/// How long to wait for a client that has closed its sending side to acknowledge its response: longer than most round
+/// trips, and short enough not to delay a drain.
 const DELIVERY_TIME: Duration = Duration::from_millis(250);
 
-/// How often that is looked at.
+/// How often that is checked.
 const DELIVERY_LOOK: Duration = Duration::from_millis(5);
 
-/// Carries out one exchange, logs and counts it.
-pub async fn run(conn: &mut Connection, request: RequestHead) -> Next {
-    let mut record = Record::new();
+/// Runs one exchange, then logs and counts it.
+pub async fn run(conn: &mut Connection, request: RequestHead) -> AfterExchange {
+    let mut record = ExchangeRecord::new();
     let mut lease = match enter(conn, &request) {
         Entry::Open(lease) => {
             if let Some(next) = redirected(conn, &request, &mut record, &lease.owner().service).await {
@@ -62,7 +62,7 @@ pub async fn run(conn: &mut Connection, request: RequestHead) -> Next {
     let next = forward(conn, &request, &mut record, &mut lease).await;
     let info = lease.owner();
     let meters = info.meters.lane(lease.worker());
-    // A tunnel may last for days: what it took is the time until it was open.
+    // A tunnel may last for days: its duration is the time until it was open.
     let took = if record.status == 101 { record.upstream_time } else { None };
     meters.exchange(request.method.index(), record.status, took.unwrap_or_else(|| record.took()));
     if matches!(record.termination, Termination::Drain | Termination::Stop) {
@@ -78,10 +78,14 @@ fn enter(conn: &Connection, request: &RequestHead) -> Entry {
     conn.worker.board.enter(request.host.of_head(head), request.path.of_head(head), conn.worker.index)
 }
 
-async fn no_route(conn: &mut Connection, request: &RequestHead, record: &mut Record) -> Next {
-    let refusal = Refusal {
+async fn no_route(
+    conn: &mut Connection,
+    request: &RequestHead,
+    record: &mut ExchangeRecord,
+) -> AfterExchange {
+    let refusal = ErrorAnswer {
         status: 404,
-        detail: "no service answers for this host and path",
+        detail: "no service is configured for this host and path",
         termination: Termination::NoRoute,
         broken: None,
         reason: None,
@@ -92,13 +96,13 @@ async fn no_route(conn: &mut Connection, request: &RequestHead, record: &mut Rec
     next
 }
 
-/// Redirects the request, if that is what its service asks for. No backend hears of it.
+/// Redirects the request if its service asks for that. No backend is involved.
 async fn redirected(
     conn: &mut Connection,
     request: &RequestHead,
-    record: &mut Record,
+    record: &mut ExchangeRecord,
     service: &Service,
-) -> Option<Next> {
+) -> Option<AfterExchange> {
     if !service.redirects() {
         return None;
     }
@@ -109,7 +113,7 @@ async fn redirected(
     Some(next)
 }
 
-/// Takes part in the active backend of a service in maintenance, for those who get through.
+/// A lease on the active backend of a service in maintenance, for a request that bypasses it.
 fn pass_through(conn: &Connection, request: &RequestHead, service: &Service) -> Option<(Pass, Lease)> {
     let head = conn.scratch.as_ref()?.request_head();
     let is_read = request.method.is_read();
@@ -118,14 +122,14 @@ fn pass_through(conn: &Connection, request: &RequestHead, service: &Service) -> 
     Some((pass, pick(conn, request)?))
 }
 
-/// Answers for a service in maintenance. No backend hears of the request.
+/// Answers for a service in maintenance, without involving a backend.
 async fn closed(
     conn: &mut Connection,
     request: &RequestHead,
-    record: &mut Record,
+    record: &mut ExchangeRecord,
     service: &Service,
     maintenance: &Maintenance,
-) -> Next {
+) -> AfterExchange {
     record.status = 503;
     record.termination = Termination::Maintenance;
     let answer = Answer {
@@ -135,25 +139,25 @@ async fn closed(
         maintenance: true,
         ..Answer::default()
     };
-    let next = tell(conn, request, record, answer, request_is_read(request)).await;
+    let next = send_answer(conn, request, record, answer, request_is_read(request)).await;
     conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
     record.log(conn, request, Some(service), None);
     next
 }
 
-/// Forwards the request and relays the response. `lease` is the hold on the activation that answered in the end.
+/// Forwards the request and relays the response. `lease` is the lease on the activation that finally answered.
 async fn forward(
     conn: &mut Connection,
     request: &RequestHead,
-    record: &mut Record,
+    record: &mut ExchangeRecord,
     lease: &mut Lease,
-) -> Next {
+) -> AfterExchange {
     let most = lease.owner().service.limits.body_bytes;
     conn.body_rate = lease.owner().service.limits.min_body_rate;
     if let (Framing::Length(length), Some(most)) = (request.framing, most)
         && length > most
     {
-        let refusal = Failure::Client(Termination::TooLarge).refusal();
+        let refusal = ExchangeFailure::Client(Termination::TooLarge).refusal();
         return refuse(conn, request, record, &refusal, false).await;
     }
     let mut relay = begin(conn, request, lease, record.started);
@@ -176,14 +180,14 @@ async fn forward(
         let websocket = allowed_upgrade(request, conn_head(conn), lease).is_some_and(is_websocket);
         relay.becomes_tunnel(if websocket { Protocol::WebSocket } else { Protocol::Other });
     }
-    let mut around = Surroundings {
+    let mut around = RelayContext {
         client: &mut conn.client,
         upstream: &mut upstream.stream,
         lease,
-        attention: &mut conn.attention,
-        watchdog: &mut conn.watchdog,
+        subscription: &mut conn.subscription,
+        timer: &mut conn.timer,
     };
-    // A client that was told the end instead of "100 Continue" may send no body at all: nobody waits for it.
+    // A client that got a final answer instead of "100 Continue" may send no body at all: don't wait for it.
     let awaited = !request.expects_continue || relay.up.body_sent() > 0;
     let wanted = response.upstream_keep_alive && awaited;
     let rest = if wanted { RestOfRequest::Wanted } else { RestOfRequest::Unwanted };
@@ -204,13 +208,17 @@ async fn forward(
         let last_words = relay.last_words();
         give_back(conn, relay);
         if let Some(frame) = last_words {
-            return if conn.send(frame).await.is_ok() { Next::Linger } else { Next::Abandon };
+            return if conn.send(frame).await.is_ok() {
+                AfterExchange::Linger
+            } else {
+                AfterExchange::Abandon
+            };
         }
-        // A client that has heard nothing yet can be told; to any other, a response that breaks off must look like it.
+        // Before the first byte, the client can be sent an error. After it, a truncated response must look truncated.
         return match untold {
             true => refuse(conn, request, record, &refusal, false).await,
-            false if response.ends_with_connection() && !response.is_tunnel() => Next::Reset,
-            false => Next::Abandon,
+            false if response.ends_with_connection() && !response.is_tunnel() => AfterExchange::Reset,
+            false => AfterExchange::Abandon,
         };
     }
     record.ended = Some(relay.last_move());
@@ -223,21 +231,23 @@ async fn forward(
             record.status = CLIENT_GONE;
         }
         give_back(conn, relay);
-        return Next::Close;
+        return AfterExchange::Close;
     }
     give_back(conn, relay);
     match (response.is_tunnel(), request_done) {
-        // A tunnel's end; or the response is complete before the request, the rest of which nobody wants any more.
-        (true, _) | (false, false) => Next::Linger,
-        (false, true) if response.client_keep_alive && (!ended || conn.input.is_some()) => Next::KeepAlive,
-        // Nothing more comes from a client that said so: no word of it could meet a reset.
-        (false, true) if request.is_last && conn.input.is_none() => Next::Close,
-        (false, true) => Next::Linger,
+        // A tunnel has ended, or the response is complete before the request, whose rest isn't wanted any more.
+        (true, _) | (false, false) => AfterExchange::Linger,
+        (false, true) if response.client_keep_alive && (!ended || conn.input.is_some()) => {
+            AfterExchange::KeepAlive
+        }
+        // The client has closed its sending side, so none of its data could cause a reset.
+        (false, true) if request.is_last && conn.input.is_none() => AfterExchange::Close,
+        (false, true) => AfterExchange::Linger,
     }
 }
 
-/// Whether a client that has closed its sending side has got its response. One that has left altogether answers the
-/// first byte with a reset; one that still reads acknowledges it.
+/// Whether a client that has closed its sending side has received its response. A client that has left resets the
+/// connection at the first byte; one that still reads acknowledges it.
 async fn is_delivered(conn: &mut Connection) -> bool {
     let deadline = Instant::now() + DELIVERY_TIME;
     loop {
@@ -251,9 +261,9 @@ async fn is_delivered(conn: &mut Connection) -> bool {
     }
 }
 
-/// Counts what the backend broke, before the client gets any answer of ours, and notes why.
-/// That a backend in maintenance does not answer a health check is no news.
-fn note_broken(record: &mut Record, lease: &Lease, refusal: &Refusal, broken: Option<Broken>) {
+/// Counts what the backend broke, before the client gets an error, and records why. A backend in maintenance that
+/// doesn't answer a health check doesn't count.
+fn note_broken(record: &mut ExchangeRecord, lease: &Lease, refusal: &ErrorAnswer, broken: Option<Broken>) {
     let info = lease.owner();
     record.reason = refusal.reason;
     let (Some(broken), false) = (broken, record.health_in_maintenance) else { return };
@@ -264,13 +274,13 @@ fn note_broken(record: &mut Record, lease: &Lease, refusal: &Refusal, broken: Op
     let endpoint = endpoint.map_or("-", |endpoint| endpoint.text());
     let (service, backend) = (&info.service.name, info.backend.name());
     let what = match broken {
-        Broken::Unreachable => "cannot connect to the app; its clients get 502 or 504",
-        _ => "cannot understand the app's response; its client gets a 502 or a response that is cut",
+        Broken::Unreachable => "cannot connect to the backend; clients get 502 or 504",
+        _ => "invalid response from the backend; the client gets 502 or a truncated response",
     };
     tracing::warn!(%service, %backend, endpoint, reason, left_out, "{what}");
 }
 
-/// Both directions, before the first byte. The request's head and what has come of its body go up in one write.
+/// Both directions, before the first byte. The request head and the first part of its body are sent in one write.
 fn begin(conn: &mut Connection, request: &RequestHead, lease: &Lease, now: Instant) -> Relay {
     let input = conn.input.take();
     let (mut up, mut down) = conn.scratch.as_mut().map_or_else(Default::default, |scratch| {
@@ -296,7 +306,7 @@ fn conn_head(conn: &Connection) -> &[u8] {
     conn.scratch.as_ref().map_or(&[], |scratch| scratch.request_head())
 }
 
-/// Hands what the relay borrowed back to the connection: memory, and what was read past the request.
+/// Returns to the connection what the relay borrowed: memory, and bytes read past the request.
 fn give_back(conn: &mut Connection, relay: Relay) {
     let (input, up) = relay.up.into_parts();
     let (_, down) = relay.down.into_parts();
@@ -307,38 +317,38 @@ fn give_back(conn: &mut Connection, relay: Relay) {
     }
 }
 
-/// Answers in the backend's stead.
+/// Answers instead of the backend.
 async fn refuse(
     conn: &mut Connection,
     request: &RequestHead,
-    record: &mut Record,
-    refusal: &Refusal,
+    record: &mut ExchangeRecord,
+    refusal: &ErrorAnswer,
     request_read: bool,
-) -> Next {
+) -> AfterExchange {
     record.status = refusal.status;
     record.termination = refusal.termination;
     if refusal.termination == Termination::ClientGone {
-        return Next::Close;
+        return AfterExchange::Close;
     }
     let no_backend = matches!(refusal.status, 502 | 504);
     if record.health_in_maintenance && no_backend {
         record.status = 200;
     }
     let answer = Answer { status: record.status, detail: refusal.detail, ..Answer::default() };
-    tell(conn, request, record, answer, request_read).await
+    send_answer(conn, request, record, answer, request_read).await
 }
 
-/// Sends an answer of our own, in the form that the client prefers.
-pub(super) async fn tell(
+/// Sends one of uh-proxy's own answers, in the form that the client prefers.
+pub(super) async fn send_answer(
     conn: &mut Connection,
     request: &RequestHead,
-    record: &mut Record,
+    record: &mut ExchangeRecord,
     answer: Answer<'_>,
     request_read: bool,
-) -> Next {
-    let Some(scratch) = &conn.scratch else { return Next::Close };
+) -> AfterExchange {
+    let Some(scratch) = &conn.scratch else { return AfterExchange::Close };
     let head = scratch.request_head();
-    let stopping = conn.attention.stage() != Stage::Running;
+    let stopping = conn.subscription.stage() != StopStage::Running;
     let cut = matches!(record.termination, Termination::Drain | Termination::Stop);
     let keep_alive = request_read && request.keep_alive && !stopping && !cut;
     let mut out = Vec::with_capacity(512);
@@ -352,9 +362,9 @@ pub(super) async fn tell(
     };
     record.bytes = answer.write(&conn.settings.pages, &mut out);
     match conn.send(&out).await {
-        Ok(()) if keep_alive => Next::KeepAlive,
-        Ok(()) => Next::Linger,
-        Err(_) => Next::Close,
+        Ok(()) if keep_alive => AfterExchange::KeepAlive,
+        Ok(()) => AfterExchange::Linger,
+        Err(_) => AfterExchange::Close,
     }
 }
 

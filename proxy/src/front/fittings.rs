@@ -1,4 +1,4 @@
-//! What the data path keeps with its routing: what is found out about endpoints, counters, and idle connections.
+//! What the data path attaches to the routing: endpoint state, counters and idle connections.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,16 +7,16 @@ use uh_protocol::{BackendName, ServiceName};
 use uh_switching::{EndpointId, Health, Registered};
 
 use super::endpoint::Endpoint;
-use super::pool::{Graveyard, IdlePool};
+use super::pool::{IdlePool, RetiredConnections};
 use crate::config;
 use crate::observe::meters::{BackendMeters, Meters};
 
-/// Makes what the data path keeps with its routing.
+/// Creates what the data path attaches to the routing.
 pub struct Fittings {
     /// The data path's counters.
     pub meters: Arc<Meters>,
-    /// Where connections go that are of no use any more.
-    pub graveyard: Arc<Graveyard>,
+    /// Where retired connections go.
+    pub retired_connections: Arc<RetiredConnections>,
 }
 
 impl uh_switching::Fittings for Fittings {
@@ -35,7 +35,7 @@ impl uh_switching::Fittings for Fittings {
     }
 
     fn lane(&self, backend: &Arc<Registered<Endpoint>>) -> IdlePool {
-        IdlePool::new(backend, Arc::clone(&self.graveyard))
+        IdlePool::new(backend, Arc::clone(&self.retired_connections))
     }
 
     fn health(&self, endpoint: &Endpoint) -> Health {

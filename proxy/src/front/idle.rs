@@ -1,8 +1,8 @@
-//! Idle keep-alive client connections, so that the one that has been idle longest can make room for a newcomer when all
-//! places are taken.
+//! Idle keep-alive client connections, so that the one that has been idle longest can be evicted for a new one when all
+//! slots are taken.
 //!
-//! Each connection has a slot: one number that says since when it is idle. A request costs two atomic operations on it.
-//! The locks are taken when a connection comes, first becomes idle, and goes, and when somebody looks for room.
+//! Each connection has a slot: a number that records since when it is idle. A request costs two atomic operations on
+//! it. Locks are only taken when a connection opens, first becomes idle, or closes, and when one must be evicted.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use parking_lot::Mutex;
 /// The connection carries a request, or has not carried one yet.
 const BUSY: u64 = 0;
 
-/// Its place was given to another one.
+/// It was evicted.
 const EVICTED: u64 = u64::MAX;
 
-/// Slots are made in blocks, so that a connection that takes one allocates nothing as a rule.
+/// Slots are allocated in blocks, so that a new connection usually allocates nothing.
 const BLOCK: usize = 256;
 
-/// How many of the oldest one search finds, so that a flood of newcomers does not search once for each.
+/// How many of the oldest connections one search collects, so that a flood of new ones doesn't search once each.
 const BATCH: usize = 64;
 
-/// After a search that found nobody, how long none is made.
+/// After a search without a result, how long to wait before the next one.
 const PAUSE_MS: u64 = 10;
 
 type Block = [AtomicU64; BLOCK];
@@ -38,26 +38,26 @@ pub struct IdleClients {
 #[derive(Debug, Default)]
 struct Shard {
     blocks: Vec<Arc<Block>>,
-    /// For each slot, who is to be woken there.
+    /// The waker of each slot's task.
     wakers: Vec<Option<Waker>>,
     free: Vec<usize>,
 }
 
 #[derive(Debug, Default)]
 struct Search {
-    /// Those that were idle longest when they were looked for, the oldest first.
-    candidates: VecDeque<Candidate>,
+    /// The connections that were idle longest at the last search, oldest first.
+    candidates: VecDeque<EvictionCandidate>,
     paused_until_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
+struct EvictionCandidate {
     since: u64,
     shard: usize,
     slot: usize,
 }
 
-/// One connection's slot. It is free again when this is dropped.
+/// One connection's slot. Freed when this is dropped.
 #[derive(Debug)]
 pub struct IdleSlot {
     idle_clients: Arc<IdleClients>,
@@ -68,12 +68,12 @@ pub struct IdleSlot {
     known: bool,
 }
 
-/// What became of a place when its connection went.
+/// Whether a closed connection still owned its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
     /// It is free.
     Free,
-    /// A newcomer has had it since the connection was evicted.
+    /// The connection was evicted, and a new one has the place.
     Taken,
 }
 
@@ -99,13 +99,13 @@ impl IdleClients {
         IdleSlot { idle_clients: Arc::clone(self), block, shard: index, slot, known: false }
     }
 
-    /// Evicts the connection that has been idle longest, if there is one. Its place is the caller's.
+    /// Evicts the connection that has been idle longest, if there is one. The caller gets its place.
     pub fn evict_oldest(&self, now_ms: u64) -> bool {
         let mut search = self.search.lock();
         if self.evict_one_of(&mut search.candidates) {
             return true;
         }
-        // Those found before are evicted already, or have got something to do.
+        // Those found before are already evicted or busy.
         if now_ms < search.paused_until_ms {
             return false;
         }
@@ -117,11 +117,11 @@ impl IdleClients {
         evicted
     }
 
-    fn evict_one_of(&self, candidates: &mut VecDeque<Candidate>) -> bool {
+    fn evict_one_of(&self, candidates: &mut VecDeque<EvictionCandidate>) -> bool {
         std::iter::from_fn(|| candidates.pop_front()).any(|oldest| self.evict(oldest))
     }
 
-    fn evict(&self, oldest: Candidate) -> bool {
+    fn evict(&self, oldest: EvictionCandidate) -> bool {
         let shard = self.shards[oldest.shard].lock();
         let state = &shard.blocks[oldest.slot / BLOCK][oldest.slot % BLOCK];
         let evicted =
@@ -134,14 +134,14 @@ impl IdleClients {
         evicted
     }
 
-    fn find_oldest(&self, candidates: &mut VecDeque<Candidate>) {
+    fn find_oldest(&self, candidates: &mut VecDeque<EvictionCandidate>) {
         let mut all = Vec::new();
         for (index, shard) in self.shards.iter().enumerate() {
             let shard = shard.lock();
             let states = shard.blocks.iter().flat_map(|block| block.iter()).enumerate();
             let idle = states.map(|(slot, state)| (slot, state.load(Ordering::Relaxed)));
             let idle = idle.filter(|&(_, since)| since != BUSY && since != EVICTED);
-            all.extend(idle.map(|(slot, since)| Candidate { since, shard: index, slot }));
+            all.extend(idle.map(|(slot, since)| EvictionCandidate { since, shard: index, slot }));
         }
         if all.len() > BATCH {
             all.select_nth_unstable(BATCH);
@@ -157,7 +157,7 @@ impl IdleSlot {
         &self.block[self.slot % BLOCK]
     }
 
-    /// The connection waits for its next request from now on.
+    /// The connection is now idle.
     pub fn set_idle(&mut self, now_ms: u64, cx: &Context<'_>) {
         if !std::mem::replace(&mut self.known, true) {
             // Always the same task, so always the same waker.
@@ -167,7 +167,7 @@ impl IdleSlot {
         self.state().store((now_ms + 1).min(EVICTED - 1), Ordering::Release);
     }
 
-    /// The next request comes. `false`: too late, the connection was evicted.
+    /// The next request arrives. `false`: too late, the connection was evicted.
     pub fn set_busy(&self) -> bool {
         let since = self.state().load(Ordering::Relaxed);
         since != EVICTED
@@ -180,7 +180,7 @@ impl IdleSlot {
         self.state().load(Ordering::Acquire) == EVICTED
     }
 
-    /// The connection goes. To be called once, before the slot is dropped.
+    /// The connection closes. Call once, before the slot is dropped.
     pub fn release(&self) -> Left {
         match self.state().swap(BUSY, Ordering::AcqRel) {
             EVICTED => Left::Taken,
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_that_has_been_idle_longest_goes_first_whoever_its_worker_is() {
+    fn the_longest_idle_connection_is_evicted_first_whichever_its_worker() {
         let idle_clients = Arc::new(IdleClients::new(2));
         let mut slots: Vec<IdleSlot> = (0..600).map(|n| idle_clients.slot(n)).collect();
         assert!(!idle_clients.evict_oldest(0), "nobody is idle");
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_used_again_and_says_nothing_of_who_had_it() {
+    fn a_slot_is_reused_without_its_previous_state() {
         let idle_clients = Arc::new(IdleClients::new(1));
         let mut first = idle_clients.slot(0);
         set_idle(&mut first, 1);

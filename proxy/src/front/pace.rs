@@ -1,13 +1,13 @@
-//! Whether a client is too slow: the bytes that it moved, over the time in which it was the one waited for.
+//! Whether a client is too slow: the bytes it moved, over the time spent waiting for it.
 //!
-//! Only that time counts, so a backend that takes its time makes no client slow. It is measured over a window, so a
-//! pause is not a rate. Pure: time is a value.
+//! Only that time counts, so a slow backend doesn't make its client slow. It is measured over a window, so a short
+//! pause does no harm. Pure: time is a value.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::watchdog::OVERSLEPT;
+use super::lazy_timer::OVERSLEPT;
 
 /// The client was slower than its minimum rate, over a whole window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,9 +16,9 @@ pub struct TooSlow;
 /// The pace of one direction of one exchange.
 #[derive(Debug, Default)]
 pub struct Pace {
-    /// Since when the client is waited for; `None`: it isn't.
+    /// Since when the client has been awaited; `None`: it isn't.
     since: Option<Instant>,
-    /// How long it was waited for in this window, up to `since`.
+    /// How long it was awaited in this window, up to `since`.
     waited: Duration,
     /// What had moved at the start of this window.
     mark: Option<u64>,
@@ -27,11 +27,11 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// The client is waited for until further notice. `moved` counts its bytes; it is asked only at the ends of
-    /// windows. Returns when to look again.
+    /// The client is awaited until further notice. `moved` counts its bytes; it is only called at the end of a window.
+    /// Returns when to check again.
     ///
     /// # Errors
-    /// A window is over in which it moved less than `rate` bytes for each second.
+    /// If it moved fewer than `rate` bytes per second in a whole window.
     pub fn waits(
         &mut self,
         now: Instant,
@@ -39,8 +39,8 @@ impl Pace {
         window: Duration,
         moved: impl FnOnce() -> u64,
     ) -> Result<Instant, TooSlow> {
-        // It was to be looked at when the window is over. If it is far later, we were not running, and nobody knows
-        // how fast the client would have been. Not twice running: or where we always are late, nobody would be too slow.
+        // The check was due at the end of the window. If it is much later, this process wasn't running, so the client's
+        // rate is unknown. Not twice in a row, or on a busy machine no client would ever be too slow.
         let overslept = self.since.is_some_and(|since| self.waited + (now - since) >= window + OVERSLEPT);
         self.stop(now);
         self.since = Some(now);
@@ -62,13 +62,13 @@ impl Pace {
         Ok(now + (window - self.waited))
     }
 
-    /// Whether the client was waited for until now.
+    /// Whether the client was awaited until now.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         self.since.is_some()
     }
 
-    /// The client is not waited for any more.
+    /// The client is no longer awaited.
     pub fn stop(&mut self, now: Instant) {
         if let Some(since) = self.since.take() {
             self.waited += now.saturating_duration_since(since);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_keeps_the_rate_may_go_on_for_ever() {
+    fn a_client_that_keeps_the_rate_may_continue_indefinitely() {
         let (start, mut pace) = (Instant::now(), Pace::default());
         for second in 0..100 {
             assert!(pace.waits(at(start, second), 100, WINDOW, || second * 100).is_ok(), "second {second}");
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_below_the_rate_is_told_at_the_end_of_the_window() {
+    fn a_client_below_the_rate_fails_at_the_end_of_the_window() {
         let (start, mut pace) = (Instant::now(), Pace::default());
         for second in 0..10 {
             assert!(pace.waits(at(start, second), 100, WINDOW, || second * 99).is_ok());
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn time_in_which_we_did_not_run_is_held_against_nobody() {
+    fn time_in_which_the_process_did_not_run_does_not_count() {
         let (start, mut pace) = (Instant::now(), Pace::default());
         pace.waits(start, 100, WINDOW, || 0).unwrap();
         assert_eq!(pace.waits(at(start, 60), 100, WINDOW, || 5), Ok(at(start, 70)));

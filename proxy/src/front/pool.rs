@@ -1,5 +1,5 @@
-//! Idle upstream connections. A pool belongs to one worker's lane of one activation and goes with it: a backend that
-//! is deployed anew can't inherit a connection to its predecessor.
+//! Idle upstream connections. A pool belongs to one worker's lane of one activation and ends with it, so a new version
+//! of a backend can't inherit a connection to its predecessor.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,50 +21,50 @@ use uh_switching::{Health, LanePayload};
 /// The most idle connections that a worker keeps for one endpoint. More than that are closed after use.
 const MAX_IDLE: usize = 512;
 
-/// How long an endpoint that could not be reached comes last: about as long as the probes take to tell more, and long
-/// enough that next to no request has to find it out for itself.
+/// How long an endpoint that couldn't be reached is tried last: about as long as the probes take to find out more, and
+/// long enough that hardly any request runs into it.
 const AVOID_MS: u64 = 1000;
 
 /// The idle connections of one worker to one activation's endpoints.
 ///
-/// Only its worker uses the shelves, but for the moment in which a switch clears them: the lock is never waited for.
-/// Where it is taken, the pool counts as empty.
+/// Only its worker uses the connections, except when a switch clears them. The lock is never waited for: if it is
+/// taken, the pool counts as empty.
 #[derive(Debug)]
 pub struct IdlePool {
     backend: Arc<Backend>,
     budget: RetryBudget,
-    shelves: Box<[Shelf]>,
+    by_endpoint: Box<[EndpointPool]>,
     next: AtomicUsize,
     retired: AtomicBool,
-    graveyard: Arc<Graveyard>,
+    retired_connections: Arc<RetiredConnections>,
 }
 
-/// Connections that are of no use any more and wait to be closed. Closing dozens of them takes a millisecond, which a
-/// switch would rather spend on the first requests to the new backend.
+/// Retired connections that wait to be closed. Closing dozens of them takes a millisecond, which would delay the first
+/// requests to the new backend after a switch.
 #[derive(Debug, Default)]
-pub struct Graveyard(Mutex<Vec<Stream>>);
+pub struct RetiredConnections(Mutex<Vec<Stream>>);
 
-impl Graveyard {
+impl RetiredConnections {
     fn bury(&self, idle: impl Iterator<Item = Idle>) {
         self.0.lock().extend(idle.map(|idle| idle.upstream.stream));
     }
 
-    /// Closes what has come together.
+    /// Closes the collected connections.
     pub fn clear(&self) {
         let streams = std::mem::take(&mut *self.0.lock());
         drop(streams);
     }
 }
 
-/// The idle connections to one endpoint, and their number, to be read without the lock.
+/// The idle connections to one endpoint, and their number, which can be read without the lock.
 #[derive(Debug, Default)]
-struct Shelf {
+struct EndpointPool {
     idle: Mutex<Vec<Idle>>,
     count: AtomicUsize,
 }
 
-impl Shelf {
-    /// Works on the connections, unless somebody else does.
+impl EndpointPool {
+    /// Accesses the connections, unless another thread does.
     fn try_with<T>(&self, work: impl FnOnce(&mut Vec<Idle>) -> T) -> Option<T> {
         let mut idle = self.idle.try_lock()?;
         let result = work(&mut idle);
@@ -80,14 +80,15 @@ struct Idle {
 }
 
 impl Idle {
-    /// Whether it is within its time, leads where its endpoint leads, and is alive as far as its socket has told.
+    /// Whether it hasn't expired, leads to the endpoint's current address, and is alive as far as its socket has
+    /// reported.
     fn is_good(&mut self, endpoint: &Endpoint, now: Instant) -> bool {
         if self.until <= now || !endpoint.leads_to(self.upstream.peer) {
             return false;
         }
         let quiet = is_quiet(&mut self.upstream.stream);
         if !quiet {
-            // An app that ends its connections may be about to leave this address.
+            // An app that closes its connections may be about to stop.
             endpoint.doubt();
         }
         quiet
@@ -120,17 +121,17 @@ pub struct Choice {
     pub endpoint: usize,
     /// Counts the exchange, where there are several to choose from.
     pub busy: Option<Busy>,
-    /// Whether no endpoint passes its probes, so that this one is tried all the same.
+    /// Whether no endpoint passes its probes, so that this one is tried anyway.
     pub fails_open: bool,
 }
 
-/// What an endpoint is chosen by, the least first.
+/// The sort key of endpoints, smallest first.
 fn rank(endpoint: &Endpoint, now_ms: u64) -> (bool, bool, usize) {
     let unhealthy = endpoint.health() == Health::Unhealthy;
     (unhealthy, endpoint.is_avoided(now_ms), endpoint.in_flight())
 }
 
-/// When this process first asked, as the origin of its clock in milliseconds.
+/// The origin of this process's clock, in milliseconds.
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Milliseconds on this process's clock.
@@ -141,23 +142,23 @@ pub(super) fn millis(now: Instant) -> u64 {
 impl IdlePool {
     /// An empty pool for a backend.
     #[must_use]
-    pub fn new(backend: &Arc<Backend>, graveyard: Arc<Graveyard>) -> Self {
+    pub fn new(backend: &Arc<Backend>, retired_connections: Arc<RetiredConnections>) -> Self {
         Self {
             backend: Arc::clone(backend),
             budget: RetryBudget::default(),
-            shelves: backend.endpoints.iter().map(|_| Shelf::default()).collect(),
+            by_endpoint: backend.endpoints.iter().map(|_| EndpointPool::default()).collect(),
             next: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
-            graveyard,
+            retired_connections,
         }
     }
 
-    /// The endpoint to try next: among those not tried yet, one that passes its probes before one that does not, one
-    /// that could be reached before one that could not, and then the one with the fewest exchanges; ties in turn.
+    /// The endpoint to try next, among those not tried yet: those that pass their probes first, then those that could
+    /// be reached, then the one with the fewest exchanges; ties in turn.
     pub fn choose(&self, tried: &mut Tried, now: Instant) -> Option<Choice> {
         let endpoints = &self.backend.endpoints;
         if let [only] = &**endpoints {
-            // Nothing to choose, so nothing to count.
+            // Only one endpoint, so there is nothing to count.
             let unhealthy = only.health() == Health::Unhealthy;
             return tried.add(0).then_some(Choice { endpoint: 0, busy: None, fails_open: unhealthy });
         }
@@ -178,7 +179,7 @@ impl IdlePool {
         }
     }
 
-    /// Notes that an endpoint could not be reached: for a while, others come first.
+    /// Records that an endpoint couldn't be reached: for a while, others come first.
     pub fn not_reached(&self, endpoint: usize, now: Instant) {
         if let Some(endpoint) = self.backend.endpoints.get(endpoint) {
             endpoint.avoid_until(millis(now) + AVOID_MS);
@@ -192,14 +193,16 @@ impl IdlePool {
 
     /// Whether a connection to this endpoint is kept.
     pub fn has_idle(&self, endpoint: usize) -> bool {
-        self.shelves.get(endpoint).is_some_and(|shelf| shelf.count.load(Ordering::Relaxed) > 0)
+        self.by_endpoint
+            .get(endpoint)
+            .is_some_and(|endpoint_pool| endpoint_pool.count.load(Ordering::Relaxed) > 0)
     }
 
     /// The connection to this endpoint that was used last, if one is alive and within its time.
     pub fn take(&self, endpoint: usize, now: Instant) -> Option<Upstream> {
         let target = self.backend.endpoints.get(endpoint)?;
-        self.shelves.get(endpoint)?.try_with(|shelf| {
-            while let Some(mut idle) = shelf.pop() {
+        self.by_endpoint.get(endpoint)?.try_with(|endpoint_pool| {
+            while let Some(mut idle) = endpoint_pool.pop() {
                 if idle.is_good(target, now) {
                     idle.upstream.reused = true;
                     return Some(idle.upstream);
@@ -214,20 +217,21 @@ impl IdlePool {
         if self.retired.load(Ordering::Acquire) || keep.is_zero() {
             return;
         }
-        let Some(shelf) = self.shelves.get(upstream.endpoint) else { return };
+        let Some(endpoint_pool) = self.by_endpoint.get(upstream.endpoint) else { return };
         upstream.busy = None;
-        shelf.try_with(|shelf| {
-            // Looked at again under the lock, which `retire` takes after it has set the flag.
-            if shelf.len() < MAX_IDLE && !self.retired.load(Ordering::Acquire) {
-                shelf.push(Idle { upstream, until: now + keep });
+        endpoint_pool.try_with(|endpoint_pool| {
+            // Checked again under the lock, which `retire` takes after it has set the flag.
+            if endpoint_pool.len() < MAX_IDLE && !self.retired.load(Ordering::Acquire) {
+                endpoint_pool.push(Idle { upstream, until: now + keep });
             }
         });
     }
 
     /// Closes connections that are past their time or were closed by the other side.
     pub fn sweep(&self, now: Instant) {
-        for (shelf, target) in self.shelves.iter().zip(&self.backend.endpoints) {
-            shelf.try_with(|shelf| shelf.retain_mut(|idle| idle.is_good(target, now)));
+        for (endpoint_pool, target) in self.by_endpoint.iter().zip(&self.backend.endpoints) {
+            endpoint_pool
+                .try_with(|endpoint_pool| endpoint_pool.retain_mut(|idle| idle.is_good(target, now)));
         }
     }
 }
@@ -235,19 +239,19 @@ impl IdlePool {
 impl LanePayload for IdlePool {
     fn retire(&self) {
         self.retired.store(true, Ordering::Release);
-        for shelf in &self.shelves {
-            self.graveyard.bury(shelf.idle.lock().drain(..));
-            shelf.count.store(0, Ordering::Relaxed);
+        for endpoint_pool in &self.by_endpoint {
+            self.retired_connections.bury(endpoint_pool.idle.lock().drain(..));
+            endpoint_pool.count.store(0, Ordering::Relaxed);
         }
     }
 
     fn idle(&self) -> usize {
-        self.shelves.iter().map(|shelf| shelf.count.load(Ordering::Relaxed)).sum()
+        self.by_endpoint.iter().map(|endpoint_pool| endpoint_pool.count.load(Ordering::Relaxed)).sum()
     }
 }
 
-/// Whether an idle connection has nothing to say. Told by the socket's readiness when the worker last waited, without a
-/// system call; if there is something, it is the end of the stream or bytes that nobody asked for.
+/// Whether an idle connection has nothing to read, by the readiness that the worker last saw, without a system call.
+/// Anything to read would be the end of the stream or unrequested bytes.
 fn is_quiet(stream: &mut Stream) -> bool {
     let mut byte = [0];
     Pin::new(stream)
@@ -317,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_without_a_healthy_endpoint_is_tried_all_the_same() {
+    fn a_backend_without_a_healthy_endpoint_is_tried_anyway() {
         for count in [1, 3] {
             let pool = pool(count);
             assert!(!choose(&pool, &mut Tried::default(), Instant::now()).unwrap().fails_open);

@@ -1,8 +1,8 @@
-//! Moves one message from one stream to another: a head of ours first, then the body as it comes.
+//! Moves one message from one stream to another: first a head written here, then the body as it arrives.
 //!
 //! Reads only when everything read before is written, so a slow reader slows the sender down (back-pressure). Holds a
 //! buffer only while there are bytes in it. Two pumps over the same two streams, polled by one task, are a full-duplex
-//! relay without locks or channels. Of large bodies only the beginning goes through our memory: see [`splice`].
+//! relay without locks or channels. Only the beginning of a large body goes through user memory: see [`splice`].
 
 use std::future::Future as _;
 use std::io::{self, IoSlice};
@@ -37,21 +37,21 @@ pub enum PumpError {
     Truncated,
     /// The sender's framing is broken.
     BadBody,
-    /// The body is larger than it may be.
+    /// The body exceeds its limit.
     TooLarge,
     /// Writing failed.
     Write(io::Error),
 }
 
-/// How much may be taken in before the others on this thread have their turn: two buffers, some 30 µs. A connection that
-/// has a lot to move at once would hold them all up, and a thousand of them for seconds. Counted as it comes in: that is
-/// what work there is, however little of it goes out.
+/// How much may be read before other tasks on this thread get their turn: two buffers, some 30 µs. Otherwise a
+/// connection with a lot to move would delay all others, and a thousand of them for seconds. Counted at the input,
+/// since that is the work, however little of it goes out.
 const TURN_BYTES: u64 = 128 << 10;
 
-/// What ends a chunk of ours.
+/// The end of a chunk that uh-proxy writes.
 const CHUNK_END: &[u8] = b"\r\n";
 
-/// What ends a body of chunks of ours.
+/// The end of a chunked body that uh-proxy writes.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// One direction of an exchange.
@@ -60,25 +60,25 @@ pub struct Pump {
     head: Vec<u8>,
     head_sent: usize,
     scanner: BodyScanner,
-    /// In a tunnel: where its frames begin and end.
+    /// In a WebSocket tunnel: where its frames begin and end.
     frames: Option<Box<Frames>>,
-    /// No frame is to be begun any more.
+    /// Don't begin another frame.
     ending: bool,
-    /// The most content.
+    /// The largest allowed content.
     most: u64,
     coding: Coding,
     buffer: Option<Buffer>,
-    /// The rest of a large body goes this way.
+    /// The splice for the rest of a large body.
     splice: Option<Box<Splice>>,
-    /// Whether there was a reason to look for such a way. It is looked for once.
+    /// Whether a splice was attempted. It is attempted once.
     splice_sought: bool,
     /// One of the ends is no plain socket: see [`Pump::set_layered`].
     layered: bool,
     /// Something was written to such an end since it was last flushed.
     unflushed: bool,
-    /// How many bytes at the front of the buffer are cleared for writing.
+    /// How many bytes at the front of the buffer may be written.
     cleared: usize,
-    /// What is written after the cleared bytes.
+    /// What is written after those bytes.
     tail: &'static [u8],
     /// Bytes read.
     taken: u64,
@@ -126,7 +126,7 @@ impl Pump {
         self.layered = true;
     }
 
-    /// Fails as soon as more content than this has come, and sends none of what is beyond. `None`: any amount may come.
+    /// Fails as soon as more content than this has arrived, and sends nothing beyond it. `None`: no limit.
     pub fn limit_body(&mut self, most: Option<u64>) {
         self.most = most.unwrap_or(u64::MAX);
     }
@@ -173,7 +173,7 @@ impl Pump {
         self.sent + (self.head.len() - self.head_sent) as u64
     }
 
-    /// The head that is to be sent next, to append to.
+    /// The head to send next, for appending.
     pub fn head(&mut self) -> &mut Vec<u8> {
         &mut self.head
     }
@@ -188,17 +188,17 @@ impl Pump {
         self.cleared = 0;
     }
 
-    /// From here on WebSocket frames are what is moved.
+    /// From now on, WebSocket frames are moved.
     pub fn follow_frames(&mut self) {
         self.frames = Some(Box::default());
     }
 
-    /// Lets the frame that is under way end, and begins no other.
+    /// Finishes the current frame, and begins no other.
     pub fn end_at_boundary(&mut self) {
         self.ending = true;
     }
 
-    /// Whether everything up to the end of a frame is written, and a frame of ours may follow.
+    /// Whether everything up to the end of a frame is written, so that another frame may follow.
     #[must_use]
     pub fn may_add_frame(&self) -> bool {
         self.is_flushed()
@@ -210,13 +210,13 @@ impl Pump {
             || self.ending && self.frames.as_ref().is_none_or(|frames| frames.at_boundary())
     }
 
-    /// Starts over for another attempt. Only while none of the body has been sent.
+    /// Starts over for another attempt. Only allowed while none of the body has been sent.
     pub fn rewind(&mut self) {
         self.head_sent = 0;
         self.sent = 0;
     }
 
-    /// Takes out what was read past the body's end, and the head's memory.
+    /// Takes what was read past the body's end, and the head's memory.
     pub fn into_parts(self) -> (Option<Buffer>, Vec<u8>) {
         (self.buffer, self.head)
     }
@@ -226,7 +226,7 @@ impl Pump {
         &mut self.buffer
     }
 
-    /// Moves what can be moved. Ready when head and body are written to the last byte.
+    /// Moves what it can. Ready when head and body are completely written.
     ///
     /// # Errors
     /// See [`PumpError`]. What was read before the error has been written or is lost.
@@ -261,8 +261,8 @@ impl Pump {
         }
     }
 
-    /// Finds out how much of what was read belongs to the body. Chunk framing that the receiver must not see is taken
-    /// out in one pass, in which no byte moves more than once, however many chunks there are.
+    /// Finds out how much of what was read belongs to the body. Chunk framing that the receiver must not see is removed
+    /// in one pass that moves each byte at most once, however many chunks there are.
     fn clear(&mut self) -> Result<(), PumpError> {
         let Some(buffer) = &mut self.buffer else { return Ok(()) };
         let written = self.cleared == 0;
@@ -302,7 +302,7 @@ impl Pump {
         Ok(())
     }
 
-    /// Makes a chunk of the cleared bytes.
+    /// Frames the writable bytes as a chunk.
     fn begin_chunk(&mut self) {
         if self.head_sent == self.head.len() {
             self.head.clear();
@@ -313,14 +313,14 @@ impl Pump {
         self.tail = CHUNK_END;
     }
 
-    /// No buffer is held without bytes in it.
+    /// Returns an empty buffer.
     fn drop_empty(&mut self) {
         if self.buffer.as_ref().is_some_and(Buffer::is_empty) {
             self.buffer = None;
         }
     }
 
-    /// Writes the head and what is cleared; together in one system call where both are there.
+    /// Writes the head and the writable bytes, in one system call if there are both.
     fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
         while !self.memory_is_flushed() {
             let head = &self.head[self.head_sent..];
@@ -352,7 +352,7 @@ impl Pump {
         self.poll_drain(cx)
     }
 
-    /// Writes what is on its way past our memory.
+    /// Writes what is in the splice's pipe.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(splice) = &mut self.splice else { return Poll::Ready(Ok(())) };
         while !splice.is_flushed() {
@@ -367,8 +367,8 @@ impl Pump {
         Poll::Ready(Ok(()))
     }
 
-    /// Takes the way past our memory if it is worth it. Never with the first bytes of a body: as long as none is sent,
-    /// all must be there for another attempt.
+    /// Starts splicing if it's worthwhile. Never with the first bytes of a body: until one is sent, all are kept for
+    /// another attempt.
     fn seek_splice(&mut self, from: &Stream, to: &Stream) {
         let left = self.scanner.announced();
         if left < splice::WORTHWHILE
@@ -416,14 +416,14 @@ impl Pump {
     }
 }
 
-/// Wakes this task again once the others have had their turn and the sockets have been looked at. Waking it directly
-/// would not do: the runtime looks at the sockets only after dozens of tasks that are ready, and one may be all of them.
+/// Wakes this task again after other tasks have had their turn and the sockets have been polled. Waking it directly
+/// isn't enough: the runtime polls the sockets only after dozens of ready tasks, and this one may be all of them.
 pub fn give_way(cx: &mut Context<'_>) {
-    // The first poll hands the waker on and is never ready.
+    // The first poll registers the waker and is never ready.
     let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
 }
 
-/// Reads into a buffer that is borrowed from the thread's stock for as long as there are bytes in it. Ready with 0 at
+/// Reads into a buffer borrowed from the thread's stock for as long as it holds bytes. Ready with 0 at
 /// the end of the stream.
 ///
 /// # Errors

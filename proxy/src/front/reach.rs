@@ -9,10 +9,10 @@ use uh_system::plain;
 
 use super::Lease;
 use super::connection::Connection;
+use super::error_answer::ErrorAnswer;
 use super::pool::{IdlePool, Tried, millis};
-use super::record::Record;
-use super::refusal::Refusal;
-use super::relay::{Failure, Relay, Surroundings, Unconnected};
+use super::record::ExchangeRecord;
+use super::relay::{ExchangeFailure, Relay, RelayContext, Unconnected};
 use super::upstream::{ConnectError, Upstream};
 use crate::observe::broken::Broken;
 use crate::observe::meters::RetryReason;
@@ -21,10 +21,10 @@ use uh_http1::buffer::Buffer;
 use uh_http1::request::RequestHead;
 use uh_http1::response::{Recipient, ResponseHead};
 
-/// How much earlier than the backend we let go of an idle connection.
+/// How much earlier than the backend uh-proxy closes an idle connection.
 const IDLE_MARGIN: Duration = Duration::from_secs(1);
 
-/// A request that has reached a backend, and its response head.
+/// A request that was sent to a backend, with its response head.
 pub(super) struct Answered {
     pub upstream: Upstream,
     pub response: ResponseHead,
@@ -32,15 +32,15 @@ pub(super) struct Answered {
     pub body: Option<Buffer>,
 }
 
-/// Finds an endpoint that answers. A connection from the pool that turns out to be dead is replaced once by a fresh
-/// one, where that can't make the backend see the request twice; that attempt picks anew, and `lease` with it.
+/// Finds an endpoint that answers. A pooled connection that turns out to be dead is replaced once by a new one, if that
+/// can't make the backend see the request twice. That attempt picks again, and `lease` changes with it.
 pub(super) async fn reach(
     conn: &mut Connection,
     request: &RequestHead,
     lease: &mut Lease,
     relay: &mut Relay,
-    record: &mut Record,
-) -> Result<Answered, Refusal> {
+    record: &mut ExchangeRecord,
+) -> Result<Answered, ErrorAnswer> {
     let (mut retried, mut moved) = (false, false);
     loop {
         let mut upstream = match connect(conn, request, lease, retried, record, relay).await {
@@ -52,9 +52,9 @@ pub(super) async fn reach(
             }
             Err(refusal) => return Err(refusal),
         };
-        // Connecting may have taken a while: a request that is to be cut is better not sent at all.
+        // Connecting may have taken a while: don't send a request that is to be cut.
         if lease.is_cut() {
-            let refusal = Failure::Cut(Termination::Drain).refusal();
+            let refusal = ExchangeFailure::Cut(Termination::Drain).refusal();
             if moved || !can_move(&refusal, lease) {
                 return Err(refusal);
             }
@@ -62,7 +62,7 @@ pub(super) async fn reach(
             moved = true;
             continue;
         }
-        let Some(scratch) = &conn.scratch else { return Err(Refusal::internal()) };
+        let Some(scratch) = &conn.scratch else { return Err(ErrorAnswer::internal()) };
         let to = Recipient {
             request,
             request_head: scratch.request_head(),
@@ -73,12 +73,12 @@ pub(super) async fn reach(
             clock: SystemTime::now,
             hsts: conn.settings.hsts(request.scheme),
         };
-        let mut around = Surroundings {
+        let mut around = RelayContext {
             client: &mut conn.client,
             upstream: &mut upstream.stream,
             lease,
-            attention: &mut conn.attention,
-            watchdog: &mut conn.watchdog,
+            subscription: &mut conn.subscription,
+            timer: &mut conn.timer,
         };
         let mut body = None;
         let (budget, retries) = (lease.payload().budget(), &lease.owner().service.retries);
@@ -92,11 +92,11 @@ pub(super) async fn reach(
         if retried {
             budget.spend(retries);
         }
-        let stale = upstream.reused && matches!(failure, Failure::UpstreamClosed { begun: false });
+        let stale = upstream.reused && matches!(failure, ExchangeFailure::UpstreamClosed { begun: false });
         if stale && let Some(target) = lease.owner().backend.endpoints.get(upstream.endpoint) {
             target.doubt();
         }
-        // Once only; and never if the backend may have acted on the request, unless acting twice does no harm.
+        // Only once, and never if the backend may have acted on the request, unless it is safe to repeat.
         let harmless = request.method.is_safe() || relay.up.sent() == 0;
         if !stale || retried || !harmless || relay.up.body_sent() > 0 || !may_retry(lease) {
             return Err(failure.refusal());
@@ -108,29 +108,29 @@ pub(super) async fn reach(
     }
 }
 
-/// Whether traffic has moved while the backend could not be reached, or before a drain cut the attempt: nothing was sent,
-/// and the new one can answer.
-fn can_move(refusal: &Refusal, lease: &Lease) -> bool {
+/// Whether traffic has moved while the backend couldn't be reached, or before a drain cut the attempt: nothing was
+/// sent, so the new backend can answer.
+fn can_move(refusal: &ErrorAnswer, lease: &Lease) -> bool {
     let unsent = refusal.broken == Some(Broken::Unreachable) || refusal.termination == Termination::Drain;
     unsent && lease.is_retired() && may_retry(lease)
 }
 
-/// Takes part in what is active now instead. The old backend's drain sees the exchange end there.
+/// Replaces the lease by one on the active backend. The old backend's drain sees the exchange end.
 ///
 /// # Errors
-/// There is nothing to move on to: the refusal.
+/// If no other backend is active: the error answer.
 fn move_on(
     conn: &Connection,
     request: &RequestHead,
     lease: &mut Lease,
-    refusal: Refusal,
-) -> Result<(), Refusal> {
+    refusal: ErrorAnswer,
+) -> Result<(), ErrorAnswer> {
     lease.owner().meters.lane(lease.worker()).retried(RetryReason::ConnectFailed);
     *lease = pick_again(conn, request, lease).ok_or(refusal)?;
     Ok(())
 }
 
-/// Picks for another attempt. `None`: the service was reconfigured meanwhile, and the head is written for it as it was.
+/// Picks for another attempt. `None`: the service was reconfigured meanwhile, so the prepared head no longer fits.
 fn pick_again(conn: &Connection, request: &RequestHead, before: &Lease) -> Option<Lease> {
     let before = &before.owner().service;
     pick(conn, request).filter(|again| {
@@ -155,16 +155,16 @@ fn may_retry(lease: &Lease) -> bool {
     allowed
 }
 
-/// A connection to one of the backend's endpoints, from the pool if there is one. An endpoint that can't be reached is
-/// passed over for any method, as nothing was sent to it.
+/// A connection to one of the backend's endpoints, from the pool if possible. An endpoint that can't be reached is
+/// skipped for any method, since nothing was sent to it.
 async fn connect(
     conn: &mut Connection,
     request: &RequestHead,
     lease: &Lease,
     fresh: bool,
-    record: &mut Record,
+    record: &mut ExchangeRecord,
     relay: &mut Relay,
-) -> Result<Upstream, Refusal> {
+) -> Result<Upstream, ErrorAnswer> {
     let mut now = relay.last_move().into_std();
     let info = lease.owner();
     let (pool, lane) = (lease.payload(), info.meters.lane(lease.worker()));
@@ -173,7 +173,7 @@ async fn connect(
     loop {
         let Some(choice) = pool.choose(&mut tried, now) else { break };
         if last.is_some() {
-            // No attempt starts on a backend that traffic has left: somebody may be about to stop it.
+            // No attempt starts on a backend that traffic has left: it may be about to be stopped.
             if lease.is_retired() || !may_retry(lease) {
                 break;
             }
@@ -194,13 +194,13 @@ async fn connect(
         let mut caller = Unconnected {
             client: &conn.client,
             lease,
-            attention: &mut conn.attention,
-            watchdog: &mut conn.watchdog,
+            subscription: &mut conn.subscription,
+            timer: &mut conn.timer,
         };
-        // In a box of its own: most exchanges take a connection from the pool, and need no room for this.
+        // Boxed: most exchanges take a connection from the pool and don't need this.
         let mut connecting = Box::pin(connecting);
         let connected = poll_fn(|cx| {
-            caller.attention.poll(cx);
+            caller.subscription.poll(cx);
             if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
                 return Poll::Ready(Ok(connected));
             }
@@ -215,7 +215,7 @@ async fn connect(
                 return Ok(upstream);
             }
             Err(error) => {
-                tracing::debug!(backend = %info.backend.name(), error = %plain(&error), "endpoint not reached");
+                tracing::debug!(backend = %info.backend.name(), error = %plain(&error), "cannot reach the endpoint");
                 now = std::time::Instant::now();
                 pool.not_reached(choice.endpoint, now);
                 if last.replace(error).is_some() || fresh {
@@ -228,7 +228,7 @@ async fn connect(
         Some(ConnectError::TimedOut { .. }) => (504, "the app could not be reached in time"),
         _ => (502, "the app could not be reached"),
     };
-    Err(Refusal {
+    Err(ErrorAnswer {
         status,
         detail,
         termination: Termination::UpstreamUnreachable,
@@ -237,9 +237,9 @@ async fn connect(
     })
 }
 
-/// A connection from the pool. Before one carries what can't be sent twice, the worker looks once more at its sockets:
-/// what they had told when it last waited may be out of date, and a dead one would make an error. Only a connection
-/// that dies while such a request is on its way is found out too late.
+/// A connection from the pool. Before it carries a request that can't be sent twice, the worker polls its sockets
+/// again: their last known state may be out of date, and a dead connection would cause an error. Only a connection that
+/// dies while such a request is on its way is detected too late.
 async fn pooled(
     pool: &IdlePool,
     endpoint: usize,
@@ -247,25 +247,25 @@ async fn pooled(
     now: std::time::Instant,
 ) -> Option<Upstream> {
     if !request.method.is_safe() && pool.has_idle(endpoint) {
-        // The runtime wakes a task that yields after it has asked the kernel for news of all sockets.
+        // The runtime wakes a task that yields after it has polled all sockets.
         tokio::task::yield_now().await;
     }
     pool.take(endpoint, now)
 }
 
-/// Keeps the backend's connection for the next exchange, if it is in a state for that.
+/// Keeps the backend's connection for the next exchange, if it can be reused.
 pub(super) fn release(lease: &Lease, upstream: Upstream, response: &ResponseHead, relay: &mut Relay) {
     let clean = relay.request_done() && !relay.request_broken() && relay.down.surplus().is_none();
     if !clean || !response.upstream_keep_alive || lease.is_retired() {
         return;
     }
     let idle = lease.owner().service.timeouts.idle;
-    // We let go first, or a request could meet the backend's closing.
+    // uh-proxy closes first, or a request could coincide with the backend's close.
     let keep = response.upstream_idle.map_or(idle, |theirs| idle.min(theirs.saturating_sub(IDLE_MARGIN)));
     lease.payload().put(upstream, keep, relay.last_move().into_std());
 }
 
-/// Takes part in the active backend of the service that this request is for.
+/// A lease on the active backend of the service that this request is for.
 pub(super) fn pick(conn: &Connection, request: &RequestHead) -> Option<Lease> {
     let head = conn.scratch.as_ref()?.request_head();
     conn.worker.board.pick(request.host.of_head(head), request.path.of_head(head), conn.worker.index)

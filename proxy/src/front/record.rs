@@ -1,4 +1,4 @@
-//! What an exchange leaves behind: its line in the access log.
+//! The record of an exchange: its access log line and counts.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,14 +7,14 @@ use tokio::time::Instant;
 use super::Backend;
 use super::connection::Connection;
 use crate::config::Service;
-use crate::observe::line::Line;
+use crate::observe::line::AccessLine;
 use crate::observe::termination::Termination;
 use crate::tls::Session;
 use uh_http1::request::RequestHead;
 
-/// What the log and the counters say of an exchange.
+/// What is logged and counted about an exchange.
 #[derive(Debug)]
-pub(super) struct Record {
+pub(super) struct ExchangeRecord {
     pub started: Instant,
     /// When the last byte of a complete response was written.
     pub ended: Option<Instant>,
@@ -23,15 +23,15 @@ pub(super) struct Record {
     pub bytes: u64,
     pub upstream_time: Option<Duration>,
     pub termination: Termination,
-    /// Which of the backend's endpoints answered, or was tried last.
+    /// The endpoint that answered, or was tried last.
     pub endpoint: Option<usize>,
-    /// Why the backend could not be connected to, or its answer not be understood.
+    /// Why connecting to the backend failed, or its response was invalid.
     pub reason: Option<&'static str>,
-    /// A health check of a service in maintenance: if no backend can answer it, we do.
+    /// A health check of a service in maintenance: if no backend can answer it, uh-proxy does.
     pub health_in_maintenance: bool,
 }
 
-impl Record {
+impl ExchangeRecord {
     pub(super) fn new() -> Self {
         Self {
             started: Instant::now(),
@@ -46,7 +46,7 @@ impl Record {
         }
     }
 
-    /// From the request's head to the last byte of its response, or to now.
+    /// From the request head to the last byte of the response, or to now.
     pub(super) fn took(&self) -> Duration {
         self.ended.unwrap_or_else(Instant::now).saturating_duration_since(self.started)
     }
@@ -64,7 +64,7 @@ impl Record {
         let endpoint = backend.and_then(|backend| backend.endpoints.get(self.endpoint.unwrap_or(0)));
         let reported = endpoint.map(|endpoint| endpoint.reported_version());
         let reported = reported.as_ref().and_then(|version| version.as_deref().map(String::as_str));
-        conn.worker.log.write(&Line {
+        conn.worker.log.write(&AccessLine {
             time: SystemTime::now(),
             client: request.client_address(head, &conn.address),
             method: request.method_text.of_head(head),

@@ -1,12 +1,12 @@
 //! Redirects: from plain HTTP to HTTPS, and from a service's other hosts to its main one. One answer does both.
 //!
 //! A redirect leads only to hosts that the configuration or a certificate names. What a client writes in `Host` never
-//! gets into a `Location` otherwise: an answer that sends people to a stranger's site is worth a lot to the stranger.
+//! reaches `Location`: otherwise anybody could make links on this site that lead to their own.
 
 use super::answer::Answer;
-use super::connection::{Connection, Next};
-use super::exchange::{request_is_read, tell};
-use super::record::Record;
+use super::connection::{AfterExchange, Connection};
+use super::exchange::{request_is_read, send_answer};
+use super::record::ExchangeRecord;
 use super::settings::HTTPS_PORT;
 use crate::config::Service;
 use crate::observe::termination::Termination;
@@ -14,9 +14,9 @@ use uh_http1::forwarded::Scheme;
 use uh_http1::request::RequestHead;
 use uh_switching::route::without_port;
 
-/// What becomes of a request that can't be served where it came.
+/// Where a request goes that isn't served at the address it was sent to.
 pub(super) enum Redirect {
-    /// It is sent there.
+    /// To this URL.
     To(String),
     /// Its host is served nowhere over HTTPS.
     Nowhere,
@@ -28,7 +28,7 @@ pub(super) fn of(conn: &Connection, request: &RequestHead, service: &Service) ->
     let path = request.path.of_head(head);
     let host = std::str::from_utf8(request.host.of_head(head)).unwrap_or_default();
     let name = std::str::from_utf8(without_port(host.as_bytes())).unwrap_or_default().to_ascii_lowercase();
-    // A reload may have brought a TLS listener that only a restart opens: nobody is sent to a closed port.
+    // A reload may have brought a TLS listener that only a restart opens: redirects never lead to a closed port.
     let closed = conn.settings.tls.is_some() && conn.worker.tls.is_none();
     let plain = request.scheme == Scheme::Http && !closed;
     let secures = service.redirect_https && plain && !is_health(service, path);
@@ -60,9 +60,9 @@ pub(super) fn of(conn: &Connection, request: &RequestHead, service: &Service) ->
 pub(super) async fn answer(
     conn: &mut Connection,
     request: &RequestHead,
-    record: &mut Record,
+    record: &mut ExchangeRecord,
     redirect: &Redirect,
-) -> Next {
+) -> AfterExchange {
     let (status, detail, location) = match redirect {
         Redirect::To(location) => (308, "this page is at another address", Some(location.as_str())),
         Redirect::Nowhere => (421, "this host is not served over HTTPS, and plain HTTP is not allowed", None),
@@ -70,7 +70,7 @@ pub(super) async fn answer(
     record.status = status;
     record.termination = if location.is_some() { Termination::Redirect } else { Termination::NoRoute };
     let answer = Answer { status, detail, location, ..Answer::default() };
-    tell(conn, request, record, answer, request_is_read(request)).await
+    send_answer(conn, request, record, answer, request_is_read(request)).await
 }
 
 /// The service's main host, for a request that came for one of the others.
@@ -89,7 +89,7 @@ fn is_for(host: &str, name: &str) -> bool {
     }
 }
 
-/// The health check of a load balancer, which may know no TLS, and takes a redirect for a failure.
+/// Whether this is a load balancer's health check: such checkers may not speak TLS, and treat a redirect as a failure.
 fn is_health(service: &Service, path: &[u8]) -> bool {
     let end = path.iter().position(|&b| b == b'?').unwrap_or(path.len());
     path[..end] == *service.health.path.as_bytes()

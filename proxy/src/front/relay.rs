@@ -1,7 +1,8 @@
-//! Both directions of an exchange at once, on one task: the request goes up while the response comes down, so early
+//! Both directions of an exchange at once, on one task: the request is sent while the response arrives, so early
 //! answers, `100 Continue`, echoing backends and tunnels need nothing special.
 //!
-//! One clock serves all timeouts: the time since any byte last moved, held against the limit of whoever is waited for.
+//! One clock serves all timeouts: the time since a byte last moved, compared with the limit of the side that is
+//! awaited.
 
 mod deadlines;
 
@@ -16,10 +17,10 @@ use tokio::io::AsyncWrite as _;
 use tokio::time::Instant;
 
 use super::Lease;
-use super::attention::{Attention, Stage};
+use super::broadcast::{StopStage, Subscription};
+use super::lazy_timer::LazyTimer;
 use super::pace::Pace;
 use super::pump::{Pump, PumpError, Waiting, poll_fill};
-use super::watchdog::Watchdog;
 use super::websocket;
 use crate::observe::termination::Termination;
 use crate::tls::handshake::is_end_without_notice;
@@ -31,16 +32,16 @@ use uh_http1::response::{self, Coding, Recipient, ResponseHead};
 /// The most interim responses to one request: no app sends more than a few, and each is kept until it is written.
 const MAX_INTERIM: u32 = 64;
 
-/// How long a client that waits for `100 Continue` waits for the backend's word before it gets ours: many apps ignore
-/// it, and clients wait for a second before they send their body anyway. Long enough for a refusal to come first.
+/// How long to wait for the backend's `100 Continue` before uh-proxy sends its own: many apps ignore the expectation,
+/// and clients wait for a second before they send their body anyway. Long enough for a rejection to arrive first.
 const CONTINUE_AFTER: Duration = Duration::from_millis(300);
 
-/// After a complete response, how long the backend may take none of the rest of the request.
+/// After a complete response, how long the backend may go without accepting any of the rest of the request.
 const REST_OF_REQUEST: Duration = Duration::from_secs(2);
 
-/// Why an exchange with a backend did not come to its proper end.
+/// Why an exchange with a backend failed.
 #[derive(Debug)]
-pub enum Failure {
+pub enum ExchangeFailure {
     /// The client left, or its body is broken or too large, or it is too slow.
     Client(Termination),
     /// The connection ended before the response head was complete.
@@ -48,68 +49,68 @@ pub enum Failure {
         /// Whether the response had begun.
         begun: bool,
     },
-    /// The response can't be understood.
+    /// The response is invalid.
     UpstreamProtocol(&'static str),
-    /// The response broke off after its head.
+    /// The connection ended after the response head, before its end.
     UpstreamBroke,
-    /// The backend did not move in time.
+    /// The backend timed out.
     UpstreamTimeout,
-    /// Cut by a drain or the end of the process.
+    /// Cut by a drain or at shutdown.
     Cut(Termination),
 }
 
-/// What becomes of a request that is not complete when its response is.
+/// What happens to a request that isn't complete when its response is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestOfRequest {
-    /// The backend goes on reading, as one that keeps its connection does.
+    /// The backend keeps reading, since it keeps its connection.
     Wanted,
     /// The backend closes.
     Unwanted,
 }
 
-/// What is spoken in a tunnel.
+/// The protocol in a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// Frames, between which a close frame may be put.
+    /// WebSocket frames: a close frame can be inserted between them.
     WebSocket,
-    /// Something else: bytes.
+    /// Anything else: opaque bytes.
     Other,
 }
 
-/// What the relay needs of its connection.
-pub struct Surroundings<'a> {
+/// What the relay needs from its connection.
+pub struct RelayContext<'a> {
     /// The client.
     pub client: &'a mut Stream,
     /// The backend.
     pub upstream: &'a mut Stream,
-    /// The exchange's hold on its activation.
+    /// The exchange's lease on its activation.
     pub lease: &'a Lease,
-    /// Told when the process stops or a drain cuts.
-    pub attention: &'a mut Attention,
+    /// Notified when the process stops or a drain cuts.
+    pub subscription: &'a mut Subscription,
     /// The connection's timer.
-    pub watchdog: &'a mut Watchdog,
+    pub timer: &'a mut LazyTimer,
 }
 
-/// What an exchange has of its connection while there is no backend's yet.
+/// What an exchange has from its connection before it is connected to a backend.
 pub struct Unconnected<'a> {
     /// The client.
     pub client: &'a Stream,
-    /// The exchange's hold on its activation.
+    /// The exchange's lease on its activation.
     pub lease: &'a Lease,
-    /// Told when the process stops or a drain cuts.
-    pub attention: &'a mut Attention,
+    /// Notified when the process stops or a drain cuts.
+    pub subscription: &'a mut Subscription,
     /// The connection's timer.
-    pub watchdog: &'a mut Watchdog,
+    pub timer: &'a mut LazyTimer,
 }
 
-/// A tunnel that is being closed: what is under way may be finished for a moment.
+/// A tunnel that is being closed: its current frames have a moment to finish.
 #[derive(Debug, Clone, Copy)]
 struct Leaving {
     why: Termination,
     until: Instant,
 }
 
-/// The two directions of an exchange, and how far each is.
+/// The two directions of an exchange, and the progress of each.
 #[derive(Debug)]
 pub struct Relay {
     /// Client to backend.
@@ -117,32 +118,32 @@ pub struct Relay {
     /// Backend to client.
     pub down: Pump,
     up_done: bool,
-    /// The backend takes no more of the request; its answer may still come.
+    /// The backend accepts no more of the request; its response may still arrive.
     up_broken: bool,
     /// When the client closed its sending side, if it has; it may still read.
     ended: Option<Instant>,
-    /// It did so before the backend's answer came.
+    /// It did so before the backend's response arrived.
     ended_first: bool,
-    /// Everything that it sent before has been read.
+    /// Everything it sent before has been read.
     end_read: bool,
-    /// When the client was last looked at without reading from it.
+    /// When the client was last checked without reading from it.
     looked: Option<Instant>,
-    /// The head of the final response has come.
+    /// The final response head has arrived.
     answered: bool,
-    /// Bytes to the client before that head: interim responses.
+    /// Bytes sent to the client before that head: interim responses.
     before_answer: u64,
-    /// When the request had gone up as far as it will. From then on only the backend is waited for.
+    /// When the last part of the request was sent. From then on only the backend is awaited.
     asked: Option<Instant>,
     /// The exchange was counted as overdue.
     overdue: bool,
-    /// The client has got `100 Continue` from us or from the backend. It gets no other.
+    /// The client has received `100 Continue` from uh-proxy or the backend. It gets no other.
     continued: bool,
     tunnel: bool,
-    /// The tunnel's place among all of its backend's when they are closed, from 0 to 1.
+    /// The tunnel's position in the spread when its backend's tunnels are closed, from 0 to 1.
     share: f32,
     /// The tunnel is being closed.
     leaving: Option<Leaving>,
-    /// The backend was told that the client has ended its side of the tunnel.
+    /// The backend was notified that the client has closed its side of the tunnel.
     upstream_told: bool,
     last_move: Instant,
     moved: u64,
@@ -150,7 +151,7 @@ pub struct Relay {
     up_pace: Pace,
     /// How fast it reads.
     down_pace: Pace,
-    /// What the client had taken when it was last looked at.
+    /// What the client had acknowledged at the last check.
     taken: u64,
 }
 
@@ -184,7 +185,7 @@ impl Relay {
         }
     }
 
-    /// Whether the request has gone up whole.
+    /// Whether the whole request was sent.
     #[must_use]
     pub fn request_done(&self) -> bool {
         self.up_done
@@ -196,7 +197,7 @@ impl Relay {
         self.up_broken
     }
 
-    /// When a byte last moved; at the start, when that was.
+    /// When a byte last moved; at first, the start time.
     #[must_use]
     pub fn last_move(&self) -> Instant {
         self.last_move
@@ -208,7 +209,7 @@ impl Relay {
         self.ended.is_some()
     }
 
-    /// Whether it did so before the backend's answer came.
+    /// Whether it did so before the backend's response arrived.
     #[must_use]
     pub fn client_ended_first(&self) -> bool {
         self.ended_first
@@ -222,19 +223,19 @@ impl Relay {
         }
     }
 
-    /// Whether the client has nothing yet but whole interim responses, so that any final response may follow.
+    /// Whether the client has received only complete interim responses so far, so that any final response may follow.
     #[must_use]
     pub fn is_untold(&self) -> bool {
         self.down.sent() == self.before_answer
     }
 
-    /// Whether the client has begun to leave: what the other side does then may be its answer to that.
+    /// Whether the client has begun to close: what the backend does then may be its reaction.
     #[must_use]
     pub fn client_leaves(&self) -> bool {
         self.client_ended() || self.tunnel && self.up_done
     }
 
-    /// For another attempt on another connection. Only while none of the body has been sent.
+    /// Resets for an attempt on another connection. Only allowed while none of the body has been sent.
     pub fn rewind(&mut self) {
         self.up.rewind();
         self.up_done = false;
@@ -246,28 +247,28 @@ impl Relay {
     }
 
     /// Sends the request, and reads the response head into `spare`; interim responses are passed on. The head for the
-    /// client is appended to the downward pump, the rest of `spare` is the start of the body.
+    /// client is appended to the response pump; the rest of `spare` is the start of the body.
     ///
     /// # Errors
-    /// See [`Failure`].
+    /// See [`ExchangeFailure`].
     pub async fn await_response(
         &mut self,
-        around: &mut Surroundings<'_>,
+        around: &mut RelayContext<'_>,
         to: Recipient<'_>,
         spare: &mut Option<Buffer>,
-    ) -> Result<ResponseHead, Failure> {
+    ) -> Result<ResponseHead, ExchangeFailure> {
         let mut scanner = HeadScanner::of_response();
         let must_read_body = to.request.expects_continue;
         let mut interim = 0;
         poll_fn(|cx| {
-            around.attention.poll(cx);
+            around.subscription.poll(cx);
             loop {
                 self.poll_request(cx, around)?;
-                // A client that still waits for "100 Continue" when the final answer comes may send its body or not:
-                // where its next request begins can't be known, so the connection is closed after this one.
+                // A client that still waits for "100 Continue" when the final response arrives may or may not send its
+                // body: it's unknown where its next request begins, so the connection is closed after this one.
                 let unread = must_read_body && self.up.body_sent() == 0;
-                let running = around.attention.stage() == Stage::Running;
-                // What a client sent before it closed its side is still answered.
+                let running = around.subscription.stage() == StopStage::Running;
+                // A request sent before the client closed its side is still answered.
                 let over = self.client_ended() && self.up.surplus().is_none();
                 let keep_alive = to.keep_alive && !unread && !over && running;
                 let to = Recipient { keep_alive, ..to };
@@ -278,7 +279,9 @@ impl Relay {
                     }
                     interim += 1;
                     if interim > MAX_INTERIM {
-                        return Poll::Ready(Err(Failure::UpstreamProtocol("too many interim responses")));
+                        return Poll::Ready(Err(ExchangeFailure::UpstreamProtocol(
+                            "too many interim responses",
+                        )));
                     }
                     scanner = HeadScanner::of_response();
                     continue;
@@ -288,11 +291,13 @@ impl Relay {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed(spare, interim))),
                     Poll::Ready(Ok(_)) => self.last_move = Instant::now(),
                     Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::FileTooLarge => {
-                        return Poll::Ready(Err(Failure::UpstreamProtocol("the response head is too large")));
+                        return Poll::Ready(Err(ExchangeFailure::UpstreamProtocol(
+                            "the response head is too large",
+                        )));
                     }
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(closed(spare, interim))),
                     Poll::Pending => {
-                        if must_read_body && self.continue_is_due(cx, around.watchdog) {
+                        if must_read_body && self.continue_is_due(cx, around.timer) {
                             continue;
                         }
                         self.check(cx, around)?;
@@ -304,38 +309,40 @@ impl Relay {
         .await
     }
 
-    /// Relays both bodies until the response is complete; then, if the backend still wants it, the rest of the request.
-    /// In a tunnel: until the backend ends, or has had time to after the client has.
+    /// Relays both bodies until the response is complete; then, if the backend still accepts it, the rest of the
+    /// request. In a tunnel: until the backend closes, or its time to do so after the client's close is over.
     ///
     /// # Errors
-    /// See [`Failure`].
+    /// See [`ExchangeFailure`].
     pub async fn bodies(
         &mut self,
-        around: &mut Surroundings<'_>,
+        around: &mut RelayContext<'_>,
         rest: RestOfRequest,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ExchangeFailure> {
         poll_fn(|cx| {
-            around.attention.poll(cx);
+            around.subscription.poll(cx);
             self.poll_request(cx, around)?;
             if self.tunnel && self.up_done && !self.upstream_told {
-                // The client has ended its side of the tunnel: the backend is told, and may say its last words.
+                // The client has closed its side of the tunnel: notify the backend, which may still send its last data.
                 self.upstream_told = Pin::new(&mut *around.upstream).poll_shutdown(cx).is_ready();
             }
             let down = self.poll_down(cx, around)?;
             let up_over = self.tunnel || self.up_done || self.up_broken || rest == RestOfRequest::Unwanted;
             if down.is_ready() && up_over {
-                return Poll::Ready(self.leaving.map_or(Ok(()), |leaving| Err(Failure::Cut(leaving.why))));
+                return Poll::Ready(
+                    self.leaving.map_or(Ok(()), |leaving| Err(ExchangeFailure::Cut(leaving.why))),
+                );
             }
-            // A backend that keeps its connection ought to read on after an early answer. One that doesn't must not keep
-            // the client from the answer, which it may read only when its upload is over.
+            // A backend that keeps its connection should keep reading after an early response. If it doesn't, the
+            // client must still get the response, which it may read only after its upload.
             let stuck = down.is_ready() && self.up.waiting() == Waiting::Sink;
-            if stuck && around.watchdog.poll_expired(cx, self.last_move + REST_OF_REQUEST) {
+            if stuck && around.timer.poll_expired(cx, self.last_move + REST_OF_REQUEST) {
                 return Poll::Ready(Ok(()));
             }
             let stayed = self.leaving.is_none();
             self.check(cx, around)?;
             if stayed && self.leaving.is_some() {
-                // Looked at again at once: it may be between two frames already.
+                // Check again immediately: it may already be between two frames.
                 cx.waker().wake_by_ref();
             }
             Poll::Pending
@@ -343,7 +350,7 @@ impl Relay {
         .await
     }
 
-    /// From here on the connection is a tunnel; `from_client` is what the client has already sent into it.
+    /// From now on the connection is a tunnel; `from_client` is what the client has already sent into it.
     pub fn becomes_tunnel(&mut self, protocol: Protocol) {
         let early = self.up.surplus().take();
         self.up.begin_body(Framing::UntilClose, Coding::AsItIs, early);
@@ -356,14 +363,18 @@ impl Relay {
         }
     }
 
-    /// What a client whose tunnel is being closed can still be told.
+    /// The close frame for a client whose tunnel is being closed, if one can still be sent.
     #[must_use]
     pub fn last_words(&self) -> Option<&'static [u8]> {
         (self.leaving.is_some() && self.down.may_add_frame()).then_some(websocket::GOING_AWAY)
     }
 
-    /// Moves the request. Once it is done, looks whether the client is still there.
-    fn poll_request(&mut self, cx: &mut Context<'_>, around: &mut Surroundings<'_>) -> Result<(), Failure> {
+    /// Moves the request. Once it is done, checks whether the client is still there.
+    fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        around: &mut RelayContext<'_>,
+    ) -> Result<(), ExchangeFailure> {
         if self.up_broken {
             return Ok(());
         }
@@ -376,32 +387,37 @@ impl Relay {
             Poll::Pending => Ok(()),
             Poll::Ready(Ok(())) if self.tunnel => {
                 self.up_done = true;
-                // From now on the backend has its time for last words, however long the tunnel was quiet before.
+                // The backend's time for its last data starts now, however long the tunnel was quiet before.
                 self.last_move = Instant::now();
                 Ok(())
             }
             Poll::Ready(Ok(())) => {
                 self.up_done = true;
                 self.asked = Some(self.last_move);
-                // In the same poll, or nothing would wake us when the client goes.
+                // In the same poll, or nothing would wake this task when the client leaves.
                 self.watch_client(cx, around)
             }
             Poll::Ready(Err(PumpError::Write(_))) => {
-                // The backend may have answered and closed without reading on: its answer decides.
+                // The backend may have answered and closed without reading the rest: its response decides.
                 self.up_broken = true;
                 self.asked = Some(self.last_move);
                 Ok(())
             }
-            Poll::Ready(Err(PumpError::BadBody)) => Err(Failure::Client(Termination::BadRequest)),
-            Poll::Ready(Err(PumpError::TooLarge)) => Err(Failure::Client(Termination::TooLarge)),
+            Poll::Ready(Err(PumpError::BadBody)) => Err(ExchangeFailure::Client(Termination::BadRequest)),
+            Poll::Ready(Err(PumpError::TooLarge)) => Err(ExchangeFailure::Client(Termination::TooLarge)),
             Poll::Ready(Err(PumpError::Read(_) | PumpError::Truncated)) => {
-                Err(Failure::Client(Termination::ClientGone))
+                Err(ExchangeFailure::Client(Termination::ClientGone))
             }
         }
     }
 
-    /// Reads ahead one buffer at most, until nothing more is there, so that the end wakes us: a pipelined request, or the news that the client has gone.
-    fn watch_client(&mut self, cx: &mut Context<'_>, around: &mut Surroundings<'_>) -> Result<(), Failure> {
+    /// Reads ahead one buffer at most, until there is nothing more to read, so that this task is woken by a pipelined
+    /// request or by the client's close.
+    fn watch_client(
+        &mut self,
+        cx: &mut Context<'_>,
+        around: &mut RelayContext<'_>,
+    ) -> Result<(), ExchangeFailure> {
         if self.end_read {
             return Ok(());
         }
@@ -416,44 +432,44 @@ impl Relay {
                     self.note_client_ended(Instant::now());
                     return Ok(());
                 }
-                // The request has come whole, so a client that didn't end TLS in order has cut nothing.
+                // The request is complete, so a client that closed without close_notify has cut nothing off.
                 Poll::Ready(Err(error)) if is_end_without_notice(&error) => {
                     self.end_read = true;
                     self.note_client_ended(Instant::now());
                     return Ok(());
                 }
-                Poll::Ready(Err(_)) => return Err(Failure::Client(Termination::ClientGone)),
+                Poll::Ready(Err(_)) => return Err(ExchangeFailure::Client(Termination::ClientGone)),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => return Ok(()),
             }
         }
     }
 
-    /// Moves the response, or what there is of it.
+    /// Moves the response as far as it has arrived.
     fn poll_down(
         &mut self,
         cx: &mut Context<'_>,
-        around: &mut Surroundings<'_>,
-    ) -> Result<Poll<()>, Failure> {
+        around: &mut RelayContext<'_>,
+    ) -> Result<Poll<()>, ExchangeFailure> {
         let polled = self.down.poll(cx, around.upstream, around.client);
         self.note_moves();
         match polled {
             Poll::Pending => Ok(Poll::Pending),
             Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
-            Poll::Ready(Err(PumpError::Write(_))) => Err(Failure::Client(Termination::ClientGone)),
+            Poll::Ready(Err(PumpError::Write(_))) => Err(ExchangeFailure::Client(Termination::ClientGone)),
             Poll::Ready(Err(PumpError::BadBody)) => {
-                Err(Failure::UpstreamProtocol("malformed chunks in the response body"))
+                Err(ExchangeFailure::UpstreamProtocol("malformed chunks in the response body"))
             }
-            Poll::Ready(Err(_)) => Err(Failure::UpstreamBroke),
+            Poll::Ready(Err(_)) => Err(ExchangeFailure::UpstreamBroke),
         }
     }
 
-    /// Tells a client that waits with its body to send it, if the backend says nothing.
-    fn continue_is_due(&mut self, cx: &mut Context<'_>, watchdog: &mut Watchdog) -> bool {
+    /// Sends `100 Continue` to a client that waits for it, if the backend doesn't.
+    fn continue_is_due(&mut self, cx: &mut Context<'_>, timer: &mut LazyTimer) -> bool {
         if self.continued || self.up.body_sent() > 0 || self.up.sent() == 0 {
             return false;
         }
-        let due = watchdog.poll_expired(cx, self.last_move + CONTINUE_AFTER);
+        let due = timer.poll_expired(cx, self.last_move + CONTINUE_AFTER);
         if due {
             self.continued = true;
             self.down.head().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -474,15 +490,16 @@ impl Relay {
         scanner: &mut HeadScanner,
         to: Recipient<'_>,
         spare: &mut Option<Buffer>,
-    ) -> Result<Option<ResponseHead>, Failure> {
+    ) -> Result<Option<ResponseHead>, ExchangeFailure> {
         let Some(buffer) = spare else { return Ok(None) };
-        let bare = |_| Failure::UpstreamProtocol("a line of the response head ends in a bare line feed");
+        let bare =
+            |_| ExchangeFailure::UpstreamProtocol("a line of the response head ends in a bare line feed");
         let Some(range) = scanner.scan(buffer.filled()).map_err(bare)? else { return Ok(None) };
         let end = range.end;
         let before = self.down.head().len();
         self.before_answer = self.down.sent_with_head();
         let head = response::translate(&buffer.filled()[range], to, self.down.head());
-        let head = head.map_err(|e| Failure::UpstreamProtocol(e.0))?;
+        let head = head.map_err(|e| ExchangeFailure::UpstreamProtocol(e.0))?;
         if head.status == 100 && std::mem::replace(&mut self.continued, true) {
             self.down.head().truncate(before);
         }
@@ -494,7 +511,7 @@ impl Relay {
     }
 }
 
-/// The backend has closed. After an interim response it has the request.
-fn closed(spare: &Option<Buffer>, interim: u32) -> Failure {
-    Failure::UpstreamClosed { begun: spare.is_some() || interim > 0 }
+/// The backend has closed. After an interim response it must have received the request.
+fn closed(spare: &Option<Buffer>, interim: u32) -> ExchangeFailure {
+    ExchangeFailure::UpstreamClosed { begun: spare.is_some() || interim > 0 }
 }

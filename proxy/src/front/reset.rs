@@ -1,7 +1,7 @@
 //! Closes a connection with a reset instead of an end.
 //!
-//! To a client of HTTP/1.0 the end of the connection is the end of the body. If the body has broken off, the one way
-//! to say so is a reset, for which the socket's linger time is set to nothing.
+//! For an HTTP/1.0 client, the end of the connection is the end of the body. A reset is the only way to mark a
+//! truncated body. To send one, the socket's linger time is set to zero.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use uh_system::plain;
 
 use super::descriptor;
 
-/// From here on, closing the connection resets it; what the kernel has not sent yet is lost. Where that can't be done,
-/// it will simply be closed.
+/// From now on, closing the connection resets it; what the kernel hasn't sent yet is lost. If that can't be set, it is
+/// closed normally.
 pub fn at_close(stream: &Stream) {
     let set = descriptor::copy(stream.id())
         .and_then(|socket| SockRef::from(&socket).set_linger(Some(Duration::ZERO)));
     if let Err(error) = set {
-        tracing::debug!(error = %plain(&error), "a connection can't be reset, and is closed");
+        tracing::debug!(error = %plain(&error), "cannot reset a connection; closing it instead");
     }
 }

@@ -1,11 +1,11 @@
-//! What a connection needs while it carries a request, lent out by the worker thread and reused.
+//! Buffers that a connection needs while it carries a request, lent by the worker thread and reused.
 
 use std::cell::RefCell;
 
 /// Sets kept by a thread for the next use.
 const MAX_KEPT: usize = 256;
 
-/// A set whose buffers have grown past this is not kept.
+/// A set whose buffers have grown larger than this isn't kept.
 const MAX_KEPT_BYTES: usize = 16 << 10;
 
 thread_local! {
@@ -21,7 +21,7 @@ struct Heads {
     response: Vec<u8>,
 }
 
-/// The heads of one exchange. Given back when it is over; one that is dropped before is simply freed.
+/// The heads of one exchange. Returned to the stock when it is over; one that is dropped earlier is freed.
 #[derive(Debug, Default)]
 pub struct Scratch {
     heads: Box<Heads>,
@@ -46,17 +46,17 @@ impl Scratch {
         &self.heads.request
     }
 
-    /// A place for the head that goes to the backend, to take and give back.
+    /// The buffer for the head to the backend, to take and return.
     pub fn upstream(&mut self) -> &mut Vec<u8> {
         &mut self.heads.upstream
     }
 
-    /// A place for the head that goes to the client, to take and give back.
+    /// The buffer for the head to the client, to take and return.
     pub fn response(&mut self) -> &mut Vec<u8> {
         &mut self.heads.response
     }
 
-    /// Back to this thread's stock.
+    /// Returns it to this thread's stock.
     pub fn give_back(self) {
         let mut heads = self.heads;
         for head in [&mut heads.request, &mut heads.upstream, &mut heads.response] {

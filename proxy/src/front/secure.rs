@@ -1,4 +1,4 @@
-//! A new connection on a TLS port: its handshake, within its time and among the others, and then its exchanges.
+//! A new connection on a TLS port: its handshake, with a deadline and a limit on concurrent handshakes, then its exchanges.
 
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
@@ -9,19 +9,19 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::attention::{Attention, Stage};
+use super::broadcast::{StopStage, Subscription};
 use super::connection::{Arrival, Connection};
-use super::watchdog::Watchdog;
+use super::lazy_timer::LazyTimer;
 use super::worker::plain_http;
 use crate::tls;
-use crate::tls::failure::Failure;
+use crate::tls::failure::HandshakeFailure;
 use crate::tls::handshake::{Done, Failed, negotiate};
 
 /// How long a handshake may still take once the process is stopping.
 const HURRIED: Duration = Duration::from_secs(1);
 
-/// Serves a new connection on a TLS port. One that has no place is closed at once: it could be told why only after a
-/// handshake, which is the most expensive thing that it could ask for.
+/// Serves a new connection on a TLS port. If no slot is free, it is closed without an explanation: sending one would need
+/// a handshake, the most expensive thing a client can ask for.
 pub(super) async fn serve(arrival: Arrival, stream: TcpStream) {
     let worker = Arc::clone(&arrival.worker);
     let Some(server) = &worker.tls else { return };
@@ -30,42 +30,42 @@ pub(super) async fn serve(arrival: Arrival, stream: TcpStream) {
     }
     let shaken = Box::pin(shake(server, &arrival, stream)).await;
     match shaken {
-        // What is spoken in it is decided here, by `session.alpn`.
+        // `session.alpn` selects the protocol.
         Ok(Done::Tls(client, session)) => Connection::new(arrival, client, Some(session)).serve().await,
         Ok(Done::PlainHttp(stream)) => {
-            server.tally.failed(Failure::PlainHttp, &arrival.address, None);
+            server.counts.failed(HandshakeFailure::PlainHttp, &arrival.address, None);
             Box::pin(Connection::new(arrival, plain_http(stream), None).refuse_plain_http()).await;
         }
-        Err(Failed(failure, sni)) => server.tally.failed(failure, &arrival.address, sni.as_deref()),
+        Err(Failed(failure, sni)) => server.counts.failed(failure, &arrival.address, sni.as_deref()),
     }
 }
 
-/// Carries out a handshake until it is over, takes too long, makes room for another one or is cut by the end of the
-/// process.
+/// Runs a handshake until it completes, exceeds its deadline, is evicted in favour of a newer one, or is cut because the
+/// process ends.
 async fn shake(server: &tls::Server, arrival: &Arrival, stream: TcpStream) -> Result<Done, Failed> {
     let (worker, limits) = (&arrival.worker, &arrival.settings.limits);
-    let _in_progress = server.tally.begins();
+    let _in_progress = server.counts.begins();
     let mut place = worker.handshakes.enter(limits.tls_handshakes.div_ceil(worker.workers));
-    let mut attention = Attention::new(Arc::clone(&worker.bell));
-    let mut watchdog = Watchdog::default();
+    let mut subscription = Subscription::new(Arc::clone(&worker.broadcast));
+    let mut timer = LazyTimer::default();
     let mut deadline = Instant::now() + limits.tls_handshake_timeout;
     let mut hurried = false;
     let mut negotiation = pin!(negotiate(stream, server, &worker.handshakes));
     poll_fn(|cx| {
-        attention.poll(cx);
+        subscription.poll(cx);
         if let Poll::Ready(result) = negotiation.as_mut().poll(cx) {
             return Poll::Ready(result);
         }
-        let stage = attention.stage();
-        if stage == Stage::Stopping && !std::mem::replace(&mut hurried, true) {
+        let stage = subscription.stage();
+        if stage == StopStage::Stopping && !std::mem::replace(&mut hurried, true) {
             deadline = deadline.min(Instant::now() + HURRIED);
         }
-        let failure = if stage == Stage::Cutting {
-            Failure::Stopping
+        let failure = if stage == StopStage::Cutting {
+            HandshakeFailure::Stopping
         } else if place.poll_evicted(cx) {
-            Failure::Crowded
-        } else if watchdog.poll_expired(cx, deadline) {
-            if hurried { Failure::Stopping } else { Failure::TimedOut }
+            HandshakeFailure::Crowded
+        } else if timer.poll_expired(cx, deadline) {
+            if hurried { HandshakeFailure::Stopping } else { HandshakeFailure::TimedOut }
         } else {
             return Poll::Pending;
         };

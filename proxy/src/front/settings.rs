@@ -1,8 +1,8 @@
-//! What a reload changes for every connection: the part of `[server]` that requests look at.
+//! The part of `[server]` that requests use and a reload can change.
 //!
-//! Each worker has a [`SettingsCell`] of its own, so that taking a reference writes to no cache line that another
-//! worker uses. A connection takes one at the start of each request and keeps it until the next: a request is judged
-//! by one set of settings from its first byte to its last.
+//! Each worker has its own [`SettingsCell`], so that taking a reference writes to no cache line that another worker
+//! uses. A connection takes one at the start of each request and keeps it until the next: one set of settings applies
+//! to a request from its first byte to its last.
 
 use std::io;
 use std::sync::Arc;
@@ -15,28 +15,28 @@ use crate::config::{Server, ServerLimits, Tls};
 use uh_http1::forwarded::Scheme;
 use uh_http1::policy::HeaderPolicy;
 
-/// The settings in force for a request.
+/// The settings that apply to a request.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What a client may do before its request is known.
+    /// Limits that apply to a client before its request is known.
     pub limits: ServerLimits,
-    /// What the app is told of its clients, and which of their words are passed on.
+    /// What uh-proxy tells the app about its clients, and which client headers it passes on.
     pub headers: HeaderPolicy,
-    /// The pages of our own answers.
+    /// The error pages.
     pub pages: Pages,
     /// What goes with HTTPS; `None`: it isn't served.
     pub tls: Option<Https>,
-    /// How long SIGTERM waits for exchanges in flight.
+    /// How long SIGTERM waits for in-flight requests.
     pub shutdown_timeout: Duration,
-    /// How long after SIGTERM an idle client connection may still bring a request.
+    /// How long after SIGTERM an idle client connection may still send a request.
     pub shutdown_idle_grace: Duration,
 }
 
 impl Settings {
-    /// The settings that a configuration asks for. What they need from disk is read and checked here.
+    /// The settings of a configuration. The files they need are read and checked here.
     ///
     /// # Errors
-    /// Something that the configuration names can't be read, or is not as it has to be.
+    /// A file that the configuration names can't be read or is invalid.
     pub fn load(server: &Server) -> io::Result<Self> {
         Ok(Self {
             limits: server.limits.clone(),
@@ -85,7 +85,7 @@ impl Https {
     }
 }
 
-/// Where one worker's connections find the settings in force.
+/// The current settings of one worker's connections.
 #[derive(Debug)]
 pub struct SettingsCell(ArcSwap<Settings>);
 
@@ -101,7 +101,7 @@ impl SettingsCell {
         self.0.load_full()
     }
 
-    /// Puts other settings in force, for every request that begins from now on.
+    /// Replaces the settings for every request that begins from now on.
     pub fn store(&self, settings: Settings) {
         self.0.store(Arc::new(settings));
     }

@@ -1,8 +1,8 @@
-//! A way past our own memory for large bodies: the kernel hands what one socket has received to another one, by way of
-//! a pipe, without copying it to us and back (`splice(2)`).
+//! Splices large bodies: the kernel moves data from one socket to another through a pipe, without copying it to user
+//! memory and back (`splice(2)`).
 //!
-//! Preparing it takes some system calls and descriptors, so it is for bodies of which much is still to come, and for a
-//! limited number at a time. Where it can't be had, bodies are moved through buffers as all others are.
+//! The set-up costs some system calls and descriptors, so it is only used for bodies with much still to come, and for a
+//! limited number at a time. If it isn't available, bodies are moved through buffers.
 
 use std::cell::Cell;
 use std::io;
@@ -18,13 +18,13 @@ use uh_system::plain;
 
 use super::descriptor;
 
-/// How much must still be to come for it to be worth the preparation.
+/// How much must still be to come for splicing to be worthwhile.
 pub const WORTHWHILE: u64 = 256 << 10;
 
-/// What a pipe holds at most.
+/// The capacity of a pipe.
 pub const PIPE_BYTES: usize = 256 << 10;
 
-/// The most bodies that a worker moves in this way at a time. Each takes [`DESCRIPTORS`].
+/// The most bodies that a worker splices at a time. Each takes [`DESCRIPTORS`].
 pub const MOST: usize = 32;
 
 /// A copy of each socket's descriptor, and two ends of a pipe.
@@ -43,7 +43,7 @@ pub struct Splice {
     out_of_pipe: OwnedFd,
     /// Bytes in the pipe.
     held: usize,
-    _place: Place,
+    _place: SplicePermit,
 }
 
 impl Splice {
@@ -52,10 +52,10 @@ impl Splice {
     /// Takes plain sockets, not streams: what an encrypted stream reads and writes isn't what is on its socket, so its
     /// bytes would leave without having been encrypted. [`socket`] gives the socket of a stream that is nothing more.
     pub fn open(from: &Socket, to: &Socket) -> Option<Box<Self>> {
-        let place = Place::take()?;
+        let place = SplicePermit::take()?;
         let open = || -> io::Result<_> {
             let (out_of_pipe, into_pipe) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-            // One that stays small, as beyond what a user may have in pipes, serves as well but for its speed.
+            // A pipe that stays small, because of the user's pipe limit, works as well, only slower.
             let _ = fcntl_setpipe_size(&into_pipe, PIPE_BYTES);
             Ok(Box::new(Self {
                 from: own(from)?,
@@ -66,10 +66,10 @@ impl Splice {
                 _place: place,
             }))
         };
-        open().inspect_err(|error| tracing::debug!(error = %plain(error), "a large body is not spliced")).ok()
+        open().inspect_err(|error| tracing::debug!(error = %plain(error), "cannot splice a large body; copying it instead")).ok()
     }
 
-    /// Whether everything that was taken from one socket has been given to the other.
+    /// Whether everything taken from one socket has been written to the other.
     pub fn is_flushed(&self) -> bool {
         self.held == 0
     }
@@ -92,7 +92,7 @@ impl Splice {
         Poll::Ready(Ok(taken))
     }
 
-    /// Gives the receiver what is in the pipe, or part of it.
+    /// Writes what is in the pipe, or part of it, to the receiver.
     ///
     /// # Errors
     /// Writing failed.
@@ -127,11 +127,11 @@ fn move_bytes(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> 
     Ok(splice(from, None, to, None, most, flags)?)
 }
 
-/// One of the bodies that may be moved in this way at a time.
+/// A permit for one of the bodies that may be spliced at a time.
 #[derive(Debug)]
-struct Place;
+struct SplicePermit;
 
-impl Place {
+impl SplicePermit {
     fn take() -> Option<Self> {
         let taken = UNDER_WAY.get();
         (taken < MOST).then(|| {
@@ -141,7 +141,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SplicePermit {
     fn drop(&mut self) {
         UNDER_WAY.set(UNDER_WAY.get().saturating_sub(1));
     }

@@ -1,7 +1,7 @@
-//! How much of what is written to a client may wait in the kernel unsent.
+//! Limits how much data for a client may wait unsent in the kernel.
 //!
-//! Without a limit, a client that reads slowly has megabytes copied into its socket at once: memory that nobody counts,
-//! and work that the others wait for. What is sent and not acknowledged is no part of it, so a long way costs no speed.
+//! Without a limit, megabytes are copied into the socket of a slow client at once: memory that isn't accounted for, and
+//! work that delays other clients. Sent but unacknowledged data doesn't count, so a long round trip costs no speed.
 
 use std::os::fd::AsFd;
 
@@ -18,10 +18,10 @@ nix::setsockopt_impl!(NotSentLowWater, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWA
 /// Two buffers of a relay: one is sent while the other is filled.
 const MOST_UNSENT: u32 = 128 << 10;
 
-/// Limits the connections that this listening socket will accept. Linux can since 3.12; what only looks like Linux may not,
-/// and then all works as well, but for that.
+/// Sets the limit for the connections that this listening socket will accept. Linux supports it since 3.12; systems
+/// that only emulate Linux may not, and then everything else still works.
 pub fn limit(listener: &impl AsFd) {
     if let Err(error) = setsockopt(listener, NotSentLowWater, &MOST_UNSENT) {
-        tracing::warn!(error = %plain(&error), "the system can't limit what waits unsent for slow clients (TCP_NOTSENT_LOWAT)");
+        tracing::warn!(error = %plain(&error), "cannot limit the unsent data of slow clients (TCP_NOTSENT_LOWAT)");
     }
 }

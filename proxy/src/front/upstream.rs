@@ -23,7 +23,7 @@ pub struct Upstream {
     pub endpoint: usize,
     /// Whether it has carried an exchange before.
     pub reused: bool,
-    /// The address it leads to, if the endpoint is a name.
+    /// The address it is connected to, if the endpoint is a name.
     pub peer: Option<SocketAddr>,
     /// Counts the exchange that it carries, where the endpoint is one of several.
     pub busy: Option<Busy>,
@@ -49,15 +49,15 @@ impl Drop for OpenGuard {
 /// Why an endpoint could not be reached. Nothing was sent.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nobody answered in time.
-    #[error("no connection to {address} within {} ms", after.as_millis())]
+    /// The connection timed out.
+    #[error("connecting to {address} timed out after {} ms", after.as_millis())]
     TimedOut {
         /// The endpoint.
         address: Address,
-        /// How long was waited.
+        /// How long the caller waited.
         after: Duration,
     },
-    /// It was refused, or the name is not known.
+    /// It was refused, or the name doesn't resolve.
     #[error("cannot connect to {address}")]
     Failed {
         /// The endpoint.
@@ -69,7 +69,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Why, in the words of the access log.
+    /// Why, as logged in the access log.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         const TIMED_OUT: &str = "no connection within timeouts.connect";
@@ -78,14 +78,14 @@ impl ConnectError {
             Some(ErrorType::ConnectRefused) => "connection refused",
             Some(ErrorType::ConnectTimedout) => TIMED_OUT,
             Some(ErrorType::ConnectNoRoute) => "no route",
-            Some(ErrorType::BindError) => "no local port is free",
+            Some(ErrorType::BindError) => "no free local port",
             Some(_) => "cannot connect",
-            None => "the name has no address",
+            None => "the name doesn't resolve to an address",
         }
     }
 }
 
-/// A name's address that takes longer than this to connect to may be nobody's any more.
+/// If connecting to a name's address takes longer than this, the address may be out of date.
 const DOUBTFUL: Duration = Duration::from_millis(250);
 
 /// Opens connections to endpoints.
@@ -100,8 +100,8 @@ impl Default for Connector {
 }
 
 impl Connector {
-    /// Opens a connection to an endpoint. Never looks up a name: that is done in the background, and only the very
-    /// first lookup is waited for.
+    /// Opens a connection to an endpoint. Never resolves a name: that is done in the background, and only the very
+    /// first lookup is awaited.
     ///
     /// # Errors
     /// It can't be reached in time.
@@ -142,8 +142,8 @@ impl Connector {
         Ok((self.inner.new_stream(&peer).await?, None))
     }
 
-    /// Tries all addresses of a name, beginning with another one each time. Each gets a fair share of the time that is
-    /// left, so that one that does not answer leaves some for the others.
+    /// Tries all addresses of a name, starting with a different one each time. Each gets a fair share of the remaining
+    /// time, so that one that doesn't answer leaves some for the others.
     async fn open_any(
         &self,
         endpoint: &Endpoint,
@@ -153,7 +153,8 @@ impl Connector {
         let found = endpoint.first_resolution().await;
         let count = found.addresses.len();
         let first = endpoint.next_turn(count);
-        let mut last = OpenError::from(found.error.as_deref().unwrap_or("the name has no address"));
+        let mut last =
+            OpenError::from(found.error.as_deref().unwrap_or("the name doesn't resolve to an address"));
         for step in 0..count {
             let address = found.addresses[(first + step) % count];
             let left = deadline.saturating_duration_since(Instant::now());

@@ -1,7 +1,7 @@
-//! Just enough of WebSocket (RFC 6455) to end a tunnel politely: where one frame ends and the next begins, and the
-//! frame that says that the server goes away. Frames are not looked into.
+//! Just enough of WebSocket (RFC 6455) to close a tunnel politely: frame boundaries, and the close frame for "going
+//! away". The content of frames is ignored.
 
-/// The server's close frame with status 1001, "going away": clients reconnect at it.
+/// The server's close frame with status 1001, "going away", after which clients reconnect.
 pub const GOING_AWAY: &[u8] = &[0x88, 0x02, 0x03, 0xe9];
 
 /// The opcode of a close frame.
@@ -20,7 +20,7 @@ pub struct Frames {
 
 impl Frames {
     /// Follows the next bytes, and returns how many. All of them, or with `to_boundary` none beyond the end of the
-    /// frame that is under way.
+    /// current frame.
     pub fn follow(&mut self, bytes: &[u8], to_boundary: bool) -> usize {
         let mut at = 0;
         while at < bytes.len() && !(to_boundary && self.at_boundary()) {
@@ -55,7 +55,7 @@ impl Frames {
         self.closed
     }
 
-    /// The length of the header under way, as far as it is known: RFC 6455 §5.2.
+    /// The length of the current header, as far as it is known: RFC 6455 §5.2.
     fn header_length(&self) -> usize {
         if self.have < 2 {
             return 2;
@@ -123,7 +123,7 @@ mod tests {
             let bytes = all.concat();
             let (mut frames, mut at) = (Frames::default(), 0);
             while at < bytes.len() {
-                // One frame at a time: what is asked to stop at a boundary stops at the next one.
+                // One frame at a time: a tunnel that must stop at a boundary stops at the next one.
                 let chunk = &bytes[at..bytes.len().min(at + step)];
                 at += frames.follow(&chunk[..1], false);
                 at += frames.follow(&chunk[1..], true);

@@ -1,5 +1,5 @@
 //! Worker threads: each with its own runtime, connections, idle pools, counters and log buffer. They share the
-//! listening sockets, and nothing that a request writes to.
+//! listening sockets, but nothing that a request writes to.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -16,9 +16,9 @@ use uh_system::plain;
 
 use super::Board;
 use super::admission::Admission;
-use super::attention::Bell;
+use super::broadcast::Broadcast;
 use super::connection::{Arrival, Connection};
-use super::pool::Graveyard;
+use super::pool::RetiredConnections;
 use super::secure;
 use super::settings::{Settings, SettingsCell};
 use super::unsent;
@@ -28,22 +28,22 @@ use crate::observe::meters::Meters;
 use crate::tls;
 use crate::tls::crowd::Crowd;
 
-/// How often idle upstream connections are looked through. Between two looks a dead one costs a file descriptor.
+/// How often idle upstream connections are checked. Until the next check, a dead one costs a file descriptor.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Connections that the kernel completes before a worker accepts them.
 const BACKLOG: i32 = 4096;
 
-/// How long nothing is accepted after that has failed, as when the process or the machine has no more descriptors: to
-/// try again at once would only take CPU time from those whose end would give some back.
+/// The pause after a failed accept, for example when no file descriptors are left: retrying immediately would only take
+/// CPU time from the connections whose end would free some.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A listening socket, and whose it is.
+/// A listening socket and its holder.
 #[derive(Debug)]
 pub struct Listener {
     /// The socket, ready for workers.
     pub socket: TcpListener,
-    /// Who holds it beside us.
+    /// Who else holds it.
     pub holder: Holder,
     /// What its clients speak.
     pub speaks: Speaks,
@@ -61,33 +61,33 @@ pub enum Speaks {
 /// Who holds a listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
-    /// We alone: when we close it, whoever waits in its queue is reset.
+    /// Only this process: when it closes the socket, connections in its queue are reset.
     Us,
-    /// The service manager: whoever waits in its queue is served by the next process.
+    /// systemd as well: connections in its queue are served by the next process.
     ServiceManager,
 }
 
-/// What all connections of one worker thread work with.
+/// What all connections of one worker thread share.
 pub struct Worker {
     /// Which worker it is, from 0.
     pub index: usize,
     /// Where requests pick.
     pub board: Arc<Board>,
-    /// What a reload may change.
+    /// The settings that a reload may change.
     pub settings: Arc<SettingsCell>,
     /// How many connections there may be.
     pub admission: Arc<Admission>,
-    /// Calls for the attention of all connections.
-    pub bell: Arc<Bell>,
+    /// Wakes all connections.
+    pub broadcast: Arc<Broadcast>,
     /// The counters of all workers.
     pub meters: Arc<Meters>,
     /// Opens connections to endpoints.
     pub connector: Connector,
-    /// Connections that wait to be closed.
-    pub graveyard: Arc<Graveyard>,
+    /// Upstream connections that wait to be closed.
+    pub retired_connections: Arc<RetiredConnections>,
     /// This worker's end of the access log.
     pub log: LogLane,
-    /// Told whenever the last connection is gone.
+    /// Notified whenever the last connection is gone.
     pub all_gone: Notify,
     /// What serves TLS, where there is a listener for it.
     pub tls: Option<Arc<tls::Server>>,
@@ -98,7 +98,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// The settings for a request that begins now: to be taken once, and kept until it ends.
+    /// The settings for a request that begins now: take them once, and keep them until it ends.
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.load()
     }
@@ -129,7 +129,7 @@ impl Worker {
 /// Binds a listening socket, ready for workers.
 ///
 /// # Errors
-/// The address is taken, not ours, or needs a privilege.
+/// The address is in use, not local, or needs a privilege.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
@@ -144,8 +144,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Starts a worker's thread. It accepts from the listeners until `stopped` turns true, takes in who is still in their
-/// queues, and ends when its last connection has.
+/// Starts a worker's thread. It accepts connections until `stopped` turns true, accepts those still in the queues, and
+/// ends with its last connection.
 ///
 /// # Errors
 /// A socket can't be duplicated, or the thread can't be started.
@@ -168,7 +168,7 @@ pub fn spawn(
         runtime.block_on(async move {
             let housekeeping = tokio::spawn(keep_house(Arc::clone(&worker)));
             for listener in accepting {
-                // One that has panicked has said so.
+                // A panic has already been logged.
                 let _ = listener.await;
             }
             worker.until_empty().await;
@@ -178,14 +178,14 @@ pub fn spawn(
     })
 }
 
-/// Sets what connections are to have on the socket that they will be accepted from: they inherit it.
+/// Sets socket options on the listening socket, since accepted connections inherit them.
 fn prepare(listener: &TcpListener) -> io::Result<()> {
     unsent::limit(listener);
     // An answer that is written in two parts must not wait for the first to be acknowledged.
     SockRef::from(listener).set_tcp_nodelay(true)
 }
 
-/// Accepts connections until `stopped` turns true, and then who is still in the queue.
+/// Accepts connections until `stopped` turns true, then those still in the queue.
 async fn accept(
     worker: Arc<Worker>,
     listener: tokio::net::TcpListener,
@@ -209,7 +209,7 @@ async fn accept(
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::error!(error = %plain(&error), "cannot accept connections: those that are there go on, new ones wait");
+                    tracing::error!(error = %plain(&error), "cannot accept connections: open connections continue, new ones wait");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -236,10 +236,12 @@ pub(super) fn plain_http(stream: TcpStream) -> Stream {
     Box::new(l4::stream::Stream::from(stream))
 }
 
-/// Accepts who is still in the queue of a listening socket that is about to be closed: who was let in is served, not
-/// reset. A handshake that completes between the last look and the close is lost, if the socket is held by nobody else.
+/// Accepts the connections still in the queue of a listening socket that is about to be closed: they are served, not
+/// reset. A handshake that completes between the last accept and the close is lost, unless another process holds the
+/// socket.
 fn empty(worker: &Arc<Worker>, listener: &TcpListener, speaks: Speaks) {
-    // The queue holds no more than this; whoever comes while it is emptied must not keep us for ever.
+    // The queue holds no more than this. Connections that arrive meanwhile must not keep this loop running
+    // indefinitely.
     for _ in 0..=BACKLOG {
         let accepted = listener.accept().and_then(|(stream, address)| {
             stream.set_nonblocking(true)?;
@@ -249,13 +251,13 @@ fn empty(worker: &Arc<Worker>, listener: &TcpListener, speaks: Speaks) {
             Ok((stream, address)) => take_in(worker, stream, address, speaks),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) => {
-                tracing::debug!(error = %plain(&error), "cannot take in a connection while stopping");
+                tracing::debug!(error = %plain(&error), "cannot accept a queued connection while stopping");
             }
         }
     }
 }
 
-/// Hands log lines over in time, and clears idle upstream connections away.
+/// Flushes log lines in time, and closes idle upstream connections.
 async fn keep_house(worker: Arc<Worker>) {
     let mut flush = tokio::time::interval(HAND_OVER_AFTER);
     let mut swept = Instant::now();
@@ -263,7 +265,7 @@ async fn keep_house(worker: Arc<Worker>) {
         flush.tick().await;
         worker.meters.worker(worker.index).heartbeat.fetch_add(1, Ordering::Relaxed);
         worker.log.flush();
-        worker.graveyard.clear();
+        worker.retired_connections.clear();
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
             worker.sweep();

@@ -1,5 +1,5 @@
-//! One fresh probe of a backend right before traffic moves to it: what the last regular probes found may be out of date,
-//! because somebody is stopping the app at this moment.
+//! One probe of a backend right before traffic moves to it: the results of the regular probes may be out of date, for
+//! example because the app is being stopped at this moment.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,32 +10,33 @@ use super::probe::probe_within;
 use crate::config;
 use crate::front::Backend;
 
-/// A good probe that is younger than this needs no other: a switch and the end of a probe can cross that closely anyway.
+/// A successful probe that is more recent than this needs no other: a switch can coincide that closely with the end of
+/// a probe anyway.
 const FRESH_ENOUGH: Duration = Duration::from_millis(100);
 
-/// What a fresh probe found.
+/// The result of a probe before a switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fresh {
-    /// All in all.
-    pub verdict: Verdict,
+    /// The overall outcome.
+    pub verdict: SwitchVerdict,
     /// How long it took.
     pub took: Duration,
-    /// How long it might take.
+    /// Its timeout.
     pub limit: Duration,
     /// The endpoints that gave a bad answer, by address, and why.
     pub bad: Vec<(String, String)>,
 }
 
-/// What the answers mean for the switch.
+/// The outcome for the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum SwitchVerdict {
     /// At least one endpoint gave a good answer.
     Good,
-    /// None did, and at least one did not answer in time: the regular probes decide.
+    /// None did, and at least one timed out: the regular probes decide.
     NoAnswer,
     /// Every endpoint refused the connection or gave a bad answer.
     Bad,
-    /// It was not made.
+    /// No probe was made.
     Skipped,
 }
 
@@ -43,12 +44,12 @@ impl Fresh {
     /// No probe was made.
     #[must_use]
     pub fn skipped() -> Self {
-        Self { verdict: Verdict::Skipped, took: Duration::ZERO, limit: Duration::ZERO, bad: Vec::new() }
+        Self { verdict: SwitchVerdict::Skipped, took: Duration::ZERO, limit: Duration::ZERO, bad: Vec::new() }
     }
 }
 
-/// Asks all endpoints of a backend at the same time. Skipped where nothing is probed, and where every endpoint's last
-/// probe was good just now.
+/// Probes all endpoints of a backend concurrently. Skipped if probing is off, and if every endpoint has just passed a
+/// probe.
 pub async fn probe_now(service: &Arc<config::Service>, backend: &Arc<Backend>) -> Fresh {
     let check = &service.health;
     let known = || backend.endpoints.iter().all(|endpoint| endpoint.was_good_within(FRESH_ENOUGH));
@@ -75,9 +76,9 @@ pub async fn probe_now(service: &Arc<config::Service>, backend: &Arc<Backend>) -
     }
     bad.sort();
     let verdict = match (good, silent) {
-        (0, 0) => Verdict::Bad,
-        (0, _) => Verdict::NoAnswer,
-        _ => Verdict::Good,
+        (0, 0) => SwitchVerdict::Bad,
+        (0, _) => SwitchVerdict::NoAnswer,
+        _ => SwitchVerdict::Good,
     };
     Fresh { verdict, took: start.elapsed(), limit: timeout, bad }
 }

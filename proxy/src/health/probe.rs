@@ -1,4 +1,4 @@
-//! One probe: one connection, one request, one deadline for it all.
+//! One probe: one connection, one request, one deadline for all of it.
 
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,10 @@ use crate::config::HealthCheck;
 use crate::front::endpoint::Endpoint;
 use crate::state::time::iso_millis;
 
-/// A health body is small. Of a larger one, only the head of the message is of interest.
+/// A health body is small. Of a larger one, only the status is used.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
-/// The most that is kept of a name or version that an app reports: far more than any real one has.
+/// The most that is kept of a name or version that an app reports: far more than any real one needs.
 const SAID_BYTES: usize = 128;
 
 /// How much of a failed probe's body is shown.
@@ -29,7 +29,7 @@ const SHOWN_BODY_BYTES: usize = 300;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Asks an endpoint once. Redirects are not followed: whoever answers from elsewhere is not this backend.
+/// Probes an endpoint once. Redirects aren't followed: an answer from elsewhere isn't this backend's.
 pub async fn probe(endpoint: &Endpoint, backend: &str, check: &HealthCheck) -> ProbeStatus {
     let late = || failed(format!("{}: no answer within {} ms", endpoint.address, check.timeout.as_millis()));
     let start = Instant::now();
@@ -37,7 +37,7 @@ pub async fn probe(endpoint: &Endpoint, backend: &str, check: &HealthCheck) -> P
     finished(found.unwrap_or_else(late), start)
 }
 
-/// Asks an endpoint once. `None`: it did not answer in time.
+/// Probes an endpoint once. `None`: it timed out.
 pub async fn probe_within(
     timeout: Duration,
     endpoint: &Endpoint,
@@ -101,7 +101,7 @@ async fn exchange(
             response.headers().get(LOCATION).map(|l| String::from_utf8_lossy(l.as_bytes()).into_owned());
         let body = match Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
-            // Its status is what counts.
+            // Only its status counts.
             Err(e) if e.is::<http_body_util::LengthLimitError>() => Bytes::new(),
             Err(e) => return Err(e),
         };
@@ -110,12 +110,12 @@ async fn exchange(
     tokio::pin!(answer, connection);
     tokio::select! {
         answer = &mut answer => answer,
-        // However the connection ended: the answer may be complete.
+        // However the connection ended, the answer may be complete.
         _ = &mut connection => answer.await,
     }
 }
 
-/// What an answer means.
+/// The verdict on an answer.
 fn judge(
     status: StatusCode,
     location: Option<&str>,
@@ -129,8 +129,8 @@ fn judge(
     } else if !status.is_success() {
         Some(format!("status {status}, body: {}", head_of(body)))
     } else if check.expect_identity && reported.deployment.as_deref() != Some(backend) {
-        let who = reported.deployment.clone().map_or("nobody in particular".to_owned(), said);
-        Some(format!("expected {backend} to answer, but it was {who}; body: {}", head_of(body)))
+        let who = reported.deployment.clone().map_or("an unnamed backend".to_owned(), said);
+        Some(format!("expected an answer from {backend}, but got one from {who}; body: {}", head_of(body)))
     } else {
         None
     };
@@ -145,7 +145,7 @@ fn judge(
     }
 }
 
-/// What an app says of itself, fit for logs and terminals.
+/// Text from an app, made safe for logs and terminals.
 fn said(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(SAID_BYTES));
     printable(&text)
@@ -203,17 +203,17 @@ mod tests {
     }
 
     #[test]
-    fn what_an_app_says_of_itself_can_be_shown() {
+    fn text_reported_by_an_app_is_safe_to_show() {
         let body = format!(r#"{{"deployment":"\u001b[2J","version":"1\r\n{}"}}"#, "é".repeat(5000));
         let found = judge(StatusCode::OK, None, body.as_bytes(), "blue", &check(true));
         let version = found.version.unwrap();
         assert!(version.starts_with("1  é") && version.len() <= SAID_BYTES, "{version}");
         assert_eq!(found.deployment.as_deref(), Some(" [2J"));
-        assert!(found.error.unwrap().starts_with("expected blue to answer, but it was  [2J;"));
+        assert!(found.error.unwrap().starts_with("expected an answer from blue, but got one from  [2J;"));
     }
 
     #[test]
-    fn a_failure_says_what_came() {
+    fn a_failure_shows_the_response() {
         let found = judge(StatusCode::FOUND, Some("/login"), b"", "blue", &check(false));
         assert!(!found.ok && found.error.unwrap().contains("/login"));
         let found = judge(StatusCode::SERVICE_UNAVAILABLE, None, b"no\x1bdb", "blue", &check(false));

@@ -1,5 +1,5 @@
-//! Keeps asking: one task for each endpoint of each backend, active or standby, so that there is never more than one
-//! probe of an endpoint in flight; and another one that looks up its name, if it has one.
+//! Regular probes: one task per endpoint of every backend, active or standby, so that there is never more than one
+//! probe of an endpoint in flight; and a task that resolves its name, if it has one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::config;
 use crate::front::Board;
 use crate::front::endpoint::Endpoint;
 
-/// How long a registration may go unnoticed, should its notice be lost.
+/// How long a registration may go unnoticed if its notification is lost.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// From one probe to the next while too few have been made to tell.
+/// Time between two probes while the health is still unknown.
 const FIRST_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Wakes the prober when backends have changed, and others when an endpoint's health has.
+/// Wakes the prober when backends change, and other tasks when an endpoint's health changes.
 #[derive(Debug, Default)]
 pub struct HealthNews {
     /// Backends have changed.
@@ -30,7 +30,7 @@ pub struct HealthNews {
     pub health: Notify,
 }
 
-/// Probes every endpoint of the switchboard and looks up its name, for ever.
+/// Probes every endpoint of the switchboard and resolves its name, indefinitely.
 pub async fn run(board: Arc<Board>, news: Arc<HealthNews>) {
     let mut known: Vec<Arc<Endpoint>> = Vec::new();
     loop {
@@ -47,17 +47,17 @@ pub async fn run(board: Arc<Board>, news: Arc<HealthNews>) {
 }
 
 #[derive(Clone)]
-struct Target {
+struct ProbeTask {
     service: Arc<config::Service>,
     backend: BackendName,
     endpoint: Arc<Endpoint>,
 }
 
-fn targets(board: &Board) -> Vec<Target> {
+fn targets(board: &Board) -> Vec<ProbeTask> {
     let mut targets = Vec::new();
     for service in &board.live().services {
         for backend in &service.backends {
-            targets.extend(backend.endpoints.iter().map(|endpoint| Target {
+            targets.extend(backend.endpoints.iter().map(|endpoint| ProbeTask {
                 service: Arc::clone(&service.state.config),
                 backend: backend.name().clone(),
                 endpoint: Arc::clone(endpoint),
@@ -67,13 +67,13 @@ fn targets(board: &Board) -> Vec<Target> {
     targets
 }
 
-fn look_after(target: Target, board: &Arc<Board>, news: &Arc<HealthNews>) {
+fn look_after(target: ProbeTask, board: &Arc<Board>, news: &Arc<HealthNews>) {
     if let Address::Name(host, port) = target.endpoint.address.clone() {
         let (board, target) = (Arc::clone(board), target.clone());
         let endpoint = Arc::clone(&target.endpoint);
         tokio::spawn(async move {
             let look_up = || resolver::lookup(host.clone(), port);
-            // Asked anew each time: a reload may change the interval and leave the endpoint as it is.
+            // Read each time: a reload may change the interval and keep the endpoint.
             let settings = || {
                 let snapshot = board.snapshot();
                 let state = snapshot.service(target.service.name.as_str());
@@ -87,7 +87,7 @@ fn look_after(target: Target, board: &Arc<Board>, news: &Arc<HealthNews>) {
     }
 }
 
-async fn keep_probing(target: Target, board: Arc<Board>, news: Arc<HealthNews>) {
+async fn keep_probing(target: ProbeTask, board: Arc<Board>, news: Arc<HealthNews>) {
     let check = &target.service.health;
     let mut streak = Streak::default();
     loop {
@@ -96,7 +96,7 @@ async fn keep_probing(target: Target, board: Arc<Board>, news: Arc<HealthNews>) 
         }
         let found = probe(&target.endpoint, target.backend.as_str(), check).await;
         if !found.ok {
-            // It may be another's answer by now.
+            // It may have been replaced by now.
             target.endpoint.doubt();
         }
         let before = target.endpoint.health();
@@ -110,13 +110,13 @@ async fn keep_probing(target: Target, board: Arc<Board>, news: Arc<HealthNews>) 
         if changed {
             news.health.notify_one();
         }
-        // Until it is known what to think of an endpoint, a switch to it is refused: that must not last.
+        // While an endpoint's health is unknown, a switch to it is refused: that must not last.
         let unknown = after == Health::Unknown;
         tokio::time::sleep(if unknown { check.interval.min(FIRST_INTERVAL) } else { check.interval }).await;
     }
 }
 
-fn is_registered(board: &Board, target: &Target) -> bool {
+fn is_registered(board: &Board, target: &ProbeTask) -> bool {
     let live = board.live();
     let service = live.service(target.service.name.as_str());
     let backend = service.and_then(|service| service.backend(&target.backend));
@@ -125,7 +125,7 @@ fn is_registered(board: &Board, target: &Target) -> bool {
     })
 }
 
-fn announce(service: &ServiceName, target: &Target, health: Health, error: Option<&str>) {
+fn announce(service: &ServiceName, target: &ProbeTask, health: Health, error: Option<&str>) {
     let (backend, endpoint) = (&target.backend, &target.endpoint.address);
     match error {
         Some(error) => tracing::warn!(%service, %backend, %endpoint, error, "endpoint is {health}"),

@@ -1,8 +1,8 @@
-//! Looks up the names of endpoints, again and again, so that no request ever has to: one task for each name. A lookup
-//! that fails changes nothing about where the name led before, and nobody waits for one but the very first request.
+//! Resolves the names of endpoints in the background, with one task per name, so that no request ever has to. A failed
+//! lookup keeps the last addresses, and only the very first request waits for a lookup.
 //!
-//! A container that is made again has another address. The first sign of it is a connect that fails or a probe that does:
-//! then the name is looked up at once, and as long as there are such signs, more often.
+//! A recreated container has a new address. The first sign of that is a failed connect or probe: then the name is
+//! resolved immediately, and more often as long as there are such signs.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -17,29 +17,33 @@ use crate::front::endpoint::Endpoint;
 /// How many of a name's addresses are used.
 const MAX_ADDRESSES: usize = 16;
 
-/// From one lookup to the next while a name has led nowhere yet.
+/// Time between two lookups of a name that has no address yet.
 const FIRST_INTERVAL: Duration = Duration::from_millis(500);
 
-/// From one lookup to the next at least, however many signs there are that the name leads elsewhere: a backend that is
-/// down for an hour must not cost the name server more than this.
+/// The least time between two lookups, however many connects fail: a backend that is down for an hour must not cause
+/// more DNS queries than this.
 const DOUBTED_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Asks the system where a name leads.
+/// Resolves a name with the system's resolver.
 ///
 /// # Errors
-/// Why it leads nowhere.
+/// Why it can't be resolved.
 pub async fn lookup(host: String, port: u16) -> Result<Box<[SocketAddr]>, String> {
     let found = tokio::net::lookup_host((host.as_str(), port)).await.map_err(|e| plain(&e))?;
     let mut addresses: Vec<SocketAddr> = found.collect();
-    // In an order of our own: a resolver that turns them round would look like one that has news.
+    // Sorted: a resolver that rotates the addresses would look like a change.
     addresses.sort_unstable();
     addresses.dedup();
     addresses.truncate(MAX_ADDRESSES);
-    if addresses.is_empty() { Err("the name has no address".to_owned()) } else { Ok(addresses.into()) }
+    if addresses.is_empty() {
+        Err("the name doesn't resolve to an address".to_owned())
+    } else {
+        Ok(addresses.into())
+    }
 }
 
-/// Keeps an endpoint's addresses up to date for as long as `settings` gives any. There is never more than one lookup of it at a
-/// time: one that overruns its time is told as a failure, and then waited for.
+/// Keeps an endpoint's addresses up to date for as long as `settings` gives any. There is never more than one lookup of
+/// it at a time: one that exceeds its timeout counts as a failure, and is then awaited.
 pub async fn keep_resolving<L>(
     endpoint: Arc<Endpoint>,
     look_up: impl Fn() -> L,
@@ -53,18 +57,18 @@ pub async fn keep_resolving<L>(
         let found = match tokio::time::timeout(resolve.timeout, &mut lookup).await {
             Ok(found) => found,
             Err(_) => {
-                tell(&endpoint, Err(format!("no answer within {} ms", resolve.timeout.as_millis())));
+                report(&endpoint, Err(format!("no answer within {} ms", resolve.timeout.as_millis())));
                 lookup.await
             }
         };
-        tell(&endpoint, found);
+        report(&endpoint, found);
         let leads_nowhere = endpoint.resolution().is_none_or(|found| found.addresses.is_empty());
         let pause = if leads_nowhere { resolve.interval.min(FIRST_INTERVAL) } else { resolve.interval };
         let doubted = async {
             tokio::time::sleep(pause.min(DOUBTED_INTERVAL)).await;
             endpoint.doubted().await;
         };
-        // In time, or as soon as there is a sign, whichever is first.
+        // At the next interval, or at the first sign of a change.
         let _ = tokio::time::timeout(pause, doubted).await;
     }
 }
@@ -74,8 +78,8 @@ fn joined(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Hands on what was found; says so if it is news.
-fn tell(endpoint: &Endpoint, found: Result<Box<[SocketAddr]>, String>) {
+/// Stores the result; logs it if it changed.
+fn report(endpoint: &Endpoint, found: Result<Box<[SocketAddr]>, String>) {
     let before = endpoint.resolution();
     let (had, failing) = match &before {
         Some(before) => (&before.addresses[..], before.error.is_some()),
@@ -84,10 +88,10 @@ fn tell(endpoint: &Endpoint, found: Result<Box<[SocketAddr]>, String>) {
     let address = &endpoint.address;
     match &found {
         Ok(addresses) if failing || **addresses != *had => {
-            tracing::info!(endpoint = %address, addresses = joined(addresses), "name looked up");
+            tracing::info!(endpoint = %address, addresses = joined(addresses), "name resolved");
         }
         Err(error) if !failing => {
-            tracing::warn!(endpoint = %address, error, still = joined(had), "name not looked up; its last addresses stay");
+            tracing::warn!(endpoint = %address, error, still = joined(had), "cannot resolve the name; keeping its last addresses");
         }
         _ => {}
     }
@@ -112,7 +116,7 @@ mod tests {
         SocketAddr::from(([192, 0, 2, host], 80))
     }
 
-    /// Answers with the first of these, then the second …; the last one for ever.
+    /// Answers with the first of these, then the second …, then always with the last.
     fn answers<T: Clone>(answers: Vec<T>) -> impl Fn() -> T {
         let next = AtomicUsize::new(0);
         move || answers[next.fetch_add(1, Ordering::SeqCst).min(answers.len() - 1)].clone()
@@ -144,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lookup_that_hangs_is_told_and_never_doubled() {
+    async fn a_lookup_that_hangs_is_reported_and_never_doubled() {
         let endpoint = endpoint();
         endpoint.looked_up(Ok([at(1)].into()));
         let running = Arc::new(AtomicUsize::new(0));
@@ -217,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_comes_first_waits_for_the_first_lookup() {
+    async fn the_first_request_waits_for_the_first_lookup() {
         let endpoint = endpoint();
         let waiting = Arc::clone(&endpoint);
         let waiter = tokio::spawn(async move { waiting.first_resolution().await });

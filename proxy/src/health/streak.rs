@@ -1,8 +1,8 @@
-//! What a row of probes means. Pure.
+//! The health that results from a series of probes. Pure.
 
 use uh_switching::Health;
 
-/// Counts equal results in a row, so that one odd probe changes nothing.
+/// Counts equal results in a row, so that a single outlier changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Streak {
     health: Health,
@@ -17,8 +17,8 @@ impl Default for Streak {
 }
 
 impl Streak {
-    /// Adds one result, and returns what is to be thought now. An endpoint that never was healthy is unhealthy from its
-    /// first failure on: nothing speaks for it.
+    /// Adds one result, and returns the new health. An endpoint that was never healthy is unhealthy from its first
+    /// failure on.
     pub fn add(&mut self, ok: bool, healthy_after: u32, unhealthy_after: u32) -> Health {
         if ok {
             (self.good, self.bad) = (self.good.saturating_add(1), 0);

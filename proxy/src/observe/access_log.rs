@@ -1,7 +1,8 @@
 //! The access log, off the path of requests: a worker appends lines to a buffer of its own; full buffers go to one
-//! writing thread through a bounded queue. If the disk can't keep up, lines are lost and counted; requests never wait.
+//! writer thread through a bounded queue. If the disk can't keep up, lines are dropped and counted; requests never
+//! wait.
 //!
-//! [`Outlet`] changes format and file while all of this runs: for a reload, and for whoever rotates the file away.
+//! [`LogControl`] changes format and file at run time, for reloads and log rotation.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -17,20 +18,20 @@ use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use uh_system::plain;
 
-use super::line::{Clock, Line};
+use super::line::{AccessLine, Clock};
 use super::meters::Meters;
 use crate::config::{AccessLog, AccessLogFormat};
 
-/// A worker hands its buffer over when it holds this much.
+/// A worker flushes its buffer when it holds this much.
 const HAND_OVER_BYTES: usize = 32 << 10;
 
 /// How long a line may wait in a worker's buffer.
 pub const HAND_OVER_AFTER: Duration = Duration::from_millis(100);
 
-/// Buffers between the workers and the writing thread: 4 MiB of lines, some 15,000 of them.
+/// Buffers queued between the workers and the writer thread: 4 MiB, some 15,000 lines.
 const QUEUE_BUFFERS: usize = 128;
 
-/// Opening a pipe that nobody reads must be an error, not a wait without end.
+/// Opening a pipe without a reader must fail, not block indefinitely.
 const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
 struct Batch {
@@ -38,7 +39,7 @@ struct Batch {
     lines: u64,
 }
 
-/// One worker's end of the access log. Used by its own thread alone, so its lock is never waited for.
+/// One worker's end of the access log. Only used by its own thread, so its lock is never contended.
 pub struct LogLane {
     format: Arc<SharedFormat>,
     buffer: Mutex<LaneBuffer>,
@@ -48,13 +49,12 @@ pub struct LogLane {
     worker: usize,
 }
 
-/// Lines that were handed to the writing thread and that it hasn't finished with. What is left when the process ends is
-/// lost.
+/// Lines handed to the writer thread and not written yet. What is left when the process ends is lost.
 #[derive(Debug, Default)]
 pub struct Pending(AtomicU64);
 
 impl Pending {
-    /// How many there are. Those of the batch that is being written count to its end.
+    /// How many there are, including the batch that is being written.
     #[must_use]
     pub fn lines(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -69,13 +69,13 @@ struct LaneBuffer {
 }
 
 impl LogLane {
-    /// Whether lines are wanted at all.
+    /// Whether the access log is on.
     pub fn is_on(&self) -> bool {
         self.format.get() != AccessLogFormat::Off
     }
 
     /// Appends a line.
-    pub fn write(&self, line: &Line<'_>) {
+    pub fn write(&self, line: &AccessLine<'_>) {
         let mut buffer = self.buffer.lock();
         let buffer = &mut *buffer;
         line.write(self.format.get(), &mut buffer.clock, &mut buffer.bytes);
@@ -85,7 +85,7 @@ impl LogLane {
         }
     }
 
-    /// Hands over what there is.
+    /// Flushes the buffer.
     pub fn flush(&self) {
         let mut buffer = self.buffer.lock();
         if !buffer.bytes.is_empty() {
@@ -96,7 +96,7 @@ impl LogLane {
     fn hand_over(&self, buffer: &mut LaneBuffer) {
         let bytes = std::mem::replace(&mut buffer.bytes, Vec::with_capacity(HAND_OVER_BYTES + 1024));
         let lines = std::mem::take(&mut buffer.lines);
-        // Before it is sent, or the writing thread could subtract first.
+        // Before it is sent, or the writer thread could subtract first.
         self.pending.0.fetch_add(lines, Ordering::Relaxed);
         if self.queue.try_send(Batch { bytes, lines }).is_err() {
             self.pending.0.fetch_sub(lines, Ordering::Relaxed);
@@ -110,8 +110,8 @@ pub struct Sink {
     out: Box<dyn Write + Send>,
     /// The file, if it is one.
     path: Option<PathBuf>,
-    /// The last thing in it is half a line, which a full disk leaves behind; it is ended before anything else is written,
-    /// so that it spoils no other one.
+    /// Whether the file ends in a partial line, as after a full disk. It is terminated before anything else is written,
+    /// so that it doesn't corrupt the next line.
     torn: bool,
 }
 
@@ -120,7 +120,7 @@ impl Sink {
         Self { out: Box::new(out), path: None, torn: false }
     }
 
-    /// Looks how the file ends: this may be the one that somebody before us has left torn.
+    /// Checks how the file ends: an earlier process may have left a partial line.
     fn look(&mut self) {
         self.torn = self.path.as_deref().is_some_and(|path| ends_in_half_a_line(path).unwrap_or(false));
     }
@@ -136,7 +136,7 @@ fn ends_in_half_a_line(path: &Path) -> io::Result<bool> {
     Ok(last != [b'\n'])
 }
 
-/// The format in force. Read for each line, written by a reload.
+/// The current format. Read for each line, written by a reload.
 #[derive(Debug)]
 struct SharedFormat(AtomicU8);
 
@@ -153,43 +153,43 @@ impl SharedFormat {
     }
 }
 
-/// Changes where lines go, and how they look.
+/// Changes the file and format of the access log.
 #[derive(Clone)]
-pub struct Outlet {
+pub struct LogControl {
     format: Arc<SharedFormat>,
-    next: Arc<Mutex<Next>>,
+    next: Arc<Mutex<PendingChange>>,
 }
 
-/// What the writing thread takes up before its next batch.
-struct Next {
-    /// Where lines go from then on; `None`: where they go already.
+/// A change that the writer thread applies before its next batch.
+struct PendingChange {
+    /// Where lines go from then on; `None`: no change.
     sink: Option<Sink>,
-    /// What is in force.
+    /// The current configuration.
     config: AccessLog,
 }
 
-/// What became of [`Outlet::reopen`].
+/// The result of [`LogControl::reopen`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reopened {
-    /// Lines go to the file that has this name now.
+    /// Lines now go to the file with this name.
     File(PathBuf),
-    /// The log is no file, or off.
+    /// The log isn't a file, or is off.
     NoFile,
 }
 
-impl Outlet {
-    /// Lines that are handed over from now on go to `sink`, which was opened for `config`. Nobody waits for a disk here:
-    /// the writing thread looks before it writes.
+impl LogControl {
+    /// Lines that are handed over from now on go to `sink`, which was opened for `config`. This never waits for a disk:
+    /// the writer thread checks for a change before it writes.
     pub fn redirect(&self, config: AccessLog, sink: Sink) {
         let mut next = self.next.lock();
         self.format.0.store(config.format as u8, Ordering::Relaxed);
-        *next = Next { sink: Some(sink), config };
+        *next = PendingChange { sink: Some(sink), config };
     }
 
-    /// Opens the file again, under the name that is in force, for whoever has renamed it away. May wait for a disk.
+    /// Reopens the file under its configured name, after a log rotation has renamed it. May wait for a disk.
     ///
     /// # Errors
-    /// It can't be opened; then lines go where they went.
+    /// If it can't be opened; lines continue to go to the old file then.
     pub fn reopen(&self) -> io::Result<Reopened> {
         let config = self.next.lock().config.clone();
         let Some(path) = config.path.clone().filter(|_| config.format != AccessLogFormat::Off) else {
@@ -197,7 +197,7 @@ impl Outlet {
         };
         let sink = open(&config)?;
         let mut next = self.next.lock();
-        // A reload that came meanwhile has opened something newer.
+        // A reload has opened a newer file meanwhile.
         if next.config == config {
             next.sink = Some(sink);
         }
@@ -210,8 +210,8 @@ pub struct Started {
     /// One lane for each worker.
     pub lanes: Vec<LogLane>,
     /// Changes it.
-    pub outlet: Outlet,
-    /// The writing thread. It ends when the last lane is gone.
+    pub log_control: LogControl,
+    /// The writer thread. It ends when the last lane is gone.
     pub writer: JoinHandle<()>,
     /// What it hasn't written yet.
     pub pending: Arc<Pending>,
@@ -224,11 +224,11 @@ pub struct Started {
 pub fn start(config: &AccessLog, workers: usize, meters: &Arc<Meters>) -> io::Result<Started> {
     let (queue, batches) = sync_channel(QUEUE_BUFFERS);
     let format = Arc::new(SharedFormat(AtomicU8::new(config.format as u8)));
-    let next = Next { sink: Some(open(config)?), config: config.clone() };
-    let outlet = Outlet { format: Arc::clone(&format), next: Arc::new(Mutex::new(next)) };
+    let next = PendingChange { sink: Some(open(config)?), config: config.clone() };
+    let log_control = LogControl { format: Arc::clone(&format), next: Arc::new(Mutex::new(next)) };
     let pending = Arc::<Pending>::default();
     let (next, writer_meters, writer_pending) =
-        (Arc::clone(&outlet.next), Arc::clone(meters), Arc::clone(&pending));
+        (Arc::clone(&log_control.next), Arc::clone(meters), Arc::clone(&pending));
     let writer = std::thread::Builder::new()
         .name("access-log".to_owned())
         .spawn(move || write_all(&next, &batches, &writer_meters, &writer_pending))?;
@@ -240,10 +240,10 @@ pub fn start(config: &AccessLog, workers: usize, meters: &Arc<Meters>) -> io::Re
         meters: Arc::clone(meters),
         worker,
     };
-    Ok(Started { lanes: (0..workers).map(lane).collect(), outlet, writer, pending })
+    Ok(Started { lanes: (0..workers).map(lane).collect(), log_control, writer, pending })
 }
 
-/// Opens what a configuration names.
+/// Opens the log of a configuration.
 ///
 /// # Errors
 /// The file can't be opened.
@@ -258,13 +258,13 @@ pub fn open(config: &AccessLog) -> io::Result<Sink> {
 fn open_file(path: &Path) -> io::Result<File> {
     let open = || {
         let file = OpenOptions::new().append(true).create(true).custom_flags(NONBLOCK).open(path)?;
-        // From then on the writing thread may wait: nobody waits for it.
+        // From then on blocking is fine: only the writer thread waits.
         rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
         Ok(file)
     };
     open().map_err(|e: io::Error| {
         let pipe = if e.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) {
-            " (a pipe that nobody reads)"
+            " (a pipe without a reader)"
         } else {
             ""
         };
@@ -275,7 +275,7 @@ fn open_file(path: &Path) -> io::Result<File> {
     })
 }
 
-fn write_all(next: &Mutex<Next>, batches: &Receiver<Batch>, meters: &Meters, pending: &Pending) {
+fn write_all(next: &Mutex<PendingChange>, batches: &Receiver<Batch>, meters: &Meters, pending: &Pending) {
     let mut failing = false;
     let mut sink = Sink::to(io::sink());
     for batch in batches {
@@ -289,17 +289,17 @@ fn write_all(next: &Mutex<Next>, batches: &Receiver<Batch>, meters: &Meters, pen
         meters.worker(0).log_lines_lost.fetch_add(lost, Ordering::Relaxed);
         match error {
             None => failing = false,
-            // Said once for each stretch of failures, not once a batch.
+            // Logged once per series of failures, not once per batch.
             Some(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(error = %plain(&error), "cannot write the access log; lines are lost and counted");
+                    tracing::warn!(error = %plain(&error), "cannot write the access log; lost lines are counted");
                 }
             }
         }
     }
 }
 
-/// Writes a batch, and says how many of its lines are lost, and why.
+/// Writes a batch, and returns how many of its lines were lost, and why.
 fn write_batch(sink: &mut Sink, batch: &Batch) -> (u64, Option<io::Error>) {
     if sink.torn {
         match sink.out.write_all(b"\n") {

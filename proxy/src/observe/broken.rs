@@ -1,24 +1,25 @@
 //! How a backend breaks an exchange: the closed set of reasons of `uh_proxy_exchanges_broken_total`.
 //!
-//! A status code alone can't tell a whole response from one that breaks off after its head, so broken exchanges have a
-//! counter of their own. An exchange counts once, when it breaks. A client that leaves, a drain and a stop break nothing.
+//! A status code can't tell a complete response from one that is cut off after its head, so broken exchanges have their
+//! own counter. An exchange counts once, when it breaks. A client that leaves, a drain and a shutdown don't count.
 
 /// What a backend did to an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Broken {
     /// No endpoint could be reached. The client got a 502 or 504.
     Unreachable,
-    /// The connection ended or was reset before the client got anything. The client got a 502.
+    /// The connection was closed or reset before the client got anything. The client got a 502.
     Closed,
-    /// The answer could not be understood. The client got a 502.
+    /// The response was invalid. The client got a 502.
     NotUnderstood,
-    /// No answer came in time. The client got a 504.
+    /// The response timed out. The client got a 504.
     TimedOut,
-    /// The connection ended or was reset within the response. The client has the app's status, and a cut response.
+    /// The connection was closed or reset within the response. The client has the app's status and a truncated
+    /// response.
     CutShort,
-    /// The response stopped moving for too long. The client has the app's status, and a cut response.
+    /// The response stalled for too long. The client has the app's status and a truncated response.
     Stalled,
-    /// The response's framing broke within the body. The client has the app's status, and a cut response.
+    /// The framing of the response body was invalid. The client has the app's status and a truncated response.
     Garbled,
 }
 
@@ -34,7 +35,7 @@ impl Broken {
         Self::Garbled,
     ];
 
-    /// As the label shows it.
+    /// The value of the label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -48,7 +49,7 @@ impl Broken {
         }
     }
 
-    /// The same fault once the client has a part of the response. Then its status says nothing of it.
+    /// The same fault after part of the response was sent, when the status can't show it.
     #[must_use]
     pub fn within_response(self) -> Self {
         match self {

@@ -9,9 +9,9 @@ use super::termination::Termination;
 use crate::config::AccessLogFormat;
 use uh_http1::field::write_number;
 
-/// What there is to say of an exchange. Byte strings are as the client sent them: they are escaped here.
+/// The fields of an access log line. Byte strings are as the client sent them: they are escaped here.
 #[derive(Debug, Clone, Copy)]
-pub struct Line<'a> {
+pub struct AccessLine<'a> {
     /// When the exchange ended.
     pub time: SystemTime,
     /// The client's address.
@@ -28,9 +28,9 @@ pub struct Line<'a> {
     pub status: u16,
     /// Body bytes sent to the client.
     pub bytes: u64,
-    /// From the request's head to the response's last byte.
+    /// From the request head to the last byte of the response.
     pub request_time: Duration,
-    /// From the request's head to the response's head, if one came.
+    /// From the request head to the response head, if one arrived.
     pub upstream_time: Option<Duration>,
     /// The service, if one was found.
     pub service: Option<&'a str>,
@@ -48,7 +48,7 @@ pub struct Line<'a> {
     pub user_agent: &'a [u8],
     /// Why it ended.
     pub termination: Termination,
-    /// Why the backend could not be connected to, or its answer not be understood.
+    /// Why connecting to the backend failed, or its response was invalid.
     pub reason: Option<&'a str>,
     /// What the TLS handshake agreed on; `None`: plain HTTP.
     pub tls: Option<TlsFields<'a>>,
@@ -67,7 +67,7 @@ pub struct TlsFields<'a> {
     pub alpn: &'a str,
 }
 
-/// Formats times of day; the part down to the second is kept until the second changes.
+/// Formats times; the part down to the second is cached until the second changes.
 #[derive(Debug)]
 pub struct Clock {
     second: i64,
@@ -97,8 +97,8 @@ impl Clock {
     }
 }
 
-impl Line<'_> {
-    /// Appends the line, its end included.
+impl AccessLine<'_> {
+    /// Appends the line with its line end.
     pub fn write(&self, format: AccessLogFormat, clock: &mut Clock, out: &mut Vec<u8>) {
         match format {
             AccessLogFormat::Json => self.write_json(clock, out),
@@ -242,8 +242,8 @@ mod tests {
 
     const NASTY: &[u8] = b"a\"b\\c\n\x1b[31m\xff";
 
-    fn line() -> Line<'static> {
-        Line {
+    fn line() -> AccessLine<'static> {
+        AccessLine {
             time: UNIX_EPOCH + Duration::from_millis(1_764_757_800_042),
             client: "192.0.2.7",
             method: b"GET",

@@ -1,4 +1,4 @@
-//! Counters of the data path: plain atomics, one set for each worker, summed up only when somebody scrapes.
+//! Counters of the data path: plain atomics, one set per worker, summed up at a scrape.
 //!
 //! Counting an exchange is a handful of relaxed additions on cache lines that no other thread writes. Labels are
 //! indices into closed sets, so nothing that a client sends can become a label.
@@ -14,8 +14,8 @@ use uh_protocol::{BackendName, ServiceName};
 
 use super::broken::Broken;
 
-/// The status codes that are told apart: those registered with IANA, and nginx's 499 for a client that left. Any
-/// other is counted under the first of its hundred.
+/// The status codes that have a label: those registered with IANA, and nginx's 499 for a client that left. Any other
+/// counts as the first of its class, such as 500.
 pub const CODES: [u16; 71] = [
     100, 101, 102, 103, 200, 201, 202, 203, 204, 205, 206, 207, 208, 226, 300, 301, 302, 303, 304, 305, 307,
     308, 400, 401, 402, 403, 404, 405, 406, 407, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417, 418, 421,
@@ -54,7 +54,7 @@ const CODE_INDEX: [u8; 1000] = {
     table
 };
 
-/// Why an exchange was tried again.
+/// Why an exchange was retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryReason {
     /// The pooled connection was dead.
@@ -104,7 +104,7 @@ pub struct BackendLane {
     requests: [[AtomicU64; CODES.len()]; METHODS.len()],
     /// From a request's head to its response's last byte.
     pub duration: Histogram,
-    /// Of upstream connection attempts that succeeded.
+    /// Durations of successful connects to the backend.
     pub connect: Histogram,
     retries: [AtomicU64; RETRY_REASONS.len()],
     retries_refused: AtomicU64,
@@ -141,28 +141,27 @@ impl BackendLane {
         add(&self.retries[reason as usize], 1);
     }
 
-    /// Counts a retry that was not made because the budget was used up.
+    /// Counts a retry that was skipped because the budget was used up.
     pub fn retry_refused(&self) {
         add(&self.retries_refused, 1);
     }
 
-    /// Counts an attempt on a backend of which no endpoint passes its probes.
+    /// Counts an attempt on a backend whose endpoints all fail their probes.
     pub fn failed_open(&self) {
         add(&self.failed_open, 1);
     }
 
-    /// Counts an exchange that a drain or the end of the process cut.
+    /// Counts an exchange that was cut by a drain or at shutdown.
     pub fn was_cut(&self) {
         add(&self.cut, 1);
     }
 
-    /// Counts an exchange that the backend broke. At most once for each, when it breaks.
+    /// Counts an exchange that the backend broke. At most once each, when it breaks.
     pub fn broke(&self, how: Broken) {
         add(&self.broken[how as usize], 1);
     }
 
-    /// Counts an exchange that waits for its response's head for longer than it should. At most once for each, while it
-    /// still waits.
+    /// Counts an exchange that is overdue. At most once each, while it still waits.
     pub fn is_overdue(&self) {
         add(&self.overdue, 1);
     }
@@ -183,13 +182,13 @@ pub struct BackendMeters {
     left_out: AtomicU64,
 }
 
-/// How often a warning about the same backend is logged: often enough to be found, and no flood from a sick one.
+/// How often a warning about the same backend is logged: often enough to be found, without flooding the log.
 const WARN_EVERY_MS: u64 = 10_000;
 
 /// What a scrape reads of one backend.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackendReading {
-    /// By method and code, without those never seen.
+    /// By method and code, without those that never occurred.
     pub requests: Vec<(&'static str, u16, u64)>,
     /// Request durations.
     pub duration: HistogramReading,
@@ -197,7 +196,7 @@ pub struct BackendReading {
     pub connect: HistogramReading,
     /// By reason.
     pub retries: [u64; RETRY_REASONS.len()],
-    /// Retries not made because the budget was used up.
+    /// Retries skipped because the budget was used up.
     pub retries_refused: u64,
     /// Attempts while no endpoint passed its probes.
     pub failed_open: u64,
@@ -276,7 +275,7 @@ impl BackendMeters {
         }
     }
 
-    /// Exchanges that were cut.
+    /// Requests and tunnels that were cut.
     pub fn cut_total(&self) -> u64 {
         self.total(|lane| &lane.cut)
     }
@@ -302,11 +301,11 @@ pub struct WorkerMeters {
     pub client_active: AtomicU64,
     /// Client connections accepted since the start.
     pub accepted: AtomicU64,
-    /// Requests answered by ourselves before any backend was picked.
+    /// Requests answered by uh-proxy itself before a backend was picked.
     pub unrouted: AtomicU64,
-    /// Access log lines lost because the disk could not keep up.
+    /// Access log lines dropped because the disk couldn't keep up.
     pub log_lines_lost: AtomicU64,
-    /// Grows as long as the worker's thread makes progress.
+    /// Increases as long as the worker's thread makes progress.
     pub heartbeat: AtomicU64,
 }
 
@@ -337,7 +336,7 @@ impl Meters {
         self.workers.iter().map(|worker| counter(worker).load(Ordering::Relaxed)).sum()
     }
 
-    /// The counters of a backend, made at first use.
+    /// The counters of a backend, created at first use.
     pub fn backend(&self, service: &ServiceName, backend: &BackendName) -> Arc<BackendMeters> {
         let mut backends = self.backends.lock();
         if let Some(found) = backends.iter().find(|m| m.service == *service && m.backend == *backend) {
@@ -363,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_warning_is_logged_once_in_a_while_and_says_how_many_were_left_out() {
+    fn a_warning_is_rate_limited_and_counts_those_left_out() {
         let meters = BackendMeters::new(&"app".parse().unwrap(), &"blue".parse().unwrap(), 2);
         let said: Vec<_> = [0, 5, 9_999, 10_000, 10_001].map(|now| meters.may_warn(now)).to_vec();
         assert_eq!(said, [Some(0), None, None, Some(2), None]);

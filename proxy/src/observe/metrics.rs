@@ -1,5 +1,5 @@
-//! The Prometheus text. What can be derived is derived at the scrape, from the switchboard and the data path's
-//! counters, so that no gauge can be stale; only rare events have metrics of their own.
+//! The Prometheus text. Most values are derived at the scrape from the switchboard and the data path's counters, so
+//! that no gauge can be stale; only rare events have their own metrics.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,34 +13,34 @@ use uh_switching::RoutingView;
 use super::broken::Broken;
 use super::meters::{BOUNDS_US, HistogramReading, Meters, RETRY_REASONS};
 use crate::config::Service;
-use crate::state::keeper::Keeper;
+use crate::state::writer::StateWriter;
 
-/// Buckets for the swap: it takes microseconds.
+/// Buckets for the swap, which takes microseconds.
 const SWAP_BUCKETS: [f64; 8] = [1e-6, 2.5e-6, 1e-5, 2.5e-5, 1e-4, 1e-3, 1e-2, 1e-1];
 
-/// Buckets for drains: from at once to the longest that anybody waits for.
+/// Buckets for drains: from immediate to the longest useful wait.
 const DRAIN_BUCKETS: [f64; 9] = [0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
 
-/// What became of client connections for which there was no place, since the start.
+/// Client connections rejected or evicted since the start.
 #[derive(Debug, Clone)]
 pub struct ClientCounts {
-    /// Turned away, by reason.
+    /// Rejected, by reason.
     pub refused: Vec<(&'static str, u64)>,
-    /// Idle ones closed to make room for others.
+    /// Idle ones evicted for new ones.
     pub evicted: u64,
 }
 
-/// Where a scrape finds the routing.
+/// Returns the routing, for a scrape.
 pub type Routing = Box<dyn Fn() -> RoutingView<Service> + Send + Sync>;
 
-/// Where a scrape finds what became of client connections.
+/// Returns the rejected and evicted client connections, for a scrape.
 pub type Clients = Box<dyn Fn() -> ClientCounts + Send + Sync>;
 
 /// Makes the Prometheus text.
 pub struct Metrics {
     routing: Routing,
     meters: Arc<Meters>,
-    keeper: Arc<Keeper>,
+    writer: Arc<StateWriter>,
     clients: Clients,
     tls: Option<ReadTls>,
     events: Registry,
@@ -50,7 +50,7 @@ pub struct Metrics {
     waiting: IntGauge,
 }
 
-/// A drain that waits, counted for as long as this lives.
+/// A waiting drain, counted for as long as this lives.
 pub struct WaitingDrain<'a>(&'a IntGauge);
 
 impl Drop for WaitingDrain<'_> {
@@ -64,7 +64,7 @@ impl Drop for WaitingDrain<'_> {
 pub enum SwitchResult {
     /// Traffic has moved.
     Switched,
-    /// It was active already.
+    /// It was already active.
     Unchanged,
     /// It was refused.
     Refused,
@@ -81,19 +81,19 @@ impl SwitchResult {
 }
 
 impl Metrics {
-    /// Metrics of this front door.
+    /// The metrics of this process.
     ///
     /// # Errors
-    /// A metric is defined wrongly.
+    /// A metric has an invalid definition.
     pub fn new(
         routing: Routing,
         meters: Arc<Meters>,
-        keeper: Arc<Keeper>,
+        writer: Arc<StateWriter>,
         clients: Clients,
         tls: Option<ReadTls>,
     ) -> prometheus::Result<Self> {
         let switches = IntCounterVec::new(
-            Opts::new("uh_proxy_switches_total", "Switches asked for, by result."),
+            Opts::new("uh_proxy_switches_total", "Requested switches, by result."),
             &["service", "from", "to", "result"],
         )?;
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
@@ -102,22 +102,22 @@ impl Metrics {
         let swap = HistogramVec::new(
             histogram(
                 "uh_proxy_switch_duration_seconds",
-                "Time that moving the traffic took.",
+                "Time to move traffic to the new backend.",
                 &SWAP_BUCKETS,
             ),
             &["service"],
         )?;
         let drains = HistogramVec::new(
-            histogram("uh_proxy_drain_duration_seconds", "Time that drains took.", &DRAIN_BUCKETS),
+            histogram("uh_proxy_drain_duration_seconds", "Duration of drains.", &DRAIN_BUCKETS),
             &["service", "backend"],
         )?;
-        let waiting = IntGauge::new("uh_proxy_drains_waiting", "Drains that somebody waits for.")?;
+        let waiting = IntGauge::new("uh_proxy_drains_waiting", "Drains in progress.")?;
         let events = Registry::new();
         events.register(Box::new(waiting.clone()))?;
         events.register(Box::new(switches.clone()))?;
         events.register(Box::new(swap.clone()))?;
         events.register(Box::new(drains.clone()))?;
-        Ok(Self { routing, meters, keeper, clients, tls, events, switches, swap, drains, waiting })
+        Ok(Self { routing, meters, writer, clients, tls, events, switches, swap, drains, waiting })
     }
 
     /// Counts a switch. `from` and `to` are names of backends that exist.
@@ -151,7 +151,7 @@ impl Metrics {
     /// The text of a scrape.
     ///
     /// # Errors
-    /// The encoder refuses; it has no reason to.
+    /// If the encoder fails, which it shouldn't.
     pub fn text(&self) -> prometheus::Result<String> {
         let mut families = self.events.gather();
         let routing = (self.routing)();
@@ -168,7 +168,7 @@ impl Metrics {
         let open = self.meters.sum(|worker| &worker.client_open);
         let active = self.meters.sum(|worker| &worker.client_active).min(open);
         let mut connections =
-            Family::gauge("client_connections", "Client connections, by whether they carry a request.");
+            Family::gauge("client_connections", "Open client connections, by whether they carry a request.");
         connections.add(&[("state", "active")], active as f64);
         connections.add(&[("state", "idle")], (open - active) as f64);
         let counter = |name, help, value: u64| {
@@ -176,17 +176,15 @@ impl Metrics {
             family.add(&[], value as f64);
             family.done()
         };
-        let mut refused = Family::counter(
-            "client_connections_refused_total",
-            "Client connections turned away because there were too many.",
-        );
+        let mut refused =
+            Family::counter("client_connections_refused_total", "Client connections rejected, by reason.");
         for (reason, count) in clients.refused {
             refused.add(&[("reason", reason)], count as f64);
         }
-        let mut persisted = Family::gauge("state_persisted", "Whether the routing in force is on disk.");
-        persisted.add(&[], f64::from(u8::from(self.keeper.is_persisted())));
+        let mut persisted = Family::gauge("state_persisted", "Whether the current routing is saved to disk.");
+        persisted.add(&[], f64::from(u8::from(self.writer.is_persisted())));
         let mut generation =
-            Family::gauge("generation", "Number of the routing in force; grows at every change.");
+            Family::gauge("generation", "Generation of the current routing; increases with every change.");
         generation.add(&[], in_force as f64);
         let mut build = Family::gauge("build_info", "Always 1; the version is the label.");
         build.add(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
@@ -205,12 +203,12 @@ impl Metrics {
             ),
             counter(
                 "unrouted_requests_total",
-                "Requests answered by the front door itself before a backend was picked.",
+                "Requests answered by uh-proxy itself before a backend was picked.",
                 self.meters.sum(|w| &w.unrouted),
             ),
             counter(
                 "access_log_lines_lost_total",
-                "Access log lines lost because they could not be written in time.",
+                "Access log lines dropped because they couldn't be written in time.",
                 self.meters.sum(|w| &w.log_lines_lost),
             ),
             persisted.done(),
@@ -221,47 +219,45 @@ impl Metrics {
 
     fn backends(&self, routing: &RoutingView<Service>) -> Vec<MetricFamily> {
         let mut in_flight =
-            Family::gauge("backend_requests_in_flight", "Requests in flight, tunnels not counted.");
-        let mut tunnels = Family::gauge("backend_tunnels", "Upgraded connections in flight.");
-        let mut connections =
-            Family::gauge("backend_connections", "Upstream connections, by whether they carry an exchange.");
-        let mut active = Family::gauge("backend_active", "Whether the backend gets new requests.");
+            Family::gauge("backend_requests_in_flight", "Requests in flight, without tunnels.");
+        let mut tunnels = Family::gauge("backend_tunnels", "Open tunnels (upgraded connections).");
+        let mut connections = Family::gauge(
+            "backend_connections",
+            "Open backend connections, by whether they carry a request.",
+        );
+        let mut active = Family::gauge("backend_active", "Whether the backend receives new requests.");
         let mut withdrawn = Family::gauge(
             "backend_withdrawn",
             "Whether the backend is withdrawn: nothing can switch to it until it is registered again.",
         );
-        let mut healthy = Family::gauge("backend_healthy", "Whether the backend's probes are good.");
+        let mut healthy = Family::gauge("backend_healthy", "Whether the backend passes its probes.");
         let mut last_switch =
             Family::gauge("last_switch_timestamp_seconds", "When the active backend last changed.");
         let mut maintenance = Family::gauge("maintenance", "Whether the service is in maintenance.");
-        let mut requests =
-            Family::counter("requests_total", "Exchanges that ended, by status code and method.");
+        let mut requests = Family::counter("requests_total", "Finished requests, by status code and method.");
         let mut duration = Family::histogram(
             "request_duration_seconds",
-            "From a request's head to its response's last byte.",
+            "Time from the request head to the last byte of the response.",
         );
-        let mut connect = Family::histogram(
-            "upstream_connect_duration_seconds",
-            "Time that upstream connections took to open.",
-        );
-        let mut retries = Family::counter("retries_total", "Exchanges tried again, by reason.");
+        let mut connect =
+            Family::histogram("upstream_connect_duration_seconds", "Time to open a backend connection.");
+        let mut retries = Family::counter("retries_total", "Retries, by reason.");
         let mut refused = Family::counter(
             "retry_budget_exhausted_total",
-            "Retries that were not made because the retry budget was used up.",
+            "Retries skipped because the retry budget was used up.",
         );
         let mut failed_open = Family::counter(
             "backend_fail_open_total",
-            "Attempts on a backend of which no endpoint passes its probes.",
+            "Attempts on a backend whose endpoints all fail their probes.",
         );
-        let mut cut =
-            Family::counter("drain_cut_total", "Exchanges cut by a drain or by the end of the process.");
+        let mut cut = Family::counter("drain_cut_total", "Requests cut by a drain or at shutdown.");
         let mut broken = Family::counter(
             "exchanges_broken_total",
-            "Exchanges that the backend broke, counted when they break, by reason.",
+            "Requests broken by the backend, by reason; counted when they break.",
         );
         let mut overdue = Family::counter(
             "exchanges_overdue_total",
-            "Exchanges that waited longer than timeouts.overdue for a response's head, counted while they wait.",
+            "Requests that waited longer than timeouts.overdue for a response head; counted while they wait.",
         );
         for view in &routing.services {
             let state = &view.state;

@@ -1,19 +1,19 @@
-//! Why an exchange ended, as the access log says it.
+//! Why an exchange ended, as logged in the access log.
 
-/// The reason in one word.
+/// The termination code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Termination {
-    /// As it should.
+    /// Normally.
     Done,
-    /// No service answers for this host and path.
+    /// No service is configured for this host and path.
     NoRoute,
     /// Redirected to HTTPS, or to the service's main host.
     Redirect,
-    /// The request could not be understood or was not allowed.
+    /// The request was invalid or not allowed.
     BadRequest,
     /// The service is in maintenance.
     Maintenance,
-    /// The request is larger than it may be.
+    /// The request exceeds a size limit.
     TooLarge,
     /// The client did not send its request, or did not read the response, in time.
     ClientTimeout,
@@ -23,18 +23,18 @@ pub enum Termination {
     UpstreamUnreachable,
     /// The backend closed before its response was complete.
     UpstreamClosed,
-    /// The backend did not answer in time.
+    /// The backend timed out.
     UpstreamTimeout,
-    /// The backend's answer could not be understood.
+    /// The backend's response was invalid.
     UpstreamProtocol,
     /// Cut by a drain that had reached its deadline.
     Drain,
-    /// Cut because the front door had reached its shutdown deadline.
+    /// Cut because the shutdown timeout was reached.
     Stop,
 }
 
 impl Termination {
-    /// As the access log shows it.
+    /// The text in the access log.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! What each signal means. Who replaces nginx sends the signals that nginx knows: none of them may kill by its default.
+//! Signals. Scripts written for nginx send nginx's signals: none of them may end the process by its default action.
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 
@@ -9,36 +9,36 @@ pub(super) const HANDLED: [i32; 7] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1,
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Meaning {
-    /// Answer what is in flight, then end; a second one: end at once.
+pub(super) enum SignalAction {
+    /// Finish the requests in flight, then exit; a second one: exit immediately.
     Stop,
-    /// Read the configuration again.
+    /// Reload the configuration.
     Reload,
-    /// Open the access log again.
+    /// Reopen the access log.
     ReopenLog,
-    /// Nothing, yet: nginx upgrades its program (USR2) or stops its workers (WINCH).
+    /// Nothing: in nginx, they upgrade the program (USR2) or stop the workers (WINCH).
     Nothing,
 }
 
-fn meaning(signal: i32) -> Meaning {
+fn meaning(signal: i32) -> SignalAction {
     match signal {
-        SIGHUP => Meaning::Reload,
-        SIGUSR1 => Meaning::ReopenLog,
-        SIGUSR2 | SIGWINCH => Meaning::Nothing,
-        _ => Meaning::Stop,
+        SIGHUP => SignalAction::Reload,
+        SIGUSR1 => SignalAction::ReopenLog,
+        SIGUSR2 | SIGWINCH => SignalAction::Nothing,
+        _ => SignalAction::Stop,
     }
 }
 
-/// Carries out whatever is not the end, which is the caller's.
-pub(super) fn carry_out(signal: i32, control: &Control) -> Meaning {
+/// Carries out a signal, except a stop, which is up to the caller.
+pub(super) fn carry_out(signal: i32, control: &Control) -> SignalAction {
     let meaning = meaning(signal);
     match meaning {
-        Meaning::Stop => {}
-        Meaning::Reload => control.reloading.wanted.notify_one(),
-        Meaning::ReopenLog => control.reloading.reopen_wanted.notify_one(),
-        Meaning::Nothing => {
+        SignalAction::Stop => {}
+        SignalAction::Reload => control.reloading.wanted.notify_one(),
+        SignalAction::ReopenLog => control.reloading.reopen_wanted.notify_one(),
+        SignalAction::Nothing => {
             let name = if signal == SIGUSR2 { "SIGUSR2" } else { "SIGWINCH" };
-            tracing::info!(signal = name, "signal ignored: uh-proxy has no use for it");
+            tracing::info!(signal = name, "ignored a signal that uh-proxy doesn't use");
         }
     }
     meaning

@@ -1,5 +1,5 @@
-//! The main thread: hears of signals and of threads that end, tells the service manager that we are alive, and takes
-//! everything down in order.
+//! The main thread: handles signals and the end of threads, pings the systemd watchdog, and shuts everything down in
+//! order.
 
 use std::io;
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use signal_hook::iterator::Signals;
 use tokio::sync::watch;
 
 use super::RunError;
-use super::signals::{self, Meaning};
+use super::signals::{self, SignalAction};
 use crate::admin::control::Control;
-use crate::front::attention::Timetable;
+use crate::front::broadcast::StopDeadlines;
 use crate::observe::access_log::Pending;
 use crate::systemd;
 
-/// After exchanges in flight have been cut, how long their connections may take to end.
+/// After in-flight exchanges were cut, how long their connections may take to close.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
-/// After the last worker has ended, how long the access log may take for the lines that are left. A disk takes them in
-/// milliseconds; a pipe that nobody reads never does.
+/// After the last worker has ended, how long the access log may take to write the remaining lines. A disk takes
+/// milliseconds; a pipe without a reader never finishes.
 const LOG_GRACE: Duration = Duration::from_secs(1);
 
-/// What the service manager grants beyond the time that stopping takes at most.
+/// Extra time requested from systemd beyond the longest shutdown.
 const EXTRA_TIME: Duration = Duration::from_secs(4);
 
 /// What the main thread waits for.
@@ -37,7 +37,7 @@ pub(super) enum Event {
     WorkerEnded,
     /// All workers have.
     WorkersEnded,
-    /// And every log line is written.
+    /// Every log line has been written.
     LogEnded,
 }
 
@@ -59,7 +59,7 @@ pub(super) fn start_joiner(
             let _ = watcher.join();
         }
         let _ = events.send(Event::WorkersEnded);
-        // With the last worker its log lanes are gone, and the writing thread ends when it has written everything.
+        // The log lanes are gone with the last worker, and the writer thread ends when it has written everything.
         let _ = log.join();
         let _ = events.send(Event::LogEnded);
     })?;
@@ -77,7 +77,7 @@ pub(super) fn start_signals(mut signals: Signals, events: Sender<Event>) -> io::
     Ok(())
 }
 
-/// Waits for the order to stop, and carries it out.
+/// Waits for a stop signal, and shuts down.
 pub(super) fn supervise(
     inbox: &Receiver<Event>,
     stop: &watch::Sender<bool>,
@@ -85,20 +85,20 @@ pub(super) fn supervise(
     log: &Pending,
 ) -> Result<(), RunError> {
     let settings = |control: &Control| control.reloading.settings.first().map(|cell| cell.load());
-    let signal = until_told_to_stop(inbox, control)?;
+    let signal = until_stop_signal(inbox, control)?;
     let (timeout, idle_grace) = settings(control)
         .map_or_else(Default::default, |settings| (settings.shutdown_timeout, settings.shutdown_idle_grace));
     let active = || control.meters.sum(|worker| &worker.client_active);
     let lost_before = lines_lost(control);
     tracing::info!(signal, in_flight = active(), timeout_s = timeout.as_secs(), "stopping");
     systemd::stopping(timeout + CUT_GRACE + LOG_GRACE + EXTRA_TIME);
-    let timetable = Timetable::new(tokio::time::Instant::now(), idle_grace, timeout, control.tunnels());
-    control.bells.iter().for_each(|bell| bell.stop(timetable));
+    let timetable = StopDeadlines::new(tokio::time::Instant::now(), idle_grace, timeout, control.tunnels());
+    control.broadcasts.iter().for_each(|broadcast| broadcast.stop(timetable));
     stop.send_replace(true);
     let ended = until_ended(inbox, timeout, control, Event::WorkersEnded);
     let cut = active();
     if ended == Ended::Late {
-        control.bells.iter().for_each(|bell| bell.cut());
+        control.broadcasts.iter().for_each(|broadcast| broadcast.cut());
         let _ended = until_ended(inbox, CUT_GRACE, control, Event::WorkersEnded);
     }
     if ended != Ended::Hurried {
@@ -106,15 +106,17 @@ pub(super) fn supervise(
     }
     let lines = lines_lost(control).saturating_sub(lost_before).saturating_add(log.lines());
     if lines > 0 {
-        tracing::warn!(lines, "the access log doesn't take its last lines; at most this many are lost");
+        tracing::warn!(lines, "cannot write the last lines of the access log; at most this many are lost");
     }
     match (ended, cut) {
-        (Ended::Hurried, cut) => tracing::warn!(cut, "a second signal: ending at once"),
+        (Ended::Hurried, cut) => tracing::warn!(cut, "second signal received; exiting now"),
         (Ended::InTime, _) => tracing::info!("stopped; nothing was cut"),
         (Ended::Late, 0) => {
             tracing::warn!(cut, "stopped at the shutdown timeout; idle connections were closed");
         }
-        (Ended::Late, cut) => tracing::warn!(cut, "stopped at the shutdown timeout; exchanges were cut"),
+        (Ended::Late, cut) => {
+            tracing::warn!(cut, "stopped at the shutdown timeout; in-flight requests were cut")
+        }
     }
     Ok(())
 }
@@ -124,13 +126,13 @@ fn lines_lost(control: &Control) -> u64 {
     control.meters.sum(|worker| &worker.log_lines_lost)
 }
 
-/// Serves until a signal says to stop, and returns it.
-fn until_told_to_stop(inbox: &Receiver<Event>, control: &Control) -> Result<i32, RunError> {
+/// Serves until a stop signal arrives, and returns it.
+fn until_stop_signal(inbox: &Receiver<Event>, control: &Control) -> Result<i32, RunError> {
     let mut watchdog = Watchdog::new();
     loop {
         match watchdog.next_event(inbox, control) {
             Ok(Event::Signal(signal)) => {
-                if signals::carry_out(signal, control) == Meaning::Stop {
+                if signals::carry_out(signal, control) == SignalAction::Stop {
                     return Ok(signal);
                 }
             }
@@ -141,28 +143,28 @@ fn until_told_to_stop(inbox: &Receiver<Event>, control: &Control) -> Result<i32,
     }
 }
 
-/// How a wait for the end came out.
+/// The result of waiting for the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    /// What was waited for has come.
+    /// It ended in time.
     InTime,
-    /// It hasn't.
+    /// It didn't.
     Late,
-    /// A second signal demands the end at once.
+    /// A second signal demands an immediate exit.
     Hurried,
 }
 
-/// Waits for an event, for this long at most.
+/// Waits for an event, at most this long.
 fn until_ended(inbox: &Receiver<Event>, timeout: Duration, control: &Control, wanted: Event) -> Ended {
     let deadline = Instant::now() + timeout;
-    // Threads that end are as it should be now: that this one waits is sign of life enough.
+    // Threads are expected to end now, so this thread's own progress is enough for the watchdog.
     let interval = systemd::watchdog_interval();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match inbox.recv_timeout(interval.map_or(left, |interval| interval.min(left))) {
             Ok(event) if event == wanted => return Ended::InTime,
             Ok(Event::Signal(signal)) => {
-                if signals::carry_out(signal, control) == Meaning::Stop {
+                if signals::carry_out(signal, control) == SignalAction::Stop {
                     return Ended::Hurried;
                 }
             }
@@ -173,7 +175,7 @@ fn until_ended(inbox: &Receiver<Event>, timeout: Duration, control: &Control, wa
     }
 }
 
-/// Tells the service manager that we are alive, for as long as every thread that serves makes progress.
+/// Pings the systemd watchdog as long as every serving thread makes progress.
 struct Watchdog {
     interval: Option<Duration>,
     next: Instant,
@@ -185,7 +187,7 @@ impl Watchdog {
         Self { interval: systemd::watchdog_interval(), next: Instant::now(), heartbeats: Vec::new() }
     }
 
-    /// The next event; tells of signs of life while it waits.
+    /// The next event; pings the watchdog while waiting.
     fn next_event(&mut self, inbox: &Receiver<Event>, control: &Control) -> Result<Event, RecvTimeoutError> {
         let Some(interval) = self.interval else { return inbox.recv().map_err(RecvTimeoutError::from) };
         loop {
@@ -199,7 +201,7 @@ impl Watchdog {
     }
 
     fn look(&mut self, control: &Control) {
-        let workers = (0..control.bells.len()).map(|worker| &control.meters.worker(worker).heartbeat);
+        let workers = (0..control.broadcasts.len()).map(|worker| &control.meters.worker(worker).heartbeat);
         let now: Vec<u64> = workers
             .chain([&control.admin_heartbeat])
             .map(|heartbeat| heartbeat.load(Ordering::Relaxed))
@@ -209,15 +211,12 @@ impl Watchdog {
         if stuck == 0 {
             systemd::alive();
         } else {
-            tracing::error!(
-                stuck,
-                "threads make no progress: the service manager is told of no sign of life"
-            );
+            tracing::error!(stuck, "threads stalled; withholding the systemd watchdog ping");
         }
     }
 }
 
-/// Makes sure that the admin thread's heartbeat goes on as long as the thread does.
+/// Increments the admin thread's heartbeat as long as the thread runs.
 pub(super) async fn beat(control: Arc<Control>) {
     let mut every = tokio::time::interval(Duration::from_millis(100));
     loop {

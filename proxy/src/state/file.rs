@@ -32,15 +32,15 @@ pub struct StateFile {
     pub schema: u32,
     /// The generation of the routing.
     pub generation: u64,
-    /// No generation beyond this was handed out before a state that says more was on disk; `None`: unknown, as written by
-    /// an older version.
+    /// No generation beyond this was used before a state with a larger reserve was on disk; `None`: unknown, as written
+    /// by an older version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation_reserve: Option<u64>,
     /// Every service, the first one too.
     pub services: BTreeMap<ServiceName, ServiceEntry>,
 }
 
-/// What is kept of a service.
+/// The state of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceEntry {
@@ -50,10 +50,10 @@ pub struct ServiceEntry {
     pub previous: Option<BackendName>,
     /// When it became active.
     pub last_switch: Option<String>,
-    /// Backends that were registered at run time, and so are not as the configuration has them.
+    /// Backends registered at run time, which override the configuration.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub registered: BTreeMap<BackendName, Registration>,
-    /// The maintenance it is in.
+    /// Its maintenance, if it is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<MaintenanceEntry>,
     /// Standbys that can't become active until they are registered again.
@@ -61,13 +61,13 @@ pub struct ServiceEntry {
     pub withdrawn: BTreeSet<BackendName>,
 }
 
-/// The maintenance that a service is in.
+/// The maintenance of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MaintenanceEntry {
     /// When it began: ISO 8601, UTC.
     pub since: String,
-    /// For people.
+    /// For humans.
     pub message: String,
     /// When to come back, in seconds.
     pub retry_after_s: u32,
@@ -76,8 +76,8 @@ pub struct MaintenanceEntry {
 /// A backend as it was registered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
-    /// Its endpoints; at least one. One that is no endpoint is damage: without it, traffic would go to those of the
-    /// configuration.
+    /// Its endpoints; at least one. An invalid endpoint counts as damage: ignoring it would send traffic to the
+    /// configured ones.
     #[serde(with = "endpoints")]
     pub endpoints: Vec<Address>,
     /// The app's version.
@@ -98,38 +98,38 @@ mod endpoints {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Address>, D::Error> {
         let texts = Vec::<String>::deserialize(from)?;
         if texts.is_empty() {
-            return Err(D::Error::custom("a registration without an endpoint"));
+            return Err(D::Error::custom("a registration has no endpoint"));
         }
         texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
     }
 }
 
-/// Why a text is not a state file.
+/// Why a text isn't a valid state file.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Not JSON, or not with these fields.
+    /// Not JSON, or not with the expected fields.
     #[error("not a state file: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// Some of it is not what was written.
+    /// Its content isn't what was written.
     #[error(
-        "damaged, or changed by hand: its checksum is {found}, and should be {right} (a file without one is taken as it is)"
+        "damaged or edited by hand: its checksum is {found}, expected {right} (a file without a checksum is accepted as it is)"
     )]
     Checksum {
-        /// As the file has it.
+        /// The file's checksum.
         found: String,
-        /// That of what the file says.
+        /// The checksum of the file's content.
         right: String,
     },
-    /// Ours, but without what says so.
-    #[error("damaged: it has no schema, but more than the old scripts wrote")]
+    /// It has uh-proxy's fields but no schema.
+    #[error("damaged: it has no schema, but it has fields that the old scripts didn't write")]
     NoSchema,
-    /// Written by a newer version, in a way that this one can't read.
-    #[error("schema {0} is newer than this version of uh-proxy knows ({SCHEMA})")]
+    /// Written by a newer version in a format that this one can't read.
+    #[error("schema {0} is newer than this version of uh-proxy supports ({SCHEMA})")]
     Newer(u32),
 }
 
 impl StateFile {
-    /// The state to write for the routing now. `None`: there is no service.
+    /// The state of the current routing. `None`: there is no service.
     #[must_use]
     pub fn of(routing: &RoutingView<config::Service>) -> Option<Self> {
         let first = routing.services.first()?;
@@ -150,10 +150,10 @@ impl StateFile {
         })
     }
 
-    /// The text of the file, with a checksum: JSON alone does not tell if a letter of a name is another one.
+    /// The text of the file, with a checksum: JSON alone doesn't reveal a flipped bit in a name.
     ///
     /// # Errors
-    /// Never, for values that JSON can hold.
+    /// Never for these values.
     pub fn text(&self) -> Result<Vec<u8>, serde_json::Error> {
         #[derive(Serialize)]
         struct Sealed<'a> {
@@ -167,10 +167,10 @@ impl StateFile {
         Ok(text)
     }
 
-    /// Reads a state file. One without a checksum is taken as it is: an operator may have to write one by hand.
+    /// Reads a state file. One without a checksum is accepted as it is: operators may have to write one by hand.
     ///
     /// # Errors
-    /// It is damaged, or newer than we are.
+    /// If it is damaged, or from a version that is too new.
     pub fn parse(text: &[u8]) -> Result<Self, StateError> {
         #[derive(Deserialize)]
         struct Outline {
@@ -187,7 +187,7 @@ impl StateFile {
             None if outline.services.is_some() || outline.checksum.is_some() => {
                 return Err(StateError::NoSchema);
             }
-            // Written by the guide's script: one service, whose name is not known here.
+            // Written by the guide's script: one service, whose name isn't known here.
             None => return Self::parse_guide(text),
         }
         if let Some(found) = outline.checksum {
@@ -196,7 +196,7 @@ impl StateFile {
                 return Err(StateError::Checksum { found, right });
             }
         }
-        // Fields are only ever added: a newer file says what serves as this version does, or it is none that we can use.
+        // Fields are only ever added, so the active backends in a newer file are readable, or the file is unusable.
         let newer = outline.schema.filter(|schema| *schema > SCHEMA);
         serde_json::from_slice(text).map_err(|e| newer.map_or(StateError::Malformed(e), StateError::Newer))
     }
@@ -225,8 +225,8 @@ impl StateFile {
         })
     }
 
-    /// What it says of a service. `first`: it is the first one of the configuration, to which a file of the guide's
-    /// belongs.
+    /// The entry of a service. `first`: it is the first service in the configuration, to which a file in the guide's
+    /// format belongs.
     #[must_use]
     pub fn record(&self, service: &ServiceName, first: bool) -> Option<ServiceRecord> {
         if let Some(entry) = self.services.get(service) {
@@ -263,7 +263,7 @@ impl ServiceEntry {
         }
     }
 
-    /// What it says of its service.
+    /// The restored state of its service.
     #[must_use]
     pub fn record(&self) -> ServiceRecord {
         let registration = |(name, registration): (&BackendName, &Registration)| {
@@ -285,8 +285,8 @@ impl ServiceEntry {
     }
 }
 
-/// Of everything that a state file says but the checksum itself, also what only another version understands. Layout and
-/// order of the fields don't matter.
+/// The checksum of everything in a state file except the checksum itself, including fields of other versions. Layout
+/// and order of the fields don't matter.
 fn checksum(file: &serde_json::Value) -> Result<String, serde_json::Error> {
     // `Value` keeps its fields in alphabetical order.
     let mut file = file.clone();
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_and_the_future_are_told_apart() {
+    fn damage_and_newer_versions_are_distinguished() {
         assert!(matches!(StateFile::parse(b""), Err(StateError::Malformed(_))));
         assert!(matches!(StateFile::parse(b"{\"active\":\"No Name\"}"), Err(StateError::Malformed(_))));
         assert!(matches!(StateFile::parse(b"{\"schema\":2}"), Err(StateError::Newer(2))));

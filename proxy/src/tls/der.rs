@@ -1,6 +1,6 @@
 //! The little of an X.509 certificate that rustls doesn't tell: its dates and its names (RFC 5280 §4.1).
 //!
-//! Reads what rustls has already found to be a certificate. Whatever is odd all the same reads as nothing.
+//! Reads what rustls has already found to be a certificate. Anything unexpected is treated as absent.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;

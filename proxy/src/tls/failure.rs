@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustls::{AlertDescription, CertificateError, Error, HandshakeKind, PeerIncompatible, ProtocolVersion};
 
-use crate::observe::seldom::Seldom;
+use crate::observe::log_rate_limit::LogRateLimit;
 
 /// Why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
+pub enum HandshakeFailure {
     /// The client closed the connection before it was complete.
     Closed,
     /// It took too long.
@@ -38,7 +38,7 @@ pub enum Failure {
     Stopping,
 }
 
-impl Failure {
+impl HandshakeFailure {
     /// All of them, in the order of their declaration.
     pub const ALL: [Self; 13] = [
         Self::Closed,
@@ -153,10 +153,10 @@ pub const KINDS: [&str; 2] = ["full", "resumed"];
 
 /// Handshakes since the start. A handshake costs far more than what its counter costs.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct HandshakeCounts {
     done: [[AtomicU64; VERSIONS.len()]; KINDS.len()],
-    failed: [AtomicU64; Failure::ALL.len()],
-    logged: [Seldom; Failure::ALL.len()],
+    failed: [AtomicU64; HandshakeFailure::ALL.len()],
+    logged: [LogRateLimit; HandshakeFailure::ALL.len()],
     in_progress: AtomicU64,
 }
 
@@ -170,7 +170,7 @@ impl Drop for InProgress<'_> {
     }
 }
 
-impl Tally {
+impl HandshakeCounts {
     /// A handshake begins.
     pub fn begins(&self) -> InProgress<'_> {
         self.in_progress.fetch_add(1, Ordering::Relaxed);
@@ -185,7 +185,7 @@ impl Tally {
     }
 
     /// A handshake has failed. It is logged, unless one was for the same reason a moment ago.
-    pub fn failed(&self, failure: Failure, client: &str, sni: Option<&str>) {
+    pub fn failed(&self, failure: HandshakeFailure, client: &str, sni: Option<&str>) {
         let index = failure as usize;
         self.failed[index].fetch_add(1, Ordering::Relaxed);
         if !failure.is_news() {
@@ -218,7 +218,7 @@ impl Tally {
     /// Handshakes that have failed: why, and how many.
     #[must_use]
     pub fn failures(&self) -> Vec<(&'static str, u64)> {
-        let each = Failure::ALL.iter().zip(&self.failed);
+        let each = HandshakeFailure::ALL.iter().zip(&self.failed);
         each.map(|(failure, count)| (failure.label(), count.load(Ordering::Relaxed))).collect()
     }
 

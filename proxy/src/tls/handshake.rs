@@ -14,7 +14,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::certificate::Certificate;
 use super::crowd::Crowd;
-use super::failure::Failure;
+use super::failure::HandshakeFailure;
 use super::server::Server;
 use super::stream::Client;
 use crate::observe::line::TlsFields;
@@ -62,7 +62,7 @@ pub enum Done {
 }
 
 /// Why a handshake failed, and the host that the client asked for.
-pub struct Failed(pub Failure, pub Option<Box<str>>);
+pub struct Failed(pub HandshakeFailure, pub Option<Box<str>>);
 
 /// Carries out a handshake, and counts it if it is complete. How long it may take is up to the caller.
 ///
@@ -71,31 +71,31 @@ pub struct Failed(pub Failure, pub Option<Box<str>>);
 pub async fn negotiate(stream: TcpStream, server: &Server, crowd: &Crowd) -> Result<Done, Failed> {
     let failed = |failure| Failed(failure, None);
     let mut first = [0];
-    let peeked = stream.peek(&mut first).await.map_err(|_| failed(Failure::Closed))?;
+    let peeked = stream.peek(&mut first).await.map_err(|_| failed(HandshakeFailure::Closed))?;
     match first {
-        _ if peeked == 0 => return Err(failed(Failure::Closed)),
+        _ if peeked == 0 => return Err(failed(HandshakeFailure::Closed)),
         [HANDSHAKE_RECORD] => {}
         [byte] if byte.is_ascii_alphabetic() => return Ok(Done::PlainHttp(stream)),
-        _ => return Err(failed(Failure::NotTls)),
+        _ => return Err(failed(HandshakeFailure::NotTls)),
     }
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await;
-    let start = hello.map_err(|error| failed(Failure::of(&error)))?;
+    let start = hello.map_err(|error| failed(HandshakeFailure::of(&error)))?;
     let hello = start.client_hello();
     let sni: Option<Box<str>> = hello.server_name().map(Box::from);
     let names = server.names();
     let Some(certificate) = names.find(hello.server_name(), hello.signature_schemes()).cloned() else {
         // There is room for seven bytes in the socket of a client that was sent nothing yet.
         let _ = start.io.try_write(&UNRECOGNIZED_NAME);
-        return Err(Failed(Failure::UnknownHost, sni));
+        return Err(Failed(HandshakeFailure::UnknownHost, sni));
     };
     match crowd.in_turn(start.into_stream(server.settings())).await {
         Ok(stream) => {
             let session = session(&stream, sni, certificate);
             let (_, connection) = stream.get_ref();
-            server.tally.done(connection.protocol_version(), connection.handshake_kind());
+            server.counts.done(connection.protocol_version(), connection.handshake_kind());
             Ok(Done::Tls(Box::new(Client::new(stream)), Box::new(session)))
         }
-        Err(error) => Err(Failed(Failure::of(&error), sni)),
+        Err(error) => Err(Failed(HandshakeFailure::of(&error), sni)),
     }
 }
 

@@ -14,7 +14,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
 use super::certificate::{Certificate, CertificateError};
-use super::failure::Tally;
+use super::failure::HandshakeCounts;
 use super::names::Names;
 use super::reloads::Reloads;
 use crate::config::{Tls, TlsVersion};
@@ -30,7 +30,7 @@ pub struct Server {
     names: Arc<Current>,
     settings: ArcSwap<ServerConfig>,
     /// Handshakes, by how they ended.
-    pub tally: Tally,
+    pub counts: HandshakeCounts,
     reloads: Reloads,
 }
 
@@ -111,7 +111,7 @@ impl Server {
             tickets,
             names,
             settings: ArcSwap::from_pointee(settings),
-            tally: Tally::default(),
+            counts: HandshakeCounts::default(),
             reloads: Reloads::default(),
         })
     }
@@ -197,9 +197,9 @@ impl Server {
             *at = certificate.not_after.min(*at);
         }
         TlsCounts {
-            complete: self.tally.complete(),
-            failed: self.tally.failures(),
-            in_progress: self.tally.in_progress(),
+            complete: self.counts.complete(),
+            failed: self.counts.failures(),
+            in_progress: self.counts.in_progress(),
             expiries,
             reload_failures: self.reloads.failures(),
         }

@@ -1,4 +1,4 @@
-//! A backend as it is registered: a value. What is found out about its endpoints is kept elsewhere, in
+//! A registered backend, as a value. The run-time state of its endpoints is kept elsewhere, in
 //! [`Registered`](crate::Registered).
 
 use std::fmt;
@@ -8,21 +8,21 @@ use uh_protocol::{Address, BackendName};
 
 use crate::service::BackendDefinition;
 
-/// What the probes think of an endpoint.
+/// The health of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// Probing is on, but there have not been enough probes to tell.
+    /// Probing is on, but there haven't been enough probes yet.
     Unknown,
     /// Enough good probes in a row.
     Healthy,
     /// Enough bad probes in a row.
     Unhealthy,
-    /// Nobody probes: taken as healthy, and said to be unknown.
+    /// Probing is off: counts as healthy, and is reported as unknown.
     NotProbed,
 }
 
 impl Health {
-    /// As the status shows it.
+    /// The value in the status.
     #[must_use]
     pub fn as_option(self) -> Option<bool> {
         match self {
@@ -32,13 +32,13 @@ impl Health {
         }
     }
 
-    /// Whether traffic may be moved there without force.
+    /// Whether traffic may be moved to it without force.
     #[must_use]
     pub fn is_good(self) -> bool {
         matches!(self, Self::Healthy | Self::NotProbed)
     }
 
-    /// What several endpoints make of their backend: healthy if any is, as that is enough to take traffic.
+    /// The health of a backend with several endpoints: healthy if any is, since that is enough to receive traffic.
     #[must_use]
     pub fn of_any(endpoints: impl Iterator<Item = Self>) -> Self {
         let rank = |health: &Self| match health {
@@ -62,17 +62,17 @@ impl fmt::Display for Health {
     }
 }
 
-/// One endpoint of one registration. The same address registered again is another endpoint: what was found out about
-/// the first one says nothing about it.
+/// One endpoint of one registration. The same address registered again is a new endpoint, without the state of the
+/// first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointId {
-    /// Where it is.
+    /// Its address.
     pub address: Address,
     /// The generation in which it was registered.
     pub since: u64,
 }
 
-/// A backend as it is registered.
+/// A registered backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
     /// Its name.
@@ -84,14 +84,14 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// A backend that is registered in this generation.
+    /// A backend registered in this generation.
     #[must_use]
     pub fn new(name: BackendName, version: Option<&str>, addresses: &[Address], since: u64) -> Self {
         let endpoint = |address: &Address| EndpointId { address: address.clone(), since };
         Self { name, version: version.map(Arc::from), endpoints: addresses.iter().map(endpoint).collect() }
     }
 
-    /// Whether it is as a configuration has it, and not as it was registered at run time.
+    /// Whether it is as configured, without a registration at run time.
     #[must_use]
     pub fn is_as_configured(&self, configured: &BackendDefinition) -> bool {
         self.version.as_deref() == configured.version.as_deref() && self.has_addresses(&configured.endpoints)

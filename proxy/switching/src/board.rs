@@ -1,4 +1,4 @@
-//! The switchboard: the one place where routing changes, and the one from which requests pick.
+//! The switchboard: the one place where routing changes, and from which requests pick.
 
 mod orders;
 
@@ -27,46 +27,46 @@ use crate::service::Service;
 use crate::snapshot::{Maintenance, ServiceState, Snapshot};
 use crate::view::{BackendView, RoutingView, ServiceView};
 
-/// What becomes of a new request.
+/// What happens to a new request.
 pub enum Entry<F: Fittings> {
-    /// No service answers for this host and path.
+    /// No service is configured for this host and path.
     Nowhere,
     /// The service is in maintenance. Nothing was counted.
     Closed(Arc<F::Service>, Arc<Maintenance>),
-    /// It takes part in the active backend.
+    /// A lease on the active backend.
     Open(Lease<ActivationInfo<F>, F::Lane>),
 }
 
 pub(crate) type InfoLedger<F> = Arc<Ledger<ActivationInfo<F>>>;
 
-/// What a change did. It keeps no activation alive.
+/// The result of a change. Holds no activation.
 pub struct Applied<S> {
-    /// The routing before.
+    /// The previous routing.
     pub before: Arc<Snapshot<S>>,
-    /// The routing now.
+    /// The new routing.
     pub after: Arc<Snapshot<S>>,
-    /// What is different.
+    /// What changed.
     pub outcome: Outcome,
     /// How long the swap itself took.
     pub swap_took: Duration,
-    /// What the activations that ended held when traffic moved.
+    /// What was in flight on the ended activations when traffic moved.
     pub in_flight_before: Holding,
 }
 
 /// The one place where routing changes.
 pub struct Switchboard<F: Fittings> {
     live: ArcSwap<Live<F>>,
-    /// The books of all activations that still hold something. Its lock serialises changes; requests never take it.
+    /// The ledgers of all activations with exchanges in flight. Its lock serialises changes; requests never take it.
     ledgers: Mutex<Vec<InfoLedger<F>>>,
     generations: Generations,
-    /// Wakes whoever relies on the routing.
+    /// Wakes tasks that depend on the routing.
     changed: Notify,
     workers: usize,
     fittings: F,
 }
 
 impl<F: Fittings> Switchboard<F> {
-    /// A switchboard for these services, with what is known of them from an earlier run. It counts on from `generation`.
+    /// A switchboard for these services, with their state from an earlier run. It counts on from `generation`.
     pub fn new(
         fittings: F,
         services: &[Arc<F::Service>],
@@ -91,28 +91,27 @@ impl<F: Fittings> Switchboard<F> {
         board
     }
 
-    /// The same, with generations that no earlier run can have handed out.
+    /// The same, with generations that no earlier run can have used.
     #[must_use]
     pub fn numbered_by(self, generations: Generations) -> Self {
         Self { generations, ..self }
     }
 
-    /// For whoever writes the state, to say which reserve is on disk.
+    /// Set by the state writer: the reserve on disk.
     pub fn reserved(&self) -> Arc<AtomicU64> {
         self.generations.reserved()
     }
 
-    /// Ends when the routing is no longer what it was when this was called: it counts from the call, not from the first
-    /// poll.
+    /// Completes when the routing has changed since the call (not since the first poll).
     pub fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
 
-    /// Changes the routing: decides with [`Snapshot::after`], makes what the decision needs, and swaps. `change` is asked
-    /// under the lock, so that what it says of the routing is true when it is decided on.
+    /// Changes the routing: decides with [`Snapshot::after`], makes what the decision needs, and swaps. `change` is
+    /// called under the lock, so that the routing it sees can't change before the decision.
     ///
     /// # Errors
-    /// Refused; then nothing has changed.
+    /// If refused; nothing has changed then.
     pub fn apply(
         &self,
         change: impl FnOnce(&Live<F>) -> Change<F::Service>,
@@ -140,7 +139,7 @@ impl<F: Fittings> Switchboard<F> {
         Ok(Applied { before, after, outcome, swap_took, in_flight_before })
     }
 
-    /// What is made for a snapshot, with what there is already.
+    /// Builds the live state for a snapshot, reusing what exists.
     fn make(
         &self,
         ledgers: &mut Vec<InfoLedger<F>>,
@@ -168,7 +167,7 @@ impl<F: Fittings> Switchboard<F> {
             backend: Arc::clone(backend),
             meters: self.fittings.meters(service.name(), backend.name()),
             drained: Notify::new(),
-            farewell: OnceLock::new(),
+            close_schedule: OnceLock::new(),
         };
         let activation = Arc::new(Activation::new(info, self.workers, || self.fittings.lane(backend)));
         ledgers.retain(|ledger| !ledger.is_drained());
@@ -176,7 +175,8 @@ impl<F: Fittings> Switchboard<F> {
         activation
     }
 
-    /// Finds the service for a new request, and takes part in its active backend unless the service is in maintenance.
+    /// Finds the service for a new request, and takes a lease on its active backend unless the service is in
+    /// maintenance.
     pub fn enter(&self, host: &[u8], path: &[u8], worker: usize) -> Entry<F> {
         let live = self.live.load();
         match live.route(host, path) {
@@ -188,25 +188,24 @@ impl<F: Fittings> Switchboard<F> {
         }
     }
 
-    /// Finds the service for a request and takes part in its active backend: the pick and the count, in one act. For
-    /// requests that have entered: maintenance that began since does not concern them.
-    /// `None`: no service answers for this host and path.
+    /// Finds the service for a request and takes a lease on its active backend: pick and count in one step. For
+    /// requests already admitted: maintenance that began since doesn't affect them. `None`: no service is configured
+    /// for this host and path.
     pub fn pick(&self, host: &[u8], path: &[u8], worker: usize) -> Option<Lease<ActivationInfo<F>, F::Lane>> {
         Some(self.live.load().route(host, path)?.active.lease(worker))
     }
 
-    /// The routing now, as a value.
+    /// The current routing, as a value.
     pub fn snapshot(&self) -> Arc<Snapshot<F::Service>> {
         Arc::clone(&self.live.load().snapshot)
     }
 
-    /// The routing now, with what was made for it. For the admin side: whoever holds it holds every service's
-    /// activation.
+    /// The current routing with its live state. For the admin side: a holder holds every service's activation.
     pub fn live(&self) -> Arc<Live<F>> {
         self.live.load_full()
     }
 
-    /// The routing now and what is known of its backends, for those who only report.
+    /// The current routing and the state of its backends, for reporting.
     pub fn view(&self) -> RoutingView<F::Service> {
         let live = self.live.load_full();
         let service = |service: &LiveService<F>| ServiceView {
@@ -220,7 +219,7 @@ impl<F: Fittings> Switchboard<F> {
         }
     }
 
-    /// What is known of a backend now.
+    /// The current state of a backend.
     pub fn backend_view(&self, service: &LiveService<F>, backend: &Registered<F::Endpoint>) -> BackendView {
         let reported = || backend.endpoints.iter().find_map(|endpoint| self.fittings.version(endpoint));
         BackendView {
@@ -232,20 +231,20 @@ impl<F: Fittings> Switchboard<F> {
         }
     }
 
-    /// What the probes think of a backend now: healthy if any endpoint is.
+    /// The current health of a backend: healthy if any endpoint is.
     pub fn health(&self, backend: &Registered<F::Endpoint>) -> Health {
         Health::of_any(backend.endpoints.iter().map(|endpoint| self.fittings.health(endpoint)))
     }
 
-    /// Calls back with every activation that is active now; for housekeeping on a worker's own lane.
+    /// Calls back with every active activation; for housekeeping on a worker's own lane.
     pub fn for_each_active(&self, mut visit: impl FnMut(&Activation<ActivationInfo<F>, F::Lane>)) {
         self.live.load().services.iter().for_each(|service| visit(&service.active));
     }
 
-    /// A handle on the exchanges that a standby still holds.
+    /// A handle on the exchanges still in flight on a standby.
     ///
     /// # Errors
-    /// Refused for the active backend.
+    /// If the backend is active.
     pub fn drain(&self, service: &str, name: &BackendName) -> Result<Drain<F>, Refusal> {
         let ledgers = self.ledgers.lock();
         let live = self.live.load();
@@ -258,13 +257,13 @@ impl<F: Fittings> Switchboard<F> {
         Ok(Drain { ledgers: of(&ledgers, state.config.name(), name) })
     }
 
-    /// What a backend holds now, in its current and all its past activations.
+    /// What is in flight on a backend, in its current and all its past activations.
     pub fn holding(&self, service: &ServiceName, name: &BackendName) -> Holding {
         drain::sum(&of(&self.ledgers.lock(), service, name))
     }
 }
 
-/// The books of a backend that still hold something.
+/// The ledgers of a backend with exchanges in flight.
 fn of<F: Fittings>(
     ledgers: &[InfoLedger<F>],
     service: &ServiceName,
@@ -277,7 +276,7 @@ fn of<F: Fittings>(
     ledgers.iter().filter(belongs).cloned().collect()
 }
 
-/// The books of the activations that get no new requests any more.
+/// The ledgers of activations that get no new requests.
 fn ended<F: Fittings>(before: &Live<F>, after: &Live<F>) -> Vec<InfoLedger<F>> {
     let goes_on =
         |activation: &Arc<_>| after.services.iter().any(|service| Arc::ptr_eq(&service.active, activation));

@@ -1,5 +1,5 @@
-//! What becomes of the routing when somebody changes it: decided on values, so that it can be decided anywhere, tried
-//! without being done, and replayed.
+//! Decides changes of the routing on values, so that a change can be decided anywhere, tried without effect, and
+//! replayed.
 
 mod register;
 mod reload;
@@ -19,9 +19,9 @@ use crate::snapshot::{Active, Maintenance, ServiceState, Snapshot};
 /// A change of the routing: all of its steps, or none.
 #[derive(Debug, Clone)]
 pub struct Change<S> {
-    /// Refuse unless this is the generation.
+    /// Refuse unless this is the current generation.
     pub expect_generation: Option<u64>,
-    /// What is to be different, one after the other. However many there are, the generation grows once.
+    /// The steps, in order. The generation increases once, however many there are.
     pub steps: Vec<Step<S>>,
 }
 
@@ -34,13 +34,13 @@ pub enum Step<S> {
         service: String,
         /// The backend to make active.
         to: BackendName,
-        /// Refuse unless this one is active.
+        /// Refuse unless this backend is active.
         expect_active: Option<BackendName>,
-        /// Switch even if it is not known to be healthy.
+        /// Switch even if it isn't known to be healthy.
         force: bool,
-        /// What the probes think of it.
+        /// Its health.
         health: Health,
-        /// When it is made.
+        /// The time of the switch.
         at: Timestamp,
     },
     /// Register a backend's endpoints and version, and end its withdrawal.
@@ -53,39 +53,38 @@ pub enum Step<S> {
         endpoints: Vec<Address>,
         /// The app's version.
         version: Option<String>,
-        /// Give even the active backend other endpoints.
+        /// Change the endpoints even if the backend is active.
         force: bool,
     },
-    /// Drop a backend's registration, so that it is as the configuration has it, and end its withdrawal.
+    /// Drop a backend's registration, which returns it to the configuration, and end its withdrawal.
     Unset {
         /// The service.
         service: String,
         /// The backend.
         backend: BackendName,
-        /// Give even the active backend other endpoints.
+        /// Change the endpoints even if the backend is active.
         force: bool,
     },
-    /// Withdraw a standby: nothing switches to it until it is registered again.
+    /// Withdraw a standby: nothing can switch to it until it is registered again.
     Withdraw {
         /// The service.
         service: String,
         /// The backend.
         backend: BackendName,
     },
-    /// Begin or end maintenance. The time at which it began stays if only its words change. The generation stays: who
-    /// serves does not change, and a deploy that is under way goes on.
+    /// Turn maintenance on or off. If only the message changes, the start time is kept. The generation stays the same:
+    /// the active backend doesn't change, and a deploy in progress continues.
     Maintain {
         /// The service.
         service: String,
-        /// `None`: it ends.
+        /// `None`: turn it off.
         wanted: Option<Maintenance>,
     },
-    /// Put these services in force in place of all others. What was decided at run time wins over them: which backend is
-    /// active, and how backends are registered.
+    /// Replace all services with these. Run-time state takes precedence: the active backend, and registrations.
     Reload {
         /// In the order of the configuration.
         services: Vec<Arc<S>>,
-        /// What is known of services that are not routed now.
+        /// The state of services that aren't routed now.
         known: BTreeMap<ServiceName, ServiceRecord>,
     },
 }
@@ -98,30 +97,29 @@ impl<S> Change<S> {
     }
 }
 
-/// What a change did.
+/// The result of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
-    /// Whether anything is different.
+    /// Whether anything changed.
     pub changed: bool,
-    /// The generation now.
+    /// The current generation.
     pub generation: u64,
 }
 
-/// What a step makes different.
+/// The kind of a step's effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Effect {
     Nothing,
-    /// Something that leaves open who serves.
+    /// The active backend can't change.
     Words,
-    /// Who serves, or may: the generation grows.
+    /// The active backend, or what may become active, changes: the generation increases.
     Routing,
 }
 
 impl<S: Service> Snapshot<S> {
-    /// The routing after a change.
+    /// Computes the routing after a change.
     ///
-    /// # Errors
-    /// Refused.
+    /// # Errors If it is refused.
     pub fn after(&self, change: &Change<S>) -> Result<(Self, Outcome), Refusal> {
         let mut draft = Draft { before: self, change, services: self.services.clone() };
         let mut effect = Effect::Nothing;
@@ -138,7 +136,7 @@ impl<S: Service> Snapshot<S> {
     }
 }
 
-/// A change as far as it is worked out.
+/// A partially computed change.
 struct Draft<'a, S> {
     before: &'a Snapshot<S>,
     change: &'a Change<S>,
@@ -166,7 +164,7 @@ impl<S: Service> Draft<'_, S> {
         }
     }
 
-    /// `health`: what has to be good; `None`: it is switched to anyway.
+    /// `health`: must be good; `None`: switch anyway.
     fn switch(
         &mut self,
         service: usize,

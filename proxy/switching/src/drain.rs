@@ -1,11 +1,11 @@
-//! What a backend still holds of its past activations, and how it comes to an end.
+//! Drains: what is in flight on a backend from its past activations, and how it ends.
 
 use uh_protocol::request::Remaining;
 
 use crate::board::InfoLedger;
-use crate::live::{Farewell, Fittings};
+use crate::live::{CloseSchedule, Fittings};
 
-/// What a backend holds now.
+/// What is in flight on a backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Holding {
     /// Requests in flight.
@@ -20,7 +20,7 @@ impl From<Holding> for Remaining {
     }
 }
 
-/// The exchanges that a standby holds from its past activations. No new ones can join.
+/// The exchanges in flight on a standby from its past activations. No new ones can join.
 pub struct Drain<F: Fittings> {
     pub(crate) ledgers: Vec<InfoLedger<F>>,
 }
@@ -53,14 +53,14 @@ impl<F: Fittings> Drain<F> {
         }
     }
 
-    /// Asks the tunnels that are left to end, each at its turn. A farewell that has begun is not changed.
-    pub fn close_tunnels(&self, farewell: Farewell) {
+    /// Asks the remaining tunnels to close, each at its turn. A schedule that has begun isn't changed.
+    pub fn close_tunnels(&self, close_schedule: CloseSchedule) {
         self.ledgers.iter().for_each(|ledger| {
-            ledger.owner().farewell.get_or_init(|| farewell);
+            ledger.owner().close_schedule.get_or_init(|| close_schedule);
         });
     }
 
-    /// Asks the requests that are left to end now. The exchanges see it when they are woken.
+    /// Cuts the remaining requests. The exchanges see it when they are woken.
     pub fn cut(&self) {
         self.ledgers.iter().for_each(|ledger| ledger.cut());
     }

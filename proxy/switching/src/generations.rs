@@ -1,63 +1,63 @@
-//! Which generation comes next. A number that was handed out once must never stand for another change: an old
-//! expectation would hold by chance. That goes for earlier runs too, whose last numbers may never have reached the disk.
+//! Allocates generations. A number must never be used for two changes, or an old expectation would match by chance.
+//! That includes earlier runs, whose last numbers may never have reached the disk.
 //!
-//! So the state on disk names a *reserve*: numbers up to it are this run's alone, and the next run begins beyond it. A
-//! number beyond the reserve is handed out only by leaping to where no run that counts from a reserve ever gets.
+//! So the state on disk has a *reserve*: numbers up to it belong to this run, and the next run begins after it. A
+//! number beyond the reserve is only used by skipping to a range that no run counting from a reserve ever reaches.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many numbers a state reserves: more changes than any run makes while its disk refuses them all.
+/// How many numbers a state reserves: more changes than any run makes while it can't write to disk.
 const RESERVED_AHEAD: u64 = 1000;
 
-/// From here on, numbers were taken from a clock (milliseconds since 1970). No count of changes gets here.
+/// Numbers from here on were taken from a clock (milliseconds since 1970). No count of changes gets this far.
 const OF_A_CLOCK: u64 = 1_000_000_000_000;
 
-/// What a start knows of the numbers of earlier runs.
+/// What a start knows about the numbers of earlier runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Earlier {
-    /// There was none.
+    /// There was no earlier run.
     Never,
-    /// None of them went beyond this reserve, which an undamaged state names.
+    /// None went beyond this reserve, from an undamaged state.
     Reserved(u64),
-    /// It isn't known how far they went, but at least to here.
+    /// Unknown, but at least up to here.
     Unknown(u64),
 }
 
-/// Hands out generations.
+/// Allocates generations.
 #[derive(Debug)]
 pub struct Generations {
     /// Earlier runs may have used all numbers up to here.
     used: u64,
-    /// Where to go on from once the reserve is used up.
+    /// Where to continue when the reserve is used up.
     leap: u64,
-    /// Up to here numbers are this run's, by what is on disk.
+    /// The reserve on disk: numbers up to here belong to this run.
     reserved: Arc<AtomicU64>,
 }
 
 impl Generations {
-    /// `now`: milliseconds since 1970. No run makes a change every millisecond, so each that counts on from its own start
-    /// has numbers of its own.
+    /// `now`: milliseconds since 1970. No run makes a change every millisecond, so each run that counts from its own
+    /// start time has its own numbers.
     #[must_use]
     pub fn after(earlier: Earlier, now: u64) -> Self {
         let used = match earlier {
             Earlier::Never => 0,
             Earlier::Reserved(reserve) if reserve < OF_A_CLOCK => reserve,
             Earlier::Reserved(reserve) => reserve.max(now),
-            // Whatever the clock says.
+            // Whatever the clock shows.
             Earlier::Unknown(least) => least.saturating_add(RESERVED_AHEAD).max(now),
         };
         let leap = if now > used { now } else { used.saturating_add(RESERVED_AHEAD) };
         Self { used, leap, reserved: Arc::default() }
     }
 
-    /// Where nobody writes the state: no number is held back.
+    /// For use without a state writer: the reserve is unlimited.
     pub(crate) fn free() -> Self {
         let reserved = Arc::new(AtomicU64::new(u64::MAX));
         Self { reserved, ..Self::after(Earlier::Never, 0) }
     }
 
-    /// How many numbers the change after `current` leaves out.
+    /// How many numbers the change after `current` skips.
     pub(crate) fn leap(&self, current: u64) -> u64 {
         self.next(current).saturating_sub(current).saturating_sub(1)
     }
@@ -68,12 +68,12 @@ impl Generations {
         if next <= self.reserved.load(Ordering::Acquire) { next } else { next.max(self.leap) }
     }
 
-    /// What a state that is written now reserves.
+    /// The reserve of a state written now.
     pub(crate) fn reserve(&self, current: u64) -> u64 {
         current.max(self.used).saturating_add(RESERVED_AHEAD)
     }
 
-    /// For whoever writes the state, to say up to where it is reserved.
+    /// Set by the state writer: the reserve on disk.
     pub(crate) fn reserved(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.reserved)
     }
@@ -113,7 +113,7 @@ mod tests {
         let full = Generations::after(Earlier::Never, NOW);
         written(&full, 0);
         assert_eq!((full.next(999), full.next(1000)), (1000, NOW));
-        // An unknown number of changes after a known one, on a machine whose clock has lost the time.
+        // An unknown number of changes after a known one, on a machine whose clock was reset.
         let lost = Generations::after(Earlier::Unknown(NOW), 5);
         assert!(lost.next(NOW) > NOW + 1000);
     }
@@ -122,7 +122,7 @@ mod tests {
     type Run = (u64, Vec<bool>, bool);
 
     proptest! {
-        /// Runs that crash one after the other, each with a disk that takes some states and refuses the others.
+        /// Runs that crash one after the other, each with a disk that writes some states and fails for the others.
         #[test]
         fn no_number_is_handed_out_twice(
             runs in prop::collection::vec((10_000u64..60_000, prop::collection::vec(any::<bool>(), 0..2200), any::<bool>()), 1..8),

@@ -1,14 +1,14 @@
-//! Activation, lane and lease: counting exchanges so that "drained" is exact.
+//! Activations, lanes and leases: count exchanges so that "drained" is exact.
 //!
 //! An [`Activation`] is one stretch of time in which a backend is active. It has one [`Lane`] for each worker thread,
 //! so that workers don't share a counter's cache line. A [`Lease`] is one exchange's hold on its lane. The [`Ledger`]
-//! outlives them all and tells how many there are.
+//! outlives them all and counts them.
 
 use super::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// What a worker keeps beside its count for as long as an activation lives: its idle upstream connections.
+/// What a worker keeps in addition to its count for as long as an activation lives: its idle upstream connections.
 pub trait LanePayload {
-    /// The activation gets no new exchanges: let go of everything kept for them.
+    /// The activation gets no new exchanges: release everything kept for them.
     fn retire(&self);
 
     /// How many idle connections are kept.
@@ -23,13 +23,13 @@ impl LanePayload for () {
     }
 }
 
-/// Who an activation's ledger belongs to, and who wants to know when it is drained.
+/// The owner of an activation's ledger, which is notified when it is drained.
 pub trait LedgerOwner {
     /// Called once, when the last lane is gone: no exchange can be using the activation any more.
     fn drained(&self);
 }
 
-/// What an exchange is, for the two counts.
+/// The kind of an exchange, for the two counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseKind {
     /// A request with its response.
@@ -41,12 +41,12 @@ pub enum LeaseKind {
 /// One worker's counts. Written by that worker alone, read by the admin side. On a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Tally {
+struct LaneCounts {
     requests: AtomicU64,
     tunnels: AtomicU64,
 }
 
-impl Tally {
+impl LaneCounts {
     fn of(&self, kind: LeaseKind) -> &AtomicU64 {
         match kind {
             LeaseKind::Request => &self.requests,
@@ -55,18 +55,18 @@ impl Tally {
     }
 }
 
-/// The books of one activation. Keeping it keeps no lane alive.
+/// The counts of one activation. Holding it keeps no lane alive.
 #[derive(Debug)]
 pub struct Ledger<O: LedgerOwner> {
     owner: O,
-    tallies: Box<[Tally]>,
+    tallies: Box<[LaneCounts]>,
     open_lanes: AtomicUsize,
     cut: AtomicBool,
     retired: AtomicBool,
 }
 
 impl<O: LedgerOwner> Ledger<O> {
-    /// Who it belongs to.
+    /// Its owner.
     pub fn owner(&self) -> &O {
         &self.owner
     }
@@ -81,12 +81,12 @@ impl<O: LedgerOwner> Ledger<O> {
         self.tallies.iter().map(|tally| tally.tunnels.load(Ordering::Relaxed)).sum()
     }
 
-    /// Whether no exchange can be using the activation any more. Once true, true for ever.
+    /// Whether no exchange can be using the activation any more. Once true, it stays true.
     pub fn is_drained(&self) -> bool {
         self.open_lanes.load(Ordering::Acquire) == 0
     }
 
-    /// Asks every exchange that is left to end now. The exchanges look at [`Lease::is_cut`] when they are woken.
+    /// Cuts every remaining exchange. The exchanges look at [`Lease::is_cut`] when they are woken.
     pub fn cut(&self) {
         self.cut.store(true, Ordering::Release);
     }
@@ -123,12 +123,12 @@ pub struct Activation<O: LedgerOwner, P: LanePayload> {
 }
 
 impl<O: LedgerOwner, P: LanePayload> Activation<O, P> {
-    /// A fresh activation with one lane for each worker; at least one.
+    /// A new activation with one lane per worker; at least one.
     pub fn new(owner: O, workers: usize, payload: impl Fn() -> P) -> Self {
         let workers = workers.max(1);
         let ledger = Arc::new(Ledger {
             owner,
-            tallies: (0..workers).map(|_| Tally::default()).collect(),
+            tallies: (0..workers).map(|_| LaneCounts::default()).collect(),
             open_lanes: AtomicUsize::new(workers),
             cut: AtomicBool::new(false),
             retired: AtomicBool::new(false),
@@ -138,12 +138,12 @@ impl<O: LedgerOwner, P: LanePayload> Activation<O, P> {
         Self { ledger, lanes }
     }
 
-    /// Its books.
+    /// Its ledger.
     pub fn ledger(&self) -> &Arc<Ledger<O>> {
         &self.ledger
     }
 
-    /// The lane of a worker. A number beyond the last worker's is folded back, so that it can't panic.
+    /// The lane of a worker. A number beyond the last worker's wraps around, so that it can't panic.
     pub fn lane(&self, worker: usize) -> &Lane<O, P> {
         &self.lanes[worker % self.lanes.len()]
     }
@@ -153,7 +153,7 @@ impl<O: LedgerOwner, P: LanePayload> Activation<O, P> {
         self.lanes.iter().map(|lane| &**lane)
     }
 
-    /// Takes part in the activation with one exchange: the pick and the count in one act.
+    /// A lease for one exchange: pick and count in one step.
     pub fn lease(&self, worker: usize) -> Lease<O, P> {
         let lane = Arc::clone(&self.lanes[worker % self.lanes.len()]);
         let kind = LeaseKind::Request;
@@ -171,7 +171,7 @@ impl<O: LedgerOwner, P: LanePayload> Drop for Activation<O, P> {
     }
 }
 
-/// One exchange's hold on an activation. Dropping it is the end of the exchange, however that comes about.
+/// One exchange's hold on an activation. Dropping it ends the exchange.
 #[derive(Debug)]
 pub struct Lease<O: LedgerOwner, P: LanePayload> {
     lane: Arc<Lane<O, P>>,
@@ -179,7 +179,7 @@ pub struct Lease<O: LedgerOwner, P: LanePayload> {
 }
 
 impl<O: LedgerOwner, P: LanePayload> Lease<O, P> {
-    /// Whom the activation belongs to.
+    /// The activation's owner.
     pub fn owner(&self) -> &O {
         &self.lane.ledger.owner
     }
@@ -194,17 +194,17 @@ impl<O: LedgerOwner, P: LanePayload> Lease<O, P> {
         self.lane.worker
     }
 
-    /// Whether the exchange was asked to end now.
+    /// Whether the exchange was cut.
     pub fn is_cut(&self) -> bool {
         self.lane.ledger.cut.load(Ordering::Acquire)
     }
 
-    /// Whether the activation gets no new exchanges any more, so that keeping something for them is of no use.
+    /// Whether the activation gets no new exchanges, so that nothing needs to be kept for them.
     pub fn is_retired(&self) -> bool {
         self.lane.ledger.retired.load(Ordering::Acquire)
     }
 
-    /// From here on it counts as a tunnel.
+    /// From now on it counts as a tunnel.
     pub fn becomes_tunnel(&mut self) {
         if self.kind == LeaseKind::Request {
             let tally = self.tally();
@@ -214,7 +214,7 @@ impl<O: LedgerOwner, P: LanePayload> Lease<O, P> {
         }
     }
 
-    fn tally(&self) -> &Tally {
+    fn tally(&self) -> &LaneCounts {
         &self.lane.ledger.tallies[self.lane.worker]
     }
 }

@@ -1,5 +1,5 @@
-//! The switching core: which backend is active, and what every backend still holds. No I/O, and it knows no
-//! configuration, no meters and no clock: those belong to whoever uses it, and are carried without being looked into.
+//! The switching core: which backend is active, and what is in flight on every backend. No I/O, and no dependency on
+//! configuration, metrics or a clock: those belong to the user of this package and are opaque here.
 //!
 //! ```text
 //! Snapshot ──after(&Change)──▶ Snapshot      values: who is active, how backends are registered
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A change of routing is decided on values alone ([`Snapshot::after`]); what must survive a restart is a value, too
-//! ([`Record`]). The [`Switchboard`] takes its lock, decides, makes what the decision needs, and swaps.
+//! ([`RoutingRecord`]). The [`Switchboard`] takes its lock, decides, makes what the decision needs, and swaps.
 //!
 //! Picking a backend and counting the exchange are one act: an exchange clones the `Arc` of its worker's
 //! [`Lane`](lease::Lane), and that clone *is* the count. A switch swaps in a fresh [`Activation`]. `ArcSwap::swap`
@@ -41,8 +41,8 @@ pub use change::{Change, Outcome, Step};
 pub use drain::{Drain, Holding};
 pub use generations::{Earlier, Generations};
 pub use lease::{Activation, LanePayload, Lease, Ledger};
-pub use live::{ActivationInfo, Bare, Farewell, Fittings, Live, LiveService, Registered};
-pub use record::{Record, Registration, ServiceRecord};
+pub use live::{ActivationInfo, Bare, CloseSchedule, Fittings, Live, LiveService, Registered};
+pub use record::{Registration, RoutingRecord, ServiceRecord};
 pub use refusal::Refusal;
 pub use service::{BackendDefinition, Service};
 pub use snapshot::{Active, Maintenance, ServiceState, Snapshot};

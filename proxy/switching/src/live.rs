@@ -1,5 +1,5 @@
-//! The routing in force: a [`Snapshot`], and what was made for it: counts, idle connections, what is found out about
-//! endpoints. All of that is the user's own; see [`Fittings`].
+//! The live routing: a [`Snapshot`] with its counts, idle connections and endpoint state. These belong to the user of
+//! this package; see [`Fittings`].
 
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
@@ -15,42 +15,42 @@ use crate::route::Routes;
 use crate::service::Service;
 use crate::snapshot::{ServiceState, Snapshot};
 
-/// What a program keeps with its routing. The core makes it when it is needed, carries it, and drops it when it is over;
-/// it never looks into it.
+/// What a program attaches to its routing. The core creates it when needed and drops it when it is over, but never
+/// inspects it.
 pub trait Fittings: Send + Sync + 'static {
-    /// How a service is configured.
+    /// The configuration of a service.
     type Service: Service;
-    /// What is found out about one endpoint, for as long as it is registered.
+    /// The run-time state of one registered endpoint.
     type Endpoint: Send + Sync + 'static;
-    /// Where the exchanges on a backend are counted.
+    /// The counters of a backend.
     type Meters: Send + Sync + 'static;
     /// What a worker keeps for an activation.
     type Lane: LanePayload + Send + Sync + 'static;
 
-    /// For an endpoint that was not registered before.
+    /// Creates the state of a new endpoint.
     fn endpoint(&self, service: &Self::Service, id: &EndpointId) -> Self::Endpoint;
 
-    /// For an activation that begins.
+    /// Creates the counters of a new activation.
     fn meters(&self, service: &ServiceName, backend: &BackendName) -> Self::Meters;
 
-    /// For each worker of an activation that begins.
+    /// Creates what each worker keeps for a new activation.
     fn lane(&self, backend: &Arc<Registered<Self::Endpoint>>) -> Self::Lane;
 
-    /// What the probes think of an endpoint now.
+    /// The current health of an endpoint.
     fn health(&self, endpoint: &Self::Endpoint) -> Health;
 
-    /// The version that the app reports itself at an endpoint.
+    /// The version that the app reports at an endpoint.
     fn version(&self, endpoint: &Self::Endpoint) -> Option<String>;
 
-    /// Time that only goes forward: how long a swap takes is measured with it.
+    /// Monotonic time, to measure how long a swap takes.
     fn clock(&self) -> std::time::Instant;
 }
 
-/// Fittings of nothing, for tests and measurements of the core alone.
+/// Empty fittings, for tests and measurements of the core alone.
 pub struct Bare<S> {
-    /// Time that only goes forward.
+    /// Monotonic time.
     pub clock: fn() -> std::time::Instant,
-    /// Whose services are routed.
+    /// The type of the services.
     pub services: PhantomData<S>,
 }
 
@@ -79,10 +79,10 @@ impl<S: Service> Fittings for Bare<S> {
     }
 }
 
-/// A registered backend, and what is found out about each of its endpoints.
+/// A registered backend with the run-time state of its endpoints.
 #[derive(Debug)]
 pub struct Registered<E> {
-    /// How it is registered.
+    /// Its registration.
     pub backend: Arc<Backend>,
     /// In the order of its endpoints.
     pub endpoints: Box<[Arc<E>]>,
@@ -101,25 +101,25 @@ impl<E> Registered<E> {
         self.backend.version.as_deref()
     }
 
-    /// What is found out about an endpoint, if it is one of its.
+    /// The state of an endpoint, if it belongs to this backend.
     fn endpoint(&self, id: &EndpointId) -> Option<&Arc<E>> {
         let place = self.backend.endpoints.iter().position(|endpoint| endpoint == id)?;
         self.endpoints.get(place)
     }
 }
 
-/// What an activation is about.
+/// What an activation belongs to.
 pub struct ActivationInfo<F: Fittings> {
-    /// The service it belongs to, with the settings in force when it began.
+    /// The service it belongs to, with the settings from when it began.
     pub service: Arc<F::Service>,
     /// The backend that is active.
     pub backend: Arc<Registered<F::Endpoint>>,
     /// Where exchanges on it are counted.
     pub meters: F::Meters,
-    /// Wakes those who wait for the drain.
+    /// Wakes tasks that wait for the drain.
     pub drained: Notify,
     /// When its tunnels are to be closed, once that is decided.
-    pub farewell: OnceLock<Farewell>,
+    pub close_schedule: OnceLock<CloseSchedule>,
 }
 
 impl<F: Fittings> LedgerOwner for ActivationInfo<F> {
@@ -128,39 +128,39 @@ impl<F: Fittings> LedgerOwner for ActivationInfo<F> {
     }
 }
 
-/// When many tunnels are closed: one after the other, so that their clients don't all come back at once.
+/// The schedule for closing many tunnels: one after the other, so that their clients don't all reconnect at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Farewell {
-    /// When the first one is.
+pub struct CloseSchedule {
+    /// When the first one is closed.
     pub from: Instant,
-    /// How much later the last one is.
+    /// How much later the last one is closed.
     pub over: Duration,
 }
 
-/// No faster than this are tunnels closed, as long as their spread allows it.
+/// Tunnels are closed no faster than this, as long as the spread allows it.
 const TUNNEL_PACE: Duration = Duration::from_millis(10);
 
-impl Farewell {
-    /// How long closing this many tunnels takes: a few need not wait as long as many.
+impl CloseSchedule {
+    /// How long closing this many tunnels takes: a few take less time than many.
     #[must_use]
     pub fn length(tunnels: u64, spread: Duration) -> Duration {
         TUNNEL_PACE.saturating_mul(u32::try_from(tunnels).unwrap_or(u32::MAX)).min(spread)
     }
 
-    /// When a tunnel's turn is. `share` is its place among all, from 0 to 1.
+    /// When it is a tunnel's turn. `share` is its position among all, from 0 to 1.
     #[must_use]
     pub fn turn(&self, share: f32) -> Instant {
         self.from + self.over.mul_f32(share.clamp(0.0, 1.0))
     }
 }
 
-/// One service as it is routed now.
+/// One service with its current routing.
 pub struct LiveService<F: Fittings> {
-    /// What was decided.
+    /// The decided routing.
     pub state: ServiceState<F::Service>,
     /// In the order of the configuration.
     pub backends: Vec<Arc<Registered<F::Endpoint>>>,
-    /// What gets new requests.
+    /// The current activation.
     pub(crate) active: Arc<Activation<ActivationInfo<F>, F::Lane>>,
 }
 
@@ -177,7 +177,7 @@ impl<F: Fittings> LiveService<F> {
         &self.active.ledger().owner().backend
     }
 
-    /// Idle connections that are kept to a backend: only the active one has any.
+    /// The number of idle connections to a backend: only the active one has any.
     #[must_use]
     pub fn idle(&self, name: &BackendName) -> u64 {
         let kept = || self.active.lanes().map(|lane| lane.payload().idle() as u64).sum();
@@ -185,9 +185,9 @@ impl<F: Fittings> LiveService<F> {
     }
 }
 
-/// The routing in force. Whoever keeps it keeps its activations, so that none of them is drained: requests never do.
+/// The live routing. Holding it keeps its activations from draining, so requests never hold it.
 pub struct Live<F: Fittings> {
-    /// What was decided.
+    /// The decided routing.
     pub snapshot: Arc<Snapshot<F::Service>>,
     /// In the order of the configuration.
     pub services: Vec<LiveService<F>>,
@@ -215,7 +215,7 @@ impl<F: Fittings> Live<F> {
     }
 }
 
-/// What is made for a service, with what of it there is already. `activate` makes an activation.
+/// Builds the live state of a service, reusing what exists. `activate` creates an activation.
 pub(crate) fn live_service<F: Fittings>(
     fittings: &F,
     before: Option<&LiveService<F>>,

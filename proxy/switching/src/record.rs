@@ -1,4 +1,4 @@
-//! What must survive: all that was decided at run time. With the configuration, it is a [`Snapshot`].
+//! Run-time state that must survive a restart. Together with the configuration, it determines a [`Snapshot`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use crate::refusal::Refusal;
 use crate::service::{Service, definition};
 use crate::snapshot::{Maintenance, ServiceState, Snapshot};
 
-/// What must survive of the routing.
+/// The routing state that must survive a restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Record {
-    /// The generation that it is of.
+pub struct RoutingRecord {
+    /// Its generation.
     pub generation: u64,
-    /// Every service, those too that are not configured now.
+    /// Every service, including those that aren't configured now.
     pub services: BTreeMap<ServiceName, ServiceRecord>,
 }
 
-/// What must survive of a service.
+/// The state of a service that must survive a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceRecord {
     /// The active backend.
@@ -29,15 +29,15 @@ pub struct ServiceRecord {
     pub previous: Option<BackendName>,
     /// When the active one last changed.
     pub last_switch: Option<Timestamp>,
-    /// Backends that are not as the configuration has them.
+    /// Backends that differ from the configuration.
     pub registered: BTreeMap<BackendName, Registration>,
-    /// The maintenance it is in.
+    /// Its maintenance, if it is on.
     pub maintenance: Option<Maintenance>,
     /// Backends that are withdrawn.
     pub withdrawn: BTreeSet<BackendName>,
 }
 
-/// A backend as it was registered at run time.
+/// A backend registered at run time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
     /// At least one.
@@ -47,7 +47,7 @@ pub struct Registration {
 }
 
 impl ServiceRecord {
-    /// That of a service as it is routed.
+    /// The record of a routed service.
     pub fn of<S: Service>(state: &ServiceState<S>) -> Self {
         let differs = |backend: &&Arc<crate::Backend>| {
             definition(&*state.config, &backend.name)
@@ -69,19 +69,17 @@ impl ServiceRecord {
     }
 }
 
-impl Record {
-    /// That of the routing.
+impl RoutingRecord {
+    /// The record of a routing.
     pub fn of<S: Service>(snapshot: &Snapshot<S>) -> Self {
         let entry = |state: &ServiceState<S>| (state.config.name().clone(), ServiceRecord::of(state));
         Self { generation: snapshot.generation, services: snapshot.services.iter().map(entry).collect() }
     }
 
-    /// The record after a change, as a proxy with these services decides it: what [`Snapshot::after`] says, for a
-    /// decision that is made on what is stored and not on what is in force here. What is known of services that are
-    /// not configured here stays.
+    /// Computes the record after a change, like [`Snapshot::after`], but from the stored record instead of the live
+    /// routing. Entries of services that aren't configured here are kept.
     ///
-    /// # Errors
-    /// Refused.
+    /// # Errors If it is refused.
     pub fn after<S: Service>(
         &self,
         services: &[Arc<S>],

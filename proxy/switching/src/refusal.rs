@@ -8,80 +8,82 @@ use crate::backend::Health;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No such service.
-    #[error("there is no service {asked}; there are: {}", known.join(", "))]
+    #[error("no service is named {asked}; configured services: {}", known.join(", "))]
     UnknownService {
-        /// What was asked for.
+        /// The requested name.
         asked: String,
-        /// What there is.
+        /// The existing names.
         known: Vec<String>,
     },
     /// No such backend.
-    #[error("service {service} has no backend {asked}; it has: {}", known.join(", "))]
+    #[error("service {service} has no backend {asked}; its backends: {}", known.join(", "))]
     UnknownBackend {
         /// The service.
         service: String,
-        /// What was asked for.
+        /// The requested name.
         asked: String,
-        /// What there is.
+        /// The existing names.
         known: Vec<String>,
     },
     /// Another backend is active than expected.
     #[error(
-        "expected {expected} to be active, but {active} is (generation {generation}); nothing has changed"
+        "expected {expected} to be active, but {active} is (generation {generation}); nothing was changed"
     )]
     NotActive {
         /// Expected.
         expected: BackendName,
-        /// True.
+        /// Actual.
         active: BackendName,
-        /// The generation now.
+        /// The current generation.
         generation: u64,
     },
-    /// Routing has changed since.
+    /// The routing has changed meanwhile.
     #[error(
-        "expected generation {expected}, but it is {generation} and {active} is active: routing has changed since; nothing has changed now"
+        "expected generation {expected}, but the current one is {generation} and {active} is active: another change came first; nothing was changed"
     )]
     OtherGeneration {
         /// Expected.
         expected: u64,
-        /// True.
+        /// Actual.
         generation: u64,
         /// The active backend.
         active: BackendName,
     },
-    /// It has not proven itself healthy.
-    #[error("{backend} is not known to be healthy; {active} stays active")]
+    /// It isn't known to be healthy.
+    #[error("{backend} isn't known to be healthy; {active} stays active")]
     Unhealthy {
-        /// The backend asked for.
+        /// The requested backend.
         backend: BackendName,
-        /// Who serves.
+        /// The active backend.
         active: BackendName,
         /// Unhealthy, or not probed often enough yet.
         health: Health,
     },
-    /// It failed the fresh probe before the switch.
-    #[error("{backend} failed a probe just now: {error}; {active} stays active. To switch anyway, use force")]
+    /// It failed the probe right before the switch.
+    #[error(
+        "{backend} failed a probe right before the switch: {error}; {active} stays active. To switch anyway, use force"
+    )]
     FailedProbe {
-        /// The backend asked for.
+        /// The requested backend.
         backend: BackendName,
-        /// Who serves.
+        /// The active backend.
         active: BackendName,
-        /// What each of its endpoints answered.
+        /// The error of each endpoint.
         error: String,
     },
-    /// Somebody is about to stop it, or has.
+    /// It is about to be stopped, or already stopped.
     #[error(
-        "{backend} is withdrawn, so nothing can switch to it, not even by force; {active} stays active. To use it again, start it and register it: uh-proxy backend set {backend} --endpoint ADDRESS, or uh-proxy backend unset {backend} for the endpoints of the configuration file"
+        "{backend} is withdrawn, so nothing can switch to it, not even with force; {active} stays active. To use it again, start it, then run uh-proxy backend set {backend} --endpoint ADDRESS, or uh-proxy backend unset {backend} to use the endpoints from the configuration file"
     )]
     Withdrawn {
-        /// The backend asked for.
+        /// The requested backend.
         backend: BackendName,
-        /// Who serves.
+        /// The active backend.
         active: BackendName,
     },
-    /// Traffic would move to endpoints that nobody has probed.
+    /// Traffic would move to endpoints that haven't been probed.
     #[error(
-        "{backend} is active: registering other endpoints for it would move its traffic to what nobody has probed. Register them for a standby and switch to it; or use force to do it anyway"
+        "{backend} is active: registering other endpoints for it would move traffic to endpoints that haven't been probed. Register them for a standby and switch to it, or use force"
     )]
     ActiveMoved {
         /// The backend.
@@ -89,7 +91,7 @@ pub enum Refusal {
     },
     /// Traffic would have nowhere to go.
     #[error(
-        "{backend} is active for {service}, but the configuration has no such backend any more: switch to another one first; nothing has changed"
+        "{backend} is active for {service}, but the new configuration no longer has it: switch to another backend first; nothing was changed"
     )]
     ActiveRemoved {
         /// The service.
@@ -97,7 +99,7 @@ pub enum Refusal {
         /// The backend.
         backend: BackendName,
     },
-    /// A drain and a withdrawal are for standbys.
+    /// Only a standby can be drained or withdrawn.
     #[error("{backend} is active and gets new requests: switch to another backend first")]
     Active {
         /// The backend.

@@ -1,9 +1,9 @@
-//! Which service a request is for: its host decides first, then the longest path prefix among that host's services.
+//! Finds the service of a request: first by host, then by the longest path prefix among that host's services.
 //! Pure, and on the path of every request: one or two hash lookups, however many services there are.
 //!
 //! Hosts are compared without case, port and final dot. Paths are compared byte for byte as the client wrote them:
-//! nothing is decoded, so `/%61pi` is not under `/api`. A path that climbs out of a prefix by dot segments, in any
-//! spelling that some app may understand, is not under it either: `/api/../admin` is not for the service at `/api`.
+//! nothing is decoded, so `/%61pi` is not under `/api`. A path that leaves a prefix through dot segments, in any
+//! spelling that an app may understand, isn't under it either: `/api/../admin` doesn't go to the service at `/api`.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -11,15 +11,15 @@ use std::net::Ipv6Addr;
 
 use memchr::memchr2;
 
-/// The longest name that DNS can hold; a longer host is no service's.
+/// The longest DNS name; a longer host matches no service.
 pub const MAX_HOST_BYTES: usize = 253;
 
-/// All routes. A service is its index.
+/// All routes. Services are identified by index.
 #[derive(Debug, Default)]
 pub struct Routes {
-    /// By host, in lower case.
+    /// By host, in lowercase.
     exact: HashMap<Box<[u8]>, Vec<Route>>,
-    /// By what follows a host's first label, the dot included.
+    /// Wildcards, by what follows a host's first label, including the dot.
     wildcard: HashMap<Box<[u8]>, Vec<Route>>,
     /// For every host that no service names.
     any: Vec<Route>,
@@ -86,7 +86,7 @@ impl Default for HostRoom {
 }
 
 impl HostRoom {
-    /// In lower case; an IPv6 address in its shortest form. Empty, which is no service's, if it is too long.
+    /// In lowercase; an IPv6 address in its shortest form. Empty, which matches no service, if it is too long.
     fn canonical(&mut self, host: &[u8]) -> &[u8] {
         self.used = 0;
         match ipv6(host) {
@@ -142,10 +142,10 @@ fn is_under(path: &[u8], prefix: &[u8]) -> bool {
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'/' | b'?')) && !climbs_out(rest))
 }
 
-/// Whether a path, read from some folder on, can leave it: whether a `..` has nothing before it to undo.
+/// Whether a path can leave the folder it starts in: whether a `..` has no segment before it to undo.
 ///
-/// Apps differ in how they read a path, so that the worst reading counts: percent-encoded dots, slashes and
-/// backslashes are taken for what they encode, parameters (`..;x`) are cut off, and empty segments are no folders.
+/// Apps read paths differently, so the worst reading counts: percent-encoded dots, slashes and backslashes are decoded,
+/// parameters (`..;x`) are removed, and empty segments don't count.
 #[must_use]
 pub fn climbs_out(path: &[u8]) -> bool {
     let end = path.iter().position(|&b| b == b'?').unwrap_or(path.len());
@@ -160,7 +160,7 @@ pub fn climbs_out(path: &[u8]) -> bool {
             Some(left) => depth = left,
             None => return true,
         }
-        // A segment with an encoded slash may be one folder or several: it counts as one, and as none if it climbs.
+        // A segment with an encoded slash may be one folder or several: it counts as one, or as none if it goes up.
         if steps.down && steps.up == 0 {
             depth += 1;
         }
@@ -168,7 +168,7 @@ pub fn climbs_out(path: &[u8]) -> bool {
     false
 }
 
-/// Where a segment leads.
+/// The direction of a segment.
 #[derive(Debug, Default)]
 struct Steps {
     up: usize,
@@ -208,7 +208,7 @@ fn split_encoded(segment: &[u8]) -> (&[u8], Option<&[u8]>) {
     (segment, None)
 }
 
-/// How many dots a segment consists of; `None`: of something else.
+/// How many dots a segment consists of; `None`: it has other characters.
 fn dots(segment: &[u8]) -> Option<usize> {
     let end = segment.iter().position(|&b| b == b';').unwrap_or(segment.len());
     let (mut rest, mut count) = (&segment[..end], 0);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     proptest! {
-        /// Held against the rule of RFC 3986 §5.2.4, written the long way.
+        /// Compared with a plain implementation of RFC 3986 §5.2.4.
         #[test]
         fn climbing_out_is_what_removing_dot_segments_finds(segments in prop::collection::vec("[a-b]|\\.|\\.\\.", 0..8)) {
             let path = format!("/{}", segments.join("/"));

@@ -1,42 +1,42 @@
-//! What the core needs to know of how a service is configured.
+//! What the core needs from a service's configuration.
 
 use uh_protocol::{Address, BackendName, ServiceName};
 
-/// A service as it is configured. The core asks for what it routes by; the rest it carries.
+/// A configured service. The core uses what it routes by; the rest is opaque.
 pub trait Service: Send + Sync + 'static {
     /// Its name.
     fn name(&self) -> &ServiceName;
 
-    /// Which hosts it answers for; empty: any host that no other service names.
+    /// The hosts it serves; empty: any host that no other service names.
     fn hosts(&self) -> &[String];
 
-    /// Which paths it answers for, on segment boundaries.
+    /// The path prefix it serves, on segment boundaries.
     fn path_prefix(&self) -> &str;
 
     /// Its backends; at least one.
     fn backends(&self) -> &[BackendDefinition];
 
-    /// Active while nothing else is known.
+    /// The active backend when there is no earlier state.
     fn first_active(&self) -> &BackendName;
 
-    /// Whether somebody probes its endpoints.
+    /// Whether its endpoints are probed.
     fn is_probed(&self) -> bool;
 
-    /// Whether its endpoints are probed as the other's are, so that what the probes think of one still holds.
+    /// Whether its health checks equal the other's, so that health results remain valid.
     fn is_probed_like(&self, other: &Self) -> bool;
 
-    /// Whether it is configured as the other is, but for [`Service::first_active`].
+    /// Whether its configuration equals the other's, except for [`Service::first_active`].
     fn is_same(&self, other: &Self) -> bool;
 }
 
-/// One backend as it is configured.
+/// One configured backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendDefinition {
     /// Its name.
     pub name: BackendName,
     /// At least one.
     pub endpoints: Vec<Address>,
-    /// The app's version, where it is known beforehand.
+    /// The app's version, if it's known in advance.
     pub version: Option<String>,
 }
 

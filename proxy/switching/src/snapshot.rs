@@ -1,4 +1,4 @@
-//! The routing as a value: equal snapshots route alike. Nothing in it counts, connects or waits.
+//! The routing as a value: equal snapshots route alike. Contains no counters, connections or waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,42 +10,43 @@ use crate::backend::Backend;
 use crate::record::ServiceRecord;
 use crate::service::{BackendDefinition, Service};
 
-/// What clients of a service in maintenance are told.
+/// What a service in maintenance tells its clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Maintenance {
-    /// For people.
+    /// For humans.
     pub message: String,
-    /// When to come back, in seconds.
+    /// `Retry-After`, in seconds.
     pub retry_after_s: u32,
     /// When it began.
     pub since: Timestamp,
 }
 
-/// Who gets new requests. A backend that becomes active again begins another stretch of time, with counts of its own.
+/// The backend that receives new requests. A backend that becomes active again begins a new activation with its own
+/// counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Active {
     /// The backend.
     pub backend: BackendName,
-    /// The generation in which this stretch began.
+    /// The generation in which this activation began.
     pub since: u64,
 }
 
-/// One service as it is routed.
+/// One routed service.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ServiceState<S> {
     /// Its configuration.
     pub config: Arc<S>,
     /// Its backends, in the order of the configuration.
     pub backends: Vec<Arc<Backend>>,
-    /// What gets new requests: one of its backends.
+    /// What receives new requests: one of its backends.
     pub active: Active,
     /// The active backend before this one.
     pub previous: Option<BackendName>,
     /// When the active backend last changed.
     pub last_switch: Option<Timestamp>,
-    /// Whether new requests are answered by ourselves.
+    /// Its maintenance, if it is on: uh-proxy answers new requests itself.
     pub maintenance: Option<Arc<Maintenance>>,
-    /// Standbys that can't become active until they are registered again: somebody is about to stop them. Never the
+    /// Standbys that can't become active until they are registered again, since they are about to be stopped. Never the
     /// active one.
     pub withdrawn: BTreeSet<BackendName>,
 }
@@ -71,8 +72,8 @@ impl<S> ServiceState<S> {
 }
 
 impl<S: Service> ServiceState<S> {
-    /// A service that is routed for the first time, in this generation. `known`: what is known of it from before.
-    /// `None`: it has no backend.
+    /// A service that is routed for the first time, in this generation. `known`: its earlier state. `None`: it has no
+    /// backend.
     pub(crate) fn first(config: Arc<S>, known: Option<&ServiceRecord>, generation: u64) -> Option<Self> {
         let backend = |configured: &BackendDefinition| {
             let registered = known.and_then(|known| known.registered.get(&configured.name));
@@ -98,7 +99,7 @@ impl<S: Service> ServiceState<S> {
     }
 }
 
-/// The backend that was active. Without it, rather another one than one that somebody has stopped.
+/// The backend that was active. If it is gone, prefer one that isn't withdrawn.
 fn first_active<S: Service>(
     config: &S,
     backends: &[Arc<Backend>],
@@ -130,12 +131,12 @@ impl<S> Clone for ServiceState<S> {
     }
 }
 
-/// All routing.
+/// The whole routing.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Snapshot<S> {
-    /// Grows at every change of who serves.
+    /// Increases with every change of the routing.
     pub generation: u64,
-    /// How many generations the next change leaves out, because an earlier run may have handed them out: see
+    /// How many generations the next change skips, because an earlier run may have used them: see
     /// [`generations`](crate::generations).
     pub leap: u64,
     /// In the order of the configuration.
@@ -159,7 +160,7 @@ impl<S> Snapshot<S> {
 }
 
 impl<S: Service> Snapshot<S> {
-    /// The routing of these services, with what is known of them from before.
+    /// The routing of these services, with their earlier state.
     #[must_use]
     pub fn first(services: &[Arc<S>], known: &BTreeMap<ServiceName, ServiceRecord>, generation: u64) -> Self {
         let state =

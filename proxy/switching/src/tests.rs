@@ -29,13 +29,13 @@ fn name(text: &str) -> BackendName {
     text.parse().unwrap()
 }
 
-/// A service as these tests configure it.
+/// The service configuration in these tests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Conf {
     name: ServiceName,
     active: BackendName,
     backends: Vec<BackendDefinition>,
-    /// How it is probed, if it is.
+    /// Its health checks, if any.
     probed: Option<u8>,
 }
 
@@ -92,7 +92,7 @@ fn at(port: u16) -> Address {
     Address::Socket(([127, 0, 0, 1], port).into())
 }
 
-/// Keeps nothing but the health of endpoints.
+/// Only keeps the health of endpoints.
 struct HealthOnly;
 
 type Board = Switchboard<HealthOnly>;
@@ -176,7 +176,7 @@ fn an_unproven_backend_is_refused_unless_forced() {
 }
 
 #[test]
-fn registering_the_active_backend_anew_begins_a_new_activation() {
+fn registering_the_active_backend_again_begins_a_new_activation() {
     let board = board(1);
     let old = pick(&board, 0);
     let address = ["127.0.0.1:9".parse().unwrap()];
@@ -255,8 +255,8 @@ async fn a_drain_waits_for_the_last_exchange() {
     release.join().unwrap();
 }
 
-/// Threads pick as fast as they can while another switches and drains: a pick that returns a backend whose drain was
-/// reported, or an exchange alive at that moment, would be seen.
+/// Threads pick as fast as they can while another one switches and drains. Detects a pick that returns a drained
+/// backend, and an exchange still alive when its drain is reported.
 #[test]
 fn no_pick_slips_behind_a_drain() {
     const PICKERS: usize = 3;

@@ -1,4 +1,4 @@
-//! The routing and what is known of its backends, as a plain value: for those who only report.
+//! The routing and the state of its backends as a plain value, for reporting.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use crate::snapshot::ServiceState;
 pub struct RoutingView<S> {
     /// The generation.
     pub generation: u64,
-    /// The generations that a state with this routing reserves: none beyond it is handed out before a state that reserves
-    /// more is on disk.
+    /// The generations that a state with this routing reserves: none beyond it is used before a state with a larger
+    /// reserve is on disk.
     pub generation_reserve: u64,
     /// In the order of the configuration.
     pub services: Vec<ServiceView<S>>,
@@ -21,7 +21,7 @@ pub struct RoutingView<S> {
 /// One service.
 #[derive(Debug, Clone)]
 pub struct ServiceView<S> {
-    /// What was decided.
+    /// The decided routing.
     pub state: ServiceState<S>,
     /// In the order of the configuration.
     pub backends: Vec<BackendView>,
@@ -38,14 +38,14 @@ impl<S> ServiceView<S> {
 /// One backend.
 #[derive(Debug, Clone)]
 pub struct BackendView {
-    /// How it is registered.
+    /// Its registration.
     pub backend: Arc<Backend>,
-    /// What its probes say.
+    /// Its health.
     pub health: Health,
-    /// Its version: as registered, or else as the app reports it.
+    /// Its version: the registered one, or else the one that the app reports.
     pub version: Option<String>,
-    /// What it holds, in its current and all its past activations.
+    /// What is in flight on it, in its current and all its past activations.
     pub holding: Holding,
-    /// Idle connections that are kept to it.
+    /// The number of idle connections to it.
     pub idle: u64,
 }

@@ -1,4 +1,4 @@
-//! The operating system as all programs see it: its errors in words ([`plain`]), and who has a port ([`ports`]).
+//! Operating system helpers for all programs: error texts ([`plain`]), and the holder of a port ([`ports`]).
 
 mod plain;
 pub mod ports;

@@ -1,11 +1,11 @@
-//! Errors as operators read them: each with its causes, and without the system's numbers for them. "No such file or
-//! directory" says it; "(os error 2)" says nothing more, and looks like a fault of the program.
+//! Errors as operators read them: with their causes, and without the system's error numbers. "(os error 2)" adds
+//! nothing to "No such file or directory" and looks like a bug.
 //!
 //! Everything that is logged, printed or sent in a reply goes through here.
 
 use std::error::Error;
 
-/// What the standard library puts before and after an error's number.
+/// What the standard library prints around an error number.
 const BEFORE: &str = " (os error ";
 const AFTER: char = ')';
 
@@ -16,7 +16,7 @@ pub fn plain(error: &dyn Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = without_numbers(&cause.to_string());
-        // Some errors say their cause themselves.
+        // Some errors already include their cause.
         if !text.ends_with(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
@@ -26,7 +26,7 @@ pub fn plain(error: &dyn Error) -> String {
     text
 }
 
-/// The same text without the numbers of system errors.
+/// The text without the numbers of system errors.
 #[must_use]
 pub fn without_numbers(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_told_with_its_cause_and_without_its_number() {
+    fn an_error_is_shown_with_its_cause_and_without_its_number() {
         assert_eq!(plain(&io::Error::from_raw_os_error(2)), "No such file or directory");
         let error = Outer("[::1]:80", io::Error::from_raw_os_error(98));
         assert_eq!(plain(&error), "cannot listen on [::1]:80: Address already in use");

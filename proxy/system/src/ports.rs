@@ -1,4 +1,4 @@
-//! Who listens at an address of this machine, as proc(5) tells it. Other users' processes are known only to root.
+//! Finds the process that listens on a local address, from proc(5). Only root can see other users' processes.
 
 use std::collections::HashSet;
 use std::fmt::{self, Write as _};
@@ -7,17 +7,17 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 
-/// A process that listens.
+/// A listening process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     /// Its process id.
     pub pid: u32,
-    /// Its program's name, which is anybody's choice: control characters in it are escaped.
+    /// Its program's name, which the process chooses itself: control characters in it are escaped.
     pub program: String,
 }
 
 impl Listener {
-    /// A variable of the environment that it was started with, if we may read that.
+    /// A variable from the environment it was started with, if readable.
     #[must_use]
     pub fn variable(&self, name: &str) -> Option<Vec<u8>> {
         let environment = fs::read(format!("/proc/{}/environ", self.pid)).ok()?;
@@ -34,23 +34,22 @@ impl fmt::Display for Listener {
     }
 }
 
-/// What stands for a listener that can't be found.
+/// Shown for a listener that can't be found.
 pub const UNKNOWN: &str = "a process of another user or container";
 
-/// Whether somebody has this address: no listener can be bound to it.
+/// Whether this address is in use, so that no listener can be bound to it.
 #[must_use]
 pub fn is_taken(address: SocketAddr) -> bool {
     matches!(TcpListener::bind(address), Err(e) if e.kind() == ErrorKind::AddrInUse)
 }
 
-/// Who listens at this address. `None`: nobody, or a process that isn't ours to see.
+/// The process that listens on this address. `None`: none, or one that can't be seen.
 #[must_use]
 pub fn listener(address: SocketAddr) -> Option<Listener> {
     of_inodes(&listening_inodes(address))
 }
 
-/// Who listens at this Unix socket, which was bound under the same path. `None`: nobody, or a process that isn't ours to
-/// see.
+/// The process that listens on this Unix socket, bound under the same path. `None`: none, or one that can't be seen.
 #[must_use]
 pub fn listener_at(path: &Path) -> Option<Listener> {
     of_inodes(&listening_inodes_at(path))
@@ -95,7 +94,7 @@ fn listening_inodes(address: SocketAddr) -> HashSet<String> {
     inodes
 }
 
-/// Whether connections to an address come to a listener that is bound to this one.
+/// Whether connections to an address reach a listener bound to this one.
 fn covers((ip, port): (IpAddr, u16), address: SocketAddr) -> bool {
     let wildcard = ip.is_unspecified() || address.ip().is_unspecified();
     port == address.port() && (wildcard || ip.to_canonical() == address.ip().to_canonical())
@@ -126,7 +125,7 @@ fn listening_inodes_at(path: &Path) -> HashSet<String> {
     let inode = |line: &str| {
         let (mut fields, mut rest) = ([""; 7], line);
         for field in &mut fields {
-            // A socket that is bound to no path ends here.
+            // A socket without a path ends here.
             (*field, rest) = rest.trim_start().split_once(' ')?;
         }
         let [_, _, _, flags, _, _, inode] = fields;

@@ -1,6 +1,6 @@
-//! How often the path of a request asks for memory. Unlike time, that is the same on every machine and at every load,
-//! so that a test can hold it: the whole front door runs in this process, over real sockets, under an allocator that
-//! counts. A path that grows by more than a twentieth fails; one that shrinks is a figure to record.
+//! Allocations on the request path. Unlike time, they are the same on every machine and under any load, so a test can
+//! check them: the whole proxy runs in this process, over real sockets, under a counting allocator. A path that grows
+//! by more than a twentieth fails; one that shrinks is a figure to record.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, helpers too may fail by panicking")]
 
 use std::io::{Read, Write};
@@ -17,23 +17,22 @@ use uh_proxy::systemd::Inherited;
 #[global_allocator]
 static COUNTING: dhat::Alloc = dhat::Alloc;
 
-/// How long anything may take that ought to happen at once.
+/// The timeout of everything that should happen immediately.
 const SOON: Duration = Duration::from_secs(20);
 
-/// Requests before the counting: pools and buffers fill up.
+/// Requests before counting, to fill pools and buffers.
 const WARM_UP: u64 = 300;
 
-/// Requests that are counted. What happens by the clock (ten times a second a log buffer is handed over) vanishes
-/// among them.
+/// Counted requests. Periodic work (a log flush ten times a second) is negligible among them.
 const COUNTED: u64 = 1000;
 
-/// How often it is counted. What the clock adds on a slow machine only ever adds: the least is the request's own.
+/// How many times to count. Periodic work can only add, so the minimum is the request's own count.
 const ROUNDS: usize = 3;
 
-/// How much more than recorded is too much.
+/// The allowed growth.
 const GROWTH: f64 = 1.05;
 
-/// One kind of request, and what it cost when it was last recorded.
+/// One kind of request, and its recorded cost.
 struct Case {
     name: &'static str,
     request: Vec<u8>,
@@ -101,7 +100,7 @@ fn a_request_allocates_no_more_than_recorded() {
     assert!(faults.is_empty(), "more than recorded:\n{}", faults.join("\n"));
 }
 
-/// Allocations, and bytes, for each request.
+/// Allocations and bytes per request.
 fn count(client: &mut Caller<'_>) -> (f64, f64) {
     let before = dhat::HeapStats::get();
     client.call(COUNTED);
@@ -110,7 +109,7 @@ fn count(client: &mut Caller<'_>) -> (f64, f64) {
     (each(after.total_blocks, before.total_blocks), each(after.total_bytes, before.total_bytes))
 }
 
-/// A client that itself allocates nothing between its calls.
+/// A client that doesn't allocate between its calls.
 struct Caller<'a> {
     address: SocketAddr,
     case: &'a Case,
@@ -129,10 +128,10 @@ impl<'a> Caller<'a> {
             stream.write_all(&self.case.request).unwrap();
             let (mut held, mut whole) = (0, None);
             while whole.is_none_or(|whole| held < whole) {
-                // Once the head is known, only the number of bytes counts.
+                // After the head, only the number of bytes matters.
                 let at = if whole.is_none() { held } else { 0 };
                 let read = stream.read(&mut self.buffer[at..]).unwrap();
-                assert!(read > 0, "the front door closed the connection");
+                assert!(read > 0, "uh-proxy closed the connection");
                 held += read;
                 if whole.is_none() {
                     whole = head_end(&self.buffer[..held]).map(|end| end + self.case.answer_body);
@@ -197,7 +196,7 @@ fn serve(mut stream: TcpStream) {
     }
 }
 
-/// Runs a front door in this process, with all its features on, and says where it listens.
+/// Runs uh-proxy in this process, with all features on, and returns its address.
 fn front_door(dir: &Path, backend: SocketAddr) -> SocketAddr {
     let text = format!(
         "[server]\nlisten = [\"127.0.0.1:0\"]\nmetrics = \"127.0.0.1:0\"\nthreads = 1\n\
@@ -217,7 +216,7 @@ fn front_door(dir: &Path, backend: SocketAddr) -> SocketAddr {
     loop {
         match runtime.block_on(client.status()) {
             Ok(status) => return status.proxy.listen[0].parse().unwrap(),
-            Err(error) => assert!(Instant::now() < deadline, "the front door does not answer: {error}"),
+            Err(error) => assert!(Instant::now() < deadline, "uh-proxy doesn't answer: {error}"),
         }
         thread::sleep(Duration::from_millis(5));
     }

@@ -1,4 +1,4 @@
-//! The admin channel: as curl sees it, and as somebody sees it who has no business there.
+//! The admin socket: as curl sees it, and as unauthorised users see it.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -43,7 +43,7 @@ async fn an_operator_with_only_curl_can_read_the_status_and_switch() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_call_is_said() {
+async fn a_mistake_in_a_call_is_reported() {
     let (home, _proxy, _blue, _green) = pair().await;
     let switch = "http://uh/v1/services/app/switch";
     let large = format!("{{\"to\":\"{}\"}}", "x".repeat(100_000));
@@ -125,7 +125,7 @@ async fn the_command_line_has_one_exit_code_for_each_outcome() {
 }
 
 #[tokio::test]
-async fn a_switch_waits_for_a_drain_and_says_if_it_did_not_end() {
+async fn a_switch_waits_for_a_drain_and_reports_if_it_did_not_end() {
     let (home, proxy, _blue, _green) = pair().await;
     let mut slow = Wire::connect(proxy.address).await;
     slow.send(get("/slow?ms=60000")).await;
@@ -183,7 +183,7 @@ async fn a_second_front_door_on_the_same_socket_or_state_is_refused() {
             assert!(message.contains(wanted), "{message}");
         }
     };
-    refused(&home, "another uh-proxy uses the admin socket").await;
+    refused(&home, "another uh-proxy is using the admin socket").await;
     let inode = fs::metadata(home.socket()).unwrap().ino();
     let state = format!("state_file = {:?}", home.state_file());
     let other = Home::new(blue.address, "127.0.0.1:9").server(&state.replace("state_file", "#"));
@@ -195,24 +195,24 @@ async fn a_second_front_door_on_the_same_socket_or_state_is_refused() {
     let output = soon("the third one", command.output()).await.unwrap();
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(message.contains("another uh-proxy uses the state file"), "{message}");
+    assert!(message.contains("another uh-proxy is using the state file"), "{message}");
     assert_eq!(fs::metadata(home.socket()).unwrap().ino(), inode, "the first one's socket was replaced");
     assert!(proxy.is_running());
     assert_eq!(proxy.status().await.proxy.pid, proxy.pid());
-    // After kill -9 its socket is left behind, and proven dead.
+    // After kill -9, its socket is left behind and is found to be dead.
     proxy.kill();
     assert!(home.socket().exists());
     let proxy = home.start().await;
     drop(proxy);
-    // What is no socket is never replaced.
+    // A file that isn't a socket is never replaced.
     let _ = fs::remove_file(home.socket());
     fs::write(home.socket(), "precious").unwrap();
-    refused(&home, "not a socket").await;
+    refused(&home, "isn't a socket").await;
     assert_eq!(fs::read(home.socket()).unwrap(), b"precious");
-    // A live socket of another program neither.
+    // Neither is a live socket of another program.
     fs::remove_file(home.socket()).unwrap();
     let _other = UnixListener::bind(home.socket()).unwrap();
-    refused(&home, "another uh-proxy uses the admin socket").await;
+    refused(&home, "another uh-proxy is using the admin socket").await;
 }
 
 #[tokio::test]
@@ -227,7 +227,7 @@ async fn idle_and_garbled_callers_do_not_keep_others_out() {
         idle.push(stream);
     }
     assert!(proxy.switch("green").await.changed);
-    // They are shown out when their time is up.
+    // They are closed when their time is up.
     let mut last = idle.pop().unwrap();
     let mut rest = Vec::new();
     soon("the idle caller's end", last.read_to_end(&mut rest)).await.unwrap();

@@ -1,4 +1,4 @@
-//! Answers of our own: their form, their pages, and what they never show.
+//! uh-proxy's own answers: their form, their pages, and what they never show.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ async fn ask(home: &Home, method: &str, accept: &str) -> crate::wire::Response {
     ))
     .await;
     let response = if method == "HEAD" { wire.response_to_head().await } else { wire.response().await };
-    // Nothing is wrong with the connection: it goes on.
+    // The connection is fine, so it stays open.
     wire.send("GET / HTTP/1.1\r\nHost: app.test\r\n\r\n").await;
     assert_eq!(wire.response().await.status, 200);
     response

@@ -1,4 +1,4 @@
-//! Exchanges that a backend breaks or lets wait: counted when it happens, each once, and never for a client's fault.
+//! Exchanges that a backend breaks or delays: counted once each when it happens, and never for a client's fault.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,7 +29,7 @@ async fn overdue(proxy: &Proxy) -> u64 {
     metrics.lines().find_map(|line| line.strip_prefix(prefix)).unwrap().parse().unwrap()
 }
 
-/// An app in which each path is a way to break an exchange.
+/// An app where each path breaks an exchange in a different way.
 async fn breaker() -> Scripted {
     Scripted::start(|head, mut stream| async move {
         let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
@@ -164,7 +164,7 @@ async fn an_exchange_is_overdue_once_and_while_it_still_waits() {
     let mut stalls = Wire::connect(proxy.address).await;
     stalls.send(get("/stall")).await;
     stalls.read_until(b"0123456789").await;
-    // And a client that takes its time with the request is no fault of the backend.
+    // A slow client isn't the backend's fault.
     let mut upload = Wire::connect(proxy.address).await;
     upload.send("POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf").await;
     tokio::time::sleep(Duration::from_millis(900)).await;
@@ -183,7 +183,7 @@ async fn nothing_is_overdue_where_that_is_off() {
 }
 
 #[tokio::test]
-async fn the_log_says_which_endpoint_answered_and_why_an_answer_was_not_understood() {
+async fn the_log_names_the_endpoint_and_why_a_response_was_invalid() {
     let app_ = breaker().await;
     let home = Home::new(app_.address, "127.0.0.1:9");
     let proxy = home.start().await;
@@ -209,13 +209,13 @@ async fn the_log_says_which_endpoint_answered_and_why_an_answer_was_not_understo
         assert_eq!(line["endpoint"], endpoint, "{line}");
         assert_eq!(line.get("reason").and_then(|reason| reason.as_str()), reason, "{line}");
     }
-    // One warning, however many there are to warn of.
-    home.until_said("cannot understand the app's response").await;
+    // One warning, however many requests break.
+    home.until_said("invalid response from the backend").await;
     let said = home.messages();
     let warnings: Vec<&str> =
-        said.lines().filter(|line| line.contains("cannot understand the app's response")).collect();
+        said.lines().filter(|line| line.contains("invalid response from the backend")).collect();
     assert_eq!(warnings.len(), 1, "{said}");
-    assert!(said.contains("cannot connect to the app"), "{said}");
+    assert!(said.contains("cannot connect to the backend"), "{said}");
     for word in ["app", "blue", &endpoint, "more than one Transfer-Encoding field"] {
         assert!(warnings[0].contains(word), "{word} is missing in {}", warnings[0]);
     }

@@ -1,4 +1,4 @@
-//! Every file in `config/` that is for the front door passes the real parser.
+//! Every uh-proxy configuration in `config/` passes the real parser.
 
 use std::fs;
 use std::path::Path;

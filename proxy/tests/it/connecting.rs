@@ -1,4 +1,4 @@
-//! What ends an exchange while its connection to the backend is still being opened.
+//! What ends an exchange while its connection to the backend is being opened.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use uh_protocol::request::DrainRequest;
 use crate::harness::{Home, Proxy, SampleApp, app, backend, until};
 use crate::wire::{Wire, get};
 
-/// An endpoint that answers no connect, as a host that is gone: its queue is full and stays so.
+/// An endpoint that never completes a connect, like a host that is gone: its accept queue is full.
 struct BlackHole {
     _listener: Socket,
     _queued: Vec<TcpStream>,

@@ -1,4 +1,4 @@
-//! `Expect: 100-continue`: who says "100 Continue", and when.
+//! `Expect: 100-continue`: which side sends "100 Continue", and when.
 
 use std::time::{Duration, Instant};
 
@@ -59,7 +59,7 @@ async fn a_client_gets_100_soon_though_the_app_ignores_that_it_waits() {
 }
 
 #[tokio::test]
-async fn a_client_gets_100_once_whoever_says_it() {
+async fn a_client_gets_100_once_whichever_side_sends_it() {
     let (_home, proxy, _app) = front_door().await;
     for ms in [0, 1_000] {
         let mut wire = Wire::connect(proxy.address).await;
@@ -81,7 +81,7 @@ async fn an_app_that_answers_at_once_is_not_preceded_by_100() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_only_interim_responses_is_told_of_a_failure() {
+async fn a_client_with_only_interim_responses_gets_an_error() {
     let (_home, proxy, _app) = front_door().await;
     let mut wire = Wire::connect(proxy.address).await;
     wire.send(format!("POST /breaks HTTP/1.1\r\n{EXPECTS}")).await;

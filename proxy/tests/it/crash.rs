@@ -9,7 +9,7 @@ use crate::harness::{Home, SampleApp, app, backend};
 use crate::wire::Wire;
 
 /// What a restart must serve after a crash at a point: the last acknowledged switch was to green, and one to blue was
-/// under way. Where its state had reached the disk, blue is right too: nobody was told that it had not.
+/// under way. Where its state had reached the disk, blue is right too: no caller got a reply saying that it had not.
 const POINTS: [(&str, &[&str]); 5] = [
     ("before_swap", &["green"]),
     ("swapped", &["green"]),

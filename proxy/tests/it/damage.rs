@@ -1,4 +1,4 @@
-//! The state file, damaged in every way that one cut or one byte allows; and whole, but out of reach, which is no damage.
+//! The state file: damaged by every truncation and every changed byte; and intact but unreadable, which isn't damage.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use uh_proxy::state::store::{Store, StoreError};
 
 use crate::harness::{Home, cli, pair, soon, until};
 
-/// A state with everything in it that a state can have.
+/// A state with every possible field.
 pub(crate) const WHOLE: &str = r#"{
   "active": "green", "previous": "blue", "lastSwitch": "2026-11-23T17:18:13Z", "version": "1.0.1", "healthy": true,
   "schema": 1, "generation": 17,
@@ -52,7 +52,7 @@ fn a_state_file_that_is_cut_short_or_changed_in_a_byte_is_never_read_as_another_
 }
 
 #[test]
-fn whatever_is_damaged_the_last_good_copy_is_used_and_said() {
+fn whatever_is_damaged_the_last_good_copy_is_used_and_reported() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.json");
     let (state, text) = whole();
@@ -114,7 +114,7 @@ fn the_documented_file_is_one_that_we_write() {
 }
 
 #[test]
-fn what_somebody_else_has_put_in_the_place_of_our_files_is_never_written_through() {
+fn a_link_in_place_of_a_file_is_never_written_through() {
     let dir = tempfile::tempdir().unwrap();
     let (state, text) = whole();
     let precious = dir.path().join("precious");
@@ -129,7 +129,7 @@ fn what_somebody_else_has_put_in_the_place_of_our_files_is_never_written_through
         fs::write(&precious, "mine").unwrap();
         std::os::unix::fs::symlink(&precious, dir.path().join(name)).unwrap();
         if name.ends_with(".lock") {
-            // Nothing runs without its lock.
+            // uh-proxy doesn't run without its lock.
             let error = Store::open(&path).unwrap_err();
             assert!(matches!(error, StoreError::Lock { .. }), "{error}");
             assert_eq!(fs::read_to_string(&precious).unwrap(), "mine", "{name} was followed");
@@ -148,7 +148,7 @@ fn what_somebody_else_has_put_in_the_place_of_our_files_is_never_written_through
     }
 }
 
-/// What the sweep above is there for: JSON alone takes many a changed byte for another state.
+/// The reason for the sweep above: with a changed byte, a file is often still valid JSON with another state.
 #[test]
 fn without_its_checksum_a_changed_byte_could_move_traffic() {
     let (state, text) = whole();
@@ -207,7 +207,7 @@ fn a_state_of_a_newer_version_still_says_which_backend_is_active() {
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }
 
-/// Runs a front door to its end in this home, as a user that is nobody in particular.
+/// Runs uh-proxy to completion in this home, as a user that is nobody in particular.
 async fn run_as_nobody(home: &Home) -> (Option<i32>, String) {
     let program = home.path("uh-proxy");
     if !program.exists() {
@@ -238,7 +238,7 @@ async fn a_state_file_that_cannot_be_read_is_no_damage_and_nothing_starts_withou
     let state = fs::read(home.state_file()).unwrap();
     let lock = home.path("state/.deployment-state.json.lock");
     assert_eq!(fs::metadata(&lock).unwrap().mode() & 0o777, 0o600, "others can hold the lock");
-    // From here on it is another user's, but for the state itself.
+    // From now on everything except the state belongs to another user.
     fs::set_permissions(home.path("."), fs::Permissions::from_mode(0o755)).unwrap();
     fs::remove_dir_all(home.path("run")).unwrap();
     fs::remove_file(home.path("access.log")).unwrap();
@@ -255,7 +255,7 @@ async fn a_state_file_that_cannot_be_read_is_no_damage_and_nothing_starts_withou
     let (exit, said) = run_as_nobody(&home).await;
     assert_eq!(exit, Some(1), "{said}");
     assert!(said.contains("cannot lock the state file") && said.contains("Permission denied"), "{said}");
-    assert!(said.contains("belongs to the user with the id 0: remove it, or chown it to 65534"), "{said}");
+    assert!(said.contains("belongs to user ID 0: remove it, or chown it to 65534"), "{said}");
     std::os::unix::fs::chown(&lock, Some(65534), Some(65534)).unwrap();
     for file in [home.state_file(), home.path("state/.deployment-state.json.last-good")] {
         fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
@@ -271,7 +271,7 @@ async fn a_state_file_that_cannot_be_read_is_no_damage_and_nothing_starts_withou
         assert!(said.contains(part), "{part:?} is missing in {said:?}");
     }
     assert_eq!((names(), fs::read(home.state_file()).unwrap()), (before, state), "something was changed");
-    // A copy that can't be read is none either, if it is the one that is needed.
+    // A copy that can't be read isn't damage either, if it is the one that is needed.
     fs::remove_file(home.state_file()).unwrap();
     let (exit, said) = run_as_nobody(&home).await;
     assert_eq!(exit, Some(1), "{said}");
@@ -286,7 +286,7 @@ async fn no_other_user_can_keep_a_front_door_from_starting() {
     let lock = home.path("state/.deployment-state.json.lock");
     for name in [lock.clone(), home.path("run/admin.sock.lock")] {
         assert_eq!(fs::metadata(&name).unwrap().permissions().mode() & 0o777, 0o600, "{}", name.display());
-        // As an earlier version made it.
+        // As created by an earlier version.
         fs::set_permissions(&name, fs::Permissions::from_mode(0o644)).unwrap();
     }
     let mut proxy = home.start().await;
@@ -294,26 +294,26 @@ async fn no_other_user_can_keep_a_front_door_from_starting() {
         assert_eq!(fs::metadata(&name).unwrap().permissions().mode() & 0o777, 0o600, "{}", name.display());
     }
     proxy.kill();
-    // A directory in which anybody can put a lock is refused.
+    // A directory in which any user can create a lock is rejected.
     fs::set_permissions(home.path("state"), fs::Permissions::from_mode(0o1777)).unwrap();
     let mut command = home.command();
     command.stderr(std::process::Stdio::piped());
     let output = soon("its end", tokio::process::Command::from(command).output()).await.unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("every local user may write to") && said.contains("chmod o-w"), "{said}");
-    // Better known before the restart.
+    assert!(said.contains("every local user can write to") && said.contains("chmod o-w"), "{said}");
+    // `check` reports it before the restart.
     let config = home.path("uh-proxy.toml");
     let (exit, _, said) = cli(&home.socket(), &["check", "--config", config.to_str().unwrap()]).await;
     assert_eq!(
-        (exit, said.contains("server.state_file: every local user may write to")),
+        (exit, said.contains("server.state_file: every local user can write to")),
         (1, true),
         "{said}"
     );
 }
 
 #[test]
-fn a_lock_that_somebody_removes_is_taken_again_and_two_never_write() {
+fn a_removed_lock_is_taken_again_and_two_never_write() {
     let dir = tempfile::tempdir().unwrap();
     let (path, lock) = (dir.path().join("state.json"), dir.path().join("state.json.lock"));
     let (state, text) = whole();

@@ -1,4 +1,4 @@
-//! Several endpoints behind one backend, in every form that an endpoint has, and what becomes of those that fail.
+//! Several endpoints of one backend, in every form of an endpoint, and what happens to those that fail.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::harness::{Home, Proxy, SampleApp, Scripted, Then, read_head, until};
 use crate::wire::Wire;
 
-/// Answers with its name; holds requests for `/hold` until told.
+/// Answers with its name; holds requests for `/hold` until released.
 async fn named(name: &'static str, release: &Arc<AtomicBool>) -> Scripted {
     let release = Arc::clone(release);
     Scripted::start(move |head, mut stream| {
@@ -98,7 +98,7 @@ async fn the_endpoint_with_the_fewest_requests_in_flight_is_next_whichever_worke
         held.push(wire);
     }
     assert_eq!((one.seen(), two.seen()), (2, 2), "the load is not spread over both");
-    // Quick ones in between go where less is in flight.
+    // Quick requests in between go to the endpoint with less in flight.
     let mut wire = Wire::connect(proxy.address).await;
     let mut odd = Wire::connect(proxy.address).await;
     odd.send(crate::wire::get("/hold")).await;
@@ -219,7 +219,7 @@ async fn a_name_that_does_not_resolve_stops_neither_the_start_nor_the_others() {
     let problem =
         proxy.client.switch(&crate::harness::app(), &to_green(false)).await.unwrap_err().to_string();
     assert!(problem.contains("green"), "{problem}");
-    // Not even an active one that can't be found keeps a client waiting.
+    // Even an active backend that can't be resolved doesn't keep a client waiting.
     proxy.client.switch(&crate::harness::app(), &to_green(true)).await.unwrap();
     assert_eq!(wire.get("/").await.status, 502);
 }
@@ -230,7 +230,7 @@ fn to_green(force: bool) -> uh_protocol::request::SwitchRequest {
     request
 }
 
-/// A sick backend: both endpoints refuse. Ten retries are saved up, and none come with time or with answers.
+/// A failing backend: both endpoints refuse. Ten retries are saved up, and no more are earned.
 #[tokio::test]
 async fn a_sick_backend_is_not_hammered() {
     let dead = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -250,8 +250,8 @@ async fn a_sick_backend_is_not_hammered() {
     assert!((retried, refused) == (10.0, 20.0), "{retried} {refused}");
 }
 
-/// One of two endpoints is gone, and nobody probes: every request is served all the same, of any method, and only few
-/// find out the hard way.
+/// One of two endpoints is gone, and probing is off: every request is still served, whatever its method, and only a few
+/// have to find out themselves.
 #[tokio::test]
 async fn a_dead_endpoint_costs_no_request_and_few_attempts() {
     let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -272,7 +272,7 @@ async fn a_dead_endpoint_costs_no_request_and_few_attempts() {
     assert!(retried <= most, "{retried} attempts at a dead endpoint in {most} seconds");
 }
 
-/// K30-K34: what a probe asks, and what its answers make of a backend.
+/// K30-K34: what a probe sends, and how its answers affect a backend.
 #[tokio::test]
 async fn probes_count_as_configured() {
     let asked = Arc::new(AtomicUsize::new(0));
@@ -285,7 +285,7 @@ async fn probes_count_as_configured() {
             assert!(head.starts_with("GET /ready?deep=1 "), "{head}");
             let right_host = head.to_ascii_lowercase().contains("host: app.example.com\r\n");
             let reply: &[u8] = match counted.fetch_add(1, Ordering::SeqCst) {
-                // Twice bad, once without an answer in time, and good from then on.
+                // Two bad answers, one timeout, then good ones.
                 0 | 1 => b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
                 2 => {
                     tokio::time::sleep(Duration::from_millis(400)).await;

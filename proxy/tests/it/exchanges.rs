@@ -1,4 +1,4 @@
-//! Long exchanges over a switch and a drain.
+//! Long exchanges during a switch and a drain.
 
 use std::time::Duration;
 
@@ -86,7 +86,7 @@ async fn a_switch_and_a_drain_let_long_exchanges_finish_where_they_began() {
     assert!(streamed.complete);
     assert_eq!(streamed.text().matches("data: ").count(), 60);
     echo(&mut socket, "still there").await;
-    // The download is the last request; the client of this one keeps the connection, so it is read by its length.
+    // The download is the last request, but its client keeps the connection, so it is read by its length.
     until("the requests are over", async || {
         (proxy.backend("blue").await.requests_in_flight == 0).then_some(())
     })
@@ -119,7 +119,7 @@ async fn a_drain_at_its_deadline_cuts_what_is_left_if_asked_to() {
     let drained = proxy.client.drain(&app(), &backend("blue"), &order).await.unwrap();
     assert!(drained.drained, "{drained:?}");
     assert_eq!((drained.cut, drained.finished), (3, 0));
-    // Whoever had no answer yet gets one; whoever was in the middle of one sees it break off.
+    // Clients without a response yet get one; the others see theirs cut off.
     let refused = slow.response().await;
     assert_eq!((refused.status, refused.header("connection")), (503, Some("close")));
     let mut rest = Vec::new();
@@ -136,7 +136,7 @@ async fn a_drain_at_its_deadline_cuts_what_is_left_if_asked_to() {
 }
 
 #[tokio::test]
-async fn a_roll_back_during_a_drain_is_told_to_whoever_waits() {
+async fn a_rollback_during_a_drain_is_reported_to_the_waiting_caller() {
     let (_home, proxy, _blue, _green) = pair().await;
     let mut slow = Wire::connect(proxy.address).await;
     slow.send(get("/slow?ms=1500")).await;
@@ -158,7 +158,7 @@ async fn a_roll_back_during_a_drain_is_told_to_whoever_waits() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_bodies_flow_at_once() {
-    // Far more than all buffers on the way hold: whoever relays one direction at a time would lock up.
+    // Far more than all buffers hold: a proxy that relays one direction at a time would deadlock.
     const BYTES: usize = 32 << 20;
     let (_home, proxy, _blue, _green) = pair().await;
     let stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();

@@ -1,4 +1,4 @@
-//! What the app is told of its clients, behind strangers and behind proxies that are trusted.
+//! What the app learns about its clients, behind untrusted peers and behind trusted proxies.
 
 use crate::harness::{Home, Proxy, until};
 use crate::recorder::{End, OK, Recorder, Script};
@@ -17,7 +17,7 @@ fn ok(_target: &str) -> (Vec<u8>, End) {
     (OK.to_vec(), End::Keep)
 }
 
-/// Sends a `GET` with these fields; returns the lines of the head that the backend saw.
+/// Sends a `GET` with these fields; returns the lines of the head that the backend received.
 async fn told(proxy: &Proxy, recorder: &Recorder, fields: &str) -> Vec<String> {
     let mut wire = Wire::connect(proxy.address).await;
     wire.send(format!("GET / HTTP/1.1\r\nHost: a.test:8080\r\n{fields}\r\n")).await;
@@ -65,7 +65,7 @@ async fn logged_client(home: &Home) -> String {
 }
 
 #[tokio::test]
-async fn what_is_asked_for_is_told_as_well() {
+async fn optional_headers_are_sent_when_configured() {
     let options =
         "[server.headers]\nforwarded = true\nvia = true\nrequest_start = true\ntraceparent = \"make\"";
     let (_home, proxy, recorder) = before(&format!("{LOOPBACK}\n{options}"), ok).await;
@@ -84,7 +84,7 @@ async fn what_is_asked_for_is_told_as_well() {
     }
     let trace = lines.iter().find_map(|line| line.strip_prefix("traceparent: ")).expect("a traceparent");
     assert!(trace.starts_with("00-") && trace.ends_with("-01") && trace.len() == 55, "{trace}");
-    // One that has come is passed on as it is, and so is a start that is none of ours to set.
+    // A valid one is passed on unchanged, and so is an existing start time.
     let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
     let lines = told(&proxy, &recorder, &format!("traceparent: {given}\r\ntracestate: s=1\r\n")).await;
     assert!(
@@ -131,7 +131,7 @@ async fn fields_of_a_response_for_this_hop_only_stay_here() {
 }
 
 #[tokio::test]
-async fn the_apps_server_field_is_passed_on_unless_told_otherwise() {
+async fn the_apps_server_field_is_forwarded_unless_configured_otherwise() {
     let script: Script =
         |_| (b"HTTP/1.1 200 OK\r\nServer: app/1\r\nContent-Length: 2\r\n\r\nok".to_vec(), End::Keep);
     for (server, wanted) in [("", Some("app/1")), ("[server.headers]\nserver = \"drop\"", None)] {

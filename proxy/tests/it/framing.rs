@@ -1,5 +1,5 @@
-//! Bytes in, what comes back, and what a recording backend saw: one row for each way to write a request or a response.
-//! The rule behind all of them: the backend never sees a request that was not meant.
+//! Bytes sent, bytes received, and what a recording backend saw: one row per way to write a request or a response. The
+//! rule behind all of them: the backend never sees a request that the client didn't mean.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use crate::harness::{Home, Proxy, Scripted, Then, until};
 use crate::recorder::{End, OK, Recorder, Script, Seen};
 use crate::wire::Wire;
 
-/// What is appended to every request that must be refused: it must be seen by nobody.
+/// Appended to every request that must be rejected: no backend may see it.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Requests that are refused with their head, and the status. Nothing of them reaches the backend.
+/// Requests that are rejected by their head, and the status. Nothing of them reaches the backend.
 #[rustfmt::skip]
 const REFUSED: &[(&str, u16)] = &[
-    // Two lengths, or none that can be read.
+    // Two lengths, or an invalid one.
     ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
     ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 400),
     ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n", 400),
@@ -33,7 +33,7 @@ const REFUSED: &[(&str, u16)] = &[
     ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\u{b}\r\n\r\n", 400),
     ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 0\r\n\r\n", 400),
     ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length\t: 0\r\n\r\n", 400),
-    // A coding other than chunked, or chunked in disguise.
+    // A coding other than chunked, or chunked in another spelling.
     ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
     ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n", 400),
     ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 501),
@@ -119,7 +119,7 @@ const REFUSED: &[(&str, u16)] = &[
     ("\r\n\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("GARBAGE\r\n\r\n", 400),
     ("\u{16}\u{3}\u{1}\0\u{a5}\u{1}\0\0\u{a1}\u{3}\u{3}\r\n\r\n", 400),
-    // What is not allowed.
+    // Methods and expectations that aren't allowed.
     ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 405),
     ("CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
     ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
@@ -131,7 +131,8 @@ const REFUSED: &[(&str, u16)] = &[
     ("GET / HTTP/1.1\r\nHost: a\r\nConnection: a,b,c,d,e,f,g,h,i\r\n\r\n", 400),
 ];
 
-/// Chunked bodies that are refused with 400. The backend may see the head of their request, never a whole request.
+/// Chunked bodies that are rejected with 400. The backend may see the head of their request, but never a complete
+/// request.
 const BAD_CHUNKS: &[&str] = &[
     "ZZ\r\n",
     "\r\n",
@@ -169,7 +170,7 @@ const BAD_CHUNKS: &[&str] = &[
     "0\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n",
 ];
 
-/// What came of a connection.
+/// What happened to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum After {
     Kept,
@@ -178,12 +179,12 @@ enum After {
 use After::{Closed, Kept};
 
 /// A request that is served: what is sent, the statuses that come back, whether the connection was kept, and what the
-/// backend saw. Of the head, only what stands before the fields that the front door adds.
+/// backend saw. Of the head, only the part before the fields that uh-proxy adds.
 type Served = (&'static str, &'static [u16], After, &'static [(&'static str, &'static str)]);
 
 #[rustfmt::skip]
 const SERVED: &[Served] = &[
-    // Targets and methods go through as they are.
+    // Targets and methods are forwarded unchanged.
     ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: a", "")]),
     ("GET /p?p1=a;b;c&p2=%x&p3=ok HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("GET /p?p1=a;b;c&p2=%x&p3=ok HTTP/1.1|Host: a", "")]),
     ("GET //a/../b/./c//?d?e HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("GET //a/../b/./c//?d?e HTTP/1.1|Host: a", "")]),
@@ -193,18 +194,18 @@ const SERVED: &[Served] = &[
     ("get / HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("get / HTTP/1.1|Host: a", "")]),
     ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("OPTIONS * HTTP/1.1|Host: a", "")]),
     ("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("OPTIONS * HTTP/1.1|Host: a", "")]),
-    // An absolute target names the host; the Host field is for nothing then.
+    // The host of an absolute target replaces the Host field.
     ("GET http://b.example:81/x?y HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("GET /x?y HTTP/1.1|Host: b.example:81", "")]),
     ("GET HTTP://b HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: b", "")]),
     ("GET http://b?x=/y HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("GET /?x=/y HTTP/1.1|Host: b", "")]),
     ("OPTIONS http://b?x HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("OPTIONS /?x HTTP/1.1|Host: b", "")]),
     ("GET / HTTP/1.1\r\nHost: A.Example:8080\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: A.Example:8080", "")]),
     ("GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: [::1]:80", "")]),
-    // Fields keep their names, order and number; white space around a value goes.
+    // Fields keep their names, order and number; white space around a value is removed.
     ("GET / HTTP/1.1\r\nx-B: 2\r\nHost: a\r\nX-a:1 \r\nX-A:\t3\t\r\nX-E:\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: a|x-B: 2|X-a: 1|X-A: 3|X-E: ", "")]),
     ("GET / HTTP/1.1\r\nHost: a\r\nCookie: a=1\r\nCookie: b=2\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: a|Cookie: a=1|Cookie: b=2", "")]),
     ("GET / HTTP/1.1\r\nHost: a\r\nX: é\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: a|X: é", "")]),
-    // For this hop only, or not to be trusted, or not to be told from another.
+    // For this hop only, or untrusted, or ambiguous.
     ("GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, X-Hop, TE\r\nX-Hop: 1\r\nTE: trailers\r\nKeep-Alive: timeout=5\r\nProxy-Connection: close\r\nProxy: http://evil\r\nX: y\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: a|X: y", "")]),
     ("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 6.6.6.6\r\nx-forwarded-proto: https\r\nX-Forwarded-Host: b\r\nX-Forwarded-Port: 1\r\nX-Forwarded-Prefix: /b\r\nX-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: a", "")]),
     ("GET / HTTP/1.1\r\nHost: a\r\nContent_Length: 5\r\nTransfer_Encoding: chunked\r\nX_Forwarded_For: 6.6.6.6\r\nX.Y: z\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: a", "")]),
@@ -230,7 +231,7 @@ const SERVED: &[Served] = &[
     ("GET / HTTP/1.0\r\n\r\n", &[200], Closed, &[("GET / HTTP/1.1|Host: ", "")]),
     ("GET / HTTP/1.0\r\nHost: a\r\n\r\n", &[200], Closed, &[("GET / HTTP/1.1|Host: a", "")]),
     ("GET / HTTP/1.0\r\nHost: a\r\nConnection: Keep-Alive\r\n\r\n", &[200], Kept, &[("GET / HTTP/1.1|Host: a", "")]),
-    // One after the other.
+    // Several requests in a row.
     ("\r\nGET /1 HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("GET /1 HTTP/1.1|Host: a", "")]),
     ("\r\n\r\n\r\n\r\nGET /1 HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Kept, &[("GET /1 HTTP/1.1|Host: a", "")]),
     ("GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: b\r\n\r\nGET /3 HTTP/1.1\r\nHost: c\r\n\r\n", &[200, 200, 200], Kept, &[("GET /1 HTTP/1.1|Host: a", ""), ("GET /2 HTTP/1.1|Host: b", ""), ("GET /3 HTTP/1.1|Host: c", "")]),
@@ -240,11 +241,11 @@ const SERVED: &[Served] = &[
     ("GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n", &[200], Closed, &[("GET /1 HTTP/1.1|Host: a", "")]),
     ("GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\n\r\nGET /3 HTTP/1.1\r\nHost: a\r\n\r\n", &[200, 400], Closed, &[("GET /1 HTTP/1.1|Host: a", "")]),
     ("POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 44\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\nX: 123456\r\n\r\n", &[200], Kept, &[("POST /1 HTTP/1.1|Host: a|Content-Length: 44", "GET /smuggled HTTP/1.1\r\nHost: a\r\nX: 123456\r\n")]),
-    // An upgrade that the backend does not follow is a request like any other, and so is what comes after it.
+    // An upgrade that the backend doesn't accept is an ordinary request, and so is what follows it.
     ("GET /1 HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n", &[200, 200], Kept, &[("GET /1 HTTP/1.1|Host: a|Connection: upgrade|Upgrade: websocket", ""), ("GET /2 HTTP/1.1|Host: a", "")]),
 ];
 
-/// A front door before a recorder.
+/// uh-proxy in front of a recorder.
 async fn before(script: Script) -> (Home, Proxy, Recorder) {
     let recorder = Recorder::start(script).await;
     let home = Home::new(recorder.address, "127.0.0.1:9").server("threads = 1");
@@ -290,7 +291,7 @@ async fn a_body_that_is_malformed_is_refused_and_never_whole_for_the_backend() {
     let made = [long_extension.as_str(), &long_trailers];
     for body in BAD_CHUNKS.iter().copied().chain(made) {
         let head = "POST /bad HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
-        // At once, and with the body after its head is on the way.
+        // All at once, and with the body sent after the head.
         for apart in [false, true] {
             let shown = &body[..body.len().min(100)];
             let mut wire = Wire::connect(proxy.address).await;
@@ -343,7 +344,7 @@ async fn what_is_served_reaches_the_backend_as_it_was_meant() {
     }
 }
 
-/// What the backend sees of a request, with the fields that the front door adds.
+/// What the backend sees of a request, with the fields that uh-proxy adds.
 fn seen(head: &str, body: &str) -> Seen {
     let host = head.split("|Host: ").nth(1).and_then(|rest| rest.split('|').next()).unwrap_or_default();
     let port = host.rsplit_once(':').map_or("80", |(_, port)| port);
@@ -351,34 +352,34 @@ fn seen(head: &str, body: &str) -> Seen {
     let added = format!(
         "|X-Forwarded-For: 127.0.0.1|X-Real-IP: 127.0.0.1|X-Forwarded-Proto: http{forwarded_host}|X-Forwarded-Port: {port}|X-Request-Id: *"
     );
-    // What is upgraded to is written once the service is known, after everything else.
+    // The upgrade is written last, once the service is known.
     let upgrade = head.find("|Connection: upgrade").unwrap_or(head.len());
     let (head, upgrade) = head.split_at(upgrade);
     Seen { head: format!("{head}{added}{upgrade}"), body: body.to_owned(), complete: true }
 }
 
-/// How a request for a scripted response is written.
+/// The request for a scripted response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     Get,
     Head,
-    /// By a client of HTTP/1.0 that would keep its connection.
+    /// From an HTTP/1.0 client that keeps its connection.
     Old,
     WebSocket,
 }
 use Asked::{Get, Head, Old, WebSocket};
 
-/// What the client makes of a body.
+/// How the client sees a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Body {
     Whole(&'static str),
-    /// It can be seen that something is missing.
+    /// Detectably incomplete.
     Broken(&'static str),
 }
 use Body::{Broken, Whole};
 
-/// What the backend says and does then, who asked, and what the client gets: the status, the body, and whether its
-/// connection was kept.
+/// The backend's response and what it does next, the request, and what the client gets: the status, the body, and
+/// whether its connection was kept.
 type Answered = (&'static str, End, Asked, u16, Body, After);
 
 #[rustfmt::skip]
@@ -408,7 +409,7 @@ const ANSWERED: &[Answered] = &[
     ("HTTP/1.1 200 OK\r\n\r\nabc", End::Reset, Get, 200, Broken("abc"), Closed),
     ("HTTP/1.1 200 OK\r\n\r\nabc", End::Close, Old, 200, Whole("abc"), Closed),
     ("HTTP/1.1 200 OK\r\n\r\nabc", End::Reset, Old, 200, Broken("abc"), Closed),
-    // Bodies that break off.
+    // Truncated bodies.
     ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", End::Close, Get, 200, Broken("abc"), Closed),
     ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", End::Reset, Get, 200, Broken("abc"), Closed),
     ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", End::Close, Old, 200, Broken("abc"), Closed),
@@ -416,12 +417,12 @@ const ANSWERED: &[Answered] = &[
     ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n", End::Close, Get, 200, Broken("abc"), Closed),
     ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", End::Close, Old, 200, Broken("abc"), Closed),
     ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", End::Reset, Old, 200, Broken("abc"), Closed),
-    // An old client gets no chunks, and no interim responses.
+    // An HTTP/1.0 client gets no chunks and no interim responses.
     ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\nX: y\r\n\r\n", End::Keep, Old, 200, Whole("abcde"), Closed),
     ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", End::Keep, Old, 200, Whole("abc"), Kept),
     ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", End::Keep, Old, 200, Whole("abc"), Kept),
     ("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", End::Keep, Get, 103, Whole(""), Kept),
-    // Responses without a body, whatever they say of one.
+    // Responses without a body, whatever their head announces.
     ("HTTP/1.1 204 No Content\r\n\r\n", End::Keep, Get, 204, Whole(""), Kept),
     ("HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n", End::Keep, Get, 204, Whole(""), Kept),
     ("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", End::Keep, Get, 204, Whole(""), Kept),
@@ -430,13 +431,13 @@ const ANSWERED: &[Answered] = &[
     ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", End::Keep, Head, 200, Whole(""), Kept),
     ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", End::Keep, Head, 200, Whole(""), Kept),
     ("HTTP/1.1 200 OK\r\n\r\n", End::Keep, Head, 200, Whole(""), Kept),
-    // Bytes after the end are nobody's, and their connection is not used again.
+    // Bytes after the end are discarded, and their connection isn't reused.
     ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", End::Keep, Get, 200, Whole("abc"), Kept),
     ("HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", End::Keep, Get, 204, Whole(""), Kept),
     ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", End::Keep, Head, 200, Whole(""), Kept),
     ("HTTP/1.1 304 Not Modified\r\nContent-Length: 4\r\n\r\nevil", End::Keep, Get, 304, Whole(""), Kept),
     ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nevil", End::Keep, Get, 200, Whole(""), Kept),
-    // What can't be understood.
+    // Invalid responses.
     ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", End::Keep, Get, 502, Whole(""), Kept),
     ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
     ("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", End::Keep, Get, 502, Whole(""), Kept),
@@ -495,7 +496,7 @@ async fn what_a_backend_answers_reaches_the_client_as_it_was_meant() {
         };
         assert_eq!(response.complete, complete, "{row}: {response:?}");
         if response.status != 502 {
-            // Answers of our own have a body of our own.
+            // uh-proxy's own answers have their own body.
             assert!(
                 response.text() == text || response.text().contains(text) && bytes.contains("chunked"),
                 "{row}: {response:?}"
@@ -551,11 +552,11 @@ async fn a_final_answer_instead_of_100_continue_ends_the_connection() {
     wire.send(&head).await;
     let response = wire.response().await;
     assert_eq!((response.status, response.header("connection")), (401, Some("close")));
-    // What is sent all the same is a body, not a request.
+    // What is still sent is a body, not a request.
     let _ = wire.stream.write_all(SMUGGLED.as_bytes()).await;
     assert!(wire.is_closed().await);
     assert_eq!(early.seen(), 1);
-    // The same request to a backend that reads the body first, from a client that does not wait.
+    // The same request to a backend that reads the body first, from a client that doesn't wait.
     let mut wire = Wire::connect(proxy.address).await;
     wire.send(format!("{head}{SMUGGLED}")).await;
     assert_eq!(wire.response().await.status, 200);
@@ -582,7 +583,7 @@ async fn half_a_request_is_never_a_request() {
     }
 }
 
-/// An old client knows the end of a body by the end of the connection, so only a reset can say that it broke off.
+/// For an HTTP/1.0 client, the end of the connection is the end of the body, so only a reset can mark a truncated one.
 #[tokio::test]
 async fn a_body_that_breaks_off_is_a_reset_to_an_old_client() {
     let (_home, proxy, _recorder) = before(answered).await;
@@ -599,10 +600,10 @@ async fn a_body_that_breaks_off_is_a_reset_to_an_old_client() {
     }
 }
 
-/// RUSTSEC-2025-0037: what a backend had left of a request's body was read as the next request.
+/// RUSTSEC-2025-0037: the unread rest of a request's body was read as the next request.
 #[tokio::test]
 async fn rustsec_2025_0037_the_rest_of_a_body_is_never_the_next_request() {
-    // Answers as soon as it has a head, keeps its connection, and takes whatever comes next for a request.
+    // Answers as soon as it has a head, keeps its connection, and reads whatever comes next as a request.
     let app = Scripted::start(|head, mut stream| async move {
         let answer = if head.contains("/smuggled") { "evil" } else { "good" };
         let reply = format!("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{answer}");
@@ -614,7 +615,7 @@ async fn rustsec_2025_0037_the_rest_of_a_body_is_never_the_next_request() {
     let proxy = home.start().await;
     for round in 0..20 {
         let mut wire = Wire::connect(proxy.address).await;
-        // The last byte of the body is missing, so that the request is not over when the answer comes.
+        // The last byte of the body is missing, so the request isn't complete when the response arrives.
         let length = SMUGGLED.len() + 1;
         wire.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{SMUGGLED}")).await;
         assert_eq!(wire.response().await.text(), "good", "round {round}");
@@ -644,7 +645,7 @@ async fn rustsec_2025_0070_there_is_no_http2() {
 /// RUSTSEC-2026-0033: what a client sent after a request for an upgrade reached the backend before it had agreed.
 #[tokio::test]
 async fn rustsec_2026_0033_bytes_after_an_upgrade_wait_for_the_101() {
-    // Reads for a while before it answers: whatever comes by then has come too early.
+    // Reads for a while before it answers: whatever arrives before that is too early.
     let app = Scripted::start(|head, mut stream| async move {
         let mut early = vec![0; 1024];
         let read = tokio::time::timeout(Duration::from_millis(300), stream.read(&mut early)).await;
@@ -673,7 +674,7 @@ async fn rustsec_2026_0033_bytes_after_an_upgrade_wait_for_the_101() {
     assert_eq!((response.status, response.header("x-early")), (101, Some("0")));
     wire.read_until(SMUGGLED.as_bytes()).await;
     assert_eq!(app.seen(), 1, "what went into the tunnel was read as a request");
-    // Without an upgrade it is a request, which has to pass like any other: this one does not.
+    // Without an upgrade it is a request that must be valid like any other; this one isn't.
     let mut wire = Wire::connect(proxy.address).await;
     wire.send(format!("GET /refused {upgrade}GET /smuggled HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")).await;
     let response = wire.response().await;
@@ -682,7 +683,7 @@ async fn rustsec_2026_0033_bytes_after_an_upgrade_wait_for_the_101() {
     assert_eq!(app.seen(), 2);
 }
 
-/// RUSTSEC-2026-0034: a request of HTTP/1.0 with `Transfer-Encoding` was read in one way here and in another there.
+/// RUSTSEC-2026-0034: a request of HTTP/1.0 with `Transfer-Encoding` was read differently by proxy and backend.
 #[tokio::test]
 async fn rustsec_2026_0034_http_1_0_has_no_transfer_encoding() {
     let (_home, proxy, recorder) = before(ok).await;

@@ -1,4 +1,4 @@
-//! Nearly right bytes for everything that reads bytes from outside. `UH_FUZZ_CASES=1000000 cargo test fuzz::` takes longer.
+//! Nearly valid bytes for everything that reads external input. `UH_FUZZ_CASES=1000000 cargo test fuzz::` takes longer.
 
 #[path = "fuzz/mutate.rs"]
 mod mutate;
@@ -41,9 +41,9 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
-/// It must be there at the end, and must not have panicked meanwhile.
+/// It must still run at the end, and must not have panicked.
 fn still_well(home: &Home, proxy: &mut Proxy) {
-    assert!(proxy.is_running(), "the front door is gone:\n{}", home.messages());
+    assert!(proxy.is_running(), "uh-proxy has ended:\n{}", home.messages());
     assert!(!home.messages().contains("panicked"), "{}", home.messages());
 }
 
@@ -83,7 +83,7 @@ fn no_call_of_the_admin_socket_does_harm() {
         let _ = stream.shutdown(Shutdown::Write);
         let mut reply = Vec::new();
         if stream.read_to_end(&mut reply).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock) {
-            return Err("it neither answers nor closes".to_owned());
+            return Err("it neither responds nor closes".to_owned());
         }
         of_answer(&reply)
     };

@@ -1,4 +1,4 @@
-//! A front door as a child process in a directory of its own, and apps to put behind it.
+//! uh-proxy as a child process in its own directory, and apps to put behind it.
 
 use std::fs;
 use std::future::Future;
@@ -19,22 +19,22 @@ use uh_protocol::request::SwitchRequest;
 use uh_protocol::status::{BackendStatus, ServiceStatus, Status};
 use uh_protocol::{BackendName, ServiceName};
 
-/// How long anything may take that ought to happen at once.
+/// The timeout of everything that should happen immediately.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// Waits until `done` gives something, or fails saying what it waited for.
+/// Waits until `done` returns something, or fails and names what it waited for.
 pub(crate) async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + SOON;
     loop {
         if let Some(value) = done().await {
             return value;
         }
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Awaits something that ought to happen soon.
+/// Awaits something that should happen soon.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
@@ -47,7 +47,7 @@ pub(crate) fn app() -> ServiceName {
     "app".parse().unwrap()
 }
 
-/// A directory with a configuration, in which a front door can be started more than once.
+/// A directory with a configuration, in which uh-proxy can be started more than once.
 pub(crate) struct Home {
     dir: TempDir,
     extra_server: String,
@@ -75,7 +75,7 @@ impl Home {
         self
     }
 
-    /// Adds lines after `[services.app]`, which may open tables of its own.
+    /// Adds lines after `[services.app]`, which may begin new tables.
     pub(crate) fn service(mut self, lines: &str) -> Self {
         self.extra_service.push_str(lines);
         self.extra_service.push('\n');
@@ -123,7 +123,7 @@ impl Home {
         fs::write(self.path("uh-proxy.toml"), text).unwrap();
     }
 
-    /// The command that starts the front door, its messages going to a file.
+    /// The command that starts uh-proxy, with its log in a file.
     pub(crate) fn command(&self) -> Command {
         self.write_config(&self.config());
         let config = self.path("uh-proxy.toml");
@@ -133,7 +133,7 @@ impl Home {
         command
     }
 
-    /// Starts the front door and waits until its admin side answers.
+    /// Starts uh-proxy and waits until its admin API answers.
     pub(crate) async fn start(&self) -> Proxy {
         self.start_as(self.command()).await
     }
@@ -141,9 +141,9 @@ impl Home {
     pub(crate) async fn start_as(&self, mut command: Command) -> Proxy {
         let mut child = command.spawn().unwrap();
         let client = Client::new(self.socket());
-        let status = until("the front door answers", async || {
+        let status = until("uh-proxy answers", async || {
             if let Some(status) = child.try_wait().unwrap() {
-                panic!("the front door ended with {status}:\n{}", self.messages());
+                panic!("uh-proxy ended with {status}:\n{}", self.messages());
             }
             client.status().await.ok().filter(|status| status.proxy.pid == child.id())
         })
@@ -153,14 +153,14 @@ impl Home {
         Proxy { child, client, address, metrics }
     }
 
-    /// What the front door has said.
+    /// The log of uh-proxy.
     pub(crate) fn messages(&self) -> String {
         let said = fs::read_to_string(self.path("stderr.log")).unwrap_or_default();
         assert!(!said.contains("os error"), "an operator reads a number: {said}");
         said
     }
 
-    /// Waits until the front door has said something.
+    /// Waits until uh-proxy has logged something.
     pub(crate) async fn until_said(&self, text: &str) {
         until(&format!("{text:?} is in the log"), async || self.messages().contains(text).then_some(()))
             .await;
@@ -173,7 +173,7 @@ impl Home {
     }
 }
 
-/// A running front door. Killed when dropped.
+/// A running uh-proxy. Killed when dropped.
 pub(crate) struct Proxy {
     child: Child,
     pub(crate) client: Client,
@@ -206,7 +206,7 @@ impl Proxy {
         .await;
     }
 
-    /// Waits until a backend holds nothing.
+    /// Waits until a backend has nothing in flight.
     pub(crate) async fn until_idle(&self, name: &str) {
         until(&format!("{name} holds nothing"), async || {
             let backend = self.backend(name).await;
@@ -219,7 +219,7 @@ impl Proxy {
         self.client.switch(&app(), &SwitchRequest::to(backend(to))).await.unwrap()
     }
 
-    /// Without a look at its health.
+    /// Ignores its health.
     pub(crate) async fn switch_by_force(&self, to: &str) -> uh_protocol::request::Switched {
         let request = SwitchRequest { force: true, ..SwitchRequest::to(backend(to)) };
         self.client.switch(&app(), &request).await.unwrap()
@@ -234,10 +234,10 @@ impl Proxy {
         let _ = self.child.wait();
     }
 
-    /// Waits for the front door to end by itself.
+    /// Waits for uh-proxy to exit by itself.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let child = &mut self.child;
-        until("the front door has ended", async || child.try_wait().unwrap()).await
+        until("uh-proxy has ended", async || child.try_wait().unwrap()).await
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -251,7 +251,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Runs the command line to its end.
+/// Runs the command line to completion.
 pub(crate) async fn cli(socket: &Path, args: &[&str]) -> (i32, String, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_uh-proxy"));
     command.args(args).env("UH_PROXY_ADMIN_SOCKET", socket).stdin(Stdio::null()).kill_on_drop(true);
@@ -292,7 +292,7 @@ impl SampleApp {
     }
 }
 
-/// Blue and green sample apps, and a front door before them.
+/// Blue and green sample apps behind uh-proxy.
 pub(crate) async fn pair() -> (Home, Proxy, SampleApp, SampleApp) {
     let (blue, green) = (SampleApp::start("blue", "1.0.0").await, SampleApp::start("green", "1.0.1").await);
     let home = Home::new(blue.address, green.address);
@@ -301,7 +301,7 @@ pub(crate) async fn pair() -> (Home, Proxy, SampleApp, SampleApp) {
     (home, proxy, blue, green)
 }
 
-/// An app that does exactly what a test tells it to: for each request head, the script gets the connection. Probes are
+/// A scripted app: for each request head, the script gets the connection. Probes are
 /// answered without it.
 pub(crate) struct Scripted {
     pub(crate) address: SocketAddr,
@@ -309,7 +309,7 @@ pub(crate) struct Scripted {
     pub(crate) requests: Arc<AtomicUsize>,
 }
 
-/// What a script says after a request.
+/// The result of a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Then {
     KeepAlive,
@@ -353,7 +353,7 @@ impl Scripted {
     }
 }
 
-/// Reads up to the end of a head, and nothing more.
+/// Reads exactly up to the end of a head.
 pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

@@ -1,4 +1,4 @@
-//! Those who share the machine: what they put in the way, and what they send.
+//! Hostile local users: what they put in the way, and what they send.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -13,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::harness::{Home, SampleApp, app, cli, pair, soon, until};
 use crate::wire::Wire;
 
-/// Starts it, and expects it to refuse with this message.
+/// Starts it, and expects it to fail with this message.
 async fn refused(home: &Home, wanted: &str) {
     let mut command = home.command();
     command.stderr(Stdio::piped());
@@ -31,44 +31,44 @@ async fn what_is_not_a_stale_socket_of_ours_is_left_alone() {
     let precious = home.path("precious");
     fs::write(&precious, "mine").unwrap();
     symlink(&precious, home.socket()).unwrap();
-    refused(&home, "is not a socket: it is left alone").await;
+    refused(&home, "isn't a socket, so it was left in place").await;
     fs::remove_file(home.socket()).unwrap();
-    // A link to somebody's socket, dead or alive, is a link too.
+    // A link to another socket, dead or alive, is still a link.
     let other = UnixListener::bind(home.path("other.sock")).unwrap();
     symlink(home.path("other.sock"), home.socket()).unwrap();
-    refused(&home, "is not a socket: it is left alone").await;
+    refused(&home, "isn't a socket, so it was left in place").await;
     fs::remove_file(home.socket()).unwrap();
-    // Where our new socket is made, a link is taken away, not followed.
+    // At the path of the new socket, a link is removed, not followed.
     symlink(&precious, home.path("run/admin.sock.new")).unwrap();
     let proxy = home.start().await;
     assert_eq!(fs::read_to_string(&precious).unwrap(), "mine");
     drop((proxy, other));
     for mode in [0o777, 0o770, 0o1777] {
         fs::set_permissions(home.path("run"), fs::Permissions::from_mode(mode)).unwrap();
-        refused(&home, "others may write to").await;
+        refused(&home, "other users can write to").await;
     }
 }
 
 #[tokio::test]
-async fn an_admin_socket_that_is_removed_is_made_anew_with_its_mode() {
+async fn a_removed_admin_socket_is_recreated_with_its_mode() {
     let (home, proxy, _blue, _green) = pair().await;
     fs::remove_file(home.socket()).unwrap();
     until("the socket is there again", async || home.socket().exists().then_some(())).await;
     assert_eq!(fs::metadata(home.socket()).unwrap().permissions().mode() & 0o7777, 0o600);
     assert_eq!(cli(&home.socket(), &["switch", "green"]).await.0, 0);
-    // The front door may be writing into it right now.
+    // uh-proxy may be writing to it right now.
     fs::rename(home.path("run"), home.path("gone")).unwrap();
     until("the directory is there again", async || home.socket().exists().then_some(())).await;
     assert_eq!(fs::metadata(home.path("run")).unwrap().permissions().mode() & 0o7777, 0o700);
     assert_eq!(cli(&home.socket(), &["switch", "blue"]).await.0, 0);
     home.until_said("the admin socket was removed; recreated it").await;
-    // A second front door is refused as before.
-    refused(&home, "another uh-proxy uses the admin socket").await;
+    // A second uh-proxy is refused as before.
+    refused(&home, "another uh-proxy is using the admin socket").await;
     drop(proxy);
 }
 
 #[tokio::test]
-async fn an_admin_socket_that_somebody_else_has_replaced_is_told_of_and_left_alone() {
+async fn a_replaced_admin_socket_is_reported_and_left_in_place() {
     let (home, mut proxy, _blue, _green) = pair().await;
     fs::remove_file(home.socket()).unwrap();
     let other = UnixListener::bind(home.socket()).unwrap();
@@ -108,7 +108,7 @@ async fn an_access_log_that_is_a_pipe_without_a_reader_is_an_error_at_once() {
     let blue = SampleApp::start("blue", "1").await;
     let home = Home::new(blue.address, "127.0.0.1:9");
     assert!(std::process::Command::new("mkfifo").arg(home.path("access.log")).status().unwrap().success());
-    refused(&home, "a pipe that nobody reads").await;
+    refused(&home, "a pipe without a reader").await;
 }
 
 #[tokio::test]
@@ -225,7 +225,7 @@ async fn a_secret_is_in_the_configuration_alone() {
 }
 
 #[tokio::test]
-async fn what_others_have_said_does_not_move_the_cursor_of_whoever_reads_it() {
+async fn foreign_text_does_not_move_the_cursor_of_a_terminal() {
     let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);
     let home = Home::new(blue.address, green.address);
     let mut proxy = home.start().await;
@@ -233,7 +233,7 @@ async fn what_others_have_said_does_not_move_the_cursor_of_whoever_reads_it() {
     let order = uh_protocol::request::MaintenanceRequest { on: true, message, retry_after_s: None };
     proxy.client.maintenance(&app(), &order).await.unwrap();
     proxy.kill();
-    // A call with such a message is refused; a file that somebody else has written is not.
+    // A call with such a message is refused, but a file written by another program isn't.
     let mut state: serde_json::Value = serde_json::from_slice(&fs::read(home.state_file()).unwrap()).unwrap();
     state.as_object_mut().unwrap().remove("checksum");
     state["services"]["app"]["maintenance"]["message"] = "\u{1b}[2Jall is well\u{9b}1A\u{7f}".into();

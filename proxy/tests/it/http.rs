@@ -1,4 +1,4 @@
-//! HTTP/1.1 as clients and backends meet it, over raw sockets.
+//! HTTP/1.1 over raw sockets, as clients and backends see it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use crate::wire::{Wire, get};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// A front door before one scripted app.
+/// uh-proxy in front of one scripted app.
 async fn before(app: &Scripted, service: &str) -> (Home, crate::harness::Proxy) {
     let home = Home::new(app.address, "127.0.0.1:9").server("threads = 1").service(service);
     let proxy = home.start().await;
@@ -110,7 +110,7 @@ async fn an_early_answer_is_passed_on_and_the_rest_of_the_request_read_away() {
 }
 
 /// A whole first message of a TLS client: one record with one `ClientHello` that offers one cipher suite and the extension
-/// `supported_groups`, whose number 10 is a line feed to somebody who looks for lines.
+/// `supported_groups`, whose number 10 looks like a line feed.
 const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x00\x35\x01\x00\x00\x31\x03\x03\
     0123456789abcdef0123456789abcdef\
     \x00\x00\x02\x13\x01\x01\x00\x00\x06\x00\x0a\x00\x02\x00\x1d";
@@ -154,7 +154,7 @@ async fn an_app_may_send_as_many_fields_as_the_service_allows() {
     }
 }
 
-/// Clients that write all of an upload before they read, as most HTTP libraries do.
+/// Clients that write the whole upload before they read, as most HTTP libraries do.
 #[tokio::test]
 async fn an_early_answer_reaches_a_client_that_reads_only_after_its_upload_of_any_size() {
     const UPLOAD: usize = 48 << 20;
@@ -175,7 +175,7 @@ async fn an_early_answer_reaches_a_client_that_reads_only_after_its_upload_of_an
         wire.send(&upload[..sent]).await;
         assert_eq!(wire.response().await.status, status);
     }
-    // By an app that would keep its connection and does not read on.
+    // By an app that keeps its connection but doesn't read the rest.
     let deaf = Scripted::start(|_, mut stream| async move {
         let _ = stream.write_all(b"HTTP/1.1 401 Who\r\nContent-Length: 4\r\n\r\nwho?").await;
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -187,7 +187,7 @@ async fn an_early_answer_reaches_a_client_that_reads_only_after_its_upload_of_an
     wire.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {UPLOAD}\r\n\r\n")).await;
     wire.send(&upload).await;
     assert_eq!(wire.response().await.status, 401);
-    // Refused because its body turns out to be too large.
+    // Rejected because its body turns out to be too large.
     let mut wire = Wire::connect(proxy.address).await;
     wire.send("POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n7000000\r\n").await;
     wire.send(&upload).await;
@@ -195,7 +195,7 @@ async fn an_early_answer_reaches_a_client_that_reads_only_after_its_upload_of_an
     assert!([401, 413].contains(&wire.response().await.status));
 }
 
-/// Slower than most, but faster than `limits.min_body_rate` demands.
+/// Slower than most, but faster than `limits.min_body_rate`.
 #[tokio::test]
 async fn an_early_answer_reaches_a_client_whose_upload_is_as_slow_as_is_allowed() {
     let app = Scripted::start(|_, mut stream| async move {
@@ -348,7 +348,7 @@ async fn a_head_has_a_size_and_a_time() {
     let mut slow = Wire::connect(proxy.address).await;
     slow.send("GET / HTTP/1.1\r\n").await;
     assert_eq!(slow.response().await.status, 408);
-    // A client that says nothing at all is let go without a word, at once or after a request.
+    // A client that sends nothing is closed without an answer, at first or after a request.
     assert!(Wire::connect(proxy.address).await.is_closed().await);
     let mut idle = Wire::connect(proxy.address).await;
     assert_eq!(idle.get("/").await.status, 200);
@@ -357,8 +357,8 @@ async fn a_head_has_a_size_and_a_time() {
 
 #[tokio::test]
 async fn a_dead_pooled_connection_is_replaced_where_that_is_safe() {
-    // Keeps a connection for one request, and closes it when the next one comes: the race that a backend's own
-    // keep-alive timeout makes.
+    // Keeps a connection for one request, and closes it when the next one arrives: the race caused by a backend's
+    // keep-alive timeout.
     let mode = Arc::new(AtomicUsize::new(0));
     let script_mode = Arc::clone(&mode);
     let app = Scripted::start(move |head, mut stream| {
@@ -393,7 +393,7 @@ async fn a_pooled_connection_that_the_backend_closed_is_not_used() {
     for _ in 0..20 {
         wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await;
         assert_eq!(wire.response().await.status, 200);
-        // The end of the backend's connection is on its way; when it has come, the connection is no longer kept.
+        // The end of the backend's connection is on its way; when it has arrived, the connection is no longer kept.
         until("the closed connection is gone", async || {
             let blue = proxy.backend("blue").await.connections;
             (blue.active + blue.idle == 0).then_some(())
@@ -403,7 +403,7 @@ async fn a_pooled_connection_that_the_backend_closed_is_not_used() {
 }
 
 #[tokio::test]
-async fn answers_of_our_own_say_what_happened() {
+async fn own_answers_name_what_happened() {
     let app = Scripted::start(|_, stream| async move {
         tokio::time::sleep(Duration::from_secs(30)).await;
         (stream, Then::Close)
@@ -426,7 +426,7 @@ async fn answers_of_our_own_say_what_happened() {
 #[tokio::test]
 async fn a_websocket_works_however_fast_the_backend_answers() {
     const HANDSHAKES: usize = 300;
-    // Answers before it has read the whole request, and says something at once.
+    // Answers before it has read the whole request, and sends data immediately.
     let app = Scripted::start(|_, mut stream| async move {
         let reply =
             b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello";
@@ -492,7 +492,7 @@ async fn a_client_that_breaks_off_ends_its_request_at_once() {
             (proxy.backend("blue").await.requests_in_flight == 1).then_some(())
         })
         .await;
-        // Closing with linger 0 sends a reset, which only a broken client does, or one that was killed.
+        // Closing with linger 0 sends a reset, as a broken or killed client does.
         socket2::SockRef::from(&wire.stream).set_linger(Some(Duration::ZERO)).unwrap();
         drop(wire);
         proxy.until_idle("blue").await;
@@ -500,7 +500,7 @@ async fn a_client_that_breaks_off_ends_its_request_at_once() {
 }
 
 #[tokio::test]
-async fn what_a_client_says_of_its_address_is_not_believed() {
+async fn an_address_claimed_by_a_client_is_not_trusted() {
     let (_home, proxy, _blue, _green) = pair().await;
     let mut wire = Wire::connect(proxy.address).await;
     wire.send("GET /headers HTTP/1.1\r\nHost: a\r\nX-Real-IP: 6.6.6.6\r\nX-Forwarded-Ssl: on\r\nForwarded: for=6.6.6.6\r\n\r\n").await;

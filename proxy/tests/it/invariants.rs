@@ -15,7 +15,7 @@ use crate::wire::{Wire, get};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// An app that notes every request that comes while it is closed.
+/// An app that records every request that arrives while it is closed.
 async fn guarded(closed: &Arc<AtomicBool>, late: &Arc<AtomicUsize>) -> Scripted {
     let (closed, late) = (Arc::clone(closed), Arc::clone(late));
     Scripted::start(move |_, mut stream| {
@@ -31,7 +31,7 @@ async fn guarded(closed: &Arc<AtomicBool>, late: &Arc<AtomicUsize>) -> Scripted 
     .await
 }
 
-/// Clients that ask again and again until told to stop; each returns how many answers it got on its one connection.
+/// Clients that send requests until stopped; each returns how many responses it got on its one connection.
 pub(crate) fn busy_clients(
     count: usize,
     address: std::net::SocketAddr,
@@ -82,8 +82,8 @@ async fn no_exchange_starts_on_a_backend_after_its_drain_is_reported() {
     assert_eq!(late.load(Ordering::SeqCst), 0, "requests reached a backend after its drain was reported");
 }
 
-/// An app as [`guarded`], which besides closes every third connection after its answer and does not say so: then the next
-/// request on a kept one is tried again.
+/// An app like [`guarded`] that also closes every third connection after its response without announcing it, so that
+/// the next request on it is retried.
 async fn guarded_and_forgetful(closed: &Arc<AtomicBool>, late: &Arc<AtomicUsize>) -> Scripted {
     let (closed, late, count) = (Arc::clone(closed), Arc::clone(late), Arc::new(AtomicUsize::new(0)));
     Scripted::start(move |_, mut stream| {
@@ -123,7 +123,7 @@ async fn no_exchange_of_any_kind_starts_on_a_backend_after_it_is_withdrawn() {
         let new = usize::from(proxy.service().await.active == names[0]);
         let old = 1 - new;
         proxy.client.switch(&app(), &force(new)).await.unwrap();
-        // Somebody switches back at the same moment.
+        // Another caller switches back at the same moment.
         let (app, order, back) = (app(), WithdrawRequest::default(), force(old));
         let withdraw = proxy.client.withdraw(&app, &names[old], &order);
         let switch = proxy.client.switch(&app, &back);
@@ -192,7 +192,7 @@ async fn a_switch_closes_no_client_connection_and_fails_no_request() {
     const SWITCHES: usize = 200;
     let (_home, proxy, _blue, _green) = pair().await;
     let stop = Arc::new(AtomicBool::new(false));
-    // A client fails its test if its connection is closed, or if an answer is anything but a good one.
+    // A client fails its test if its connection is closed or a response isn't good.
     let clients = busy_clients(16, proxy.address, &stop);
     for step in 1..=SWITCHES {
         proxy.switch(if step % 2 == 1 { "green" } else { "blue" }).await;
@@ -244,7 +244,7 @@ async fn the_count_returns_to_zero_after_every_way_an_exchange_can_end() {
     let proxy = home.start().await;
     let post = |path: &str, framing: &str| format!("POST {path} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
     let upgrade = "GET /websocket HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
-    // What is sent, what status comes, and whether the client leaves without waiting for it.
+    // What is sent, the expected status, and whether the client leaves without waiting for it.
     for (request, status, leaves) in [
         (get("/ok"), Some(200), false),
         (get("/ok").replace("GET", "HEAD"), Some(200), true),
@@ -266,7 +266,7 @@ async fn the_count_returns_to_zero_after_every_way_an_exchange_can_end() {
         let mut wire = Wire::connect(proxy.address).await;
         wire.send(&request).await;
         if leaves {
-            // Until the backend has it; only then there is something to leave.
+            // Until the backend has it: only then is there something to leave.
             until("the request is in flight or over", async || {
                 let backend = proxy.backend("blue").await;
                 let held = backend.requests_in_flight + backend.tunnels > 0;
@@ -280,7 +280,7 @@ async fn the_count_returns_to_zero_after_every_way_an_exchange_can_end() {
         drop(wire);
         proxy.until_idle("blue").await;
     }
-    // Nobody listens at all.
+    // Nothing is listening.
     proxy
         .client
         .switch(&crate::harness::app(), &SwitchRequest { force: true, ..SwitchRequest::to(backend("green")) })
@@ -414,7 +414,7 @@ async fn a_refused_command_changes_nothing() {
     assert_eq!(settled().await, before);
     let (exit, _, message) = cli(&home.socket(), &["switch", "green"]).await;
     assert_eq!(exit, 3);
-    // Who serves, why not, and what to do.
+    // Which backend serves, why the switch failed, and what to do.
     for part in ["blue stays active", "127.0.0.1:9", "refused", "force"] {
         assert!(message.contains(part), "{part:?} is missing in {message:?}");
     }
@@ -423,7 +423,7 @@ async fn a_refused_command_changes_nothing() {
 
 #[tokio::test]
 async fn a_request_body_is_delivered_at_most_once_for_unsafe_methods() {
-    // Answers one request a connection; takes the second one in full, and closes without a word.
+    // Answers one request per connection; reads the second one completely, and closes without a response.
     let app = Scripted::start(|head, mut stream| async move {
         if head.starts_with("GET /first") {
             let _ = stream.write_all(OK).await;
@@ -484,14 +484,14 @@ async fn no_byte_from_a_client_or_the_admin_socket_panics_the_process() {
         let mut admin = tokio::net::UnixStream::connect(home.socket()).await.unwrap();
         let _ = admin.write_all(&bytes).await;
     }
-    assert!(proxy.is_running(), "the front door is gone:\n{}", home.messages());
-    // It may be busy for a moment with showing them all out.
+    assert!(proxy.is_running(), "uh-proxy has ended:\n{}", home.messages());
+    // It may be busy for a moment closing them all.
     until("it answers as before", async || proxy.client.status().await.ok()).await;
     assert!(!home.messages().contains("panicked"), "{}", home.messages());
 }
 
 #[tokio::test]
-async fn a_state_file_of_the_old_scripts_is_taken_over_or_its_loss_told() {
+async fn a_state_file_of_the_old_scripts_is_imported_or_its_loss_reported() {
     let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);
     for (active, serves, warned) in [("green", "green", false), ("purple", "blue", true)] {
         let home = Home::new(blue.address, green.address);

@@ -1,4 +1,4 @@
-//! Clients that leave before they have their answer, and clients that only have nothing more to send.
+//! Clients that leave before they have their response, and clients that only have nothing more to send.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use crate::harness::{Home, Proxy, Scripted, Then, app, backend, until};
 use crate::wire::{Wire, get};
 
 /// An app that answers `/after/MS` after so many milliseconds, never answers `/silent`, sends events on `/events`, and
-/// counts the connections that were closed while it was at it.
+/// counts the connections that were closed meanwhile.
 async fn slow_app(closed: &Arc<AtomicUsize>) -> Scripted {
     let closed = Arc::clone(closed);
     Scripted::start(move |head, mut stream| {
@@ -56,7 +56,7 @@ async fn front_door(timeouts: &str) -> (Home, Proxy, Scripted, Arc<AtomicUsize>)
     (home, proxy, blue, closed)
 }
 
-/// Sends a request and its side's end, as `nc -N` does.
+/// Sends a request and closes its sending side, as `nc -N` does.
 async fn half_closed(proxy: &Proxy, requests: &str) -> Wire {
     let mut wire = Wire::connect(proxy.address).await;
     wire.send(requests).await;
@@ -64,7 +64,7 @@ async fn half_closed(proxy: &Proxy, requests: &str) -> Wire {
     wire
 }
 
-/// The lines of the log once there are so many, as path, status and termination.
+/// The lines of the log once there are this many, as path, status and termination.
 async fn lines(home: &Home, count: usize) -> Vec<(String, u64, String)> {
     let lines =
         until("the lines are there", async || Some(home.access_log()).filter(|l| l.len() >= count)).await;
@@ -151,7 +151,7 @@ async fn a_stream_whose_client_has_left_ends() {
     for _ in 0..2 {
         wire.read_until(b"data").await;
     }
-    // Only its side's end: no reset comes to help, and it is silent before it is noticed.
+    // It only closes its sending side: no reset follows, and it is silent before that is noticed.
     wire.stream.shutdown().await.unwrap();
     until("the app's connection is closed", async || (closed.load(Ordering::SeqCst) == 1).then_some(()))
         .await;
@@ -211,7 +211,7 @@ async fn an_upload_that_the_app_does_not_take_ends_when_its_client_resets() {
     proxy.until_idle("blue").await;
 }
 
-/// An app that takes nothing of an upload until it is notified; then it reads all of it, and answers.
+/// An app that reads nothing of an upload until it is notified; then it reads all of it and answers.
 async fn reluctant_app(may_read: &Arc<Notify>) -> Scripted {
     let may_read = Arc::clone(may_read);
     Scripted::start(move |head, mut stream| {
@@ -237,7 +237,7 @@ async fn reluctant_app(may_read: &Arc<Notify>) -> Scripted {
     .await
 }
 
-/// How much of what the client has sent lies unread in the proxy's socket.
+/// How much of the client's data is unread in the proxy's socket.
 fn unread(wire: &Wire) -> u64 {
     let port = |address: std::io::Result<std::net::SocketAddr>| format!(":{:04X}", address.unwrap().port());
     let (client, proxy) = (port(wire.stream.local_addr()), port(wire.stream.peer_addr()));
@@ -250,7 +250,7 @@ fn unread(wire: &Wire) -> u64 {
     queue.unwrap_or(0)
 }
 
-/// Its end is known long before what it sent has been read.
+/// Its close is known long before its data has been read.
 #[tokio::test]
 async fn all_that_a_client_sent_before_its_end_is_served_however_late_it_is_read() {
     for half_closed in ["10s", "500ms"] {
@@ -263,7 +263,7 @@ async fn all_that_a_client_sent_before_its_end_is_served_however_late_it_is_read
         let mut wire = Wire::connect(proxy.address).await;
         wire.send("POST /slow HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await;
         let chunk = [b"4000\r\n".as_slice(), &[b'x'; 0x4000], b"\r\n"].concat();
-        // Until the app's connection is full, and the rest waits in ours.
+        // Until the app's connection is full and the rest waits in the proxy's socket.
         let mut waiting = 0;
         while waiting < 20 {
             waiting = if unread(&wire) > 0 { waiting + 1 } else { 0 };
@@ -275,7 +275,7 @@ async fn all_that_a_client_sent_before_its_end_is_served_however_late_it_is_read
         }
         wire.send(&[b"0\r\n\r\n", get("/second").as_bytes()].concat()).await;
         wire.stream.shutdown().await.unwrap();
-        // For longer than it takes to notice its end, and than the shorter of the two times.
+        // Longer than it takes to notice its close, and than the shorter of the two timeouts.
         tokio::time::sleep(Duration::from_millis(1500)).await;
         may_read.notify_one();
         let response = wire.response().await;

@@ -83,7 +83,7 @@ async fn sigterm_answers_what_is_in_flight_and_ends_at_once_after_that() {
     assert_eq!((response.status, response.header("connection")), (200, Some("close")));
     drop(slow);
     assert_eq!(proxy.ended().await.code(), Some(0));
-    // Its timeout is 30 s; it did not sit it out.
+    // Its timeout is 30 s; it didn't wait that long.
     assert!(start.elapsed() < Duration::from_secs(15));
     assert!(!home.socket().exists(), "the admin socket was left behind");
     assert_eq!(home.access_log().len(), 2, "log lines were lost");
@@ -131,9 +131,9 @@ async fn at_the_shutdown_timeout_what_is_left_is_cut_and_counted() {
 }
 
 #[tokio::test]
-async fn a_disk_that_refuses_blocks_no_switch_and_is_told_of() {
+async fn a_failing_disk_blocks_no_switch_and_is_reported() {
     let (home, proxy, _blue, _green) = pair().await;
-    // The directory is gone: every write fails, as it would on a full or read-only disk.
+    // The directory is gone: every write fails, as on a full or read-only disk.
     let (state, away) = (home.path("state"), home.path("away"));
     fs::rename(&state, &away).unwrap();
     let switched = proxy.switch("green").await;
@@ -144,12 +144,12 @@ async fn a_disk_that_refuses_blocks_no_switch_and_is_told_of() {
     assert!(proxy.client.metrics().await.unwrap().contains("uh_proxy_state_persisted 0"));
     let (exit, stdout, _) = cli(&home.socket(), &["switch", "blue"]).await;
     assert_eq!(exit, 5, "{stdout}");
-    assert!(stdout.contains("not on disk"), "{stdout}");
+    assert!(stdout.contains("not saved to disk"), "{stdout}");
     fs::rename(&away, &state).unwrap();
     until("it is written after all", async || proxy.status().await.persisted.then_some(())).await;
     let text = fs::read_to_string(home.state_file()).unwrap();
     assert!(text.contains("\"active\": \"blue\""), "{text}");
-    home.until_said("on disk again").await;
+    home.until_said("the state file is saved again").await;
 }
 
 #[tokio::test]
@@ -159,7 +159,7 @@ async fn a_full_disk_blocks_no_switch() {
     let config = home.command();
     drop(config);
     fs::create_dir(home.path("state")).unwrap();
-    // A file system of one page in a mount namespace of its own, filled to the brim before the switch.
+    // A file system of one page in its own mount namespace, filled completely before the switch.
     let script = "mount -t tmpfs -o size=4k,mode=0755 tmpfs \"$1\" || exit 77; echo x > \"$1/full\"; exec \"$2\" run --config \"$3\"";
     let mut command = std::process::Command::new("unshare");
     command.args(["--mount", "--", "sh", "-c", script, "sh"]);
@@ -198,7 +198,7 @@ async fn half_a_request_does_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_holds_up_nothing() {
+async fn a_log_without_a_reader_delays_nothing() {
     let (blue, green) = (SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await);
     for reader in ["gone", "stuck"] {
         let home = Home::new(blue.address, green.address);
@@ -221,7 +221,7 @@ async fn a_log_that_nobody_reads_holds_up_nothing() {
 
 #[tokio::test]
 async fn an_answer_that_came_while_we_were_stopped_is_no_timeout() {
-    // It answers once we are stopped.
+    // It answers once uh-proxy is stopping.
     let answers = Arc::new(Semaphore::new(0));
     let told = Arc::clone(&answers);
     let app = Scripted::start(move |_, mut stream| {
@@ -251,7 +251,7 @@ async fn an_answer_that_came_while_we_were_stopped_is_no_timeout() {
     for wire in &mut waiting {
         assert_eq!(wire.response().await.status, 200);
     }
-    // And one that is really late still is.
+    // A request that is really late is still late.
     let mut late = Wire::connect(proxy.address).await;
     assert_eq!(late.get("/").await.status, 504);
 }

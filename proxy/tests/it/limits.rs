@@ -1,4 +1,4 @@
-//! What a client may do: sizes, numbers and rates, each with its own answer.
+//! Limits of a client: sizes, numbers and rates, each with its own answer.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ async fn before(app: &Scripted, server: &str, service: &str) -> (Home, Proxy) {
     (home, proxy)
 }
 
-/// An app that reads whole bodies, sized or chunked, and says ok.
+/// An app that reads whole bodies, sized or chunked, and answers ok.
 async fn reader() -> Scripted {
     Scripted::start(|head, mut stream| async move {
         let mut seen = Vec::new();
@@ -36,7 +36,7 @@ async fn reader() -> Scripted {
     .await
 }
 
-async fn until_logged(home: &Home, termination: &str) -> serde_json::Value {
+async fn until_said(home: &Home, termination: &str) -> serde_json::Value {
     until(&format!("an exchange ended with {termination}"), async || {
         home.access_log().into_iter().find(|line| line["termination"] == termination)
     })
@@ -77,7 +77,7 @@ async fn a_body_that_is_too_large_is_413_and_an_exact_one_passes() {
     let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
     wire.send(format!("{chunked}{}0\r\n\r\n", chunk.repeat(100))).await;
     assert_eq!(wire.response().await.status, 200, "chunk framing counts as content");
-    // Refused by what it announces, before a byte of it has come, and before a backend hears of it.
+    // Rejected by its announced length, before a byte of it arrives and before a backend is involved.
     let seen = app.seen();
     wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 101\r\nExpect: 100-continue\r\n\r\n").await;
     let response = wire.response().await;
@@ -88,7 +88,7 @@ async fn a_body_that_is_too_large_is_413_and_an_exact_one_passes() {
     until("the backend has the request", async || (app.seen() > seen).then_some(())).await;
     wire.send(chunk).await;
     assert_eq!(wire.response().await.status, 413);
-    assert_eq!(until_logged(&home, "TL").await["status"], 413);
+    assert_eq!(until_said(&home, "TL").await["status"], 413);
     proxy.until_idle("blue").await;
 }
 
@@ -97,7 +97,7 @@ async fn a_body_slower_than_its_minimum_rate_is_408_and_a_pause_is_not() {
     let app = reader().await;
     let limits = "[services.app.limits]\nmin_body_rate = \"100B\"\nrate_window = \"1s\"";
     let (home, proxy) = before(&app, "", limits).await;
-    // Sends all the time, but little: no idle timeout would end it.
+    // Sends continuously, but little: no idle timeout would end it.
     let mut slow = Wire::connect(proxy.address).await;
     slow.send("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n").await;
     let begun = Instant::now();
@@ -107,7 +107,7 @@ async fn a_body_slower_than_its_minimum_rate_is_408_and_a_pause_is_not() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
-    // Pauses for most of a window, and then makes up for it.
+    // Pauses for most of a window, and then catches up.
     let mut paused = Wire::connect(proxy.address).await;
     paused.send("POST /paused HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n").await;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -123,7 +123,7 @@ async fn a_body_slower_than_its_minimum_rate_is_408_and_a_pause_is_not() {
     assert!(answer.contains("Connection: close\r\n"), "{answer}");
     assert!(begun.elapsed() >= Duration::from_secs(1), "cut within its first window");
     sender.abort();
-    assert_eq!(until_logged(&home, "DT").await["path"], "/slow");
+    assert_eq!(until_said(&home, "DT").await["path"], "/slow");
     proxy.until_idle("blue").await;
 }
 
@@ -151,7 +151,7 @@ async fn a_reader_slower_than_its_minimum_rate_is_cut_and_a_quiet_stream_is_not(
     // Never reads.
     let mut stuck = Wire::connect(proxy.address).await;
     stuck.send(get("/stuck")).await;
-    assert_eq!(until_logged(&home, "DT").await["path"], "/stuck");
+    assert_eq!(until_said(&home, "DT").await["path"], "/stuck");
     events.read_until(b"data: 2\n\n").await;
     proxy.until_idle("blue").await;
 }
@@ -166,11 +166,11 @@ async fn a_reader_that_keeps_its_minimum_rate_gets_all_of_it() {
         (stream, Then::Close)
     })
     .await;
-    // What lies in the socket's buffer takes longer to read than the client may stand still.
+    // Reading the socket's buffer takes longer than the client's timeout.
     let limits = "[services.app.limits]\nmin_response_rate = \"100KiB\"\nrate_window = \"1s\"\n\
                   [services.app.timeouts]\nclient = \"700ms\"\nhalf_closed = \"700ms\"";
     let (home, proxy) = before(&app, "", limits).await;
-    // The second has nothing more to send and says so; both of its times run out at once.
+    // The second closes its sending side; both of its timeouts expire at the same time.
     for ends in [false, true] {
         let mut wire = Wire::connect(proxy.address).await;
         wire.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
@@ -190,11 +190,11 @@ async fn a_reader_that_keeps_its_minimum_rate_gets_all_of_it() {
     }
 }
 
-/// What the kernel holds of what was written from port `near` to the client at port `far` and has not arrived, in bytes.
+/// Bytes written from port `near` to the client at port `far` that the kernel still holds.
 fn queued_for(near: u16, far: u16) -> u64 {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let (local, remote) = (format!(":{near:04X}"), format!(":{far:04X}"));
-    // Of connections elsewhere, one may have the same port at one of its ends.
+    // An unrelated connection may have the same port at one end.
     let ours = |line: &&str| {
         let mut fields = line.split_whitespace().skip(1);
         fields.next().is_some_and(|from| from.ends_with(&local))
@@ -242,7 +242,7 @@ async fn too_many_connections_are_turned_away_and_those_that_are_there_go_on() {
         let (_home, proxy) = start(limits).await;
         let (mut first, mut second) =
             (Wire::connect(proxy.address).await, Wire::connect(proxy.address).await);
-        // Idle ones would make room for a new one, but not for one of an address that has too many.
+        // Idle connections are evicted for a new one, but not for one from an address that has too many.
         let path = if reason == "full" { "/slow?ms=3000" } else { "/" };
         for wire in [&mut first, &mut second] {
             wire.send(get(path)).await;
@@ -256,7 +256,7 @@ async fn too_many_connections_are_turned_away_and_those_that_are_there_go_on() {
             assert_eq!((first.response().await.status, second.response().await.status), (200, 200));
         }
         let mut third = Wire::connect(proxy.address).await;
-        // It hears that before it has asked anything.
+        // It gets the answer before it has sent a request.
         let response = third.response().await;
         assert_eq!(response.status, status);
         assert_eq!(
@@ -294,7 +294,7 @@ async fn a_trusted_proxy_is_not_taken_for_one_client() {
         assert_eq!(wire.get("/").await.status, 200);
         open.push(wire);
     }
-    // Who is no trusted proxy is limited, and the log says what to do; once, not for each.
+    // A client that isn't a trusted proxy is limited, and the log says what to do once, not for each connection.
     let home = Home::new(app.address, "127.0.0.1:9").server(limit);
     let proxy = home.start().await;
     let (mut first, mut second) = (Wire::connect(proxy.address).await, Wire::connect(proxy.address).await);
@@ -303,7 +303,7 @@ async fn a_trusted_proxy_is_not_taken_for_one_client() {
         assert_eq!(Wire::connect(proxy.address).await.response().await.status, 429);
     }
     home.until_said("server.trusted_proxies").await;
-    let lines = home.messages().matches("connection refused").count();
+    let lines = home.messages().matches("connection rejected").count();
     assert!((1..=3).contains(&lines), "{lines} lines for 20 connections: {}", home.messages());
 }
 
@@ -334,7 +334,7 @@ async fn without_file_descriptors_it_serves_those_it_has_and_recovers() {
     assert_eq!(kept.get("/").await.status, 200);
     let pid = Pid::from_raw(i32::try_from(proxy.pid()).unwrap());
     let before = getrlimit(Resource::Nofile);
-    // Taken away while it runs: its own limit of connections, made at the start, is no help.
+    // Lowered while it runs, so its own limit of connections, computed at start, doesn't help.
     let few = descriptors(proxy.pid()) + 4;
     prlimit(pid, Resource::Nofile, Rlimit { current: Some(few), maximum: before.maximum }).unwrap();
     let mut crowd = Vec::new();
@@ -367,14 +367,14 @@ async fn its_own_limit_comes_before_that_of_file_descriptors() {
     home.until_said("descriptors=512 most_connections=128").await;
     let mut kept = Wire::connect(proxy.address).await;
     assert_eq!(kept.get("/").await.status, 200);
-    // An idle one would make room for the crowd.
+    // An idle connection would be evicted for the crowd.
     kept.send(get("/slow?ms=3000")).await;
     until("it is busy", async || (proxy.backend("blue").await.requests_in_flight == 1).then_some(())).await;
     let mut crowd: Vec<Wire> = Vec::new();
     for _ in 0..300 {
         crowd.push(Wire::connect(proxy.address).await);
     }
-    // Every one of those it has may be carrying a request, each with a connection to a backend, at the same time.
+    // All of its connections may carry a request at the same time, each with a connection to a backend.
     let mut busy = Vec::new();
     for mut wire in crowd.drain(..127) {
         wire.send(get("/slow?ms=300")).await;
@@ -414,7 +414,7 @@ async fn at_the_limit_the_connection_that_has_been_idle_longest_makes_room_for_a
         let mut wire = Wire::connect(proxy.address).await;
         assert_eq!(wire.get("/").await.status, 200);
         wires.push(wire);
-        // Who is idle since when is measured in milliseconds.
+        // Idle times are measured in milliseconds.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // The first one is the oldest connection, but not the one that has been idle longest.
@@ -429,7 +429,7 @@ async fn at_the_limit_the_connection_that_has_been_idle_longest_makes_room_for_a
     for kept in [0, 4, 5, 6, 7, 8, 9, 10] {
         assert_eq!(wires[kept].get("/").await.status, 200, "{kept} was closed");
     }
-    // And the places are as many as before: those that were evicted have given up theirs once.
+    // There are as many places as before: evicted connections have released theirs once.
     drop(wires);
     until("all are gone", async || {
         let metrics = proxy.client.metrics().await.unwrap();

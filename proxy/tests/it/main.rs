@@ -1,4 +1,4 @@
-//! The front door as a process, over real sockets, files and exit codes.
+//! uh-proxy as a process, with real sockets, files and exit codes.
 #![allow(missing_docs, clippy::type_complexity, reason = "it is a test")]
 #![allow(
     clippy::unwrap_used,

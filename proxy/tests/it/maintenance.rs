@@ -1,4 +1,4 @@
-//! Maintenance: who is told what, who gets through, and what lasts.
+//! Maintenance: what clients get, which requests bypass it, and what survives a restart.
 
 use std::fs;
 
@@ -38,7 +38,7 @@ async fn scripted() -> Scripted {
 }
 
 #[tokio::test]
-async fn clients_are_told_and_no_backend_hears_of_their_requests() {
+async fn clients_get_the_message_and_no_backend_gets_their_requests() {
     let blue = scripted().await;
     let home = Home::new(blue.address, "127.0.0.1:9");
     let proxy = home.start().await;
@@ -46,7 +46,7 @@ async fn clients_are_told_and_no_backend_hears_of_their_requests() {
     assert_eq!(wire.get("/").await.status, 200);
     let seen = blue.seen();
     begin(&proxy).await;
-    // The same connection, and it is kept.
+    // The same connection, which stays open.
     for _ in 0..2 {
         wire.send("GET / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n").await;
         let page = wire.response().await;
@@ -145,7 +145,7 @@ async fn an_operator_behind_a_trusted_proxy_is_known_by_the_address_that_it_tell
     let proxy = home.start().await;
     begin(&proxy).await;
     assert_eq!(ask(&proxy, "/", "X-Forwarded-For: 192.0.2.7").await.status, 200);
-    // Not by that of the proxy, which is everybody's.
+    // Not by the proxy's address, which is the same for all clients.
     assert_eq!(ask(&proxy, "/", "X-Forwarded-For: 203.0.113.9").await.status, 503);
     assert_eq!(ask(&proxy, "/", "X-Forwarded-For: 192.0.2.7, 203.0.113.9").await.status, 503, "a claim");
 }
@@ -183,9 +183,9 @@ async fn maintenance_outlasts_the_process_and_its_own_page_is_shown() {
     let (_, output, _) = cli(&home.socket(), &["status"]).await;
     assert!(output.contains("in maintenance since ") && output.contains(MESSAGE), "{output}");
     let (code, output, _) = cli(&home.socket(), &["maintenance", "off"]).await;
-    assert_eq!((code, output.as_str()), (0, "app: maintenance is over\n"));
+    assert_eq!((code, output.as_str()), (0, "app: maintenance is off\n"));
     let (code, output, _) = cli(&home.socket(), &["maintenance", "off"]).await;
-    assert_eq!((code, output.as_str()), (0, "app: is not in maintenance\n"));
+    assert_eq!((code, output.as_str()), (0, "app: not in maintenance\n"));
     assert_eq!(ask(&proxy, "/", "A: b").await.status, 200);
 }
 
@@ -212,7 +212,7 @@ async fn a_maintenance_call_that_is_refused_changes_nothing() {
         assert!(!proxy.service().await.maintenance);
     }
     assert_eq!(ask(&proxy, "/", "A: b").await.status, 200);
-    // Saying it again in other words does not begin it anew, nor is it a change of who serves.
+    // Changing the message doesn't restart maintenance, nor does it change the active backend.
     let first = call("app", true, Some("one\ntwo"), None).await.unwrap();
     let second = call("app", true, Some("other"), Some(5)).await.unwrap();
     let third = call("app", true, Some("other"), Some(5)).await.unwrap();

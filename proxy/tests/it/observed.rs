@@ -30,7 +30,7 @@ async fn the_metrics_tell_what_happened() {
     slow.send(get("/slow?ms=60000")).await;
     until("it is in flight", async || (proxy.backend("blue").await.requests_in_flight == 1).then_some(()))
         .await;
-    // A tunnel is counted, but how long it lived is nobody's latency.
+    // A tunnel is counted, but its lifetime isn't a latency.
     let mut socket = Wire::connect(proxy.address).await;
     socket.send(crate::exchanges::WEBSOCKET).await;
     assert_eq!(socket.response().await.status, 101);
@@ -116,7 +116,7 @@ async fn each_exchange_is_one_line_of_json() {
     let lines =
         until("both lines are there", async || Some(home.access_log()).filter(|lines| lines.len() == 2))
             .await;
-    // Lines of different workers may change places.
+    // Lines of different workers may be out of order.
     let of = |status: u16| lines.iter().find(|line| line["status"] == status).unwrap();
     assert_eq!(of(400)["termination"], "BR");
     let line = of(200);

@@ -1,4 +1,4 @@
-//! Another configuration for a front door that runs.
+//! Reloads of a running uh-proxy.
 
 use std::fs;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ async fn reload(home: &Home, proxy: &Proxy, config: &str) -> Reloaded {
     proxy.client.reload().await.unwrap()
 }
 
-/// How the front door declines a file.
+/// How uh-proxy rejects a file.
 async fn declined(home: &Home, proxy: &Proxy, config: &str) -> uh_protocol::Problem {
     home.write_config(config);
     match proxy.client.reload().await {
@@ -75,14 +75,14 @@ async fn services_come_and_go_and_no_connection_is_touched() {
 }
 
 #[tokio::test]
-async fn a_bad_file_changes_nothing_and_says_why() {
+async fn a_bad_file_changes_nothing_and_the_reason_is_reported() {
     let (home, mut proxy, _blue, _green) = pair().await;
     let before = proxy.status().await;
     let bad = home.config().replace("active = \"blue\"", "active = \"red\"\ncolour = 1");
     home.write_config(&bad);
     let (exit, _, stderr) = cli(&home.socket(), &["reload"]).await;
     assert_eq!(exit, 3, "{stderr}");
-    for part in ["services.app.active", "services.app.colour", "nothing has changed"] {
+    for part in ["services.app.active", "services.app.colour", "nothing was changed"] {
         assert!(stderr.contains(part), "{part:?} is missing in {stderr:?}");
     }
     proxy.signal(Signal::HUP);
@@ -109,8 +109,8 @@ async fn what_only_a_restart_can_change_is_named_and_left() {
     assert_eq!(exit, 0);
     let lines: Vec<&str> = stdout.lines().collect();
     assert_eq!(lines[0], "reloaded: server.limits (generation 0)");
-    assert_eq!(lines[1], "not in force before a restart: server.listen, server.metrics, server.threads");
-    // Still so, for as long as the file says so.
+    assert_eq!(lines[1], "takes effect after a restart: server.listen, server.metrics, server.threads");
+    // Still listed, as long as the file differs.
     let done = proxy.client.reload().await.unwrap();
     assert_eq!((done.changed.len(), done.needs_restart.len()), (0, 3));
     home.until_said("server.threads").await;
@@ -142,7 +142,7 @@ async fn what_was_decided_at_run_time_wins_over_the_file() {
     let blue = proxy.backend("blue").await;
     assert_eq!(blue.version.as_deref(), Some("9"));
     assert_eq!(blue.endpoints[0].address, green.address.to_string());
-    // Its probes are as they were: it is healthy still, and not only again.
+    // Its health checks are unchanged, so it is still healthy, not healthy again.
     assert_eq!(blue.healthy, Some(true));
     let without_green = changed.split("[services.app.backends.green]").next().unwrap().to_owned()
         + "[services.app.health]\ninterval = \"50ms\"\nhealthy_after = 1\n";
@@ -160,7 +160,7 @@ async fn what_was_decided_at_run_time_wins_over_the_file() {
 
 #[tokio::test]
 async fn a_reload_is_for_the_next_request_and_the_one_in_flight_keeps_its_settings() {
-    // Before each answer, it waits for as long as it is told.
+    // Before each answer, it waits for the requested time.
     let slow = Scripted::start(|head: String, mut stream| async move {
         if head.starts_with("GET /slow ") {
             tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -205,7 +205,7 @@ async fn what_is_not_different_keeps_its_idle_connections() {
 }
 
 #[tokio::test]
-async fn a_hangup_opens_the_access_log_anew() {
+async fn sighup_reopens_the_access_log() {
     let (home, proxy, _blue, _green) = pair().await;
     let mut wire = Wire::connect(proxy.address).await;
     assert_eq!(wire.get("/before").await.status, 404);
@@ -241,7 +241,7 @@ async fn a_hundred_reloads_under_load_fail_no_request_and_close_no_connection() 
     let variants =
         [with_web(&plain, &blue), plain.clone() + "[services.app.timeouts]\nread = \"9s\"\n", plain];
     for step in 0..RELOADS {
-        // Replaced as a whole, as an editor or a deployment tool does it: half a file would rightly be refused.
+        // Replaced atomically, as an editor or a deployment tool does it: half a file would rightly be rejected.
         fs::write(home.path("next.toml"), &variants[step % variants.len()]).unwrap();
         fs::rename(home.path("next.toml"), home.path("uh-proxy.toml")).unwrap();
         let before = proxy.status().await.generation;
@@ -264,7 +264,7 @@ async fn a_service_that_is_left_out_by_mistake_comes_back_with_the_backend_that_
     assert_eq!(proxy.service().await.active.as_str(), "blue");
     reload(&home, &proxy, &right).await;
     assert_eq!(proxy.service().await.active.as_str(), "green");
-    // Nor does a restart forget it.
+    // A restart keeps it.
     proxy.signal(Signal::TERM);
     proxy.ended().await;
     let mut command = home.command();

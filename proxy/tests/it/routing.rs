@@ -1,10 +1,10 @@
-//! Which service answers: hosts, path prefixes and `strip_prefix`, against the real program.
+//! Which service handles a request: hosts, path prefixes and `strip_prefix`, with the real program.
 
 use crate::harness::{Home, Proxy, SampleApp, Scripted, Then};
 use crate::wire::{Response, Wire};
 use tokio::io::AsyncWriteExt as _;
 
-/// An app that answers with its name, the target it was asked for, and the fields that a test looks at.
+/// An app that answers with its name, the requested target, and the fields that a test checks.
 async fn named(name: &'static str) -> Scripted {
     Scripted::start(move |head, mut stream| async move {
         let mut body = format!("{name} {}", head.split(' ').nth(1).unwrap_or_default());
@@ -18,7 +18,7 @@ async fn named(name: &'static str) -> Scripted {
     .await
 }
 
-/// A service of its own for an app.
+/// A separate service for an app.
 fn service(name: &str, app: &Scripted, lines: &str) -> String {
     format!(
         "[services.{name}]\nactive = \"only\"\n{lines}\n[services.{name}.health]\nenabled = false\n\
@@ -35,7 +35,7 @@ async fn ask(wire: &mut Wire, host: &str, path: &str) -> Response {
 /// The default service `app` (any host, `/`) is `root`; the others are given.
 async fn front_door(root: &str, app: &Scripted, services: &[String]) -> (Home, Proxy) {
     let mut lines = root.to_owned();
-    // The harness goes on with tables of `app` in full, so that the others may stand between.
+    // The harness continues with full table names of `app`, so other services may come in between.
     for service in services {
         lines.push('\n');
         lines.push_str(service);
@@ -87,7 +87,7 @@ async fn the_host_decides_and_then_the_longest_path_prefix() {
     }
 }
 
-/// K01, K05-K07: a front door whose services all have hosts.
+/// K01, K05-K07: all services have hosts.
 #[tokio::test]
 async fn a_host_that_no_service_has_is_404_and_the_connection_goes_on() {
     let app = named("app").await;
@@ -96,14 +96,14 @@ async fn a_host_that_no_service_has_is_404_and_the_connection_goes_on() {
     for (host, status) in [("app.test", 200), ("other.test", 404), ("app.test:1", 200)] {
         assert_eq!(ask(&mut wire, host, "/").await.status, status, "{host}");
     }
-    // The target names the host if it is absolute (RFC 9112 §3.2.2).
+    // An absolute target names the host (RFC 9112 §3.2.2).
     assert_eq!(ask(&mut wire, "other.test", "http://app.test/x").await.text(), "app /x");
     assert_eq!(app.seen(), 3);
 }
 
 /// K18: what the app gets of the path.
 #[tokio::test]
-async fn a_stripped_prefix_is_taken_off_and_told() {
+async fn a_stripped_prefix_is_removed_and_forwarded() {
     let (root, app, api, kept) = tokio::join!(named("root"), named("app"), named("api"), named("kept"));
     let (_home, proxy) = front_door(
         "",
@@ -150,7 +150,7 @@ async fn a_path_that_climbs_out_of_a_prefix_is_not_for_its_service() {
     assert_eq!(ask(&mut wire, "a.test", "/x/../app").await.text(), "root /x/../app");
 }
 
-/// K16, K17, K24: `check` and `run` say which services are in each other's way.
+/// K16, K17, K24: `check` and `run` name the services that conflict.
 #[tokio::test]
 async fn two_services_for_the_same_host_and_path_are_refused() {
     let app = named("app").await;
@@ -163,11 +163,14 @@ async fn two_services_for_the_same_host_and_path_are_refused() {
         let arguments = [command, "--config", config.to_str().unwrap()];
         let (exit, _, stderr) = crate::harness::cli(&home.socket(), &arguments).await;
         assert_eq!(exit, 1, "{stderr}");
-        assert!(stderr.contains("services.two: service app takes app.test with path / already"), "{stderr}");
+        assert!(
+            stderr.contains("services.two: service app already handles app.test with path /"),
+            "{stderr}"
+        );
     }
 }
 
-/// K02, K10: an app behind the front door is replaced, and every later response is the new one's.
+/// K02, K10: after an app is replaced, every later response comes from the new one.
 #[tokio::test]
 async fn each_service_switches_by_itself() {
     let (blue, green, other) =

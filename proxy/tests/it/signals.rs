@@ -1,4 +1,4 @@
-//! What signals do: those that nginx's users and their logrotate files send must not kill.
+//! Signals: those sent by scripts and logrotate files for nginx must not end the process.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ async fn usr1_reopens_the_access_log_and_cuts_nothing() {
 }
 
 #[tokio::test]
-async fn usr1_without_a_log_file_says_so() {
+async fn usr1_without_a_log_file_is_logged() {
     let app = SampleApp::start("blue", "1").await;
     let home = Home::new(app.address, app.address).server("access_log = { format = \"off\" }");
     let mut proxy = home.start().await;
@@ -83,7 +83,7 @@ async fn usr2_and_winch_are_ignored_with_a_line_even_while_stopping() {
 }
 
 #[tokio::test]
-async fn an_access_log_that_nobody_reads_holds_up_no_stop_and_what_is_lost_is_counted() {
+async fn an_access_log_without_a_reader_delays_no_stop_and_lost_lines_are_counted() {
     let app = SampleApp::start("blue", "1").await;
     let home = Home::new(app.address, app.address).server("access_log = { path = \"-\", format = \"json\" }");
     let (read, write) = std::io::pipe().unwrap();
@@ -102,7 +102,7 @@ async fn an_access_log_that_nobody_reads_holds_up_no_stop_and_what_is_lost_is_co
     let took = start.elapsed();
     assert!(took < Duration::from_secs(10), "it waited {took:?} for a log that nobody reads");
     let said = home.messages();
-    assert!(said.contains("nothing was cut") && !said.contains("exchanges were cut"), "{said}");
+    assert!(said.contains("nothing was cut") && !said.contains("in-flight requests were cut"), "{said}");
     let lost = said.split("lines=").nth(1).and_then(|rest| rest.trim().parse::<u64>().ok());
     let lost = lost.or_else(|| {
         let rest = said.split("lines=").nth(1)?;

@@ -1,4 +1,4 @@
-//! Kept connections to a backend that die: on the way to being used, or long before; and a real Node server.
+//! Kept connections to a backend that die as they are used, or long before; and a real Node server.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use crate::wire::Wire;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// How a backend drops a kept connection when the next request comes.
+/// How a backend drops a kept connection when the next request arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Death {
-    /// Having read the request, it closes: the front door reads the end.
+    /// It reads the request and closes: uh-proxy reads the end.
     End,
-    /// Having read the request, it sends an interim response, and closes.
+    /// It reads the request, sends an interim response, and closes.
     Interim,
-    /// With the request unread, it resets: the front door's read fails.
+    /// It resets without reading the request: uh-proxy's read fails.
     Reset,
 }
 
@@ -29,7 +29,8 @@ fn reset(stream: &TcpStream) {
     socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// Answers the first request of each connection, and drops it at the second. Returns how many second ones it has read.
+/// Answers the first request of each connection, and drops it at the second. Returns how many second requests it has
+/// read.
 async fn dies_at_the_second(death: Death) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -87,8 +88,8 @@ async fn a_get_survives_a_connection_that_ends_or_is_reset_as_it_is_used_and_a_p
         }
         assert_eq!(retries(&proxy).await, 49, "{death:?}: not every kept connection died");
         let before = read.load(Ordering::SeqCst);
-        // The connection that the last one left behind dies under the first of these: nobody knows if it was carried
-        // out. The second finds none and makes its own.
+        // The idle connection of the previous request dies under the first of these, and it's unknown whether that was
+        // executed. The second opens its own connection.
         wire.send(POST).await;
         assert_eq!(wire.response().await.status, 502, "{death:?}");
         wire.send(POST).await;
@@ -99,7 +100,7 @@ async fn a_get_survives_a_connection_that_ends_or_is_reset_as_it_is_used_and_a_p
     }
 }
 
-/// After an interim response the backend has the request, whatever becomes of its connection.
+/// After an interim response the backend has the request, whatever happens to its connection.
 #[tokio::test]
 async fn a_get_is_not_repeated_once_an_interim_response_has_come() {
     let (address, read) = dies_at_the_second(Death::Interim).await;
@@ -112,8 +113,8 @@ async fn a_get_is_not_repeated_once_an_interim_response_has_come() {
     assert_eq!(retries(&proxy).await, 0);
 }
 
-/// Many requests come at the same moment, and with the first one the backend resets all other kept connections: the
-/// front door has looked at its sockets just before, so that it finds out when it writes or when it reads.
+/// Many requests arrive at the same moment, and at the first one the backend resets all other kept connections:
+/// uh-proxy polled its sockets just before, so it only notices when it writes or reads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_onto_connections_that_are_reset_meanwhile_gives_no_get_an_error() {
     const CLIENTS: usize = 60;
@@ -151,11 +152,11 @@ async fn a_burst_onto_connections_that_are_reset_meanwhile_gives_no_get_an_error
         wires.push(Wire::connect(proxy.address).await);
     }
     let mut rounds = 0;
-    // Which connections die in time is the scheduler's to say: on, until one did.
+    // Which connections die in time depends on the scheduler: repeat until one did.
     while rounds < ROUNDS || retries(&proxy).await == 0 {
         rounds += 1;
         assert!(rounds <= MAX_ROUNDS, "no connection died in time: this shows nothing");
-        // Stopped, the front door finds all of them at once when it goes on.
+        // A stopped uh-proxy finds all of them at once when it continues.
         proxy.signal(rustix::process::Signal::STOP);
         for wire in &mut wires {
             wire.send(crate::wire::get("/")).await;
@@ -167,7 +168,7 @@ async fn a_burst_onto_connections_that_are_reset_meanwhile_gives_no_get_an_error
     }
 }
 
-/// What the front door may keep is told by the backend, a second less; here, that is nothing.
+/// The backend announces how long uh-proxy may keep a connection, minus a second; here, that is not at all.
 #[tokio::test]
 async fn a_shorter_keep_alive_of_the_backend_is_honoured() {
     let accepted = Arc::new(AtomicU64::new(0));
@@ -194,8 +195,8 @@ async fn a_shorter_keep_alive_of_the_backend_is_honoured() {
     assert_eq!(accepted.load(Ordering::SeqCst), 3);
 }
 
-/// Node as it comes closes a connection after 5 s. The front door lets go before, by its own default and by what Node
-/// announces, so that neither GET nor POST ever meets the end.
+/// By default, Node closes a connection after 5 s. uh-proxy closes earlier, by its own default and by what Node
+/// announces, so no request is sent on a closing connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_server_with_its_default_keep_alive_gives_no_error() {
     const CLIENTS: u64 = 24;

@@ -1,4 +1,4 @@
-//! What becomes of requests that are on their way when the front door is told to stop.
+//! What happens to requests that are on their way when uh-proxy stops.
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,18 @@ use tokio::net::TcpStream;
 use crate::harness::{Home, SampleApp, pair, soon};
 use crate::wire::{Wire, get};
 
-/// What a request got that was sent around the end.
+/// The result of a request that was sent around the stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// A whole answer. It says that it is the last one, unless the front door had not heard of its end yet.
+    /// A complete answer. It announces that it is the last one, unless uh-proxy hadn't received the stop signal yet.
     Answered,
-    /// The connection ended in order before a byte of an answer: the client may ask again elsewhere.
+    /// The connection was closed cleanly before a byte of a response: the client may safely retry.
     Dismissed,
-    /// A reset, or half an answer.
+    /// A reset, or a partial response.
     Lost,
 }
 
-/// Asks, and returns when that was done and what came of it.
+/// Sends a request, and returns when it was sent and its result.
 async fn fate(mut stream: TcpStream) -> (Instant, Fate) {
     let sent = stream.write_all(get("/").as_bytes()).await;
     let at = Instant::now();
@@ -61,8 +61,8 @@ async fn a_request_that_crosses_the_end_is_answered_or_cleanly_refused() {
     let idle = idle_connections(&proxy, CLIENTS).await;
     let start = Instant::now();
     proxy.signal(Signal::TERM);
-    // Over two seconds: the first half within the grace, the others around its end and after it. How late they really
-    // ask is measured, for the machine may be busy.
+    // Over two seconds: half of them within the grace period, the others around its end and after it. The actual send
+    // times are measured, since the machine may be busy.
     let ask = |(step, stream): (usize, TcpStream)| {
         let wait = Duration::from_millis(10) * u32::try_from(step).unwrap();
         tokio::spawn(async move {
@@ -80,7 +80,7 @@ async fn a_request_that_crosses_the_end_is_answered_or_cleanly_refused() {
     for (at, fate) in fates {
         let late = at - start;
         assert!(late > GRACE / 2 || fate == Fate::Answered, "{fate:?} after {late:?}");
-        // Around the end of its grace a request may be too late, but not be met with a reset.
+        // Around the end of the grace period a request may be too late, but must not cause a reset.
         assert!(late > GRACE + GRACE / 2 || fate != Fate::Lost, "{fate:?} after {late:?}");
     }
     assert_eq!(proxy.ended().await.code(), Some(0));
@@ -103,7 +103,7 @@ async fn without_a_grace_idle_connections_end_at_once_and_in_order() {
 async fn who_is_in_the_queue_at_the_end_is_let_in_and_answered() {
     const CLIENTS: usize = 100;
     let (home, mut proxy, _blue, _green) = pair().await;
-    // While it is held, the kernel completes connections and keeps them for it; the order to stop comes last.
+    // While it is stopped, the kernel completes connections and queues them; the stop signal comes last.
     proxy.signal(Signal::STOP);
     let mut queued = Vec::new();
     for _ in 0..CLIENTS {

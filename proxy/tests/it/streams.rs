@@ -1,4 +1,4 @@
-//! Bodies that are large or take long, and tunnels that are idle.
+//! Large and slow bodies, and idle tunnels.
 
 use std::fs;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::exchanges::WEBSOCKET;
 use crate::harness::{Home, Proxy, SampleApp, Scripted, Then, soon, until};
 use crate::wire::{Wire, get};
 
-/// The most memory that the front door ever had resident, in KiB.
+/// uh-proxy's peak resident memory, in KiB.
 fn peak_kib(proxy: &Proxy) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -34,7 +34,7 @@ async fn large_bodies_take_no_more_memory_than_small_ones() {
     let (mut piece, mut read) = (vec![0; 64 << 10], 0);
     while read < BYTES {
         let got = soon("more of the body", stream.read(&mut piece)).await.unwrap();
-        assert!(got > 0, "it broke off after {read}");
+        assert!(got > 0, "the response ended after {read}");
         read += got;
     }
     wire.send(format!("POST /upload HTTP/1.1\r\nHost: app.test\r\nContent-Length: {BYTES}\r\n\r\n")).await;
@@ -66,7 +66,7 @@ async fn a_client_that_does_not_read_slows_the_backend_down() {
     let before = peak_kib(&proxy);
     let mut wire = Wire::connect(proxy.address).await;
     wire.send(get("/")).await;
-    // It comes to a stop when all sockets on the way are full.
+    // It stalls when all sockets on the way are full.
     let mut last = 0;
     until("the backend has to wait", async || {
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -76,7 +76,7 @@ async fn a_client_that_does_not_read_slows_the_backend_down() {
     })
     .await;
     assert!(last < 64 << 20, "{last} bytes went into buffers");
-    assert!(peak_kib(&proxy) - before < 8 << 10, "the front door kept what its client did not read");
+    assert!(peak_kib(&proxy) - before < 8 << 10, "uh-proxy kept what its client didn't read");
 }
 
 #[tokio::test]
@@ -110,9 +110,9 @@ async fn each_event_arrives_before_the_next_one_is_sent() {
 }
 
 #[tokio::test]
-async fn an_idle_tunnel_is_kept_for_its_time_and_a_busy_one_for_ever() {
+async fn an_idle_tunnel_is_kept_for_its_timeout_and_a_busy_one_indefinitely() {
     let app = SampleApp::start("blue", "1").await;
-    // Other timeouts are for requests: a tunnel outlives them.
+    // Other timeouts only apply to requests: a tunnel outlives them.
     let service = "[services.app.timeouts]\ntunnel_idle = \"1500ms\"\nread = \"300ms\"\nclient = \"300ms\"";
     let proxy = Home::new(app.address, "127.0.0.1:9").service(service).start().await;
     let open = async || {
@@ -159,13 +159,13 @@ impl Drop for CpuLoad {
     }
 }
 
-/// `UH_TEST_HANDSHAKES` says how many; by default few enough for every run.
+/// `UH_TEST_HANDSHAKES` sets how many; the default is small enough for every run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_websocket_is_torn_by_a_backend_that_answers_at_once_on_a_busy_machine() {
     const AT_ONCE: usize = 8;
     let handshakes = std::env::var("UH_TEST_HANDSHAKES").ok().and_then(|text| text.parse().ok());
     let handshakes: usize = handshakes.unwrap_or(1_000);
-    // Answers before it has read all of the request, and speaks first.
+    // Answers before it has read the whole request, and sends data first.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

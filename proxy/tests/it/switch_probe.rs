@@ -1,4 +1,4 @@
-//! The fresh probe before a switch: what it refuses, what it leaves to the regular probes, and when it is not made.
+//! The probe right before a switch: what it refuses, what it leaves to the regular probes, and when it is skipped.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use uh_protocol::request::{SwitchProbeResult, SwitchRequest, WithdrawRequest};
 
 use crate::harness::{Home, Proxy, SampleApp, app, backend, cli, read_head, soon, until};
 
-/// After the first good probe, no regular one is made for the rest of the test.
+/// After the first good probe, there are no regular ones for the rest of the test.
 const ONCE: &str = "[services.app.health]\ninterval = \"1h\"\ntimeout = \"5s\"\nhealthy_after = 1\n";
 
 /// How an app answers its probes.
@@ -21,7 +21,7 @@ const GOOD: u8 = 0;
 const BAD: u8 = 1;
 const NEVER: u8 = 2;
 
-/// An app whose probes are answered as told.
+/// An app with configurable probe responses.
 async fn probed() -> (SocketAddr, Arc<AtomicU8>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -51,7 +51,7 @@ async fn blue_and(green: impl ToString, health: &str) -> (Home, Proxy, SampleApp
     (home, proxy, blue)
 }
 
-/// Old enough that another probe is worth it.
+/// Old enough to need another probe.
 async fn until_its_probe_is_old(proxy: &Proxy) {
     until("green is healthy", async || (proxy.backend("green").await.healthy == Some(true)).then_some(()))
         .await;
@@ -66,7 +66,7 @@ async fn refused(proxy: &Proxy) -> uh_protocol::Problem {
 }
 
 #[tokio::test]
-async fn a_switch_to_an_app_that_is_gone_since_its_last_probe_is_refused_and_says_why() {
+async fn a_switch_to_an_app_that_died_since_its_last_probe_is_refused_with_the_reason() {
     let green = SampleApp::start("green", "2").await;
     let address = green.address;
     let (home, proxy, _blue) = blue_and(address, ONCE).await;
@@ -79,8 +79,8 @@ async fn a_switch_to_an_app_that_is_gone_since_its_last_probe_is_refused_and_say
         assert!(problem.detail.contains(part), "{part:?} is missing in {problem}");
     }
     assert_eq!((proxy.status().await.generation, proxy.backend("green").await.healthy), (0, Some(true)));
-    home.until_said("failed a probe just now").await;
-    // By force, nothing is asked.
+    home.until_said("failed a probe right before the switch").await;
+    // With force, there is no probe.
     let forced = SwitchRequest { force: true, ..SwitchRequest::to(backend("green")) };
     let switched = proxy.client.switch(&app(), &forced).await.unwrap();
     assert_eq!(switched.probe.unwrap().result, SwitchProbeResult::Skipped);
@@ -99,16 +99,16 @@ async fn a_bad_answer_refuses_a_switch_and_no_answer_leaves_it_to_the_last_probe
     mode.store(NEVER, Ordering::SeqCst);
     let (exit, stdout, _) = cli(&home.socket(), &["switch", "green"]).await;
     assert_eq!(exit, 0, "{stdout}");
-    assert!(stdout.contains("warning: green did not answer a fresh probe within "), "{stdout}");
+    assert!(stdout.contains("warning: green didn't answer a probe within "), "{stdout}");
     mode.store(GOOD, Ordering::SeqCst);
     proxy.switch("blue").await;
     let switched = proxy.switch("green").await;
     assert_eq!((switched.probe.unwrap().result, switched.warnings.len()), (SwitchProbeResult::Good, 0));
-    home.until_said("did not answer a fresh probe").await;
+    home.until_said("didn't answer a probe").await;
 }
 
 #[tokio::test]
-async fn what_changes_during_the_probe_decides_the_switch_and_nobody_else_waits_for_it() {
+async fn changes_during_the_probe_decide_the_switch_and_no_other_call_waits_for_it() {
     let (address, mode) = probed().await;
     let slow = format!("{ONCE}switch_probe_timeout = \"2s\"\n");
     let (_home, proxy, _blue) = blue_and(address, &slow).await;
@@ -125,7 +125,7 @@ async fn what_changes_during_the_probe_decides_the_switch_and_nobody_else_waits_
         Some(())
     })
     .await;
-    // Everybody else is served at once.
+    // Other requests are served immediately.
     let order = WithdrawRequest::default();
     let withdrawn = proxy.client.withdraw(&app(), &backend("green"), &order).await.unwrap();
     assert!(
@@ -157,7 +157,7 @@ async fn no_fresh_probe_is_made_where_nothing_is_probed_or_the_last_one_is_fresh
         assert_eq!(switched.probe.unwrap().result, SwitchProbeResult::Skipped, "{health}");
         assert!(proxy.switch("green").await.probe.is_none(), "nothing was switched");
     }
-    // Good a moment ago: the next regular probe finds out.
+    // The last probe was good a moment ago: only the next regular probe finds out.
     let (address, _mode) = probed().await;
     let (_home, proxy, _blue) =
         blue_and(address, "[services.app.health]\ninterval = \"10ms\"\nhealthy_after = 1\n").await;
@@ -171,7 +171,7 @@ async fn no_fresh_probe_is_made_where_nothing_is_probed_or_the_last_one_is_fresh
 }
 
 #[tokio::test]
-async fn a_switch_to_a_backend_of_which_only_some_endpoints_are_healthy_says_so() {
+async fn a_switch_to_a_partly_healthy_backend_warns() {
     let green = SampleApp::start("green", "2").await;
     let (home, proxy, _blue) = blue_and(
         format!("{}\", \"127.0.0.1:9", green.address),
@@ -205,7 +205,7 @@ async fn a_probe_carries_the_headers_of_the_configuration() {
          headers = { \"X-Forwarded-Proto\" = \"https\", \"User-Agent\" = \"mine\" }\n",
     )
     .await;
-    // Redirects to https whoever does not come by it, as many an app does.
+    // Redirects plain HTTP to https, as many apps do.
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let head = read_head(&mut stream).await.unwrap_or_default().to_lowercase();

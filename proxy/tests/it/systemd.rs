@@ -1,4 +1,4 @@
-//! A service manager as systemd is one: it hears how we are, and holds our listening socket.
+//! A stand-in for systemd: receives notifications, and holds the listening socket.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use crate::harness::{Home, Proxy, SampleApp, pair, soon};
 use crate::wire::Wire;
 
-/// Where a service manager listens for its services.
+/// The notification socket of a service manager.
 struct Manager(UnixDatagram);
 
 impl Manager {
@@ -23,7 +23,7 @@ impl Manager {
         Self(socket)
     }
 
-    /// The next message but signs of life.
+    /// The next message except watchdog pings.
     fn next(&self) -> String {
         loop {
             let message = self.any();
@@ -40,7 +40,7 @@ impl Manager {
     }
 }
 
-/// The command as a service manager would run it: the socket as descriptor 3, and word of it.
+/// The command as systemd would run it, with the socket as descriptor 3 and the variables that announce it.
 pub(crate) fn activated(home: &Home, listener: &TcpListener) -> Command {
     let inner = home.command();
     let mut command = Command::new("/bin/sh");
@@ -53,7 +53,7 @@ pub(crate) fn activated(home: &Home, listener: &TcpListener) -> Command {
 }
 
 #[tokio::test]
-async fn the_service_manager_hears_of_start_reload_life_and_stop() {
+async fn systemd_is_notified_of_start_reload_watchdog_and_stop() {
     let (home, mut first, _blue, _green) = pair().await;
     first.kill();
     let manager = Manager::new(&home);
@@ -72,7 +72,7 @@ async fn the_service_manager_hears_of_start_reload_life_and_stop() {
     home.write_config("nonsense");
     assert!(proxy.client.reload().await.is_err());
     assert!(manager.next().starts_with("RELOADING=1\n"));
-    assert!(manager.next().contains("refused"));
+    assert!(manager.next().contains("rejected"));
     proxy.signal(Signal::TERM);
     let message = manager.next();
     assert!(message.starts_with("STOPPING=1\nEXTEND_TIMEOUT_USEC=36000000\n"), "{message}");
@@ -122,7 +122,7 @@ fn the_shipped_units_never_give_up_and_fit_the_program() {
     let server = uh_proxy::config::parse(&std::fs::read_to_string(config).unwrap()).unwrap().server;
     let stop = seconds(value(&service, "Service", "TimeoutStopSec").unwrap());
     assert!(stop >= server.shutdown_timeout.as_secs() + 6, "systemd would kill what still works");
-    // Each socket must be one that the program serves, or it refuses to start.
+    // Each socket must be one that the program serves, or it doesn't start.
     let listens = server.listen.iter().chain(&server.metrics).map(ToString::to_string).collect::<Vec<_>>();
     let streams: Vec<_> = socket.iter().filter(|(_, key, _)| key == "ListenStream").collect();
     assert!(
@@ -131,7 +131,7 @@ fn the_shipped_units_never_give_up_and_fit_the_program() {
     );
 }
 
-/// The socket has a mode of its own; the users of `server.admin_users` must be able to pass the directory to it.
+/// The socket has its own mode; the users in `server.admin_users` must be able to traverse its directory.
 #[test]
 fn the_shipped_unit_lets_admin_users_reach_the_socket_and_see_nothing_else() {
     let service = unit("uh-proxy.service");
@@ -154,7 +154,7 @@ fn there_is_one_unit_of_each_name() {
     assert_eq!(names.len(), all, "two units of one name: whoever installs both folders gets one of them");
 }
 
-/// systemd hands over sockets that block, and with `NonBlocking=` such that don't.
+/// systemd passes blocking sockets, and non-blocking ones with `NonBlocking=`.
 #[tokio::test]
 async fn an_inherited_socket_is_served_whether_it_blocks_or_not() {
     let app = SampleApp::start("blue", "1").await;
@@ -167,14 +167,14 @@ async fn an_inherited_socket_is_served_whether_it_blocks_or_not() {
         for _ in 0..20 {
             assert_eq!(Wire::connect(proxy.address).await.get("/").await.status, 200);
         }
-        // Its workers must not wait in accept.
+        // Its workers must not block in accept.
         proxy.signal(Signal::TERM);
         assert_eq!(proxy.ended().await.code(), Some(0), "nonblocking: {nonblocking}");
     }
 }
 
-/// Clients that ask until told to stop, each on a connection that it keeps for as long as it may, or on a new one each
-/// time. Any failure fails the test.
+/// Clients that send requests until stopped, each on a connection that it keeps as long as possible, or on a new one
+/// each time. Any failure fails the test.
 fn clients(
     address: SocketAddr,
     stop: &Arc<AtomicBool>,
@@ -233,11 +233,11 @@ async fn twenty_restarts_under_socket_activation_refuse_no_connection_and_fail_n
         soon("a client's end", client).await.unwrap();
     }
     println!("{} requests over {RESTARTS} restarts, none failed", answers.load(Ordering::Relaxed));
-    assert!(!home.messages().contains("a second signal"), "{}", home.messages());
+    assert!(!home.messages().contains("second signal received"), "{}", home.messages());
 }
 
 #[tokio::test]
-async fn a_socket_that_nobody_configured_is_an_error_and_not_left_unserved() {
+async fn an_unconfigured_socket_is_an_error_and_not_left_unserved() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let home = Home::new("127.0.0.1:9", "127.0.0.1:9");
     let mut child = activated(&home, &listener).spawn().unwrap();

@@ -1,4 +1,4 @@
-//! What a command says is what was done: in words, in JSON, in its exit code and in the log.
+//! Commands report what was done: in text, JSON, exit code and log.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -34,8 +34,8 @@ async fn a_switch_that_is_undone_while_it_waits_reports_the_switch_and_what_beca
         let (exit, stdout, stderr) = soon("its end", waiting).await.unwrap();
         assert_eq!(exit, 1, "{stdout}{stderr}");
         for part in [
-            "the switch from blue to green was done",
-            "somebody switched back to blue",
+            "switched from blue to green",
+            "but blue was made active again",
             &format!("blue is active now (generation {})", generation + 2),
         ] {
             assert!(stderr.contains(part), "{part:?} is missing in {stderr:?}");
@@ -67,12 +67,12 @@ async fn a_reload_names_what_a_registration_overrides() {
     home.write_config(&moved);
     let (exit, stdout, _) = cli(&home.socket(), &["reload"]).await;
     let lines: Vec<&str> = stdout.lines().collect();
-    assert_eq!((exit, lines[0]), (0, "reloaded: nothing is different (generation 2)"));
+    assert_eq!((exit, lines[0]), (0, "reloaded: no changes (generation 2)"));
     assert_eq!(
         lines[1],
-        "overridden by a registration, so not in force: services.app.backends.blue.endpoints (`uh-proxy backend unset` drops it)"
+        "not applied, because a registration overrides it: services.app.backends.blue.endpoints (`uh-proxy backend unset` drops the registration)"
     );
-    // Still so, for as long as it is so.
+    // Still reported as long as it is true.
     let done = proxy.client.reload().await.unwrap();
     assert_eq!(
         (done.changed.len(), done.overridden.as_slice(), done.persisted),
@@ -86,7 +86,7 @@ async fn a_reload_names_what_a_registration_overrides() {
 }
 
 #[tokio::test]
-async fn a_reload_that_the_disk_refuses_says_so() {
+async fn a_reload_that_is_not_on_disk_is_reported() {
     let (home, proxy, _blue, _green) = pair().await;
     fs::rename(home.path("state"), home.path("away")).unwrap();
     home.write_config(
@@ -94,7 +94,7 @@ async fn a_reload_that_the_disk_refuses_says_so() {
     );
     let (exit, stdout, _) = cli(&home.socket(), &["reload"]).await;
     assert_eq!(exit, 5, "{stdout}");
-    assert!(stdout.contains("warning: in force, but not on disk"), "{stdout}");
+    assert!(stdout.contains("warning: applied, but not saved to disk"), "{stdout}");
     assert!(!proxy.status().await.persisted);
 }
 
@@ -136,12 +136,12 @@ async fn no_permission_is_no_missing_proxy() {
     fs::copy(env!("CARGO_BIN_EXE_uh-proxy"), &program).unwrap();
     fs::set_permissions(home.path("."), fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = if rustix::process::geteuid().is_root() {
-        // No mode keeps root out, so the caller is another user.
+        // Root ignores file modes, so the caller is another user.
         let mut command = tokio::process::Command::new("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program);
         command
     } else {
-        // Only root can become another user, but nobody else may write to this socket.
+        // Only root can become another user, and no other user may write to this socket.
         fs::set_permissions(home.socket(), fs::Permissions::from_mode(0o400)).unwrap();
         tokio::process::Command::new(&program)
     };
@@ -159,7 +159,7 @@ async fn no_permission_is_no_missing_proxy() {
     assert_eq!(said["problem"]["code"], "no_permission");
 }
 
-/// An old deploy must not pass its expectation because a restart counts the same numbers again.
+/// An old deploy's expectation must not match because a restart reuses generations.
 #[tokio::test]
 async fn a_generation_that_never_reached_the_disk_is_not_handed_out_again_after_a_crash() {
     let (home, mut proxy, _blue, _green) = pair().await;
@@ -172,17 +172,17 @@ async fn a_generation_that_never_reached_the_disk_is_not_handed_out_again_after_
     fs::rename(&away, &state).unwrap();
     let mut proxy = home.start().await;
     proxy.until_healthy().await;
-    // What was acknowledged goes on where it was: a deploy that is under way goes on too.
+    // An acknowledged generation continues, and so does a deploy in progress.
     assert_eq!((proxy.status().await.generation, proxy.service().await.active), (before, backend("blue")));
     let other = proxy.switch("green").await;
     assert_ne!(other.generation, lost.generation);
     let late =
         SwitchRequest { expect_generation: Some(lost.generation), ..SwitchRequest::to(backend("blue")) };
     assert!(proxy.client.switch(&app(), &late).await.is_err(), "an expectation of before the crash held");
-    // One after the other again.
+    // Consecutive again.
     assert_eq!(proxy.switch("blue").await.generation, other.generation + 1);
     proxy.kill();
-    // So it is where the very first state could not be written.
+    // The same if the very first state couldn't be written.
     fs::remove_dir_all(&state).unwrap();
     fs::create_dir(&state).unwrap();
     fs::create_dir_all(home.path("state/.deployment-state.json.tmp/full")).unwrap();
@@ -196,7 +196,7 @@ async fn no_number_of_changes_is_handed_out_twice_however_often_it_crashes() {
     let (state, away) = (home.path("state"), home.path("away"));
     let mut handed_out = std::collections::BTreeSet::new();
     for crash in 1..=3 {
-        // Writable at the start, so that it knows what was active; then it refuses every change.
+        // Writable at start, so that it knows what was active; then every write fails.
         fs::rename(&state, &away).unwrap();
         let lost = proxy.switch_by_force("green").await;
         assert!(lost.changed && !lost.persisted);
@@ -207,7 +207,7 @@ async fn no_number_of_changes_is_handed_out_twice_however_often_it_crashes() {
         );
         proxy.kill();
         fs::rename(&away, &state).unwrap();
-        // The service manager waits for that long.
+        // systemd waits for this long.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         proxy = home.start().await;
     }
@@ -240,7 +240,8 @@ async fn a_restart_goes_on_from_the_numbers_that_it_has_reserved() {
     assert!(proxy.switch_by_force("green").await.generation > 1_000_000_000_000);
 }
 
-/// Whoever moves the state away wants the configuration's backends, and not that an old expectation holds by chance.
+/// After the state file is moved away, the configuration's backends are active, and old expectations must not match by
+/// chance.
 #[tokio::test]
 async fn a_state_file_that_was_moved_away_makes_no_number_come_again() {
     let (home, mut proxy, _blue, _green) = pair().await;
@@ -321,8 +322,10 @@ async fn no_line_of_the_log_has_debug_text() {
         home.write_config(&home.config().replace("threads = 2", "threads = 3\nshutdown_timeout = \"7s\""));
         proxy.signal(Signal::HUP);
         until("it is reloaded", async || home.messages().contains("server.threads").then_some(())).await;
-        until("the name is looked up", async || home.messages().contains("name not looked up").then_some(()))
-            .await;
+        until("the name is looked up", async || {
+            home.messages().contains("cannot resolve the name").then_some(())
+        })
+        .await;
         proxy.signal(Signal::TERM);
         proxy.ended().await;
         let odd = ["Some(", "None", "Ok(", "Err(", "Unhealthy", "Healthy", "Status {"];
@@ -334,7 +337,7 @@ async fn no_line_of_the_log_has_debug_text() {
     }
 }
 
-/// The next one is found here: `field = ?value` writes Rust's notation into an operator's log.
+/// Finds `field = ?value` in log statements, which would write Rust's debug notation into the log.
 #[test]
 fn no_log_line_is_written_with_debug_formatting() {
     fn sources(directory: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {

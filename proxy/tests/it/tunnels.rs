@@ -1,4 +1,4 @@
-//! What becomes of tunnels when their backend is drained, or the front door stops.
+//! What happens to tunnels when their backend is drained, or uh-proxy stops.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::exchanges::{WEBSOCKET, echo};
 use crate::harness::{Home, Proxy, SampleApp, Scripted, Then, app, backend, soon, until};
 use crate::wire::{Wire, get};
 
-/// A close frame of the server's with 1001, "going away" (RFC 6455 §7.4.1).
+/// The server's close frame with 1001, "going away" (RFC 6455 §7.4.1).
 const GOING_AWAY: &[u8] = b"\x88\x02\x03\xe9";
 
 const UPGRADED: &[u8] =
@@ -40,14 +40,14 @@ async fn drain_blue(proxy: &Proxy, timeout_ms: u64, cut: Option<bool>) -> Draine
     proxy.client.drain(&app(), &backend("blue"), &order).await.unwrap()
 }
 
-/// What is still to come on a connection, to its orderly end.
+/// The rest of the data on a connection, until it is closed cleanly.
 async fn rest(wire: &mut Wire) -> Vec<u8> {
     let mut rest = Vec::new();
     soon("the end", wire.stream.read_to_end(&mut rest)).await.unwrap();
     rest
 }
 
-async fn until_logged(home: &Home, termination: &str, count: usize) {
+async fn until_said(home: &Home, termination: &str, count: usize) {
     until(&format!("{count} lines say {termination}"), async || {
         let lines = home.access_log();
         (lines.iter().filter(|line| line["termination"] == termination).count() == count).then_some(())
@@ -56,7 +56,7 @@ async fn until_logged(home: &Home, termination: &str, count: usize) {
 }
 
 #[tokio::test]
-async fn tunnels_stay_until_the_drains_deadline_and_are_then_told_to_go() {
+async fn tunnels_stay_until_the_drains_deadline_and_are_then_closed() {
     const TUNNELS: usize = 20;
     let (home, proxy, _blue, _green) = fronted("", "").await;
     let mut tunnels = tunnels(&proxy, TUNNELS).await;
@@ -75,7 +75,7 @@ async fn tunnels_stay_until_the_drains_deadline_and_are_then_told_to_go() {
     let drained = drain.await.unwrap();
     assert!(drained.drained, "{drained:?}");
     assert_eq!((drained.cut, drained.finished), (TUNNELS as u64, 0));
-    until_logged(&home, "DRAIN", TUNNELS).await;
+    until_said(&home, "DRAIN", TUNNELS).await;
     let metrics = proxy.client.metrics().await.unwrap();
     let counted = format!("uh_proxy_drain_cut_total{{service=\"app\",backend=\"blue\"}} {TUNNELS}");
     assert!(metrics.contains(&counted), "{metrics}");
@@ -91,14 +91,14 @@ async fn a_tunnel_is_no_body_and_may_carry_more_than_one() {
 }
 
 #[tokio::test]
-async fn each_service_says_what_a_drain_does_with_its_tunnels() {
+async fn each_service_configures_what_a_drain_does_with_its_tunnels() {
     let (_home, proxy, _blue, _green) = fronted("", "tunnels_at_drain = \"keep\"").await;
     let mut kept = tunnels(&proxy, 2).await;
     proxy.switch("green").await;
     let drained = drain_blue(&proxy, 100, None).await;
     assert_eq!((drained.drained, drained.remaining.tunnels, drained.cut), (false, 2, 0));
     echo(&mut kept[0], "kept").await;
-    // Who asks for everything to be cut gets that.
+    // An explicit cut is carried out.
     let drained = drain_blue(&proxy, 100, Some(true)).await;
     assert_eq!((drained.drained, drained.cut), (true, 2));
     assert_eq!(rest(&mut kept[0]).await, GOING_AWAY);
@@ -156,8 +156,8 @@ async fn many_tunnels_are_closed_one_after_the_other_and_not_all_at_once() {
 }
 
 #[tokio::test]
-async fn a_tunnel_is_told_to_go_between_two_frames_and_never_within_one() {
-    // Half a frame; the other half and one more frame when it is asked to go on.
+async fn a_tunnel_is_closed_between_two_frames_and_never_within_one() {
+    // Half a frame; the other half and one more frame when it is allowed to continue.
     let app = Scripted::start(|_, mut stream| async move {
         let _ = stream.write_all(UPGRADED).await;
         let _ = stream.write_all(b"\x82\x08half").await;
@@ -183,7 +183,7 @@ async fn a_tunnel_is_told_to_go_between_two_frames_and_never_within_one() {
     let order = DrainRequest { timeout_ms: Some(0), cut: Some(true) };
     let drain =
         tokio::spawn(async move { client.drain(&crate::harness::app(), &backend("blue"), &order).await });
-    // It waits for the frame's end, for a while.
+    // uh-proxy waits for the end of the frame for a while.
     tokio::time::sleep(Duration::from_millis(100)).await;
     finished.send("go").await;
     assert_eq!(rest(&mut finished).await, [b"full", GOING_AWAY].concat());
@@ -204,7 +204,7 @@ async fn a_stop_tells_tunnels_to_go_before_it_cuts_them() {
     assert!(start.elapsed() > Duration::from_secs(1), "they were not kept");
     drop(tunnels);
     assert_eq!(proxy.ended().await.code(), Some(0));
-    until_logged(&home, "STOP", 5).await;
+    until_said(&home, "STOP", 5).await;
 
     let (_home, mut proxy, _blue, _green) = fronted("", "tunnels_at_drain = \"close\"").await;
     let mut tunnels = self::tunnels(&proxy, 5).await;
@@ -218,7 +218,7 @@ async fn a_stop_tells_tunnels_to_go_before_it_cuts_them() {
     assert!(start.elapsed() < Duration::from_secs(15), "it waited for tunnels that were to be closed");
 }
 
-/// An app that upgrades to what it is asked for, or to what the path says, and echoes.
+/// An app that upgrades to the requested protocol, or to the one in the path, and echoes.
 async fn upgrader(service: &str) -> (Home, Proxy, Scripted) {
     let app = Scripted::start(|head, mut stream| async move {
         let asked =
@@ -279,7 +279,7 @@ async fn a_tunnel_that_is_no_websocket_ends_without_a_close_frame() {
     let mut wire = Wire::connect(proxy.address).await;
     wire.send(upgrade("GET", "/", "tcp")).await;
     assert_eq!(wire.response().await.status, 101);
-    // Taken for a frame's head, it would announce more bytes than ever come.
+    // Read as a frame header, it would announce more bytes than ever arrive.
     wire.send([0x82, 0x7f, 0xff]).await;
     wire.read_until(&[0x82, 0x7f, 0xff]).await;
     proxy.switch("green").await;

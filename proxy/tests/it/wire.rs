@@ -11,17 +11,17 @@ use crate::harness::soon;
 pub(crate) struct Wire<S = TcpStream> {
     pub(crate) stream: S,
     buffer: Vec<u8>,
-    /// The other side has ended the connection with a reset.
+    /// The other side has reset the connection.
     reset: bool,
 }
 
-/// A response, or what came of it.
+/// A response, complete or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
-    /// Whether the body ended where its head said.
+    /// Whether the body ended as announced.
     pub(crate) complete: bool,
 }
 
@@ -147,7 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Reads until these bytes have come.
+    /// Reads until these bytes have arrived.
     pub(crate) async fn read_until(&mut self, wanted: &[u8]) {
         soon("more bytes", async {
             while find(&self.buffer, wanted).is_none() {
@@ -162,7 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.buffer.is_empty() && !soon("the end of the connection", self.fill()).await
     }
 
-    /// Whether the other side has ended the connection with a reset.
+    /// Whether the other side has reset the connection.
     pub(crate) fn is_reset(&self) -> bool {
         self.reset
     }

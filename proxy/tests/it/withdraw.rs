@@ -1,4 +1,4 @@
-//! Withdrawing a backend before somebody stops it, and what ends that.
+//! Withdrawing a backend before it is stopped, and what ends a withdrawal.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -52,7 +52,7 @@ async fn a_withdrawn_backend_is_refused_until_it_is_registered_again() {
     slow.send(get("/slow?ms=60000")).await;
     until("it is in flight", async || (proxy.backend("blue").await.requests_in_flight == 1).then_some(()))
         .await;
-    // Not the active one, nor with another generation in mind.
+    // Not the active backend, and not with an outdated generation.
     let active = proxy.client.withdraw(&app(), &backend("blue"), &WithdrawRequest::default()).await;
     assert_eq!(code(active.unwrap_err()), Code::BackendActive);
     let other = WithdrawRequest { expect_generation: Some(7) };
@@ -61,7 +61,7 @@ async fn a_withdrawn_backend_is_refused_until_it_is_registered_again() {
     let unknown = proxy.client.withdraw(&app(), &backend("red"), &WithdrawRequest::default()).await;
     assert_eq!(code(unknown.unwrap_err()), Code::UnknownBackend);
     assert_eq!(proxy.status().await.generation, 0, "a refusal has changed something");
-    // Its probes are good all the while.
+    // Its probes keep passing meanwhile.
     let done = withdraw(&proxy, "green").await;
     assert_eq!((done.changed, done.generation, done.persisted), (true, 1, true));
     let text = fs::read_to_string(home.state_file()).unwrap();
@@ -71,7 +71,7 @@ async fn a_withdrawn_backend_is_refused_until_it_is_registered_again() {
     assert!(is_refused(&proxy, "green").await);
     let again = withdraw(&proxy, "green").await;
     assert_eq!((again.changed, again.generation), (false, 1));
-    // A registration ends it, even one with nothing else in it; then it has to prove itself again.
+    // A registration ends it, even one that changes nothing else; then it must pass its probes again.
     let order = BackendRequest {
         endpoints: vec![green.address.to_string()],
         version: None,
@@ -81,10 +81,10 @@ async fn a_withdrawn_backend_is_refused_until_it_is_registered_again() {
     let set = proxy.client.set_backend(&app(), &backend("green"), &order).await.unwrap();
     assert_eq!((set.changed, set.generation, set.backend.role), (true, 2, Role::Standby));
     until_switched(&proxy, "green").await;
-    // What the other one holds is told.
+    // The reply has what is in flight on the other one.
     let done = withdraw(&proxy, "blue").await;
     assert_eq!((done.requests_in_flight, done.tunnels), (1, 0));
-    // So does dropping what was registered.
+    // So does dropping the registration.
     let unset = proxy.client.unset_backend(&app(), &backend("blue"), &UnsetRequest::default()).await.unwrap();
     assert_eq!((unset.changed, unset.backend.role), (true, Role::Standby));
     until_switched(&proxy, "blue").await;
@@ -104,7 +104,7 @@ async fn a_withdrawal_survives_a_restart_and_a_reload() {
     assert!(is_refused(&proxy, "green").await);
     assert_eq!(proxy.backend("green").await.role, Role::Withdrawn);
     proxy.kill();
-    // The active one of a file made by hand is never taken for withdrawn, nor is one that the file can't mean.
+    // The active backend of a hand-written file is never withdrawn, nor is an unknown one.
     let text = r#"{"active":"blue","previous":null,"lastSwitch":null,"version":null,"healthy":true,"schema":1,
         "generation":9,"services":{"app":{"active":"blue","previous":null,"lastSwitch":null,"withdrawn":["blue","red"]}}}"#;
     fs::write(home.state_file(), text).unwrap();
@@ -125,7 +125,7 @@ async fn dropping_a_registration_brings_back_the_file_s_endpoints() {
         force,
     };
     proxy.client.set_backend(&app(), &backend("blue"), &order(true)).await.unwrap();
-    // It is active: its traffic moves only by force.
+    // It is active: its traffic moves only with force.
     let unset = async |force| {
         let request = UnsetRequest { expect_generation: None, force };
         proxy.client.unset_backend(&app(), &backend("blue"), &request).await
@@ -162,8 +162,8 @@ async fn the_command_line_withdraws_and_brings_back() {
     assert!(metrics.contains("uh_proxy_backend_withdrawn{service=\"app\",backend=\"green\"} 0"), "{metrics}");
 }
 
-/// Answers `/first` and keeps the connection; closes it at the next request, once told.
-async fn closes_when_told(told: &Arc<Notify>) -> Scripted {
+/// Answers `/first` and keeps the connection; closes it at the next request, once notified.
+async fn closes_when_notified(told: &Arc<Notify>) -> Scripted {
     let told = Arc::clone(told);
     Scripted::start(move |head, mut stream| {
         let told = Arc::clone(&told);
@@ -182,7 +182,7 @@ async fn closes_when_told(told: &Arc<Notify>) -> Scripted {
 #[tokio::test]
 async fn a_retry_goes_to_the_active_backend_once_its_own_is_withdrawn() {
     let told = Arc::new(Notify::new());
-    let (blue, green) = (closes_when_told(&told).await, SampleApp::start("green", "2").await);
+    let (blue, green) = (closes_when_notified(&told).await, SampleApp::start("green", "2").await);
     let home = Home::new(blue.address, green.address).server("threads = 1");
     let proxy = home.start().await;
     proxy.until_healthy().await;
@@ -198,7 +198,7 @@ async fn a_retry_goes_to_the_active_backend_once_its_own_is_withdrawn() {
     proxy.until_idle("blue").await;
 }
 
-/// A listening socket whose queue is full: connecting to it takes until its time is up.
+/// A listening socket whose queue is full: connecting to it times out.
 fn never_accepts() -> (socket2::Socket, SocketAddr, Vec<socket2::Socket>) {
     let new = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let listener = new();
@@ -228,7 +228,7 @@ async fn after_a_failed_connect_no_attempt_starts_on_a_withdrawn_backend() {
         .server("threads = 1")
         .service("[services.app.timeouts]\nconnect = \"3s\"\n[services.app.health]\nenabled = false");
     let proxy = home.start().await;
-    // The endpoints take turns: one of two requests meets the one that hangs.
+    // The endpoints take turns: every second request reaches the one that hangs.
     let mut waiting = Wire::connect(proxy.address).await;
     waiting.send(get("/")).await;
     if tokio::time::timeout(Duration::from_millis(500), waiting.read(false)).await.is_ok() {

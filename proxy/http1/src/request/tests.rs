@@ -1,4 +1,4 @@
-//! Request heads: what is understood, what is written for the backend, and what is refused.
+//! Request heads: what is parsed, what is written for the backend, and what is rejected.
 
 use super::*;
 use crate::policy::HeaderPolicy;
@@ -155,7 +155,7 @@ fn what_is_ambiguous_or_not_allowed_is_refused() {
 }
 
 #[test]
-fn an_upgrade_is_understood_and_sent_only_by_who_knows_the_service() {
+fn an_upgrade_is_parsed_and_sent_only_once_the_service_is_known() {
     let head = |method: &str, upgrade: &str, extra: &str| {
         format!("{method} / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n{extra}\r\n")
     };

@@ -1,15 +1,15 @@
-//! What a client prefers, by its `Accept` fields (RFC 9110 §12.5.1): a page for a browser, a problem for a program that
-//! asks for JSON, and plain text for everything else, such as curl with its `*/*`.
+//! The form that a client prefers, by its `Accept` fields (RFC 9110 §12.5.1): a page for a browser, a problem for a
+//! program that asks for JSON, and plain text for everything else, such as curl with its `*/*`.
 
 use uh_http1::field::values;
 
 /// The form of an answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Form {
-    /// Nothing in particular: the operator's page if there is one, or else text.
+    /// No preference: the operator's page if there is one, otherwise text.
     #[default]
     Any,
-    /// A page for people.
+    /// A page for humans.
     Html,
     /// A problem for programs.
     Json,
@@ -17,27 +17,27 @@ pub enum Form {
     Text,
 }
 
-/// How much something is wanted: its quality in thousandths, and how exactly it was named.
+/// A preference: the quality in thousandths, and how specific the range is.
 type Preference = (u16, u8);
 
 impl Form {
-    /// What the client that sent this head prefers. The head need not be complete, nor well-formed.
+    /// The preference of the client that sent this head, which need not be complete or well-formed.
     #[must_use]
     pub fn preferred(head: &[u8]) -> Self {
-        let (mut html, mut json, mut text) = (Wish::default(), Wish::default(), Wish::default());
+        let (mut html, mut json, mut text) = (Weight::default(), Weight::default(), Weight::default());
         for value in values(head, b"accept") {
             for range in value.split(|&b| b == b',') {
                 let mut parts = range.split(|&b| b == b';').map(<[u8]>::trim_ascii);
                 let Some(name) = parts.next() else { continue };
                 let quality = parts.find_map(quality).unwrap_or(1000);
-                html.hear(name, quality, &[b"text/html", b"application/xhtml+xml"], b"text/*");
-                json.hear(
+                html.consider(name, quality, &[b"text/html", b"application/xhtml+xml"], b"text/*");
+                json.consider(
                     name,
                     quality,
                     &[b"application/problem+json", b"application/json"],
                     b"application/*",
                 );
-                text.hear(name, quality, &[b"text/plain"], b"text/*");
+                text.consider(name, quality, &[b"text/plain"], b"text/*");
             }
         }
         let (page, problem, plain) = (html.preference(), json.preference(), text.preference());
@@ -53,15 +53,15 @@ impl Form {
     }
 }
 
-/// The most exact range that covers a form, and its quality.
+/// The most specific range that covers a form, and its quality.
 #[derive(Default)]
-struct Wish {
+struct Weight {
     quality: u16,
     exactness: u8,
 }
 
-impl Wish {
-    fn hear(&mut self, name: &[u8], quality: u16, names: &[&[u8]], group: &[u8]) {
+impl Weight {
+    fn consider(&mut self, name: &[u8], quality: u16, names: &[&[u8]], group: &[u8]) {
         let exactness = if names.iter().any(|known| name.eq_ignore_ascii_case(known)) {
             3
         } else if name.eq_ignore_ascii_case(group) {
@@ -76,18 +76,18 @@ impl Wish {
         }
     }
 
-    /// Whether it is wanted, and named by more than `*/*`.
+    /// Whether it is accepted by a more specific range than `*/*`.
     fn is_named(&self) -> bool {
         self.quality > 0 && self.exactness > 1
     }
 
     fn preference(&self) -> Preference {
-        // What is not wanted at all is not wanted more for being named.
+        // A quality of 0 has no specificity.
         if self.quality == 0 { (0, 0) } else { (self.quality, self.exactness) }
     }
 }
 
-/// `q=0.8` → 800. A malformed quality counts as none: 0.
+/// `q=0.8` → 800. A malformed quality counts as 0.
 fn quality(parameter: &[u8]) -> Option<u16> {
     let value = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q="))?;
     let (whole, fraction) = match value {

@@ -1,4 +1,4 @@
-//! The pages of our own answers: a built-in one, or the operator's, read and checked when a configuration is loaded.
+//! Error pages: a built-in one, or the operator's, read and checked when a configuration is loaded.
 //!
 //! `404.html` is for a status, `5xx.html` for every status of its hundred without a page of its own, and
 //! `maintenance.html` for a service in maintenance.
@@ -13,17 +13,17 @@ use uh_system::plain;
 
 use super::words;
 
-/// The largest page: it is written whole into memory for every answer.
+/// The largest page: it is rendered in memory for every answer.
 const MAX_PAGE_BYTES: u64 = 64 << 10;
 
-/// What a page may name, as `{{detail}}`.
+/// The placeholders of a page, as in `{{detail}}`.
 const PLACEHOLDERS: [&str; 8] =
     ["status", "reason", "detail", "request_id", "title", "explanation", "cause", "retry"];
 
-/// The longest word between braces that is taken for a placeholder.
+/// The longest word between braces that counts as a placeholder.
 const MAX_PLACEHOLDER_CHARS: usize = 32;
 
-/// Whole in itself: it fetches nothing, runs nothing, and is small enough to be written for every answer.
+/// Self-contained: it loads nothing, runs nothing, and is small enough to be rendered for every answer.
 const BUILT_IN: &str = include_str!("page.html");
 
 /// Which answers a page is for.
@@ -47,11 +47,11 @@ pub struct Values<'a> {
     pub status: u16,
     /// `{{reason}}`
     pub reason: &'a str,
-    /// `{{detail}}`: what a person should know; in maintenance, the operator's message.
+    /// `{{detail}}`: the explanation for humans; in maintenance, the operator's message.
     pub detail: &'a str,
     /// `{{request_id}}`
     pub request_id: &'a str,
-    /// When to come back, in seconds: `{{retry}}`, a sentence.
+    /// `Retry-After`, in seconds: `{{retry}}`, a sentence.
     pub retry_after_s: Option<u32>,
     /// Whether the service is in maintenance. Then `{{explanation}}` is the operator's message.
     pub maintenance: bool,
@@ -68,7 +68,7 @@ impl Values<'_> {
             "title" => escape(if self.maintenance { words::MAINTENANCE } else { words.title }, out),
             "explanation" => escape(if self.maintenance { self.detail } else { words.explanation }, out),
             "retry" => escape(&words::retry(self.retry_after_s), out),
-            // In maintenance, the explanation is the detail already.
+            // In maintenance, the explanation already is the detail.
             "cause" if self.maintenance => out.push_str("planned maintenance"),
             "cause" => escape(self.detail, out),
             _ => {}
@@ -105,7 +105,7 @@ impl Pages {
         }
     }
 
-    /// How many pages are the operator's.
+    /// The number of custom pages.
     #[must_use]
     pub fn count(&self) -> usize {
         self.own.len()
@@ -143,7 +143,8 @@ impl Pages {
 
 fn read_page(path: &Path) -> Result<(For, String), String> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let target = target(name).ok_or("not a page: write 404.html, 5xx.html or maintenance.html")?;
+    let target =
+        target(name).ok_or("not the name of an error page: use 404.html, 5xx.html or maintenance.html")?;
     let metadata = fs::metadata(path).map_err(|e| plain(&e))?;
     if !metadata.is_file() {
         return Err("not a file".to_owned());
@@ -156,7 +157,7 @@ fn read_page(path: &Path) -> Result<(For, String), String> {
     while let Some((_, name, after)) = next_placeholder(rest) {
         if !PLACEHOLDERS.contains(&name) {
             let known = PLACEHOLDERS.map(|known| format!("{{{{{known}}}}}")).join(", ");
-            return Err(format!("{{{{{name}}}}} is not a placeholder; there are {known}"));
+            return Err(format!("unknown placeholder {{{{{name}}}}}; valid placeholders: {known}"));
         }
         rest = after;
     }
@@ -215,7 +216,7 @@ mod tests {
         maintenance: false,
     };
 
-    /// The largest built-in page, with the longest detail of our own.
+    /// The largest built-in page, with the longest detail.
     const MAX_BUILT_IN_BYTES: usize = 4 << 10;
 
     fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -278,12 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_with_the_pages_is_said_at_once() {
+    fn every_mistake_in_the_pages_is_reported_at_once() {
         let large = "x".repeat(65 << 10);
         let error =
             load(&[("500.htm", ""), ("600.html", ""), ("404.html", "{{host}}"), ("502.html", &large)]);
         let error = error.unwrap_err().to_string();
-        for part in ["500.htm", "600.html", "{{host}} is not a placeholder", "larger than 64 KiB"] {
+        for part in ["500.htm", "600.html", "unknown placeholder {{host}}", "larger than 64 KiB"] {
             assert!(error.contains(part), "{part} is missing in {error}");
         }
         let error = Pages::load(Some(Path::new("/nonexistent/pages"))).unwrap_err().to_string();

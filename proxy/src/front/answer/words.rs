@@ -1,6 +1,6 @@
-//! What an answer says to a visitor: a title, what it means, and when to come back. Pure.
+//! The text of an error page for visitors: title, explanation, and when to retry. Pure.
 
-/// A title and an explanation for somebody who knows nothing of proxies.
+/// A title and an explanation for visitors without technical knowledge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Words {
     pub(super) title: &'static str,
@@ -14,7 +14,7 @@ const fn words(title: &'static str, explanation: &'static str) -> Words {
 /// The title in maintenance; the operator's message is the explanation.
 pub(super) const MAINTENANCE: &str = "Down for maintenance";
 
-/// The words for a status.
+/// The text for a status.
 pub(super) fn of(status: u16) -> Words {
     match status {
         308 => {
@@ -56,7 +56,7 @@ pub(super) fn of(status: u16) -> Words {
     }
 }
 
-/// When to come back, as a sentence. Empty: nothing is known.
+/// When to retry, as a sentence. Empty: unknown.
 pub(super) fn retry(after_s: Option<u32>) -> String {
     let plural = |count: u32| if count == 1 { "" } else { "s" };
     let rounded_up = |seconds: u32, unit: u32, name: &str| {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_to_come_back_is_in_the_largest_unit_that_says_it() {
+    fn the_time_to_retry_is_in_the_largest_exact_unit() {
         for (after_s, sentence) in [
             (None, ""),
             (Some(1), "Please try again in a moment."),

@@ -1,4 +1,4 @@
-//! When an exchange in which nothing moves has taken too long, or is to be cut.
+//! Deadlines of an exchange in which nothing moves.
 
 use std::task::Context;
 use std::time::Duration;
@@ -6,24 +6,25 @@ use std::time::Duration;
 use pingora::protocols::Stream;
 use tokio::time::Instant;
 
-use super::{Failure, Leaving, Relay, Surroundings, Unconnected};
+use super::{ExchangeFailure, Leaving, Relay, RelayContext, Unconnected};
 use crate::config::{Limits, Timeouts};
 use crate::front::Lease;
-use crate::front::attention::Stage;
+use crate::front::broadcast::StopStage;
 use crate::front::client::{self, Presence};
 use crate::front::pump::{Pump, Waiting};
 use crate::observe::termination::Termination;
 
-/// After a client has ended its side of a tunnel, how long the backend may be silent before the tunnel is closed.
+/// After a client has closed its side of a tunnel, how long the backend may be silent before the tunnel is closed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// How often a client that is not read from is looked at while nothing moves. A read would notice its end at once.
+/// How often a client that isn't being read from is checked while nothing moves. A read would notice its close
+/// immediately.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// When a tunnel is closed, how long the frame that is under way may take to end.
+/// When a tunnel is closed, how long its current frame may take to finish.
 const LAST_FRAME: Duration = Duration::from_millis(500);
 
-/// What of an exchange in which nothing moves is due when. Nothing of a tunnel is: it has limits of its
+/// What is due next in an exchange in which nothing moves. Nothing of a tunnel is: it has limits of its
 /// own.
 #[derive(Debug, Clone, Copy, Default)]
 struct Due {
@@ -31,7 +32,7 @@ struct Due {
     overdue: Option<Instant>,
     /// It ends, because its client has left.
     leaves: Option<Instant>,
-    /// The client is looked at.
+    /// The client is checked.
     look: Option<Instant>,
 }
 
@@ -42,18 +43,18 @@ impl Due {
 }
 
 impl Relay {
-    /// Nothing moves: has it taken too long, or is the exchange to be cut?
+    /// Nothing moves: checks the deadlines and whether the exchange is to be cut.
     pub(super) fn check(
         &mut self,
         cx: &mut Context<'_>,
-        around: &mut Surroundings<'_>,
-    ) -> Result<(), Failure> {
+        around: &mut RelayContext<'_>,
+    ) -> Result<(), ExchangeFailure> {
         if self.tunnel {
-            self.check_farewell(cx, around)?;
+            self.check_close_schedule(cx, around)?;
         } else if around.lease.is_cut() {
-            return Err(Failure::Cut(Termination::Drain));
-        } else if around.attention.stage() == Stage::Cutting {
-            return Err(Failure::Cut(Termination::Stop));
+            return Err(ExchangeFailure::Cut(Termination::Drain));
+        } else if around.subscription.stage() == StopStage::Cutting {
+            return Err(ExchangeFailure::Cut(Termination::Stop));
         }
         loop {
             let service = &around.lease.owner().service;
@@ -62,12 +63,13 @@ impl Relay {
             let deadline = self.last_move + limit;
             let due = if self.tunnel { Due::default() } else { self.due(&service.timeouts) };
             let next = [paced, due.earliest()].into_iter().flatten().fold(deadline, Instant::min);
-            if !around.watchdog.poll_expired(cx, next) {
+            if !around.timer.poll_expired(cx, next) {
                 return Ok(());
             }
             let now = Instant::now();
             self.meet(due, now, around.client, around.lease)?;
-            // A client that was found to take something has its time again; asked twice in a row, it has taken nothing.
+            // A client that acknowledged data gets its full time again; if checked twice in a row, it has acknowledged
+            // none.
             let deadline = self.last_move + limit;
             if now >= deadline && !self.client_takes(around.client) {
                 return Err(failure);
@@ -75,7 +77,8 @@ impl Relay {
         }
     }
 
-    /// A connection to the backend is being opened: is the exchange to be cut, has its client left, is it overdue?
+    /// While a connection to the backend is being opened: checks whether the exchange is to be cut, its client has
+    /// left, or it is overdue.
     ///
     /// # Errors
     /// It is over.
@@ -83,11 +86,11 @@ impl Relay {
         &mut self,
         cx: &mut Context<'_>,
         caller: &mut Unconnected<'_>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ExchangeFailure> {
         if caller.lease.is_cut() {
-            return Err(Failure::Cut(Termination::Drain));
-        } else if caller.attention.stage() == Stage::Cutting {
-            return Err(Failure::Cut(Termination::Stop));
+            return Err(ExchangeFailure::Cut(Termination::Drain));
+        } else if caller.subscription.stage() == StopStage::Cutting {
+            return Err(ExchangeFailure::Cut(Termination::Stop));
         }
         loop {
             let timeouts = &caller.lease.owner().service.timeouts;
@@ -98,7 +101,7 @@ impl Relay {
                 look: (!self.client_ended()).then(|| self.next_look()),
             };
             let Some(next) = due.earliest() else { return Ok(()) };
-            if !caller.watchdog.poll_expired(cx, next) {
+            if !caller.timer.poll_expired(cx, next) {
                 return Ok(());
             }
             self.meet(due, Instant::now(), caller.client, caller.lease)?;
@@ -106,7 +109,13 @@ impl Relay {
     }
 
     /// Does what is due.
-    fn meet(&mut self, due: Due, now: Instant, client: &Stream, lease: &Lease) -> Result<(), Failure> {
+    fn meet(
+        &mut self,
+        due: Due,
+        now: Instant,
+        client: &Stream,
+        lease: &Lease,
+    ) -> Result<(), ExchangeFailure> {
         let has_come = |at: Option<Instant>| at.is_some_and(|at| now >= at);
         if has_come(due.overdue) {
             self.overdue = true;
@@ -116,42 +125,51 @@ impl Relay {
             self.look(client, now)?;
         }
         if has_come(due.leaves) && !self.client_takes(client) {
-            return Err(Failure::Client(Termination::ClientGone));
+            return Err(ExchangeFailure::Client(Termination::ClientGone));
         }
         Ok(())
     }
 
-    /// Begins to close a tunnel at its turn, and breaks off what can't be brought to an end.
-    fn check_farewell(&mut self, cx: &mut Context<'_>, around: &mut Surroundings<'_>) -> Result<(), Failure> {
+    /// Begins to close a tunnel at its turn, and cuts one that doesn't finish.
+    fn check_close_schedule(
+        &mut self,
+        cx: &mut Context<'_>,
+        around: &mut RelayContext<'_>,
+    ) -> Result<(), ExchangeFailure> {
         if let Some(leaving) = self.leaving {
-            let late = around.watchdog.poll_expired(cx, leaving.until);
-            return if late { Err(Failure::Cut(leaving.why)) } else { Ok(()) };
+            let late = around.timer.poll_expired(cx, leaving.until);
+            return if late { Err(ExchangeFailure::Cut(leaving.why)) } else { Ok(()) };
         }
         let Some((turn, why)) = self.turn(around) else { return Ok(()) };
-        if around.watchdog.poll_expired(cx, turn) {
+        if around.timer.poll_expired(cx, turn) {
             self.leaving = Some(Leaving { why, until: Instant::now() + LAST_FRAME });
             self.down.end_at_boundary();
         }
         Ok(())
     }
 
-    /// When the tunnel is to be closed, if that is decided, and why.
-    fn turn(&self, around: &Surroundings<'_>) -> Option<(Instant, Termination)> {
+    /// When and why the tunnel is to be closed, if that is decided.
+    fn turn(&self, around: &RelayContext<'_>) -> Option<(Instant, Termination)> {
         let info = around.lease.owner();
-        let of_drain = info.farewell.get().map(|farewell| (farewell.turn(self.share), Termination::Drain));
-        let of_stop = around.attention.timetable().map(|timetable| {
-            let turn = match around.attention.stage() {
-                Stage::Cutting => timetable.begun,
-                Stage::Running | Stage::Stopping => timetable.farewell(&info.service).turn(self.share),
+        let of_drain = info
+            .close_schedule
+            .get()
+            .map(|close_schedule| (close_schedule.turn(self.share), Termination::Drain));
+        let of_stop = around.subscription.timetable().map(|timetable| {
+            let turn = match around.subscription.stage() {
+                StopStage::Cutting => timetable.begun,
+                StopStage::Running | StopStage::Stopping => {
+                    timetable.close_schedule(&info.service).turn(self.share)
+                }
             };
             (turn, Termination::Stop)
         });
         of_drain.into_iter().chain(of_stop).min_by_key(|(turn, _)| *turn)
     }
 
-    /// Holds the client to its minimum rates. Returns when to look again. An exchange that never waits for its client
-    /// does not look at the clock here.
-    fn pace(&mut self, limits: &Limits, client: &Stream) -> Result<Option<Instant>, Failure> {
+    /// Enforces the client's minimum rates. Returns when to check again. An exchange that never waits for its client
+    /// doesn't read the clock here.
+    fn pace(&mut self, limits: &Limits, client: &Stream) -> Result<Option<Instant>, ExchangeFailure> {
         let sends = !self.up_done && !self.up_broken && self.up.waiting() == Waiting::Source;
         let reads = !self.down.is_flushed();
         let sends = sends && !self.tunnel && limits.min_body_rate > 0;
@@ -160,7 +178,7 @@ impl Relay {
             return Ok(None);
         }
         let now = Instant::now();
-        let slow = |_| Failure::Client(Termination::ClientTimeout);
+        let slow = |_| ExchangeFailure::Client(Termination::ClientTimeout);
         let mut next = None;
         if sends {
             let waits = self.up_pace.waits(now, limits.min_body_rate, limits.rate_window, || self.up.sent());
@@ -187,8 +205,8 @@ impl Relay {
         }
     }
 
-    /// When the exchange counts as overdue: the backend has had the request for so long, or takes none of it, and has not
-    /// answered. `None` once it was counted.
+    /// When the exchange counts as overdue: the backend has had the request for that long, or accepts none of it, and
+    /// hasn't answered. `None` once it was counted.
     fn overdue_at(&self, overdue: Option<Duration>) -> Option<Instant> {
         if self.answered || self.overdue {
             return None;
@@ -202,8 +220,8 @@ impl Relay {
         Some(self.ended?.max(self.last_move) + half_closed?)
     }
 
-    /// When to look at a client that is not read from: the backend takes none of its request, or as much as we read
-    /// ahead is there.
+    /// When to check a client that isn't being read from: the backend accepts none of its request, or the read-ahead
+    /// buffer is full.
     fn look_at(&mut self) -> Option<Instant> {
         let reads = if self.up_broken {
             false
@@ -222,27 +240,27 @@ impl Relay {
         self.looked.map_or(self.last_move, |looked| looked.max(self.last_move)) + LOOK_EVERY
     }
 
-    /// Whether some of the request is still to go up. A request without a body, of which nothing could go up yet, has
-    /// nothing that its client could still be sending.
+    /// Whether some of the request is still to be sent. A request without a body that wasn't sent yet has nothing that
+    /// its client could still be sending.
     fn still_sends(&self) -> bool {
         let only_waits = self.up.sent() == 0 && self.up.body_complete();
         !(self.up_done || self.up_broken || only_waits)
     }
 
-    fn look(&mut self, client: &Stream, now: Instant) -> Result<(), Failure> {
+    fn look(&mut self, client: &Stream, now: Instant) -> Result<(), ExchangeFailure> {
         self.looked = Some(now);
         match client::presence(client) {
             Presence::There => {}
-            // What it sent before may still lie in our socket, so its time begins when all of the request has gone up.
+            // What it sent before may still be in the socket, so its time begins when the whole request has been sent.
             Presence::HalfClosed if self.still_sends() => {}
             Presence::HalfClosed => self.note_client_ended(now),
-            Presence::Gone => return Err(Failure::Client(Termination::ClientGone)),
+            Presence::Gone => return Err(ExchangeFailure::Client(Termination::ClientGone)),
         }
         Ok(())
     }
 
-    /// Whether a client that we can't write to goes on reading what lies in the socket's buffer, which may be more
-    /// than it reads in the time that it is given. Then it is given as much again.
+    /// Whether a client that can't be written to keeps reading from the socket's buffer, which may hold more than it
+    /// can read within its timeout. Then its timeout starts again.
     fn client_takes(&mut self, client: &Stream) -> bool {
         if self.tunnel || self.down.is_flushed() {
             return false;
@@ -255,26 +273,26 @@ impl Relay {
         goes_on
     }
 
-    /// Who is waited for, and for how long.
-    fn limit(&self, timeouts: &Timeouts) -> (Duration, Failure) {
-        let client = Failure::Client(Termination::ClientTimeout);
+    /// Which side is awaited, and for how long.
+    fn limit(&self, timeouts: &Timeouts) -> (Duration, ExchangeFailure) {
+        let client = ExchangeFailure::Client(Termination::ClientTimeout);
         if self.tunnel && self.up_done {
-            (LAST_WORDS, Failure::Client(Termination::ClientGone))
+            (LAST_WORDS, ExchangeFailure::Client(Termination::ClientGone))
         } else if self.tunnel {
             (timeouts.tunnel_idle, client)
         } else if !self.down.is_flushed() {
             (timeouts.client, client)
         } else if self.up_done || self.up_broken {
-            (timeouts.read, Failure::UpstreamTimeout)
+            (timeouts.read, ExchangeFailure::UpstreamTimeout)
         } else if self.up.waiting() == Waiting::Sink {
-            (timeouts.write, Failure::UpstreamTimeout)
+            (timeouts.write, ExchangeFailure::UpstreamTimeout)
         } else {
             (timeouts.client, client)
         }
     }
 }
 
-/// What the client's side has acknowledged; where the system can't tell, what was written.
+/// What the client has acknowledged; if the system doesn't report that, what was written.
 fn taken(client: &Stream, down: &Pump) -> u64 {
     client::taken(client).unwrap_or_else(|| down.sent())
 }

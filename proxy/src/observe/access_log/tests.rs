@@ -1,8 +1,8 @@
-//! What a full disk, and whoever was here before, do to lines of the access log.
+//! What a full disk and an earlier process do to lines of the access log.
 
 use super::*;
 
-/// A disk with little room.
+/// A disk with little space.
 struct Disk(Arc<Mutex<(Vec<u8>, usize)>>);
 
 impl Write for Disk {

@@ -1,4 +1,4 @@
-//! What operators ask for, one at a time: each is a [`Change`] of one step.
+//! Operators' requests: each is a [`Change`] of one step.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use crate::refusal::Refusal;
 use crate::service::Service;
 use crate::snapshot::{Maintenance, ServiceState};
 
-/// What an operator asks for with a switch.
+/// A requested switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SwitchOrder {
     /// The backend to make active.
     pub to: BackendName,
-    /// Refuse unless this one is active.
+    /// Refuse unless this backend is active.
     pub expect_active: Option<BackendName>,
-    /// Refuse unless this is the generation.
+    /// Refuse unless this is the current generation.
     pub expect_generation: Option<u64>,
-    /// Switch even if it is not known to be healthy.
+    /// Switch even if it isn't known to be healthy.
     pub force: bool,
 }
 
-/// What a switch would be to.
+/// The target of a switch.
 pub struct Target<F: Fittings> {
     /// The service.
     pub service: Arc<F::Service>,
@@ -38,66 +38,66 @@ pub struct Target<F: Fittings> {
     pub backend: Arc<Registered<F::Endpoint>>,
 }
 
-/// What a switch did.
+/// The result of a switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SwitchOutcome {
     /// Active before.
     pub from: BackendName,
-    /// Whether that is another one now.
+    /// Whether the active backend changed.
     pub changed: bool,
-    /// The generation now.
+    /// The current generation.
     pub generation: u64,
     /// When the active backend last changed.
     pub switched_at: Option<Timestamp>,
-    /// What the old backend held when traffic moved.
+    /// What was in flight on the old backend when traffic moved.
     pub in_flight_previous: u64,
     /// How long the swap itself took.
     pub swap_took: Duration,
-    /// What the new active backend's health was.
+    /// The health of the new active backend.
     pub health: Health,
 }
 
-/// What an operator asks for with a registration.
+/// A requested registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegisterOrder<'a> {
     /// At least one.
     pub addresses: &'a [Address],
     /// The app's version.
     pub version: Option<&'a str>,
-    /// Refuse unless this is the generation.
+    /// Refuse unless this is the current generation.
     pub expect_generation: Option<u64>,
-    /// Give even the active backend other endpoints.
+    /// Change the endpoints even if the backend is active.
     pub force: bool,
 }
 
-/// What a registration did.
+/// The result of a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegisterOutcome {
     /// The backend as it is now.
     pub backend: Arc<Backend>,
-    /// Whether anything is different.
+    /// Whether anything changed.
     pub changed: bool,
-    /// The generation now.
+    /// The current generation.
     pub generation: u64,
 }
 
-/// What a withdrawal did.
+/// The result of a withdrawal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Withdrawal {
-    /// Whether it was not withdrawn before.
+    /// Whether it wasn't withdrawn before.
     pub changed: bool,
-    /// The generation now.
+    /// The current generation.
     pub generation: u64,
-    /// What it still holds.
+    /// What is still in flight on it.
     pub holding: Holding,
 }
 
 impl<F: Fittings> Switchboard<F> {
-    /// What a switch would be to: the service and the backend; `None` if that is active already. Changes nothing, so all
-    /// of it is checked again by the switch itself.
+    /// The target of a switch: the service and the backend; `None` if it is already active. Changes nothing; the switch
+    /// itself checks everything again.
     ///
     /// # Errors
-    /// It would be refused.
+    /// If it would be refused.
     pub fn target(&self, service: &str, order: &SwitchOrder) -> Result<Option<Target<F>>, Refusal> {
         let live = self.live();
         let (change, _) = self.switch_change(&live, service, order, Timestamp::UNIX_EPOCH);
@@ -112,7 +112,7 @@ impl<F: Fittings> Switchboard<F> {
     /// Makes another backend active.
     ///
     /// # Errors
-    /// Refused; then nothing has changed.
+    /// If refused; nothing has changed then.
     pub fn switch(
         &self,
         service: &str,
@@ -157,11 +157,11 @@ impl<F: Fittings> Switchboard<F> {
         (Change::one(order.expect_generation, step), health)
     }
 
-    /// Registers a backend's endpoints and version, and ends its withdrawal. Unless nothing is different, it gets new
-    /// idle pools, and its probes start again.
+    /// Registers a backend's endpoints and version, and ends its withdrawal. If anything changes, it gets new idle
+    /// pools and its probes start again.
     ///
     /// # Errors
-    /// Refused; then nothing has changed.
+    /// If refused; nothing has changed then.
     pub fn set_backend(
         &self,
         service: &str,
@@ -179,10 +179,10 @@ impl<F: Fittings> Switchboard<F> {
         applied.registered(service, name)
     }
 
-    /// Drops a backend's registration, so that it is as the configuration has it, and ends its withdrawal.
+    /// Drops a backend's registration, which returns it to the configuration, and ends its withdrawal.
     ///
     /// # Errors
-    /// Refused; then nothing has changed.
+    /// If refused; nothing has changed then.
     pub fn unset_backend(
         &self,
         service: &str,
@@ -195,11 +195,11 @@ impl<F: Fittings> Switchboard<F> {
         applied.registered(service, name)
     }
 
-    /// Withdraws a standby: from here on nothing switches to it, whatever its probes say and even by force, until it is
-    /// registered again. So no exchange can start on it, and whoever drains it now may stop it.
+    /// Withdraws a standby: nothing can switch to it, even with force, until it is registered again. So no exchange can
+    /// start on it, and after a drain it can be stopped.
     ///
     /// # Errors
-    /// Refused, as for the active backend; then nothing has changed.
+    /// If refused, as for the active backend; nothing has changed then.
     pub fn withdraw(
         &self,
         service: &str,
@@ -214,8 +214,8 @@ impl<F: Fittings> Switchboard<F> {
         Ok(Withdrawal { changed, generation, holding })
     }
 
-    /// Begins or ends maintenance; the time at which it began stays if it only changes its words. Returns what is in
-    /// force now, and whether anything is different.
+    /// Turns maintenance on or off. If only the message changes, the start time is kept. Returns the current
+    /// maintenance, and whether anything changed.
     ///
     /// # Errors
     /// No such service.
@@ -230,10 +230,10 @@ impl<F: Fittings> Switchboard<F> {
         Ok((after.maintenance.clone(), applied.outcome.changed))
     }
 
-    /// Puts these services in force, all at once. `known` says what is known of services that were not there before.
+    /// Applies these services in one step. `known` returns the state of services that are new here.
     ///
     /// # Errors
-    /// Refused; then nothing has changed.
+    /// If refused; nothing has changed then.
     pub fn reload(
         &self,
         services: Vec<Arc<F::Service>>,
@@ -245,7 +245,7 @@ impl<F: Fittings> Switchboard<F> {
 }
 
 impl<S: Service> Applied<S> {
-    /// A service before and now.
+    /// The previous and the current state of a service.
     fn service(&self, name: &str) -> Result<(&ServiceState<S>, &ServiceState<S>), Refusal> {
         let unknown = || unknown_service(&self.after.services, name);
         let both = self.before.service(name).zip(self.after.service(name));

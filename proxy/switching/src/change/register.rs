@@ -1,5 +1,5 @@
-//! What may become active: a backend is registered with endpoints and a version, goes back to what the configuration
-//! has, or is withdrawn before somebody stops it.
+//! Registration: a backend is registered with endpoints and a version, returned to its configuration, or withdrawn
+//! before it is stopped.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::refusal::Refusal;
 use crate::service::{Service, definition};
 
 impl<S: Service> Draft<'_, S> {
-    /// Unless nothing is different, its endpoints are new ones: nothing that was found out about those before holds.
+    /// If anything changes, its endpoints are new ones, without the state of the previous ones.
     pub(super) fn register(
         &mut self,
         service: usize,
@@ -51,7 +51,7 @@ impl<S: Service> Draft<'_, S> {
         self.find_backend(service, name)?;
         self.check_expectations(service, None)?;
         let config = Arc::clone(&self.services[service].config);
-        // Every backend is one of the configuration's.
+        // Every backend is in the configuration.
         let Some(configured) = definition(&*config, name) else { return Ok(Effect::Nothing) };
         self.register(service, name, &configured.endpoints, configured.version.as_deref(), force)
     }

@@ -1,4 +1,4 @@
-//! Putting another configuration in force.
+//! Applies a new configuration.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use crate::service::{BackendDefinition, Service, definition};
 use crate::snapshot::{Active, ServiceState};
 
 impl<S: Service> Draft<'_, S> {
-    /// A service that is different begins a new stretch of its active backend; what is in flight ends under the settings
-    /// with which it began. One that is not different stays as it is. One that is gone gets no new requests.
+    /// A changed service begins a new activation of its active backend; exchanges in flight finish with the settings
+    /// they began with. An unchanged service stays as it is. A removed one gets no new requests.
     pub(super) fn reload(
         &mut self,
         services: &[Arc<S>],
@@ -48,7 +48,7 @@ fn check<S: Service>(state: &ServiceState<S>, service: &S) -> Result<(), Refusal
     Err(Refusal::ActiveRemoved { service: service.name().clone(), backend: active.clone() })
 }
 
-/// A service under another configuration. Its active backend is one of those that it has.
+/// A service under the new configuration. Its active backend is one of its backends.
 fn renewed<S: Service>(old: &ServiceState<S>, service: &Arc<S>, since: u64) -> ServiceState<S> {
     let backend = |configured| renewed_backend(old, &**service, configured, since);
     let backends: Vec<Arc<Backend>> = service.backends().iter().map(backend).collect();
@@ -64,7 +64,7 @@ fn renewed<S: Service>(old: &ServiceState<S>, service: &Arc<S>, since: u64) -> S
     }
 }
 
-/// A backend under another configuration. An endpoint that stays, and is probed as before, is still the same one.
+/// A backend under the new configuration. An unchanged endpoint with unchanged health checks is still the same one.
 fn renewed_backend<S: Service>(
     old: &ServiceState<S>,
     service: &S,

@@ -1,4 +1,4 @@
-//! Changes of the routing as values: whatever is asked for, in whatever order.
+//! Changes of the routing as values: any changes, in any order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::{Conf, at, conf, name};
 use crate::backend::Health;
 use crate::change::{Change, Step};
-use crate::record::Record;
+use crate::record::RoutingRecord;
 use crate::refusal::Refusal;
 use crate::snapshot::{Maintenance, Snapshot};
 
@@ -28,7 +28,7 @@ fn first() -> Snapshot<Conf> {
 }
 
 fn some_service() -> impl Strategy<Value = String> {
-    // One of them is nobody's.
+    // One of them doesn't exist.
     prop_oneof![8 => Just("app"), 8 => Just("web"), 1 => Just("none")].prop_map(str::to_owned)
 }
 
@@ -85,7 +85,7 @@ fn change() -> impl Strategy<Value = Change<Conf>> {
         .prop_map(|(expect_generation, steps)| Change { expect_generation, steps })
 }
 
-/// What holds of every routing, however it came about.
+/// What holds for every routing.
 fn check(snapshot: &Snapshot<Conf>) -> Result<(), TestCaseError> {
     for state in &snapshot.services {
         prop_assert!(
@@ -111,9 +111,10 @@ fn check(snapshot: &Snapshot<Conf>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// All but what has to do with the generation.
+/// Everything except the generation.
 fn routes_alike(one: &Snapshot<Conf>, other: &Snapshot<Conf>) -> bool {
-    Record { generation: 0, ..Record::of(one) } == Record { generation: 0, ..Record::of(other) }
+    RoutingRecord { generation: 0, ..RoutingRecord::of(one) }
+        == RoutingRecord { generation: 0, ..RoutingRecord::of(other) }
 }
 
 fn configured(snapshot: &Snapshot<Conf>) -> Vec<Arc<Conf>> {
@@ -125,8 +126,8 @@ fn is_reload(step: &Step<Conf>) -> bool {
 }
 
 proptest! {
-    /// Deciding is a function of the routing and the change: nothing else goes into it, and the routing before is not
-    /// touched, whether the change is refused or not.
+    /// A decision is a pure function of the routing and the change, and leaves the previous routing untouched, whether
+    /// the change is refused or not.
     #[test]
     fn the_same_changes_make_the_same_routing(changes in prop::collection::vec(change(), 0..20)) {
         let (mut one, mut other) = (first(), first());
@@ -145,7 +146,7 @@ proptest! {
         }
     }
 
-    /// A change of several steps does what those steps do one after the other, or nothing; but it is one generation.
+    /// A change of several steps has the effect of the steps in order, or none, in a single generation.
     #[test]
     fn a_change_of_several_steps_is_all_of_them_or_none(
         before in prop::collection::vec(change(), 0..6),
@@ -166,20 +167,20 @@ proptest! {
         }
     }
 
-    /// What must survive is enough to decide by: the record goes with the routing, step by step.
+    /// The record is enough to decide a change: it follows the routing step by step.
     #[test]
     fn the_record_decides_as_the_routing_does(changes in prop::collection::vec(change(), 0..20)) {
         let mut now = first();
         for change in &changes {
             if change.steps.iter().any(is_reload) {
-                // It changes what is configured, which a record doesn't know.
+                // A reload changes the configuration, which a record doesn't contain.
                 now = now.after(change).map_or(now, |(after, _)| after);
                 continue;
             }
-            let record = Record::of(&now).after(&configured(&now), change);
+            let record = RoutingRecord::of(&now).after(&configured(&now), change);
             match now.after(change) {
                 Ok((after, outcome)) => {
-                    prop_assert_eq!(record, Ok((Record::of(&after), outcome)));
+                    prop_assert_eq!(record, Ok((RoutingRecord::of(&after), outcome)));
                     now = after;
                 }
                 Err(refusal) => prop_assert_eq!(record, Err(refusal)),
@@ -187,16 +188,16 @@ proptest! {
         }
     }
 
-    /// What is written down is what comes back at the next start.
+    /// What is recorded is restored at the next start.
     #[test]
     fn a_record_read_back_is_the_same_record(changes in prop::collection::vec(change(), 0..20)) {
         let mut now = first();
         for change in &changes {
             now = now.after(change).map_or(now, |(after, _)| after);
         }
-        let record = Record::of(&now);
+        let record = RoutingRecord::of(&now);
         let again = Snapshot::first(&configured(&now), &record.services, record.generation);
-        prop_assert_eq!(Record::of(&again), record);
+        prop_assert_eq!(RoutingRecord::of(&again), record);
         check(&again)?;
     }
 }
@@ -237,7 +238,7 @@ fn a_leap_leaves_generations_out_once() {
 
 #[test]
 fn a_record_keeps_what_is_known_of_services_that_are_not_configured() {
-    let all = Record::of(&first());
+    let all = RoutingRecord::of(&first());
     let change = Change::one(None, Step::Withdraw { service: "app".to_owned(), backend: name("red") });
     let (after, _) = all.after(&services()[..1], &change).unwrap();
     assert_eq!(after.services.keys().map(|name| name.as_str()).collect::<Vec<_>>(), SERVICES);

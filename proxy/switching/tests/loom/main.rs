@@ -22,7 +22,7 @@ use loom::sync::RwLock;
 use loom::thread;
 use sync::{Arc, AtomicBool, AtomicUsize, Ordering};
 
-/// Reports its drain, and knows how many exchanges are really running.
+/// Reports its drain, and knows how many exchanges are running.
 struct Owner {
     drained: Arc<AtomicBool>,
     running: Arc<AtomicUsize>,
@@ -43,7 +43,7 @@ fn activation(workers: usize) -> (Arc<Activation<Owner, ()>>, Arc<AtomicBool>) {
     (Arc::new(Activation::new(owner, workers, || ())), drained)
 }
 
-/// One exchange. The read lock stands in for `ArcSwap::load`: whoever swaps waits for readers to hold their own.
+/// One exchange. The read lock replaces `ArcSwap::load`: a swap waits until readers hold their own references.
 fn exchange(slot: &Slot, worker: usize) {
     let lease = slot.read().unwrap().lease(worker);
     let owner = lease.owner();
@@ -79,7 +79,7 @@ fn no_exchange_runs_on_a_drained_activation() {
     });
 }
 
-/// The mistake that the design avoids, to show that the model would find it: choosing and counting in two steps.
+/// The mistake that the design avoids, choosing and counting in two steps, to show that the model would find it.
 #[test]
 #[should_panic(expected = "drained")]
 fn a_pick_in_two_steps_would_be_caught() {

@@ -1,11 +1,11 @@
-//! Bytes that are nearly right: seeds, with a few changes that parsers stumble over.
+//! Nearly valid bytes: seeds with a few changes that parsers stumble over.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{TestCaseError, TestError, TestRunner};
 
-/// What is put in, or left out, at some place.
+/// What is inserted or removed somewhere.
 #[derive(Debug, Clone)]
 enum Change {
     Flip(Index, u8),
@@ -63,7 +63,7 @@ fn apply(bytes: &mut Vec<u8>, change: &Change, seeds: &[Vec<u8>]) {
     }
 }
 
-/// Seeds with up to five changes; now and then something that is no seed at all.
+/// Seeds with up to five changes; now and then random bytes.
 pub(crate) fn near(
     seeds: impl IntoIterator<Item = impl Into<Vec<u8>>>,
     words: &'static [&'static str],
@@ -77,8 +77,7 @@ pub(crate) fn near(
     prop_oneof![30 => nearly, 1 => vec(any::<u8>(), 0..300)]
 }
 
-/// Runs a check on so many of them, or on `UH_FUZZ_CASES`. The first failure is made as small as it gets; it belongs
-/// among the known cases then.
+/// Runs a check on this many of them, or on `UH_FUZZ_CASES`. The first failure is minimised; add it to the known cases.
 pub(crate) fn fuzz(
     cases: u32,
     strategy: impl Strategy<Value = Vec<u8>>,

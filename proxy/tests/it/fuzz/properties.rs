@@ -1,9 +1,9 @@
-//! What holds for every configuration, every state file and every answer of the admin socket, whatever their bytes are.
+//! Properties of every configuration, state file and admin reply, whatever their bytes.
 
 use uh_proxy::config::{self, Config};
 use uh_proxy::state::file::{StateError, StateFile};
 
-/// No configuration panics, and what is accepted can be meant.
+/// No configuration panics, and what is accepted is valid.
 pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
     let text = String::from_utf8_lossy(bytes);
     let config = match config::parse(&text) {
@@ -26,18 +26,18 @@ pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
             return Err(format!("accepted: {service:?}"));
         }
     }
-    // Whichever table it ends in, there is no such key.
+    // There is no such key in any table.
     match config::parse(&format!("{text}\nno-such-key = 1\n")) {
         Ok(_) => Err("a key that nobody knows is accepted".to_owned()),
         Err(_) => Ok(()),
     }
 }
 
-/// No state file panics, what is read can be written, and what is written is read as the same.
+/// No state file panics, what is read can be written, and what is written is read back unchanged.
 pub(crate) fn of_state(bytes: &[u8], config: &Config) -> Result<(), String> {
     let mut state = match StateFile::parse(bytes) {
         Ok(state) => state,
-        // What lies behind the checksum must hold as well: the right one is a matter of writing it down.
+        // What the checksum protects must hold as well: anyone can compute a valid checksum.
         Err(StateError::Checksum { found, right }) => {
             let text = String::from_utf8_lossy(bytes);
             if found.is_empty() || text.matches(found.as_str()).count() != 1 {
@@ -51,7 +51,7 @@ pub(crate) fn of_state(bytes: &[u8], config: &Config) -> Result<(), String> {
     for service in &config.services {
         let _ = state.record(&service.name, true);
     }
-    // One of the old scripts, or of a newer version whose fields are known, is written as one of ours.
+    // A file of the old scripts, or of a newer version with known fields, is written in this version's format.
     state.schema = 1;
     let text = state.text().map_err(|e| e.to_string())?;
     match StateFile::parse(&text) {
@@ -60,12 +60,12 @@ pub(crate) fn of_state(bytes: &[u8], config: &Config) -> Result<(), String> {
     }
 }
 
-/// The admin socket answers with a status that it knows, and nothing that a terminal obeys.
+/// The admin socket answers with a known status, and without terminal control characters.
 pub(crate) fn of_answer(reply: &[u8]) -> Result<(), String> {
     let text = String::from_utf8_lossy(reply);
     let text = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&text);
     let Some((head, body)) = text.split_once("\r\n\r\n") else {
-        // Who ends its side has left, for hyper, and may get no answer.
+        // A client that closes its side has left, for hyper, and may get no answer.
         return if text.is_empty() { Ok(()) } else { Err(format!("half a reply: {text}")) };
     };
     let status = head.split(' ').nth(1).unwrap_or_default();
@@ -74,7 +74,7 @@ pub(crate) fn of_answer(reply: &[u8]) -> Result<(), String> {
     {
         return Err(format!("status {status}: {text}"));
     }
-    // JSON, or the text of the metrics.
+    // JSON, or the metrics text.
     if body.chars().any(|c| c < ' ' && c != '\n') {
         return Err(format!("a control character in {body:?}"));
     }

@@ -1,5 +1,5 @@
-//! Requests read strictly by RFC 9112, and by nothing that the programs under test use. What is not plainly allowed is bad.
-//! And read as hyper reads them, which the shim has to live with: what that lets pass, and what it makes of it, is all here.
+//! A reference parser: reads requests strictly by RFC 9112, independently of the programs under test. Anything not
+//! plainly allowed is bad. It can also read requests as hyper does, which the shim depends on.
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -7,7 +7,7 @@ pub(crate) struct Message {
     pub(crate) method: String,
     pub(crate) target: String,
     pub(crate) is_1_1: bool,
-    /// Names in lower case, values without the blanks around them.
+    /// Names in lowercase, values trimmed.
     pub(crate) fields: Vec<(String, String)>,
     pub(crate) chunked: bool,
     /// Without the framing.
@@ -15,19 +15,19 @@ pub(crate) struct Message {
     pub(crate) trailers: Vec<(String, String)>,
 }
 
-/// What there is at the front of some bytes.
+/// What is at the start of some bytes.
 pub(crate) enum Read {
     /// A request, and where it ends.
     Whole(Message, usize),
-    /// The start of one, as far as can be told.
+    /// The start of a message, as far as it is valid.
     More,
     Bad(&'static str),
 }
 
-/// Who reads.
+/// The parser to imitate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
-    /// By the rules alone.
+    /// Strictly by the rules.
     Strict,
     /// As hyper: any number of empty lines, lines of a head that end in a bare LF, any target, any number of hosts, the same
     /// length more than once, a coding wins over a length, codings before the last one, and anything in a chunk's extension.
@@ -53,7 +53,7 @@ pub(crate) fn read_all(bytes: &[u8]) -> (Vec<Message>, bool) {
     (all, rest.is_empty())
 }
 
-/// All requests, and from where the rules are broken on, those that hyper finds.
+/// All requests, and after the first violation, those that hyper finds.
 pub(crate) fn read_leniently(bytes: &[u8]) -> Vec<Message> {
     let (mut all, rest) = read_all_in(bytes, Manner::Strict);
     all.extend(read_all_in(rest, Manner::Lenient).0);
@@ -74,7 +74,7 @@ impl Message {
         self.fields.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// The host and path that are meant (RFC 9112 §3.2.2).
+    /// The intended host and path (RFC 9112 §3.2.2).
     pub(crate) fn meant(&self) -> (String, String) {
         let field = self.values("host").next().unwrap_or_default().to_owned();
         let Some(rest) =
@@ -91,7 +91,7 @@ impl Message {
         (rest[..end].to_owned(), path)
     }
 
-    /// The fields that one hop has to pass on as they are.
+    /// The fields that a hop must forward unchanged.
     pub(crate) fn end_to_end(&self) -> Vec<(String, String)> {
         const OF_ONE_HOP: &[&str] = &[
             "connection",
@@ -128,17 +128,17 @@ impl Message {
     }
 }
 
-/// How much is demanded of what was not sent by the rules.
+/// The requirements for input that violates the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "each program that shares this file has a demand of its own")]
 pub(crate) enum Demand {
-    /// None of it comes through, nothing after what was refused does, and fields keep their order.
+    /// Nothing of it is forwarded, nor anything after the rejected part, and fields keep their order.
     Strict,
-    /// What comes through of it is what hyper reads in it, as a request by the rules; what is refused may be followed by more.
+    /// What is forwarded of it is what hyper reads, as a valid request; more may follow a rejected part.
     WellFormed,
 }
 
-/// Whether a message is what was meant. The order of fields matters among those of one name (RFC 9110 §5.3).
+/// Whether a message is what the client meant. The order of fields matters among those of one name (RFC 9110 §5.3).
 pub(crate) fn is_same(meant: &Message, came: &Message, demand: Demand) -> bool {
     let (host, path) = meant.meant();
     let fields = |message: &Message| {
@@ -150,10 +150,10 @@ pub(crate) fn is_same(meant: &Message, came: &Message, demand: Demand) -> bool {
     };
     let same_trailers = match demand {
         Demand::Strict => came.trailers == meant.trailers,
-        // Who does not know what a trailer is for may drop it (RFC 9110 §6.5.1).
+        // A recipient that doesn't understand a trailer may drop it (RFC 9110 §6.5.1).
         Demand::WellFormed => came.trailers.iter().all(|trailer| meant.trailers.contains(trailer)),
     };
-    // HTTP/1.0 knows no host, and gets one from the shim.
+    // HTTP/1.0 has no Host; the shim adds one.
     let any_host = demand == Demand::WellFormed && host.is_empty() && !meant.is_1_1;
     meant.method == came.method
         && came.target == path
@@ -199,7 +199,7 @@ impl Reader<'_> {
         let absolute = target.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
         let form = target.starts_with('/') || absolute || (target == "*" && method == "OPTIONS");
         let is_odd = |byte: u8| byte <= b' ' || byte == 0x7f || (byte == b'#' && !lenient);
-        // What follows a # is nobody's business but the client's.
+        // The fragment after a # is for the client only.
         let target = target.split('#').next().filter(|_| lenient).unwrap_or(target);
         if !(form || lenient) || target.bytes().any(is_odd) {
             return Err(Some("the target"));
@@ -298,12 +298,12 @@ impl Reader<'_> {
 
     fn chunks(&mut self, message: &mut Message) -> Found<()> {
         loop {
-            // Nobody takes a bare LF here.
+            // No parser accepts a bare LF here.
             let lenient = self.manner == Manner::Lenient;
             let line = self.line_ending(false, lenient)?;
             let (size, extension) = line.split_once(';').unwrap_or((&line, ""));
-            // The grammar has blanks here only before an extension. Old servers pad their sizes with them; no reader takes that
-            // for another size.
+            // The grammar has blanks here only before an extension. Old servers pad their sizes with them; no parser
+            // reads a different size.
             let size = size.trim_end_matches([' ', '\t']);
             let digits =
                 !size.is_empty() && size.len() <= 16 && size.bytes().all(|byte| byte.is_ascii_hexdigit());

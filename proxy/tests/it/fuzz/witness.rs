@@ -1,4 +1,4 @@
-//! A backend that reads by the reference, writes down what it gets, and the comparison with what was sent.
+//! A backend that parses with the reference and records what it gets, and a comparison with what was sent.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use super::reference::{Demand, Message, Read, is_same, read, read_all, read_leniently};
 
-/// How long anything may take that ought to happen at once.
+/// The timeout of everything that should happen immediately.
 const SOON: Duration = Duration::from_secs(20);
 
-/// What the backend got since it was last asked.
+/// What the backend got since the last call.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Seen {
     pub(crate) messages: Vec<Message>,
-    /// What it could not read.
+    /// What it couldn't parse.
     pub(crate) bad: Vec<String>,
 }
 
@@ -38,8 +38,8 @@ impl Witness {
         Self { address, seen }
     }
 
-    /// Sends bytes to the program under test, waits until it has closed, and tells what has come through. `patience`: how long
-    /// it may be silent until the end is sent; none: at once.
+    /// Sends bytes to the program under test, waits until it has closed, and returns what arrived at the backend.
+    /// `patience`: how long it may be silent before the close is sent; none: immediately.
     pub(crate) fn send(
         &self,
         target: SocketAddr,
@@ -58,7 +58,7 @@ impl Witness {
         let _ = stream.shutdown(Shutdown::Write);
         match stream.read_to_end(&mut answers) {
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                return Err("it neither answers nor closes".to_owned());
+                return Err("it neither responds nor closes".to_owned());
             }
             _ => {}
         }
@@ -101,7 +101,7 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Seen>) {
     }
 }
 
-/// What came through must be what was meant, in order.
+/// What arrived must be what was meant, in order.
 pub(crate) fn compare(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), String> {
     if let Some(bad) = seen.bad.first() {
         return Err(format!("the backend can't read what came through: {bad}"));
@@ -123,7 +123,7 @@ pub(crate) fn compare(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), St
     Ok(())
 }
 
-/// Everything that was sent, by the rules, must come through.
+/// Everything valid that was sent must arrive.
 pub(crate) fn all_came(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), String> {
     compare(sent, seen, demand)?;
     let (meant, _) = read_all(sent);

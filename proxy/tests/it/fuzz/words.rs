@@ -1,4 +1,4 @@
-//! What the fuzz tests begin with, and what they put in: the words that parsers stumble over.
+//! The seeds of the fuzz tests, and the words they insert, which parsers stumble over.
 
 pub(crate) const REQUESTS: &[&str] = &[
     "GET /a?b=c HTTP/1.1\r\nHost: app.test\r\nUser-Agent: x\r\nCookie: a=b; c=d\r\n\r\n",
@@ -70,7 +70,7 @@ pub(crate) const REQUEST_WORDS: &[&str] = &[
     "X: y\r\n",
 ];
 
-/// Found by this test, or by what others have found in other programs.
+/// Found by this test, or in other programs.
 pub(crate) const KNOWN_REQUESTS: &[&str] = &[
     "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
     "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -216,8 +216,8 @@ pub(crate) fn call(call: &str, body: &str) -> String {
     format!("{call} HTTP/1.1\r\nHost: uh\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
-/// The same call with the length that its body has. A change to a body mostly breaks the framing, and nobody reads the body
-/// then.
+/// The same call with the length that its body has. A change to a body usually breaks the framing, and then the body
+/// isn't read.
 pub(crate) fn with_right_length(call: &[u8]) -> Option<Vec<u8>> {
     const NAME: &[u8] = b"Content-Length: ";
     let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|window| window == what);

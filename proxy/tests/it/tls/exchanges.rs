@@ -1,4 +1,4 @@
-//! Exchanges over TLS: nothing is lost, nothing goes past the cipher, and every end is told.
+//! Exchanges over TLS: nothing is lost, nothing bypasses the cipher, and every end is signalled.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -175,7 +175,7 @@ async fn a_slow_reader_gets_the_last_byte_on_a_connection_that_is_kept() {
         let connector = TlsConnector::from(Arc::clone(&Rustls::new(&site.authority).0));
         let mut client = Wire::over(connector.connect(host, stream).await.unwrap());
         client.send(get(&format!("/bytes/{bytes}"))).await;
-        // Nothing is read until everything has come to a stop, so that the socket is full at the end, too.
+        // Nothing is read until everything has stopped, so that the socket is full at the end, too.
         until("the response is under way", async || {
             (site.proxy.backend("blue").await.requests_in_flight == 1).then_some(())
         })

@@ -120,7 +120,7 @@ async fn a_client_that_does_not_go_on_is_closed_when_its_time_is_over() {
         stream.write_all(start).await.unwrap();
         let mut rest = Vec::new();
         let _ = soon("the end", stream.read_to_end(&mut rest)).await;
-        assert_eq!(rest, b"", "it was told something");
+        assert_eq!(rest, b"", "it received something");
     }
     assert_eq!(failures(&site, "timeout").await, 3);
     site.home.until_said("server.limits.tls_handshake_timeout").await;

@@ -1,4 +1,4 @@
-//! From plain HTTP to HTTPS, from other hosts to the main one, and what browsers are told to remember.
+//! From plain HTTP to HTTPS, from other hosts to the main one, and HSTS.
 
 use super::certificates::{Authority, home, put};
 use super::clients::Rustls;

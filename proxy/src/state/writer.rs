@@ -1,5 +1,5 @@
-//! Writes the state on a thread of its own, so that a slow disk delays the reply to a switch, never its traffic, and a
-//! broken one neither. What could not be written is tried again until it can.
+//! Writes the state on a separate thread, so that a slow or broken disk can delay the reply to a switch, but never
+//! traffic. A failed write is retried until it succeeds.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,18 +15,18 @@ use uh_system::plain;
 use super::file::{ServiceEntry, StateFile};
 use super::store::Store;
 
-/// How long a switch waits for the disk before it replies that its state is not there yet.
+/// How long a switch waits for the disk before it replies that its state isn't saved yet.
 pub const PERSIST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// From one failed attempt to the next.
+/// The time between two attempts after a failure.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// Hands states to the writing thread.
-pub struct Keeper {
+/// Hands states to the writer thread.
+pub struct StateWriter {
     inbox: Arc<Inbox>,
     progress: watch::Receiver<Progress>,
-    /// The last entry of every service, also of those that are not configured now: somebody may have left one out by
-    /// mistake, and must find the right backend active when it comes back.
+    /// The last entry of every service, including those that are no longer configured: a service may have been removed
+    /// by mistake, and must have the right active backend when it returns.
     known: Mutex<BTreeMap<ServiceName, ServiceEntry>>,
 }
 
@@ -34,42 +34,42 @@ pub struct Keeper {
 struct Inbox {
     slot: Mutex<Slot>,
     filled: Condvar,
-    /// The newest state was tried, or a newer one.
+    /// The latest state, or a newer one, was attempted.
     tried: Condvar,
-    /// Up to here the routing has changed.
+    /// The revision of the last routing change.
     routing: AtomicU64,
-    /// Up to here it is on disk.
+    /// The last revision on disk.
     done: AtomicU64,
 }
 
-/// What is different in a state.
+/// What changed in a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum StateChange {
     /// The routing.
     Routing,
-    /// Only what is known of a backend: its health, its version.
-    Facts,
+    /// Only a backend's health or version.
+    BackendInfo,
 }
 
 #[derive(Default)]
 struct Slot {
-    /// The newest state not yet written. An older one is of no interest any more.
+    /// The latest state that isn't written yet. Older ones are obsolete.
     wanted: Option<StateFile>,
     revision: u64,
-    /// Up to here it was tried.
+    /// The last revision that was attempted.
     tried: u64,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Progress {
-    /// Up to here it is on disk.
+    /// The last revision on disk.
     done: u64,
-    /// Up to here it was tried, and why it failed.
+    /// The last revision that failed, and why.
     failed: Option<(u64, String)>,
 }
 
-impl Keeper {
-    /// Starts the writing thread. `known`: the entries that were found at the start. `reserved` gets the generations that
+impl StateWriter {
+    /// Starts the writer thread. `known`: the entries found at start. `reserved` gets the generations that
     /// the state on disk reserves.
     ///
     /// # Errors
@@ -88,49 +88,49 @@ impl Keeper {
         Ok(Self { inbox, progress, known: Mutex::new(known) })
     }
 
-    /// Whether the routing in force is on disk.
+    /// Whether the current routing is saved to disk.
     #[must_use]
     pub fn is_persisted(&self) -> bool {
         self.inbox.done.load(Ordering::Acquire) >= self.routing()
     }
 
-    /// The number of the last state with another routing, for [`Keeper::wait`].
+    /// The revision of the last routing change, for [`StateWriter::wait`].
     #[must_use]
     pub fn routing(&self) -> u64 {
         self.inbox.routing.load(Ordering::Acquire)
     }
 
-    /// Asks for this state to be written, and returns its number for [`Keeper::wait`].
-    pub fn submit(&self, mut state: StateFile, change: Change) -> u64 {
+    /// Queues this state for writing, and returns its revision for [`StateWriter::wait`].
+    pub fn submit(&self, mut state: StateFile, change: StateChange) -> u64 {
         let mut known = self.known.lock();
         known.extend(std::mem::take(&mut state.services));
         state.services.clone_from(&known);
         let mut slot = self.inbox.slot.lock();
         slot.revision += 1;
         slot.wanted = Some(state);
-        if change == Change::Routing {
+        if change == StateChange::Routing {
             self.inbox.routing.store(slot.revision, Ordering::Release);
         }
         self.inbox.filled.notify_one();
         slot.revision
     }
 
-    /// Waits until the state of this number was tried, for `at_most` so long. For the start, which has no runtime yet.
+    /// Waits until this revision was attempted, for at most `at_most`. For the start, which has no runtime yet.
     pub fn wait_until_tried(&self, revision: u64, at_most: Duration) {
         let mut slot = self.inbox.slot.lock();
         self.inbox.tried.wait_while_for(&mut slot, |slot| slot.tried < revision, at_most);
     }
 
-    /// What is known of a service that is not configured now.
+    /// The last entry of a service that isn't configured now.
     #[must_use]
     pub fn entry(&self, service: &ServiceName) -> Option<ServiceEntry> {
         self.known.lock().get(service).cloned()
     }
 
-    /// Waits until the state of this number, or a newer one, is on disk.
+    /// Waits until this revision, or a newer one, is on disk.
     ///
     /// # Errors
-    /// The disk refused, or took too long; it is tried again all the same.
+    /// If writing failed or took too long; it is retried in any case.
     pub async fn wait(&self, revision: u64) -> Result<(), String> {
         let mut progress = self.progress.clone();
         let decided = progress.wait_for(|progress| {
@@ -141,8 +141,8 @@ impl Keeper {
             Ok(Ok(progress)) => {
                 Err(progress.failed.as_ref().map_or_else(String::new, |(_, reason)| reason.clone()))
             }
-            Ok(Err(_)) => Err("the writing thread is gone".to_owned()),
-            Err(_) => Err(format!("the disk did not answer within {} s", PERSIST_TIMEOUT.as_secs())),
+            Ok(Err(_)) => Err("the writer thread has ended".to_owned()),
+            Err(_) => Err(format!("the disk didn't respond within {} s", PERSIST_TIMEOUT.as_secs())),
         }
     }
 }
@@ -169,7 +169,7 @@ fn keep(store: &Store, inbox: &Inbox, reserved: &AtomicU64, report: &watch::Send
         match store.save(&state) {
             Ok(()) => {
                 if failing.take().is_some() {
-                    tracing::info!("the state is on disk again");
+                    tracing::info!("the state file is saved again");
                 }
                 reserved.fetch_max(state.generation_reserve.unwrap_or(0), Ordering::AcqRel);
                 inbox.done.store(revision, Ordering::Release);
@@ -182,14 +182,14 @@ fn keep(store: &Store, inbox: &Inbox, reserved: &AtomicU64, report: &watch::Send
             Err(error) => {
                 let reason = plain(&error);
                 if failing.as_ref() != Some(&reason) {
-                    tracing::warn!(error = %plain(&error), "cannot write the state: traffic is as switched, but a restart would serve what is on disk; trying again every {} s", RETRY_EVERY.as_secs());
+                    tracing::warn!(error = %plain(&error), "cannot write the state file: traffic follows the last switch, but a restart would activate the backend on disk; retrying every {} s", RETRY_EVERY.as_secs());
                     failing = Some(reason.clone());
                 }
                 report.send_modify(|progress| progress.failed = Some((revision, reason)));
                 inbox.was_tried(revision);
                 let mut slot = inbox.slot.lock();
                 slot.wanted.get_or_insert(state);
-                // A newer state is tried at once: somebody waits for the answer.
+                // A newer state is tried immediately: a caller is waiting for it.
                 if slot.revision == revision {
                     inbox.filled.wait_for(&mut slot, RETRY_EVERY);
                 }

@@ -1,23 +1,23 @@
-//! Log lines for what may happen thousands of times a second: one in a while, with the number of those left out.
+//! Rate-limited log lines for events that may happen thousands of times a second, with the number of lines left out.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// From one line to the next: often enough to be seen during an incident, seldom enough to leave the log readable.
+/// The time between two lines: short enough to be seen during an incident, long enough to keep the log readable.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Whether it is time for another line. Never waits and never allocates, so that it may stand on any path.
+/// A rate limit for log lines. Never waits and never allocates, so that it can be used on any path.
 #[derive(Debug, Default)]
-pub struct Seldom {
+pub struct LogRateLimit {
     since: OnceLock<Instant>,
     /// When the next line may come, in milliseconds after `since`.
     next_ms: AtomicU64,
     left_out: AtomicU64,
 }
 
-impl Seldom {
-    /// `Some`: write a line, which stands for this many more since the last one.
+impl LogRateLimit {
+    /// `Some`: write a line, which represents this many more since the last one.
     pub fn allows(&self) -> Option<u64> {
         let since = self.since.get_or_init(Instant::now);
         self.allows_at(since.elapsed())
@@ -42,11 +42,11 @@ mod tests {
 
     #[test]
     fn the_first_is_written_and_one_in_a_while_with_the_number_left_out() {
-        let seldom = Seldom::default();
-        assert_eq!(seldom.allows(), Some(0));
-        assert_eq!((0..100).filter_map(|_| seldom.allows()).count(), 0);
-        assert_eq!(seldom.allows_at(PAUSE * 2), Some(100));
-        assert_eq!(seldom.allows_at(PAUSE * 2), None);
-        assert_eq!(seldom.allows_at(PAUSE * 4), Some(1));
+        let log_rate_limit = LogRateLimit::default();
+        assert_eq!(log_rate_limit.allows(), Some(0));
+        assert_eq!((0..100).filter_map(|_| log_rate_limit.allows()).count(), 0);
+        assert_eq!(log_rate_limit.allows_at(PAUSE * 2), Some(100));
+        assert_eq!(log_rate_limit.allows_at(PAUSE * 2), None);
+        assert_eq!(log_rate_limit.allows_at(PAUSE * 4), Some(1));
     }
 }

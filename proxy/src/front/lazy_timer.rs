@@ -1,7 +1,7 @@
-//! One timer for each connection, armed only when it is waited for, and moved only when it would fire too late.
+//! One timer per connection, armed only when needed, and moved only when it would fire too late.
 //!
-//! Deadlines move with every request; the timer doesn't. If it fires before the deadline of the day, it is armed again.
-//! So a busy connection touches the timer wheel about once a timeout, not once a read.
+//! Deadlines move with every request; the timer doesn't. If it fires before the current deadline, it is armed again. So
+//! a busy connection touches the timer wheel about once per timeout, not once per read.
 
 use std::future::Future as _;
 use std::pin::Pin;
@@ -10,23 +10,23 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A timer that fires this long after its deadline says something of us: we were stopped, suspended or starved.
+/// A timer that fires this long after its deadline shows that this process was stopped, suspended or starved.
 pub const OVERSLEPT: Duration = Duration::from_millis(250);
 
-/// What has come meanwhile is then looked at first: the next turn of the event loop sees it.
+/// Input that arrived meanwhile is then handled first, in the next turn of the event loop.
 const SECOND_LOOK: Duration = Duration::from_millis(100);
 
 /// A lazily armed timer.
 #[derive(Debug, Default)]
-pub struct Watchdog {
+pub struct LazyTimer {
     sleep: Option<Pin<Box<Sleep>>>,
-    /// When we last overslept: deadlines before this are put off to it, all of them and once.
+    /// When the process last overslept: earlier deadlines are postponed to this time, once.
     put_off: Option<Instant>,
 }
 
-impl Watchdog {
-    /// Whether the deadline has passed. If not, the task is woken when it has. A deadline that passed while we were not
-    /// running is put off once, or the other side would be blamed for our sleep.
+impl LazyTimer {
+    /// Whether the deadline has passed. If not, the task is woken when it has. A deadline that passed while the process
+    /// wasn't running is postponed once, so that the other side isn't blamed for it.
     pub fn poll_expired(&mut self, cx: &mut Context<'_>, deadline: Instant) -> bool {
         let due = self.put_off.map_or(deadline, |put_off| put_off.max(deadline));
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
@@ -55,34 +55,34 @@ mod tests {
 
     use super::*;
 
-    async fn expired(watchdog: &mut Watchdog, deadline: Instant) -> bool {
-        poll_fn(|cx| Poll::Ready(watchdog.poll_expired(cx, deadline))).await
+    async fn expired(timer: &mut LazyTimer, deadline: Instant) -> bool {
+        poll_fn(|cx| Poll::Ready(timer.poll_expired(cx, deadline))).await
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_deadline_is_kept_and_one_that_was_overslept_is_put_off_once() {
-        let (mut watchdog, deadline) = (Watchdog::default(), Instant::now() + Duration::from_secs(1));
-        assert!(!expired(&mut watchdog, deadline).await);
+        let (mut timer, deadline) = (LazyTimer::default(), Instant::now() + Duration::from_secs(1));
+        assert!(!expired(&mut timer, deadline).await);
         tokio::time::advance(Duration::from_millis(1010)).await;
-        assert!(expired(&mut watchdog, deadline).await);
+        assert!(expired(&mut timer, deadline).await);
 
         let deadline = Instant::now() + Duration::from_secs(1);
-        assert!(!expired(&mut watchdog, deadline).await);
+        assert!(!expired(&mut timer, deadline).await);
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert!(!expired(&mut watchdog, deadline).await, "it was our sleep");
-        assert!(!expired(&mut watchdog, deadline).await);
+        assert!(!expired(&mut timer, deadline).await, "it was our sleep");
+        assert!(!expired(&mut timer, deadline).await);
         tokio::time::advance(SECOND_LOOK).await;
-        assert!(expired(&mut watchdog, deadline).await, "only once");
+        assert!(expired(&mut timer, deadline).await, "only once");
     }
 
     #[tokio::test(start_paused = true)]
     async fn of_two_deadlines_that_were_overslept_each_is_put_off_once() {
-        let mut watchdog = Watchdog::default();
+        let mut timer = LazyTimer::default();
         let deadlines = [1, 2].map(|seconds| Instant::now() + Duration::from_secs(seconds));
         tokio::time::advance(Duration::from_secs(60)).await;
         for expected in [false, true] {
             for deadline in deadlines {
-                assert_eq!(expired(&mut watchdog, deadline).await, expected);
+                assert_eq!(expired(&mut timer, deadline).await, expected);
             }
             tokio::time::advance(SECOND_LOOK).await;
         }
