@@ -1,5 +1,5 @@
-//! The examples that a newcomer types are run as they stand, on ports that are free. What the front door then counts is
-//! what docs/metrics.md lists.
+//! The examples for newcomers run unchanged, on free ports. The metrics of uh-proxy after that are those in
+//! docs/metrics.md.
 
 use std::fs;
 use std::net::TcpListener;
