@@ -115,7 +115,7 @@ pub(super) fn supervise(
             tracing::warn!(cut, "stopped at the shutdown timeout; idle connections were closed");
         }
         (Ended::Late, cut) => {
-            tracing::warn!(cut, "stopped at the shutdown timeout; in-flight requests were cut")
+            tracing::warn!(cut, "stopped at the shutdown timeout; in-flight requests were cut");
         }
     }
     Ok(())
