@@ -10,7 +10,7 @@
 //! Two seams are left open. What a handshake agrees on by ALPN is in [`Session`], and [`server::ALPN`] lists what is
 //! offered. Certificates from another source than files are [`Certificate`]s as well, and go to [`Server::install`].
 //!
-//! In reading order: [`certificate`], [`der`], [`names`], [`server`], [`handshake`], [`crowd`], [`failure`], [`stream`],
+//! In reading order: [`certificate`], `der`, [`names`], [`server`], [`handshake`], [`crowd`], [`failure`], [`stream`],
 //! [`watch`].
 
 pub mod certificate;
