@@ -67,11 +67,22 @@ impl From<Outcome> for Exit {
 pub(super) struct CliError {
     exit: Exit,
     message: String,
+    of_journal: bool,
 }
 
 impl CliError {
     pub(super) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into() }
+        Self { exit, message: message.into(), of_journal: false }
+    }
+
+    /// The same, because the journal can't be used.
+    pub(super) fn of_journal(self) -> Self {
+        Self { of_journal: true, ..self }
+    }
+
+    /// Whether the journal can't be used.
+    pub(super) fn is_of_journal(&self) -> bool {
+        self.of_journal
     }
 
     /// Invalid arguments.
@@ -112,7 +123,7 @@ impl From<LockError> for CliError {
 
 /// If the journal can't be used, nothing may be done, because nothing could be recorded.
 pub(super) fn journal_failed(error: &JournalError) -> CliError {
-    CliError::new(Exit::Attention, crate::chain(error))
+    CliError::new(Exit::Attention, crate::chain(error)).of_journal()
 }
 
 impl From<ProxyError> for CliError {

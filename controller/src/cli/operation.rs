@@ -194,7 +194,7 @@ pub(super) fn configured<'a>(
 async fn stopped(error: &DriverError, proxy: &ProxyService) -> CliError {
     if let DriverError::NotBegun(error) = error {
         let message = format!("{}; nothing was changed: {}", crate::chain(error), serving(proxy).await);
-        return CliError::new(Exit::Failed, message);
+        return CliError::new(Exit::Failed, message).of_journal();
     }
     let serves = match error {
         // A switch that was sent may still be carried out.
@@ -205,5 +205,6 @@ async fn stopped(error: &DriverError, proxy: &ProxyService) -> CliError {
         "{}; the operation stopped here: {serves}. Fix the cause, then run `uh-deploy recover`",
         crate::chain(error)
     );
-    CliError::new(Exit::Attention, message)
+    let failed = CliError::new(Exit::Attention, message);
+    if matches!(error, DriverError::Journal(_)) { failed.of_journal() } else { failed }
 }

@@ -52,7 +52,7 @@ pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
     match roll_back(session, &proxy, &serving, &to, again, None).await.map_err(CliError::from) {
         Ok(ended) if ended.outcome == Outcome::Returned => Ok(Exit::Attention),
         Ok(ended) => Ok(ended.outcome.into()),
-        Err(failed) if failed.message().contains("journal") => Err(by_hand(session, failed).await),
+        Err(failed) if failed.is_of_journal() => Err(by_hand(session, failed).await),
         Err(failed) => Err(failed),
     }
 }

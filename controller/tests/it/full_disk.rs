@@ -18,9 +18,15 @@ fn a_rollback_on_a_full_disk_is_refused_and_names_the_uh_proxy_command() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
-    let ran = with_little_room(&stage, 0, &["rollback"]);
-    assert_eq!(ran.code, Some(1), "{}", ran.text);
-    ran.says("green (v1.0.1) serves").says("uh-proxy switch blue --service app");
+    // No room for the lock file, and only for that.
+    for half_kib in [0, 1] {
+        let ran = with_little_room(&stage, half_kib, &["rollback"]);
+        assert_eq!(ran.code, Some(1), "{}", ran.text);
+        ran.says("green (v1.0.1) serves").says("uh-proxy switch blue --service app");
+    }
+    let ran = stage.expect(1, &["rollback", "--to", "journal"]);
+    ran.says("uh-proxy has no backend journal");
+    assert!(!ran.text.contains("uh-proxy switch"), "the disk isn't the reason: {}", ran.text);
     let mut command = Command::new(program("uh-proxy"));
     command.args(["switch", "blue", "--service", "app", "--admin-socket"]).arg(stage.path("run/admin.sock"));
     assert_eq!(command.status().unwrap().code(), Some(0));
