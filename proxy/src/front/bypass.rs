@@ -27,7 +27,8 @@ pub fn pass(service: &Service, head: &[u8], is_read: bool, path: &[u8], client: 
     }
 }
 
-fn is_health_path(service: &Service, path: &[u8]) -> bool {
+/// Whether a client's path is that of the health check: the app gets the health path for it. The query doesn't matter.
+pub(super) fn is_health_path(service: &Service, path: &[u8]) -> bool {
     let without_query = |path| split_at_byte(path, b'?');
     let inner = service.stripped_prefix().map_or(Some(path), |prefix| path.strip_prefix(prefix.as_bytes()));
     inner.is_some_and(|path| without_query(path) == without_query(service.health.path.as_bytes()))

@@ -4,6 +4,7 @@
 //! reaches `Location`: otherwise anybody could make links on this site that lead to their own.
 
 use super::answer::Answer;
+use super::bypass::is_health_path;
 use super::connection::{AfterExchange, Connection};
 use super::exchange::{request_is_read, send_answer};
 use super::record::ExchangeRecord;
@@ -31,7 +32,8 @@ pub(super) fn of(conn: &Connection, request: &RequestHead, service: &Service) ->
     // A reload may have brought a TLS listener that only a restart opens: redirects never lead to a closed port.
     let closed = conn.settings.tls.is_some() && conn.worker.tls.is_none();
     let plain = request.scheme == Scheme::Http && !closed;
-    let secures = service.redirect_https && plain && !is_health(service, path);
+    // A load balancer's health check may not speak TLS, and treats a redirect as a failure.
+    let secures = service.redirect_https && plain && !is_health_path(service, path);
     let main = main_host(service, &name);
     if !secures && main.is_none() {
         return None;
@@ -87,12 +89,6 @@ fn is_for(host: &str, name: &str) -> bool {
         Some(suffix) => name.find('.').is_some_and(|dot| dot > 0 && name[dot..] == *suffix),
         None => host == name,
     }
-}
-
-/// Whether this is a load balancer's health check: such checkers may not speak TLS, and treat a redirect as a failure.
-fn is_health(service: &Service, path: &[u8]) -> bool {
-    let end = path.iter().position(|&b| b == b'?').unwrap_or(path.len());
-    path[..end] == *service.health.path.as_bytes()
 }
 
 /// `:8443`, or nothing.

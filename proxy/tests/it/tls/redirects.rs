@@ -52,6 +52,23 @@ async fn plain_http_is_redirected_with_its_path_query_and_method() {
 }
 
 #[tokio::test]
+async fn a_load_balancers_probe_is_served_wherever_the_health_path_is_public() {
+    for (prefix, path, probe) in [
+        ("path_prefix = \"/shop\"\nstrip_prefix = true", "/api/health", "/shop/api/health"),
+        ("", "/api/health?deep=1", "/api/health?deep=1"),
+        ("", "/api/health?deep=1", "/api/health"),
+    ] {
+        let health =
+            format!("[services.app.health]\npath = {path:?}\ninterval = \"50ms\"\nhealthy_after = 1");
+        let service = format!("hosts = [\"app.test\"]\n{prefix}\n{health}");
+        let (_authority, _home, proxy, _app) = front("redirect = true", &service).await;
+        assert_eq!(ask(&proxy, "GET", probe, "app.test", "").await.status, 200, "{probe} for {path}");
+        let other = probe.replace("health", "healthy");
+        assert_eq!(ask(&proxy, "GET", &other, "app.test", "").await.status, 308, "{other}");
+    }
+}
+
+#[tokio::test]
 async fn a_redirect_leads_to_no_host_that_nobody_has_configured() {
     let (_authority, _home, proxy, _app) = front("redirect = true\nredirect_port = 8443", "").await;
     let response = ask(&proxy, "GET", "/x", "www.app.test", "").await;
