@@ -40,11 +40,15 @@ const WORDS: &[&str] = &[
     "Upgrade: websocket\r\n",
     "Connection: upgrade\r\n",
     "[2001:db8::1]:80",
+    "https://",
 ];
+
+/// Only a trusted proxy may send this over plain HTTP.
+const SECURED: &str = "GET https://b.example/a/x?y HTTP/1.1\r\nHost: a\r\n\r\n";
 
 fn seeds() -> Vec<Vec<u8>> {
     let worded = WORDS.iter().map(|word| format!("GET /a/b HTTP/1.1\r\nHost: a\r\n{word}\r\n"));
-    let known = REQUESTS.iter().chain(KNOWN_REQUESTS).map(|&text| text.to_owned());
+    let known = REQUESTS.iter().chain(KNOWN_REQUESTS).chain(&[SECURED]).map(|&text| text.to_owned());
     behind(&[0, 0xff, 0b1101, 0b0101_0010], known.chain(worded))
 }
 
@@ -268,6 +272,8 @@ fn may_be_refused(meant: &Message, length: usize, around: &Circumstances) -> boo
     let odd_target = |c: char| !c.is_ascii() || "\"<>\\^`{|}".contains(c);
     ["CONNECT", "TRACE"].contains(&meant.method.as_str())
         || meant.target.contains(odd_target)
+        || (!around.trusted
+            && meant.target.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("https://")))
         || !(field::is_host(host.as_bytes()) || host.is_empty() && count(meant, "host") == 0)
         || meant.values("expect").any(|value| !value.eq_ignore_ascii_case("100-continue"))
         || named.iter().any(|name| !field::classify(name.as_bytes()).is_end_to_end())

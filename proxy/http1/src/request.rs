@@ -251,7 +251,7 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
     let method_text = request.method.unwrap_or_default();
     let target = request.path.unwrap_or_default();
     let facts = read_fields(request.headers, version, caller.headers.underscores)?;
-    let (authority, path) = split_target(method_text, target, caller.scheme)?;
+    let (authority, path) = split_target(method_text, target, caller)?;
     let host = host(authority, facts.host, version)?;
     let framing = match (facts.chunked, facts.length) {
         (true, Some(_)) => return Err(BadRequest::Malformed("both Content-Length and Transfer-Encoding")),
@@ -454,7 +454,7 @@ pub fn write_upgrade(protocol: &[u8], out: &mut Vec<u8>) {
 fn split_target<'a>(
     method: &str,
     target: &'a str,
-    scheme: Scheme,
+    caller: &Caller<'_>,
 ) -> Result<(Option<&'a str>, &'a str), BadRequest> {
     if matches!(method, "CONNECT" | "TRACE") {
         return Err(BadRequest::Method);
@@ -470,10 +470,9 @@ fn split_target<'a>(
         let start = target.get(..prefix.len())?;
         start.eq_ignore_ascii_case(prefix).then(|| &target[prefix.len()..])
     };
-    let rest = match scheme {
-        Scheme::Http => after("http://"),
-        Scheme::Https => after("https://"),
-    };
+    // RFC 9110 §7.4: over a connection that isn't secured, only a trusted proxy may name an https target.
+    let secured = || caller.scheme == Scheme::Https || caller.is_trusted();
+    let rest = after("http://").or_else(|| after("https://").filter(|_| secured()));
     let rest = rest.ok_or(BadRequest::Malformed("the request target is malformed"))?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     match rest.split_at(end) {

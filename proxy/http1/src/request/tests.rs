@@ -51,6 +51,36 @@ fn an_absolute_target_names_the_host() {
 }
 
 #[test]
+fn an_absolute_target_may_have_either_scheme_and_decides_none() {
+    let headers =
+        HeaderPolicy { trusted_proxies: vec!["192.0.2.7".parse().unwrap()], ..HeaderPolicy::default() };
+    let stranger = HeaderPolicy::default();
+    for (target, scheme, headers, told) in [
+        ("http", Scheme::Http, &stranger, Some("http")),
+        ("HTTP", Scheme::Https, &stranger, Some("https")),
+        ("https", Scheme::Https, &stranger, Some("https")),
+        ("https", Scheme::Http, &headers, Some("http")),
+        // RFC 9110 §7.4: only over TLS, or from a trusted proxy.
+        ("https", Scheme::Http, &stranger, None),
+        ("wss", Scheme::Https, &stranger, None),
+    ] {
+        let head = format!("GET {target}://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n");
+        let mut out = Vec::new();
+        let caller = Caller { scheme, ..caller("192.0.2.7", headers) };
+        let understood = translate(head.as_bytes(), &caller, &mut out);
+        let out = String::from_utf8(out).unwrap();
+        match told {
+            Some(told) => {
+                assert!(understood.is_ok(), "{target} over {scheme:?}");
+                assert!(out.starts_with("GET /x HTTP/1.1\r\nHost: a.example\r\n"), "{out}");
+                assert!(out.contains(&format!("X-Forwarded-Proto: {told}\r\n")), "{out}");
+            }
+            None => assert_eq!(understood.unwrap_err().status(), 400, "{target} over {scheme:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_name_that_an_app_may_mistake_for_another_is_dropped_passed_or_refused() {
     let head = "GET / HTTP/1.1\r\nHost: a\r\nX_A: 1\r\nX.B: 2\r\nContent_Length: 3\r\nX_Forwarded_For: 6.6.6.6\r\n\r\n";
     let with = |underscores| upstream_with(head, &HeaderPolicy { underscores, ..HeaderPolicy::default() });

@@ -77,11 +77,7 @@ impl Message {
     /// The intended host and path (RFC 9112 §3.2.2).
     pub(crate) fn meant(&self) -> (String, String) {
         let field = self.values("host").next().unwrap_or_default().to_owned();
-        let Some(rest) =
-            self.target.get(..7).filter(|s| s.eq_ignore_ascii_case("http://")).map(|_| &self.target[7..])
-        else {
-            return (field, self.target.clone());
-        };
+        let Some(rest) = absolute(&self.target) else { return (field, self.target.clone()) };
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let path = match &rest[end..] {
             "" if self.method == "OPTIONS" => "*".to_owned(),
@@ -196,8 +192,8 @@ impl Reader<'_> {
             "HTTP/1.0" => false,
             _ => return Err(Some("the version")),
         };
-        let absolute = target.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"));
-        let form = target.starts_with('/') || absolute || (target == "*" && method == "OPTIONS");
+        let form =
+            target.starts_with('/') || absolute(target).is_some() || (target == "*" && method == "OPTIONS");
         let is_odd = |byte: u8| byte <= b' ' || byte == 0x7f || (byte == b'#' && !lenient);
         // The fragment after a # is for the client only.
         let target = target.split('#').next().filter(|_| lenient).unwrap_or(target);
@@ -325,6 +321,15 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+/// What follows the scheme of a target in absolute form.
+fn absolute(target: &str) -> Option<&str> {
+    let after = |scheme: &str| {
+        let is = target.get(..scheme.len())?.eq_ignore_ascii_case(scheme);
+        is.then(|| &target[scheme.len()..])
+    };
+    after("http://").or_else(|| after("https://"))
 }
 
 fn is_token(byte: u8) -> bool {

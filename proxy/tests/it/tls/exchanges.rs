@@ -124,10 +124,14 @@ async fn curl_gets_an_answer_and_the_app_learns_of_https() {
     for field in ["X-Forwarded-Proto: https\r\n", "X-Forwarded-Port: 443\r\n", ";proto=https\r\n"] {
         assert!(head.contains(field), "{field} is missing in {head}");
     }
-    // A target in absolute form, with the scheme that is spoken here.
-    client.send("GET https://app.test/x HTTP/1.1\r\nHost: app.test\r\n\r\n").await;
-    assert_eq!(client.response().await.status, 200);
-    assert!(seen.recv().await.unwrap().starts_with("GET /x HTTP/1.1\r\n"));
+    // A target in absolute form.
+    for scheme in ["https", "http"] {
+        client.send(format!("GET {scheme}://app.test/x HTTP/1.1\r\nHost: app.test\r\n\r\n")).await;
+        assert_eq!(client.response().await.status, 200);
+        let head = seen.recv().await.unwrap();
+        assert!(head.starts_with("GET /x HTTP/1.1\r\n"), "{head}");
+        assert!(head.contains("X-Forwarded-Proto: https\r\n"), "{head}");
+    }
 }
 
 #[tokio::test]
