@@ -201,7 +201,7 @@ impl Report {
     }
 }
 
-/// Prints an error to standard error. Never blocks for long.
+/// Prints an error or a remark to standard error. Never blocks for long.
 pub fn complain(text: &str) {
     output::to_standard_error(&format!("uh-deploy: {}", redact::escaped(text, |c| matches!(c, '\n' | '\t'))));
 }

@@ -123,6 +123,13 @@ Neither switches nor stops anything. To run it at boot: config/systemd/uh-deploy
     },
 }
 
+impl Command {
+    /// Whether standard output is only for what the command shows: one document, or an app's log.
+    pub(super) fn only_shows(&self) -> bool {
+        matches!(self, Self::Validate | Self::HealthCheck | Self::Logs(_) | Self::History(_))
+    }
+}
+
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:

@@ -19,7 +19,7 @@ use crate::deploy::journal::{Journal, ReplayedOperation};
 use crate::deploy::lock::{Holder, Lock, LockError};
 use crate::deploy::records::Records;
 use crate::proxy::ProxyService;
-use crate::report::{Form, Report};
+use crate::report::{Form, Report, complain};
 use crate::runtime::{self, Runtime};
 use crate::time::{iso_millis, span};
 use crate::waiting::Waiting;
@@ -53,7 +53,10 @@ impl Session {
         redact::remember(redact::of_config(&config));
         let report = Rc::new(Report::new(form));
         let said = Rc::clone(&report);
-        let waiting = Waiting::new(move |line| said.line(line));
+        let waiting = match args.command.only_shows() {
+            true => Waiting::new(complain),
+            false => Waiting::new(move |line| said.line(line)),
+        };
         let runtime = runtime::for_config(&config, waiting);
         Ok(Self { config, report, runtime, interrupts: Interrupts::default(), journal: RefCell::default() })
     }

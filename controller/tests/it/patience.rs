@@ -1,10 +1,12 @@
 //! Temporary problems, such as a restart of uh-proxy, a held lock or a slow answer, don't make a command give up.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::process::{Child, Stdio};
 
 use crate::final_look::{Held, NO_RESTART, kill};
-use crate::harness::{Stage, until};
+use crate::harness::{Ran, Stage, program, until};
 
 /// `uh-deploy` in the background, with its output in a file.
 struct Spoken<'a> {
@@ -61,7 +63,7 @@ fn an_automatic_rollback_waits_for_a_restarting_uh_proxy() {
     fs::remove_file(&hold).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(700));
     stage.start_front_door();
-    let ran = crate::harness::Ran::of(child.wait_with_output().unwrap());
+    let ran = Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(3), "{}", ran.text);
     assert_eq!(stage.served(), "blue 1.0.0");
 }
@@ -175,7 +177,7 @@ fn a_rollback_goes_back_to_what_was_not_deployed_by_us_though_its_last_probe_fai
     fs::write(&front_door, quick).unwrap();
     stage.kill_front_door();
     stage.start_front_door();
-    let mut by_hand = std::process::Command::new(crate::harness::program("uh-sample-app"));
+    let mut by_hand = std::process::Command::new(program("uh-sample-app"));
     by_hand.env("PORT", stage.ports[1].to_string()).env("HOSTNAME", "127.0.0.1");
     by_hand.env("DEPLOYMENT_ENV", "green").env("APP_VERSION", "0.9.0");
     let mut by_hand = by_hand.stdout(Stdio::null()).spawn().unwrap();
@@ -200,4 +202,50 @@ fn a_rollback_goes_back_to_what_was_not_deployed_by_us_though_its_last_probe_fai
     by_hand.wait().unwrap();
     assert_eq!(ran.code, Some(0), "{}", ran.text);
     assert_eq!(stage.active(), "green");
+}
+
+/// A Docker Engine that fails every call.
+fn fail_all(engine: &TcpListener) {
+    for mut stream in engine.incoming().flatten() {
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+        lines.find(String::is_empty);
+        let head =
+            "HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nConnection: close";
+        let _ = write!(stream, "{head}\r\nContent-Length: 2\r\n\r\n{{}}");
+    }
+}
+
+#[test]
+fn a_wait_for_the_engine_is_reported_apart_from_a_document_and_from_an_apps_log() {
+    let stage = Stage::new();
+    let config = stage.path("uh-deploy.toml");
+    let process = format!("[runtime.process]\ncommand = [{:?}]", program("uh-sample-app"));
+    let docker = "[runtime]\nkind = \"docker\"\n[runtime.docker]\nimage = \"app\"";
+    fs::write(&config, fs::read_to_string(&config).unwrap().replace(&process, docker)).unwrap();
+    // As if it had started a container before.
+    fs::create_dir_all(stage.path("deploy-state")).unwrap();
+    fs::write(stage.path("deploy-state/id"), "0123456789abcdef\n").unwrap();
+    for args in [&["validate", "--json"][..], &["logs", "--backend", "blue"]] {
+        let engine = TcpListener::bind("127.0.0.1:0").unwrap();
+        let [out, errors] = ["out", "errors"].map(|name| stage.path(name));
+        let mut command = stage.command(args);
+        command.env("DOCKER_HOST", format!("tcp://{}", engine.local_addr().unwrap()));
+        command.stdout(fs::File::create(&out).unwrap()).stderr(fs::File::create(&errors).unwrap());
+        let mut child = command.spawn().unwrap();
+        let waits = "waiting for the Docker Engine to ";
+        until(waits, || [&out, &errors].iter().any(|path| read(path).contains(waits)).then_some(()));
+        std::thread::spawn(move || fail_all(&engine));
+        let code = until("it has ended", || child.try_wait().unwrap()).code();
+        let (out, errors) = (read(&out), read(&errors));
+        assert_eq!(code, Some(1), "{out}{errors}");
+        assert!(errors.contains(waits), "{args:?}: on standard error:\n{errors}\non standard output:\n{out}");
+        match args[0] {
+            "validate" => assert!(serde_json::from_str::<serde_json::Value>(&out).is_ok(), "{out}"),
+            _ => assert_eq!(out, ""),
+        }
+    }
+}
+
+fn read(path: &std::path::Path) -> String {
+    fs::read_to_string(path).unwrap()
 }
