@@ -25,22 +25,23 @@ pub(super) use automatic::automatic;
 use undo::{Undo, UndoRequest};
 
 pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
-    let requested = serving_now(session).await;
+    let proxy = ProxyService::find_soon(&session.config).await?;
+    // What is active while "the last change" is still the one that the operator means.
+    let requested = proxy.serving_soon().await?;
     // The timers hold the lock only briefly, and giving up would leave a bad version serving.
     let _lock = match session.lock_patiently("rollback").await {
         Err(failed) if failed.exit() != Exit::Locked => return Err(by_hand(session, failed).await),
         other => other?,
     };
-    let proxy = session.proxy().await?;
     if args.to.is_none() && args.of.is_none() {
-        demand_unmoved(requested.as_ref(), &proxy.serving().await?)?;
+        demand_unmoved(&requested, &proxy.serving_soon().await?)?;
     }
     let recovered = operation::recover_if_needed(session, &proxy).await;
     if let Some((_, OperationEnd { outcome: Outcome::Attention, .. })) = recovered? {
         return Ok(Exit::Attention);
     }
     resume::supersede(session, "a manual rollback")?;
-    let serving = proxy.serving().await?;
+    let serving = proxy.serving_soon().await?;
     let to = match (&args.to, &args.of) {
         (Some(to), _) => to.clone(),
         (None, of) => {
@@ -57,15 +58,9 @@ pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
     }
 }
 
-/// What is active while "the last change" is still the one that the operator means.
-async fn serving_now(session: &Session) -> Option<Serving> {
-    session.proxy().await.ok()?.serving().await.ok()
-}
-
 /// The holder of the lock may have put another version in place. The request wasn't to undo that one, and undoing it
 /// would bring back what it replaced.
-fn demand_unmoved(before: Option<&Serving>, now: &Serving) -> Result<(), CliError> {
-    let Some(before) = before else { return Ok(()) };
+fn demand_unmoved(before: &Serving, now: &Serving) -> Result<(), CliError> {
     let switched = |serving: &Serving| serving.view().service.last_switch.clone();
     if before.is(now.active()) && same_switch(switched(before).as_deref(), switched(now).as_deref()) {
         return Ok(());

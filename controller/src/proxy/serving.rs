@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use uh_protocol::BackendName;
 
 use super::{ProxyError, ProxyService, ServiceView};
+use crate::config::Config;
 use crate::deploy::named;
 
 /// How long to wait for a uh-proxy that doesn't answer: a restart takes two seconds, in a container too.
@@ -42,14 +43,26 @@ impl ProxyService {
     /// # Errors
     /// uh-proxy doesn't answer in time.
     pub async fn view_soon(&self) -> Result<ServiceView, ProxyError> {
-        let deadline = Instant::now() + PROXY_WITHIN;
-        loop {
-            match self.view().await {
-                Err(error) if error.is_unanswered() && Instant::now() < deadline => {
-                    tokio::time::sleep(PROXY_POLL).await;
-                }
-                other => return other,
+        soon(async || self.view().await).await
+    }
+
+    /// Like [`ProxyService::find`], but waits for a uh-proxy that restarts.
+    ///
+    /// # Errors
+    /// uh-proxy doesn't answer in time, or there is no such service.
+    pub async fn find_soon(config: &Config) -> Result<Self, ProxyError> {
+        soon(async || Self::find(config).await).await
+    }
+}
+
+async fn soon<T>(ask: impl AsyncFn() -> Result<T, ProxyError>) -> Result<T, ProxyError> {
+    let deadline = Instant::now() + PROXY_WITHIN;
+    loop {
+        match ask().await {
+            Err(error) if error.is_unanswered() && Instant::now() < deadline => {
+                tokio::time::sleep(PROXY_POLL).await;
             }
+            other => return other,
         }
     }
 }

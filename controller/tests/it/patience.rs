@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::process::{Child, Stdio};
 
 use crate::final_look::{Held, NO_RESTART, kill};
@@ -202,6 +203,26 @@ fn a_rollback_goes_back_to_what_was_not_deployed_by_us_though_its_last_probe_fai
     by_hand.wait().unwrap();
     assert_eq!(ran.code, Some(0), "{}", ran.text);
     assert_eq!(stage.active(), "green");
+}
+
+#[test]
+fn a_manual_rollback_waits_for_a_restarting_uh_proxy() {
+    let mut stage = Stage::new();
+    stage.deploy("1.0.0");
+    stage.deploy("1.0.1");
+    stage.kill_front_door();
+    let socket = stage.path("run/admin.sock");
+    fs::remove_file(&socket).unwrap();
+    let breaks_off = UnixListener::bind(&socket).unwrap();
+    breaks_off.set_nonblocking(true).unwrap();
+    let mut command = stage.command(&["rollback"]);
+    let rollback = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("it has asked in vain", || breaks_off.accept().ok());
+    drop(breaks_off);
+    stage.start_front_door();
+    let ran = Ran::of(rollback.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    assert_eq!(stage.served(), "blue 1.0.0");
 }
 
 /// A Docker Engine that fails every call.
