@@ -49,16 +49,19 @@ const PHRASES: [(&str, &str); 39] = [
 ];
 
 /// Folders and pages whose text is checked, with their comments.
-const CHECKED: [&str; 9] = [
+const CHECKED: [&str; 12] = [
     "proxy",
+    "controller",
+    "app-shim",
+    "docker",
     "benches",
     "config",
     "docs",
+    ".github",
     "README.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
-    "controller/README.md",
-    "docker/README.md",
+    "CHANGELOG.md",
 ];
 
 const KINDS: [&str; 8] = ["rs", "md", "toml", "yml", "json", "service", "socket", "timer"];
