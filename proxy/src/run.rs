@@ -338,13 +338,12 @@ fn unknown_actives(config: &Config, state: Option<&StateFile>, board: &Board) ->
     config.services.iter().enumerate().filter_map(warn).collect()
 }
 
-/// Loads the certificates. An expired one is served too, for clients that accept it: the others must not be unavailable
-/// because of it.
+/// Loads the certificates. An expired one is logged and served, so that the other hosts stay available.
 fn start_tls(config: &Tls) -> Result<Arc<tls::Server>, RunError> {
     let checked = tls::server::check(config)?;
     for certificate in checked.certificates() {
         if let Err(error) = certificate.check_dates(jiff::Timestamp::now()) {
-            tracing::error!(error = %plain(&error), "clients will not accept a certificate");
+            tracing::error!(error = %plain(&error), "serving a certificate that clients will reject");
         }
     }
     Ok(Arc::new(tls::Server::new(checked)?))

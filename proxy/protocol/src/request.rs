@@ -256,7 +256,7 @@ pub struct Maintained {
 pub struct Reloaded {
     /// The current generation.
     pub generation: u64,
-    /// The changed configuration keys.
+    /// The changed configuration keys. `server.tls.certificates` also if only the files' contents changed.
     pub changed: Vec<String>,
     /// Changed keys that only take effect after a restart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -31,10 +31,10 @@ pub struct ProxyStatus {
     pub uptime_s: u64,
     /// Bound addresses, with their actual ports.
     pub listen: Vec<String>,
-    /// Those on which HTTPS is served.
+    /// The addresses for HTTPS.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listen_tls: Vec<String>,
-    /// The certificates that are served over HTTPS.
+    /// The certificates being served.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateStatus>,
     /// The metrics listener's address, if there is one.
@@ -43,18 +43,18 @@ pub struct ProxyStatus {
     pub stopping: bool,
 }
 
-/// A certificate that is served over HTTPS.
+/// A certificate being served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateStatus {
-    /// Its first name, or else its file.
+    /// Its first DNS name, or its file if it has none.
     pub name: String,
-    /// All hosts that it is for.
+    /// All hosts that it covers.
     pub names: Vec<String>,
     /// When it expires: ISO 8601, UTC.
     pub expires: String,
     /// Its file.
     pub file: String,
-    /// Why its files, which have changed, can't be served. What is described here stays in force meanwhile.
+    /// Why its changed files can't be served. The certificate described here is still served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }

@@ -59,7 +59,7 @@ struct Checked {
     text: String,
     config: Config,
     settings: Settings,
-    tls: Option<tls::server::Checked>,
+    tls: Option<tls::server::CheckedTls>,
     log: Sink,
 }
 
@@ -185,8 +185,9 @@ impl Control {
         let known = config.services.iter().filter_map(record).collect();
         let services = config.services.into_iter().map(Arc::new).collect();
         let done = self.board.reload(services, known).map_err(|refusal| refused(&refusal))?;
+        let mut renewed = false;
         if let Some((server, checked)) = certificates {
-            server.replace(checked).map_err(|e| unusable(&self.reloading.path, &plain(&e)))?;
+            renewed = server.replace(checked).map_err(|e| unusable(&self.reloading.path, &plain(&e)))?;
         }
         for cell in &self.reloading.settings {
             cell.store(settings.clone());
@@ -200,6 +201,11 @@ impl Control {
         if only_order {
             // The same tables in a different order.
             changed.push("services".to_owned());
+        }
+        let certificates = "server.tls.certificates".to_owned();
+        if renewed && !changed.contains(&certificates) {
+            // The same files with new contents.
+            changed.push(certificates);
         }
         let needs_restart = changes::changed_keys(&self.reloading.text_at_start, &new_text);
         let needs_restart: Vec<String> =

@@ -58,7 +58,7 @@ pub(super) fn check(path: &Path) -> Done {
     Err(anyhow::anyhow!("cannot use {}:\n  {}", path.display(), faults.join("\n  ")).into())
 }
 
-/// Proves that each certificate and key are a pair and in date, and that hosts which are redirected to HTTPS have one.
+/// Checks that each certificate matches its key and is valid now, and that each host redirected to HTTPS has a certificate.
 fn certificates(config: &Config, faults: &mut Vec<String>) {
     let Some(tls) = &config.server.tls else { return };
     let checked = match tls::server::check(tls) {
@@ -78,7 +78,7 @@ fn certificates(config: &Config, faults: &mut Vec<String>) {
     for service in config.services.iter().filter(|service| service.redirect_https) {
         for host in service.hosts.iter().filter(|host| !checked.serves(host)) {
             faults.push(format!(
-                "services.{}: {host} is redirected to HTTPS, and no certificate is for it: add one, or set redirect_https = false",
+                "services.{}: {host} is redirected to HTTPS, but no certificate covers it; add one, or set redirect_https = false",
                 service.name
             ));
         }

@@ -42,7 +42,7 @@ fn report(status: &Status) -> Result<(), Failed> {
         say("warning: the current routing isn't saved to disk: a restart now may activate an older backend")?;
     }
     status.warnings.iter().try_for_each(|warning| say(format_args!("warning: {warning}")))?;
-    proxy.certificates.iter().try_for_each(tell_certificate)?;
+    proxy.certificates.iter().try_for_each(report_certificate)?;
     status.services.iter().try_for_each(report_service)
 }
 
@@ -52,11 +52,11 @@ fn listening(proxy: &ProxyStatus) -> String {
     proxy.listen.iter().cloned().chain(https).collect::<Vec<_>>().join(", ")
 }
 
-fn tell_certificate(certificate: &CertificateStatus) -> Result<(), Failed> {
+fn report_certificate(certificate: &CertificateStatus) -> Result<(), Failed> {
     say(format_args!("certificate {}: expires {}", certificate.name, certificate.expires))?;
     match &certificate.problem {
         Some(problem) => {
-            say(format_args!("  warning: its files have changed and can't be loaded: {problem}"))
+            say(format_args!("  warning: its files have changed but can't be loaded: {problem}"))
         }
         None => Ok(()),
     }

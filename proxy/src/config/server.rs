@@ -18,7 +18,7 @@ pub struct Server {
     pub listen: Vec<SocketAddr>,
     /// Where clients connect with HTTPS.
     pub listen_tls: Vec<SocketAddr>,
-    /// How HTTPS is served; there if `listen_tls` is.
+    /// The settings for HTTPS; set if `listen_tls` is.
     pub tls: Option<Tls>,
     /// Where Prometheus scrapes.
     pub metrics: Option<SocketAddr>,
@@ -94,7 +94,7 @@ pub struct ServerLimits {
     pub connections: Option<u32>,
     /// Client connections from one address; `None`: any number.
     pub connections_per_address: Option<u32>,
-    /// From a TLS connection's first moment to the end of its handshake.
+    /// The time limit for a TLS handshake, from the accepted connection on.
     pub tls_handshake_timeout: Duration,
     /// TLS handshakes in progress.
     pub tls_handshakes: usize,
@@ -123,8 +123,10 @@ pub(super) fn server(section: &mut Section) -> Server {
     if let Some(both) =
         listen_tls.iter().find(|tls| tls.0.port() != 0 && listen.iter().any(|one| one.0 == tls.0))
     {
-        section
-            .mistake("listen_tls", format!("{} is in listen, too: it can speak only one of the two", both.0));
+        section.mistake(
+            "listen_tls",
+            format!("{} is in listen too; an address can serve either HTTP or HTTPS", both.0),
+        );
     }
     let threads = section.integer("threads", 0, (0, MAX_THREADS));
     Server {

@@ -1,4 +1,4 @@
-//! `[server.tls]`: the certificates, and what goes with HTTPS.
+//! `[server.tls]`: certificates, redirects and HSTS.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,18 +6,18 @@ use std::time::Duration;
 use uh_settings::Section;
 use uh_settings::units::DAY;
 
-/// How HTTPS is served.
+/// The settings for HTTPS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
-    /// The oldest version of TLS that a client may use.
+    /// The oldest TLS version that clients may use.
     pub min_version: TlsVersion,
-    /// Whether plain HTTP is redirected to HTTPS, where a service says nothing else.
+    /// Whether plain HTTP is redirected to HTTPS. Services can override it.
     pub redirect: bool,
-    /// The port that redirects lead to: where clients reach the TLS listener from outside.
+    /// The port in redirects: the one on which clients reach the TLS listener.
     pub redirect_port: u16,
-    /// Tells browsers to use HTTPS only, if it is set.
+    /// If set, tells browsers to use HTTPS only.
     pub hsts: Option<Hsts>,
-    /// At least one. The first is served to clients that name no host.
+    /// At least one. Clients that send no SNI get the first.
     pub certificates: Vec<CertificateFiles>,
 }
 
@@ -44,9 +44,9 @@ pub struct CertificateFiles {
 pub struct Hsts {
     /// How long a browser remembers it.
     pub max_age: Duration,
-    /// Whether it goes for all subdomains, too.
+    /// Whether it also applies to all subdomains.
     pub include_subdomains: bool,
-    /// Whether browsers may carry the host in their built-in list.
+    /// Whether browsers may add the host to their built-in list.
     pub preload: bool,
 }
 
@@ -65,10 +65,10 @@ impl Hsts {
     }
 }
 
-/// What browsers ask of a host in their built-in list (hstspreload.org).
+/// The minimum for browsers' built-in lists (hstspreload.org).
 const PRELOAD_MAX_AGE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Longer than anybody remembers anything.
+/// Ten years, more than any browser needs.
 const MAX_AGE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// `None`: the file has no such table.
@@ -76,13 +76,13 @@ pub(super) fn tls(server: &mut Section) -> Option<Tls> {
     if !server.has("tls") {
         if server.has("listen_tls") {
             let reason =
-                "nothing to serve: add [server.tls] with certificates = [{ cert = \"…\", key = \"…\" }]";
+                "it needs certificates: add [server.tls] with certificates = [{ cert = \"…\", key = \"…\" }]";
             server.mistake("listen_tls", reason);
         }
         return None;
     }
     if !server.has("listen_tls") {
-        server.mistake("tls", "no listener uses it: add server.listen_tls = [\"0.0.0.0:443\"]");
+        server.mistake("tls", "no listener uses it; add server.listen_tls = [\"0.0.0.0:443\"]");
     }
     let mut section = server.section("tls");
     let versions = [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
@@ -100,7 +100,7 @@ pub(super) fn tls(server: &mut Section) -> Option<Tls> {
 fn certificates(section: &mut Section) -> Vec<CertificateFiles> {
     let missing = !section.has("certificates") || section.is_empty_list("certificates");
     if missing {
-        let reason = "missing: at least one, as in [{ cert = \"/etc/…/fullchain.pem\", key = \"/etc/…/privkey.pem\" }]";
+        let reason = "missing: list at least one, such as [{ cert = \"/etc/…/fullchain.pem\", key = \"/etc/…/privkey.pem\" }]";
         section.mistake("certificates", reason);
     }
     section.tables("certificates").into_iter().filter_map(certificate).collect()
@@ -118,7 +118,7 @@ fn certificate(mut section: Section) -> Option<CertificateFiles> {
 
 fn hsts(section: &mut Section) -> Hsts {
     if !section.has("max_age") {
-        section.mistake("max_age", "missing: how long browsers remember it, as in \"8760h\"");
+        section.mistake("max_age", "missing: how long browsers remember it, such as \"8760h\"");
     }
     let hsts = Hsts {
         max_age: section.duration("max_age", DAY, (Duration::ZERO, MAX_AGE)),
@@ -126,11 +126,13 @@ fn hsts(section: &mut Section) -> Hsts {
         preload: section.boolean("preload", false),
     };
     if hsts.max_age > Duration::ZERO && hsts.max_age < DAY {
-        section
-            .mistake("max_age", "less than a day protects nobody: write 24h or more, or 0s to withdraw it");
+        section.mistake(
+            "max_age",
+            "less than a day has no protective effect; use 24h or more, or 0s to withdraw it",
+        );
     }
     if hsts.preload && !(hsts.include_subdomains && hsts.max_age >= PRELOAD_MAX_AGE) {
-        let reason = "browsers list a host only with include_subdomains = true and max_age of 8760h or more";
+        let reason = "browsers only list hosts with include_subdomains = true and a max_age of 8760h or more";
         section.mistake("preload", reason);
     }
     hsts

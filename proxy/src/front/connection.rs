@@ -26,7 +26,7 @@ use super::settings::Settings;
 use super::worker::Worker;
 use crate::observe::line::AccessLine;
 use crate::observe::termination::Termination;
-use crate::tls::Session;
+use crate::tls::TlsSession;
 use uh_http1::buffer::Buffer;
 use uh_http1::field::HeadScanner;
 use uh_http1::forwarded::{Caller, Scheme};
@@ -103,7 +103,7 @@ pub struct Connection {
     pub(super) worker: Arc<Worker>,
     pub(super) client: Stream,
     /// What the TLS handshake has agreed on; `None`: the client speaks plain HTTP.
-    pub(super) tls: Option<Box<Session>>,
+    pub(super) tls: Option<Box<TlsSession>>,
     /// The settings of the current or last request.
     pub(super) settings: Arc<Settings>,
     /// The peer: the client, or a proxy in front of uh-proxy.
@@ -135,7 +135,7 @@ enum HeadRead {
 impl Connection {
     /// Takes over an accepted connection, after its TLS handshake if there is one.
     #[must_use]
-    pub fn new(arrival: Arrival, client: Stream, tls: Option<Box<Session>>) -> Self {
+    pub fn new(arrival: Arrival, client: Stream, tls: Option<Box<TlsSession>>) -> Self {
         let Arrival { worker, settings, ip, address, place, open } = arrival;
         let subscription = Subscription::new(Arc::clone(&worker.broadcast));
         Self {
@@ -379,7 +379,7 @@ impl Connection {
             user_agent: b"",
             termination,
             reason: None,
-            tls: self.tls.as_deref().map(Session::fields),
+            tls: self.tls.as_deref().map(TlsSession::fields),
         });
         if sent.is_ok() { AfterExchange::Linger } else { AfterExchange::Close }
     }
@@ -461,7 +461,7 @@ impl Connection {
 
     /// Answers a client that speaks plain HTTP on a TLS port, in the language that it understands, and closes.
     pub(crate) async fn refuse_plain_http(mut self) {
-        let detail = "this port speaks HTTPS, and the request came in plain HTTP: use https://";
+        let detail = "plain HTTP was sent to an HTTPS port: use https://";
         if self.refuse(400, detail, Termination::BadRequest).await == AfterExchange::Linger {
             self.linger(LINGER_TIME, Some(LINGER_TIME)).await;
         }

@@ -9,7 +9,7 @@ use super::connection::Connection;
 use crate::config::Service;
 use crate::observe::line::AccessLine;
 use crate::observe::termination::Termination;
-use crate::tls::Session;
+use crate::tls::TlsSession;
 use uh_http1::request::RequestHead;
 
 /// What is logged and counted about an exchange.
@@ -84,7 +84,7 @@ impl ExchangeRecord {
             user_agent: request.user_agent.of_head(head),
             termination: self.termination,
             reason: self.reason,
-            tls: conn.tls.as_deref().map(Session::fields),
+            tls: conn.tls.as_deref().map(TlsSession::fields),
         });
     }
 }

@@ -1,7 +1,7 @@
-//! Redirects: from plain HTTP to HTTPS, and from a service's other hosts to its main one. One answer does both.
+//! Redirects: from plain HTTP to HTTPS, and from a service's other hosts to its main one. One response does both.
 //!
-//! A redirect leads only to hosts that the configuration or a certificate names. What a client writes in `Host` never
-//! reaches `Location`: otherwise anybody could make links on this site that lead to their own.
+//! Redirects lead only to hosts in the configuration or in a certificate. Any other `Host` never reaches `Location`:
+//! otherwise this would be an open redirect.
 
 use super::answer::Answer;
 use super::bypass::is_health_path;
@@ -15,21 +15,21 @@ use uh_http1::forwarded::Scheme;
 use uh_http1::request::RequestHead;
 use uh_switching::route::without_port;
 
-/// Where a request goes that isn't served at the address it was sent to.
+/// The redirect for a request.
 pub(super) enum Redirect {
     /// To this URL.
     To(String),
-    /// Its host is served nowhere over HTTPS.
-    Nowhere,
+    /// Required, but impossible: the host isn't served over HTTPS.
+    Impossible,
 }
 
-/// Where a request is redirected to; `None`: nowhere, it is served.
+/// The redirect for a request; `None` if it is served.
 pub(super) fn of(conn: &Connection, request: &RequestHead, service: &Service) -> Option<Redirect> {
     let head = conn.scratch.as_ref()?.request_head();
     let path = request.path.of_head(head);
     let host = std::str::from_utf8(request.host.of_head(head)).unwrap_or_default();
     let name = std::str::from_utf8(without_port(host.as_bytes())).unwrap_or_default().to_ascii_lowercase();
-    // A reload may have brought a TLS listener that only a restart opens: redirects never lead to a closed port.
+    // A TLS listener added by a reload opens only at the next start. Until then, redirects would lead to a closed port.
     let closed = conn.settings.tls.is_some() && conn.worker.tls.is_none();
     let plain = request.scheme == Scheme::Http && !closed;
     // A load balancer's health check may not speak TLS, and treats a redirect as a failure.
@@ -42,12 +42,12 @@ pub(super) fn of(conn: &Connection, request: &RequestHead, service: &Service) ->
     let to = match main {
         Some(main) => main,
         None if !service.hosts.is_empty() || covered() => &name,
-        None => return Some(Redirect::Nowhere),
+        None => return Some(Redirect::Impossible),
     };
     let (scheme, port) = match (secures, conn.settings.redirect_port()) {
         (true, HTTPS_PORT) => (Scheme::Https, String::new()),
         (true, port) => (Scheme::Https, format!(":{port}")),
-        // Only the host changes: the port stays as the client knows it.
+        // Only the host changes; the client's port is kept.
         (false, _) => (request.scheme, port_of(host).to_owned()),
     };
     let path = match std::str::from_utf8(path).unwrap_or("/") {
@@ -58,7 +58,7 @@ pub(super) fn of(conn: &Connection, request: &RequestHead, service: &Service) ->
     Some(Redirect::To(format!("{}://{to}{port}{path}", scheme.as_str())))
 }
 
-/// Answers a request that is redirected.
+/// Sends the redirect, or 421 if there is no target.
 pub(super) async fn answer(
     conn: &mut Connection,
     request: &RequestHead,
@@ -66,8 +66,12 @@ pub(super) async fn answer(
     redirect: &Redirect,
 ) -> AfterExchange {
     let (status, detail, location) = match redirect {
-        Redirect::To(location) => (308, "this page is at another address", Some(location.as_str())),
-        Redirect::Nowhere => (421, "this host is not served over HTTPS, and plain HTTP is not allowed", None),
+        Redirect::To(location) => {
+            (308, "the page has moved to the address in Location", Some(location.as_str()))
+        }
+        Redirect::Impossible => {
+            (421, "plain HTTP isn't allowed here, and this host isn't available over HTTPS", None)
+        }
     };
     record.status = status;
     record.termination = if location.is_some() { Termination::Redirect } else { Termination::NoRoute };
@@ -75,7 +79,7 @@ pub(super) async fn answer(
     send_answer(conn, request, record, answer, request_is_read(request)).await
 }
 
-/// The service's main host, for a request that came for one of the others.
+/// The service's main host, if the request is for one of its `redirect_hosts`.
 fn main_host<'a>(service: &'a Service, name: &str) -> Option<&'a String> {
     if service.redirect_hosts.is_empty() || service.served_hosts().iter().any(|host| is_for(host, name)) {
         return None;
@@ -83,7 +87,7 @@ fn main_host<'a>(service: &'a Service, name: &str) -> Option<&'a String> {
     service.hosts.first()
 }
 
-/// Whether a host of the configuration, perhaps with a wildcard, is the one that a request names.
+/// Whether a configured host, which may be a wildcard, matches a request's host.
 fn is_for(host: &str, name: &str) -> bool {
     match host.strip_prefix('*') {
         Some(suffix) => name.find('.').is_some_and(|dot| dot > 0 && name[dot..] == *suffix),

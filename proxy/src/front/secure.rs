@@ -15,10 +15,10 @@ use super::lazy_timer::LazyTimer;
 use super::worker::plain_http;
 use crate::tls;
 use crate::tls::failure::HandshakeFailure;
-use crate::tls::handshake::{Done, Failed, negotiate};
+use crate::tls::handshake::{FailedHandshake, Negotiated, negotiate};
 
-/// How long a handshake may still take once the process is stopping.
-const HURRIED: Duration = Duration::from_secs(1);
+/// How long a handshake may still take once uh-proxy is stopping.
+const STOP_GRACE: Duration = Duration::from_secs(1);
 
 /// Serves a new connection on a TLS port. If no slot is free, it is closed without an explanation: sending one would need
 /// a handshake, the most expensive thing a client can ask for.
@@ -28,28 +28,31 @@ pub(super) async fn serve(arrival: Arrival, stream: TcpStream) {
     if let Err(reason) = arrival.place {
         return worker.admission.refuse(reason, &arrival.address);
     }
-    let shaken = Box::pin(shake(server, &arrival, stream)).await;
-    match shaken {
+    let handshake = Box::pin(handshake(server, &arrival, stream)).await;
+    match handshake {
         // `session.alpn` selects the protocol.
-        Ok(Done::Tls(client, session)) => Connection::new(arrival, client, Some(session)).serve().await,
-        Ok(Done::PlainHttp(stream)) => {
+        Ok(Negotiated::Tls(client, session)) => Connection::new(arrival, client, Some(session)).serve().await,
+        Ok(Negotiated::PlainHttp(stream)) => {
             server.counts.failed(HandshakeFailure::PlainHttp, &arrival.address, None);
             Box::pin(Connection::new(arrival, plain_http(stream), None).refuse_plain_http()).await;
         }
-        Err(Failed(failure, sni)) => server.counts.failed(failure, &arrival.address, sni.as_deref()),
+        Err(FailedHandshake(failure, sni)) => server.counts.failed(failure, &arrival.address, sni.as_deref()),
     }
 }
 
-/// Runs a handshake until it completes, exceeds its deadline, is evicted in favour of a newer one, or is cut because the
-/// process ends.
-async fn shake(server: &tls::Server, arrival: &Arrival, stream: TcpStream) -> Result<Done, Failed> {
+/// Runs a handshake until it completes, exceeds its deadline, is evicted in favour of a newer one, or is cut at shutdown.
+async fn handshake(
+    server: &tls::Server,
+    arrival: &Arrival,
+    stream: TcpStream,
+) -> Result<Negotiated, FailedHandshake> {
     let (worker, limits) = (&arrival.worker, &arrival.settings.limits);
     let _in_progress = server.counts.begins();
-    let mut place = worker.handshakes.enter(limits.tls_handshakes.div_ceil(worker.workers));
+    let mut pending = worker.handshakes.enter(limits.tls_handshakes.div_ceil(worker.workers));
     let mut subscription = Subscription::new(Arc::clone(&worker.broadcast));
     let mut timer = LazyTimer::default();
     let mut deadline = Instant::now() + limits.tls_handshake_timeout;
-    let mut hurried = false;
+    let mut stopping = false;
     let mut negotiation = pin!(negotiate(stream, server, &worker.handshakes));
     poll_fn(|cx| {
         subscription.poll(cx);
@@ -57,19 +60,19 @@ async fn shake(server: &tls::Server, arrival: &Arrival, stream: TcpStream) -> Re
             return Poll::Ready(result);
         }
         let stage = subscription.stage();
-        if stage == StopStage::Stopping && !std::mem::replace(&mut hurried, true) {
-            deadline = deadline.min(Instant::now() + HURRIED);
+        if stage == StopStage::Stopping && !std::mem::replace(&mut stopping, true) {
+            deadline = deadline.min(Instant::now() + STOP_GRACE);
         }
         let failure = if stage == StopStage::Cutting {
             HandshakeFailure::Stopping
-        } else if place.poll_evicted(cx) {
-            HandshakeFailure::Crowded
+        } else if pending.poll_evicted(cx) {
+            HandshakeFailure::Evicted
         } else if timer.poll_expired(cx, deadline) {
-            if hurried { HandshakeFailure::Stopping } else { HandshakeFailure::TimedOut }
+            if stopping { HandshakeFailure::Stopping } else { HandshakeFailure::TimedOut }
         } else {
             return Poll::Pending;
         };
-        Poll::Ready(Err(Failed(failure, None)))
+        Poll::Ready(Err(FailedHandshake(failure, None)))
     })
     .await
 }

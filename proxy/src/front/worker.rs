@@ -26,7 +26,7 @@ use super::upstream::Connector;
 use crate::observe::access_log::{HAND_OVER_AFTER, LogLane};
 use crate::observe::meters::Meters;
 use crate::tls;
-use crate::tls::crowd::Crowd;
+use crate::tls::pending::PendingHandshakes;
 
 /// How often idle upstream connections are checked. Until the next check, a dead one costs a file descriptor.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -92,7 +92,7 @@ pub struct Worker {
     /// What serves TLS, where there is a listener for it.
     pub tls: Option<Arc<tls::Server>>,
     /// Its handshakes in progress.
-    pub handshakes: Arc<Crowd>,
+    pub handshakes: Arc<PendingHandshakes>,
     /// How many workers there are.
     pub workers: usize,
 }

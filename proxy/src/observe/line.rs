@@ -50,11 +50,11 @@ pub struct AccessLine<'a> {
     pub termination: Termination,
     /// Why connecting to the backend failed, or its response was invalid.
     pub reason: Option<&'a str>,
-    /// What the TLS handshake agreed on; `None`: plain HTTP.
+    /// What the TLS handshake negotiated; `None` for plain HTTP.
     pub tls: Option<TlsFields<'a>>,
 }
 
-/// What a TLS handshake agreed on.
+/// What a TLS handshake negotiated.
 #[derive(Debug, Clone, Copy)]
 pub struct TlsFields<'a> {
     /// `TLSv1.3`

@@ -336,19 +336,19 @@ pub struct TlsCounts {
     pub in_progress: u64,
     /// When certificates expire, by name, in seconds since 1970.
     pub expiries: BTreeMap<String, i64>,
-    /// Attempts to load a changed certificate that failed.
+    /// Failed attempts to load a changed certificate.
     pub reload_failures: u64,
 }
 
 fn tls_families(counts: &TlsCounts) -> [MetricFamily; 5] {
     let mut done = Family::counter(
         "tls_handshakes_total",
-        "TLS handshakes that are complete, by version, and whether a session was resumed.",
+        "Completed TLS handshakes, by version and by whether a session was resumed.",
     );
     for (kind, version, count) in &counts.complete {
         done.add(&[("result", kind), ("version", version)], *count as f64);
     }
-    let mut failed = Family::counter("tls_handshakes_failed_total", "TLS handshakes that failed, by reason.");
+    let mut failed = Family::counter("tls_handshakes_failed_total", "Failed TLS handshakes, by reason.");
     for (reason, count) in &counts.failed {
         failed.add(&[("reason", reason)], *count as f64);
     }
@@ -356,14 +356,14 @@ fn tls_families(counts: &TlsCounts) -> [MetricFamily; 5] {
     in_progress.add(&[], counts.in_progress as f64);
     let mut expiry = Family::gauge(
         "tls_certificate_expiry_timestamp_seconds",
-        "When the certificate in force expires, by its first name.",
+        "Expiry of the certificate being served, in seconds since 1970, by its first host.",
     );
     for (name, at) in &counts.expiries {
         expiry.add(&[("name", name)], *at as f64);
     }
     let mut reloads = Family::counter(
         "tls_certificate_reload_failures_total",
-        "Attempts to load a changed certificate that failed: the one before stays in force.",
+        "Failed attempts to load a changed certificate. The previous one is still served.",
     );
     reloads.add(&[], counts.reload_failures as f64);
     [done, failed, in_progress, expiry, reloads].map(Family::done)

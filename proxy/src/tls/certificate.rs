@@ -1,4 +1,4 @@
-//! One certificate with its key: read from two files, and proven to belong together.
+//! A certificate and its key: reads them from their files and checks that they match.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
@@ -17,30 +17,30 @@ use rustls::{CertificateError as Invalid, Error, InconsistentKeys};
 use super::der;
 use crate::config::CertificateFiles;
 
-/// A chain of certificates takes a few kilobytes. Whatever is larger is no PEM file.
+/// A certificate chain takes a few kilobytes. Anything larger isn't a PEM file.
 const MOST_BYTES: u64 = 1 << 20;
 
 /// A certificate that can be served.
 #[derive(Debug)]
 pub struct Certificate {
-    /// What it is called in logs, status and metrics: its first name, or else its file.
+    /// Identifies it in logs, status and metrics: its first DNS name, or its file if it has none.
     pub name: String,
-    /// The DNS names that it is for, in lower case; `*.` stands for one label.
+    /// The DNS names it covers, in lower case; `*.` covers one label.
     pub names: Vec<String>,
-    /// Where it comes from.
+    /// The files it was read from.
     pub files: CertificateFiles,
-    /// Seconds since 1970 from which on it is good.
+    /// Start of its validity, in seconds since 1970.
     pub not_before: i64,
-    /// Seconds since 1970 after which it is not.
+    /// End of its validity, in seconds since 1970.
     pub not_after: i64,
     /// The chain and the key.
     pub key: Arc<CertifiedKey>,
-    /// The files as they were when they were read.
+    /// Identifies the contents of both files as they were read.
     stamps: [Stamp; 2],
 }
 
-/// What changes when a file is replaced or written. Of a symbolic link, the file that it leads to: tools such as certbot
-/// and Kubernetes change only where a link leads.
+/// Detects whether a file was replaced or written. Symbolic links are followed, because tools such as certbot and
+/// Kubernetes change only the target of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -67,7 +67,7 @@ impl From<&fs::Metadata> for Stamp {
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// A file can't be read.
-    #[error("cannot read {}; check that it exists and that uh-proxy's user may read it", path.display())]
+    #[error("cannot read {}; check that it exists and that uh-proxy's user can read it and pass through its directories", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -76,38 +76,38 @@ pub enum CertificateError {
         source: io::Error,
     },
     /// It is a directory or a device, or far too large.
-    #[error("{} isn't a PEM file: it {why}", path.display())]
-    NoFile {
+    #[error("{} isn't a PEM file: {why}", path.display())]
+    NotAFile {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// Why it isn't one.
         why: &'static str,
     },
-    /// There is no certificate in it.
-    #[error("{} holds no certificate{hint}", path.display())]
+    /// The file contains no certificate.
+    #[error("{} contains no certificate{hint}", path.display())]
     NoCertificate {
         /// The file.
         path: PathBuf,
-        /// What may be the matter.
+        /// The likely cause, or nothing.
         hint: &'static str,
     },
-    /// There is no key in it.
-    #[error("{} holds no private key{hint}", path.display())]
+    /// The file contains no private key.
+    #[error("{} contains no private key{hint}", path.display())]
     NoKey {
         /// The file.
         path: PathBuf,
-        /// What may be the matter.
+        /// The likely cause, or nothing.
         hint: &'static str,
     },
-    /// They are not a pair.
-    #[error("{} isn't the key of {}; the certificate must come first in its file, before its intermediates", key.display(), cert.display())]
+    /// The certificate and the key don't match.
+    #[error("{} isn't the key of {}; use both files from the same renewal, and put the certificate before its intermediates", key.display(), cert.display())]
     Mismatch {
         /// The certificate's file.
         cert: PathBuf,
         /// The key's file.
         key: PathBuf,
     },
-    /// It can't be understood or used.
+    /// The file can't be parsed, or TLS can't use it.
     #[error("{} can't be used: {why}", path.display())]
     Unusable {
         /// The file.
@@ -115,7 +115,7 @@ pub enum CertificateError {
         /// Why.
         why: String,
     },
-    /// Its time is over.
+    /// The certificate has expired.
     #[error("{} expired on {at}; renew it", path.display())]
     Expired {
         /// The file.
@@ -123,8 +123,8 @@ pub enum CertificateError {
         /// When.
         at: Timestamp,
     },
-    /// Its time hasn't come.
-    #[error("{} isn't valid before {at}; check the clock", path.display())]
+    /// The certificate isn't valid yet.
+    #[error("{} isn't valid before {at}; check this machine's clock", path.display())]
     NotYet {
         /// The file.
         path: PathBuf,
@@ -134,20 +134,20 @@ pub enum CertificateError {
 }
 
 impl Certificate {
-    /// Reads a certificate and its key, and checks that they belong together. Its dates are not judged: see
+    /// Reads a certificate and its key, and checks that they match. Doesn't check the dates: see
     /// [`Certificate::check_dates`].
     ///
     /// # Errors
-    /// They can't be served.
+    /// If they can't be served.
     pub fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Self, CertificateError> {
         let ((cert_pem, cert_stamp), (key_pem, key_stamp)) = (read(&files.cert)?, read(&files.key)?);
         let chain = chain(&files.cert, &cert_pem)?;
         let key = key(&files.key, &key_pem)?;
         let leaf = chain.first().map(|leaf| leaf.to_vec()).unwrap_or_default();
-        let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| refused(files, &error))?;
+        let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| rejected(files, &error))?;
         let unusable =
             |why: &str| CertificateError::Unusable { path: files.cert.clone(), why: why.to_owned() };
-        let validity = der::validity(&leaf).ok_or_else(|| unusable("its dates can't be read"))?;
+        let validity = der::validity(&leaf).ok_or_else(|| unusable("its validity dates can't be parsed"))?;
         let names: Vec<String> = der::dns_names(&leaf)
             .into_iter()
             .map(|name| name.trim_end_matches('.').to_ascii_lowercase())
@@ -164,26 +164,26 @@ impl Certificate {
         })
     }
 
-    /// Whether one of its files isn't what was read.
+    /// Whether one of its files has changed since it was read.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         let paths = [&self.files.cert, &self.files.key];
         paths.iter().zip(self.stamps).any(|(path, stamp)| {
-            // What can't be looked at can't be read either; reading says why.
+            // Counts as changed: the attempt to read the file then reports the error.
             fs::metadata(path).map_or(true, |file| Stamp::from(&file) != stamp)
         })
     }
 
-    /// Whether it is the same certificate as another one, with the same chain.
+    /// Whether both have the same certificate chain.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.key.cert == other.key.cert
     }
 
-    /// Whether the certificate is good at a time.
+    /// Checks that the certificate is valid at this time.
     ///
     /// # Errors
-    /// It has expired, or isn't valid yet.
+    /// If it has expired or isn't valid yet.
     pub fn check_dates(&self, now: Timestamp) -> Result<(), CertificateError> {
         let at = |second| Timestamp::from_second(second).unwrap_or_default();
         let path = || self.files.cert.clone();
@@ -196,7 +196,7 @@ impl Certificate {
         Ok(())
     }
 
-    /// Whether it is for this host, in lower case.
+    /// Whether it covers this host, which must be in lower case.
     #[must_use]
     pub fn covers(&self, host: &str) -> bool {
         self.names.iter().any(|name| match name.strip_prefix("*.") {
@@ -210,28 +210,28 @@ impl Certificate {
 
 fn read(path: &Path) -> Result<(Vec<u8>, Stamp), CertificateError> {
     let unreadable = |source| CertificateError::Unreadable { path: path.to_owned(), source };
-    let no_file = |why| CertificateError::NoFile { path: path.to_owned(), why };
-    // Or a pipe would be waited for.
+    let not_a_file = |why| CertificateError::NotAFile { path: path.to_owned(), why };
+    // Otherwise, opening a pipe would block until it has a writer.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(unreadable)?;
     let metadata: fs::Metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err(no_file("is no regular file"));
+        return Err(not_a_file("it isn't a regular file"));
     }
     let mut bytes = Vec::new();
     file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MOST_BYTES {
-        return Err(no_file("is larger than 1 MiB"));
+        return Err(not_a_file("it is larger than 1 MiB"));
     }
     Ok((bytes, Stamp::from(&metadata)))
 }
 
 fn chain(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|error| {
-        CertificateError::Unusable { path: path.to_owned(), why: format!("its PEM is damaged ({error})") }
+        CertificateError::Unusable { path: path.to_owned(), why: format!("invalid PEM ({error})") }
     })?;
     if chain.is_empty() {
-        let hint = if contains(pem, "PRIVATE KEY") { ": it is the key's; swap cert and key" } else { "" };
+        let hint = if contains(pem, "PRIVATE KEY") { " but a private key; swap cert and key" } else { "" };
         return Err(CertificateError::NoCertificate { path: path.to_owned(), hint });
     }
     Ok(chain)
@@ -240,9 +240,9 @@ fn chain(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Certif
 fn key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, CertificateError> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|_| {
         let hint = if contains(pem, "ENCRYPTED") {
-            " without a passphrase; write it unencrypted with: openssl pkey -in OLD -out NEW"
+            " that can be used without a passphrase; decrypt it with: openssl pkey -in OLD -out NEW"
         } else if contains(pem, "CERTIFICATE") {
-            ": it is the certificate's; swap cert and key"
+            " but a certificate; swap cert and key"
         } else {
             " in PEM format"
         };
@@ -254,7 +254,7 @@ fn contains(pem: &[u8], text: &str) -> bool {
     memchr::memmem::find(pem, text.as_bytes()).is_some()
 }
 
-fn refused(files: &CertificateFiles, error: &Error) -> CertificateError {
+fn rejected(files: &CertificateFiles, error: &Error) -> CertificateError {
     let cert = |why: String| CertificateError::Unusable { path: files.cert.clone(), why };
     match error {
         Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {

@@ -1,6 +1,6 @@
-//! The little of an X.509 certificate that rustls doesn't tell: its dates and its names (RFC 5280 §4.1).
+//! Parses the parts of an X.509 certificate that rustls doesn't expose: its dates and its DNS names (RFC 5280 §4.1).
 //!
-//! Reads what rustls has already found to be a certificate. Anything unexpected is treated as absent.
+//! rustls has accepted the certificate before. Anything unexpected is treated as absent.
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
@@ -21,14 +21,14 @@ const DNS_NAME: u8 = 0x82;
 /// `id-ce-subjectAltName`, 2.5.29.17.
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 
-/// Seconds since 1970 from and until which a certificate is good.
+/// The validity period of a certificate, in seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Validity {
     pub(super) not_before: i64,
     pub(super) not_after: i64,
 }
 
-/// When the certificate is good.
+/// The certificate's validity period.
 pub(super) fn validity(certificate: &[u8]) -> Option<Validity> {
     let mut fields = Reader(body(certificate)?);
     fields.skip_optional(VERSION)?;
@@ -41,7 +41,7 @@ pub(super) fn validity(certificate: &[u8]) -> Option<Validity> {
     Some(Validity { not_before: time(times.next()?)?, not_after: time(times.next()?)? })
 }
 
-/// The DNS names in the certificate's `subjectAltName`, as they stand there.
+/// The DNS names in the certificate's `subjectAltName`, unchanged.
 pub(super) fn dns_names(certificate: &[u8]) -> Vec<&str> {
     let Some(names) = subject_alt_name(certificate) else { return Vec::new() };
     let mut names = Reader(names);
@@ -58,7 +58,7 @@ fn subject_alt_name(certificate: &[u8]) -> Option<&[u8]> {
     while let Some(extension) = extensions.expect(SEQUENCE) {
         let mut extension = Reader(extension);
         if extension.expect(OBJECT_IDENTIFIER)? == SUBJECT_ALT_NAME {
-            // Between them may stand whether it is critical.
+            // An optional `critical` flag comes between the two.
             let value = std::iter::from_fn(|| extension.next()).find(|(tag, _)| *tag == OCTET_STRING)?.1;
             return Reader(value).expect(SEQUENCE);
         }
@@ -66,7 +66,7 @@ fn subject_alt_name(certificate: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// `TBSCertificate`: what the issuer has signed.
+/// `TBSCertificate`: the part that the issuer signed.
 fn body(certificate: &[u8]) -> Option<&[u8]> {
     Reader(Reader(certificate).expect(SEQUENCE)?).expect(SEQUENCE)
 }
@@ -86,7 +86,7 @@ fn time((tag, text): (u8, &[u8])) -> Option<i64> {
     Some(TimeZone::UTC.to_timestamp(at).ok()?.as_second())
 }
 
-/// Elements one after the other (X.690 §8.1, in its distinguished form).
+/// Reads a sequence of DER elements (X.690 §8.1).
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -127,7 +127,7 @@ mod tests {
             rcgen::CertificateParams::new(vec!["a.example".to_owned(), "*.b.example".to_owned()]);
         let params = params.as_mut().unwrap();
         params.subject_alt_names.push(rcgen::SanType::IpAddress([192, 0, 2, 1].into()));
-        // Beyond 2049 the date has another form.
+        // Dates from 2050 on use GeneralizedTime.
         (params.not_before, params.not_after) =
             (rcgen::date_time_ymd(1999, 1, 2), rcgen::date_time_ymd(2070, 3, 4));
         let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
@@ -138,13 +138,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_in_a_certificate_makes_us_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = validity(&bytes);
             let _ = dns_names(&bytes);
         }
 
         #[test]
-        fn a_damaged_certificate_makes_nobody_panic(at in 0usize..400, value in any::<u8>()) {
+        fn a_damaged_certificate_causes_no_panic(at in 0usize..400, value in any::<u8>()) {
             let certificate = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
             let mut bytes = certificate.cert.der().to_vec();
             let at = at % bytes.len();

@@ -1,4 +1,4 @@
-//! Why a handshake failed, in words that an operator can use, and how handshakes are counted.
+//! The reasons for failed handshakes, and the counters of all handshakes.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,36 +10,36 @@ use crate::observe::log_rate_limit::LogRateLimit;
 /// Why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandshakeFailure {
-    /// The client closed the connection before it was complete.
+    /// The client closed the connection before the handshake was complete.
     Closed,
-    /// It took too long.
+    /// The handshake timed out.
     TimedOut,
-    /// The client named a host that no certificate is for.
+    /// No certificate covers the host that the client asked for.
     UnknownHost,
-    /// The client spoke plain HTTP.
+    /// The client sent plain HTTP.
     PlainHttp,
-    /// It spoke something else.
+    /// The client sent neither TLS nor HTTP.
     NotTls,
-    /// There is no version of TLS that both sides speak.
+    /// Both sides have no TLS version in common.
     Version,
-    /// There is no cipher, signature or key exchange that both sides know.
+    /// Both sides have no cipher, signature algorithm or key exchange in common.
     Algorithms,
-    /// There is no application protocol that both sides speak.
+    /// Both sides have no application protocol (ALPN) in common.
     Protocol,
-    /// The client doesn't accept the certificate.
+    /// The client rejected the certificate.
     Distrusted,
-    /// The client broke off with another alert.
+    /// The client aborted with another alert.
     Alert,
-    /// The client broke the rules of TLS.
+    /// The client violated the TLS protocol.
     Broken,
-    /// It made room for newer ones.
-    Crowded,
-    /// The process stops.
+    /// It was the oldest when the limit was reached.
+    Evicted,
+    /// uh-proxy is stopping.
     Stopping,
 }
 
 impl HandshakeFailure {
-    /// All of them, in the order of their declaration.
+    /// All reasons, in declaration order.
     pub const ALL: [Self; 13] = [
         Self::Closed,
         Self::TimedOut,
@@ -52,11 +52,11 @@ impl HandshakeFailure {
         Self::Distrusted,
         Self::Alert,
         Self::Broken,
-        Self::Crowded,
+        Self::Evicted,
         Self::Stopping,
     ];
 
-    /// Its label in the metrics.
+    /// Its label in logs and metrics.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -71,43 +71,45 @@ impl HandshakeFailure {
             Self::Distrusted => "distrusted",
             Self::Alert => "alert",
             Self::Broken => "broken",
-            Self::Crowded => "crowded",
+            Self::Evicted => "evicted",
             Self::Stopping => "stopping",
         }
     }
 
-    /// What happened, and what can be done.
+    /// What happened, and what to do if anything can be done.
     #[must_use]
-    pub fn words(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::Closed => "the client closed the connection before the handshake was complete",
-            Self::TimedOut => "the handshake wasn't complete within server.limits.tls_handshake_timeout",
+            Self::TimedOut => "it wasn't complete within server.limits.tls_handshake_timeout",
             Self::UnknownHost => {
-                "no certificate is for the host that the client asked for; add one to server.tls.certificates"
+                "no certificate covers the host that the client asked for; if the host is yours, add one to server.tls.certificates"
             }
-            Self::PlainHttp => "the client spoke plain HTTP; use https:// on this port",
-            Self::NotTls => "the client spoke neither TLS nor HTTP",
+            Self::PlainHttp => "the client sent plain HTTP; use https:// on this port",
+            Self::NotTls => "the client sent neither TLS nor HTTP",
             Self::Version => "the client's newest TLS version is older than server.tls.min_version",
-            Self::Algorithms => "the client knows none of our ciphers, signatures or key exchanges",
-            Self::Protocol => "the client wants another protocol than HTTP/1.1",
-            Self::Distrusted => {
-                "the client doesn't accept the certificate; check its names, its dates and its intermediates"
+            Self::Algorithms => {
+                "the client supports none of the offered ciphers, signature algorithms or key exchanges"
             }
-            Self::Alert => "the client broke off the handshake",
-            Self::Broken => "the client sent something that TLS doesn't allow",
-            Self::Crowded => {
-                "more than server.limits.tls_handshakes were in progress, and this was the oldest on its thread"
+            Self::Protocol => "the client offers only protocols other than HTTP/1.1",
+            Self::Distrusted => {
+                "the client rejected the certificate; check its names, dates and intermediates"
+            }
+            Self::Alert => "the client aborted the handshake",
+            Self::Broken => "the client violated the TLS protocol",
+            Self::Evicted => {
+                "server.limits.tls_handshakes was reached, and this was the oldest handshake on its thread"
             }
             Self::Stopping => "uh-proxy is stopping",
         }
     }
 
-    /// Whether it says something of us or of somebody's mistake. Others come from every port scan and health check.
-    fn is_news(self) -> bool {
+    /// Whether to log it as a warning. The others result from every port scan, health check and shutdown.
+    fn is_warning(self) -> bool {
         !matches!(self, Self::Closed | Self::Stopping)
     }
 
-    /// What an error of the handshake means.
+    /// The reason behind an error of the handshake.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
@@ -130,7 +132,7 @@ impl HandshakeFailure {
                 _ => Self::Alert,
             },
             Error::PeerIncompatible(
-                // A client without this extension knows no TLS 1.2.
+                // A client without this extension doesn't support TLS 1.2.
                 PeerIncompatible::SignatureAlgorithmsExtensionRequired
                 | PeerIncompatible::SupportedVersionsExtensionRequired
                 | PeerIncompatible::Tls12NotOffered
@@ -145,13 +147,13 @@ impl HandshakeFailure {
     }
 }
 
-/// Versions that a handshake may agree on, by their index.
+/// The versions that a handshake can negotiate, by index.
 pub const VERSIONS: [&str; 2] = ["1.2", "1.3"];
 
-/// Whether the handshake took a session up again, by its index.
+/// Whether the handshake was full or resumed a session, by index.
 pub const KINDS: [&str; 2] = ["full", "resumed"];
 
-/// Handshakes since the start. A handshake costs far more than what its counter costs.
+/// Counts handshakes since the start. They are shared by all workers: a handshake costs far more than its counter.
 #[derive(Debug, Default)]
 pub struct HandshakeCounts {
     done: [[AtomicU64; VERSIONS.len()]; KINDS.len()],
@@ -160,7 +162,7 @@ pub struct HandshakeCounts {
     in_progress: AtomicU64,
 }
 
-/// Counts a handshake that is in progress, for as long as this lives.
+/// Counts one handshake as in progress until it is dropped.
 #[derive(Debug)]
 pub struct InProgress<'a>(&'a AtomicU64);
 
@@ -171,25 +173,30 @@ impl Drop for InProgress<'_> {
 }
 
 impl HandshakeCounts {
-    /// A handshake begins.
+    /// Counts a handshake that begins.
     pub fn begins(&self) -> InProgress<'_> {
         self.in_progress.fetch_add(1, Ordering::Relaxed);
         InProgress(&self.in_progress)
     }
 
-    /// A handshake is complete.
+    /// Counts a completed handshake.
     pub fn done(&self, version: Option<ProtocolVersion>, kind: Option<HandshakeKind>) {
         let version = usize::from(version == Some(ProtocolVersion::TLSv1_3));
         let kind = usize::from(kind == Some(HandshakeKind::Resumed));
         self.done[kind][version].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A handshake has failed. It is logged, unless one was for the same reason a moment ago.
+    /// Counts a failed handshake, and logs it with a rate limit for each reason.
     pub fn failed(&self, failure: HandshakeFailure, client: &str, sni: Option<&str>) {
         let index = failure as usize;
         self.failed[index].fetch_add(1, Ordering::Relaxed);
-        if !failure.is_news() {
-            tracing::debug!(client, reason = failure.label(), "TLS handshake failed: {}", failure.words());
+        if !failure.is_warning() {
+            tracing::debug!(
+                client,
+                reason = failure.label(),
+                "TLS handshake failed: {}",
+                failure.description()
+            );
         } else if let Some(more_since_last_line) = self.logged[index].allows() {
             tracing::warn!(
                 client,
@@ -197,12 +204,12 @@ impl HandshakeCounts {
                 reason = failure.label(),
                 more_since_last_line,
                 "TLS handshake failed: {}",
-                failure.words()
+                failure.description()
             );
         }
     }
 
-    /// Complete handshakes: kind, version, how many.
+    /// Completed handshakes as kind, version and count.
     #[must_use]
     pub fn complete(&self) -> Vec<(&'static str, &'static str, u64)> {
         let each = KINDS.iter().zip(&self.done);
@@ -215,14 +222,14 @@ impl HandshakeCounts {
         .collect()
     }
 
-    /// Handshakes that have failed: why, and how many.
+    /// Failed handshakes as reason and count.
     #[must_use]
     pub fn failures(&self) -> Vec<(&'static str, u64)> {
         let each = HandshakeFailure::ALL.iter().zip(&self.failed);
         each.map(|(failure, count)| (failure.label(), count.load(Ordering::Relaxed))).collect()
     }
 
-    /// Handshakes that are in progress.
+    /// Handshakes in progress.
     #[must_use]
     pub fn in_progress(&self) -> u64 {
         self.in_progress.load(Ordering::Relaxed)

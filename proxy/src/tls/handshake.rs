@@ -1,7 +1,7 @@
-//! One handshake: from an accepted connection to a stream that the exchanges can use, or to the reason why not.
+//! One handshake: turns an accepted connection into a stream for exchanges, or reports why it failed.
 //!
-//! The client's hello is read and looked at before anything is computed: a client that speaks plain HTTP, or asks for a
-//! host that no certificate is for, costs no signature.
+//! The ClientHello is checked before any cryptography: a client that sends plain HTTP, or asks for a host that no
+//! certificate covers, costs no signature.
 
 use std::io;
 use std::sync::Arc;
@@ -13,35 +13,35 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificate::Certificate;
-use super::crowd::Crowd;
 use super::failure::HandshakeFailure;
+use super::pending::PendingHandshakes;
 use super::server::Server;
-use super::stream::Client;
+use super::stream::ClientStream;
 use crate::observe::line::TlsFields;
 
-/// The first byte of a TLS connection: the type of a record with a handshake message (RFC 8446 §5.1).
+/// The first byte of a TLS connection: the record type of a handshake message (RFC 8446 §5.1).
 const HANDSHAKE_RECORD: u8 = 22;
 
-/// A fatal alert that says `unrecognized_name` (RFC 6066 §3), as a record that isn't encrypted yet.
+/// An unencrypted record with the fatal alert `unrecognized_name` (RFC 6066 §3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
-/// What a handshake has agreed on.
+/// What a handshake has negotiated.
 #[derive(Debug)]
-pub struct Session {
+pub struct TlsSession {
     /// `TLSv1.3`, as nginx and OpenSSL write it.
     pub version: &'static str,
     /// The cipher suite's registered name.
     pub cipher: &'static str,
-    /// The host that the client asked for, if it named one.
+    /// The host that the client asked for, if any (SNI).
     pub sni: Option<Box<str>>,
-    /// The protocol agreed on by ALPN; empty: none, which means HTTP/1.1.
+    /// The protocol negotiated by ALPN; empty if the client offered none, which means HTTP/1.1.
     pub alpn: &'static str,
-    /// The certificate served. What other hosts the connection may be used for stands in it.
+    /// The certificate that was served. It lists the other hosts that the connection may be used for.
     pub certificate: Arc<Certificate>,
 }
 
-impl Session {
-    /// For the access log.
+impl TlsSession {
+    /// The fields for the access log.
     #[must_use]
     pub fn fields(&self) -> TlsFields<'_> {
         TlsFields {
@@ -53,29 +53,33 @@ impl Session {
     }
 }
 
-/// How a handshake ended, if it has not failed.
-pub enum Done {
+/// The result of a handshake that didn't fail.
+pub enum Negotiated {
     /// The client speaks TLS.
-    Tls(Box<Client>, Box<Session>),
-    /// The client speaks plain HTTP. Nothing of it has been read.
+    Tls(Box<ClientStream>, Box<TlsSession>),
+    /// The client speaks plain HTTP. None of its bytes have been read.
     PlainHttp(TcpStream),
 }
 
-/// Why a handshake failed, and the host that the client asked for.
-pub struct Failed(pub HandshakeFailure, pub Option<Box<str>>);
+/// Why a handshake failed, and the host that the client asked for, if known.
+pub struct FailedHandshake(pub HandshakeFailure, pub Option<Box<str>>);
 
-/// Carries out a handshake, and counts it if it is complete. How long it may take is up to the caller.
+/// Performs a handshake, and counts it if it completes. The caller must set a deadline.
 ///
 /// # Errors
-/// It failed; the connection is closed.
-pub async fn negotiate(stream: TcpStream, server: &Server, crowd: &Crowd) -> Result<Done, Failed> {
-    let failed = |failure| Failed(failure, None);
+/// If the handshake failed; the connection is closed.
+pub async fn negotiate(
+    stream: TcpStream,
+    server: &Server,
+    pending: &PendingHandshakes,
+) -> Result<Negotiated, FailedHandshake> {
+    let failed = |failure| FailedHandshake(failure, None);
     let mut first = [0];
     let peeked = stream.peek(&mut first).await.map_err(|_| failed(HandshakeFailure::Closed))?;
     match first {
         _ if peeked == 0 => return Err(failed(HandshakeFailure::Closed)),
         [HANDSHAKE_RECORD] => {}
-        [byte] if byte.is_ascii_alphabetic() => return Ok(Done::PlainHttp(stream)),
+        [byte] if byte.is_ascii_alphabetic() => return Ok(Negotiated::PlainHttp(stream)),
         _ => return Err(failed(HandshakeFailure::NotTls)),
     }
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await;
@@ -84,22 +88,26 @@ pub async fn negotiate(stream: TcpStream, server: &Server, crowd: &Crowd) -> Res
     let sni: Option<Box<str>> = hello.server_name().map(Box::from);
     let names = server.names();
     let Some(certificate) = names.find(hello.server_name(), hello.signature_schemes()).cloned() else {
-        // There is room for seven bytes in the socket of a client that was sent nothing yet.
+        // Nothing was sent before, so the socket's buffer has room for seven bytes.
         let _ = start.io.try_write(&UNRECOGNIZED_NAME);
-        return Err(Failed(HandshakeFailure::UnknownHost, sni));
+        return Err(FailedHandshake(HandshakeFailure::UnknownHost, sni));
     };
-    match crowd.in_turn(start.into_stream(server.settings())).await {
+    match pending.in_turn(start.into_stream(server.settings())).await {
         Ok(stream) => {
             let session = session(&stream, sni, certificate);
             let (_, connection) = stream.get_ref();
             server.counts.done(connection.protocol_version(), connection.handshake_kind());
-            Ok(Done::Tls(Box::new(Client::new(stream)), Box::new(session)))
+            Ok(Negotiated::Tls(Box::new(ClientStream::new(stream)), Box::new(session)))
         }
-        Err(error) => Err(Failed(HandshakeFailure::of(&error), sni)),
+        Err(error) => Err(FailedHandshake(HandshakeFailure::of(&error), sni)),
     }
 }
 
-fn session(stream: &TlsStream<TcpStream>, sni: Option<Box<str>>, certificate: Arc<Certificate>) -> Session {
+fn session(
+    stream: &TlsStream<TcpStream>,
+    sni: Option<Box<str>>,
+    certificate: Arc<Certificate>,
+) -> TlsSession {
     let (_, connection) = stream.get_ref();
     let version = match connection.protocol_version() {
         Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -108,7 +116,7 @@ fn session(stream: &TlsStream<TcpStream>, sni: Option<Box<str>>, certificate: Ar
     let suite = connection.negotiated_cipher_suite().map(|suite| suite.suite());
     let alpn =
         connection.alpn_protocol().and_then(|agreed| super::server::ALPN.into_iter().find(|p| *p == agreed));
-    Session {
+    TlsSession {
         version,
         cipher: suite.map_or("", cipher),
         sni,
@@ -117,7 +125,7 @@ fn session(stream: &TlsStream<TcpStream>, sni: Option<Box<str>>, certificate: Ar
     }
 }
 
-/// The name that a cipher suite is registered with. rustls has names of its own for those of TLS 1.3.
+/// The registered name of a cipher suite. rustls names those of TLS 1.3 differently.
 fn cipher(suite: CipherSuite) -> &'static str {
     match suite {
         CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
@@ -127,8 +135,8 @@ fn cipher(suite: CipherSuite) -> &'static str {
     }
 }
 
-/// Whether an error of reading says that the client has closed its TCP connection without an end of TLS. What it sent
-/// before is as good as if it had ended in order: a request says itself where it ends.
+/// Whether a read failed because the client closed TCP without `close_notify`. The bytes before are still valid: a
+/// request's own framing says where it ends.
 #[must_use]
 pub fn is_end_without_notice(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::UnexpectedEof

@@ -1,8 +1,8 @@
-//! Which certificate a client gets, by the host that it names in its hello (SNI, RFC 6066 §3).
+//! Selects a certificate by the host in the ClientHello (SNI, RFC 6066 §3).
 //!
-//! The exact name first, then the wildcard of its parent. A client that names none gets the first certificate; one that
-//! names a host which no certificate is for gets none. Where several are for one name, such as one with RSA and one
-//! with ECDSA, the first whose signatures the client understands.
+//! An exact name takes precedence over a wildcard. A client that sends no SNI gets the first certificate; one that asks
+//! for a host without a certificate gets none. If several certificates cover a name, such as an RSA and an ECDSA one,
+//! the client gets the first whose signature algorithm it supports.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,17 +11,17 @@ use rustls::SignatureScheme;
 
 use super::Certificate;
 
-/// Certificates by name.
+/// The certificates, by the names they cover.
 #[derive(Debug, Default)]
 pub struct Names {
     exact: HashMap<String, Vec<Arc<Certificate>>>,
-    /// By what follows the `*.`.
+    /// By the part after `*.`.
     wildcard: HashMap<String, Vec<Arc<Certificate>>>,
     all: Vec<Arc<Certificate>>,
 }
 
 impl Names {
-    /// Of these certificates, the first of which is served to clients that name no host.
+    /// Indexes certificates by name. Clients that send no SNI get the first one.
     #[must_use]
     pub fn new(all: Vec<Arc<Certificate>>) -> Self {
         let mut names = Self::default();
@@ -38,19 +38,19 @@ impl Names {
         names
     }
 
-    /// All certificates, in the order of the configuration.
+    /// All certificates, in configuration order.
     #[must_use]
     pub fn all(&self) -> &[Arc<Certificate>] {
         &self.all
     }
 
-    /// Whether there is a certificate for a host.
+    /// Whether a certificate covers a host.
     #[must_use]
     pub fn covers(&self, host: &str) -> bool {
         !self.of_host(host).is_empty()
     }
 
-    /// The certificate for a client that names this host, or none, and understands these signatures.
+    /// The certificate for a client that asks for this host (`None`: no SNI) and supports these signature schemes.
     #[must_use]
     pub fn find(&self, host: Option<&str>, schemes: &[SignatureScheme]) -> Option<&Arc<Certificate>> {
         let candidates = match host {

@@ -1,4 +1,4 @@
-//! What is wrong with certificate files that have changed, until they are put right.
+//! Tracks changed certificate files that can't be loaded, until they are fixed.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::certificate::{Certificate, CertificateError};
 use crate::config::CertificateFiles;
 use uh_system::plain;
 
-/// Failed attempts, and what came of the last one for each certificate.
+/// Counts failed attempts, and holds the current problem of each certificate.
 #[derive(Debug, Default)]
 pub(super) struct Reloads {
     failures: AtomicU64,
@@ -18,7 +18,7 @@ pub(super) struct Reloads {
 }
 
 impl Reloads {
-    /// A changed certificate can't be served. Logged when it becomes so, and when the reason changes.
+    /// Records that a changed certificate can't be served. Logs the first failure, and again when the reason changes.
     pub(super) fn failed(&self, in_force: &Certificate, error: &CertificateError) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let problem = plain(error).to_string();
@@ -27,17 +27,17 @@ impl Reloads {
             tracing::error!(
                 name = in_force.name,
                 error = problem,
-                "a changed certificate can't be loaded; the one before stays in force"
+                "cannot load a changed certificate; still serving the previous one"
             );
         }
     }
 
-    /// A certificate's files are served, or have not changed.
+    /// Clears a certificate's problem: its files are served or unchanged.
     pub(super) fn good(&self, files: &CertificateFiles) {
         self.problems.lock().remove(&files.cert);
     }
 
-    /// All of them are served.
+    /// Clears all problems.
     pub(super) fn all_good(&self) {
         self.problems.lock().clear();
     }

@@ -1,5 +1,5 @@
-//! What all workers' handshakes share: the certificates in force, the settings of TLS, one key for session tickets, and
-//! the counters.
+//! State shared by the handshakes of all workers: the current certificates, the TLS settings, the key for session
+//! tickets, and the counters.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,16 +20,16 @@ use super::reloads::Reloads;
 use crate::config::{Tls, TlsVersion};
 use crate::observe::metrics::TlsCounts;
 
-/// The protocols that are offered by ALPN (RFC 7301), best first.
+/// The protocols offered by ALPN (RFC 7301), best first.
 pub const ALPN: [&[u8]; 1] = [b"http/1.1"];
 
-/// Serves TLS.
+/// Holds everything that TLS connections need.
 pub struct Server {
     provider: Arc<CryptoProvider>,
     tickets: Arc<dyn ProducesTickets>,
-    names: Arc<Current>,
+    names: Arc<CertificateResolver>,
     settings: ArcSwap<ServerConfig>,
-    /// Handshakes, by how they ended.
+    /// Counts handshakes by result.
     pub counts: HandshakeCounts,
     reloads: Reloads,
 }
@@ -43,29 +43,29 @@ impl fmt::Debug for Server {
 /// Why TLS can't be served.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// Certificates can't be used: all of them that can't, each with its key of the configuration.
+    /// Every certificate that can't be used, each with its configuration key.
     #[error("{}", .0.iter().map(|(key, error)| format!("{key}: {}", uh_system::plain(error))).collect::<Vec<_>>().join("\n  "))]
     Certificates(Vec<(String, CertificateError)>),
-    /// The library refuses.
+    /// rustls reported an error.
     #[error("cannot set up TLS")]
     Library(#[from] rustls::Error),
 }
 
-/// Certificates and settings that are known to work.
+/// Certificates and settings that have been checked.
 #[derive(Debug)]
-pub struct Checked {
+pub struct CheckedTls {
     certificates: Vec<Arc<Certificate>>,
     min_version: TlsVersion,
 }
 
-impl Checked {
+impl CheckedTls {
     /// The certificates.
     #[must_use]
     pub fn certificates(&self) -> &[Arc<Certificate>] {
         &self.certificates
     }
 
-    /// Whether a host of the configuration, which may have a wildcard, is served.
+    /// Whether a certificate covers a configured host, which may be a wildcard.
     #[must_use]
     pub fn serves(&self, host: &str) -> bool {
         self.certificates.iter().any(|certificate| {
@@ -75,11 +75,11 @@ impl Checked {
     }
 }
 
-/// Reads everything that a configuration names, and changes nothing.
+/// Loads and checks all configured certificates, without applying them.
 ///
 /// # Errors
-/// A certificate can't be served.
-pub fn check(tls: &Tls) -> Result<Checked, TlsError> {
+/// If a certificate can't be served.
+pub fn check(tls: &Tls) -> Result<CheckedTls, TlsError> {
     let provider = provider();
     let mut errors = Vec::new();
     let mut certificates = Vec::new();
@@ -92,19 +92,19 @@ pub fn check(tls: &Tls) -> Result<Checked, TlsError> {
     if !errors.is_empty() {
         return Err(TlsError::Certificates(errors));
     }
-    Ok(Checked { certificates, min_version: tls.min_version })
+    Ok(CheckedTls { certificates, min_version: tls.min_version })
 }
 
 impl Server {
-    /// Begins to serve what was checked.
+    /// Creates a server from checked certificates and settings.
     ///
     /// # Errors
-    /// The library refuses; it has no reason to.
-    pub fn new(checked: Checked) -> Result<Self, TlsError> {
+    /// If rustls rejects them, which isn't expected.
+    pub fn new(checked: CheckedTls) -> Result<Self, TlsError> {
         let provider = Arc::new(provider());
-        // One key for all workers, in memory only: it is replaced every 6 hours, and the one before is still accepted.
+        // One key for all workers, in memory only. It changes every 6 hours, and the previous one is still accepted.
         let tickets = aws_lc_rs::Ticketer::new()?;
-        let names = Arc::new(Current(ArcSwap::from_pointee(Names::new(checked.certificates))));
+        let names = Arc::new(CertificateResolver(ArcSwap::from_pointee(Names::new(checked.certificates))));
         let settings = settings(&provider, &tickets, &names, checked.min_version)?;
         Ok(Self {
             provider,
@@ -116,39 +116,42 @@ impl Server {
         })
     }
 
-    /// Serves other certificates, with other settings, from the next handshake on. Connections stay as they are.
+    /// Replaces certificates and settings, from the next handshake on. Open connections keep theirs. Returns whether
+    /// there are new certificates.
     ///
     /// # Errors
-    /// The library refuses; it has no reason to. Then nothing has changed.
-    pub fn replace(&self, checked: Checked) -> Result<(), TlsError> {
+    /// If rustls rejects the settings, which isn't expected; nothing has changed then.
+    pub fn replace(&self, checked: CheckedTls) -> Result<bool, TlsError> {
         let settings = settings(&self.provider, &self.tickets, &self.names, checked.min_version)?;
         self.settings.store(Arc::new(settings));
-        self.install(checked.certificates);
+        let new = self.install(checked.certificates);
         self.reloads.all_good();
-        Ok(())
+        Ok(new)
     }
 
-    /// Serves other certificates from the next handshake on; the first also to clients that name no host.
-    pub fn install(&self, certificates: Vec<Arc<Certificate>>) {
-        let before = self.names.0.swap(Arc::new(Names::new(certificates)));
-        log_changes(&before, &self.names());
+    /// Replaces the certificates, from the next handshake on. Clients that send no SNI get the first one. Returns whether
+    /// any of them is new.
+    pub fn install(&self, certificates: Vec<Arc<Certificate>>) -> bool {
+        let new = Arc::new(Names::new(certificates));
+        let before = self.names.0.swap(Arc::clone(&new));
+        log_new(&before, &new)
     }
 
-    /// The same, unless others were installed since `before` was in force.
+    /// Like [`Server::install`], unless other certificates have replaced `before` in the meantime.
     fn install_after(&self, before: &Arc<Names>, certificates: Vec<Arc<Certificate>>) {
         let new = Arc::new(Names::new(certificates));
         let found = self.names.0.compare_and_swap(before, Arc::clone(&new));
         if Arc::ptr_eq(&found, before) {
-            log_changes(before, &new);
+            log_new(before, &new);
         }
     }
 
-    /// Whether what was checked may take the place of what is in force: no certificate whose time is over does. One that
-    /// has expired while it is in force is no news.
+    /// Checks the dates of new certificates before they replace the current ones. A certificate that expired while it is
+    /// being served doesn't prevent a reload.
     ///
     /// # Errors
-    /// It may not.
-    pub fn may_replace(&self, checked: &Checked) -> Result<(), TlsError> {
+    /// If a new certificate has expired or isn't valid yet.
+    pub fn may_replace(&self, checked: &CheckedTls) -> Result<(), TlsError> {
         let (names, now) = (self.names(), Timestamp::now());
         let bad = |(index, new): (usize, &Arc<Certificate>)| {
             let error = new.check_dates(now).err()?;
@@ -159,8 +162,8 @@ impl Server {
         if bad.is_empty() { Ok(()) } else { Err(TlsError::Certificates(bad)) }
     }
 
-    /// Reads every certificate again whose files have changed, and serves it. One that can't be served changes nothing:
-    /// the one before stays, and it is tried again at the next call. Reads files, so it may take a while.
+    /// Reloads every certificate whose files have changed. If one can't be served, the previous one stays, and the next
+    /// call tries again. Reads files, so it may block.
     pub fn reload_changed(&self) {
         let before = self.names();
         let mut changed = false;
@@ -187,12 +190,12 @@ impl Server {
         }
     }
 
-    /// What the metrics show.
+    /// The values for the metrics.
     #[must_use]
     pub fn counts(&self) -> TlsCounts {
         let mut expiries = BTreeMap::new();
         for certificate in self.names().all() {
-            // Where several have one name, the one that expires first is what matters.
+            // If several share a name, report the one that expires first.
             let at = expiries.entry(certificate.name.clone()).or_insert(i64::MAX);
             *at = certificate.not_after.min(*at);
         }
@@ -205,24 +208,24 @@ impl Server {
         }
     }
 
-    /// Why a certificate's files, which have changed, can't be served; `None`: they can, or have not changed.
+    /// Why a certificate's changed files can't be served; `None` if they can or haven't changed.
     #[must_use]
     pub fn problem(&self, certificate: &Certificate) -> Option<String> {
         self.reloads.problem(&certificate.files)
     }
 
-    /// The certificates in force.
+    /// The current certificates.
     #[must_use]
     pub fn names(&self) -> Arc<Names> {
         self.names.0.load_full()
     }
 
-    /// The settings for a handshake that begins now.
+    /// The current settings, for a new handshake.
     pub(super) fn settings(&self) -> Arc<ServerConfig> {
         self.settings.load_full()
     }
 
-    /// Reads a certificate's files again. The same certificate in other files may be beyond its dates.
+    /// Reads a certificate's files again. If it is still the same certificate, its dates don't matter.
     fn load_again(&self, old: &Certificate) -> Result<Certificate, CertificateError> {
         let loaded = Certificate::load(&old.files, &self.provider)?;
         if !loaded.is_same(old) {
@@ -232,28 +235,32 @@ impl Server {
     }
 }
 
-fn log_changes(before: &Names, now: &Names) {
+/// Logs the certificates that weren't served before, and returns whether there are any.
+fn log_new(before: &Names, now: &Names) -> bool {
+    let mut any = false;
     for certificate in now.all() {
         if !before.all().iter().any(|old| old.is_same(certificate)) {
+            any = true;
             let expires = Timestamp::from_second(certificate.not_after).unwrap_or_default();
             tracing::info!(name = certificate.name, %expires, "certificate loaded; new connections get it");
         }
     }
+    any
 }
 
-/// The certificates in force, as rustls asks for them. It asks before it looks at a session ticket: a ticket doesn't
-/// bring back a host whose certificate was withdrawn.
+/// Resolves certificates for rustls. rustls asks before it accepts a session ticket, so a ticket can't resume a session
+/// for a host whose certificate was removed.
 #[derive(Debug)]
-struct Current(ArcSwap<Names>);
+struct CertificateResolver(ArcSwap<Names>);
 
-impl ResolvesServerCert for Current {
+impl ResolvesServerCert for CertificateResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let names = self.0.load();
         names.find(hello.server_name(), hello.signature_schemes()).map(|found| Arc::clone(&found.key))
     }
 }
 
-/// Named wherever it is used: the workspace has another one for other purposes, so there is no default.
+/// Passed explicitly everywhere: no process-wide default is installed.
 fn provider() -> CryptoProvider {
     aws_lc_rs::default_provider()
 }
@@ -261,7 +268,7 @@ fn provider() -> CryptoProvider {
 fn settings(
     provider: &Arc<CryptoProvider>,
     tickets: &Arc<dyn ProducesTickets>,
-    names: &Arc<Current>,
+    names: &Arc<CertificateResolver>,
     min_version: TlsVersion,
 ) -> Result<ServerConfig, TlsError> {
     const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
@@ -275,9 +282,9 @@ fn settings(
         .with_cert_resolver(Arc::clone(names) as Arc<dyn ResolvesServerCert>);
     config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
     config.ticketer = Arc::clone(tickets);
-    // Tickets hold the session, so nothing is remembered here: no memory for each client, no lock between workers.
+    // Tickets hold the session, so the server stores none: no memory per client, no lock shared by workers.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    // Early data can be replayed by anybody who has seen it, and an app can't tell.
+    // Anyone who has captured early data can replay it, and the app can't tell.
     config.max_early_data_size = 0;
     Ok(config)
 }

@@ -1,7 +1,7 @@
-//! A client's TLS connection, in the shape that the exchanges expect of any client.
+//! A client's TLS connection as a stream for exchanges.
 //!
-//! Its descriptor is the socket's, so what is asked of the kernel (who is still there, what has been acknowledged) works
-//! as for plain TCP. What is written to it must be flushed: rustls holds what the socket doesn't take.
+//! Its descriptor is the socket's, so socket queries (whether the peer is still connected, what it has acknowledged) work
+//! as for plain TCP. Writes must be flushed: rustls buffers what the socket doesn't accept.
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd as _;
@@ -20,15 +20,15 @@ use tokio_rustls::server::TlsStream;
 
 /// A client's TLS connection.
 #[derive(Debug)]
-pub struct Client(TlsStream<TcpStream>);
+pub struct ClientStream(TlsStream<TcpStream>);
 
-impl Client {
+impl ClientStream {
     pub(super) fn new(stream: TlsStream<TcpStream>) -> Self {
         Self(stream)
     }
 }
 
-impl AsyncRead for Client {
+impl AsyncRead for ClientStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -38,12 +38,12 @@ impl AsyncRead for Client {
     }
 }
 
-impl AsyncWrite for Client {
+impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
 
-    /// All parts in one record, if they fit.
+    /// Writes all parts in one record, if they fit.
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -60,19 +60,19 @@ impl AsyncWrite for Client {
         Pin::new(&mut self.0).poll_flush(cx)
     }
 
-    /// Ends TLS (`close_notify`), and then the sending side of TCP.
+    /// Sends `close_notify`, then closes the sending side of TCP.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 
-impl UniqueID for Client {
+impl UniqueID for ClientStream {
     fn id(&self) -> i32 {
         self.0.get_ref().0.as_raw_fd()
     }
 }
 
-impl Shutdown for Client {
+impl Shutdown for ClientStream {
     fn shutdown<'a, 'b>(&'a mut self) -> Pin<Box<dyn Future<Output = ()> + Send + 'b>>
     where
         'a: 'b,
@@ -84,23 +84,23 @@ impl Shutdown for Client {
     }
 }
 
-impl Ssl for Client {}
+impl Ssl for ClientStream {}
 
-impl Peek for Client {}
+impl Peek for ClientStream {}
 
-impl GetTimingDigest for Client {
+impl GetTimingDigest for ClientStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         Vec::new()
     }
 }
 
-impl GetProxyDigest for Client {
+impl GetProxyDigest for ClientStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         None
     }
 }
 
-impl GetSocketDigest for Client {
+impl GetSocketDigest for ClientStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         None
     }

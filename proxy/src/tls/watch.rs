@@ -1,6 +1,6 @@
-//! Looks at the certificates' files every so often, and has those read again that have changed.
+//! Polls the certificate files and reloads those that have changed.
 //!
-//! A look, not a subscription: files on network disks, in bind mounts and behind swapped links change without an event.
+//! Polling instead of inotify: files on network disks, in bind mounts and behind swapped links change without an event.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,24 +9,24 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Server;
 
-/// From one look to the next. Looking at a file costs microseconds; a renewed certificate can wait for half a minute.
-pub const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// The polling interval. A check costs microseconds; a renewed certificate can wait for half a minute.
+pub const INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long a look may take before it is logged: a disk that hangs must not pass unnoticed.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a check may take before it is logged, so that a hanging disk is noticed.
+const SLOW_AFTER: Duration = Duration::from_secs(5);
 
-/// Looks for as long as the process lives.
+/// Polls until the process ends.
 pub async fn run(server: Arc<Server>) {
-    let mut ticks = interval(LOOK_EVERY);
+    let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let server = Arc::clone(&server);
-        let mut look = tokio::task::spawn_blocking(move || server.reload_changed());
-        // One at a time: each that hangs holds a thread, of which there are few.
-        if tokio::time::timeout(PATIENCE, &mut look).await.is_err() {
-            tracing::error!("reading the certificates' files takes too long: is their disk there?");
-            let _ = look.await;
+        let mut check = tokio::task::spawn_blocking(move || server.reload_changed());
+        // One at a time: each check that hangs occupies one of few threads.
+        if tokio::time::timeout(SLOW_AFTER, &mut check).await.is_err() {
+            tracing::error!("reading the certificate files takes longer than 5 s; check their disk");
+            let _ = check.await;
         }
     }
 }

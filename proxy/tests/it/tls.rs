@@ -1,4 +1,4 @@
-//! HTTPS: real certificates, real handshakes, real clients (openssl, curl, rustls).
+//! HTTPS with real certificates, handshakes and clients (openssl, curl, rustls).
 
 mod certificates;
 mod clients;

@@ -1,4 +1,4 @@
-//! A certificate authority, and front doors with its certificates.
+//! A certificate authority, and proxies that serve its certificates.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new([]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Of its own, so that no client takes one for another.
+        // A unique name, so that clients can't confuse two authorities.
         let name = format!("Authority {}", SERIAL.fetch_add(1, Ordering::Relaxed));
         params.distinguished_name.push(DnType::CommonName, name);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
@@ -40,12 +40,12 @@ impl Authority {
         self.0.der().clone()
     }
 
-    /// A certificate for these names, good for years.
+    /// A certificate for these names, valid for decades.
     pub(crate) fn issue(&self, names: &[&str]) -> Pair {
         self.issue_until(names, 2090)
     }
 
-    /// A certificate for these names, good until a year begins.
+    /// A certificate for these names, valid until the start of a year.
     pub(crate) fn issue_until(&self, names: &[&str], year: i32) -> Pair {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).unwrap();
@@ -58,7 +58,7 @@ impl Authority {
     }
 }
 
-/// Writes a pair of files into a home, and returns the line of the configuration that names them.
+/// Writes a pair of files into a home, and returns their entry for the configuration.
 pub(crate) fn put(home: &Home, name: &str, pair: &Pair) -> String {
     let (cert, key) = (home.path(&format!("{name}.crt")), home.path(&format!("{name}.key")));
     fs::write(&cert, &pair.cert).unwrap();
@@ -66,7 +66,7 @@ pub(crate) fn put(home: &Home, name: &str, pair: &Pair) -> String {
     format!("{{ cert = {cert:?}, key = {key:?} }}")
 }
 
-/// A home that serves HTTPS with these certificates, by the names of their files.
+/// A home that serves HTTPS with these certificates, each with its file name.
 pub(crate) fn home(
     apps: (impl ToString, impl ToString),
     authority: &Authority,
@@ -80,12 +80,12 @@ pub(crate) fn home(
     home.server(&format!("[server.tls]\ncertificates = [{}]\n{more}", certificates.join(", ")))
 }
 
-/// Where it serves HTTPS.
+/// The address on which the proxy serves HTTPS.
 pub(crate) async fn address(proxy: &Proxy) -> SocketAddr {
     proxy.status().await.proxy.listen_tls[0].parse().unwrap()
 }
 
-/// A front door with one certificate, for `app.test`, before the sample apps.
+/// A proxy with one certificate, for `app.test`, in front of the sample apps.
 pub(crate) struct Site {
     pub(crate) home: Home,
     pub(crate) proxy: Proxy,
@@ -100,7 +100,7 @@ impl Site {
         Self::start_with("", "").await
     }
 
-    /// With more lines in `[server]` and in `[server.tls]`.
+    /// Adds lines to `[server]` and `[server.tls]`.
     pub(crate) async fn start_with(server: &str, more: &str) -> Self {
         let authority = Authority::new();
         let pair = authority.issue(&["app.test"]);

@@ -1,4 +1,4 @@
-//! Clients: openssl and curl as programs, and rustls where a test must see every byte.
+//! Clients: the programs openssl and curl, and rustls for tests that must see every byte.
 
 use std::net::SocketAddr;
 use std::process::{Output, Stdio};
@@ -18,11 +18,11 @@ use crate::wire::Wire;
 /// A client connection over TLS.
 pub(crate) type Secure = Wire<TlsStream<TcpStream>>;
 
-/// What a client of rustls is to do.
+/// A rustls client.
 pub(crate) struct Rustls(pub(crate) Arc<ClientConfig>);
 
 impl Rustls {
-    /// Trusts the authority, and speaks every version.
+    /// Trusts the authority, and supports every version.
     pub(crate) fn new(authority: &Authority) -> Self {
         Self::with(authority, rustls::ALL_VERSIONS, |_| {})
     }
@@ -57,7 +57,7 @@ pub(crate) async fn secure(site: &Site) -> Secure {
     Rustls::new(&site.authority).connect(site.address, "app.test").await.unwrap()
 }
 
-/// Runs a program to its end with this input.
+/// Runs a program with this input until it exits.
 pub(crate) async fn run(program: &str, args: &[&str], input: &[u8]) -> Output {
     let mut command = tokio::process::Command::new(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -68,7 +68,7 @@ pub(crate) async fn run(program: &str, args: &[&str], input: &[u8]) -> Output {
     soon(program, child.wait_with_output()).await.unwrap()
 }
 
-/// What `openssl s_client` says of a handshake with an address. It ends at once.
+/// Performs a handshake with `openssl s_client` and returns its output.
 pub(crate) async fn s_client(address: SocketAddr, args: &[&str]) -> String {
     let address = address.to_string();
     let args = [&["s_client", "-connect", &address], args].concat();
@@ -76,7 +76,7 @@ pub(crate) async fn s_client(address: SocketAddr, args: &[&str]) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// What curl gets for `https://app.test/PATH`: its exit code, and head and body together.
+/// Requests `https://app.test/PATH` with curl; returns its exit code and its output, with the response head.
 pub(crate) async fn curl(site: &Site, path: &str, args: &[&str]) -> (i32, String) {
     let port = site.address.port();
     let (url, resolve) = (format!("https://app.test:{port}{path}"), format!("app.test:{port}:127.0.0.1"));

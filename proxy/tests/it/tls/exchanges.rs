@@ -1,4 +1,4 @@
-//! Exchanges over TLS: nothing is lost, nothing bypasses the cipher, and every end is signalled.
+//! Exchanges over TLS: no byte is lost, none is sent unencrypted, and every orderly close sends `close_notify`.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ use crate::exchanges::{WEBSOCKET, echo};
 use crate::harness::{Scripted, Then, soon, until};
 use crate::wire::{Wire, get};
 
-/// What passed between a client and a server, by direction.
+/// Bytes recorded between a client and a server, by direction.
 #[derive(Clone, Default)]
 struct Recorded {
     up: Arc<Mutex<Vec<u8>>>,
@@ -22,7 +22,7 @@ struct Recorded {
 }
 
 impl Recorded {
-    /// An address that leads to a server, and records what passes.
+    /// Starts a recording relay in front of a server, and returns its address.
     async fn before(server: SocketAddr) -> (SocketAddr, Self) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, recorded) = (listener.local_addr().unwrap(), Self::default());
@@ -65,7 +65,7 @@ async fn copy(
     }
 }
 
-/// A front door before an app that tells its script.
+/// A proxy in front of a scripted app.
 async fn scripted<F, R>(
     server: &str,
     script: F,
@@ -87,9 +87,9 @@ where
 /// How a TLS connection ended.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
-    /// TLS was ended in order.
+    /// With `close_notify`.
     Notified,
-    /// TCP ended, and TLS didn't.
+    /// TCP was closed without `close_notify`.
     Cut,
 }
 
@@ -102,7 +102,7 @@ async fn end(client: &mut Secure) -> End {
 }
 
 #[tokio::test]
-async fn curl_gets_an_answer_and_the_app_learns_of_https() {
+async fn curl_gets_a_response_and_the_app_sees_https() {
     let site = Site::start().await;
     let (code, said) = curl(&site, "/headers", &[]).await;
     assert!(code == 0 && said.starts_with("HTTP/1.1 "), "{said}");
@@ -135,7 +135,7 @@ async fn curl_gets_an_answer_and_the_app_learns_of_https() {
 }
 
 #[tokio::test]
-async fn large_bodies_arrive_whole_and_no_byte_of_them_goes_past_the_cipher() {
+async fn large_bodies_arrive_whole_and_are_never_sent_unencrypted() {
     const BYTES: usize = 4 << 20;
     let plain = [b'x'; 32];
     let (authority, _home, _proxy, address) = scripted("", |head, mut stream: TcpStream| async move {
@@ -179,13 +179,13 @@ async fn a_slow_reader_gets_the_last_byte_on_a_connection_that_is_kept() {
         let connector = TlsConnector::from(Arc::clone(&Rustls::new(&site.authority).0));
         let mut client = Wire::over(connector.connect(host, stream).await.unwrap());
         client.send(get(&format!("/bytes/{bytes}"))).await;
-        // Nothing is read until everything has stopped, so that the socket is full at the end, too.
+        // Don't read before the response has started, so that the socket's buffer fills up.
         until("the response is under way", async || {
             (site.proxy.backend("blue").await.requests_in_flight == 1).then_some(())
         })
         .await;
         let response = client.response().await;
-        assert!(response.complete && response.body.len() == bytes, "{bytes}: {} came", response.body.len());
+        assert!(response.complete && response.body.len() == bytes, "{bytes}: got {}", response.body.len());
         assert_eq!(client.get("/").await.status, 200, "the connection is kept");
     }
 }
@@ -198,7 +198,7 @@ async fn head_and_body_of_a_small_response_are_one_record() {
     })
     .await;
     let (tap, recorded) = Recorded::before(address).await;
-    // In TLS 1.2 a record's type says that it carries data.
+    // In TLS 1.2 the record type isn't encrypted, so application data can be counted.
     let client = Rustls::with(&authority, &[&TLS12], |_| {});
     let mut client = client.connect(tap, "app.test").await.unwrap();
     assert_eq!(client.get("/").await.text(), "hello");
@@ -206,7 +206,7 @@ async fn head_and_body_of_a_small_response_are_one_record() {
 }
 
 #[tokio::test]
-async fn every_orderly_end_is_told_in_tls_too() {
+async fn every_orderly_close_sends_close_notify() {
     let site = Site::start_with(
         "shutdown_idle_grace = \"100ms\"\nlimits = { idle_timeout = \"300ms\", header_timeout = \"300ms\" }",
         "",
@@ -230,14 +230,14 @@ async fn every_orderly_end_is_told_in_tls_too() {
     assert_eq!(old.response().await.status, 200);
     let mut ended = secure(&site).await;
     ended.stream.shutdown().await.unwrap();
-    assert_eq!(end(&mut ended).await, End::Notified, "after the client's own end");
+    assert_eq!(end(&mut ended).await, End::Notified, "after the client's own close_notify");
     let mut stopped = secure(&site).await;
     site.proxy.signal(rustix::process::Signal::TERM);
     assert_eq!(end(&mut stopped).await, End::Notified, "at a stop");
 }
 
 #[tokio::test]
-async fn a_response_that_breaks_off_is_not_ended_in_order() {
+async fn a_truncated_response_ends_without_close_notify() {
     let (authority, _home, _proxy, address) = scripted("", |_, mut stream: TcpStream| async move {
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello").await.unwrap();
         (stream, Then::Close)
@@ -250,7 +250,7 @@ async fn a_response_that_breaks_off_is_not_ended_in_order() {
 }
 
 #[tokio::test]
-async fn a_client_that_ends_tcp_but_not_tls_after_its_whole_request_is_answered() {
+async fn a_client_that_closes_tcp_without_close_notify_after_its_request_is_answered() {
     let (authority, _home, _proxy, address) = scripted("", |head, mut stream: TcpStream| async move {
         if head.starts_with("POST") {
             let mut body = [0; 5];
@@ -258,7 +258,7 @@ async fn a_client_that_ends_tcp_but_not_tls_after_its_whole_request_is_answered(
                 return (stream, Then::Close);
             }
         }
-        // After the end of the request has been seen.
+        // Respond after the proxy has seen the client's close.
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
         (stream, Then::KeepAlive)
@@ -276,7 +276,7 @@ async fn a_client_that_ends_tcp_but_not_tls_after_its_whole_request_is_answered(
     let mut client = client.connect(address, "app.test").await.unwrap();
     client.send(post("hel")).await;
     client.stream.get_mut().0.shutdown().await.unwrap();
-    assert!(client.read(false).await.is_none(), "a request that is cut short was answered");
+    assert!(client.read(false).await.is_none(), "a truncated request was answered");
 }
 
 #[tokio::test]
@@ -291,7 +291,7 @@ async fn websockets_work_over_tls_and_across_a_switch() {
 }
 
 #[tokio::test]
-async fn the_access_log_says_what_the_handshake_agreed_on() {
+async fn the_access_log_has_what_the_handshake_negotiated() {
     let site = Site::start().await;
     let mut client = secure(&site).await;
     assert_eq!(client.get("/").await.status, 200);

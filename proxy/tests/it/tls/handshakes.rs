@@ -1,4 +1,4 @@
-//! Handshakes: which certificate, which version, who is turned away and how.
+//! Handshakes: certificate and version selection, limits, and rejected clients.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn failures(site: &Site, reason: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_client_gets_the_certificate_of_the_host_that_it_names() {
+async fn the_certificate_is_selected_by_sni() {
     let authority = Authority::new();
     let first = authority.issue(&["a.test"]);
     let wildcard = authority.issue(&["*.b.test"]);
@@ -47,7 +47,7 @@ async fn a_client_gets_the_certificate_of_the_host_that_it_names() {
         let found = certificate(&client.connect(address, host).await.unwrap());
         assert_eq!(found, der(&pair.cert), "{host}");
     }
-    // A wildcard stands for one label.
+    // A wildcard covers one label.
     for host in ["x.y.b.test", "b.test", "unknown.test"] {
         let said = s_client(address, &["-servername", host]).await;
         assert!(said.contains("unrecognized name"), "{host}: {said}");
@@ -58,7 +58,7 @@ async fn a_client_gets_the_certificate_of_the_host_that_it_names() {
 }
 
 #[tokio::test]
-async fn only_versions_that_are_allowed_are_spoken() {
+async fn only_allowed_versions_are_negotiated() {
     let site = Site::start().await;
     let old = ["-servername", "app.test", "-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"];
     let said = s_client(site.address, &old).await;
@@ -77,7 +77,7 @@ async fn only_versions_that_are_allowed_are_spoken() {
 }
 
 #[tokio::test]
-async fn keys_are_exchanged_in_a_way_that_quantum_computers_do_not_break() {
+async fn the_key_exchange_is_post_quantum() {
     let site = Site::start().await;
     let client = secure(&site).await;
     let group = client.stream.get_ref().1.negotiated_key_exchange_group().unwrap().name();
@@ -85,12 +85,12 @@ async fn keys_are_exchanged_in_a_way_that_quantum_computers_do_not_break() {
 }
 
 #[tokio::test]
-async fn a_session_is_taken_up_again_by_any_worker_and_without_early_data() {
+async fn any_worker_resumes_a_session_without_early_data() {
     let site = Site::start_with("threads = 4", "").await;
     for version in [&TLS12, &TLS13] {
         let client = Rustls::with(&site.authority, &[version], |config| config.enable_early_data = true);
         let mut first = client.connect(site.address, "app.test").await.unwrap();
-        // The tickets come with the first bytes that are read.
+        // The tickets arrive with the first bytes that are read.
         assert_eq!(first.get("/").await.status, 200);
         assert_eq!(first.stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
         for _ in 0..8 {
@@ -113,7 +113,7 @@ async fn a_session_is_taken_up_again_by_any_worker_and_without_early_data() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_go_on_is_closed_when_its_time_is_over() {
+async fn a_stalled_handshake_times_out() {
     let site = Site::start_with("limits = { tls_handshake_timeout = \"300ms\" }", "").await;
     for start in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01"] {
         let mut stream = TcpStream::connect(site.address).await.unwrap();
@@ -127,7 +127,7 @@ async fn a_client_that_does_not_go_on_is_closed_when_its_time_is_over() {
 }
 
 #[tokio::test]
-async fn clients_that_stall_in_their_handshake_keep_nobody_out() {
+async fn stalled_handshakes_are_evicted_for_new_clients() {
     let site = Site::start_with("threads = 1\nlimits = { tls_handshakes = 4 }", "").await;
     let mut stalled = Vec::new();
     for _ in 0..20 {
@@ -136,7 +136,7 @@ async fn clients_that_stall_in_their_handshake_keep_nobody_out() {
         stalled.push(stream);
     }
     assert_eq!(secure(&site).await.get("/").await.status, 200);
-    until("the oldest have made room", async || (failures(&site, "crowded").await >= 16).then_some(())).await;
+    until("the oldest are evicted", async || (failures(&site, "evicted").await >= 16).then_some(())).await;
     let metrics = site.proxy.client.metrics().await.unwrap();
     assert!(metrics.contains("uh_proxy_tls_handshakes_in_progress 3\n"), "{metrics}");
     let mut oldest = Vec::new();
@@ -144,13 +144,13 @@ async fn clients_that_stall_in_their_handshake_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn plain_http_on_the_https_port_is_answered_in_plain_http() {
+async fn plain_http_on_the_https_port_gets_a_plain_400() {
     let site = Site::start().await;
     let response = Wire::connect(site.address).await.get("/").await;
     assert_eq!(response.status, 400);
     assert!(response.text().contains("use https://"), "{}", response.text());
     assert_eq!(failures(&site, "plain_http").await, 1);
-    // Something else entirely gets no answer, and none is waited for.
+    // Anything else is closed at once, without an answer.
     let mut other = TcpStream::connect(site.address).await.unwrap();
     other.write_all(b"\x00\x01\x02").await.unwrap();
     let mut rest = Vec::new();
@@ -160,7 +160,7 @@ async fn plain_http_on_the_https_port_is_answered_in_plain_http() {
 }
 
 #[tokio::test]
-async fn a_connection_beyond_the_limit_is_closed_before_anything_is_computed_for_it() {
+async fn a_connection_over_the_limit_is_closed_before_its_handshake() {
     let site = Site::start_with("limits = { connections = 1 }", "").await;
     let mut first = secure(&site).await;
     // In the middle of a request, so that it can't be closed to make room.
@@ -176,18 +176,18 @@ async fn a_connection_beyond_the_limit_is_closed_before_anything_is_computed_for
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_trust_the_certificate_is_logged_in_words() {
+async fn a_client_that_rejects_the_certificate_is_logged() {
     let site = Site::start().await;
     let stranger = Rustls::new(&Authority::new());
     assert!(stranger.connect(site.address, "app.test").await.is_err());
-    site.home.until_said("the client doesn't accept the certificate").await;
+    site.home.until_said("the client rejected the certificate").await;
     assert_eq!(failures(&site, "distrusted").await, 1);
     let (code, _) = curl(&site, "/", &["--cacert", "/dev/null"]).await;
     assert_ne!(code, 0);
 }
 
 #[tokio::test]
-async fn a_client_of_another_protocol_is_refused() {
+async fn a_client_without_http1_in_its_alpn_is_rejected() {
     let site = Site::start().await;
     let said = s_client(site.address, &["-servername", "app.test", "-alpn", "spdy/3"]).await;
     assert!(said.contains("no application protocol"), "{said}");
@@ -197,7 +197,7 @@ async fn a_client_of_another_protocol_is_refused() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_handshakes_in_progress_soon() {
+async fn a_stop_soon_ends_handshakes_in_progress() {
     let mut site = Site::start().await;
     let mut stalled = TcpStream::connect(site.address).await.unwrap();
     stalled.write_all(b"\x16\x03\x01").await.unwrap();
@@ -213,7 +213,7 @@ async fn a_stop_ends_handshakes_in_progress_soon() {
 }
 
 #[tokio::test]
-async fn a_socket_of_the_service_manager_is_served_and_waits_over_a_restart() {
+async fn a_systemd_socket_is_served_and_connections_wait_during_a_restart() {
     let authority = Authority::new();
     let pair = authority.issue(&["app.test"]);
     let app = SampleApp::start("blue", "1").await;
@@ -228,7 +228,7 @@ async fn a_socket_of_the_service_manager_is_served_and_waits_over_a_restart() {
     assert_eq!(client.connect(address, "app.test").await.unwrap().get("/").await.status, 200);
     proxy.signal(rustix::process::Signal::TERM);
     assert_eq!(proxy.ended().await.code(), Some(0));
-    // It waits in the queue of the socket that nobody serves.
+    // The connection waits in the socket's accept queue.
     let waiting =
         tokio::spawn(async move { client.connect(address, "app.test").await.unwrap().get("/").await });
     let _proxy = home.start_as(activated(&home, &listener)).await;

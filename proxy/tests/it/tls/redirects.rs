@@ -1,4 +1,4 @@
-//! From plain HTTP to HTTPS, from other hosts to the main one, and HSTS.
+//! Redirects to HTTPS and to the main host, and HSTS.
 
 use super::certificates::{Authority, home, put};
 use super::clients::Rustls;
@@ -6,7 +6,7 @@ use crate::harness::{Home, Proxy, SampleApp, Scripted, Then, until};
 use crate::wire::{Response, Wire};
 use tokio::io::AsyncWriteExt as _;
 
-/// A front door for `app.test` and `www.app.test`, with these lines in `[server.tls]` and in the service.
+/// A proxy with a certificate for `app.test` and `www.app.test`; adds lines to `[server.tls]` and to the service.
 async fn front(tls: &str, service: &str) -> (Authority, Home, Proxy, SampleApp) {
     let authority = Authority::new();
     let pair = authority.issue(&["app.test", "www.app.test"]);
@@ -48,7 +48,7 @@ async fn plain_http_is_redirected_with_its_path_query_and_method() {
     assert_eq!((line["termination"].as_str(), line["service"].as_str()), (Some("RD"), Some("app")));
     let (_authority, _home, proxy, _app) =
         front("redirect = true\nredirect_port = 8443", "redirect_https = false").await;
-    assert_eq!(ask(&proxy, "GET", "/", "app.test", "").await.status, 200, "the service says otherwise");
+    assert_eq!(ask(&proxy, "GET", "/", "app.test", "").await.status, 200, "the service overrides it");
 }
 
 #[tokio::test]
@@ -69,10 +69,10 @@ async fn a_load_balancers_probe_is_served_wherever_the_health_path_is_public() {
 }
 
 #[tokio::test]
-async fn a_redirect_leads_to_no_host_that_nobody_has_configured() {
+async fn a_redirect_leads_only_to_known_hosts() {
     let (_authority, _home, proxy, _app) = front("redirect = true\nredirect_port = 8443", "").await;
     let response = ask(&proxy, "GET", "/x", "www.app.test", "").await;
-    assert_eq!(response.header("location"), Some("https://www.app.test:8443/x"), "a certificate is for it");
+    assert_eq!(response.header("location"), Some("https://www.app.test:8443/x"), "a certificate covers it");
     for host in ["evil.test", "app.test.evil.test", "127.0.0.1", "[::1]:80"] {
         let response = ask(&proxy, "GET", "/", host, "").await;
         assert_eq!((response.status, response.header("location")), (421, None), "{host}");
@@ -80,7 +80,7 @@ async fn a_redirect_leads_to_no_host_that_nobody_has_configured() {
 }
 
 #[tokio::test]
-async fn a_request_that_came_over_https_to_a_trusted_proxy_is_not_redirected() {
+async fn a_request_received_over_https_by_a_trusted_proxy_is_not_redirected() {
     let authority = Authority::new();
     let pair = authority.issue(&["app.test"]);
     let app = SampleApp::start("blue", "1").await;
@@ -96,7 +96,7 @@ async fn a_request_that_came_over_https_to_a_trusted_proxy_is_not_redirected() {
 }
 
 #[tokio::test]
-async fn other_hosts_lead_to_the_main_one_in_one_step() {
+async fn redirect_hosts_lead_to_the_main_host_in_one_step() {
     let service = "hosts = [\"app.test\", \"also.app.test\"]\nredirect_hosts = [\"www.app.test\"]";
     let (authority, _home, proxy, _app) = front("", service).await;
     let response = ask(&proxy, "GET", "/x?y", "www.app.test:8080", "").await;
@@ -114,7 +114,7 @@ async fn other_hosts_lead_to_the_main_one_in_one_step() {
 }
 
 #[tokio::test]
-async fn hsts_is_on_every_answer_over_https_and_the_apps_own_wins() {
+async fn hsts_is_on_every_response_over_https_unless_the_app_sets_it() {
     let app = Scripted::start(|head, mut stream| async move {
         let own = if head.starts_with("GET /own") { "Strict-Transport-Security: max-age=1\r\n" } else { "" };
         let response = format!("HTTP/1.1 200 OK\r\n{own}Content-Length: 0\r\n\r\n");
@@ -149,7 +149,7 @@ async fn hsts_is_on_every_answer_over_https_and_the_apps_own_wins() {
 }
 
 #[tokio::test]
-async fn nobody_is_redirected_to_a_listener_that_only_a_restart_opens() {
+async fn a_listener_that_waits_for_a_restart_causes_no_redirects() {
     let authority = Authority::new();
     let pair = authority.issue(&["app.test"]);
     let app = SampleApp::start("blue", "1").await;

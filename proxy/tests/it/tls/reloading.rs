@@ -1,4 +1,4 @@
-//! Certificates that change while we run: what can be served is, what can't changes nothing, and no connection notices.
+//! Reloading certificates: valid ones are served, invalid ones change nothing, and open connections are unaffected.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,8 +13,8 @@ use super::certificates::{Authority, Pair, Site, address, home, put};
 use super::clients::{Rustls, Secure, s_client, secure};
 use crate::harness::{SampleApp, cli, until};
 
-/// The serial number of the certificate that a new connection gets, as openssl prints it.
-async fn serial(client: &Rustls, site: &Site) -> Vec<u8> {
+/// The certificate that a new connection gets, as DER.
+async fn served(client: &Rustls, site: &Site) -> Vec<u8> {
     let connection: Secure = client.connect(site.address, "app.test").await.unwrap();
     connection.stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
 }
@@ -30,7 +30,7 @@ async fn reload(site: &Site) -> (i32, String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_renewed_certificate_is_served_after_a_reload_and_no_connection_notices() {
+async fn a_reload_serves_a_renewed_certificate_without_affecting_connections() {
     let site = Site::start().await;
     let client = Rustls::new(&site.authority);
     let stop = Arc::new(AtomicBool::new(false));
@@ -57,7 +57,7 @@ async fn a_renewed_certificate_is_served_after_a_reload_and_no_connection_notice
             site.proxy.signal(Signal::HUP);
         }
         until("the new certificate is served", async || {
-            (serial(&client, &site).await == der(&new)).then_some(())
+            (served(&client, &site).await == der(&new)).then_some(())
         })
         .await;
     }
@@ -68,7 +68,7 @@ async fn a_renewed_certificate_is_served_after_a_reload_and_no_connection_notice
 }
 
 #[tokio::test]
-async fn what_can_not_be_served_changes_nothing_and_says_why() {
+async fn an_invalid_certificate_changes_nothing_and_is_reported() {
     let site = Site::start().await;
     let client = Rustls::new(&site.authority);
     let other = site.authority.issue(&["app.test"]);
@@ -79,7 +79,7 @@ async fn what_can_not_be_served_changes_nothing_and_says_why() {
         (key_of(&other, &site.pair), format!("{} isn't the key of {}", file("app.key"), file("app.crt"))),
         (
             Pair { cert: "nonsense".to_owned(), ..other.clone() },
-            format!("{} holds no certificate", file("app.crt")),
+            format!("{} contains no certificate", file("app.crt")),
         ),
         (Pair { key: other.cert.clone(), ..other.clone() }, "swap cert and key".to_owned()),
         (expired, format!("{} expired on 2020-01-01T00:00:00Z", file("app.crt"))),
@@ -88,7 +88,7 @@ async fn what_can_not_be_served_changes_nothing_and_says_why() {
         let (code, said) = reload(&site).await;
         assert!(code != 0 && said.contains(&why), "{why}: {said}");
         assert!(said.contains("server.tls.certificates[0]"), "{said}");
-        assert_eq!(serial(&client, &site).await, der(&site.pair), "{why}");
+        assert_eq!(served(&client, &site).await, der(&site.pair), "{why}");
         let config = site.home.path("uh-proxy.toml").display().to_string();
         let (code, out, err) = cli(&site.home.socket(), &["check", "--config", &config]).await;
         assert!(code != 0 && err.contains(&why), "{why}: {out}{err}");
@@ -96,14 +96,17 @@ async fn what_can_not_be_served_changes_nothing_and_says_why() {
     fs::remove_file(site.home.path("app.key")).unwrap();
     let (code, said) = reload(&site).await;
     assert!(code != 0 && said.contains(&format!("cannot read {}", file("app.key"))), "{said}");
-    assert_eq!(serial(&client, &site).await, der(&site.pair));
+    assert_eq!(served(&client, &site).await, der(&site.pair));
     put(&site.home, "app", &other);
-    assert_eq!(reload(&site).await.0, 0);
-    assert_eq!(serial(&client, &site).await, der(&other));
+    let (code, said) = reload(&site).await;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("reloaded: server.tls.certificates ("), "{said}");
+    assert!(reload(&site).await.1.contains("no changes"), "the same certificate again");
+    assert_eq!(served(&client, &site).await, der(&other));
 }
 
 #[tokio::test]
-async fn a_front_door_does_not_start_with_a_certificate_that_can_not_be_served() {
+async fn an_invalid_certificate_prevents_the_start() {
     let authority = Authority::new();
     let (one, two) = (authority.issue(&["a.test"]), authority.issue(&["b.test"]));
     let mixed = Pair { key: two.key.clone(), ..one.clone() };
@@ -117,43 +120,43 @@ async fn a_front_door_does_not_start_with_a_certificate_that_can_not_be_served()
         "server.tls.certificates[0]: ",
         "isn't the key of",
         "server.tls.certificates[1]: ",
-        "holds no certificate",
+        "contains no certificate",
     ] {
         assert!(said.contains(mistake), "{mistake} is missing in {said}");
     }
 }
 
 #[tokio::test]
-async fn a_ticket_does_not_bring_back_a_host_whose_certificate_was_withdrawn() {
+async fn a_ticket_can_not_resume_a_host_whose_certificate_was_removed() {
     let authority = Authority::new();
-    let (kept, withdrawn) = (authority.issue(&["kept.test"]), authority.issue(&["withdrawn.test"]));
+    let (kept, removed) = (authority.issue(&["kept.test"]), authority.issue(&["removed.test"]));
     let app = SampleApp::start("blue", "1").await;
-    let pairs = [("kept", &kept), ("withdrawn", &withdrawn)];
+    let pairs = [("kept", &kept), ("removed", &removed)];
     let home = home((app.address, app.address), &authority, &pairs, "", "");
     let proxy = home.start().await;
     proxy.until_healthy().await;
     let address = address(&proxy).await;
     let client = Rustls::new(&authority);
-    for host in ["kept.test", "withdrawn.test"] {
+    for host in ["kept.test", "removed.test"] {
         assert_eq!(client.connect(address, host).await.unwrap().get("/").await.status, 200);
         let again = client.connect(address, host).await.unwrap();
         assert_eq!(again.stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
     }
     let config = fs::read_to_string(home.path("uh-proxy.toml")).unwrap();
-    let entry = format!(", {}", put(&home, "withdrawn", &withdrawn));
+    let entry = format!(", {}", put(&home, "removed", &removed));
     assert!(config.contains(&entry), "{config}");
     home.write_config(&config.replace(&entry, ""));
     let (code, out, err) = cli(&home.socket(), &["reload"]).await;
     assert_eq!(code, 0, "{out}{err}");
     let again = client.connect(address, "kept.test").await.unwrap();
     assert_eq!(again.stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed), "over a reload");
-    assert!(client.connect(address, "withdrawn.test").await.is_err());
-    assert!(s_client(address, &["-servername", "withdrawn.test"]).await.contains("unrecognized name"));
+    assert!(client.connect(address, "removed.test").await.is_err());
+    assert!(s_client(address, &["-servername", "removed.test"]).await.contains("unrecognized name"));
 }
 
-/// As certbot and Kubernetes do it: the configuration names links, and what changes is where they lead.
+/// certbot and Kubernetes do this: the configuration names links, and a renewal changes their targets.
 #[tokio::test]
-async fn a_certificate_behind_a_swapped_link_is_found_without_a_reload() {
+async fn a_swapped_link_is_noticed_without_a_reload() {
     let site = Site::start().await;
     let new = site.authority.issue(&["app.test"]);
     for (name, text) in [("new.crt", &new.cert), ("new.key", &new.key)] {
@@ -166,19 +169,19 @@ async fn a_certificate_behind_a_swapped_link_is_found_without_a_reload() {
     }
     let client = Rustls::new(&site.authority);
     let begun = std::time::Instant::now();
-    while serial(&client, &site).await != der(&new) {
-        assert!(begun.elapsed() < Duration::from_secs(45), "it was not found");
+    while served(&client, &site).await != der(&new) {
+        assert!(begun.elapsed() < Duration::from_secs(45), "the change was not noticed");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     site.home.until_said("certificate loaded; new connections get it").await;
-    // And now one that doesn't match: it is found, too, and said.
+    // Then a key that doesn't match: it is noticed and reported too.
     fs::write(site.home.path("new.key"), &site.pair.key).unwrap();
     let problem = loop {
         let status = site.proxy.status().await;
         if let Some(problem) = status.proxy.certificates[0].problem.clone() {
             break problem;
         }
-        assert!(begun.elapsed() < Duration::from_secs(90), "it was not found");
+        assert!(begun.elapsed() < Duration::from_secs(90), "the change was not noticed");
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
     assert!(problem.contains("isn't the key of"), "{problem}");
