@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::root;
 
 /// Phrases that aren't used, with what to write instead.
-const PHRASES: [(&str, &str); 39] = [
+const PHRASES: [(&str, &str); 43] = [
     ("anew", "again"),
     ("mend", "fix"),
     ("mends", "fixes"),
@@ -43,6 +43,10 @@ const PHRASES: [(&str, &str); 39] = [
     ("gets through", "can connect, bypasses"),
     ("whose word", "which is trusted"),
     ("at the end of the process", "at shutdown"),
+    ("stays in force", "is still served, still applies"),
+    ("is no news", "isn't reported"),
+    ("certificate is for", "certificate covers"),
+    ("taken up again", "resumed"),
     ("he", "it, they or you"),
     ("him", "it, them or you"),
     ("his", "its, their or your"),
