@@ -214,7 +214,7 @@ fn a_recovery_by_another_runtime_is_refused() {
         process.replace(&command, "[runtime]\nkind = \"docker\"\n[runtime.docker]\nimage = \"app\""),
     )
     .unwrap();
-    stage.expect(6, &["recover"]).says("was started by the process runtime, and runtime.kind is now docker");
+    stage.expect(6, &["recover"]).says("was started by the process runtime, but runtime.kind is now docker");
     assert!(stage.answers("green").is_some(), "nothing was changed");
     fs::write(&docker, process).unwrap();
     stage.expect(0, &["recover"]).says("the candidate was removed");
