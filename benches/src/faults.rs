@@ -33,7 +33,7 @@ pub const BROKEN: &[&str] =
 
 /// The conditions that a fault runs under.
 #[derive(Debug, Clone)]
-pub struct Surroundings {
+pub struct FaultConditions {
     /// A directory of its own.
     pub dir: PathBuf,
     /// Whether mounts and network are in separate namespaces that end with this process.
@@ -79,7 +79,7 @@ pub struct Fault {
     /// Whether the short form has it.
     pub in_short: bool,
     /// Injects it.
-    pub run: fn(Surroundings) -> Run,
+    pub run: fn(FaultConditions) -> Run,
 }
 
 impl Fault {

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use uh_benches::compare::backend::Backends;
 use uh_benches::compare::proxies::{ALL, DESCRIPTORS, Proxy};
 use uh_benches::compare::report::Report;
-use uh_benches::compare::rows::{self, Effort, LOAD_CORE, Samples, Setting};
+use uh_benches::compare::rows::{self, Effort, LOAD_CORE, Measurements, Setting};
 use uh_benches::compare::switches;
 use uh_benches::process::raise_descriptors;
 use uh_benches::workdir;
@@ -138,7 +138,7 @@ fn run(options: &Options, backends: &Backends, dir: &Path) -> Result<()> {
     ] {
         if options.has(part) {
             say(start, &format!("{setting:?}"))?;
-            let mut samples = Samples::new();
+            let mut samples = Measurements::new();
             let named = options.rows.as_deref().unwrap_or_default();
             rows::measure_setting(setting, named, &proxies, backends, dir, options.effort(), &mut samples)?;
             report.samples.extend(samples);

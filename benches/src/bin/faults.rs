@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use clap::Parser;
 use rustix::process::geteuid;
-use uh_benches::faults::{Outcome, Surroundings, all, table};
+use uh_benches::faults::{FaultConditions, Outcome, all, table};
 use uh_benches::process::raise_descriptors;
 use uh_benches::workdir;
 
@@ -80,7 +80,8 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
         }
         let dir = dir.join(nth.to_string());
         fs::create_dir(&dir)?;
-        let around = Surroundings { dir: dir.clone(), isolated: options.isolated, thorough: !options.short };
+        let around =
+            FaultConditions { dir: dir.clone(), isolated: options.isolated, thorough: !options.short };
         let complaints = match (fault.run)(around).await {
             Ok(Outcome::Skipped(why)) => {
                 writeln!(out, "{}: skipped, {why}\n", fault.name)?;

@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
-use uh_benches::faults::stage::{SOON, Setup, Stage, apps};
+use uh_benches::faults::stage::{SOON, Stage, StageSetup, apps};
 use uh_benches::percentiles::grouped;
 use uh_benches::series::Series;
 use uh_benches::websocket::WebSocket;
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 
 /// What was sampled.
 #[derive(Default)]
-struct Samples {
+struct SoakSamples {
     resident_kib: Series,
     descriptors: Series,
     threads: Series,
@@ -76,12 +76,12 @@ struct Extras {
 
 async fn run(options: &Options, dir: &Path) -> Result<()> {
     let apps = apps(dir).await?;
-    let setup = Setup { rate: Some(options.rate), tables: tables("60s"), ..Setup::before(&apps) };
+    let setup = StageSetup { rate: Some(options.rate), tables: tables("60s"), ..StageSetup::before(&apps) };
     let mut stage = Stage::start(dir, setup).await?;
     let pid = stage.front()?.id();
     let (begun, length_s) = (Instant::now(), options.minutes * 60.0);
     let extras = Rc::new(Extras::default());
-    let (mut samples, mut happened, mut next_at) = (Samples::default(), 0u64, 0.0);
+    let (mut samples, mut happened, mut next_at) = (SoakSamples::default(), 0u64, 0.0);
     while begun.elapsed().as_secs_f64() < length_s {
         if begun.elapsed().as_secs_f64() >= next_at {
             sample(&mut samples, pid, begun.elapsed().as_secs_f64())?;
@@ -184,7 +184,7 @@ async fn half_a_head(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-fn sample(samples: &mut Samples, pid: u32, at: f64) -> Result<()> {
+fn sample(samples: &mut SoakSamples, pid: u32, at: f64) -> Result<()> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let figure = |name: &str| -> Result<f64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).context("an unexpected status")?;
@@ -196,7 +196,7 @@ fn sample(samples: &mut Samples, pid: u32, at: f64) -> Result<()> {
     Ok(())
 }
 
-fn write(options: &Options, samples: &Samples) -> Result<()> {
+fn write(options: &Options, samples: &SoakSamples) -> Result<()> {
     fs::create_dir_all(&options.out)?;
     let mut csv = String::from("seconds,resident_kib,descriptors,threads\n");
     for (index, (at, resident)) in samples.resident_kib.points.iter().enumerate() {
@@ -215,7 +215,7 @@ fn write(options: &Options, samples: &Samples) -> Result<()> {
 async fn finish(
     mut stage: Stage,
     extras: &Extras,
-    samples: &Samples,
+    samples: &SoakSamples,
     happened: u64,
     length_s: f64,
 ) -> Result<()> {

@@ -95,7 +95,7 @@ pub struct Running {
 }
 
 /// What a proxy's module is given to write a configuration from.
-struct Stage<'a> {
+struct ProxyInputs<'a> {
     program: &'a Path,
     dir: &'a Path,
     listen: SocketAddr,
@@ -103,7 +103,7 @@ struct Stage<'a> {
     terms: &'a Terms,
 }
 
-impl Stage<'_> {
+impl ProxyInputs<'_> {
     fn file(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
     }
@@ -182,7 +182,7 @@ impl Proxy {
         }
         fs::create_dir_all(&dir)?;
         let (listen, admin) = (free_address()?, free_address()?);
-        let stage = Stage { program: &program, dir: &dir, listen, admin, terms };
+        let stage = ProxyInputs { program: &program, dir: &dir, listen, admin, terms };
         let mut command = match self {
             Self::UhProxy => uh_proxy::command(&stage)?,
             Self::Nginx => nginx::command(&stage, nginx::Log::InBatches)?,
@@ -238,7 +238,7 @@ impl Running {
     /// # Errors
     /// The proxy refuses.
     pub fn switch(&self, to: usize) -> Result<()> {
-        let stage = Stage {
+        let stage = ProxyInputs {
             program: &self.program,
             dir: &self.dir,
             listen: self.address,

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::proxies::{ALL, Proxy};
-use super::rows::{Memory, Samples};
+use super::rows::{Measurements, Memory};
 use super::switches::SwitchCost;
 use super::tables;
 
@@ -25,7 +25,7 @@ pub struct Report {
     /// What took part.
     pub proxies: Vec<Proxy>,
     /// The rows.
-    pub samples: Samples,
+    pub samples: Measurements,
     /// Memory.
     pub memory: Vec<(Proxy, Memory)>,
     /// Switches.

@@ -170,7 +170,7 @@ impl Row {
 
 /// One measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sample {
+pub struct Measurement {
     /// CPU time for each request, in microseconds.
     pub cpu_us: f64,
     /// The kernel's part of it.
@@ -277,7 +277,7 @@ pub fn job(row: &Row, proxy: &Running) -> Job {
 ///
 /// # Errors
 /// An answer is wrong or missing, or the proxy is gone.
-pub fn measure(row: &Row, proxy: &Running, time: Duration) -> Result<Sample> {
+pub fn measure(row: &Row, proxy: &Running, time: Duration) -> Result<Measurement> {
     let connections = match row.load {
         Load::Closed { connections, .. } | Load::Open { connections, .. } => connections,
     };
@@ -293,7 +293,7 @@ pub fn measure(row: &Row, proxy: &Running, time: Duration) -> Result<Sample> {
     let requests = outcome.latencies.len() as f64;
     let times: Times = outcome.latencies.into_iter().collect();
     let at = |per_mille| times.at(per_mille).unwrap_or_default().as_nanos() as f64 / 1000.0;
-    Ok(Sample {
+    Ok(Measurement {
         cpu_us: cpu.total.as_nanos() as f64 / 1000.0 / requests,
         kernel_share: cpu.kernel_share(),
         rate: requests / outcome.took.as_secs_f64(),
@@ -303,7 +303,7 @@ pub fn measure(row: &Row, proxy: &Running, time: Duration) -> Result<Sample> {
 }
 
 /// All samples, by row and proxy.
-pub type Samples = BTreeMap<(usize, Proxy), Vec<Sample>>;
+pub type Measurements = BTreeMap<(usize, Proxy), Vec<Measurement>>;
 
 /// Measures the rows of one setting that have `named` in their name, each proxy in turn, several rounds.
 ///
@@ -316,7 +316,7 @@ pub fn measure_setting(
     backends: &Backends,
     dir: &Path,
     effort: Effort,
-    samples: &mut Samples,
+    samples: &mut Measurements,
 ) -> Result<()> {
     let rows: Vec<(usize, &Row)> = ROWS
         .iter()

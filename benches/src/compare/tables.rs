@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::proxies::Proxy;
-use super::rows::{Load, Memory, ROWS, Row, Sample, Samples, Setting, USUAL};
+use super::rows::{Load, Measurement, Measurements, Memory, ROWS, Row, Setting, USUAL};
 use super::switches::SwitchCost;
 use crate::percentiles::{Times, grouped};
 
@@ -51,11 +51,11 @@ fn ratio(ours: Option<f64>, theirs: Option<f64>) -> String {
 struct Column<'a> {
     rows: &'a dyn Fn(&Row) -> bool,
     title: &'a str,
-    value: &'a dyn Fn(&Row, &Sample) -> f64,
-    show: &'a dyn Fn(&[f64], &[Sample]) -> String,
+    value: &'a dyn Fn(&Row, &Measurement) -> f64,
+    show: &'a dyn Fn(&[f64], &[Measurement]) -> String,
 }
 
-fn table(samples: &Samples, proxies: &[Proxy], column: &Column<'_>) -> String {
+fn table(samples: &Measurements, proxies: &[Proxy], column: &Column<'_>) -> String {
     let shown: Vec<Proxy> = proxies.iter().copied().filter(|proxy| *proxy != Proxy::NginxByLine).collect();
     let mut text = format!("| {} |", column.title);
     for proxy in &shown {
@@ -88,7 +88,7 @@ fn table(samples: &Samples, proxies: &[Proxy], column: &Column<'_>) -> String {
 
 /// CPU time for each request.
 #[must_use]
-pub fn cpu(samples: &Samples, proxies: &[Proxy]) -> String {
+pub fn cpu(samples: &Measurements, proxies: &[Proxy]) -> String {
     let mut text = table(
         samples,
         proxies,
@@ -116,7 +116,7 @@ fn is_large(row: &Row) -> bool {
 
 /// CPU time for each gigabyte.
 #[must_use]
-pub fn cpu_of_bytes(samples: &Samples, proxies: &[Proxy]) -> String {
+pub fn cpu_of_bytes(samples: &Measurements, proxies: &[Proxy]) -> String {
     table(
         samples,
         proxies,
@@ -131,7 +131,7 @@ pub fn cpu_of_bytes(samples: &Samples, proxies: &[Proxy]) -> String {
 
 /// Where the CPU time was spent.
 #[must_use]
-pub fn user_and_kernel(samples: &Samples, proxies: &[Proxy]) -> String {
+pub fn user_and_kernel(samples: &Measurements, proxies: &[Proxy]) -> String {
     table(
         samples,
         proxies,
@@ -152,7 +152,7 @@ pub fn user_and_kernel(samples: &Samples, proxies: &[Proxy]) -> String {
 
 /// Requests a second.
 #[must_use]
-pub fn rate(samples: &Samples, proxies: &[Proxy]) -> String {
+pub fn rate(samples: &Measurements, proxies: &[Proxy]) -> String {
     table(
         samples,
         proxies,
@@ -171,7 +171,7 @@ pub fn rate(samples: &Samples, proxies: &[Proxy]) -> String {
 
 /// Latency at fixed rates. The ratios are of p99.
 #[must_use]
-pub fn latency(samples: &Samples, proxies: &[Proxy]) -> String {
+pub fn latency(samples: &Measurements, proxies: &[Proxy]) -> String {
     table(
         samples,
         proxies,
@@ -192,7 +192,7 @@ pub fn latency(samples: &Samples, proxies: &[Proxy]) -> String {
 
 /// What two cores bring.
 #[must_use]
-pub fn scaling(samples: &Samples, proxies: &[Proxy]) -> String {
+pub fn scaling(samples: &Measurements, proxies: &[Proxy]) -> String {
     let cost = |row: &dyn Fn(&Row) -> bool, proxy: Proxy| {
         let index = ROWS.iter().position(row)?;
         median(samples.get(&(index, proxy))?.iter().map(|sample| sample.cpu_us))
@@ -274,14 +274,14 @@ mod tests {
 
     #[test]
     fn a_row_shows_each_proxy_and_our_ratios() {
-        let sample = |cpu_us| Sample {
+        let sample = |cpu_us| Measurement {
             cpu_us,
             kernel_share: 0.8,
             rate: 1e6 / cpu_us,
             busy: 1.0,
             latency_us: [1.0, 2.0, 3.0],
         };
-        let samples: Samples = [
+        let samples: Measurements = [
             ((0, Proxy::UhProxy), vec![sample(18.0), sample(20.0), sample(19.0)]),
             ((0, Proxy::Nginx), vec![sample(20.0)]),
         ]

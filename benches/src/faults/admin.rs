@@ -10,8 +10,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
-use super::stage::{Setup, Stage, apps};
-use super::{Fault, Outcome, Surroundings};
+use super::stage::{Stage, StageSetup, apps};
+use super::{Fault, FaultConditions, Outcome};
 
 /// The faults of this file.
 pub const FAULTS: &[Fault] = &[
@@ -38,9 +38,9 @@ pub const FAULTS: &[Fault] = &[
     },
 ];
 
-async fn removed(around: Surroundings) -> Result<Outcome> {
+async fn removed(around: FaultConditions) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
-    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup::before(&apps)).await?;
     let socket = stage.admin.socket().to_owned();
     let directory = socket.parent().context("no directory")?.to_owned();
     let mut slowest = Duration::ZERO;
@@ -67,9 +67,9 @@ async fn removed(around: Surroundings) -> Result<Outcome> {
     stage.finish(operator, slowest, Vec::new()).await
 }
 
-async fn taken_over(around: Surroundings) -> Result<Outcome> {
+async fn taken_over(around: FaultConditions) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
-    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup::before(&apps)).await?;
     let socket = stage.admin.socket().to_owned();
     fs::remove_file(&socket)?;
     let other = UnixListener::bind(&socket)?;
@@ -87,9 +87,9 @@ async fn taken_over(around: Surroundings) -> Result<Outcome> {
     stage.finish(operator, recovery, Vec::new()).await
 }
 
-async fn crowded(around: Surroundings) -> Result<Outcome> {
+async fn crowded(around: FaultConditions) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
-    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup::before(&apps)).await?;
     let mut crowd = JoinSet::new();
     let shown_out = Arc::new(AtomicUsize::new(0));
     for _ in 0..1000 {

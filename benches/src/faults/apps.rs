@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::time::timeout;
 
 use super::scripted::{Manner, Scripted};
-use super::stage::{SOON, Setup, Stage, ask};
-use super::{Fault, Outcome, Surroundings};
+use super::stage::{SOON, Stage, StageSetup, ask};
+use super::{Fault, FaultConditions, Outcome};
 use crate::fickle::{self, Book, Death, When};
 
 /// The faults of this file.
@@ -37,16 +37,19 @@ pub const FAULTS: &[Fault] = &[
 
 const SHORT_READ: &str = "[services.app.timeouts]\nread = \"1s\"\n";
 
-async fn pair() -> Result<(Scripted, Scripted, Setup)> {
+async fn pair() -> Result<(Scripted, Scripted, StageSetup)> {
     let (blue, green) = (Scripted::start("blue").await?, Scripted::start("green").await?);
-    let setup =
-        Setup { blue: blue.address.to_string(), green: green.address.to_string(), ..Setup::default() };
+    let setup = StageSetup {
+        blue: blue.address.to_string(),
+        green: green.address.to_string(),
+        ..StageSetup::default()
+    };
     Ok((blue, green, setup))
 }
 
-async fn hangs(around: Surroundings) -> Result<Outcome> {
+async fn hangs(around: FaultConditions) -> Result<Outcome> {
     let (blue, _green, setup) = pair().await?;
-    let mut stage = Stage::start(&around.dir, Setup { tables: SHORT_READ.to_owned(), ..setup }).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup { tables: SHORT_READ.to_owned(), ..setup }).await?;
     blue.behave(Manner::Silent);
     let begun = Instant::now();
     let status = timeout(SOON, ask(stage.address, "/")).await??;
@@ -58,10 +61,10 @@ async fn hangs(around: Surroundings) -> Result<Outcome> {
     stage.finish(operator, recovery, vec![format!("504 after {} ms", waited.as_millis())]).await
 }
 
-async fn drips(around: Surroundings) -> Result<Outcome> {
+async fn drips(around: FaultConditions) -> Result<Outcome> {
     let (blue, _green, setup) = pair().await?;
     let tables = "[services.app.timeouts]\nread = \"3s\"\n".to_owned();
-    let mut stage = Stage::start(&around.dir, Setup { tables, ..setup }).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup { tables, ..setup }).await?;
     blue.behave(Manner::Drip);
     stage
         .until("clients wait", async |stage| {
@@ -76,7 +79,7 @@ async fn drips(around: Surroundings) -> Result<Outcome> {
     stage.finish(operator, recovery, Vec::new()).await
 }
 
-async fn closes_idle(around: Surroundings) -> Result<Outcome> {
+async fn closes_idle(around: FaultConditions) -> Result<Outcome> {
     let mut retried = 0.0;
     let mut outcome = None;
     for (nth, death) in [Death::End, Death::Reset].into_iter().enumerate() {
@@ -86,8 +89,12 @@ async fn closes_idle(around: Surroundings) -> Result<Outcome> {
         let fickle = fickle::start(death, When::OnArrival, book).await?;
         let green = Scripted::start("green").await?;
         let tables = "[services.app.health]\nenabled = false\n".to_owned();
-        let setup =
-            Setup { blue: fickle.to_string(), green: green.address.to_string(), tables, ..Setup::default() };
+        let setup = StageSetup {
+            blue: fickle.to_string(),
+            green: green.address.to_string(),
+            tables,
+            ..StageSetup::default()
+        };
         let mut stage = Stage::start(&dir, setup).await?;
         stage.carry(200).await?;
         let line = "uh_proxy_retries_total{service=\"app\",backend=\"blue\",reason=\"stale_connection\"}";

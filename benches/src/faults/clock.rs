@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 
-use super::stage::{Setup, Stage, apps};
-use super::{Fault, Outcome, Surroundings};
+use super::stage::{Stage, StageSetup, apps};
+use super::{Fault, FaultConditions, Outcome};
 
 /// The faults of this file.
 pub const FAULTS: &[Fault] = &[Fault {
@@ -24,7 +24,7 @@ fn library() -> Option<PathBuf> {
     folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists())
 }
 
-async fn set(around: Surroundings) -> Result<Outcome> {
+async fn set(around: FaultConditions) -> Result<Outcome> {
     let Some(library) = library() else {
         return Ok(Outcome::Skipped("libfaketime is not installed (Debian: faketime)".to_owned()));
     };
@@ -40,7 +40,8 @@ async fn set(around: Surroundings) -> Result<Outcome> {
     ];
     let apps = apps(&around.dir).await?;
     let mut stage =
-        Stage::start(&around.dir, Setup { wrapper: wrapper.to_vec(), ..Setup::before(&apps) }).await?;
+        Stage::start(&around.dir, StageSetup { wrapper: wrapper.to_vec(), ..StageSetup::before(&apps) })
+            .await?;
     let mut operator = Vec::new();
     let mut slowest = Duration::ZERO;
     for (shift_s, to) in [(-3600, "green"), (3600, "blue")] {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::stage::{SOON, Setup, Stage, apps, ask};
-use super::{BROKEN, Fault, Outcome, Surroundings};
+use super::stage::{SOON, Stage, StageSetup, apps, ask};
+use super::{BROKEN, Fault, FaultConditions, Outcome};
 use crate::process::{run, sibling};
 
 /// The faults of this file.
@@ -102,13 +102,13 @@ fn skipped() -> Result<Outcome> {
     Ok(Outcome::Skipped("no right to mount here".to_owned()))
 }
 
-async fn state_full(around: Surroundings) -> Result<Outcome> {
+async fn state_full(around: FaultConditions) -> Result<Outcome> {
     if !around.isolated {
         return skipped();
     }
     let apps = apps(&around.dir).await?;
     let disk = Disk::mount(&around.dir.join("state"), "64k").await?;
-    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup::before(&apps)).await?;
     disk.fill()?;
     let switched = stage.switch("green").await?;
     ensure!(switched.changed && !switched.persisted, "on a full disk: {switched:?}");
@@ -126,13 +126,13 @@ async fn state_full(around: Surroundings) -> Result<Outcome> {
     stage.finish(operator, recovery, vec!["a restart keeps the switch".to_owned()]).await
 }
 
-async fn state_read_only(around: Surroundings) -> Result<Outcome> {
+async fn state_read_only(around: FaultConditions) -> Result<Outcome> {
     if !around.isolated {
         return skipped();
     }
     let apps = apps(&around.dir).await?;
     let disk = Disk::mount(&around.dir.join("state"), "64k").await?;
-    let stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let stage = Stage::start(&around.dir, StageSetup::before(&apps)).await?;
     // The lock file is open for writing, so the whole file system can only be made read-only by force.
     let Ok(()) = disk.remount("ro").await else { return read_only_by_bind(stage, disk).await };
     finish_read_only(stage, disk, false).await
@@ -162,7 +162,7 @@ async fn finish_read_only(mut stage: Stage, disk: Disk, bound: bool) -> Result<O
     stage.finish(operator, begun.elapsed(), Vec::new()).await
 }
 
-async fn log_full(around: Surroundings) -> Result<Outcome> {
+async fn log_full(around: FaultConditions) -> Result<Outcome> {
     if !around.isolated {
         return skipped();
     }
@@ -170,7 +170,7 @@ async fn log_full(around: Surroundings) -> Result<Outcome> {
     let disk = Disk::mount(&around.dir.join("logs"), "64k").await?;
     let log = around.dir.join("logs/access.jsonl");
     let server = format!("access_log = {{ path = {:?}, format = \"json\" }}", log.display().to_string());
-    let mut stage = Stage::start(&around.dir, Setup { server, ..Setup::before(&apps) }).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup { server, ..StageSetup::before(&apps) }).await?;
     disk.fill()?;
     let operator = stage.until_said("cannot write the access log").await?;
     stage.carry(100).await?;
@@ -191,13 +191,13 @@ async fn log_full(around: Surroundings) -> Result<Outcome> {
     stage.finish(operator, recovery, vec![format!("{lost} lines lost and counted, {bad} truncated")]).await
 }
 
-async fn journal_full(around: Surroundings) -> Result<Outcome> {
+async fn journal_full(around: FaultConditions) -> Result<Outcome> {
     if !around.isolated {
         return skipped();
     }
     let apps = apps(&around.dir).await?;
     let disk = Disk::mount(&around.dir.join("deploys"), "256k").await?;
-    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup::before(&apps)).await?;
     let config = around.dir.join("uh-deploy.toml");
     let text = |path: PathBuf| serde_json::Value::from(path.display().to_string()).to_string();
     // What a deploy would start is of no interest here: it never gets that far, or fails at once.
@@ -288,9 +288,9 @@ async fn journal_full(around: Surroundings) -> Result<Outcome> {
         .await
 }
 
-async fn state_damaged(around: Surroundings) -> Result<Outcome> {
+async fn state_damaged(around: FaultConditions) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
-    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup::before(&apps)).await?;
     stage.switch("green").await?;
     let file = stage.state_dir.join(".deployment-state.json");
     let copy = stage.state_dir.join(".deployment-state.json.last-good");

@@ -6,7 +6,7 @@ mod sweep;
 
 use anyhow::{Result, ensure};
 
-use super::{BROKEN, Fault, Outcome, Surroundings};
+use super::{BROKEN, Fault, FaultConditions, Outcome};
 use sweep::Sweep;
 
 /// What happens while a deploy is held at a point.
@@ -99,7 +99,7 @@ fn is_telling(point: &str) -> bool {
 /// Differences that are shown; the rest are counted.
 const SHOWN: usize = 3;
 
-async fn run(around: Surroundings, interference: Interference) -> Result<Outcome> {
+async fn run(around: FaultConditions, interference: Interference) -> Result<Outcome> {
     let mut sweep = Sweep::begin(&around.dir, interference).await?;
     let mut points = sweep.points().await?;
     if points.is_empty() {

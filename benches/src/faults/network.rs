@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::late::Late;
-use super::stage::{SOON, Setup, Stage, apps, ask};
-use super::{Fault, Outcome, Surroundings};
+use super::stage::{SOON, Stage, StageSetup, apps, ask};
+use super::{Fault, FaultConditions, Outcome};
 use crate::process::run;
 
 /// The faults of this file.
@@ -63,12 +63,12 @@ const LOSSY: &[&str] = &[
     "DROP",
 ];
 
-async fn lost(around: Surroundings) -> Result<Outcome> {
+async fn lost(around: FaultConditions) -> Result<Outcome> {
     if !around.isolated {
         return Ok(Outcome::Skipped("no right to make a network namespace".to_owned()));
     }
     let apps = apps(&around.dir).await?;
-    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup::before(&apps)).await?;
     if let Err(error) = output_of(LOSSY).await {
         return Ok(Outcome::Skipped(format!("can't install a lossy firewall rule here: {error:#}")));
     }
@@ -88,11 +88,14 @@ async fn lost(around: Surroundings) -> Result<Outcome> {
 /// How late bytes are, each way.
 const LATE: Duration = Duration::from_millis(20);
 
-async fn late(around: Surroundings) -> Result<Outcome> {
+async fn late(around: FaultConditions) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
     let (blue, green) = (Late::before(apps.0.address).await?, Late::before(apps.1.address).await?);
-    let setup =
-        Setup { blue: blue.address.to_string(), green: green.address.to_string(), ..Setup::default() };
+    let setup = StageSetup {
+        blue: blue.address.to_string(),
+        green: green.address.to_string(),
+        ..StageSetup::default()
+    };
     let mut stage = Stage::start(&around.dir, setup).await?;
     let hold = |by| [&blue, &green].map(|relay| relay.hold(by));
     hold(LATE);
@@ -117,7 +120,7 @@ async fn switch_three_times(stage: &mut Stage, thorough: bool) -> Result<String>
     Ok(line.with_context(|| format!("status: {status}"))?.to_owned())
 }
 
-async fn no_names(around: Surroundings) -> Result<Outcome> {
+async fn no_names(around: FaultConditions) -> Result<Outcome> {
     if !around.isolated {
         return Ok(Outcome::Skipped("no right to mount over /etc/hosts".to_owned()));
     }
@@ -140,14 +143,14 @@ async fn no_names(around: Surroundings) -> Result<Outcome> {
     played
 }
 
-async fn with_names(around: &Surroundings, hosts: &std::path::Path, known: &str) -> Result<Outcome> {
+async fn with_names(around: &FaultConditions, hosts: &std::path::Path, known: &str) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
     let at = |name: &str, address: std::net::SocketAddr| format!("{name}.test:{}", address.port());
-    let setup = Setup {
+    let setup = StageSetup {
         blue: at("blue", apps.0.address),
         green: at("green", apps.1.address),
         tables: "[services.app.resolve]\ninterval = \"200ms\"\ntimeout = \"500ms\"\n".to_owned(),
-        ..Setup::default()
+        ..StageSetup::default()
     };
     let mut stage = Stage::start(&around.dir, setup).await?;
     stage.listen_anew();

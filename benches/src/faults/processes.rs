@@ -10,8 +10,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::stage::{SOON, Setup, Stage, apps, ask};
-use super::{BROKEN, Fault, Outcome, Surroundings};
+use super::stage::{SOON, Stage, StageSetup, apps, ask};
+use super::{BROKEN, Fault, FaultConditions, Outcome};
 use crate::process::{run, sibling};
 use crate::sample_app::SampleApp;
 
@@ -54,9 +54,9 @@ pub const FAULTS: &[Fault] = &[
     },
 ];
 
-async fn front_killed(around: Surroundings) -> Result<Outcome> {
+async fn front_killed(around: FaultConditions) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
-    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup::before(&apps)).await?;
     let rounds = if around.thorough { 10 } else { 2 };
     let mut slowest = Duration::ZERO;
     let mut operator = String::new();
@@ -78,10 +78,11 @@ async fn front_killed(around: Surroundings) -> Result<Outcome> {
     stage.finish(operator, slowest, vec![format!("{rounds} kills, no acknowledged switch lost")]).await
 }
 
-async fn front_stopped(around: Surroundings) -> Result<Outcome> {
+async fn front_stopped(around: FaultConditions) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
     let timeouts = "[services.app.timeouts]\nread = \"1s\"\nclient = \"1s\"\nwrite = \"1s\"\n".to_owned();
-    let mut stage = Stage::start(&around.dir, Setup { tables: timeouts, ..Setup::before(&apps) }).await?;
+    let mut stage =
+        Stage::start(&around.dir, StageSetup { tables: timeouts, ..StageSetup::before(&apps) }).await?;
     let address = stage.address;
     // Answers that come while nobody can take them, before and after their deadline.
     let answers: Vec<_> = [300, 600, 900]
@@ -123,9 +124,9 @@ async fn until_stopped(stage: &mut Stage) -> Result<()> {
         .await
 }
 
-async fn front_twice(around: Surroundings) -> Result<Outcome> {
+async fn front_twice(around: FaultConditions) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
-    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup::before(&apps)).await?;
     let text = fs::read_to_string(stage.dir().join("uh-proxy.toml"))?;
     // On another port, so that it is not the port that stops it; then with another socket too.
     let text = text.replace(&stage.address.to_string(), "127.0.0.1:0");
@@ -149,11 +150,14 @@ async fn front_twice(around: Surroundings) -> Result<Outcome> {
     stage.finish(operator.remove(1), recovery, Vec::new()).await
 }
 
-async fn app_killed(around: Surroundings) -> Result<Outcome> {
+async fn app_killed(around: FaultConditions) -> Result<Outcome> {
     let (blue, green) = apps(&around.dir).await?;
     let port = blue.address.port().to_string();
-    let setup =
-        Setup { blue: blue.address.to_string(), green: green.address.to_string(), ..Setup::default() };
+    let setup = StageSetup {
+        blue: blue.address.to_string(),
+        green: green.address.to_string(),
+        ..StageSetup::default()
+    };
     let mut stage = Stage::start(&around.dir, setup).await?;
     let mut sized = Download::begin(&stage, "/bytes/50000000?rate=20000000").await?;
     let mut chunked = Download::begin(&stage, "/bytes/50000000?rate=20000000&chunked=1").await?;
@@ -205,10 +209,11 @@ impl Download {
     }
 }
 
-async fn app_stopped(around: Surroundings) -> Result<Outcome> {
+async fn app_stopped(around: FaultConditions) -> Result<Outcome> {
     let mut apps = apps(&around.dir).await?;
     let timeouts = "[services.app.timeouts]\nread = \"1s\"\n".to_owned();
-    let mut stage = Stage::start(&around.dir, Setup { tables: timeouts, ..Setup::before(&apps) }).await?;
+    let mut stage =
+        Stage::start(&around.dir, StageSetup { tables: timeouts, ..StageSetup::before(&apps) }).await?;
     apps.0.process.signal(Signal::STOP)?;
     let begun = Instant::now();
     let status = timeout(SOON, ask(stage.address, "/")).await??;

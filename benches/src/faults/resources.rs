@@ -10,8 +10,8 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use super::stage::{SOON, Setup, Stage, apps};
-use super::{BROKEN, Fault, Outcome, Surroundings};
+use super::stage::{SOON, Stage, StageSetup, apps};
+use super::{BROKEN, Fault, FaultConditions, Outcome};
 
 /// The faults of this file.
 pub const FAULTS: &[Fault] = &[
@@ -38,9 +38,9 @@ pub const FAULTS: &[Fault] = &[
     },
 ];
 
-async fn descriptors(around: Surroundings) -> Result<Outcome> {
+async fn descriptors(around: FaultConditions) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
-    let mut stage = Stage::start(&around.dir, Setup::before(&apps)).await?;
+    let mut stage = Stage::start(&around.dir, StageSetup::before(&apps)).await?;
     let id = stage.front()?.id();
     let pid = Pid::from_raw(i32::try_from(id)?);
     let open = || fs::read_dir(format!("/proc/{id}/fd")).map(Iterator::count);
@@ -115,12 +115,12 @@ fn skipped() -> Result<Outcome> {
     Ok(Outcome::Skipped("no right to make a control group with a memory limit".to_owned()))
 }
 
-async fn memory_scarce(around: Surroundings) -> Result<Outcome> {
+async fn memory_scarce(around: FaultConditions) -> Result<Outcome> {
     let Some(cage) = Cage::make() else { return skipped() };
     cage.limit(48 << 20)?;
     let apps = apps(&around.dir).await?;
     let server = "[server.limits]\nconnections_per_address = 0\n".to_owned();
-    let setup = Setup { wrapper: cage.wrapper(), server, ..Setup::before(&apps) };
+    let setup = StageSetup { wrapper: cage.wrapper(), server, ..StageSetup::before(&apps) };
     let mut stage = Stage::start(&around.dir, setup).await?;
     let mut slow = Vec::new();
     for _ in 0..1000 {
@@ -146,11 +146,11 @@ async fn memory_scarce(around: Surroundings) -> Result<Outcome> {
     outcome
 }
 
-async fn memory_out(around: Surroundings) -> Result<Outcome> {
+async fn memory_out(around: FaultConditions) -> Result<Outcome> {
     let Some(cage) = Cage::make() else { return skipped() };
     cage.limit(64 << 20)?;
     let apps = apps(&around.dir).await?;
-    let setup = Setup { wrapper: cage.wrapper(), ..Setup::before(&apps) };
+    let setup = StageSetup { wrapper: cage.wrapper(), ..StageSetup::before(&apps) };
     let mut stage = Stage::start(&around.dir, setup).await?;
     stage.switch("green").await?;
     let mut front = stage.take_front()?;

@@ -36,7 +36,7 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// How uh-proxy is started.
 #[derive(Debug, Default)]
-pub struct Setup {
+pub struct StageSetup {
     /// The active backend's endpoint.
     pub blue: String,
     /// The standby's.
@@ -76,7 +76,7 @@ impl Stage {
     ///
     /// # Errors
     /// When it does not get ready.
-    pub async fn start(dir: &Path, setup: Setup) -> Result<Self> {
+    pub async fn start(dir: &Path, setup: StageSetup) -> Result<Self> {
         let probed = !setup.tables.contains("enabled = false");
         let rate = setup.rate.unwrap_or(RATE);
         let mut stage = Self::open(dir, setup).await?;
@@ -95,7 +95,7 @@ impl Stage {
     ///
     /// # Errors
     /// When it does not get ready.
-    pub async fn open(dir: &Path, setup: Setup) -> Result<Self> {
+    pub async fn open(dir: &Path, setup: StageSetup) -> Result<Self> {
         let [address, _] = two_free_addresses()?;
         let (run_dir, state_dir) = (dir.join("run"), dir.join("state"));
         fs::create_dir_all(&state_dir)?;
@@ -401,7 +401,7 @@ pub async fn ask(address: SocketAddr, path: &str) -> Result<u16> {
     Ok(connection.exchange(request.as_bytes(), &mut Vec::new()).await?.status)
 }
 
-fn config(dir: &Path, address: SocketAddr, setup: &Setup) -> String {
+fn config(dir: &Path, address: SocketAddr, setup: &StageSetup) -> String {
     let path = |name: &str| serde_json::Value::from(dir.join(name).display().to_string());
     let access_log = if setup.server.contains("access_log") {
         String::new()
@@ -434,7 +434,7 @@ pub async fn apps(dir: &Path) -> Result<(SampleApp, SampleApp)> {
     Ok((SampleApp::start("blue", "1.0.0", dir).await?, SampleApp::start("green", "1.0.1", dir).await?))
 }
 
-impl Setup {
+impl StageSetup {
     /// For these two.
     #[must_use]
     pub fn before((blue, green): &(SampleApp, SampleApp)) -> Self {

@@ -30,14 +30,14 @@ pub struct Prometheus {
 
 /// One series of a result.
 #[derive(Debug, Clone)]
-pub struct Sample {
+pub struct LabelledValue {
     /// Its labels, as a JSON object.
     pub labels: Value,
     /// Its value.
     pub value: f64,
 }
 
-impl Sample {
+impl LabelledValue {
     /// One label; empty if it is missing.
     #[must_use]
     pub fn label(&self, name: &str) -> &str {
@@ -82,7 +82,7 @@ impl Prometheus {
     ///
     /// # Errors
     /// If Prometheus rejects it, or the result isn't a vector.
-    pub async fn query(&self, expression: &str) -> Result<Vec<Sample>> {
+    pub async fn query(&self, expression: &str) -> Result<Vec<LabelledValue>> {
         let query = format!("query={expression}");
         let answer = fetch(self.address, "/api/v1/query", &["--get", "--data-urlencode", &query]).await?;
         let answer: Value = serde_json::from_str(&answer).context("prometheus's answer is not JSON")?;
@@ -99,8 +99,8 @@ impl Prometheus {
         &self,
         expression: &str,
         within: Duration,
-        wanted: impl Fn(&[Sample]) -> bool,
-    ) -> Result<Vec<Sample>> {
+        wanted: impl Fn(&[LabelledValue]) -> bool,
+    ) -> Result<Vec<LabelledValue>> {
         let deadline = Instant::now() + within;
         loop {
             let samples = self.query(expression).await?;
@@ -115,10 +115,10 @@ impl Prometheus {
     }
 }
 
-fn sample(result: &Value) -> Result<Sample> {
+fn sample(result: &Value) -> Result<LabelledValue> {
     let value = result["value"][1].as_str().and_then(|text| text.parse().ok());
     let value = value.with_context(|| format!("a sample without a value: {result}"))?;
-    Ok(Sample { labels: result["metric"].clone(), value })
+    Ok(LabelledValue { labels: result["metric"].clone(), value })
 }
 
 async fn fetch(address: SocketAddr, path: &str, arguments: &[&str]) -> Result<String> {

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use hyper::Uri;
 
-use crate::reply::Refusal;
+use crate::reply::Rejection;
 
 /// The `name=value` pairs of one request. The first value of a name counts; unknown names are ignored.
 #[derive(Clone, Copy)]
@@ -16,7 +16,7 @@ impl<'a> Query<'a> {
     }
 
     /// The number `name`, if given. A number out of range is rejected, not clamped.
-    pub(crate) fn number(self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Refusal> {
+    pub(crate) fn number(self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Rejection> {
         let mut pairs = self.0.split('&').filter_map(|pair| pair.split_once('='));
         match pairs.find(|(key, _)| *key == name) {
             None => Ok(None),
@@ -26,8 +26,8 @@ impl<'a> Query<'a> {
 }
 
 /// Reads a number from a query or a path.
-pub(crate) fn number(name: &str, value: &str, range: RangeInclusive<u64>) -> Result<u64, Refusal> {
+pub(crate) fn number(name: &str, value: &str, range: RangeInclusive<u64>) -> Result<u64, Rejection> {
     value.parse().ok().filter(|number| range.contains(number)).ok_or_else(|| {
-        Refusal::bad_request(format!("{name} must be a number from {} to {}", range.start(), range.end()))
+        Rejection::bad_request(format!("{name} must be a number from {} to {}", range.start(), range.end()))
     })
 }

@@ -18,13 +18,13 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
 /// A rejected request, with the reason as the body of the response.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct Rejection {
     status: StatusCode,
     reason: String,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl Refusal {
+impl Rejection {
     pub(crate) fn new(status: StatusCode, reason: impl Into<String>) -> Self {
         Self { status, reason: reason.into(), headers: Vec::new() }
     }

@@ -12,7 +12,7 @@ use serde_json::json;
 use uh_app_shim::health::HealthStatus;
 
 use crate::query::{self, Query};
-use crate::reply::{self, Body, Refusal};
+use crate::reply::{self, Body, Rejection};
 use crate::server::App;
 use crate::settings::{Failing, Health};
 use crate::{streams, uploads, websocket};
@@ -24,14 +24,14 @@ const SLOW_DEFAULT_MS: u64 = 1_000;
 
 /// Answers one request.
 pub(crate) async fn answer(app: &App, request: Request<Incoming>) -> Response<Body> {
-    let mut response = route(app, request).await.unwrap_or_else(Refusal::into_response);
+    let mut response = route(app, request).await.unwrap_or_else(Rejection::into_response);
     let headers = response.headers_mut();
     headers.insert(HeaderName::from_static("x-backend"), app.settings.backend.header());
     headers.insert(HeaderName::from_static("x-version"), app.settings.version.header());
     response
 }
 
-async fn route(app: &App, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+async fn route(app: &App, request: Request<Incoming>) -> Result<Response<Body>, Rejection> {
     let path = request.uri().path().to_owned();
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     match segments.as_slice() {
@@ -46,7 +46,7 @@ async fn route(app: &App, request: Request<Incoming>) -> Result<Response<Body>, 
         ["headers"] => Ok(request_as_seen(&request)),
         ["status", code] => status(code),
         ["bytes", count] => streams::bytes(count, &request),
-        _ => Err(Refusal::new(StatusCode::NOT_FOUND, "no such page")),
+        _ => Err(Rejection::new(StatusCode::NOT_FOUND, "no such page")),
     }
 }
 
@@ -56,9 +56,9 @@ pub(crate) fn identity(app: &App) -> String {
 }
 
 /// What a broken version does with a request.
-async fn fail(how: Failing) -> Result<Response<Body>, Refusal> {
+async fn fail(how: Failing) -> Result<Response<Body>, Rejection> {
     match how {
-        Failing::Status => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this version is broken")),
+        Failing::Status => Err(Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, "this version is broken")),
         Failing::Hang => std::future::pending().await,
         Failing::Cut => Ok(streams::cut()),
     }
@@ -80,7 +80,7 @@ fn health(app: &App) -> Response<Body> {
     app.health.answer(status, in_flight, None).map(reply::whole_body)
 }
 
-async fn slow(app: &App, request: &Request<Incoming>) -> Result<Response<Body>, Refusal> {
+async fn slow(app: &App, request: &Request<Incoming>) -> Result<Response<Body>, Rejection> {
     let wait_ms = Query::of(request.uri()).number("ms", 0..=WAIT_MAX_MS)?.unwrap_or(SLOW_DEFAULT_MS);
     tokio::time::sleep(Duration::from_millis(wait_ms)).await;
     Ok(greeting(app))
@@ -102,8 +102,8 @@ fn request_as_seen(request: &Request<Incoming>) -> Response<Body> {
     reply::json(StatusCode::OK, &body)
 }
 
-fn status(code: &str) -> Result<Response<Body>, Refusal> {
-    let not_a_status = || Refusal::bad_request("the status must be a number from 200 to 999");
+fn status(code: &str) -> Result<Response<Body>, Rejection> {
+    let not_a_status = || Rejection::bad_request("the status must be a number from 200 to 999");
     let code: u16 = query::number("the status", code, 200..=999)?.try_into().map_err(|_| not_a_status())?;
     let status = StatusCode::from_u16(code).map_err(|_| not_a_status())?;
     Ok(match status {

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::query::{self, Query};
-use crate::reply::{self, Body, Refusal};
+use crate::reply::{self, Body, Rejection};
 use crate::routes::{WAIT_MAX_MS, identity};
 use crate::server::App;
 
@@ -30,7 +30,7 @@ const CHUNK_MAX: usize = 64 * 1024;
 const PERIOD: usize = 251;
 
 /// `/stream`: events numbered from 0, each sent when it is due.
-pub(crate) fn events(app: &App, request: &Request<Incoming>) -> Result<Response<Body>, Refusal> {
+pub(crate) fn events(app: &App, request: &Request<Incoming>) -> Result<Response<Body>, Rejection> {
     let query = Query::of(request.uri());
     let count = match query.number("events", 0..=EVENTS_MAX)?.unwrap_or(EVENTS_DEFAULT) {
         0 => u64::MAX,
@@ -56,7 +56,7 @@ pub(crate) fn events(app: &App, request: &Request<Incoming>) -> Result<Response<
 }
 
 /// `/bytes/{n}`: byte `i` of the response is `i % 251`.
-pub(crate) fn bytes(count: &str, request: &Request<Incoming>) -> Result<Response<Body>, Refusal> {
+pub(crate) fn bytes(count: &str, request: &Request<Incoming>) -> Result<Response<Body>, Rejection> {
     let count = query::number("the number of bytes", count, 0..=BYTES_MAX)?;
     let query = Query::of(request.uri());
     let chunked = query.number("chunked", 0..=1)? == Some(1);

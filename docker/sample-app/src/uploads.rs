@@ -11,14 +11,14 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::query::Query;
-use crate::reply::{self, Body, Refusal};
+use crate::reply::{self, Body, Rejection};
 use crate::routes::WAIT_MAX_MS;
 use crate::server::App;
 
 /// `/upload`: reads the whole body, pausing before each chunk on request, and returns its size and hash.
-pub(crate) async fn upload(app: &App, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+pub(crate) async fn upload(app: &App, request: Request<Incoming>) -> Result<Response<Body>, Rejection> {
     if !matches!(*request.method(), Method::POST | Method::PUT) {
-        return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "upload with POST or PUT")
+        return Err(Rejection::new(StatusCode::METHOD_NOT_ALLOWED, "upload with POST or PUT")
             .with_header(ALLOW, "POST, PUT"));
     }
     let delay_ms = Query::of(request.uri()).number("read_delay_ms", 0..=WAIT_MAX_MS)?.unwrap_or(0);
@@ -28,7 +28,7 @@ pub(crate) async fn upload(app: &App, request: Request<Incoming>) -> Result<Resp
     loop {
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         let Some(frame) = body.frame().await else { break };
-        let frame = frame.map_err(|error| Refusal::bad_request(format!("the body broke off: {error}")))?;
+        let frame = frame.map_err(|error| Rejection::bad_request(format!("the body broke off: {error}")))?;
         if let Some(chunk) = frame.data_ref() {
             hash.update(chunk);
             bytes += chunk.len() as u64;

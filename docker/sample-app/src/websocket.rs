@@ -19,7 +19,7 @@ use sha1::{Digest, Sha1};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::note;
-use crate::reply::{self, Body, Refusal};
+use crate::reply::{self, Body, Rejection};
 use crate::server::App;
 
 /// The largest payload of one frame. Larger ones are rejected with close code 1009.
@@ -33,7 +33,7 @@ const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
 
 /// Switches the connection to a WebSocket and echoes on it in a separate task.
-pub(crate) fn upgrade(app: &App, mut request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+pub(crate) fn upgrade(app: &App, mut request: Request<Incoming>) -> Result<Response<Body>, Rejection> {
     let accept = accept(request.method(), request.headers())?;
     let upgraded = hyper::upgrade::on(&mut request);
     let tunnel = app.drain.begin_tunnel();
@@ -57,28 +57,28 @@ pub(crate) fn upgrade(app: &App, mut request: Request<Incoming>) -> Result<Respo
 }
 
 /// Checks the opening handshake (RFC 6455, 4.2.1) and returns the accept value.
-fn accept(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Refusal> {
+fn accept(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, Rejection> {
     let has = |name, token: &str| {
         let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
     };
     if method != Method::GET || !has(CONNECTION, "upgrade") || !has(UPGRADE, "websocket") {
-        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "this endpoint is a WebSocket")
+        return Err(Rejection::new(StatusCode::UPGRADE_REQUIRED, "this endpoint is a WebSocket")
             .with_header(CONNECTION, "Upgrade")
             .with_header(UPGRADE, "websocket"));
     }
     if !has(SEC_WEBSOCKET_VERSION, "13") {
-        return Err(Refusal::new(StatusCode::UPGRADE_REQUIRED, "only WebSocket version 13 is supported")
+        return Err(Rejection::new(StatusCode::UPGRADE_REQUIRED, "only WebSocket version 13 is supported")
             .with_header(SEC_WEBSOCKET_VERSION, "13"));
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
     if BASE64.decode(key).map_or(true, |nonce| nonce.len() != 16) {
-        return Err(Refusal::bad_request("sec-websocket-key must be 16 bytes in base64"));
+        return Err(Rejection::bad_request("sec-websocket-key must be 16 bytes in base64"));
     }
     let digest =
         Sha1::new().chain_update(key).chain_update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11").finalize();
     HeaderValue::try_from(BASE64.encode(digest))
-        .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+        .map_err(|error| Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

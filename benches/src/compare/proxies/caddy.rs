@@ -7,9 +7,9 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Stage, host};
+use super::{ProxyInputs, host};
 
-pub(super) fn command(stage: &Stage<'_>) -> Result<Command> {
+pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
     let route = |(service, backends): (usize, &[std::net::SocketAddr; 2])| {
         json!({
             "match": [{ "host": [host(service)] }],
@@ -51,7 +51,7 @@ pub(super) fn command(stage: &Stage<'_>) -> Result<Command> {
     Ok(command)
 }
 
-pub(super) fn switch(stage: &Stage<'_>, to: usize) -> Result<()> {
+pub(super) fn switch(stage: &ProxyInputs<'_>, to: usize) -> Result<()> {
     let body = json!([{ "dial": stage.terms.services[0][to].to_string() }]).to_string();
     let mut socket = TcpStream::connect(stage.admin)?;
     write!(

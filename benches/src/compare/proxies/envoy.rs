@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{Stage, host, replace_file};
+use super::{ProxyInputs, host, replace_file};
 
 /// Its circuit breakers let this much through: more than any row asks for.
 const NO_LIMIT: u32 = 100_000;
@@ -23,7 +23,7 @@ fn socket(address: SocketAddr) -> Value {
     json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
 }
 
-fn cluster(stage: &Stage<'_>, service: usize) -> Value {
+fn cluster(stage: &ProxyInputs<'_>, service: usize) -> Value {
     let source = json!({
         "resource_api_version": "V3",
         "path_config_source": { "path": stage.file(&format!("eds{service}.json")) },
@@ -38,7 +38,7 @@ fn cluster(stage: &Stage<'_>, service: usize) -> Value {
     })
 }
 
-pub(super) fn command(stage: &Stage<'_>) -> Result<Command> {
+pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
     for (service, backends) in stage.terms.services.iter().enumerate() {
         stage.write(&format!("eds{service}.json"), &endpoints(service, backends[0]).to_string())?;
     }
@@ -90,6 +90,6 @@ pub(super) fn command(stage: &Stage<'_>) -> Result<Command> {
     Ok(command)
 }
 
-pub(super) fn switch(stage: &Stage<'_>, to: usize) -> Result<()> {
+pub(super) fn switch(stage: &ProxyInputs<'_>, to: usize) -> Result<()> {
     replace_file(stage.dir, "eds0.json", &endpoints(0, stage.terms.services[0][to]).to_string())
 }

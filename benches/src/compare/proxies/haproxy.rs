@@ -6,9 +6,9 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use super::{Stage, host};
+use super::{ProxyInputs, host};
 
-pub(super) fn command(stage: &Stage<'_>) -> Result<Command> {
+pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
     // It writes its log to standard output, which is a file here.
     let log = if stage.terms.access_log { "log stdout format raw local0\n" } else { "" };
     let use_log = if stage.terms.access_log { "log global\noption httplog\n" } else { "" };
@@ -37,7 +37,7 @@ pub(super) fn command(stage: &Stage<'_>) -> Result<Command> {
     Ok(command)
 }
 
-pub(super) fn switch(stage: &Stage<'_>, to: usize) -> Result<()> {
+pub(super) fn switch(stage: &ProxyInputs<'_>, to: usize) -> Result<()> {
     use std::io::{Read as _, Write as _};
     let [new, old] = if to == 0 { ["blue", "green"] } else { ["green", "blue"] };
     let mut socket = UnixStream::connect(stage.dir.join("haproxy.sock"))?;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
 
-use super::{DESCRIPTORS, Stage, host, replace_file};
+use super::{DESCRIPTORS, ProxyInputs, host, replace_file};
 
 /// How the access log is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(super) enum Log {
     ByLine,
 }
 
-pub(super) fn command(stage: &Stage<'_>, log: Log) -> Result<Command> {
+pub(super) fn command(stage: &ProxyInputs<'_>, log: Log) -> Result<Command> {
     let dir = stage.dir.display();
     let log = match (stage.terms.access_log, log) {
         (false, _) => "off".to_owned(),
@@ -62,7 +62,7 @@ fn upstream(service: usize, address: &str) -> String {
     format!("upstream s{service} {{ server {address}; keepalive 512; keepalive_requests 1000000000; }}\n")
 }
 
-pub(super) fn switch(stage: &Stage<'_>, to: usize) -> Result<()> {
+pub(super) fn switch(stage: &ProxyInputs<'_>, to: usize) -> Result<()> {
     replace_file(stage.dir, "upstream0.conf", &upstream(0, &stage.terms.services[0][to].to_string()))?;
     let mut command = Command::new(stage.program);
     command.args(["-s", "reload", "-c"]).arg(stage.dir.join("nginx.conf")).arg("-p").arg(stage.dir);

@@ -5,10 +5,10 @@ use std::process::Command;
 use anyhow::Result;
 use serde_json::{Map, json};
 
-use super::{Stage, host, replace_file};
+use super::{ProxyInputs, host, replace_file};
 
 /// Its routes, with this backend of the first service active. JSON is YAML.
-fn routes(stage: &Stage<'_>, active: usize) -> String {
+fn routes(stage: &ProxyInputs<'_>, active: usize) -> String {
     let (mut routers, mut services) = (Map::new(), Map::new());
     for (service, backends) in stage.terms.services.iter().enumerate() {
         let name = format!("s{service}");
@@ -21,7 +21,7 @@ fn routes(stage: &Stage<'_>, active: usize) -> String {
     json!({ "http": { "routers": routers, "services": services } }).to_string()
 }
 
-pub(super) fn command(stage: &Stage<'_>) -> Result<Command> {
+pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
     // It watches the directory of the file, which must hold nothing that changes by itself.
     let watched = stage.dir.join("routes");
     std::fs::create_dir_all(&watched)?;
@@ -47,6 +47,6 @@ pub(super) fn command(stage: &Stage<'_>) -> Result<Command> {
     Ok(command)
 }
 
-pub(super) fn switch(stage: &Stage<'_>, to: usize) -> Result<()> {
+pub(super) fn switch(stage: &ProxyInputs<'_>, to: usize) -> Result<()> {
     replace_file(&stage.dir.join("routes"), "routes.yml", &routes(stage, to))
 }

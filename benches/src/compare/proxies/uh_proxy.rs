@@ -6,9 +6,9 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use super::{Stage, host, quoted};
+use super::{ProxyInputs, host, quoted};
 
-pub(super) fn command(stage: &Stage<'_>) -> Result<Command> {
+pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
     let format = if stage.terms.access_log { "combined" } else { "off" };
     let mut text = format!(
         "[server]\nlisten = [\"{}\"]\nmetrics = \"127.0.0.1:0\"\nthreads = {}\nadmin_socket = {}\nstate_file = {}\n\
@@ -41,7 +41,7 @@ pub(super) fn command(stage: &Stage<'_>) -> Result<Command> {
 }
 
 /// One call over the admin socket; it replies when the state is on disk.
-pub(super) fn switch(stage: &Stage<'_>, to: usize) -> Result<()> {
+pub(super) fn switch(stage: &ProxyInputs<'_>, to: usize) -> Result<()> {
     use std::io::{Read as _, Write as _};
     let body = format!("{{\"to\":\"{}\"}}", ["blue", "green"][to]);
     let mut socket = UnixStream::connect(stage.dir.join("run/admin.sock"))?;

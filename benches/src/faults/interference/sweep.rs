@@ -13,7 +13,7 @@ use super::Interference;
 use super::claims::{Said, Serves, of_deploy, of_recovery, of_rollback};
 use crate::controller::{Controller, two_free_addresses};
 use crate::faults::Outcome;
-use crate::faults::stage::{SOON, Setup, Stage};
+use crate::faults::stage::{SOON, Stage, StageSetup};
 use crate::front_door::Behind;
 use crate::http::Connection;
 use crate::process::{Process, run};
@@ -40,7 +40,7 @@ impl Sweep {
     pub(super) async fn begin(dir: &Path, interference: Interference) -> Result<Self> {
         let addresses = two_free_addresses()?;
         let [blue, green] = addresses;
-        let setup = Setup { blue: blue.to_string(), green: green.to_string(), ..Setup::default() };
+        let setup = StageSetup { blue: blue.to_string(), green: green.to_string(), ..StageSetup::default() };
         let stage = Stage::open(dir, setup).await?;
         let behind = [Behind { name: "blue", address: blue }, Behind { name: "green", address: green }];
         let mut controller = Controller::at(dir, stage.admin.socket(), behind)?;

@@ -10,7 +10,7 @@ use uh_benches::process::run;
 use uh_benches::sample_app::SampleApp;
 use uh_benches::workdir;
 use uh_e2e::dashboard::{self, Query};
-use uh_e2e::prometheus::{Prometheus, Sample};
+use uh_e2e::prometheus::{LabelledValue, Prometheus};
 use uh_e2e::repository;
 use uh_protocol::request::SwitchRequest;
 
@@ -63,7 +63,7 @@ async fn show(prometheus: &Prometheus, when: &str) {
     }
 }
 
-fn only(backend: &'static str) -> impl Fn(&[Sample]) -> bool {
+fn only(backend: &'static str) -> impl Fn(&[LabelledValue]) -> bool {
     move |samples| samples.len() == 1 && samples[0].label("backend") == backend
 }
 
@@ -118,8 +118,9 @@ async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_versi
     let firing = "ALERTS{alertstate=\"firing\", alertname=\"HighErrorRate\"}";
     let fired = prometheus.wait_for(firing, ALERT_WITHIN, |samples| !samples.is_empty()).await.unwrap();
     println!("firing: {fired:?}");
-    let high =
-        |sample: &Sample| sample.label("alertname") == "HighErrorRate" && sample.label("backend") == "green";
+    let high = |sample: &LabelledValue| {
+        sample.label("alertname") == "HighErrorRate" && sample.label("backend") == "green"
+    };
     assert!(fired.iter().any(high), "{fired:?}");
 
     for Query { title, expression } in dashboard_queries() {
