@@ -8,7 +8,7 @@
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
 //! buffer. In reading order: [`worker`], [`admission`], `secure`, [`idle`], [`connection`], [`exchange`], [`relay`], [`pump`], [`splice`],
-//! [`pace`], [`pool`], [`budget`], [`endpoint`], [`fittings`], [`upstream`], [`answer`], [`bypass`], [`reset`], [`broadcast`], [`lazy_timer`],
+//! [`pace`], [`pool`], [`budget`], [`endpoint`], [`fittings`], [`upstream`], [`answer`], `challenge`, [`bypass`], [`reset`], [`broadcast`], [`lazy_timer`],
 //! [`settings`], [`websocket`].
 
 pub mod admission;
@@ -16,6 +16,7 @@ pub mod answer;
 pub mod broadcast;
 pub mod budget;
 pub mod bypass;
+mod challenge;
 pub mod client;
 pub mod connection;
 pub mod descriptor;

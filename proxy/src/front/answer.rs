@@ -66,6 +66,8 @@ pub struct Answer<'a> {
     pub location: Option<&'a str>,
     /// Whether it says that the service is in maintenance.
     pub maintenance: bool,
+    /// The whole body, instead of an explanation.
+    pub text: Option<&'a str>,
 }
 
 /// An answer as a problem document.
@@ -134,6 +136,9 @@ impl Answer<'_> {
     fn body(&self, pages: &Pages, retry_after_s: Option<u32>) -> Body {
         let request_id = str::from_utf8(self.request_id).unwrap_or_default();
         let (status, reason, detail) = (self.status, reason(self.status), self.detail);
+        if let Some(text) = self.text {
+            return Body::new(TEXT, text);
+        }
         if status == 200 {
             return Body::new("application/json", HEALTHY);
         }
@@ -214,6 +219,7 @@ mod tests {
         hsts: None,
         location: None,
         maintenance: true,
+        text: None,
     };
 
     #[test]

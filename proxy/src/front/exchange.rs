@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::answer::{Answer, Form};
 use super::broadcast::StopStage;
 use super::bypass::{Pass, pass};
+use super::challenge;
 use super::client;
 use super::connection::{AfterExchange, Connection};
 use super::error_answer::ErrorAnswer;
@@ -39,6 +40,9 @@ const DELIVERY_LOOK: Duration = Duration::from_millis(5);
 /// Runs one exchange, then logs and counts it.
 pub async fn run(conn: &mut Connection, request: RequestHead) -> AfterExchange {
     let mut record = ExchangeRecord::new();
+    if let Some(proof) = challenge::of(conn, &request) {
+        return Box::pin(challenge::answer(conn, &request, &mut record, &proof)).await;
+    }
     let mut lease = match enter(conn, &request) {
         Entry::Open(lease) => {
             if let Some(next) = redirected(conn, &request, &mut record, &lease.owner().service).await {

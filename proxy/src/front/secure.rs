@@ -36,6 +36,7 @@ pub(super) async fn serve(arrival: Arrival, stream: TcpStream) {
             server.counts.failed(HandshakeFailure::PlainHttp, &arrival.address, None);
             Box::pin(Connection::new(arrival, plain_http(stream), None).refuse_plain_http()).await;
         }
+        Ok(Negotiated::Proof) => {}
         Err(FailedHandshake(failure, sni)) => server.counts.failed(failure, &arrival.address, sni.as_deref()),
     }
 }

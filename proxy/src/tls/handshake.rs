@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustls::server::Acceptor;
 use rustls::{CipherSuite, ProtocolVersion};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -59,6 +60,8 @@ pub enum Negotiated {
     Tls(Box<ClientStream>, Box<TlsSession>),
     /// The client speaks plain HTTP. None of its bytes have been read.
     PlainHttp(TcpStream),
+    /// The client is a certificate authority and has seen the proof that it asked for. The connection is closed.
+    Proof,
 }
 
 /// Why a handshake failed, and the host that the client asked for, if known.
@@ -86,6 +89,16 @@ pub async fn negotiate(
     let start = hello.map_err(|error| failed(HandshakeFailure::of(&error)))?;
     let hello = start.client_hello();
     let sni: Option<Box<str>> = hello.server_name().map(Box::from);
+    if let Some(settings) = server.challenges.handshake(&hello) {
+        return match pending.in_turn(start.into_stream(settings)).await {
+            Ok(mut stream) => {
+                // The CA has what it needs: whether it reads our goodbye doesn't matter.
+                let _ = stream.shutdown().await;
+                Ok(Negotiated::Proof)
+            }
+            Err(error) => Err(FailedHandshake(HandshakeFailure::of(&error), sni)),
+        };
+    }
     let names = server.names();
     let Some(certificate) = names.find(hello.server_name(), hello.signature_schemes()).cloned() else {
         // Nothing was sent before, so the socket's buffer has room for seven bytes.

@@ -17,6 +17,7 @@ use super::certificate::{Certificate, CertificateError};
 use super::failure::HandshakeCounts;
 use super::names::Names;
 use super::reloads::Reloads;
+use crate::acme::challenges::Challenges;
 use crate::config::{Tls, TlsVersion};
 use crate::observe::metrics::TlsCounts;
 
@@ -32,6 +33,8 @@ pub struct Server {
     /// Counts handshakes by result.
     pub counts: HandshakeCounts,
     reloads: Reloads,
+    /// What proves to a certificate authority that the hosts are ours.
+    pub challenges: Arc<Challenges>,
 }
 
 impl fmt::Debug for Server {
@@ -113,6 +116,7 @@ impl Server {
             settings: ArcSwap::from_pointee(settings),
             counts: HandshakeCounts::default(),
             reloads: Reloads::default(),
+            challenges: Arc::default(),
         })
     }
 
