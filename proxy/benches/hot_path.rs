@@ -108,6 +108,7 @@ fn heads(c: &mut Criterion) {
         text,
         request_start: None,
         scheme: Scheme::Http,
+        http2: false,
         headers: &headers,
     };
     c.bench_function("request head: check and rewrite", |b| {

@@ -94,7 +94,7 @@ fn scan(bytes: &[u8], piece: usize) -> (End, Vec<u8>) {
                 content.extend_from_slice(&bytes[at..at + n]);
                 at += n;
             }
-            Ok(Step::Frame(n)) => at += n,
+            Ok(Step::Frame(n) | Step::Trailer(n)) => at += n,
             Err(bad) => return (End::Bad(bad), content),
         }
     }

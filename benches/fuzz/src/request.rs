@@ -92,6 +92,7 @@ impl Circumstances {
             text: CALLER,
             request_start,
             scheme: Scheme::Http,
+            http2: false,
             headers: &self.headers,
         }
     }

@@ -194,6 +194,7 @@ fn check(case: &[u8]) -> Result<(), String> {
         text: "192.0.2.1",
         request_start: None,
         scheme: Scheme::Http,
+        http2: false,
         headers: &headers,
     };
     // A head is read completely before it is interpreted.

@@ -101,6 +101,7 @@ fn uh_proxy_adds_no_more_fields_than_its_limit() {
         text: "192.0.2.1",
         request_start: Some(1),
         scheme: Scheme::Http,
+        http2: false,
         headers: &headers,
     };
     let fields = |head: &[u8]| head.iter().filter(|&&byte| byte == b'\n').count() - 2;

@@ -83,6 +83,17 @@ enum State {
     Done,
 }
 
+impl State {
+    /// Whether the last chunk is over.
+    fn is_trailer(self) -> bool {
+        use State::{EndLf, TrailerLf, TrailerName, TrailerStart, TrailerValue};
+        matches!(
+            self,
+            TrailerStart { .. } | TrailerName { .. } | TrailerValue { .. } | TrailerLf { .. } | EndLf
+        )
+    }
+}
+
 /// Follows a body until it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BodyScanner {
@@ -98,8 +109,10 @@ pub struct BodyScanner {
 pub enum Step {
     /// Body content.
     Data(usize),
-    /// Chunk framing or trailers.
+    /// Chunk framing.
     Frame(usize),
+    /// Trailers, up to and with the empty line that ends them.
+    Trailer(usize),
 }
 
 impl BodyScanner {
@@ -162,13 +175,13 @@ impl BodyScanner {
         let mut taken = 0;
         while taken < input.len() && !self.is_done() {
             taken += match self.step(&input[taken..])? {
-                Step::Data(n) | Step::Frame(n) => n,
+                Step::Data(n) | Step::Frame(n) | Step::Trailer(n) => n,
             };
         }
         Ok(taken)
     }
 
-    /// Scans the next piece of a non-empty input: one run of content, or one piece of framing.
+    /// Scans the next piece of a non-empty input: one run of content, of framing, or of trailers.
     ///
     /// # Errors
     /// If the chunked framing is invalid.
@@ -194,19 +207,21 @@ impl BodyScanner {
         }
     }
 
-    /// A run of framing bytes, up to the next content or the end.
+    /// A run of framing bytes, up to the next content or the trailers; or of trailers, up to their end.
     fn frame(&mut self, input: &[u8]) -> Result<Step, BodyError> {
+        let in_trailers = self.state.is_trailer();
+        let run = |length| if in_trailers { Step::Trailer(length) } else { Step::Frame(length) };
         for (index, &byte) in input.iter().enumerate() {
             let before = self.state;
             self.state = next(before, byte).ok_or(BodyError::BadChunk)?;
             if matches!(before, State::TrailerStart { .. } | State::TrailerName { .. }) {
                 self.read_trailer_name(byte)?;
             }
-            if matches!(self.state, State::Data(_) | State::Done) {
-                return Ok(Step::Frame(index + 1));
+            if matches!(self.state, State::Data(_) | State::Done) || self.state.is_trailer() != in_trailers {
+                return Ok(run(index + 1));
             }
         }
-        Ok(Step::Frame(input.len()))
+        Ok(run(input.len()))
     }
 
     /// Records a byte of a trailer's name, and checks the name when it is complete.
@@ -290,7 +305,7 @@ mod tests {
                     content.extend_from_slice(&input[at..at + n]);
                     at += n;
                 }
-                Step::Frame(n) => at += n,
+                Step::Frame(n) | Step::Trailer(n) => at += n,
             }
         }
         Ok((at, scanner.is_done(), content))
@@ -301,6 +316,29 @@ mod tests {
         let whole = b"5;a=b\r\nhello\r\nA\r\n0123456789\r\n0\r\nx-sum: 1\r\n\r\nGET /";
         assert_eq!(scan(whole), Ok((whole.len() - 5, true, b"hello0123456789".to_vec())));
         assert_eq!(scan(b"0\r\n\r\n"), Ok((5, true, vec![])));
+    }
+
+    #[test]
+    fn trailers_are_told_apart_from_framing_wherever_the_input_is_cut() {
+        let whole = b"5\r\nhello\r\n0\r\nx-sum: 1\r\nx-more: 2\r\n\r\nGET /";
+        for cut in 0..whole.len() {
+            let mut scanner = BodyScanner::new(Framing::Chunked);
+            let mut trailers = Vec::new();
+            for part in [&whole[..cut], &whole[cut..]] {
+                let mut at = 0;
+                while at < part.len() && !scanner.is_done() {
+                    at += match scanner.step(&part[at..]).unwrap() {
+                        Step::Trailer(n) => {
+                            trailers.extend_from_slice(&part[at..at + n]);
+                            n
+                        }
+                        Step::Data(n) | Step::Frame(n) => n,
+                    };
+                }
+            }
+            assert!(scanner.is_done(), "{cut}");
+            assert_eq!(trailers, b"x-sum: 1\r\nx-more: 2\r\n\r\n", "{cut}");
+        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Caller<'a> {
     pub request_start: Option<u64>,
     /// The scheme of the connection.
     pub scheme: Scheme,
+    /// Whether the request arrived over HTTP/2. Its head is then uh-proxy's own transcript of it.
+    pub http2: bool,
     /// Which headers are trusted, and which ones are sent.
     pub headers: &'a HeaderPolicy,
 }
@@ -241,6 +243,7 @@ mod tests {
             text: from,
             request_start: headers.request_start.then_some(1_700_000_000_123),
             scheme: Scheme::Http,
+            http2: false,
             headers,
         };
         let mut out = Vec::new();

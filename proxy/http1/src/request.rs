@@ -14,13 +14,16 @@ pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH",
 /// The longest request id that is accepted from a client.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// HTTP/1.0 or HTTP/1.1.
+/// The version of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
     /// No chunked bodies, no interim responses, and one request per connection unless requested otherwise.
     Http10,
-    /// Everything else.
+    /// Chunked bodies, interim responses, and connections that are kept.
     Http11,
+    /// Several requests at a time on one connection, whose frames mark where a message ends. No connection-specific
+    /// fields.
+    Http2,
 }
 
 impl Version {
@@ -30,6 +33,7 @@ impl Version {
         match self {
             Self::Http10 => "HTTP/1.0",
             Self::Http11 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2.0",
         }
     }
 }
@@ -158,6 +162,9 @@ pub enum BadRequest {
     /// 400: the first bytes are TLS.
     #[error("this port serves plain HTTP, but the client sent TLS: use http://")]
     Tls,
+    /// 421: HTTP/2 over TLS, for a host that the connection's certificate doesn't cover.
+    #[error("this connection's certificate doesn't cover the host: use a new connection")]
+    Misdirected,
     /// 417.
     #[error("the only supported expectation is 100-continue")]
     Expectation,
@@ -195,6 +202,7 @@ impl BadRequest {
             Self::Malformed(_) | Self::Tls => 400,
             Self::Method => 405,
             Self::Expectation => 417,
+            Self::Misdirected => 421,
             Self::TooLarge => 431,
             Self::Coding => 501,
             Self::Version => 505,
@@ -245,6 +253,7 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         Err(_) => return Err(BadRequest::Malformed("malformed head")),
     }
     let version = match request.version {
+        Some(1) if caller.http2 => Version::Http2,
         Some(1) => Version::Http11,
         _ => Version::Http10,
     };
@@ -268,7 +277,7 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         && version == Version::Http11
         && (method_text == "GET" || !websocket)
         && !has_body;
-    let keep_alive = !facts.connection.close && (version == Version::Http11 || facts.connection.keep_alive);
+    let keep_alive = !facts.connection.close && (version != Version::Http10 || facts.connection.keep_alive);
     let understood = RequestHead {
         method: Method::new(method_text),
         method_text: Span::of(method_text.as_bytes(), head),
@@ -279,7 +288,7 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         framing,
         keep_alive,
         is_last: !keep_alive,
-        expects_continue: facts.expects_continue && version == Version::Http11 && has_body,
+        expects_continue: facts.expects_continue && version != Version::Http10 && has_body,
         upgrade: if upgrade { Span::of(facts.upgrade, head) } else { Span::default() },
         client: told_client(request.headers, caller)
             .map_or_else(Span::default, |client| Span::of(client, head)),
@@ -305,10 +314,10 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
     }
     if caller.headers.via {
         // RFC 9110 §7.6.3: the version is that of the received message.
-        out.extend_from_slice(if version == Version::Http11 {
-            b"Via: 1.1 uh-proxy\r\n"
-        } else {
-            b"Via: 1.0 uh-proxy\r\n"
+        out.extend_from_slice(match version {
+            Version::Http10 => b"Via: 1.0 uh-proxy\r\n",
+            Version::Http11 => b"Via: 1.1 uh-proxy\r\n",
+            Version::Http2 => b"Via: 2.0 uh-proxy\r\n",
         });
     }
     out.extend_from_slice(b"\r\n");
@@ -321,7 +330,7 @@ fn host<'a>(
     field: Option<&'a [u8]>,
     version: Version,
 ) -> Result<&'a [u8], BadRequest> {
-    if version == Version::Http11 && field.is_none() {
+    if version != Version::Http10 && field.is_none() {
         return Err(BadRequest::Malformed("the Host field is missing"));
     }
     match authority.map(str::as_bytes).or(field) {

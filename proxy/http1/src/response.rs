@@ -57,6 +57,8 @@ pub enum Coding {
     Unchunk,
     /// A body that ends with the backend's connection is sent in chunks, so that the client can detect a truncated one.
     Chunk,
+    /// Only the content is sent, without chunks: the client's connection has frames of its own.
+    Frame,
 }
 
 impl ResponseHead {
@@ -72,7 +74,7 @@ impl ResponseHead {
         match self.coding {
             Coding::AsItIs => self.framing == Framing::UntilClose,
             Coding::Unchunk => true,
-            Coding::Chunk => false,
+            Coding::Chunk | Coding::Frame => false,
         }
     }
 
@@ -140,6 +142,7 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
         return Err(BadResponse("Transfer-Encoding in HTTP/1.0"));
     }
     let coding = match (framing, to.request.version) {
+        (_, Version::Http2) => Coding::Frame,
         (Framing::Chunked, Version::Http10) => Coding::Unchunk,
         (Framing::UntilClose, Version::Http11) if status != 101 => Coding::Chunk,
         _ => Coding::AsItIs,
@@ -256,7 +259,9 @@ fn write_fields(
             Known::TransferEncoding => !no_framing && to.request.version == Version::Http11,
             Known::Server => to.server == ServerField::Pass,
             // Also with 426, which lists protocols to upgrade to.
-            Known::Upgrade => response.status == 101 || response.status == 426,
+            Known::Upgrade => {
+                to.request.version != Version::Http2 && (response.status == 101 || response.status == 426)
+            }
             _ => !facts.connection.nominates(name),
         };
         if keep {
@@ -278,7 +283,9 @@ fn write_connection(to: Recipient<'_>, facts: &HeadFields<'_>, response: &Respon
     if let Some(hsts) = to.hsts.filter(|_| !facts.has_hsts) {
         write_field(out, b"Strict-Transport-Security", hsts.as_bytes());
     }
-    if response.is_tunnel() {
+    if to.request.version == Version::Http2 {
+        // It has no connection-specific fields (RFC 9113 §8.2.2).
+    } else if response.is_tunnel() {
         out.extend_from_slice(b"Connection: upgrade\r\n");
     } else if !response.client_keep_alive {
         out.extend_from_slice(b"Connection: close\r\n");
@@ -301,12 +308,17 @@ mod tests {
     use crate::request;
 
     fn understood(request_head: &str) -> RequestHead {
+        understood_over(false, request_head)
+    }
+
+    fn understood_over(http2: bool, request_head: &str) -> RequestHead {
         let headers = HeaderPolicy::default();
         let caller = Caller {
             address: [192, 0, 2, 1].into(),
             text: "192.0.2.1",
             request_start: None,
             scheme: Scheme::Http,
+            http2,
             headers: &headers,
         };
         request::translate(request_head.as_bytes(), &caller, &mut Vec::new()).unwrap()
@@ -317,12 +329,20 @@ mod tests {
         head: &str,
         keep_alive: bool,
     ) -> Result<(ResponseHead, String), BadResponse> {
-        let request = understood(request_head);
+        client_of(&understood(request_head), request_head, head, keep_alive)
+    }
+
+    fn client_of(
+        request: &RequestHead,
+        request_head: &str,
+        head: &str,
+        keep_alive: bool,
+    ) -> Result<(ResponseHead, String), BadResponse> {
         let server = ServerField::Pass;
         let upgrade = (!request.upgrade.of_head(request_head.as_bytes()).is_empty()).then_some("websocket");
         let request_head = request_head.as_bytes();
         let to = Recipient {
-            request: &request,
+            request,
             request_head,
             keep_alive,
             upgrade,
@@ -399,6 +419,42 @@ mod tests {
         assert_eq!(out, "");
         let (_, out) = client(GET10, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", true).unwrap();
         assert!(out.contains("Connection: keep-alive"), "{out}");
+    }
+
+    #[test]
+    fn over_http2_nothing_is_said_about_the_connection_and_nothing_is_framed() {
+        let request = understood_over(true, GET);
+        for (head, framing, expected) in [
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nKeep-Alive: timeout=5\r\nConnection: X-Hop\r\nX-Hop: 1\r\nDate: then\r\n\r\n",
+                Framing::Chunked,
+                "HTTP/1.1 200 OK\r\nDate: then\r\nX-Request-Id: id\r\n\r\n",
+            ),
+            (
+                "HTTP/1.0 200 OK\r\nDate: then\r\n\r\n",
+                Framing::UntilClose,
+                "HTTP/1.1 200 OK\r\nDate: then\r\nX-Request-Id: id\r\n\r\n",
+            ),
+            (
+                "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nProxy-Connection: close\r\nContent-Length: 3\r\nDate: then\r\n\r\n",
+                Framing::Length(3),
+                "HTTP/1.1 426 Upgrade Required\r\nContent-Length: 3\r\nDate: then\r\nX-Request-Id: id\r\n\r\n",
+            ),
+            (
+                "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+                Framing::None,
+                "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+            ),
+        ] {
+            for keep_alive in [true, false] {
+                let (response, out) = client_of(&request, GET, head, keep_alive).unwrap();
+                assert_eq!((response.framing, response.coding), (framing, Coding::Frame), "{head:?}");
+                assert_eq!(out, expected);
+                assert!(!response.ends_with_connection(), "its end is marked by its last frame");
+            }
+        }
+        let switched = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n";
+        assert!(client_of(&request, GET, switched, true).is_err());
     }
 
     #[test]

@@ -318,7 +318,8 @@ impl Connection {
         upstream.clear();
         let headers = &self.settings.headers;
         let request_start = headers.request_start.then(milliseconds_since_1970);
-        let caller = Caller { address: self.ip, text: &self.address, request_start, scheme, headers };
+        let caller =
+            Caller { address: self.ip, text: &self.address, request_start, scheme, http2: false, headers };
         let translated = request::translate(scratch.request_head(), &caller, &mut upstream);
         *scratch.upstream() = upstream;
         match translated {

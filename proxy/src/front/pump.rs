@@ -273,7 +273,7 @@ impl Pump {
                     0 => break,
                     n => Ok(Step::Data(n)),
                 }
-            } else if self.coding == Coding::Unchunk {
+            } else if matches!(self.coding, Coding::Unchunk | Coding::Frame) {
                 self.scanner.step(&buffer.filled()[seen..])
             } else {
                 self.scanner.take(&buffer.filled()[seen..]).map(Step::Data)
@@ -286,7 +286,7 @@ impl Pump {
                     self.cleared += n;
                     seen += n;
                 }
-                Step::Frame(n) => seen += n,
+                Step::Frame(n) | Step::Trailer(n) => seen += n,
             }
             if self.scanner.content() > self.most {
                 return Err(PumpError::TooLarge);

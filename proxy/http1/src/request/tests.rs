@@ -4,7 +4,14 @@ use super::*;
 use crate::policy::HeaderPolicy;
 
 fn caller<'a>(text: &'a str, headers: &'a HeaderPolicy) -> Caller<'a> {
-    Caller { address: text.parse().unwrap(), text, request_start: None, scheme: Scheme::Http, headers }
+    Caller {
+        address: text.parse().unwrap(),
+        text,
+        request_start: None,
+        scheme: Scheme::Http,
+        http2: false,
+        headers,
+    }
 }
 
 fn upstream(head: &str) -> Result<(RequestHead, String), BadRequest> {
@@ -227,4 +234,20 @@ proptest::proptest! {
         let headers = HeaderPolicy::default();
         let _ = translate(&head, &caller("192.0.2.7", &headers), &mut Vec::new());
     }
+}
+
+#[test]
+fn a_request_over_http2_is_logged_and_announced_as_such_and_otherwise_the_same() {
+    let head = b"POST /a HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let headers = HeaderPolicy { via: true, ..HeaderPolicy::default() };
+    let (mut one, mut two) = (Vec::new(), Vec::new());
+    let old = translate(head, &caller("192.0.2.7", &headers), &mut one).unwrap();
+    let new = Caller { http2: true, ..caller("192.0.2.7", &headers) };
+    let new = translate(head, &new, &mut two).unwrap();
+    assert_eq!(new.version.as_str(), "HTTP/2.0");
+    assert_eq!((new.framing, new.expects_continue, new.keep_alive), (old.framing, true, true));
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let without_id =
+        |text: String| text.lines().filter(|l| !l.starts_with("X-Request-Id")).collect::<String>();
+    assert_eq!(without_id(text(&two)), without_id(text(&one)).replace("Via: 1.1", "Via: 2.0"));
 }
