@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::judgement::Verdict;
+use uh_testkit::judgement::Verdict;
 
 /// What clients see while uh-proxy is down for a moment.
 pub const BROKEN: &[&str] =

@@ -4,21 +4,13 @@
 //! crate, and nothing in it may hide a failure: an unexplained response is a failure.
 
 pub mod compare;
-pub mod http;
-pub mod judgement;
-pub mod load;
+pub mod faults;
+
 pub mod percentiles;
 pub mod picture;
-pub mod watcher;
-pub mod websocket;
-
-pub mod faults;
 pub mod series;
+pub mod watcher;
 
-pub mod controller;
 pub mod fickle;
-pub mod front_door;
-pub mod mounts;
-pub mod process;
-pub mod sample_app;
+pub mod machine;
 pub mod workdir;

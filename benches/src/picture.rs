@@ -3,8 +3,8 @@
 use std::fmt::{Display, Write as _};
 use std::time::{Duration, Instant};
 
-use crate::load::Sample;
 use crate::percentiles::grouped;
+use uh_testkit::load::Sample;
 
 /// Answers are counted in steps of this.
 const STEP: Duration = Duration::from_millis(200);
@@ -206,7 +206,7 @@ fn text(svg: &mut String, class: &str, x: f64, y: f64, anchor: &str, text: impl 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::Failure;
+    use uh_testkit::http::Failure;
 
     #[test]
     fn a_picture_shows_who_answered_what_failed_and_when_traffic_moved() {

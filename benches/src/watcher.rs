@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use uh_protocol::BackendName;
 
-use crate::http::Connection;
+use uh_testkit::http::Connection;
 
 /// A switch whose new backend has not answered after this is a fault.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);

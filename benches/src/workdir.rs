@@ -7,9 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{Error, Result};
 use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
-
-use crate::process::{Interrupted, interrupted};
 
 /// How many lines of each log are shown when a run fails.
 const TAIL_LINES: usize = 12;
@@ -75,6 +74,24 @@ fn show_logs(dir: &Path, err: &mut impl Write) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Somebody asked this program to end.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// Ends when somebody asks this program to end, so that what it started can be stopped first.
+async fn interrupted<T>() -> Result<T> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Err(Interrupted.into())
 }
 
 #[cfg(test)]

@@ -1,21 +1,13 @@
 //! Nearly valid requests through the shim into an app with a strict parser.
 
-#[path = "../../../proxy/tests/it/fuzz/mutate.rs"]
-mod mutate;
-#[path = "../../../proxy/tests/it/fuzz/reference.rs"]
-mod reference;
-#[path = "../../../proxy/tests/it/fuzz/witness.rs"]
-mod witness;
-#[path = "fuzz/words.rs"]
-mod words;
-
 use std::time::Duration;
 
+use uh_testkit::fuzz::mutate::{fuzz, near};
+use uh_testkit::fuzz::reference::{Demand, is_same, read_leniently};
+use uh_testkit::fuzz::witness::{Witness, all_came, compare};
+use uh_testkit::fuzz::words::{HTTP_WORDS, KNOWN_REQUESTS, REQUEST_WORDS, SHIM_REQUESTS};
+
 use crate::shim::{Shim, TALKER};
-use mutate::{fuzz, near};
-use reference::{Demand, is_same, read_leniently};
-use witness::{Witness, all_came, compare};
-use words::{KNOWN, REQUESTS, WORDS};
 
 /// How long a client that hasn't sent everything waits for the shim before it leaves.
 const PATIENCE: Duration = Duration::from_millis(30);
@@ -32,9 +24,9 @@ fn the_app_receives_what_the_client_meant() {
         shim.log.wait_for("App accepts connections").await;
         (shim, address)
     });
-    let seeds = REQUESTS.iter().copied();
+    let seeds = SHIM_REQUESTS.iter().copied();
     // The test's app never sends 100 Continue, and the shim waits for it.
-    let unasked = REQUESTS.iter().filter(|request| !request.contains("Expect:"));
+    let unasked = SHIM_REQUESTS.iter().filter(|request| !request.contains("Expect:"));
     for request in unasked.map(|request| request.as_bytes()) {
         all_came(request, &witness.send(address, request, Some(PATIENCE)).unwrap(), Demand::WellFormed)
             .unwrap();
@@ -42,7 +34,7 @@ fn the_app_receives_what_the_client_meant() {
     // For the shim, a client that closes its sending side has left, so its request may reach the app late or not at
     // all.
     let mut before = Vec::new();
-    fuzz(200, near(seeds, WORDS), KNOWN, |bytes| {
+    fuzz(200, near(seeds, &[HTTP_WORDS, REQUEST_WORDS]), KNOWN_REQUESTS, |bytes| {
         let bytes = [bytes, b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"].concat();
         let mut seen = witness.send(address, &bytes, Some(PATIENCE))?;
         let late = seen

@@ -8,17 +8,13 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{oneshot, watch};
 use uh_sample_app::server::Server;
-use uh_sample_app::settings::Settings;
-
-/// Far longer than anything here takes, so that only a hang reaches it.
-const PATIENCE: Duration = Duration::from_secs(30);
+use uh_testkit::wait;
 
 /// A child that prints the signals it gets and continues. It exits with 0 on SIGTERM, and when its parent dies, so
 /// that a killed test leaves no process behind.
@@ -30,7 +26,7 @@ pub(crate) const TALKER: &str = "
 
 /// Waits for something that must happen.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("gave up waiting for {what}"))
+    wait::soon(what, future).await.unwrap()
 }
 
 /// A sample app in this process, as `green 1.2.3`.
@@ -40,12 +36,8 @@ pub(crate) async fn sample_app() -> SocketAddr {
 
 /// The same, with its own variables.
 pub(crate) async fn sample_app_with(variables: &[(&str, &str)]) -> SocketAddr {
-    let fixed = [("PORT", "0"), ("DEPLOYMENT_ENV", "green"), ("APP_VERSION", "1.2.3")];
-    let settings = Settings::from_lookup(|name| {
-        let found = variables.iter().chain(&fixed).find(|(key, _)| *key == name);
-        found.map(|(_, value)| (*value).into())
-    });
-    let server = Server::bind(settings.unwrap()).await.unwrap();
+    let fixed = [("DEPLOYMENT_ENV", "green"), ("APP_VERSION", "1.2.3")];
+    let server = Server::bind_free(&[variables, &fixed].concat()).await.unwrap();
     let address = server.local_addr();
     tokio::spawn(async move {
         let (_never, stop) = oneshot::channel::<()>();
@@ -99,7 +91,7 @@ impl Lines {
             found.is_some()
         });
         let ended =
-            tokio::time::timeout(PATIENCE, waiting).await.map(|waited| waited.is_err()).unwrap_or(true);
+            tokio::time::timeout(wait::SOON, waiting).await.map(|waited| waited.is_err()).unwrap_or(true);
         assert!(!ended, "the output lacks {words:?}: {:#?}", self.all());
         found.unwrap()
     }
@@ -128,11 +120,7 @@ impl Drop for Shim {
 
 /// A command line for the shim, with its own standard streams.
 pub(crate) fn command(options: &[&str], command: &[&str]) -> Command {
-    let mut shim = Command::new(env!("CARGO_BIN_EXE_app-shim"));
-    shim.args(options).arg("--").args(command);
-    // In most tests the app is in this process and already listens.
-    shim.env("APP_SHIM_ALLOW_LISTENING", "1");
-    with_streams(shim)
+    with_streams(uh_testkit::shim::command(options, command).unwrap().into())
 }
 
 /// The same for any command.

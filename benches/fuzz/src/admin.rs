@@ -1,16 +1,14 @@
 //! Raw calls of the admin socket of the whole proxy.
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 
-use crate::files::properties::of_answer;
-use crate::front_door::{self, FrontDoor, SOON};
-use crate::target::Target;
-use crate::words::{CALL_WORDS, CALLS, call, with_right_length};
+use uh_testkit::fuzz::calls::{CALLS, ask, call};
+use uh_testkit::fuzz::words::{CALL_WORDS, JSON_WORDS};
 
-pub(crate) const TARGET: Target = Target { name: "admin", check, seeds, words: &[CALL_WORDS] };
+use crate::front_door::{self, FrontDoor};
+use crate::target::Target;
+
+pub(crate) const TARGET: Target = Target { name: "admin", check, seeds, words: &[JSON_WORDS, CALL_WORDS] };
 
 fn seeds() -> Vec<Vec<u8>> {
     let more = [
@@ -28,22 +26,7 @@ fn seeds() -> Vec<Vec<u8>> {
 }
 
 fn check(bytes: &[u8]) -> Result<(), String> {
-    calls(bytes)?;
-    with_right_length(bytes).map_or(Ok(()), |right| calls(&right))
-}
-
-fn calls(bytes: &[u8]) -> Result<(), String> {
     static FRONT_DOOR: OnceLock<FrontDoor> = OnceLock::new();
     let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
-    let front_door = FRONT_DOOR.get_or_init(|| front_door::start(nobody, nobody));
-    let mut stream =
-        UnixStream::connect(&front_door.admin_socket).map_err(|e| format!("no connection: {e}"))?;
-    stream.set_read_timeout(Some(SOON)).map_err(|e| e.to_string())?;
-    let _ = stream.write_all(bytes);
-    let _ = stream.shutdown(Shutdown::Write);
-    let mut reply = Vec::new();
-    if stream.read_to_end(&mut reply).is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
-        return Err("it neither responds nor closes".to_owned());
-    }
-    of_answer(&reply)
+    ask(&FRONT_DOOR.get_or_init(|| front_door::start(nobody, nobody)).admin_socket, bytes)
 }

@@ -1,31 +1,19 @@
 //! Chunked bodies in arbitrary pieces → uh-proxy's scanner; the reference must find the same end and content.
 
 use uh_http1::body::{BodyError, BodyScanner, Framing, Step};
+use uh_testkit::fuzz::reference::{Message, Read, read};
+use uh_testkit::fuzz::words::HTTP_WORDS;
 
-use crate::reference::{Message, Read, read};
 use crate::target::{Target, behind};
 
-pub(crate) const TARGET: Target = Target { name: "body", check, seeds, words: &[WORDS] };
+pub(crate) const TARGET: Target = Target { name: "body", check, seeds, words: &[HTTP_WORDS, WORDS] };
 
 const WORDS: &[&str] = &[
-    "\r\n",
-    "\n",
-    "\r",
-    "\0",
-    " ",
-    "\t",
-    ";",
-    ":",
-    "0\r\n\r\n",
     "5\r\nhello\r\n",
     "5;a=\"b\"\r\nhello\r\n",
-    "0x5",
-    "-1",
     "7fffffffffffffff\r\n",
     "8000000000000000\r\n",
     "ffffffffffffffff\r\n",
-    "Content-Length: 5\r\n",
-    "Transfer_Encoding: chunked\r\n",
     "X-Forwarded-For: 6.6.6.6\r\n",
     "Host: b\r\n",
     "X-Sum: 1\r\n",

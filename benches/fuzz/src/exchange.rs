@@ -7,18 +7,20 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use uh_http1::body::Framing;
 use uh_http1::field::MAX_LEADING_LINES;
+use uh_testkit::fuzz::reference::{Demand, Message, Read, read};
+use uh_testkit::fuzz::witness::{Seen, compare};
+use uh_testkit::fuzz::words::{HTTP_WORDS, KNOWN_REQUESTS, REQUEST_WORDS, REQUESTS};
+use uh_testkit::wait::SOON;
 
-use crate::front_door::{self, FrontDoor, SOON};
-use crate::reference::{Demand, Message, Read, is_same, read, read_all};
+use crate::front_door::{self, FrontDoor};
 use crate::response::{Head, Lines};
 use crate::target::Target;
-use crate::words::{KNOWN_REQUESTS, REQUEST_WORDS, REQUESTS};
 
 pub(crate) const TARGET: Target = Target {
     name: "exchange",
     check,
     seeds,
-    words: &[REQUEST_WORDS, &["\x00\x01\x02\x03", "HTTP/1.1 200 OK\r\n"]],
+    words: &[HTTP_WORDS, REQUEST_WORDS, &["\x00\x01\x02\x03", "HTTP/1.1 200 OK\r\n"]],
 };
 
 /// Separates the client's bytes from the app's. Occurs in neither.
@@ -52,8 +54,7 @@ fn seeds() -> Vec<Vec<u8>> {
 #[derive(Default)]
 struct Case {
     answer: Vec<u8>,
-    messages: Vec<Message>,
-    bad: Option<String>,
+    seen: Seen,
 }
 
 fn case() -> &'static (SocketAddr, Arc<Mutex<Case>>) {
@@ -83,7 +84,7 @@ fn serve(mut stream: TcpStream, case: &Mutex<Case>) {
                 let to_head = message.method == "HEAD";
                 let answer = {
                     let mut case = lock(case);
-                    case.messages.push(message);
+                    case.seen.messages.push(message);
                     case.answer.clone()
                 };
                 let is_whole = matches!(meant_answer(&answer, to_head), Some(meant) if meant.is_all);
@@ -96,7 +97,7 @@ fn serve(mut stream: TcpStream, case: &Mutex<Case>) {
                 continue;
             }
             Read::Bad(why) => {
-                lock(case).bad = Some(format!("{why}: {}", bytes.escape_ascii()));
+                lock(case).seen.bad.push(format!("{why}: {}", bytes.escape_ascii()));
                 return;
             }
             Read::More => {}
@@ -133,16 +134,8 @@ fn check(bytes: &[u8]) -> Result<(), String> {
         return Err("it neither responds nor closes".to_owned());
     }
     let case = std::mem::take(&mut *lock(case));
-    if let Some(bad) = case.bad {
-        return Err(format!("the app can't read what came through: {bad}"));
-    }
-    let (meant, _) = read_all(sent);
-    for (came, meant) in case.messages.iter().zip(meant.iter().map(Some).chain(std::iter::repeat(None))) {
-        if !meant.is_some_and(|meant| is_same(meant, came, Demand::Strict)) {
-            return Err(format!("came:  {came:?}\nmeant: {meant:?}"));
-        }
-    }
-    judge_answers(&answers, answer, &case.messages)
+    compare(sent, &case.seen, Demand::Strict)?;
+    judge_answers(&answers, answer, &case.seen.messages)
         .map_err(|why| format!("{why}\nthe client got: {}", answers.escape_ascii()))
 }
 

@@ -11,49 +11,42 @@ use uh_controller::deploy::records::Records;
 use uh_controller::env_file;
 use uh_proxy::config::{self, Config};
 use uh_proxy::state::file::StateFile;
+use uh_testkit::fuzz::words::{
+    CONFIG_WORDS, DEPLOY_WORDS, GUIDE_STATE, JSON_WORDS, STATE_WORDS, TOML_WORDS, WHOLE_STATE, with_all_keys,
+};
 
-use crate::shipped::with_all_keys;
 use crate::target::{Target, behind};
-use crate::words::{CONFIG_WORDS, GUIDE_STATE, STATE_WORDS};
-use deploy_words::WORDS;
-
-#[path = "../../../controller/tests/it/fuzz/properties.rs"]
-mod deploy_properties;
-#[path = "../../../controller/tests/it/fuzz/words.rs"]
-mod deploy_words;
-#[allow(dead_code, reason = "the answers of the admin socket are another target's")]
-#[path = "../../../proxy/tests/it/fuzz/properties.rs"]
-pub(crate) mod properties;
+use crate::{deploy_properties, proxy_properties};
 
 pub(crate) const CONFIG: Target = Target {
     name: "config",
-    check: properties::of_config,
+    check: proxy_properties::of_config,
     seeds: config_seeds,
-    words: &[CONFIG_WORDS, KEYS],
+    words: &[TOML_WORDS, CONFIG_WORDS, KEYS],
 };
 
 pub(crate) const STATE: Target =
-    Target { name: "state", check: check_state, seeds: state_seeds, words: &[STATE_WORDS] };
+    Target { name: "state", check: check_state, seeds: state_seeds, words: &[JSON_WORDS, STATE_WORDS] };
 
 pub(crate) const DEPLOY_CONFIG: Target = Target {
     name: "deploy_config",
     check: deploy_properties::of_config,
     seeds: deploy_config_seeds,
-    words: &[WORDS, CONFIG_WORDS],
+    words: &[TOML_WORDS, CONFIG_WORDS, DEPLOY_WORDS],
 };
 
 pub(crate) const JOURNAL: Target = Target {
     name: "journal",
     check: |bytes| deploy_properties::of_journal(bytes, directory()),
     seeds: journal_seeds,
-    words: &[WORDS, STATE_WORDS, EVENTS],
+    words: &[JSON_WORDS, DEPLOY_WORDS, STATE_WORDS, EVENTS],
 };
 
 pub(crate) const DEPLOY_FILES: Target = Target {
     name: "deploy_files",
     check: check_deploy_files,
     seeds: deploy_files_seeds,
-    words: &[WORDS, STATE_WORDS],
+    words: &[TOML_WORDS, JSON_WORDS, DEPLOY_WORDS, STATE_WORDS],
 };
 
 const KEYS: &[&str] =
@@ -93,45 +86,48 @@ const SMALL_DEPLOY: &str = "[deploy]\nsettle = \"2s\"\n[validate]\nmin_disk = \"
                             [backends.green]\nendpoints = [\"127.0.0.1:2\"]\n\
                             [runtime.process]\ncommand = [\"node\", \"server.js\"]\n";
 
-fn small_config() -> &'static Config {
+pub(crate) fn small_config() -> &'static Config {
     static CONFIG: OnceLock<Config> = OnceLock::new();
     CONFIG.get_or_init(|| config::parse(SMALL).expect("it is good"))
 }
 
-fn config_seeds() -> Vec<Vec<u8>> {
-    let shipped = include_str!("../../../config/uh-proxy.toml");
-    let others = [
-        include_str!("../../../docker/uh-proxy.toml"),
-        include_str!("../../../docker/two-apps/uh-proxy.toml"),
-        SMALL,
-    ];
-    let seeds = [shipped.to_owned(), with_all_keys(shipped)];
-    seeds.into_iter().chain(others.map(str::to_owned)).map(String::into_bytes).collect()
+pub(crate) fn config_seeds() -> Vec<Vec<u8>> {
+    seeds_of(
+        include_str!("../../../config/uh-proxy.toml"),
+        [
+            include_str!("../../../docker/uh-proxy.toml"),
+            include_str!("../../../docker/two-apps/uh-proxy.toml"),
+            SMALL,
+        ],
+    )
 }
 
 fn check_state(bytes: &[u8]) -> Result<(), String> {
-    properties::of_state(bytes, small_config())
+    proxy_properties::of_state(bytes, small_config())
 }
 
-fn state_seeds() -> Vec<Vec<u8>> {
+pub(crate) fn state_seeds() -> Vec<Vec<u8>> {
     let page = include_str!("../../../docs/state-file.md");
     let example = page.split("## Example\n\n```json\n").nth(1).and_then(|rest| rest.split("```").next());
     let example = example.expect("the page shows a state file").to_owned();
-    let full = r#"{"active":"green","previous":"blue","lastSwitch":"2026-11-23T17:18:13Z","version":"1.0.1","healthy":true,
-        "schema":1,"generation":17,"services":{"app":{"active":"green","previous":"blue","lastSwitch":"2026-11-23T17:18:13Z",
-        "registered":{"blue":{"endpoints":["127.0.0.1:3010","unix:/run/blue.sock"],"version":"1.0.2"}},
-        "maintenance":{"since":"2026-11-23T17:18:13Z","message":"Back at noon.","retryAfterS":300}}}}"#;
-    let sealed = StateFile::parse(full.as_bytes()).and_then(|state| Ok(state.text()?)).expect("it is good");
-    vec![example.into_bytes(), full.into(), sealed, GUIDE_STATE.into()]
+    let sealed =
+        StateFile::parse(WHOLE_STATE.as_bytes()).and_then(|state| Ok(state.text()?)).expect("it is good");
+    vec![example.into_bytes(), WHOLE_STATE.into(), sealed, GUIDE_STATE.into()]
 }
 
-fn deploy_config_seeds() -> Vec<Vec<u8>> {
-    let shipped = include_str!("../../../config/uh-deploy.toml");
-    let others = [
-        include_str!("../../../docker/uh-deploy.toml"),
-        include_str!("../../../docker/two-apps/shop.toml"),
-        SMALL_DEPLOY,
-    ];
+pub(crate) fn deploy_config_seeds() -> Vec<Vec<u8>> {
+    seeds_of(
+        include_str!("../../../config/uh-deploy.toml"),
+        [
+            include_str!("../../../docker/uh-deploy.toml"),
+            include_str!("../../../docker/two-apps/shop.toml"),
+            SMALL_DEPLOY,
+        ],
+    )
+}
+
+/// Shipped configurations, the first one also with all its keys.
+fn seeds_of(shipped: &str, others: [&str; 3]) -> Vec<Vec<u8>> {
     let seeds = [shipped.to_owned(), with_all_keys(shipped)];
     seeds.into_iter().chain(others.map(str::to_owned)).map(String::into_bytes).collect()
 }

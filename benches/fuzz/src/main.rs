@@ -1,28 +1,22 @@
 //! Coverage-guided fuzzing of everything that reads bytes from outside. `UH_FUZZ_TARGET` says what this process fuzzes;
 //! `run` runs all of it, one after the other.
 //!
-//! Each target is a seed list, words to put in, and a property that must hold for all bytes. The words, the seeds, the
-//! reference reader and the properties of files are those of the ordinary fuzz tests, which run on stable.
+//! Each target is a seed list, words to put in, and a property that must hold for all bytes. On stable,
+//! `replay` tries all of them, and what is near them, in each `make test`.
 #![no_main]
 
 mod admin;
 mod body;
 mod change;
+mod deploy_properties;
 mod exchange;
 mod files;
 mod front_door;
+mod proxy_properties;
 mod request;
 mod response;
 mod shim;
 mod target;
-
-#[allow(dead_code, reason = "shared with the fuzz tests, which need more of it")]
-#[path = "../../../proxy/tests/it/fuzz/reference.rs"]
-mod reference;
-#[path = "../../../proxy/tests/it/fuzz/shipped.rs"]
-mod shipped;
-#[path = "../../../proxy/tests/it/fuzz/words.rs"]
-mod words;
 
 libfuzzer_sys::fuzz_target!(init: target::prepare(), |bytes: &[u8]| target::check(bytes));
 

@@ -5,9 +5,12 @@
 mod admin;
 mod body;
 mod change;
+mod deploy_properties;
 mod exchange;
 mod files;
 mod front_door;
+mod near;
+mod proxy_properties;
 mod request;
 mod response;
 mod shim;
@@ -15,14 +18,6 @@ mod shim;
 mod target;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-#[allow(dead_code, reason = "shared with the fuzz tests, which need more of it")]
-#[path = "../../../proxy/tests/it/fuzz/reference.rs"]
-mod reference;
-#[path = "../../../proxy/tests/it/fuzz/shipped.rs"]
-mod shipped;
-#[path = "../../../proxy/tests/it/fuzz/words.rs"]
-mod words;
 
 /// Panics in any thread: one in a uh-proxy thread ends a call without being noticed otherwise.
 static PANICS: AtomicUsize = AtomicUsize::new(0);

@@ -6,12 +6,13 @@ use uh_http1::field::{self, HeadScanner};
 use uh_http1::forwarded::{Caller, Scheme};
 use uh_http1::policy::{HeaderPolicy, Traceparent, Underscores};
 use uh_http1::{prefix, request};
+use uh_testkit::fuzz::reference::{Demand, Message, Read, is_same, read, read_all};
+use uh_testkit::fuzz::words::{HTTP_WORDS, KNOWN_REQUESTS, REQUEST_WORDS, REQUESTS};
 
-use crate::reference::{Demand, Message, Read, is_same, read, read_all};
 use crate::target::{Target, behind};
-use crate::words::{KNOWN_REQUESTS, REQUEST_WORDS, REQUESTS};
 
-pub(crate) const TARGET: Target = Target { name: "request", check, seeds, words: &[REQUEST_WORDS, WORDS] };
+pub(crate) const TARGET: Target =
+    Target { name: "request", check, seeds, words: &[HTTP_WORDS, REQUEST_WORDS, WORDS] };
 
 const CALLER: &str = "192.0.2.7";
 const PREFIX: &str = "/a";

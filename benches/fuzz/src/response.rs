@@ -9,10 +9,11 @@ use uh_http1::forwarded::{Caller, Scheme};
 use uh_http1::policy::{HeaderPolicy, ServerField};
 use uh_http1::request::{self, Version};
 use uh_http1::response::{self, Coding, Recipient, ResponseHead};
+use uh_testkit::fuzz::words::HTTP_WORDS;
 
 use crate::target::{Target, behind};
 
-pub(crate) const TARGET: Target = Target { name: "response", check, seeds, words: &[WORDS] };
+pub(crate) const TARGET: Target = Target { name: "response", check, seeds, words: &[HTTP_WORDS, WORDS] };
 
 /// What the answers are for.
 const REQUESTS: [&str; 4] = [
@@ -38,30 +39,14 @@ const SEEDS: &[&str] = &[
 ];
 
 const WORDS: &[&str] = &[
-    "\r\n",
-    "\n",
-    "\r",
-    "\0",
-    " ",
-    "\t",
-    ":",
-    ",",
-    "HTTP/1.0",
-    "HTTP/2.0",
     "099",
     "999",
     "101",
     "204",
     "304",
     "426",
-    "Content-Length: 5\r\n",
-    "Content-Length: 0\r\n",
     "Content-Length: 5, 5\r\n",
-    "Transfer-Encoding: chunked\r\n",
-    "Transfer-Encoding: gzip, chunked\r\n",
-    "Connection: close\r\n",
     "Connection: keep-alive\r\n",
-    "Connection: content-length\r\n",
     "Connection: transfer-encoding\r\n",
     "Connection: date, x-request-id\r\n",
     "Keep-Alive: timeout=99999999999999999999\r\n",
@@ -69,11 +54,6 @@ const WORDS: &[&str] = &[
     "Proxy-Connection: close\r\n",
     "Date: x\r\n",
     "Server: x\r\n",
-    "X: y\r\n",
-    " folded\r\n",
-    "\u{e9}",
-    "\u{7f}",
-    "\u{b}",
 ];
 
 fn seeds() -> Vec<Vec<u8>> {

@@ -10,25 +10,16 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
+use uh_testkit::fuzz::reference::{Demand, Read, read};
+use uh_testkit::fuzz::witness::{Seen, compare};
+use uh_testkit::fuzz::words::{HTTP_WORDS, KNOWN_REQUESTS, REQUEST_WORDS, SHIM_REQUESTS};
 
-use crate::reference::{Demand, Message, Read, is_same, read, read_leniently};
 use crate::target::Target;
-use words::{KNOWN, REQUESTS, WORDS};
 
-#[path = "../../../app-shim/tests/it/fuzz/words.rs"]
-mod words;
-
-pub(crate) const TARGET: Target =
-    Target { name: "shim", check, seeds, words: &[WORDS, crate::words::REQUEST_WORDS] };
+pub(crate) const TARGET: Target = Target { name: "shim", check, seeds, words: &[HTTP_WORDS, REQUEST_WORDS] };
 
 /// How long the shim may be silent before the client leaves.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-#[derive(Default)]
-struct Seen {
-    messages: Vec<Message>,
-    bad: Option<String>,
-}
 
 struct Stage {
     runtime: Runtime,
@@ -38,7 +29,7 @@ struct Stage {
 }
 
 fn seeds() -> Vec<Vec<u8>> {
-    REQUESTS.iter().chain(KNOWN).map(|request| request.as_bytes().to_vec()).collect()
+    SHIM_REQUESTS.iter().chain(KNOWN_REQUESTS).map(|request| request.as_bytes().to_vec()).collect()
 }
 
 impl Stage {
@@ -81,7 +72,7 @@ async fn serve(mut stream: TcpStream, seen: Rc<RefCell<Seen>>) {
                 continue;
             }
             Read::Bad(why) => {
-                seen.borrow_mut().bad = Some(format!("{why}: {}", bytes.escape_ascii()));
+                seen.borrow_mut().bad.push(format!("{why}: {}", bytes.escape_ascii()));
                 return;
             }
             Read::More => {}
@@ -107,17 +98,7 @@ impl Stage {
         if !answers.is_empty() && !answers.starts_with(b"HTTP/1.") {
             return Err(format!("an answer that is none: {}", answers.escape_ascii()));
         }
-        if let Some(bad) = seen.bad {
-            return Err(format!("the app can't read what came through: {bad}"));
-        }
-        let meant = read_leniently(bytes);
-        let mut left = meant.iter();
-        for came in &seen.messages {
-            if !left.any(|meant| is_same(meant, came, Demand::WellFormed)) {
-                return Err(format!("came:  {came:?}\nmeant: {meant:?}"));
-            }
-        }
-        Ok(())
+        compare(bytes, &seen, Demand::WellFormed)
     }
 
     async fn send(&self, bytes: &[u8]) -> std::io::Result<Vec<u8>> {

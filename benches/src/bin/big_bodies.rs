@@ -1,6 +1,5 @@
 //! Sends bodies of many gigabytes through uh-proxy in each direction, and reports its memory use.
 
-use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,9 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use uh_benches::front_door::{FrontDoor, Setup};
-use uh_benches::sample_app::SampleApp;
+use uh_benches::machine::process_figure;
 use uh_benches::workdir;
+use uh_testkit::sample_app;
+use uh_testkit::uh_proxy::Setup;
 
 /// By default, no request may be this large.
 const ANY_SIZE: &str = "[services.app.limits]\nbody_bytes = \"0B\"";
@@ -44,11 +44,10 @@ fn main() -> ExitCode {
 }
 
 async fn run(options: &Options, dir: &Path) -> Result<()> {
-    let blue = SampleApp::start("blue", "1.0.0", dir).await?;
-    let green = SampleApp::start("green", "1.0.1", dir).await?;
-    let setup = Setup { dir, state_dir: dir, access_log: "json", backends: [&blue, &green], extra: ANY_SIZE };
-    let front_door = FrontDoor::start(&setup).await?;
-    let pid = front_door.admin.status().await?.proxy.pid;
+    let (blue, green) = sample_app::pair(dir).await?;
+    let front_door = Setup::new(dir, blue.address, green.address).service(ANY_SIZE).start().await?;
+    front_door.until_healthy().await?;
+    let pid = front_door.process.id();
     let bytes = options.gigabytes * 1_000_000_000;
     say(format_args!("at the start: {:.1} MB resident", megabytes(peak(pid)?)))?;
     let start = Instant::now();
@@ -86,10 +85,7 @@ fn megabytes(bytes: u64) -> f64 {
 
 /// The most memory that a process ever had resident, in bytes.
 fn peak(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("uh-proxy has ended")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("VmHWM isn't a number")?;
-    Ok(kib * 1024)
+    Ok(process_figure(pid, "VmHWM").context("uh-proxy has ended")? * 1024)
 }
 
 async fn download(target: SocketAddr, bytes: u64) -> Result<()> {

@@ -14,7 +14,7 @@ use uh_benches::compare::proxies::{ALL, DESCRIPTORS, Proxy};
 use uh_benches::compare::report::Report;
 use uh_benches::compare::rows::{self, Effort, LOAD_CORE, Measurements, Setting};
 use uh_benches::compare::switches;
-use uh_benches::process::raise_descriptors;
+use uh_benches::machine::raise_descriptors;
 use uh_benches::workdir;
 
 /// Services of the largest setting; each has two backends.

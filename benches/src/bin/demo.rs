@@ -13,16 +13,17 @@ use clap::Parser;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use uh_benches::controller::{Controller, two_free_addresses};
-use uh_benches::front_door::{Behind, FrontDoor};
-use uh_benches::http::Failure;
-use uh_benches::judgement::{Switch, Verdict};
-use uh_benches::load::{Group, Load, Plan, Recording, Reuse};
 use uh_benches::percentiles::{Times, grouped, milliseconds};
 use uh_benches::picture::{Picture, Span};
-use uh_benches::process::{self};
-use uh_benches::websocket::WebSocket;
 use uh_benches::workdir;
+use uh_testkit::http::Failure;
+use uh_testkit::judgement::{Switch, Verdict};
+use uh_testkit::load::{Group, Load, Plan, Recording, Reuse};
+use uh_testkit::process;
+use uh_testkit::uh_deploy::{CONFIG, UhDeploy};
+use uh_testkit::uh_proxy::{Setup, UhProxy};
+use uh_testkit::wait::free_address;
+use uh_testkit::websocket::WebSocket;
 
 /// A request without a complete response after this has failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,6 +43,17 @@ const HOLD: Duration = Duration::from_secs(3);
 /// One text and its echo.
 const ECHO_INTERVAL: Duration = Duration::from_millis(50);
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How uh-proxy probes the apps.
+const HEALTH: &str = "[services.app.health]\ninterval = \"100ms\"\nhealthy_after = 1";
+
+/// What `uh-deploy` checks, before and after a deploy.
+const CHECKS: &str = "[validate]\nmin_disk = \"100MiB\"\nmin_memory = \"100MiB\"\n\
+                      [monitor]\ninterval = \"1s\"\nbreach_after = 1\n[health]\ninterval = \"100ms\"";
+
+/// A version that never becomes healthy, and one that looks healthy.
+const UNHEALTHY: &str = "[health]\nwithin = \"1s\"\n[runtime.process]\nenv = { UNHEALTHY = \"1\" }";
+const FAILING: &str = "[runtime.process]\nenv = { FAIL_PERCENT = \"25\" }";
 
 /// Exit codes of `uh-deploy`.
 const DONE: i32 = 0;
@@ -93,12 +105,12 @@ async fn run(dir: &Path, options: &Options) -> Result<()> {
     demo.so_far(&load)?;
 
     demo.step("Deploy 1.0.2, which never becomes healthy")?;
-    demo.controller.configure("UNHEALTHY = \"1\"", "within = \"1s\"")?;
+    demo.controller.configure(CONFIG, UNHEALTHY)?;
     demo.command(FAILED, &["blue-green", "--version", "1.0.2"]).await?;
     demo.so_far(&load)?;
 
     demo.step("Deploy 1.0.3, which looks healthy but fails every fourth request, and watch it")?;
-    demo.controller.configure("FAIL_PERCENT = \"25\"", "")?;
+    demo.controller.configure(CONFIG, FAILING)?;
     let watched = ["blue-green", "--version", "1.0.3", "--watch", "20s", "--auto-rollback"];
     let before = Instant::now();
     demo.switching(ROLLED_BACK, &watched, &["green", "blue"]).await?;
@@ -110,7 +122,7 @@ async fn run(dir: &Path, options: &Options) -> Result<()> {
     let recording = load.stop().await?;
     let Demo { page, front_door, controller, switches, spans, started } = demo;
     front_door.stop(STOP_WITHIN).await?;
-    controller.end_instances()?;
+    drop(controller);
     summary(&page, &recording, &switches, rolled_back, bad)?;
     if let Some(file) = &options.picture {
         let backends = [("blue", "blue, 1.0.0"), ("green", "green, 1.0.1")];
@@ -132,7 +144,7 @@ fn summary(
     rolled_back: usize,
     bad: (Instant, Instant),
 ) -> Result<()> {
-    let by_the_bad_version = |sample: &&uh_benches::load::Sample| {
+    let by_the_bad_version = |sample: &&uh_testkit::load::Sample| {
         sample.outcome == Err(Failure::BadStatus(500)) && sample.sent_at >= bad.0 && sample.done_at <= bad.1
     };
     let bad_answers = recording.samples.iter().filter(by_the_bad_version).count();
@@ -169,8 +181,8 @@ fn plan(target: SocketAddr) -> Plan {
 /// uh-proxy, the controller, and what was done with them.
 struct Demo {
     page: Page,
-    controller: Controller,
-    front_door: FrontDoor,
+    controller: UhDeploy,
+    front_door: UhProxy,
     switches: Vec<Switch>,
     spans: Vec<Span>,
     started: Instant,
@@ -182,15 +194,17 @@ impl Demo {
         let mut page = Page { step: 0 };
         page.line("Deploys good and bad versions of a live app while clients keep using it.")?;
         page.step("Start uh-proxy without a backend")?;
-        let [blue, green] = two_free_addresses()?;
-        let blue = Behind { name: "blue", address: blue };
-        let green = Behind { name: "green", address: green };
+        let [blue, green] = [free_address(), free_address()];
         // Green is active at first, so that the first deploy goes to blue.
-        let front_door = FrontDoor::start_empty(dir, [green, blue]).await?;
+        let setup = Setup::new(dir, blue, green).active("green").service(HEALTH);
+        let front_door = setup.start().await?;
         page.fact("uh-proxy", front_door.address)?;
-        page.fact("blue (once started)", blue.address)?;
-        page.fact("green (once started)", green.address)?;
-        let controller = Controller::new(dir, [blue, green])?;
+        page.fact("blue (once started)", blue)?;
+        page.fact("green (once started)", green)?;
+        let mut controller = UhDeploy::new(dir, &setup.socket(), [blue, green])?;
+        let (program, config) = (process::program("uh-proxy")?, setup.config_file());
+        controller.add(&format!("[deploy.proxy]\nprogram = {program:?}\nconfig = {config:?}\n{CHECKS}"));
+        controller.configure(CONFIG, "")?;
         Ok(Self { page, controller, front_door, switches: Vec::new(), spans: Vec::new(), started })
     }
 
@@ -202,7 +216,7 @@ impl Demo {
     async fn command(&mut self, code: i32, args: &[&str]) -> Result<()> {
         self.page.line(format!("   $ uh-deploy {}", args.join(" ")))?;
         let from = Instant::now();
-        let finished = process::run(self.controller.command(args), COMMAND_TIMEOUT).await?;
+        let finished = process::run(self.controller.command(CONFIG, args)?, COMMAND_TIMEOUT).await?;
         let label = format!("uh-deploy {}", args.join(" "));
         self.spans.push(Span { label, from, to: Instant::now() });
         for line in finished.output.lines() {

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use clap::Parser;
 use rustix::process::geteuid;
 use uh_benches::faults::{FaultConditions, Outcome, all, table};
-use uh_benches::process::raise_descriptors;
+use uh_benches::machine::raise_descriptors;
 use uh_benches::workdir;
 
 #[derive(Parser)]

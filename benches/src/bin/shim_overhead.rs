@@ -6,17 +6,16 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use uh_benches::http::Connection;
-use uh_benches::process::{Process, sibling};
-use uh_benches::sample_app::SampleApp;
-
-/// How long the shim may take until it serves.
-const READY_WITHIN: Duration = Duration::from_secs(20);
+use uh_benches::machine::process_figure;
+use uh_testkit::http::Connection;
+use uh_testkit::process::Process;
+use uh_testkit::sample_app::SampleApp;
+use uh_testkit::shim;
+use uh_testkit::wait::until;
 
 /// What is asked for: an answer of a few bytes, so that nothing but the way is measured.
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: bench\r\n\r\n";
@@ -38,8 +37,9 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     let dir = tempfile::tempdir()?;
     let app = SampleApp::start("blue", "1.0.0", dir.path()).await?;
-    let (_shim, address, pid) = start_shim(app.address, dir.path()).await?;
-    let at_rest = resident_kib(pid)?;
+    let (shim, address) = start_shim(app.address, dir.path()).await?;
+    let pid = shim.id();
+    let at_rest = process_figure(pid, "VmRSS")?;
     let (mut direct, mut through) = (Connection::open(app.address).await?, Connection::open(address).await?);
     let (mut direct_us, mut through_us) = (Vec::new(), Vec::new());
     let mut cpu = Duration::ZERO;
@@ -61,43 +61,23 @@ async fn main() -> Result<()> {
     println!("through      p50 {:4} us  p99 {:5} us", through_us.0, through_us.1);
     println!("added        p50 {:4} us", through_us.0.saturating_sub(direct_us.0));
     println!("shim CPU     {:.1} us per request", cpu.as_secs_f64() * 1e6 / requests as f64);
-    println!("shim memory  {at_rest} KiB at rest, {} KiB after the load (resident)", resident_kib(pid)?);
+    println!(
+        "shim memory  {at_rest} KiB at rest, {} KiB after the load (resident)",
+        process_figure(pid, "VmRSS")?
+    );
     Ok(())
 }
 
-async fn start_shim(app: SocketAddr, dir: &Path) -> Result<(Process, SocketAddr, u32)> {
-    let mut command = Command::new(sibling("app-shim")?);
-    command.args([
-        "--listen",
-        "127.0.0.1:0",
-        "--allow-listening",
-        "--app",
-        &app.to_string(),
-        "--",
-        "sleep",
-        "86400",
-    ]);
-    let process = Process::spawn("shim", &mut command, dir)?;
-    let deadline = Instant::now() + READY_WITHIN;
-    loop {
-        let log = fs::read_to_string(dir.join("shim.log"))?;
-        if log.contains("App accepts connections") {
-            let address = log.split("Listening on ").nth(1).and_then(|rest| rest.split_whitespace().next());
-            let address = address.context("the shim doesn't report its address")?.parse()?;
-            return Ok((process, address, shim_pid(&log)?));
-        }
-        ensure!(Instant::now() < deadline, "the shim is not ready: {log}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-/// The parent of the process that the shim says it has started.
-fn shim_pid(log: &str) -> Result<u32> {
-    let child =
-        log.split("(pid ").nth(1).and_then(|rest| rest.split(')').next()).context("no pid in the log")?;
-    let stat = fs::read_to_string(format!("/proc/{child}/stat"))?;
-    let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1));
-    Ok(parent.context("no parent in /proc")?.parse()?)
+async fn start_shim(app: SocketAddr, dir: &Path) -> Result<(Process, SocketAddr)> {
+    let options = ["--listen", "127.0.0.1:0", "--app", &app.to_string()];
+    let mut process = Process::spawn("shim", &mut shim::command(&options, &["sleep", "86400"])?, dir)?;
+    let address = until("the shim serves", async || {
+        let log = process.output().ok().filter(|log| log.contains("App accepts connections"))?;
+        log.split("Listening on ").nth(1)?.split_whitespace().next()?.parse().ok()
+    });
+    let address = address.await.with_context(|| process.output().unwrap_or_default())?;
+    process.check_running()?;
+    Ok((process, address))
 }
 
 /// Microseconds for each request.
@@ -128,10 +108,4 @@ fn cpu_time(pid: u32) -> Result<Duration> {
         nanos += stat.split(' ').next().unwrap_or_default().parse::<u64>()?;
     }
     Ok(Duration::from_nanos(nanos))
-}
-
-fn resident_kib(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -4,7 +4,6 @@
 //! meanwhile, a healthy load asks at a steady rate, for an app of its own: what slow clients cost the app that they ask
 //! is between them and that app. First, what an idle client connection costs.
 
-use std::fs;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -21,11 +20,12 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use uh_benches::front_door::{FrontDoor, Setup};
-use uh_benches::load::{Group, Load, Plan, Recording, Reuse};
+use uh_benches::machine::process_figure;
 use uh_benches::percentiles::{Times, milliseconds};
-use uh_benches::sample_app::SampleApp;
 use uh_benches::workdir;
+use uh_testkit::load::{Group, Load, Plan, Recording, Reuse};
+use uh_testkit::sample_app::{self, SampleApp};
+use uh_testkit::uh_proxy::{Setup, UhProxy};
 
 /// A request without a complete response after this has failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -86,18 +86,18 @@ fn main() -> ExitCode {
 }
 
 async fn run(options: &Options, dir: &Path) -> Result<()> {
-    let blue = SampleApp::start("blue", "1.0.0", dir).await?;
-    let green = SampleApp::start("green", "1.0.1", dir).await?;
+    let (blue, green) = sample_app::pair(dir).await?;
     let slow = SampleApp::start("slow", "1.0.0", dir).await?;
-    let extra = format!(
-        "[server.limits]\nheader_timeout = \"{0}ms\"\nconnections_per_address = 0\n\
+    let server = format!(
+        "access_log = {{ format = \"off\" }}\n\
+         [server.limits]\nheader_timeout = \"{0}ms\"\nconnections_per_address = 0\n\
          [services.slow]\nhosts = [\"slow\"]\nactive = \"slow\"\nlimits.rate_window = \"{0}ms\"\n\
          backends.slow.endpoints = [\"{1}\"]\n",
         options.deadline_ms, slow.address
     );
-    let setup = Setup { dir, state_dir: dir, access_log: "off", backends: [&blue, &green], extra: &extra };
-    let front_door = FrontDoor::start(&setup).await?;
-    let pid = front_door.admin.status().await?.proxy.pid;
+    let front_door = Setup::new(dir, blue.address, green.address).server(&server).start().await?;
+    front_door.until_healthy().await?;
+    let pid = front_door.process.id();
 
     // First: memory that was used and given back would hide what is needed.
     let idle_kib = weigh_idle(options.idle as usize, front_door.address, pid).await?;
@@ -114,7 +114,7 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     report(options, &attacked, all_gone, &quiet, &meanwhile, idle_kib)
 }
 
-fn plan(options: &Options, front_door: &FrontDoor) -> Plan {
+fn plan(options: &Options, front_door: &UhProxy) -> Plan {
     let group = Group {
         path: "/".to_owned(),
         clients: HEALTHY_CLIENTS,
@@ -227,7 +227,7 @@ async fn slow(kind: Kind, target: SocketAddr, come: Arc<AtomicUsize>) -> Result<
 
 /// Waits until all slow clients have connected, and then until uh-proxy has no connections except those of the healthy
 /// load. Returns how long that took.
-async fn until_gone(options: &Options, front_door: &FrontDoor, attack: &Attack) -> Result<Duration> {
+async fn until_gone(options: &Options, front_door: &UhProxy, attack: &Attack) -> Result<Duration> {
     let expected = 3 * options.clients as usize;
     let all_come_by = Instant::now() + ALL_COME_WITHIN;
     while attack.come.load(Ordering::Relaxed) < expected {
@@ -238,7 +238,7 @@ async fn until_gone(options: &Options, front_door: &FrontDoor, attack: &Attack) 
     // What a reader's own kernel takes before it is full counts as reading: that is its first window.
     let deadline = begun + 2 * Duration::from_millis(options.deadline_ms.into()) + SLACK;
     loop {
-        let open = open_connections(&front_door.admin.metrics().await?)?;
+        let open = open_connections(&front_door.client.metrics().await?)?;
         if open <= HEALTHY_CLIENTS {
             return Ok(begun.elapsed());
         }
@@ -262,7 +262,7 @@ async fn weigh_idle(count: usize, target: SocketAddr, pid: u32) -> Result<Option
     if count == 0 {
         return Ok(None);
     }
-    let before = resident_kib(pid)?;
+    let before = process_figure(pid, "VmRSS")?;
     let mut kept = Vec::with_capacity(count);
     for _ in 0..count {
         let mut stream = TcpStream::connect(target).await?;
@@ -272,15 +272,9 @@ async fn weigh_idle(count: usize, target: SocketAddr, pid: u32) -> Result<Option
         ensure!(answer.starts_with(b"HTTP/1.1 200 "), "an idle client got something else");
         kept.push(stream);
     }
-    let after = resident_kib(pid)?;
+    let after = process_figure(pid, "VmRSS")?;
     drop(kept);
     Ok(Some(after.saturating_sub(before) as f64 / count as f64))
-}
-
-fn resident_kib(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 fn report(

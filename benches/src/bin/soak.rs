@@ -11,17 +11,19 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Parser;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
-use uh_benches::faults::stage::{SOON, Stage, StageSetup, apps};
+use uh_benches::faults::stage::{Stage, StageSetup, apps};
+use uh_benches::machine::process_figure;
 use uh_benches::percentiles::grouped;
 use uh_benches::series::Series;
-use uh_benches::websocket::WebSocket;
 use uh_benches::workdir;
+use uh_testkit::wait::until;
+use uh_testkit::websocket::WebSocket;
 
 /// The most samples of one run.
 const SAMPLES: f64 = 1000.0;
@@ -92,11 +94,7 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
         happened += 1;
         sleep(step_ends.saturating_duration_since(Instant::now())).await;
     }
-    let deadline = Instant::now() + SOON;
-    while extras.running.get() > 0 {
-        ensure!(Instant::now() < deadline, "{} of the soak's own clients don't end", extras.running.get());
-        sleep(Duration::from_millis(10)).await;
-    }
+    until("the soak's own clients are done", async || (extras.running.get() == 0).then_some(())).await?;
     sample(&mut samples, pid, begun.elapsed().as_secs_f64())?;
     write(options, &samples)?;
     finish(stage, &extras, &samples, happened, length_s).await
@@ -185,13 +183,8 @@ async fn half_a_head(address: SocketAddr) -> Result<()> {
 }
 
 fn sample(samples: &mut SoakSamples, pid: u32, at: f64) -> Result<()> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let figure = |name: &str| -> Result<f64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("an unexpected status")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
-    };
-    samples.resident_kib.points.push((at, figure("VmRSS:")?));
-    samples.threads.points.push((at, figure("Threads:")?));
+    samples.resident_kib.points.push((at, process_figure(pid, "VmRSS")? as f64));
+    samples.threads.points.push((at, process_figure(pid, "Threads")? as f64));
     samples.descriptors.points.push((at, fs::read_dir(format!("/proc/{pid}/fd"))?.count() as f64));
     Ok(())
 }

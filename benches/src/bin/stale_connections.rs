@@ -4,34 +4,30 @@
 //! No `GET` may fail. No `POST` may be carried out twice; those that fail are those that had been sent when their
 //! connection died, so that nobody but the backend can know whether they were carried out.
 
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Parser;
-use tempfile::TempDir;
 use tokio::sync::Barrier;
 use tokio::time::sleep;
 use uh_benches::fickle::{self, Book, Death, When};
-use uh_benches::http::{Connection, Idle};
-use uh_benches::process::{Process, sibling};
 use uh_benches::workdir;
-use uh_protocol::client::Client;
+use uh_testkit::http::{Connection, Idle};
+use uh_testkit::process::Process;
+use uh_testkit::uh_proxy::{Setup, UhProxy};
+use uh_testkit::wait::SOON;
 
 /// How long uh-proxy keeps an idle connection here. Short, so that many rounds take little time.
 const POOL_IDLE_MS: u64 = 100;
 
 /// When the backend closes idle connections: well before uh-proxy closes them, around that time, and after.
 const CLOSES_MS: [u64; 9] = [60, 80, 90, 95, 100, 105, 110, 120, 150];
-
-/// The timeout of everything that should happen immediately.
-const SOON: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Parser)]
 #[command(about = "Close kept upstream connections at the worst moment, and count what clients see of it")]
@@ -125,7 +121,7 @@ async fn line(
 ) -> Result<(Seen, Seen)> {
     let book = Book::default();
     let backend = fickle::start(death, when, book.clone()).await?;
-    let front = FrontDoor::start(dir, backend, &format!("{POOL_IDLE_MS}ms")).await?;
+    let front = front_door(dir, backend, &format!("{POOL_IDLE_MS}ms")).await?;
     let gets = phase(options, &front, "GET", when, &book).await?;
     let posts = phase(options, &front, "POST", when, &book).await?;
     let what = match death {
@@ -161,14 +157,14 @@ async fn line(
 /// which the connections die.
 async fn phase(
     options: &Options,
-    front: &FrontDoor,
+    front: &UhProxy,
     method: &'static str,
     when: When,
     book: &Book,
 ) -> Result<Seen> {
     let barrier = Arc::new(Barrier::new(usize::try_from(options.clients)?));
     let next = Arc::new(AtomicU64::new(if method == "GET" { 0 } else { 1 << 32 }));
-    let before = front.retries().await?;
+    let before = retries(front).await?;
     let rounds = options.requests.div_ceil(options.clients);
     let die_ms = match when {
         When::Idle(after) => u64::try_from(after.as_millis())?.min(POOL_IDLE_MS),
@@ -205,7 +201,7 @@ async fn phase(
             seen.twice += u64::from(runs > 1);
         }
     }
-    seen.retried = front.retries().await? - before;
+    seen.retried = retries(front).await? - before;
     Ok(seen)
 }
 
@@ -240,7 +236,7 @@ async fn node(options: &Options, dir: &Path, idle: &str, out: &mut impl io::Writ
     command.arg("-e").arg(NODE);
     let mut process = Process::spawn("node", &mut command, dir)?;
     let backend = process.line_after("listening on ", SOON).await?.parse()?;
-    let front = FrontDoor::start(dir, backend, idle).await?;
+    let front = front_door(dir, backend, idle).await?;
     let (rounds, target) = (options.node_rounds, front.address);
     let clients: Vec<_> = (0..options.clients)
         .map(|client| {
@@ -267,7 +263,7 @@ async fn node(options: &Options, dir: &Path, idle: &str, out: &mut impl io::Writ
         good += counts.0;
         failed += counts.1;
     }
-    let retried = front.retries().await?;
+    let retried = retries(&front).await?;
     writeln!(
         out,
         "Node, keep-alive 5 s, uh-proxy keeps {idle}: {good} good, {failed} failed, {retried} retried"
@@ -275,50 +271,17 @@ async fn node(options: &Options, dir: &Path, idle: &str, out: &mut impl io::Writ
     Ok(failed)
 }
 
-/// uh-proxy in front of one backend.
-struct FrontDoor {
-    address: SocketAddr,
-    admin: Client,
-    _process: Process,
-    _dir: TempDir,
+/// uh-proxy in front of one backend, in a directory of its own.
+async fn front_door(dir: &Path, backend: SocketAddr, idle: &str) -> Result<UhProxy> {
+    let dir = tempfile::tempdir_in(dir)?.keep();
+    let setup = Setup::new(&dir, backend, "127.0.0.1:9").server("access_log = { format = \"off\" }");
+    let service = "[services.app.health]\nenabled = false\n[services.app.timeouts]\nidle = ";
+    setup.service(&format!("{service}\"{idle}\"")).start().await
 }
 
-impl FrontDoor {
-    async fn start(dir: &Path, backend: SocketAddr, idle: &str) -> Result<Self> {
-        let dir = tempfile::tempdir_in(dir)?;
-        let path = |name: &str| serde_json::Value::from(dir.path().join(name).display().to_string());
-        let mut text = String::new();
-        write!(
-            text,
-            "[server]\nlisten = [\"127.0.0.1:0\"]\nadmin_socket = {}\nstate_file = {}\nthreads = 2\n\
-             access_log = {{ format = \"off\" }}\n[services.app]\nactive = \"blue\"\n\
-             [services.app.backends.blue]\nendpoints = [\"{backend}\"]\n\
-             [services.app.health]\nenabled = false\n[services.app.timeouts]\nidle = \"{idle}\"\n",
-            path("admin.sock"),
-            path("state.json")
-        )?;
-        let config = dir.path().join("uh-proxy.toml");
-        std::fs::write(&config, text)?;
-        let mut command = Command::new(sibling("uh-proxy")?);
-        command.args(["run", "--config"]).arg(&config);
-        let mut process = Process::spawn("uh-proxy", &mut command, dir.path())?;
-        let admin = Client::new(dir.path().join("admin.sock"));
-        let deadline = Instant::now() + SOON;
-        let address = loop {
-            process.check_running()?;
-            if let Ok(status) = admin.status().await {
-                break status.proxy.listen.first().context("no address")?.parse()?;
-            }
-            ensure!(Instant::now() < deadline, "uh-proxy doesn't respond");
-            sleep(Duration::from_millis(20)).await;
-        };
-        Ok(Self { address, admin, _process: process, _dir: dir })
-    }
-
-    /// Exchanges that were retried so far.
-    async fn retries(&self) -> Result<u64> {
-        let text = self.admin.metrics().await?;
-        let line = "uh_proxy_retries_total{service=\"app\",backend=\"blue\",reason=\"stale_connection\"} ";
-        Ok(text.lines().find_map(|found| found.strip_prefix(line)).map_or(Ok(0), str::parse)?)
-    }
+/// Exchanges that were retried so far.
+async fn retries(front: &UhProxy) -> Result<u64> {
+    let text = front.client.metrics().await?;
+    let line = "uh_proxy_retries_total{service=\"app\",backend=\"blue\",reason=\"stale_connection\"} ";
+    Ok(text.lines().find_map(|found| found.strip_prefix(line)).map_or(Ok(0), str::parse)?)
 }

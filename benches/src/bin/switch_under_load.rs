@@ -11,16 +11,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
-use uh_benches::front_door::{FrontDoor, Setup};
-use uh_benches::judgement::{Switch, Verdict};
-use uh_benches::load::{Group, Load, Plan, Reuse};
-use uh_benches::mounts::file_system_of;
+use uh_benches::machine::file_system_of;
 use uh_benches::percentiles::{Spread, Times, grouped};
-use uh_benches::sample_app::SampleApp;
 use uh_benches::watcher::Watcher;
 use uh_benches::workdir;
 use uh_protocol::BackendName;
 use uh_protocol::request::SwitchRequest;
+use uh_testkit::judgement::{Switch, Verdict};
+use uh_testkit::load::{Group, Load, Plan, Reuse};
+use uh_testkit::sample_app;
+use uh_testkit::uh_proxy::{SERVICE, Setup, UhProxy};
 
 /// A request without a complete response after this has failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,17 +103,15 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     // Below the directory that was given, so that whatever is left there can be removed as a whole.
     let state_dir =
         tempfile::tempdir_in(options.state_dir.as_deref().unwrap_or(dir)).context("no state directory")?;
-    let blue = SampleApp::start("blue", "1.0.0", dir).await?;
-    let green = SampleApp::start("green", "1.0.1", dir).await?;
-    let setup = Setup {
-        dir,
-        state_dir: state_dir.path(),
-        access_log: options.access_log.as_str(),
-        backends: [&blue, &green],
-        // All load comes from one address.
-        extra: "[server.limits]\nconnections_per_address = 0",
-    };
-    let front_door = FrontDoor::start(&setup).await?;
+    let (blue, green) = sample_app::pair(dir).await?;
+    let (log, format) = (dir.join("access.log"), options.access_log.as_str());
+    // All load comes from one address.
+    let server = format!(
+        "access_log = {{ path = {log:?}, format = \"{format}\" }}\n[server.limits]\nconnections_per_address = 0"
+    );
+    let setup = Setup::new(dir, blue.address, green.address).server(&server).state_dir(state_dir.path());
+    let front_door = setup.start().await?;
+    front_door.until_healthy().await?;
 
     let started = Instant::now();
     let load = Load::start(plan(options, &front_door))?;
@@ -160,7 +158,7 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn plan(options: &Options, front_door: &FrontDoor) -> Plan {
+fn plan(options: &Options, front_door: &UhProxy) -> Plan {
     let kept = Group {
         path: "/".to_owned(),
         clients: options.clients as usize,
@@ -186,8 +184,9 @@ struct Calls {
 
 impl Calls {
     /// Switches at every other tick, and asks for the status at the ones between.
-    async fn make(options: &Options, front_door: &FrontDoor, watcher: &Watcher) -> Result<Self> {
+    async fn make(options: &Options, front_door: &UhProxy, watcher: &Watcher) -> Result<Self> {
         let backends: [BackendName; 2] = ["green".parse()?, "blue".parse()?];
+        let service = SERVICE.parse()?;
         let mut calls = Self { switches: Vec::new(), status_times: Vec::new(), not_persisted: 0 };
         let mut tick = interval(Duration::from_millis(options.interval_ms.into()) / 2);
         // A late switch moves the ones after it: they must not come closer together than was asked for.
@@ -196,7 +195,7 @@ impl Calls {
             tick.tick().await;
             let called_at = Instant::now();
             watcher.expect(to.clone(), called_at)?;
-            let reply = front_door.admin.switch(&front_door.service, &SwitchRequest::to(to.clone())).await;
+            let reply = front_door.client.switch(&service, &SwitchRequest::to(to.clone())).await;
             let replied_at = Instant::now();
             let number = calls.switches.len() + 1;
             let reply = reply.with_context(|| format!("switch {number} to {to} failed"))?;
@@ -205,7 +204,7 @@ impl Calls {
             calls.switches.push(Switch { to: to.clone(), called_at, replied_at });
             tick.tick().await;
             let asked_at = Instant::now();
-            front_door.admin.status().await?;
+            front_door.client.status().await?;
             calls.status_times.push(asked_at.elapsed());
         }
         Ok(calls)

@@ -6,7 +6,6 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,10 +19,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
-use uh_benches::controller::{Controller, two_free_addresses};
-use uh_benches::front_door::{Behind, FrontDoor};
-use uh_benches::process;
 use uh_benches::workdir;
+use uh_testkit::process::{self, Finished};
+use uh_testkit::uh_deploy::{CONFIG, UhDeploy};
+use uh_testkit::uh_proxy::{Setup, UhProxy};
+use uh_testkit::wait::free_address;
 
 #[derive(Parser)]
 #[command(about = "Watch healthy and bad deploys under load, and report which are rolled back and how soon")]
@@ -71,6 +71,10 @@ const ROLLED_BACK_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a command may take beyond its watch.
 const COMMAND_MARGIN: Duration = Duration::from_secs(60);
+
+/// How versions are judged.
+const SETTINGS: &str = "[validate]\nmin_disk = \"100MiB\"\nmin_memory = \"100MiB\"\n\
+                        [monitor]\ninterval = \"1s\"\n[health]\ninterval = \"100ms\"";
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -165,47 +169,40 @@ async fn bad(scale: &Scale, dir: &Path, percent: u32) -> Result<Vec<f64>> {
 }
 
 struct Trial {
-    dir: PathBuf,
-    front_door: FrontDoor,
-    controller: tokio::sync::Mutex<Controller>,
+    front_door: UhProxy,
+    controller: UhDeploy,
 }
 
 impl Trial {
     async fn start(dir: &Path) -> Result<Self> {
-        // Others could put something in the admin socket's place.
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .with_context(|| format!("can't make {}", dir.display()))?;
-        let [blue, green] = two_free_addresses()?;
-        let blue = Behind { name: "blue", address: blue };
-        let green = Behind { name: "green", address: green };
-        let front_door = FrontDoor::start_empty(dir, [green, blue]).await?;
-        let mut controller = Controller::new(dir, [blue, green])?;
-        controller.set_monitor("interval = \"1s\"\n");
-        Ok(Self { dir: dir.to_owned(), front_door, controller: controller.into() })
+        fs::create_dir(dir)?;
+        let addresses = [free_address(), free_address()];
+        let setup = Setup::new(dir, addresses[0], addresses[1]).active("green");
+        let front_door = setup.start().await?;
+        let mut controller = UhDeploy::new(dir, &setup.socket(), addresses)?;
+        controller.add(SETTINGS);
+        Ok(Self { front_door, controller })
     }
 
     async fn deploy(&self, version: &str, env: &str) -> Result<()> {
-        let controller = self.controller.lock().await;
-        controller.configure(env, "")?;
-        let command = controller.command(&["blue-green", "--version", version]);
-        let finished = process::run(command, COMMAND_MARGIN).await?;
+        let finished = self.run(&["blue-green", "--version", version], env, COMMAND_MARGIN).await?;
         ensure!(finished.status.success(), "the first deploy failed:\n{}", finished.output);
         Ok(())
     }
 
-    async fn watched(&self, version: &str, env: &str, watch: Duration) -> Result<process::Finished> {
-        let controller = self.controller.lock().await;
-        controller.configure(env, "")?;
+    async fn watched(&self, version: &str, env: &str, watch: Duration) -> Result<Finished> {
         let length = format!("{}s", watch.as_secs());
         let args = ["blue-green", "--version", version, "--watch", &length, "--auto-rollback"];
-        process::run(controller.command(&args), watch + COMMAND_MARGIN).await
+        self.run(&args, env, watch + COMMAND_MARGIN).await
+    }
+
+    async fn run(&self, args: &[&str], env: &str, within: Duration) -> Result<Finished> {
+        self.controller.configure(CONFIG, &format!("[runtime.process]\nenv = {{ {env} }}"))?;
+        process::run(self.controller.command(CONFIG, args)?, within).await
     }
 
     fn history(&self) -> Result<Vec<Value>> {
-        let path = self.dir.join("deploys/history.jsonl");
+        let path = self.controller.state_dir().join("history.jsonl");
         let text = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
@@ -214,19 +211,11 @@ impl Trial {
     fn switch_to_rollback(&self) -> Result<f64> {
         let at =
             |value: &Value| -> Result<jiff::Timestamp> { Ok(value.as_str().context("no time")?.parse()?) };
-        let watch: Value = serde_json::from_slice(&fs::read(self.dir.join("deploys/watch.json"))?)?;
+        let watch: Value =
+            serde_json::from_slice(&fs::read(self.controller.state_dir().join("watch.json"))?)?;
         let history = self.history()?;
         let rollback = history.iter().rfind(|line| line["command"] == "rollback").context("no rollback")?;
         Ok(at(&rollback["at"])?.duration_since(at(&watch["began_at"])?).as_secs_f64())
-    }
-}
-
-/// However a trial ends, nothing that it deployed runs on.
-impl Drop for Trial {
-    fn drop(&mut self) {
-        if let Err(error) = self.controller.get_mut().end_instances() {
-            let _ = writeln!(io::stderr(), "an instance may still be running: {error:#}");
-        }
     }
 }
 

@@ -12,7 +12,7 @@ mod traefik;
 mod uh_proxy;
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::accounts::pin_this_thread;
-use crate::process::{Process, sibling};
+use uh_testkit::process::{Process, program};
+use uh_testkit::wait::free_address;
 
 /// How long a proxy may take to start.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -138,7 +139,7 @@ impl Proxy {
     #[must_use]
     pub fn program(self) -> Option<PathBuf> {
         let name = match self {
-            Self::UhProxy => return sibling("uh-proxy").ok(),
+            Self::UhProxy => return program("uh-proxy").ok(),
             Self::Nginx | Self::NginxByLine => "nginx",
             Self::Haproxy => "haproxy",
             Self::Caddy => "caddy",
@@ -181,7 +182,7 @@ impl Proxy {
             fs::remove_dir_all(&dir)?;
         }
         fs::create_dir_all(&dir)?;
-        let (listen, admin) = (free_address()?, free_address()?);
+        let (listen, admin) = (free_address(), free_address());
         let stage = ProxyInputs { program: &program, dir: &dir, listen, admin, terms };
         let mut command = match self {
             Self::UhProxy => uh_proxy::command(&stage)?,
@@ -265,11 +266,6 @@ fn answers(mut stream: TcpStream, request: &str) -> bool {
         .and_then(|()| stream.write_all(request.as_bytes()))
         .and_then(|()| stream.read_to_end(&mut answer));
     asked.is_ok() && answer.starts_with(b"HTTP/1.1 200 ")
-}
-
-/// An address that was free a moment ago.
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// Replaces a file as a whole, so that nobody reads half of it.

@@ -39,11 +39,7 @@ const SHORT_READ: &str = "[services.app.timeouts]\nread = \"1s\"\n";
 
 async fn pair() -> Result<(Scripted, Scripted, StageSetup)> {
     let (blue, green) = (Scripted::start("blue").await?, Scripted::start("green").await?);
-    let setup = StageSetup {
-        blue: blue.address.to_string(),
-        green: green.address.to_string(),
-        ..StageSetup::default()
-    };
+    let setup = StageSetup::at(blue.address, green.address);
     Ok((blue, green, setup))
 }
 
@@ -89,12 +85,7 @@ async fn closes_idle(around: FaultConditions) -> Result<Outcome> {
         let fickle = fickle::start(death, When::OnArrival, book).await?;
         let green = Scripted::start("green").await?;
         let tables = "[services.app.health]\nenabled = false\n".to_owned();
-        let setup = StageSetup {
-            blue: fickle.to_string(),
-            green: green.address.to_string(),
-            tables,
-            ..StageSetup::default()
-        };
+        let setup = StageSetup { tables, ..StageSetup::at(fickle, green.address) };
         let mut stage = Stage::start(&dir, setup).await?;
         stage.carry(200).await?;
         let line = "uh_proxy_retries_total{service=\"app\",backend=\"blue\",reason=\"stale_connection\"}";

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 
 use super::stage::{SOON, Stage, StageSetup, apps, ask};
 use super::{BROKEN, Fault, FaultConditions, Outcome};
-use crate::process::{run, sibling};
+use uh_testkit::process::{program, run};
 
 /// The faults of this file.
 pub const FAULTS: &[Fault] = &[
@@ -120,7 +120,7 @@ async fn state_full(around: FaultConditions) -> Result<Outcome> {
     let begun = Instant::now();
     stage.until_said("the state file is saved again").await?;
     let recovery = begun.elapsed();
-    stage.take_front()?.kill()?;
+    stage.take_front()?.process.kill()?;
     stage.start_front().await?;
     stage.until_answered().await?;
     stage.finish(operator, recovery, vec!["a restart keeps the switch".to_owned()]).await
@@ -213,7 +213,7 @@ async fn journal_full(around: FaultConditions) -> Result<Outcome> {
         ),
     )?;
     let deploy = |args: &'static [&'static str]| {
-        let mut command = Command::new(sibling("uh-deploy")?);
+        let mut command = Command::new(program("uh-deploy")?);
         command.arg("--config").arg(&config).args(args);
         Ok::<_, anyhow::Error>(command)
     };
@@ -304,7 +304,7 @@ async fn state_damaged(around: FaultConditions) -> Result<Outcome> {
                 (fs::read(&copy).ok()? == text).then_some(text)
             })
             .await?;
-        stage.take_front()?.kill()?;
+        stage.take_front()?.process.kill()?;
         let at = good.len() * nth / share;
         let mut bad = good.clone();
         if nth % 2 == 0 {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::late::Late;
 use super::stage::{SOON, Stage, StageSetup, apps, ask};
 use super::{Fault, FaultConditions, Outcome};
-use crate::process::run;
+use uh_testkit::process::run;
 
 /// The faults of this file.
 pub const FAULTS: &[Fault] = &[
@@ -91,11 +91,7 @@ const LATE: Duration = Duration::from_millis(20);
 async fn late(around: FaultConditions) -> Result<Outcome> {
     let apps = apps(&around.dir).await?;
     let (blue, green) = (Late::before(apps.0.address).await?, Late::before(apps.1.address).await?);
-    let setup = StageSetup {
-        blue: blue.address.to_string(),
-        green: green.address.to_string(),
-        ..StageSetup::default()
-    };
+    let setup = StageSetup::at(blue.address, green.address);
     let mut stage = Stage::start(&around.dir, setup).await?;
     let hold = |by| [&blue, &green].map(|relay| relay.hold(by));
     hold(LATE);

@@ -12,8 +12,8 @@ use tokio::time::{sleep, timeout};
 
 use super::stage::{SOON, Stage, StageSetup, apps, ask};
 use super::{BROKEN, Fault, FaultConditions, Outcome};
-use crate::process::{run, sibling};
-use crate::sample_app::SampleApp;
+use uh_testkit::process::{program, run};
+use uh_testkit::sample_app::SampleApp;
 
 /// The faults of this file.
 pub const FAULTS: &[Fault] = &[
@@ -64,7 +64,7 @@ async fn front_killed(around: FaultConditions) -> Result<Outcome> {
         let to = if round % 2 == 0 { "green" } else { "blue" };
         let switched = stage.switch(to).await?;
         ensure!(switched.persisted, "the switch is not on disk");
-        stage.take_front()?.kill()?;
+        stage.take_front()?.process.kill()?;
         // Without uh-proxy, the command line reports that.
         let refused = stage.command(&["switch", "blue"]).await?;
         ensure!(refused.status.code() == Some(4), "exit {:?} without uh-proxy", refused.status.code());
@@ -136,7 +136,7 @@ async fn front_twice(around: FaultConditions) -> Result<Outcome> {
     {
         let config = stage.dir().join(format!("second-{nth}.toml"));
         fs::write(&config, text)?;
-        let mut command = Command::new(sibling("uh-proxy")?);
+        let mut command = Command::new(program("uh-proxy")?);
         command.args(["run", "--config"]).arg(config);
         let ended = run(command, SOON).await?;
         ensure!(ended.status.code() == Some(1), "the second one: {}", ended.status);
@@ -151,20 +151,16 @@ async fn front_twice(around: FaultConditions) -> Result<Outcome> {
 }
 
 async fn app_killed(around: FaultConditions) -> Result<Outcome> {
-    let (blue, green) = apps(&around.dir).await?;
+    let (mut blue, green) = apps(&around.dir).await?;
     let port = blue.address.port().to_string();
-    let setup = StageSetup {
-        blue: blue.address.to_string(),
-        green: green.address.to_string(),
-        ..StageSetup::default()
-    };
+    let setup = StageSetup::at(blue.address, green.address);
     let mut stage = Stage::start(&around.dir, setup).await?;
     let mut sized = Download::begin(&stage, "/bytes/50000000?rate=20000000").await?;
     let mut chunked = Download::begin(&stage, "/bytes/50000000?rate=20000000&chunked=1").await?;
     blue.process.kill()?;
     ensure!(sized.is_cut().await? && chunked.is_cut().await?, "a truncated download looks complete");
     let operator = stage.until_unhealthy("blue").await?;
-    let log = fs::read_to_string(stage.dir().join("access.jsonl"))?;
+    let log = fs::read_to_string(stage.dir().join("access.log"))?;
     ensure!(log.contains("\"termination\":\"UC\""), "the access log doesn't show the truncated download");
     let begun = Instant::now();
     let _blue = SampleApp::start_with(&[("PORT", &port)], "blue", "1.0.0", &around.dir).await?;

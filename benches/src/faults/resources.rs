@@ -5,13 +5,15 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use uh_testkit::wait::until;
 
 use super::stage::{SOON, Stage, StageSetup, apps};
 use super::{BROKEN, Fault, FaultConditions, Outcome};
+use crate::machine::process_figure;
 
 /// The faults of this file.
 pub const FAULTS: &[Fault] = &[
@@ -51,11 +53,7 @@ async fn descriptors(around: FaultConditions) -> Result<Outcome> {
     for _ in 0..300 {
         crowd.push(TcpStream::connect(stage.address).await?);
     }
-    let deadline = Instant::now() + SOON;
-    while (open()? as u64) + 1 < few {
-        ensure!(Instant::now() < deadline, "the descriptors are not used up");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("the descriptors are used up", async || (open().ok()? as u64 + 1 >= few).then_some(())).await?;
     let operator = stage.until_said("cannot accept connections").await?;
     ensure!(operator.contains("Too many open files"), "the log says: {operator}");
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -135,12 +133,10 @@ async fn memory_scarce(around: FaultConditions) -> Result<Outcome> {
         })
         .await?;
     stage.carry(200).await?;
-    let status = fs::read_to_string(format!("/proc/{}/status", stage.front()?.id()))?;
-    let peak =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?.trim().to_owned();
+    let peak = process_figure(stage.front()?.id(), "VmHWM")?;
     drop(slow);
     let recovery = stage.until_answered().await?;
-    let clients = vec![format!("1,000 slow uploads; peak resident memory: {peak}")];
+    let clients = vec![format!("1,000 slow uploads; peak resident memory: {peak} kB")];
     let outcome = stage.finish("nothing to report: buffers are bounded".to_owned(), recovery, clients).await;
     drop(cage);
     outcome
@@ -154,6 +150,7 @@ async fn memory_out(around: FaultConditions) -> Result<Outcome> {
     let mut stage = Stage::start(&around.dir, setup).await?;
     stage.switch("green").await?;
     let mut front = stage.take_front()?;
+    let front = &mut front.process;
     // The kernel takes back what it can, and refuses a limit that is still too low: then growth does it.
     let mut limit: u64 = 16 << 20;
     let mut crowd = Vec::new();

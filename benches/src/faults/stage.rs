@@ -1,5 +1,6 @@
 //! The stage of a fault: a uh-proxy that can be killed and restarted, two backends, and load.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,32 +8,28 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use uh_protocol::client::Client;
 use uh_protocol::request::{SwitchRequest, Switched};
 use uh_protocol::status::{BackendStatus, Status};
 use uh_protocol::{BackendName, ServiceName};
+use uh_testkit::http::Connection;
+use uh_testkit::judgement::{Switch, Verdict};
+use uh_testkit::load::{Group, Load, Plan, Recording, Reuse};
+use uh_testkit::process::{Finished, Process, log_to, run};
+use uh_testkit::sample_app::SampleApp;
+pub use uh_testkit::sample_app::pair as apps;
+use uh_testkit::uh_proxy::{SERVICE, Setup, UhProxy};
+pub use uh_testkit::wait::SOON;
+use uh_testkit::wait::{self, free_address};
 
 use super::{Outcome, Seen};
-use crate::controller::two_free_addresses;
-use crate::front_door::SERVICE;
-use crate::http::Connection;
-use crate::judgement::{Switch, Verdict};
-use crate::load::{Group, Load, Plan, Recording, Reuse};
-use crate::process::{Finished, Process, run, sibling};
-use crate::sample_app::SampleApp;
-
-/// The timeout of everything that should happen immediately; a busy machine gets far more.
-pub const SOON: Duration = Duration::from_secs(20);
 
 /// A request without a complete response after this hangs: every timeout on the way is far shorter.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Requests per second: enough that each fault meets some, and little for a machine with other things to do.
 pub const RATE: f64 = 240.0;
-
-/// How often a condition is checked while waiting for it.
-const POLL: Duration = Duration::from_millis(10);
 
 /// How uh-proxy is started.
 #[derive(Debug, Default)]
@@ -60,11 +57,9 @@ pub struct Stage {
     pub admin: Client,
     /// Where the state file is.
     pub state_dir: PathBuf,
-    dir: PathBuf,
-    program: PathBuf,
+    setup: Setup,
     wrapper: Vec<String>,
-    front: Option<Process>,
-    starts: usize,
+    front: Option<UhProxy>,
     /// How many log lines precede the relevant ones.
     heard: usize,
     load: Option<Load>,
@@ -96,19 +91,22 @@ impl Stage {
     /// # Errors
     /// When it does not get ready.
     pub async fn open(dir: &Path, setup: StageSetup) -> Result<Self> {
-        let [address, _] = two_free_addresses()?;
-        let (run_dir, state_dir) = (dir.join("run"), dir.join("state"));
+        let address = free_address();
+        let StageSetup { blue, green, server, tables, wrapper, .. } = setup;
+        let health = if tables.contains(".health]") { "" } else { HEALTH };
+        let setup = Setup::new(dir, blue, green)
+            .server(&format!("listen = [\"{address}\"]\n{server}"))
+            .service(&format!("{health}{tables}"));
+        let state_dir = dir.join("state");
         fs::create_dir_all(&state_dir)?;
-        fs::write(dir.join("uh-proxy.toml"), config(dir, address, &setup))?;
+        fs::write(setup.config_file(), setup.config())?;
         let mut stage = Self {
             address,
-            admin: Client::new(run_dir.join("admin.sock")),
+            admin: Client::new(setup.socket()),
             state_dir,
-            dir: dir.to_owned(),
-            program: sibling("uh-proxy")?,
-            wrapper: setup.wrapper,
+            setup,
+            wrapper,
             front: None,
-            starts: 0,
             heard: 0,
             load: None,
             switches: Vec::new(),
@@ -135,27 +133,19 @@ impl Stage {
     /// When it does not.
     pub async fn start_front(&mut self) -> Result<()> {
         self.listen_anew();
-        self.starts += 1;
-        let name = format!("uh-proxy-{}", self.starts);
-        let mut words: Vec<std::ffi::OsString> = self.wrapper.iter().map(Into::into).collect();
-        words.push(self.program.clone().into());
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).args(["run", "--config"]).arg(self.dir.join("uh-proxy.toml"));
-        let mut front = Process::spawn(&name, &mut command, &self.dir)?;
-        let deadline = Instant::now() + SOON;
-        while self.admin.status().await.is_err() {
-            front.check_running()?;
-            ensure!(Instant::now() < deadline, "uh-proxy doesn't respond after its start");
-            sleep(POLL).await;
-        }
-        self.front = Some(front);
+        let plain = self.setup.command_as_written()?;
+        let words = self.wrapper.iter().map(OsStr::new).chain([plain.get_program()]).chain(plain.get_args());
+        let words: Vec<&OsStr> = words.collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
+        self.front = Some(self.setup.start_as(log_to(&mut command, &self.setup.log())?).await?);
         Ok(())
     }
 
     /// Its directory.
     #[must_use]
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    pub fn dir(&self) -> PathBuf {
+        self.setup.path("")
     }
 
     /// The uh-proxy process.
@@ -163,14 +153,14 @@ impl Stage {
     /// # Errors
     /// It does not run.
     pub fn front(&mut self) -> Result<&mut Process> {
-        self.front.as_mut().context("uh-proxy isn't running")
+        self.front.as_mut().map(|front| &mut front.process).context("uh-proxy isn't running")
     }
 
     /// Takes the uh-proxy process, to be killed.
     ///
     /// # Errors
     /// It does not run.
-    pub fn take_front(&mut self) -> Result<Process> {
+    pub fn take_front(&mut self) -> Result<UhProxy> {
         self.front.take().context("uh-proxy isn't running")
     }
 
@@ -236,9 +226,7 @@ impl Stage {
     /// # Errors
     /// It does not end.
     pub async fn command(&self, args: &[&str]) -> Result<Finished> {
-        let mut command = Command::new(&self.program);
-        command.args(args).env("UH_PROXY_ADMIN_SOCKET", self.admin.socket());
-        run(command, SOON).await
+        run(self.setup.cli(args)?, SOON).await
     }
 
     /// Waits until `done` returns something.
@@ -250,14 +238,7 @@ impl Stage {
         what: &str,
         mut done: impl AsyncFnMut(&mut Self) -> Option<T>,
     ) -> Result<T> {
-        let deadline = Instant::now() + SOON;
-        loop {
-            if let Some(value) = done(self).await {
-                return Ok(value);
-            }
-            ensure!(Instant::now() < deadline, "timed out waiting until {what}");
-            sleep(POLL).await;
-        }
+        wait::until(what, async || done(self).await).await
     }
 
     /// Waits until a new client gets a good response, and returns how long that took.
@@ -314,8 +295,7 @@ impl Stage {
 
     /// The whole log, of every start.
     fn messages(&self) -> String {
-        let read = |start| fs::read(self.dir.join(format!("uh-proxy-{start}.log"))).unwrap_or_default();
-        (1..=self.starts).map(|start| String::from_utf8_lossy(&read(start)).into_owned()).collect()
+        String::from_utf8_lossy(&fs::read(self.setup.log()).unwrap_or_default()).into_owned()
     }
 
     /// A metric, by the beginning of its line.
@@ -401,43 +381,19 @@ pub async fn ask(address: SocketAddr, path: &str) -> Result<u16> {
     Ok(connection.exchange(request.as_bytes(), &mut Vec::new()).await?.status)
 }
 
-fn config(dir: &Path, address: SocketAddr, setup: &StageSetup) -> String {
-    let path = |name: &str| serde_json::Value::from(dir.join(name).display().to_string());
-    let access_log = if setup.server.contains("access_log") {
-        String::new()
-    } else {
-        format!("access_log = {{ path = {}, format = \"json\" }}", path("access.jsonl"))
-    };
-    let health = if setup.tables.contains(".health]") { "" } else { HEALTH };
-    format!(
-        "[server]\nlisten = [\"{address}\"]\nmetrics = \"127.0.0.1:0\"\nthreads = 2\nadmin_socket = {}\n\
-         state_file = {}\n{access_log}\n{}\n[services.{SERVICE}]\nactive = \"blue\"\n\
-         [services.{SERVICE}.backends.blue]\nendpoints = [\"{}\"]\n\
-         [services.{SERVICE}.backends.green]\nendpoints = [\"{}\"]\n{health}{}\n",
-        path("run/admin.sock"),
-        path("state/.deployment-state.json"),
-        setup.server,
-        setup.blue,
-        setup.green,
-        setup.tables,
-    )
-}
-
 /// Fast health checks.
 const HEALTH: &str = "[services.app.health]\ninterval = \"100ms\"\ntimeout = \"500ms\"\nhealthy_after = 1\n";
-
-/// Two sample apps.
-///
-/// # Errors
-/// They don't start.
-pub async fn apps(dir: &Path) -> Result<(SampleApp, SampleApp)> {
-    Ok((SampleApp::start("blue", "1.0.0", dir).await?, SampleApp::start("green", "1.0.1", dir).await?))
-}
 
 impl StageSetup {
     /// For these two.
     #[must_use]
     pub fn before((blue, green): &(SampleApp, SampleApp)) -> Self {
-        Self { blue: blue.address.to_string(), green: green.address.to_string(), ..Self::default() }
+        Self::at(blue.address, green.address)
+    }
+
+    /// For backends at these addresses.
+    #[must_use]
+    pub fn at(blue: SocketAddr, green: SocketAddr) -> Self {
+        Self { blue: blue.to_string(), green: green.to_string(), ..Self::default() }
     }
 }

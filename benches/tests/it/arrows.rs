@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::workspace::{Workspace, is_pingora};
 
 /// For every member: the members it uses, and those that only its tests use.
-const ARROWS: [(&str, &[&str], &[&str]); 11] = [
+const ARROWS: [(&str, &[&str], &[&str]); 12] = [
     ("uh-http1", &[], &[]),
     ("uh-protocol", &[], &[]),
     ("uh-settings", &[], &[]),
@@ -14,13 +14,15 @@ const ARROWS: [(&str, &[&str], &[&str]); 11] = [
     (
         "uh-proxy",
         &["uh-http1", "uh-protocol", "uh-settings", "uh-switching", "uh-system"],
-        &["uh-sample-app"],
+        &["uh-sample-app", "uh-testkit"],
     ),
-    ("uh-controller", &["uh-protocol", "uh-settings", "uh-system"], &["uh-proxy"]),
-    ("uh-app-shim", &["uh-protocol", "uh-settings", "uh-system"], &["uh-sample-app"]),
-    ("uh-sample-app", &["uh-app-shim"], &[]),
-    ("uh-benches", &["uh-protocol"], &["uh-app-shim", "uh-controller", "uh-http1", "uh-proxy"]),
-    ("uh-e2e", &["uh-benches", "uh-protocol"], &[]),
+    ("uh-controller", &["uh-protocol", "uh-settings", "uh-system"], &["uh-testkit"]),
+    ("uh-app-shim", &["uh-protocol", "uh-settings", "uh-system"], &["uh-sample-app", "uh-testkit"]),
+    ("uh-sample-app", &["uh-app-shim"], &["uh-testkit"]),
+    // It knows the programs only from outside.
+    ("uh-testkit", &["uh-protocol"], &[]),
+    ("uh-benches", &["uh-protocol", "uh-testkit"], &["uh-app-shim", "uh-controller", "uh-http1", "uh-proxy"]),
+    ("uh-e2e", &["uh-protocol", "uh-testkit"], &[]),
 ];
 
 #[test]
@@ -79,7 +81,7 @@ fn bollard_is_used_by_the_controller_alone() {
 #[test]
 fn the_demo_and_the_sample_app_reach_the_proxy_only_as_a_process() {
     let workspace = Workspace::load();
-    for member in ["uh-benches", "uh-sample-app"] {
+    for member in ["uh-benches", "uh-sample-app", "uh-testkit"] {
         let reached = workspace.reachable_from(member);
         assert!(reached.iter().all(|package| package.name != "uh-proxy"), "{member} must not link uh-proxy");
     }

@@ -17,7 +17,6 @@ mod deploys;
 mod final_look;
 mod front_door_gone;
 mod full_disk;
-mod fuzz;
 mod harness;
 mod hooks;
 mod image_pruning;

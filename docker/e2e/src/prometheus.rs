@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
-use uh_benches::process::{Process, run};
+use uh_testkit::process::{Process, run};
 
 use crate::repository;
 

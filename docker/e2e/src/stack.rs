@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
-use uh_benches::process::{Finished, run};
 use uh_protocol::BackendName;
 use uh_protocol::status::Status;
+use uh_testkit::process::{Finished, run};
 
 use crate::repository;
 

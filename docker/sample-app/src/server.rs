@@ -33,6 +33,15 @@ impl Server {
         Ok(Self { listener, local_addr, app: Arc::new(App::new(settings)) })
     }
 
+    /// Binds to a free port, with these variables and no others: for tests that run the app in their own process.
+    pub async fn bind_free(variables: &[(&str, &str)]) -> io::Result<Self> {
+        let find =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into());
+        let settings =
+            Settings::from_lookup(|name| if name == "PORT" { Some("0".into()) } else { find(name) });
+        Self::bind(settings.map_err(io::Error::other)?).await
+    }
+
     /// The bound address, with the actual port.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr

@@ -6,23 +6,12 @@ use std::time::{Duration, Instant};
 
 use uh_proxy::state::file::{StateError, StateFile};
 use uh_proxy::state::store::{Store, StoreError};
+use uh_testkit::fuzz::words::WHOLE_STATE;
 
 use crate::harness::{Home, cli, pair, soon, until};
 
-/// A state with every possible field.
-pub(crate) const WHOLE: &str = r#"{
-  "active": "green", "previous": "blue", "lastSwitch": "2026-11-23T17:18:13Z", "version": "1.0.1", "healthy": true,
-  "schema": 1, "generation": 17,
-  "services": {
-    "app": {"active": "green", "previous": "blue", "lastSwitch": "2026-11-23T17:18:13Z",
-      "registered": {"blue": {"endpoints": ["127.0.0.1:3010", "unix:/run/blue.sock"], "version": "1.0.2"}}, "withdrawn": ["blue"]},
-    "web": {"active": "one", "previous": null, "lastSwitch": null,
-      "maintenance": {"since": "2026-11-23T17:18:13Z", "message": "Back at noon.", "retryAfterS": 300}}
-  }
-}"#;
-
 fn whole() -> (StateFile, Vec<u8>) {
-    let state = StateFile::parse(WHOLE.as_bytes()).unwrap();
+    let state = StateFile::parse(WHOLE_STATE.as_bytes()).unwrap();
     let text = state.text().unwrap();
     (state, text)
 }
@@ -189,8 +178,8 @@ fn a_pipe_or_directory_in_the_place_of_the_state_file_is_damage_and_no_wait() {
 #[test]
 fn a_registration_with_what_is_no_endpoint_is_damage_and_not_left_out() {
     for endpoints in ["[\"127.0.0.1:3010\", \"nowhere\"]", "[]"] {
-        let text = WHOLE.replace("[\"127.0.0.1:3010\", \"unix:/run/blue.sock\"]", endpoints);
-        assert_ne!(text, WHOLE);
+        let text = WHOLE_STATE.replace("[\"127.0.0.1:3010\", \"unix:/run/blue.sock\"]", endpoints);
+        assert_ne!(text, WHOLE_STATE);
         assert!(matches!(StateFile::parse(text.as_bytes()), Err(StateError::Malformed(_))), "{endpoints}");
     }
 }
@@ -199,7 +188,7 @@ fn a_registration_with_what_is_no_endpoint_is_damage_and_not_left_out() {
 fn a_state_of_a_newer_version_still_says_which_backend_is_active() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.json");
-    let text = WHOLE.replace("\"schema\": 1", "\"schema\": 2, \"later\": {}");
+    let text = WHOLE_STATE.replace("\"schema\": 1", "\"schema\": 2, \"later\": {}");
     fs::write(&path, &text).unwrap();
     let loaded = Store::open(&path).unwrap().load().unwrap();
     assert_eq!(loaded.state.unwrap().active.as_str(), "green");

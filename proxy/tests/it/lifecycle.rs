@@ -164,7 +164,7 @@ async fn a_full_disk_blocks_no_switch() {
     let mut command = std::process::Command::new("unshare");
     command.args(["--mount", "--", "sh", "-c", script, "sh"]);
     command.arg(home.path("state")).arg(env!("CARGO_BIN_EXE_uh-proxy")).arg(home.path("uh-proxy.toml"));
-    let log = fs::File::create(home.path("stderr.log")).unwrap();
+    let log = fs::File::create(home.log()).unwrap();
     command.stdout(std::process::Stdio::null()).stderr(log);
     let probe = std::process::Command::new("unshare").args(["--mount", "true"]).status();
     if !probe.is_ok_and(|status| status.success()) {

@@ -361,7 +361,7 @@ async fn its_own_limit_comes_before_that_of_file_descriptors() {
         .args(["-c", "ulimit -n 512; exec \"$0\" \"$@\""])
         .arg(command.get_program())
         .args(command.get_args());
-    let log = std::fs::OpenOptions::new().append(true).open(home.path("stderr.log")).unwrap();
+    let log = std::fs::OpenOptions::new().append(true).open(home.log()).unwrap();
     limited.stderr(log);
     let proxy = home.start_as(limited).await;
     home.until_said("descriptors=512 most_connections=128").await;

@@ -47,7 +47,7 @@ pub(crate) fn activated(home: &Home, listener: &TcpListener) -> Command {
     let script = "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
     command.arg("-c").arg(script).arg(inner.get_program()).args(inner.get_args());
     command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap()))).stdout(Stdio::null());
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(home.path("stderr.log")).unwrap();
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(home.log()).unwrap();
     command.stderr(log);
     command
 }

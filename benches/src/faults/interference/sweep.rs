@@ -11,23 +11,24 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Interference;
 use super::claims::{Said, Serves, of_deploy, of_recovery, of_rollback};
-use crate::controller::{Controller, two_free_addresses};
 use crate::faults::Outcome;
 use crate::faults::stage::{SOON, Stage, StageSetup};
-use crate::front_door::Behind;
-use crate::http::Connection;
-use crate::process::{Process, run};
+use uh_testkit::http::Connection;
+use uh_testkit::process::{Process, run};
+use uh_testkit::uh_deploy::{CONFIG, UhDeploy};
+use uh_testkit::wait::free_address;
 
 /// Requests per second while deploys come one after the other: enough that each of them meets some.
 const RATE: f64 = 60.0;
 
 /// Makes a deploy quick.
-const QUICK: &str = "settle = \"20ms\"\ndrain_timeout = \"2s\"\nstop_timeout = \"5s\"\n";
+const QUICK: &str = "[deploy]\nsettle = \"20ms\"\ndrain_timeout = \"2s\"\nstop_timeout = \"5s\"\n[validate]\nmin_disk = \"100MiB\"\nmin_memory = \"100MiB\"\n\
+                     [health]\ninterval = \"100ms\"\nsuccesses = 1";
 
 /// uh-proxy under load, and the deploys behind it.
 pub(super) struct Sweep {
     stage: Stage,
-    controller: Controller,
+    controller: UhDeploy,
     addresses: [SocketAddr; 2],
     interference: Interference,
     versions: usize,
@@ -38,14 +39,12 @@ pub(super) struct Sweep {
 impl Sweep {
     /// Two versions deployed, and load.
     pub(super) async fn begin(dir: &Path, interference: Interference) -> Result<Self> {
-        let addresses = two_free_addresses()?;
+        let addresses = [free_address(), free_address()];
         let [blue, green] = addresses;
-        let setup = StageSetup { blue: blue.to_string(), green: green.to_string(), ..StageSetup::default() };
-        let stage = Stage::open(dir, setup).await?;
-        let behind = [Behind { name: "blue", address: blue }, Behind { name: "green", address: green }];
-        let mut controller = Controller::at(dir, stage.admin.socket(), behind)?;
-        controller.add_to_deploy(QUICK);
-        controller.configure("", "successes = 1")?;
+        let stage = Stage::open(dir, StageSetup::at(blue, green)).await?;
+        let mut controller = UhDeploy::new(dir, stage.admin.socket(), addresses)?;
+        controller.add(QUICK);
+        controller.configure(CONFIG, "")?;
         let (differences, slowest) = (Vec::new(), Duration::ZERO);
         let mut sweep =
             Self { stage, controller, addresses, interference, versions: 0, differences, slowest };
@@ -79,7 +78,7 @@ impl Sweep {
     /// A deploy without interference.
     async fn deploy(&mut self, variables: &[(&str, &Path)]) -> Result<()> {
         let (version, began) = (self.next_version(), Instant::now());
-        let mut command = self.controller.command(&["blue-green", "--version", &version]);
+        let mut command = self.controller.command(CONFIG, &["blue-green", "--version", &version])?;
         command.envs(variables.iter().copied());
         let said = said(command).await?;
         ensure!(said.code == Some(0), "{}", said.text);
@@ -145,7 +144,7 @@ impl Sweep {
         let (version, began) = (self.next_version(), Instant::now());
         let (text, wrong, serves) = if self.interference == Interference::KillAndRollback {
             self.kill(point, &version).await?;
-            let rollback = said(self.controller.command(&["rollback"])).await?;
+            let rollback = said(self.controller.command(CONFIG, &["rollback"])?).await?;
             let serves = self.serves().await?;
             let wrong = of_rollback(&rollback, &version, &serves);
             (rollback.text, wrong, serves)
@@ -153,7 +152,7 @@ impl Sweep {
             self.hold(point, &version).await?
         };
         self.slowest = self.slowest.max(began.elapsed());
-        let recovery = said(self.controller.command(&["recover"])).await?;
+        let recovery = said(self.controller.command(CONFIG, &["recover"])?).await?;
         let after = self.note(began).await?;
         let mut wrong = [wrong, of_recovery(&recovery, &after)].concat();
         if after != serves {
@@ -169,7 +168,7 @@ impl Sweep {
     async fn kill(&self, point: &str, version: &str) -> Result<()> {
         let fault = self.path("fault");
         fs::write(&fault, point)?;
-        let mut command = self.controller.command(&["blue-green", "--version", version]);
+        let mut command = self.controller.command(CONFIG, &["blue-green", "--version", version])?;
         command.env("UH_DEPLOY_FAULT_FILE", &fault);
         let said = said(command).await?;
         ensure!(said.code.is_none(), "it wasn't killed, but ended with {:?}: {}", said.code, said.text);
@@ -183,9 +182,9 @@ impl Sweep {
         let _ = fs::remove_file(&held);
         fs::write(&hold, point)?;
         let before = self.active().await?;
-        let mut command = self.controller.command(&["blue-green", "--version", version]);
+        let mut command = self.controller.command(CONFIG, &["blue-green", "--version", version])?;
         let mut deploy =
-            Process::spawn("deploy", command.env("UH_DEPLOY_HOLD_FILE", &hold), self.stage.dir())?;
+            Process::spawn("deploy", command.env("UH_DEPLOY_HOLD_FILE", &hold), &self.stage.dir())?;
         self.stage.until("the deploy is held", async |_| held.exists().then_some(())).await?;
         let active_at_request = self.active().await?;
         let rollback = self.interfere().await?;
@@ -230,7 +229,7 @@ impl Sweep {
             Interference::Retire => self.is_locked_out(&["retire", "--now"]).await?,
             Interference::SecondDeploy => self.is_locked_out(&["blue-green", "--version", "9.9.9"]).await?,
             Interference::KillFront => {
-                self.stage.take_front()?.kill()?;
+                self.stage.take_front()?.process.kill()?;
                 self.stage.start_front().await?;
             }
             Interference::StopFront => {
@@ -257,14 +256,14 @@ impl Sweep {
     }
 
     async fn begin_rollback(&self) -> Result<Process> {
-        let mut command = self.controller.command(&["rollback"]);
-        let mut rollback = Process::spawn("rollback", &mut command, self.stage.dir())?;
+        let mut command = self.controller.command(CONFIG, &["rollback"])?;
+        let mut rollback = Process::spawn("rollback", &mut command, &self.stage.dir())?;
         rollback.line_after("Waiting up to", SOON).await?;
         Ok(rollback)
     }
 
     async fn is_locked_out(&self, args: &[&str]) -> Result<()> {
-        let said = said(self.controller.command(args)).await?;
+        let said = said(self.controller.command(CONFIG, args)?).await?;
         ensure!(said.code == Some(4), "{args:?}: exit {:?}: {}", said.code, said.text);
         Ok(())
     }

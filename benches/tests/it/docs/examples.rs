@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use uh_benches::controller::end_instances;
-use uh_benches::process::sibling;
+use uh_testkit::process;
+use uh_testkit::uh_deploy::end_instances;
 
 use super::{chapter, rows, text};
 
@@ -41,7 +41,7 @@ fn run(script: &str, dir: &Path) -> String {
         text.replace(&format!("<{port}>"), &free.local_addr().unwrap().port().to_string())
     });
     drop(ports);
-    let programs = PROGRAMS.map(|program| sibling(program).unwrap().parent().unwrap().to_owned());
+    let programs = PROGRAMS.map(|program| process::program(program).unwrap().parent().unwrap().to_owned());
     let path = std::env::join_paths(
         programs.into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
     );
@@ -68,7 +68,7 @@ fn run(script: &str, dir: &Path) -> String {
     // It is empty, if all went well.
     let _ = kill_process_group(group, Signal::KILL);
     let _ = shell.wait();
-    end_instances(&dir.join("deploys")).unwrap();
+    end_instances(&dir.join("deploys"));
     let output = fs::read_to_string(dir.join("output")).unwrap();
     assert!(status.is_some_and(|status| status.success()), "{status:?}\n{script}\n{output}");
     output

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use uh_benches::process::sibling;
+use uh_testkit::process;
 
 use super::{chapter, quoted, rows, text};
 
@@ -25,7 +25,8 @@ impl Help {
     }
 
     fn read(&mut self, program: &str, command: &[&str]) {
-        let output = Command::new(sibling(program).unwrap()).args(command).arg("--help").output().unwrap();
+        let output =
+            Command::new(process::program(program).unwrap()).args(command).arg("--help").output().unwrap();
         assert!(output.status.success(), "{program} {command:?} --help");
         let text = String::from_utf8(output.stdout).unwrap();
         let mut in_commands = false;

@@ -4,19 +4,17 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use uh_benches::front_door::{FrontDoor, Setup};
-use uh_benches::load::{Group, Load, Plan, Reuse};
-use uh_benches::process::run;
-use uh_benches::sample_app::SampleApp;
-use uh_benches::workdir;
 use uh_e2e::dashboard::{self, Query};
 use uh_e2e::prometheus::{LabelledValue, Prometheus};
 use uh_e2e::repository;
 use uh_protocol::request::SwitchRequest;
+use uh_testkit::load::{Group, Load, Plan, Reuse};
+use uh_testkit::process::run;
+use uh_testkit::sample_app::SampleApp;
+use uh_testkit::uh_proxy::{SERVICE, Setup};
+use uh_testkit::wait::SOON;
 
 const PROMTOOL_WITHIN: Duration = Duration::from_secs(30);
-/// Time for a few scrapes and evaluations, on a busy machine.
-const SOON: Duration = Duration::from_secs(30);
 /// The alert itself waits for half a minute.
 const ALERT_WITHIN: Duration = Duration::from_secs(90);
 
@@ -71,20 +69,13 @@ fn only(backend: &'static str) -> impl Fn(&[LabelledValue]) -> bool {
 /// gauges follow, and the alert fires only for green.
 #[tokio::test]
 async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_version() {
-    let dir = workdir::create().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let blue = SampleApp::start("blue", "1.0.0", dir.path()).await.unwrap();
     let bad = [("FAIL_PERCENT", "10")];
     let green = SampleApp::start_with(&bad, "green", "1.0.1", dir.path()).await.unwrap();
-    let setup = Setup {
-        dir: dir.path(),
-        state_dir: dir.path(),
-        access_log: "off",
-        extra: "",
-        backends: [&blue, &green],
-    };
-    let front_door = FrontDoor::start(&setup).await.unwrap();
-    let metrics = front_door.admin.status().await.unwrap().proxy.metrics.unwrap();
-    let prometheus = Prometheus::start(dir.path(), &metrics).await.unwrap();
+    let front_door = Setup::new(dir.path(), blue.address, green.address).start().await.unwrap();
+    front_door.until_healthy().await.unwrap();
+    let prometheus = Prometheus::start(dir.path(), &front_door.metrics.to_string()).await.unwrap();
     let group =
         |path: &str, clients, rate| Group { path: path.into(), clients, rate, reuse: Reuse::KeepAlive };
     let load = Load::start(Plan {
@@ -103,9 +94,9 @@ async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_versi
     assert_eq!(by_backend(&prometheus, "active").await, [1.0, 0.0]);
     assert_eq!(by_backend(&prometheus, "healthy").await, [1.0, 1.0]);
 
-    let service = &front_door.service;
+    let service = &SERVICE.parse().unwrap();
     let switch = |to: &str| SwitchRequest::to(to.parse().unwrap());
-    front_door.admin.switch(service, &switch("green")).await.unwrap();
+    front_door.client.switch(service, &switch("green")).await.unwrap();
     // Blue's exchanges take two seconds, so that a scrape sees exchanges in flight on both backends.
     let both = "count(uh_proxy_backend_requests_in_flight > 0)";
     prometheus.wait_for(both, SOON, |s| s.iter().any(|s| s.value > 1.5)).await.unwrap();
@@ -132,7 +123,7 @@ async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_versi
         assert!(!samples.is_empty() || may_be_empty, "{title}: {expression}");
     }
 
-    front_door.admin.switch(service, &switch("blue")).await.unwrap();
+    front_door.client.switch(service, &switch("blue")).await.unwrap();
     prometheus.wait_for(active, SOON, only("blue")).await.unwrap();
     show(&prometheus, "after the rollback").await;
     let innocent = prometheus.query("ALERTS{alertname=\"HighErrorRate\", backend=\"blue\"}").await.unwrap();

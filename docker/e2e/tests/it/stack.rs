@@ -5,9 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use uh_benches::judgement::{Switch, Verdict};
-use uh_benches::load::{Group, Load, Plan, Recording, Reuse};
 use uh_e2e::stack::{Stack, is_healthy};
+use uh_testkit::judgement::{Switch, Verdict};
+use uh_testkit::load::{Group, Load, Plan, Recording, Reuse};
 
 /// Time for a container's start and a few probes, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);

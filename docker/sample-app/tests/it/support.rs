@@ -1,10 +1,8 @@
 //! An app in this process, a client for it, and a deadline for every wait.
 
-use std::ffi::OsString;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -17,14 +15,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use uh_app_shim::drain::Drain;
 use uh_sample_app::server::Server;
-use uh_sample_app::settings::Settings;
-
-/// Far longer than anything here takes, so that only a hang reaches it.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for something that must happen.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("gave up waiting for {what}"))
+    uh_testkit::wait::soon(what, future).await.unwrap()
 }
 
 /// An app serving in this process as `green 1.2.3`.
@@ -36,12 +30,8 @@ pub(crate) struct TestApp {
 
 impl TestApp {
     pub(crate) async fn start(variables: &[(&str, &str)]) -> Self {
-        let fixed = [("PORT", "0"), ("DEPLOYMENT_ENV", "green"), ("APP_VERSION", "1.2.3")];
-        let settings = Settings::from_lookup(|name| {
-            let found = variables.iter().chain(&fixed).find(|(key, _)| *key == name);
-            found.map(|(_, value)| OsString::from(value))
-        });
-        let server = Server::bind(settings.unwrap()).await.unwrap();
+        let fixed = [("DEPLOYMENT_ENV", "green"), ("APP_VERSION", "1.2.3")];
+        let server = Server::bind_free(&[variables, &fixed].concat()).await.unwrap();
         let address = server.local_addr();
         let (stop, stopped) = oneshot::channel();
         Self { address, stop, serving: tokio::spawn(server.serve_until(stopped)) }

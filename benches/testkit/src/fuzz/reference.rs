@@ -3,24 +3,30 @@
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Message {
-    pub(crate) method: String,
-    pub(crate) target: String,
-    pub(crate) is_1_1: bool,
+pub struct Message {
+    /// As it is.
+    pub method: String,
+    /// As it is, in any form.
+    pub target: String,
+    /// Whether it is HTTP/1.1, and not 1.0.
+    pub is_1_1: bool,
     /// Names in lowercase, values trimmed.
-    pub(crate) fields: Vec<(String, String)>,
-    pub(crate) chunked: bool,
+    pub fields: Vec<(String, String)>,
+    /// Whether its body came in chunks.
+    pub chunked: bool,
     /// Without the framing.
-    pub(crate) body: Vec<u8>,
-    pub(crate) trailers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// Like the fields.
+    pub trailers: Vec<(String, String)>,
 }
 
 /// What is at the start of some bytes.
-pub(crate) enum Read {
+pub enum Read {
     /// A request, and where it ends.
     Whole(Message, usize),
     /// The start of a message, as far as it is valid.
     More,
+    /// What is wrong.
     Bad(&'static str),
 }
 
@@ -35,7 +41,8 @@ enum Manner {
 }
 
 /// Reads one request.
-pub(crate) fn read(bytes: &[u8]) -> Read {
+#[must_use]
+pub fn read(bytes: &[u8]) -> Read {
     read_in(bytes, Manner::Strict)
 }
 
@@ -48,13 +55,15 @@ fn read_in(bytes: &[u8], manner: Manner) -> Read {
 }
 
 /// All requests up to the first one that is bad or not whole.
-pub(crate) fn read_all(bytes: &[u8]) -> (Vec<Message>, bool) {
+#[must_use]
+pub fn read_all(bytes: &[u8]) -> (Vec<Message>, bool) {
     let (all, rest) = read_all_in(bytes, Manner::Strict);
     (all, rest.is_empty())
 }
 
 /// All requests, and after the first violation, those that hyper finds.
-pub(crate) fn read_leniently(bytes: &[u8]) -> Vec<Message> {
+#[must_use]
+pub fn read_leniently(bytes: &[u8]) -> Vec<Message> {
     let (mut all, rest) = read_all_in(bytes, Manner::Strict);
     all.extend(read_all_in(rest, Manner::Lenient).0);
     all
@@ -70,12 +79,14 @@ fn read_all_in(mut bytes: &[u8], manner: Manner) -> (Vec<Message>, &[u8]) {
 }
 
 impl Message {
-    pub(crate) fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+    /// The values of all fields of a name, in order.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.fields.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// The intended host and path (RFC 9112 §3.2.2).
-    pub(crate) fn meant(&self) -> (String, String) {
+    #[must_use]
+    pub fn meant(&self) -> (String, String) {
         let field = self.values("host").next().unwrap_or_default().to_owned();
         let Some(rest) = absolute(&self.target) else { return (field, self.target.clone()) };
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -88,7 +99,8 @@ impl Message {
     }
 
     /// The fields that a hop must forward unchanged.
-    pub(crate) fn end_to_end(&self) -> Vec<(String, String)> {
+    #[must_use]
+    pub fn end_to_end(&self) -> Vec<(String, String)> {
         const OF_ONE_HOP: &[&str] = &[
             "connection",
             "keep-alive",
@@ -126,8 +138,7 @@ impl Message {
 
 /// The requirements for input that violates the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "each program that shares this file has a demand of its own")]
-pub(crate) enum Demand {
+pub enum Demand {
     /// Nothing of it is forwarded, nor anything after the rejected part, and fields keep their order.
     Strict,
     /// What is forwarded of it is what hyper reads, as a valid request; more may follow a rejected part.
@@ -135,7 +146,8 @@ pub(crate) enum Demand {
 }
 
 /// Whether a message is what the client meant. The order of fields matters among those of one name (RFC 9110 §5.3).
-pub(crate) fn is_same(meant: &Message, came: &Message, demand: Demand) -> bool {
+#[must_use]
+pub fn is_same(meant: &Message, came: &Message, demand: Demand) -> bool {
     let (host, path) = meant.meant();
     let fields = |message: &Message| {
         let mut fields = message.end_to_end();

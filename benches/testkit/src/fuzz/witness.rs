@@ -5,26 +5,30 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::reference::{Demand, Message, Read, is_same, read, read_all, read_leniently};
-
-/// The timeout of everything that should happen immediately.
-const SOON: Duration = Duration::from_secs(20);
+use crate::fuzz::reference::{Demand, Message, Read, is_same, read, read_all, read_leniently};
+use crate::wait::SOON;
 
 /// What the backend got since the last call.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Seen {
-    pub(crate) messages: Vec<Message>,
+pub struct Seen {
+    /// In the order of their arrival.
+    pub messages: Vec<Message>,
     /// What it couldn't parse.
-    pub(crate) bad: Vec<String>,
+    pub bad: Vec<String>,
 }
 
-pub(crate) struct Witness {
-    pub(crate) address: SocketAddr,
+/// A running backend. It ends with the process.
+#[derive(Debug)]
+pub struct Witness {
+    /// Where it listens.
+    pub address: SocketAddr,
     seen: Arc<Mutex<Seen>>,
 }
 
 impl Witness {
-    pub(crate) fn start() -> Self {
+    /// Starts it.
+    #[must_use]
+    pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::<Mutex<Seen>>::default();
@@ -40,12 +44,10 @@ impl Witness {
 
     /// Sends bytes to the program under test, waits until it has closed, and returns what arrived at the backend.
     /// `patience`: how long it may be silent before the close is sent; none: immediately.
-    pub(crate) fn send(
-        &self,
-        target: SocketAddr,
-        bytes: &[u8],
-        patience: Option<Duration>,
-    ) -> Result<Seen, String> {
+    ///
+    /// # Errors
+    /// It doesn't answer properly.
+    pub fn send(&self, target: SocketAddr, bytes: &[u8], patience: Option<Duration>) -> Result<Seen, String> {
         let mut stream = TcpStream::connect(target).map_err(|e| format!("no connection: {e}"))?;
         // It may close before it has read all.
         let _ = stream.write_all(bytes);
@@ -102,7 +104,10 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Seen>) {
 }
 
 /// What arrived must be what was meant, in order.
-pub(crate) fn compare(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), String> {
+///
+/// # Errors
+/// What isn't.
+pub fn compare(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), String> {
     if let Some(bad) = seen.bad.first() {
         return Err(format!("the backend can't read what came through: {bad}"));
     }
@@ -124,7 +129,10 @@ pub(crate) fn compare(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), St
 }
 
 /// Everything valid that was sent must arrive.
-pub(crate) fn all_came(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), String> {
+///
+/// # Errors
+/// What doesn't.
+pub fn all_came(sent: &[u8], seen: &Seen, demand: Demand) -> Result<(), String> {
     compare(sent, seen, demand)?;
     let (meant, _) = read_all(sent);
     if seen.messages.len() != meant.len() {

@@ -1,18 +1,17 @@
 //! Child processes: started with their output in a log file, waited for with a deadline, and never left behind.
 
 use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{sleep, timeout};
 
-/// How often a child is looked at while it is waited for.
-const POLL: Duration = Duration::from_millis(5);
+use crate::wait::POLL;
 
 /// How long a child that is dropped may take to end by itself before it is killed.
 const DROP_GRACE: Duration = Duration::from_secs(2);
@@ -23,23 +22,30 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    /// Where its part of the log begins.
+    begins: u64,
 }
 
 impl Process {
-    /// Starts a command with its output in `<name>.log` in a directory.
+    /// Starts a command with its output at the end of `<name>.log` in a directory.
     ///
     /// # Errors
     /// When the log can't be written or the program can't be started.
     pub fn spawn(name: &str, command: &mut Command, dir: &Path) -> Result<Self> {
-        let path = dir.join(format!("{name}.log"));
-        let log = File::create(&path).with_context(|| format!("can't write {}", path.display()))?;
+        let log = dir.join(format!("{name}.log"));
+        Self::spawn_as(name, log_to(command, &log)?, &log)
+    }
+
+    /// Starts a command that has its standard streams already.
+    ///
+    /// # Errors
+    /// When the program can't be started.
+    pub fn spawn_as(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        let begins = fs::metadata(log).map_or(0, |log| log.len());
         let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
             .spawn()
             .with_context(|| format!("can't start {name} ({})", command.get_program().display()))?;
-        Ok(Self { name: name.to_owned(), child, log: path })
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), begins })
     }
 
     /// Its process id.
@@ -51,12 +57,20 @@ impl Process {
     /// Fails if the child is no longer there.
     ///
     /// # Errors
-    /// With its exit status.
+    /// With its exit status, and what it has written.
     pub fn check_running(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
-            Some(status) => bail!("{} has ended: {status}", self.name),
+        match self.status()? {
+            Some(status) => bail!("{} has ended: {status}\n{}", self.name, self.output().unwrap_or_default()),
             None => Ok(()),
         }
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// A system call failed.
+    pub fn status(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// What it has written so far, to standard output and standard error.
@@ -64,7 +78,10 @@ impl Process {
     /// # Errors
     /// The log can't be read.
     pub fn output(&self) -> Result<String> {
-        let text = fs::read(&self.log).with_context(|| format!("can't read {}", self.log.display()))?;
+        let mut text = Vec::new();
+        let mut log = File::open(&self.log).with_context(|| format!("can't read {}", self.log.display()))?;
+        log.seek(SeekFrom::Start(self.begins))?;
+        log.read_to_end(&mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
@@ -82,7 +99,7 @@ impl Process {
     ///
     /// # Errors
     /// When it had ended before.
-    pub fn kill(mut self) -> Result<()> {
+    pub fn kill(&mut self) -> Result<()> {
         self.signal(Signal::KILL)?;
         self.child.wait()?;
         Ok(())
@@ -110,7 +127,7 @@ impl Process {
     pub async fn line_after(&mut self, prefix: &str, within: Duration) -> Result<String> {
         let deadline = Instant::now() + within;
         loop {
-            let output = fs::read_to_string(&self.log)?;
+            let output = self.output()?;
             let whole_lines = output.rsplit_once('\n').map_or("", |(lines, _)| lines);
             if let Some(rest) = whole_lines.lines().find_map(|line| line.strip_prefix(prefix)) {
                 return Ok(rest.trim().to_owned());
@@ -125,22 +142,11 @@ impl Process {
     ///
     /// # Errors
     /// When it does not.
-    pub async fn stop(mut self, within: Duration) -> Result<()> {
+    pub async fn stop(&mut self, within: Duration) -> Result<()> {
         self.check_running()?;
         self.terminate()?;
-        let deadline = Instant::now() + within;
-        let status: ExitStatus = loop {
-            if let Some(status) = self.child.try_wait()? {
-                break status;
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{} is still running {} s after SIGTERM",
-                self.name,
-                within.as_secs()
-            );
-            sleep(POLL).await;
-        };
+        let status =
+            self.ended(within).await.with_context(|| format!("SIGTERM doesn't end {}", self.name))?;
         ensure!(status.success(), "{} ended with {status} after SIGTERM", self.name);
         Ok(())
     }
@@ -178,6 +184,13 @@ pub struct Finished {
     pub output: String,
 }
 
+impl From<Output> for Finished {
+    fn from(output: Output) -> Self {
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Self { status: output.status, output: text.concat() }
+    }
+}
+
 /// Runs a command to completion; it is killed at the deadline.
 ///
 /// # Errors
@@ -190,53 +203,30 @@ pub async fn run(command: Command, within: Duration) -> Result<Finished> {
     let output = ended
         .with_context(|| format!("{program} is still running after {} s", within.as_secs()))?
         .with_context(|| format!("can't start {program}"))?;
-    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    Ok(Finished { status: output.status, output: text.concat() })
+    Ok(output.into())
 }
 
-/// Raises the limit of file descriptors, of this process and of what it starts, to the most that it may have: returned.
+/// Sends what a command writes to the end of a log, and gives it nothing to read.
 ///
 /// # Errors
-/// A system call failed.
-pub fn raise_descriptors() -> Result<u64> {
-    let hard = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
-    Ok(hard.unwrap_or(u64::MAX))
+/// The log can't be written.
+pub fn log_to<'a>(command: &'a mut Command, log: &Path) -> Result<&'a mut Command> {
+    let file = File::options().create(true).append(true).open(log);
+    let file = file.with_context(|| format!("can't write {}", log.display()))?;
+    Ok(command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file))
 }
 
-/// The path of another program of this workspace: next to the running one, or in the directory above if that is a test.
+/// A program of this workspace: next to the running one, or in the directory above if that is a test.
 ///
 /// # Errors
 /// When it has not been built.
-pub fn sibling(name: &str) -> Result<PathBuf> {
+pub fn program(name: &str) -> Result<PathBuf> {
     let here = std::env::current_exe().context("can't find this program's path")?;
-    let mut path = here.with_file_name(name);
-    if here.parent().is_some_and(|folder| folder.ends_with("deps")) {
-        path = here.with_file_name("..").join(name);
-    }
+    let dir = here.parent().context("this program is in no directory")?;
+    let dir = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
+    let path = dir.join(name);
     ensure!(path.is_file(), "{} is missing: build it with `cargo build --workspace`", path.display());
     Ok(path)
-}
-
-/// Somebody asked this program to end.
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-pub struct Interrupted;
-
-/// Ends when somebody asks this program to end, so that what it started can be stopped first.
-///
-/// # Errors
-/// Always: [`Interrupted`], or that signals can't be caught.
-pub async fn interrupted<T>() -> Result<T> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        _ = hangup.recv() => {}
-    }
-    Err(Interrupted.into())
 }
 
 #[cfg(test)]
@@ -271,9 +261,9 @@ mod tests {
         let (_dir, mut good) = spawn("trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done");
         good.line_after("ready", SOON).await.unwrap();
         good.stop(SOON).await.unwrap();
-        let (_dir, bad) = spawn("exec sleep 60");
+        let (_dir, mut bad) = spawn("exec sleep 60");
         let error = bad.stop(SOON).await.unwrap_err().to_string();
-        assert!(error.contains("after SIGTERM"), "{error}");
+        assert!(error.contains("SIGTERM"), "{error}");
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Properties of every configuration, state file and admin reply, whatever their bytes.
+//! Properties of every configuration and state file of uh-proxy, whatever their bytes.
 
 use uh_proxy::config::{self, Config};
 use uh_proxy::state::file::{StateError, StateFile};
@@ -58,25 +58,4 @@ pub(crate) fn of_state(bytes: &[u8], config: &Config) -> Result<(), String> {
         Ok(again) if again == state => Ok(()),
         other => Err(format!("{state:?} became {other:?}")),
     }
-}
-
-/// The admin socket answers with a known status, and without terminal control characters.
-pub(crate) fn of_answer(reply: &[u8]) -> Result<(), String> {
-    let text = String::from_utf8_lossy(reply);
-    let text = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&text);
-    let Some((head, body)) = text.split_once("\r\n\r\n") else {
-        // A client that closes its side has left, for hyper, and may get no answer.
-        return if text.is_empty() { Ok(()) } else { Err(format!("half a reply: {text}")) };
-    };
-    let status = head.split(' ').nth(1).unwrap_or_default();
-    if !["200", "400", "403", "404", "405", "409", "413", "414", "417", "422", "431", "503", "505"]
-        .contains(&status)
-    {
-        return Err(format!("status {status}: {text}"));
-    }
-    // JSON, or the metrics text.
-    if body.chars().any(|c| c < ' ' && c != '\n') {
-        return Err(format!("a control character in {body:?}"));
-    }
-    Ok(())
 }

@@ -17,12 +17,12 @@ enum Change {
     Join(Index, Index),
 }
 
-fn change(words: &'static [&'static str]) -> impl Strategy<Value = Change> {
+fn change(words: Vec<&'static str>) -> impl Strategy<Value = Change> {
     let at = any::<Index>;
     prop_oneof![
         2 => (at(), any::<u8>()).prop_map(|(at, bit)| Change::Flip(at, 1 << (bit % 8))),
         1 => (at(), any::<u8>()).prop_map(|(at, byte)| Change::Set(at, byte)),
-        4 => (at(), at()).prop_map(move |(at, word)| Change::Insert(at, word.get(words).as_bytes().to_vec())),
+        4 => (at(), at()).prop_map(move |(at, word)| Change::Insert(at, word.get(&words).as_bytes().to_vec())),
         2 => (at(), 1..9usize).prop_map(|(at, length)| Change::Remove(at, length)),
         2 => (at(), 1..40usize, at()).prop_map(|(from, length, to)| Change::Copy(from, length, to)),
         1 => at().prop_map(Change::Cut),
@@ -64,12 +64,12 @@ fn apply(bytes: &mut Vec<u8>, change: &Change, seeds: &[Vec<u8>]) {
 }
 
 /// Seeds with up to five changes; now and then random bytes.
-pub(crate) fn near(
+pub fn near(
     seeds: impl IntoIterator<Item = impl Into<Vec<u8>>>,
-    words: &'static [&'static str],
+    words: &[&[&'static str]],
 ) -> impl Strategy<Value = Vec<u8>> {
     let seeds: Vec<Vec<u8>> = seeds.into_iter().map(Into::into).collect();
-    let nearly = (any::<Index>(), vec(change(words), 0..6)).prop_map(move |(seed, changes)| {
+    let nearly = (any::<Index>(), vec(change(words.concat()), 0..6)).prop_map(move |(seed, changes)| {
         let mut bytes = seed.get(&seeds).clone();
         changes.iter().for_each(|change| apply(&mut bytes, change, &seeds));
         bytes
@@ -78,7 +78,7 @@ pub(crate) fn near(
 }
 
 /// Runs a check on this many of them, or on `UH_FUZZ_CASES`. The first failure is minimised; add it to the known cases.
-pub(crate) fn fuzz(
+pub fn fuzz(
     cases: u32,
     strategy: impl Strategy<Value = Vec<u8>>,
     known: &[&str],

@@ -3,14 +3,11 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::process::{Process, sibling};
-
-/// The app has nothing to do before it listens.
-const READY_WITHIN: Duration = Duration::from_secs(10);
+use crate::process::{Process, program};
+use crate::wait::SOON;
 
 /// A running sample app; it ends when this is dropped.
 #[derive(Debug)]
@@ -42,7 +39,7 @@ impl SampleApp {
         version: &str,
         dir: &Path,
     ) -> Result<Self> {
-        let mut command = Command::new(sibling("uh-sample-app")?);
+        let mut command = Command::new(program("uh-sample-app")?);
         command
             .env("PORT", "0")
             .env("HOST", "127.0.0.1")
@@ -50,9 +47,17 @@ impl SampleApp {
             .env("APP_VERSION", version)
             .envs(variables.iter().copied());
         let mut process = Process::spawn(name, &mut command, dir)?;
-        let address = process.line_after("listening on ", READY_WITHIN).await?;
+        let address = process.line_after("listening on ", SOON).await?;
         let address =
             address.parse().with_context(|| format!("{name} reports the listen address {address:?}"))?;
         Ok(Self { name, address, process })
     }
+}
+
+/// Blue 1.0.0 and green 1.0.1.
+///
+/// # Errors
+/// When they don't get ready.
+pub async fn pair(dir: &Path) -> Result<(SampleApp, SampleApp)> {
+    Ok((SampleApp::start("blue", "1.0.0", dir).await?, SampleApp::start("green", "1.0.1", dir).await?))
 }
