@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
-//! buffer. In reading order: [`worker`], [`admission`], `secure`, [`idle`], [`connection`], [`exchange`], [`relay`], [`pump`], [`splice`],
-//! [`pace`], [`pool`], [`budget`], [`endpoint`], [`fittings`], [`upstream`], [`answer`], `challenge`, [`bypass`], [`reset`], [`broadcast`], [`lazy_timer`],
-//! [`settings`], [`websocket`].
+//! buffer. In reading order: [`worker`], [`admission`], `proxy_header`, `secure`, [`idle`], [`connection`], [`exchange`], [`relay`],
+//! [`pump`], [`splice`], [`pace`], [`pool`], [`budget`], [`endpoint`], [`fittings`], [`upstream`], [`answer`], `challenge`, [`bypass`],
+//! [`reset`], [`broadcast`], [`lazy_timer`], [`settings`], [`websocket`].
 
 pub mod admission;
 pub mod answer;
@@ -28,6 +28,7 @@ pub mod idle;
 pub mod lazy_timer;
 pub mod pace;
 pub mod pool;
+mod proxy_header;
 pub mod pump;
 mod reach;
 mod record;

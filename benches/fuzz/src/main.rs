@@ -13,6 +13,7 @@ mod exchange;
 mod files;
 mod front_door;
 mod proxy_properties;
+mod proxy_protocol;
 mod request;
 mod response;
 mod shim;

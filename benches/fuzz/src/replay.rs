@@ -11,6 +11,7 @@ mod files;
 mod front_door;
 mod near;
 mod proxy_properties;
+mod proxy_protocol;
 mod request;
 mod response;
 mod shim;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use crate::{admin, body, exchange, files, request, response, shim};
+use crate::{admin, body, exchange, files, proxy_protocol, request, response, shim};
 
 /// Something that reads bytes.
 pub(crate) struct Target {
@@ -20,6 +20,7 @@ pub(crate) const ALL: &[&Target] = &[
     &body::TARGET,
     &response::TARGET,
     &exchange::TARGET,
+    &proxy_protocol::TARGET,
     &admin::TARGET,
     &files::CONFIG,
     &files::STATE,

@@ -4,6 +4,8 @@
 //! written directly from the parsed one into one buffer: no header map is built or copied, and names keep their case
 //! and order. Bodies are forwarded unchanged; [`body`] only finds where they end.
 //!
+//! [`proxy_protocol`] reads the header that a load balancer sends before HTTP or TLS.
+//!
 //! It knows no configuration, no meters and no clock: what it needs of them is handed in as values ([`policy`],
 //! [`response::Recipient`]).
 //!
@@ -17,6 +19,7 @@ pub mod forwarded;
 pub mod network;
 pub mod policy;
 pub mod prefix;
+pub mod proxy_protocol;
 pub mod request;
 pub mod response;
 pub mod trace;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::headers;
 use super::tls::{self, Tls};
 use uh_http1::field::MAX_FIELDS;
+use uh_http1::network::Network;
 use uh_http1::policy::HeaderPolicy;
 use uh_settings::Section;
 use uh_settings::units::{DAY, MS, SECOND};
@@ -44,6 +45,8 @@ pub struct Server {
     pub limits: ServerLimits,
     /// What uh-proxy tells the app about its clients, and which client headers it passes on.
     pub headers: HeaderPolicy,
+    /// Load balancers that send a PROXY header at the start of each connection.
+    pub proxy_protocol_from: Vec<Network>,
 }
 
 /// Where the access log goes, and its format.
@@ -145,6 +148,7 @@ pub(super) fn server(section: &mut Section) -> Server {
         error_pages: section.has("error_pages").then(|| section.path("error_pages", "")),
         limits: server_limits(&mut section.section("limits")),
         headers: headers::headers(section),
+        proxy_protocol_from: section.list("proxy_protocol_from").unwrap_or_default(),
     }
 }
 

@@ -52,16 +52,26 @@ pub enum Refused {
     Address,
     /// It uses TLS, which isn't supported.
     Tls,
+    /// A load balancer sent something else than a PROXY header.
+    NoProxyHeader,
+    /// A load balancer sent an invalid PROXY header.
+    BadProxyHeader,
+    /// A load balancer's PROXY header didn't arrive in time.
+    ProxyHeaderTimeout,
 }
 
 /// All reasons, by their index.
-pub const REASONS: [&str; 3] = ["full", "address", "tls"];
+pub const REASONS: [&str; 6] =
+    ["full", "address", "tls", "no_proxy_header", "bad_proxy_header", "proxy_header_timeout"];
 
 /// What an operator can do about rejected connections, by reason.
 const ADVICE: [&str; REASONS.len()] = [
     "raise server.limits.connections or the file descriptor limit",
     "if it is a load balancer, list it in server.trusted_proxies; otherwise raise server.limits.connections_per_address",
     "the client uses https:// on a plain HTTP port",
+    "server.proxy_protocol_from lists the address, but no PROXY header came; turn it on in the load balancer, or remove the address",
+    "the PROXY header is invalid, incomplete or longer than 4 KiB",
+    "the PROXY header didn't arrive within server.limits.header_timeout",
 ];
 
 /// An IPv4 address, or the first half of an IPv6 address.
@@ -129,8 +139,8 @@ impl Admission {
         }
     }
 
-    /// Takes a slot for a connection of this worker from this address; `None`: a trusted proxy, which has no limit per
-    /// address. If no slot is free, the connection that has been idle longest is evicted.
+    /// Takes a slot for a connection of this worker from this address; `None`: a trusted proxy or a load balancer, which
+    /// have no limit per address. If no slot is free, the connection that has been idle longest is evicted.
     ///
     /// # Errors
     /// There is none. The caller says so with [`Admission::refuse`].
@@ -205,6 +215,19 @@ impl Admission {
     }
 }
 
+impl ConnectionSlot {
+    /// Counts the connection for this address, if it counts for none yet.
+    ///
+    /// # Errors
+    /// If the address has as many connections as it may.
+    pub fn count_for(&mut self, limits: &ServerLimits, address: IpAddr) -> Result<(), Refused> {
+        if let (Some(most), None) = (limits.connections_per_address, self.source) {
+            self.source = Some(self.admission.count_source(address, most)?);
+        }
+        Ok(())
+    }
+}
+
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         if self.slot.release() == Left::Free {
@@ -251,11 +274,18 @@ mod tests {
         let _again = admission.admit(&limits, address("192.0.2.1"), 0).unwrap();
         assert_eq!(
             admission.refused(),
-            [0, 0, 0],
+            [0; REASONS.len()],
             "it counts what was turned away, not what might have been"
         );
         admission.refuse(Refused::Address, "192.0.2.1");
-        assert_eq!(admission.refused(), [0, 1, 0]);
+        assert_eq!(admission.refused()[Refused::Address as usize], 1);
+        assert_eq!(admission.refused().iter().sum::<u64>(), 1);
+        let mut late = admission.admit(&limits, None, 0).unwrap();
+        assert_eq!(late.count_for(&limits, "192.0.2.1".parse().unwrap()), Err(Refused::Address));
+        late.count_for(&limits, "192.0.2.3".parse().unwrap()).unwrap();
+        assert_eq!(admission.by_source.lock().len(), 3);
+        drop(late);
+        assert_eq!(admission.by_source.lock().len(), 2);
         let _proxies = [(); 5].map(|()| admission.admit(&limits, None, 0).unwrap());
         assert_eq!(admission.open.load(Ordering::Relaxed), 8);
     }

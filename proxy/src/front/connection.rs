@@ -91,10 +91,27 @@ impl Arrival {
         let open = OpenGuard::new(&worker);
         let ip = address.ip().to_canonical();
         let settings = worker.settings();
-        // A trusted proxy stands for all the clients behind it.
-        let counted = (!settings.headers.trusts(ip)).then_some(ip);
+        // A trusted proxy stands for all the clients behind it, and a load balancer still has to name the client.
+        let counted = (!settings.headers.trusts(ip) && !settings.expects_proxy_header(ip)).then_some(ip);
         let place = worker.admission.admit(&settings.limits, counted, worker.index);
         Self { settings, ip, address: ip.to_string().into_boxed_str(), place, open, worker }
+    }
+
+    /// Whether its peer is a load balancer that names the client in a PROXY header.
+    pub(super) fn expects_proxy_header(&self) -> bool {
+        self.settings.expects_proxy_header(self.ip)
+    }
+
+    /// Makes it a connection of the client that the PROXY header names, and counts it for that address.
+    pub(super) fn set_client(&mut self, client: IpAddr) {
+        self.ip = client.to_canonical();
+        self.address = self.ip.to_string().into_boxed_str();
+        if let Ok(place) = &mut self.place
+            && !self.settings.headers.trusts(self.ip)
+            && let Err(reason) = place.count_for(&self.settings.limits, self.ip)
+        {
+            self.place = Err(reason);
+        }
     }
 }
 
@@ -391,7 +408,9 @@ impl Connection {
         let (status, detail) = match reason {
             Refused::Full => (503, "too many connections"),
             Refused::Address => (429, "too many connections from this address"),
-            Refused::Tls => return,
+            Refused::Tls | Refused::NoProxyHeader | Refused::BadProxyHeader | Refused::ProxyHeaderTimeout => {
+                return;
+            }
         };
         // What the client prefers isn't known yet: text, unless the operator has a page.
         let answer = Answer { status, detail, ..Answer::default() };

@@ -5,6 +5,7 @@
 //! to a request from its first byte to its last.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use arc_swap::ArcSwap;
 use super::answer::pages::Pages;
 use crate::config::{Server, ServerLimits, Tls};
 use uh_http1::forwarded::Scheme;
+use uh_http1::network::Network;
 use uh_http1::policy::HeaderPolicy;
 
 /// The settings that apply to a request.
@@ -22,6 +24,8 @@ pub struct Settings {
     pub limits: ServerLimits,
     /// What uh-proxy tells the app about its clients, and which client headers it passes on.
     pub headers: HeaderPolicy,
+    /// Load balancers that send a PROXY header.
+    pub proxy_protocol_from: Vec<Network>,
     /// The error pages.
     pub pages: Pages,
     /// What goes with HTTPS; `None`: it isn't served.
@@ -41,6 +45,7 @@ impl Settings {
         Ok(Self {
             limits: server.limits.clone(),
             headers: server.headers.clone(),
+            proxy_protocol_from: server.proxy_protocol_from.clone(),
             tls: server.tls.as_ref().map(Https::new),
             pages: Pages::load(server.error_pages.as_deref())?,
             shutdown_timeout: server.shutdown_timeout,
@@ -50,6 +55,12 @@ impl Settings {
 }
 
 impl Settings {
+    /// Whether a connection from this address begins with a PROXY header.
+    #[must_use]
+    pub fn expects_proxy_header(&self, address: IpAddr) -> bool {
+        self.proxy_protocol_from.iter().any(|network| network.contains(address))
+    }
+
     /// The `Strict-Transport-Security` field for a client that speaks like this: over plain HTTP there is none
     /// (RFC 6797 §7.2).
     #[must_use]

@@ -19,6 +19,7 @@ use super::admission::Admission;
 use super::broadcast::Broadcast;
 use super::connection::{Arrival, Connection};
 use super::pool::RetiredConnections;
+use super::proxy_header;
 use super::secure;
 use super::settings::{Settings, SettingsCell};
 use super::unsent;
@@ -225,6 +226,15 @@ async fn accept(
 /// Serves a new connection.
 fn take_in(worker: &Arc<Worker>, stream: TcpStream, address: SocketAddr, speaks: Speaks) {
     let arrival = Arrival::new(Arc::clone(worker), address);
+    if arrival.expects_proxy_header() {
+        tokio::spawn(proxy_header::serve(arrival, stream, speaks));
+    } else {
+        start(arrival, stream, speaks);
+    }
+}
+
+/// Starts the task that serves a connection, once its client is known.
+pub(super) fn start(arrival: Arrival, stream: TcpStream, speaks: Speaks) {
     match speaks {
         Speaks::Http => drop(tokio::spawn(Connection::new(arrival, plain_http(stream), None).serve())),
         Speaks::Https => drop(tokio::spawn(secure::serve(arrival, stream))),

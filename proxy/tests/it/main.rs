@@ -31,6 +31,7 @@ mod lifecycle;
 mod limits;
 mod maintenance;
 mod observed;
+mod proxy_protocol;
 mod recorder;
 mod reload;
 mod routing;

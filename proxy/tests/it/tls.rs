@@ -1,7 +1,7 @@
 //! HTTPS with real certificates, handshakes and clients (openssl, curl, rustls).
 
-mod certificates;
-mod clients;
+pub(crate) mod certificates;
+pub(crate) mod clients;
 mod exchanges;
 mod handshakes;
 mod redirects;

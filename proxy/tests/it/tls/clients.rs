@@ -46,6 +46,11 @@ impl Rustls {
     /// Connects, asking for a host.
     pub(crate) async fn connect(&self, address: SocketAddr, host: &str) -> std::io::Result<Secure> {
         let stream = soon("a connection", TcpStream::connect(address)).await.unwrap();
+        self.over(stream, host).await
+    }
+
+    /// Performs a handshake over a connection, asking for a host.
+    pub(crate) async fn over(&self, stream: TcpStream, host: &str) -> std::io::Result<Secure> {
         let host = ServerName::try_from(host.to_owned()).unwrap();
         let connector = TlsConnector::from(Arc::clone(&self.0));
         soon("a handshake", connector.connect(host, stream)).await.map(Wire::over)
