@@ -5,7 +5,7 @@
 //! what the kernel charges to the proxy's processes between two instants at which nothing is in flight.
 //!
 //! In reading order: [`backend`] and [`clients`] (the two ends of the load), [`accounts`] (CPU time and memory),
-//! [`proxies`] (what is compared), [`rows`] (what is measured), [`switches`] (what a switch costs), [`tables`] and
+//! [`proxies`] (what is compared), [`rows`] (what is measured), [`secure`] (TLS and HTTP/2), [`switches`] (what a switch costs), [`tables`] and
 //! [`report`] (Markdown).
 
 pub mod accounts;
@@ -16,5 +16,6 @@ pub mod poll;
 pub mod proxies;
 pub mod report;
 pub mod rows;
+pub mod secure;
 pub mod switches;
 pub mod tables;

@@ -13,7 +13,7 @@ use uh_benches::compare::backend::Backends;
 use uh_benches::compare::proxies::{ALL, DESCRIPTORS, Proxy};
 use uh_benches::compare::report::Report;
 use uh_benches::compare::rows::{self, Effort, LOAD_CORE, Measurements, Setting};
-use uh_benches::compare::switches;
+use uh_benches::compare::{secure, switches};
 use uh_benches::machine::raise_descriptors;
 use uh_benches::workdir;
 
@@ -61,6 +61,8 @@ enum Part {
     TwoCores,
     /// Memory.
     Memory,
+    /// TLS and HTTP/2.
+    Secure,
     /// Switches.
     Switches,
 }
@@ -144,6 +146,9 @@ fn run(options: &Options, backends: &Backends, dir: &Path) -> Result<()> {
             report.samples.extend(samples);
         }
     }
+    if options.has(Part::Secure) {
+        measure_secure(options, &peers, backends, dir, start, &mut report)?;
+    }
     if options.has(Part::Switches) {
         for &proxy in &peers {
             say(start, &format!("switches: {}", proxy.name()))?;
@@ -159,6 +164,31 @@ fn run(options: &Options, backends: &Backends, dir: &Path) -> Result<()> {
         None if options.is_whole() => report.write(&readme),
         None => Ok(()),
     }
+}
+
+/// TLS and HTTP/2, if there is a program to ask with.
+fn measure_secure(
+    options: &Options,
+    peers: &[Proxy],
+    backends: &Backends,
+    dir: &Path,
+    start: Instant,
+    report: &mut Report,
+) -> Result<()> {
+    if !secure::is_installed() {
+        let how = "apt-get install nghttp2-client";
+        return Ok(say(start, &format!("TLS and HTTP/2 are left out: h2load isn't installed ({how})"))?);
+    }
+    say(start, "TLS and HTTP/2")?;
+    let identity = secure::Identity::make(dir)?;
+    let named = options.rows.as_deref().unwrap_or_default();
+    report.secure = secure::measure_rows(named, peers, backends, &identity, dir, options.effort())?;
+    if named.is_empty() {
+        for &proxy in peers {
+            report.idle_tls.push((proxy, secure::idle_connection(proxy, backends, &identity, dir)?));
+        }
+    }
+    Ok(())
 }
 
 /// Progress, for whoever waits.

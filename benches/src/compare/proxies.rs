@@ -1,6 +1,6 @@
 //! What is compared: how each proxy is found, configured on equal terms, started, and switched.
 //!
-//! Equal terms: one worker, HTTP/1.1 with keep-alive to clients and backends, the client's `Host` kept, `X-Forwarded-For`
+//! Equal terms: one worker, HTTP/1.1 with keep-alive to backends, the client's `Host` kept, `X-Forwarded-For`
 //! and `-Proto` (and `-Host`, where the proxy has it) set, one access log line for each request in a file. Beyond
 //! that each is as its maker ships it, but for limits that would close connections within a run.
 
@@ -15,6 +15,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -62,9 +63,35 @@ pub const ALL: [Proxy; 7] = [
     Proxy::Traefik,
 ];
 
+/// What a proxy listens for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listener {
+    /// HTTP/1.1.
+    Plain,
+    /// TLS, with HTTP/1.1 and HTTP/2 by ALPN.
+    Tls,
+    /// HTTP/2 by prior knowledge, without TLS.
+    ClearHttp2,
+}
+
+/// A certificate and its key, as PEM files.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Both in one file, as HAProxy wants them.
+    pub both: PathBuf,
+}
+
 /// On what terms a proxy is started.
 #[derive(Debug, Clone)]
 pub struct Terms {
+    /// What it listens for.
+    pub listener: Listener,
+    /// Its certificate, if it listens for TLS.
+    pub pair: Option<Arc<Pair>>,
     /// Whether each request is logged.
     pub access_log: bool,
     /// Worker threads (or processes), and the cores that they may use.
@@ -107,6 +134,15 @@ struct ProxyInputs<'a> {
 impl ProxyInputs<'_> {
     fn file(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
+    }
+
+    /// The certificate, if this proxy is to listen for TLS.
+    fn pair(&self) -> Option<&Pair> {
+        self.terms.pair.as_deref().filter(|_| self.terms.listener == Listener::Tls)
+    }
+
+    fn clear_http2(&self) -> bool {
+        self.terms.listener == Listener::ClearHttp2
     }
 
     fn workers(&self) -> usize {
@@ -225,7 +261,13 @@ impl Running {
         let request = format!("GET /1 HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", host(0));
         loop {
             self.process.check_running()?;
-            if TcpStream::connect(self.address).is_ok_and(|stream| answers(stream, &request)) {
+            let ready = match self.terms.listener {
+                Listener::Plain => {
+                    TcpStream::connect(self.address).is_ok_and(|stream| answers(stream, &request))
+                }
+                secure => super::secure::succeeds(secure, self.address),
+            };
+            if ready {
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "no valid response after {} s", READY_WITHIN.as_secs());

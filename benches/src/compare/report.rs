@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::proxies::{ALL, Proxy};
 use super::rows::{Measurements, Memory};
+use super::secure;
 use super::switches::SwitchCost;
 use super::tables;
 
@@ -28,6 +29,10 @@ pub struct Report {
     pub samples: Measurements,
     /// Memory.
     pub memory: Vec<(Proxy, Memory)>,
+    /// TLS and HTTP/2.
+    pub secure: secure::Measurements,
+    /// Memory of an idle TLS connection, in bytes.
+    pub idle_tls: Vec<(Proxy, f64)>,
     /// Switches.
     pub switches: Vec<(Proxy, [SwitchCost; 2])>,
 }
@@ -49,6 +54,9 @@ impl Report {
         section("Latency at a fixed rate", tables::latency(&self.samples, &self.proxies));
         section("Two cores against one", tables::scaling(&self.samples, &self.proxies));
         section("Memory", tables::memory(&self.memory));
+        section("CPU time with TLS and HTTP/2", tables::secure(&self.secure, &self.proxies));
+        section("Large bodies with TLS and HTTP/2", tables::secure_bytes(&self.secure, &self.proxies));
+        section("Memory with TLS", tables::secure_memory(&self.idle_tls));
         section("What a switch costs", tables::switches(&self.switches));
         text
     }

@@ -12,20 +12,20 @@ use super::accounts::{cores, cpu_time, pin_this_thread, resident_bytes};
 use super::answer::Expected;
 use super::backend::{Backends, CLIENT_FRAME_BYTES, SERVER_FRAME_BYTES};
 use super::clients::{Clients, Job};
-use super::proxies::{Proxy, Running, Terms, host};
+use super::proxies::{Listener, Proxy, Running, Terms, host};
 use crate::percentiles::Times;
 
 /// The core of the proxy.
 pub const PROXY_CORE: usize = 0;
 
 /// Load before the measuring begins: pools and caches fill up.
-const WARM_UP: Duration = Duration::from_millis(300);
+pub(super) const WARM_UP: Duration = Duration::from_millis(300);
 
 /// After the last request, before memory is looked at: what is freed or handed over late has happened.
-const SETTLE: Duration = Duration::from_millis(700);
+pub(super) const SETTLE: Duration = Duration::from_millis(700);
 
 /// A small body, as of an API's answer.
-const SMALL: u64 = 1 << 10;
+pub(super) const SMALL: u64 = 1 << 10;
 
 /// Many connections: what 20,000 file descriptors allow, two for each and some to spare.
 pub const MANY: usize = 9_000;
@@ -220,6 +220,8 @@ pub fn pin_the_load() -> Result<()> {
 pub fn terms(setting: Setting, backends: &Backends) -> Terms {
     let services = if let Setting::Services(services) = setting { services } else { 1 };
     Terms {
+        listener: Listener::Plain,
+        pair: None,
         access_log: setting != Setting::NoLog,
         cores: if setting == Setting::TwoCores { vec![0, 1] } else { vec![PROXY_CORE] },
         services: backends.addresses.chunks_exact(2).take(services).map(|pair| [pair[0], pair[1]]).collect(),

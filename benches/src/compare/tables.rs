@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::proxies::Proxy;
 use super::rows::{Load, Measurement, Measurements, Memory, ROWS, Row, Setting, USUAL};
+use super::secure;
 use super::switches::SwitchCost;
 use crate::percentiles::{Times, grouped};
 
@@ -56,34 +57,46 @@ struct Column<'a> {
 }
 
 fn table(samples: &Measurements, proxies: &[Proxy], column: &Column<'_>) -> String {
-    let shown: Vec<Proxy> = proxies.iter().copied().filter(|proxy| *proxy != Proxy::NginxByLine).collect();
-    let mut text = format!("| {} |", column.title);
-    for proxy in &shown {
-        let _ = write!(text, " {} |", proxy.name());
-    }
-    text.push_str(" ÷ nginx | ÷ HAProxy |\n|---|");
-    text.push_str(&"---|".repeat(shown.len() + 2));
-    text.push('\n');
+    let shown = shown(proxies);
+    let mut text = heading(column.title, &shown);
     for (index, row) in ROWS.iter().enumerate().filter(|(_, row)| (column.rows)(row)) {
         let values = |proxy: Proxy| -> Vec<f64> {
             let of = samples.get(&(index, proxy)).map_or(&[][..], Vec::as_slice);
             of.iter().map(|sample| (column.value)(row, sample)).collect()
         };
+        if shown.iter().all(|proxy| values(*proxy).is_empty()) {
+            continue;
+        }
         let _ = write!(text, "| {} |", row.name);
         for &proxy in &shown {
             let of = samples.get(&(index, proxy)).map_or(&[][..], Vec::as_slice);
             let _ = write!(text, " {} |", (column.show)(&values(proxy), of));
         }
-        let middle = |proxy| median(values(proxy).into_iter());
-        let ours = middle(Proxy::UhProxy);
-        let _ = writeln!(
-            text,
-            " {} | {} |",
-            ratio(ours, middle(Proxy::Nginx)),
-            ratio(ours, middle(Proxy::Haproxy))
-        );
+        text.push_str(&ratios(|proxy| median(values(proxy).into_iter())));
     }
     text
+}
+
+/// The columns of the tables that list all proxies.
+fn shown(proxies: &[Proxy]) -> Vec<Proxy> {
+    proxies.iter().copied().filter(|proxy| *proxy != Proxy::NginxByLine).collect()
+}
+
+fn heading(title: &str, shown: &[Proxy]) -> String {
+    let mut text = format!("| {title} |");
+    for proxy in shown {
+        let _ = write!(text, " {} |", proxy.name());
+    }
+    text.push_str(" ÷ nginx | ÷ HAProxy |\n|---|");
+    text.push_str(&"---|".repeat(shown.len() + 2));
+    text.push('\n');
+    text
+}
+
+/// The end of such a row: our ratios.
+fn ratios(middle: impl Fn(Proxy) -> Option<f64>) -> String {
+    let ours = middle(Proxy::UhProxy);
+    format!(" {} | {} |\n", ratio(ours, middle(Proxy::Nginx)), ratio(ours, middle(Proxy::Haproxy)))
 }
 
 /// CPU time for each request.
@@ -93,7 +106,7 @@ pub fn cpu(samples: &Measurements, proxies: &[Proxy]) -> String {
         samples,
         proxies,
         &Column {
-            rows: &|row| !is_large(row),
+            rows: &|row| !is_large(row.body_bytes()),
             title: "CPU µs per request: median (lowest–highest)",
             value: &|_, sample| sample.cpu_us,
             show: &|values, _| with_spread(values),
@@ -110,8 +123,8 @@ pub fn cpu(samples: &Measurements, proxies: &[Proxy]) -> String {
     text
 }
 
-fn is_large(row: &Row) -> bool {
-    row.body_bytes() >= 1 << 20
+fn is_large(body_bytes: u64) -> bool {
+    body_bytes >= 1 << 20
 }
 
 /// CPU time for each gigabyte.
@@ -121,7 +134,7 @@ pub fn cpu_of_bytes(samples: &Measurements, proxies: &[Proxy]) -> String {
         samples,
         proxies,
         &Column {
-            rows: &is_large,
+            rows: &|row| is_large(row.body_bytes()),
             title: "CPU s per GB: median (lowest–highest)",
             value: &|row, sample| sample.cpu_us * 1000.0 / row.body_bytes() as f64,
             show: &|values, _| with_spread(values),
@@ -188,6 +201,60 @@ pub fn latency(samples: &Measurements, proxies: &[Proxy]) -> String {
             },
         },
     )
+}
+
+/// What TLS and HTTP/2 cost: CPU time for each request.
+#[must_use]
+pub fn secure(samples: &secure::Measurements, proxies: &[Proxy]) -> String {
+    secure_table(samples, proxies, "CPU µs per request: median (lowest–highest)", &|row, sample| {
+        (!is_large(row.body_bytes())).then_some(sample.cpu_us)
+    })
+}
+
+/// The same for large bodies: CPU time for each gigabyte.
+#[must_use]
+pub fn secure_bytes(samples: &secure::Measurements, proxies: &[Proxy]) -> String {
+    secure_table(samples, proxies, "CPU s per GB: median (lowest–highest)", &|row, sample| {
+        is_large(row.body_bytes()).then_some(sample.cpu_us * 1000.0 / row.body_bytes() as f64)
+    })
+}
+
+/// A table of the rows that have a value.
+fn secure_table(
+    samples: &secure::Measurements,
+    proxies: &[Proxy],
+    title: &str,
+    value: &dyn Fn(&secure::Row, &Measurement) -> Option<f64>,
+) -> String {
+    let shown: Vec<Proxy> = shown(proxies);
+    let mut text = heading(title, &shown);
+    for (index, row) in secure::ROWS.iter().enumerate() {
+        let values = |proxy: Proxy| -> Vec<f64> {
+            let of = samples.get(&(index, proxy)).map_or(&[][..], Vec::as_slice);
+            of.iter().filter_map(|sample| value(row, sample)).collect()
+        };
+        if shown.iter().all(|proxy| values(*proxy).is_empty()) {
+            continue;
+        }
+        let _ = write!(text, "| {} |", row.name);
+        for &proxy in &shown {
+            let values = values(proxy);
+            let cell = if values.is_empty() { "-".to_owned() } else { with_spread(&values) };
+            let _ = write!(text, " {cell} |");
+        }
+        text.push_str(&ratios(|proxy| median(values(proxy).into_iter())));
+    }
+    text
+}
+
+/// Memory of an idle TLS connection.
+#[must_use]
+pub fn secure_memory(all: &[(Proxy, f64)]) -> String {
+    let mut text = "| | per idle TLS connection, KiB |\n|---|---|\n".to_owned();
+    for (proxy, bytes) in all {
+        let _ = writeln!(text, "| {} | {:.1} |", proxy.name(), bytes / 1024.0);
+    }
+    text
 }
 
 /// What two cores bring.

@@ -25,12 +25,24 @@ pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
     let mut server = json!({
         "listen": [stage.listen.to_string()],
         "automatic_https": { "disable": true },
-        "protocols": ["h1"],
+        "protocols": match (stage.pair(), stage.clear_http2()) {
+            (Some(_), _) => json!(["h1", "h2"]),
+            (None, true) => json!(["h1", "h2c"]),
+            (None, false) => json!(["h1"]),
+        },
         "routes": routes,
     });
+    let mut apps = json!({});
+    if let Some(pair) = stage.pair() {
+        server["tls_connection_policies"] = json!([{}]);
+        apps["tls"] = json!({ "certificates": { "load_files": [
+            { "certificate": pair.certificate, "key": pair.key },
+        ] } });
+    }
     if stage.terms.access_log {
         server["logs"] = json!({ "default_logger_name": "access" });
     }
+    apps["http"] = json!({ "servers": { "front": server } });
     let config = json!({
         "admin": { "listen": stage.admin.to_string() },
         "logging": { "logs": {
@@ -40,7 +52,7 @@ pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
                 "writer": { "output": "file", "filename": stage.file("access.log"), "roll": false },
             },
         } },
-        "apps": { "http": { "servers": { "front": server } } },
+        "apps": apps,
     });
     let config = stage.write("caddy.json", &config.to_string())?;
     let mut command = Command::new(stage.program);

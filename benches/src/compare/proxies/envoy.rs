@@ -61,7 +61,11 @@ pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
     let manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "front",
-        "codec_type": "HTTP1",
+        "codec_type": match (stage.pair(), stage.clear_http2()) {
+            (Some(_), _) => "AUTO",
+            (None, true) => "HTTP2",
+            (None, false) => "HTTP1",
+        },
         "use_remote_address": true,
         "upgrade_configs": [{ "upgrade_type": "websocket" }],
         "access_log": if stage.terms.access_log { log } else { json!([]) },
@@ -71,6 +75,20 @@ pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
             "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
         }],
     });
+    let mut chain = json!({ "filters": [{ "name": "http", "typed_config": manager }] });
+    if let Some(pair) = stage.pair() {
+        chain["transport_socket"] = json!({ "name": "tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            "common_tls_context": {
+                "alpn_protocols": ["h2", "http/1.1"],
+                "tls_certificates": [{
+                    "certificate_chain": { "filename": pair.certificate },
+                    "private_key": { "filename": pair.key },
+                }],
+                "tls_params": { "tls_maximum_protocol_version": "TLSv1_3" },
+            },
+        } });
+    }
     let clusters: Vec<Value> = services.map(|service| cluster(stage, service)).collect();
     let config = json!({
         "node": { "id": "bench", "cluster": "bench" },
@@ -78,7 +96,7 @@ pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
             "listeners": [{
                 "name": "front",
                 "address": socket(stage.listen),
-                "filter_chains": [{ "filters": [{ "name": "http", "typed_config": manager }] }],
+                "filter_chains": [chain],
             }],
             "clusters": clusters,
         },

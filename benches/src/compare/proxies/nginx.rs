@@ -33,18 +33,29 @@ pub(super) fn command(stage: &ProxyInputs<'_>, log: Log) -> Result<Command> {
          map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}\ninclude {dir}/upstream0.conf;\n",
         stage.workers()
     );
+    let listen = match (stage.pair(), stage.clear_http2()) {
+        (Some(pair), _) => {
+            let (certificate, key) = (pair.certificate.display(), pair.key.display());
+            write!(
+                text,
+                "ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols TLSv1.2 TLSv1.3;\n"
+            )?;
+            format!("{} ssl http2", stage.listen)
+        }
+        (None, true) => format!("{} http2", stage.listen),
+        (None, false) => stage.listen.to_string(),
+    };
     for (service, backends) in stage.terms.services.iter().enumerate() {
         if service > 0 {
             text.push_str(&upstream(service, &backends[0].to_string()));
         }
         write!(
             text,
-            "server {{ listen {} backlog=4096; server_name {};\nlocation / {{ proxy_pass http://s{service};\n\
+            "server {{ listen {listen} backlog=4096; server_name {};\nlocation / {{ proxy_pass http://s{service};\n\
              proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade;\n\
              proxy_set_header Connection $connection_upgrade; proxy_set_header Host $host;\n\
              proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;\n\
              proxy_set_header X-Forwarded-Host $host; }} }}\n",
-            stage.listen,
             host(service)
         )?;
     }

@@ -1,4 +1,4 @@
-//! Traefik, with its routes in a file that it watches; a switch replaces the file.
+//! Traefik (its plain listener takes HTTP/2 by prior knowledge, too), with its routes in a file that it watches; a switch replaces the file.
 
 use std::process::Command;
 
@@ -13,12 +13,20 @@ fn routes(stage: &ProxyInputs<'_>, active: usize) -> String {
     for (service, backends) in stage.terms.services.iter().enumerate() {
         let name = format!("s{service}");
         let address = backends[if service == 0 { active } else { 0 }];
-        routers
-            .insert(name.clone(), json!({ "rule": format!("Host(`{}`)", host(service)), "service": name }));
+        let mut router = json!({ "rule": format!("Host(`{}`)", host(service)), "service": name });
+        if stage.pair().is_some() {
+            router["tls"] = json!({});
+        }
+        routers.insert(name.clone(), router);
         let servers = json!([{ "url": format!("http://{address}") }]);
         services.insert(name, json!({ "loadBalancer": { "servers": servers } }));
     }
-    json!({ "http": { "routers": routers, "services": services } }).to_string()
+    let mut all = json!({ "http": { "routers": routers, "services": services } });
+    if let Some(pair) = stage.pair() {
+        let certificate = json!({ "certFile": pair.certificate, "keyFile": pair.key });
+        all["tls"] = json!({ "certificates": [certificate] });
+    }
+    all.to_string()
 }
 
 pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {

@@ -10,8 +10,13 @@ use super::{ProxyInputs, host, quoted};
 
 pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
     let format = if stage.terms.access_log { "combined" } else { "off" };
+    let listen = match (stage.pair(), stage.clear_http2()) {
+        (Some(_), _) => "listen = []\nlisten_tls",
+        (None, true) => "listen = []\nlisten_h2c",
+        (None, false) => "listen",
+    };
     let mut text = format!(
-        "[server]\nlisten = [\"{}\"]\nmetrics = \"127.0.0.1:0\"\nthreads = {}\nadmin_socket = {}\nstate_file = {}\n\
+        "[server]\n{listen} = [\"{}\"]\nmetrics = \"127.0.0.1:0\"\nthreads = {}\nadmin_socket = {}\nstate_file = {}\n\
          access_log = {{ path = {}, format = \"{format}\" }}\n",
         stage.listen,
         stage.workers(),
@@ -19,6 +24,15 @@ pub(super) fn command(stage: &ProxyInputs<'_>) -> Result<Command> {
         quoted(stage.file("state/.deployment-state.json")),
         quoted(stage.file("access.log")),
     );
+    if let Some(pair) = stage.pair() {
+        let (certificate, key) = (pair.certificate.display(), pair.key.display());
+        writeln!(
+            text,
+            "[server.tls]\ncertificates = [{{ cert = {}, key = {} }}]",
+            quoted(certificate.to_string()),
+            quoted(key.to_string())
+        )?;
+    }
     // One client with thousands of connections, each with more requests than are usually allowed.
     text.push_str("[server.limits]\nrequests_per_connection = 1000000000\nconnections_per_address = 0\n");
     std::fs::create_dir_all(stage.dir.join("state"))?;
