@@ -227,16 +227,10 @@ async fn the_app_gets_sigterm_only_after_the_drain() {
 #[tokio::test]
 async fn an_app_that_dies_during_the_drain_ends_it_with_its_code_and_the_count() {
     for (end, code) in [("kill -KILL $$", 137), ("exit 3", 3), ("exit 0", 124)] {
-        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = app.local_addr().unwrap().to_string();
         let script = format!(
             "trap 'echo dying; {end}' USR1; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done"
         );
-        let mut shim = Shim::start(&address, &["--drain-timeout", "1h"], &script);
-        let address = shim.address().await;
-        drop(Wire::accept(&app).await);
-        shim.log.wait_for("App accepts connections").await;
-        shim.output.wait_for("ready").await;
+        let (mut shim, address, app) = Shim::before_listener(&["--drain-timeout", "1h"], &script).await;
         let mut client = Wire::open(address).await;
         client.get("/").await;
         let mut asked = Wire::accept(&app).await;
@@ -256,13 +250,8 @@ async fn an_app_that_dies_during_the_drain_ends_it_with_its_code_and_the_count()
 
 #[tokio::test]
 async fn the_last_response_of_an_app_that_exits_is_delivered() {
-    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let script = "trap 'exit 5' USR1; echo ready; while kill -0 $PPID 2>&-; do sleep 0.01; done";
-    let mut shim = Shim::start(&app.local_addr().unwrap().to_string(), &[], script);
-    let address = shim.address().await;
-    drop(Wire::accept(&app).await);
-    shim.log.wait_for("App accepts connections").await;
-    shim.output.wait_for("ready").await;
+    let (mut shim, address, app) = Shim::before_listener(&[], script).await;
     let mut client = Wire::open(address).await;
     client.get("/").await;
     let mut asked = Wire::accept(&app).await;

@@ -9,13 +9,18 @@ use crate::shim::{Shim, TALKER, command, within};
 
 /// A shim in front of a listener of the test, which acts as the app.
 async fn scripted(options: &[&str]) -> (Shim, std::net::SocketAddr, TcpListener) {
-    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let shim = Shim::start(&app.local_addr().unwrap().to_string(), options, TALKER);
-    let address = shim.address().await;
-    // The connection with which the shim checked that the app accepts.
-    drop(Wire::accept(&app).await);
-    shim.log.wait_for("App accepts connections").await;
-    (shim, address, app)
+    Shim::before_listener(options, TALKER).await
+}
+
+/// A client and the app's side of a connection that the shim keeps, after one exchange on each.
+async fn kept(address: std::net::SocketAddr, app: &TcpListener) -> (Wire, Wire) {
+    let mut client = Wire::open(address).await;
+    client.get("/first").await;
+    let mut first = Wire::accept(app).await;
+    first.head().await;
+    first.send(response("one")).await;
+    client.answer().await;
+    (client, first)
 }
 
 #[tokio::test]
@@ -143,12 +148,7 @@ async fn a_client_that_leaves_cancels_the_app_s_work() {
 #[tokio::test]
 async fn a_safe_request_survives_an_idle_connection_that_the_app_closes() {
     let (_shim, address, app) = scripted(&[]).await;
-    let mut client = Wire::open(address).await;
-    client.get("/first").await;
-    let mut first = Wire::accept(&app).await;
-    first.head().await;
-    first.send(response("one")).await;
-    client.answer().await;
+    let (mut client, mut first) = kept(address, &app).await;
     // The request is written while the app closes.
     client.get("/second").await;
     assert!(first.head().await.starts_with("GET /second "));
@@ -162,12 +162,7 @@ async fn a_safe_request_survives_an_idle_connection_that_the_app_closes() {
 #[tokio::test]
 async fn an_unsafe_request_is_never_sent_twice() {
     let (_shim, address, app) = scripted(&[]).await;
-    let mut client = Wire::open(address).await;
-    client.get("/first").await;
-    let mut first = Wire::accept(&app).await;
-    first.head().await;
-    first.send(response("one")).await;
-    client.answer().await;
+    let (mut client, mut first) = kept(address, &app).await;
     client.send("POST /order HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc").await;
     assert!(first.head().await.starts_with("POST /order "));
     first.until("abc").await;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::sync::{oneshot, watch};
 use uh_sample_app::server::Server;
@@ -151,6 +152,18 @@ impl Shim {
         shim.log.wait_for("App accepts connections").await;
         shim.output.wait_for("ready").await;
         (shim, address)
+    }
+
+    /// Starts one in front of a listener of the test, which acts as the app, and waits until it serves.
+    pub(crate) async fn before_listener(options: &[&str], script: &str) -> (Self, SocketAddr, TcpListener) {
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let shim = Self::start(&app.local_addr().unwrap().to_string(), options, script);
+        let address = shim.address().await;
+        // The connection with which the shim checked that the app accepts.
+        drop(within("a connection", app.accept()).await);
+        shim.log.wait_for("App accepts connections").await;
+        shim.output.wait_for("ready").await;
+        (shim, address, app)
     }
 
     /// The address it listens on.

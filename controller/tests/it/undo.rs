@@ -2,8 +2,10 @@
 
 use std::fs;
 
+use uh_testkit::process::Process;
+
 use crate::final_look::{NO_RESTART, kill};
-use crate::harness::{Stage, until};
+use crate::harness::{SOON, Stage, block, until};
 
 #[test]
 fn a_second_rollback_is_refused_and_reports_who_serves() {
@@ -53,8 +55,7 @@ fn the_rollback_step_after_an_automatic_rollback_leaves_the_good_version_serving
     stage.deploy("1.0.0");
     stage.configure("uh-deploy.toml", &format!("{NO_RESTART}\n[monitor]\ninterval = \"200ms\""));
     stage.deploy("1.0.1");
-    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
-    kill(pid);
+    kill_green(&stage);
     stage.expect(3, &["monitor", "--duration", "20s", "--auto-rollback"]);
     stage.expect(1, &["rollback"]).says("already undone").says("blue (v1.0.0) serves");
     assert_eq!(stage.served(), "blue 1.0.0");
@@ -78,8 +79,7 @@ fn an_automatic_rollback_only_happens_soon_after_the_deploy() {
     stage.configure("uh-deploy.toml", &extra);
     stage.deploy("1.0.1");
     std::thread::sleep(std::time::Duration::from_millis(1200));
-    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
-    kill(pid);
+    kill_green(&stage);
     stage
         .expect(7, &["monitor", "--duration", "20s", "--auto-rollback"])
         .says("monitor.auto_rollback_within is 1s")
@@ -96,8 +96,7 @@ fn a_candidate_that_dies_in_settle_leaves_no_record() {
     let mut command = stage.command(&["blue-green", "--version", "1.0.1"]);
     let child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
     until("traffic has moved", || (stage.active() == "green").then_some(()));
-    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
-    kill(pid);
+    kill_green(&stage);
     let ran = crate::harness::Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(3), "{}", ran.text);
     stage.configure("uh-deploy.toml", "");
@@ -170,6 +169,20 @@ fn a_damaged_record_is_named_with_its_backend_and_what_to_do() {
     assert_eq!(stage.served(), "green v2");
 }
 
+/// Kills the app on green, and starts a monitor that wants to roll back and waits for the lock.
+fn waiting_monitor(stage: &Stage) -> Process {
+    kill_green(stage);
+    let mut command = stage.command(&["monitor", "--duration", "20s", "--auto-rollback"]);
+    let monitor = Process::spawn("monitor", &mut command, &stage.path("")).unwrap();
+    until("it waits", || monitor.output().unwrap().contains("for the lock").then_some(()));
+    monitor
+}
+
+fn kill_green(stage: &Stage) {
+    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
+    kill(pid);
+}
+
 #[test]
 fn an_automatic_rollback_waits_for_the_holder_of_the_lock() {
     let stage = Stage::new();
@@ -177,16 +190,10 @@ fn an_automatic_rollback_waits_for_the_holder_of_the_lock() {
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
     let retire = crate::final_look::Held::at(&stage, "retire.begun", &["retire"]);
-    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
-    kill(pid);
-    let mut command = stage.command(&["monitor", "--duration", "20s", "--auto-rollback"]);
-    let out = fs::File::create(stage.path("monitor.out")).unwrap();
-    let mut child = command.stdout(out).spawn().unwrap();
-    let text = || fs::read_to_string(stage.path("monitor.out")).unwrap();
-    until("it waits", || text().contains("for the lock").then_some(()));
+    let mut monitor = waiting_monitor(&stage);
     assert_eq!(retire.end().code, Some(0));
-    let ended = until("it has ended", || child.try_wait().unwrap());
-    assert_eq!(ended.code(), Some(3), "{}", text());
+    let ended = block(monitor.ended(SOON)).unwrap();
+    assert_eq!(ended.code(), Some(3), "{}", monitor.output().unwrap());
     assert_eq!(stage.served(), "blue 1.0.0");
 }
 
@@ -200,8 +207,7 @@ fn an_undo_does_not_return_to_a_backend_that_holds_another_version_by_now() {
     assert_eq!(crate::final_look::uh_proxy(&stage, &["switch", "green"]).code, Some(0));
     let ran = stage.expect(1, &["rollback", "--of", "1.0.1"]);
     ran.says("blue (v1.0.2)").says("--to blue --again").says("green (v1.0.1) serves");
-    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
-    kill(pid);
+    kill_green(&stage);
     stage.expect(7, &["monitor", "--duration", "20s", "--auto-rollback"]).says("--to blue --again");
     assert_eq!(stage.active(), "green");
 }
@@ -226,20 +232,14 @@ fn a_switch_made_meanwhile_is_not_undone_for_an_earlier_breach() {
     stage.deploy("1.0.0");
     stage.deploy("1.0.1");
     let retire = crate::final_look::Held::at(&stage, "retire.begun", &["retire"]);
-    let (_, pid) = stage.app_pids().into_iter().find(|(name, _)| name.contains(".green.")).unwrap();
-    kill(pid);
-    let mut command = stage.command(&["monitor", "--duration", "20s", "--auto-rollback"]);
-    let out = fs::File::create(stage.path("monitor.out")).unwrap();
-    let mut child = command.stdout(out).spawn().unwrap();
-    let text = || fs::read_to_string(stage.path("monitor.out")).unwrap();
-    until("it waits", || text().contains("for the lock").then_some(()));
+    let mut monitor = waiting_monitor(&stage);
     // Switches are distinguished by the second.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     for args in [&["switch", "blue"][..], &["switch", "green", "--force"]] {
         assert_eq!(crate::final_look::uh_proxy(&stage, args).code, Some(0));
     }
     retire.end();
-    let ended = until("it has ended", || child.try_wait().unwrap());
-    assert_eq!(ended.code(), Some(5), "{}", text());
+    let ended = block(monitor.ended(SOON)).unwrap();
+    assert_eq!(ended.code(), Some(5), "{}", monitor.output().unwrap());
     assert_eq!(stage.active(), "green");
 }
