@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
-
 /// Times in ascending order.
 #[derive(Debug, Clone, Default)]
 pub struct Times {
@@ -37,34 +35,6 @@ impl Times {
     pub fn is_empty(&self) -> bool {
         self.sorted.is_empty()
     }
-
-    /// The percentiles that are reported.
-    #[must_use]
-    pub fn spread(&self) -> Spread {
-        let us = |per_mille| self.at(per_mille).map(|time| time.as_nanos() as f64 / 1000.0);
-        Spread {
-            count: self.sorted.len(),
-            p50_us: us(500),
-            p99_us: us(990),
-            p999_us: us(999),
-            max_us: us(1000),
-        }
-    }
-}
-
-/// Percentiles in microseconds; `null` if nothing was measured.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Spread {
-    /// How many times were measured.
-    pub count: usize,
-    /// The median.
-    pub p50_us: Option<f64>,
-    /// 99 %.
-    pub p99_us: Option<f64>,
-    /// 99.9 %.
-    pub p999_us: Option<f64>,
-    /// The longest.
-    pub max_us: Option<f64>,
 }
 
 /// A time for people: `1.25 ms`, or `-` if there is none.
@@ -109,9 +79,9 @@ mod tests {
     fn few_times_give_the_longest_for_the_tail_and_none_give_nothing() {
         let times: Times = [ms(3), ms(1)].into_iter().collect();
         assert_eq!((times.at(500), times.at(990)), (Some(ms(1)), Some(ms(3))));
-        assert_eq!(times.spread().max_us, Some(3000.0));
+        assert_eq!(times.at(1000), Some(ms(3)));
         assert_eq!(Times::default().at(500), None);
-        assert_eq!(Times::default().spread(), Spread::default());
+        assert!(Times::default().is_empty());
     }
 
     #[test]

@@ -3,14 +3,15 @@
 //! One sample app answers throughout. In each round the same number of requests goes to it directly and through the
 //! shim, one after the other over one kept-alive connection, so that both see the same machine.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
+use uh_benches::compare::accounts::cpu_time;
 use uh_benches::machine::process_figure;
+use uh_benches::percentiles::Times;
 use uh_testkit::http::Connection;
 use uh_testkit::process::Process;
 use uh_testkit::sample_app::SampleApp;
@@ -40,26 +41,28 @@ async fn main() -> Result<()> {
     let (shim, address) = start_shim(app.address, dir.path()).await?;
     let pid = shim.id();
     let at_rest = process_figure(pid, "VmRSS")?;
-    let (mut direct, mut through) = (Connection::open(app.address).await?, Connection::open(address).await?);
-    let (mut direct_us, mut through_us) = (Vec::new(), Vec::new());
+    let mut to_app = Connection::open(app.address).await?;
+    let mut to_shim = Connection::open(address).await?;
+    let (mut direct, mut through) = (Vec::new(), Vec::new());
     let mut cpu = Duration::ZERO;
     for round in 0..=args.rounds {
-        let direct_round = ask(&mut direct, args.requests).await?;
+        let direct_round = ask(&mut to_app, args.requests).await?;
         let before = cpu_time(pid)?;
-        let through_round = ask(&mut through, args.requests).await?;
+        let through_round = ask(&mut to_shim, args.requests).await?;
         // The first round only warms up.
         if round > 0 {
-            cpu += cpu_time(pid)? - before;
-            direct_us.extend(direct_round);
-            through_us.extend(through_round);
+            cpu += cpu_time(pid)?.since(&before).total;
+            direct.extend(direct_round);
+            through.extend(through_round);
         }
     }
-    let requests = through_us.len();
-    let (direct_us, through_us) = (percentiles(direct_us), percentiles(through_us));
+    let requests = through.len();
+    let (direct, through) = (Times::from_iter(direct), Times::from_iter(through));
+    let us = |times: &Times, per_mille| times.at(per_mille).unwrap_or_default().as_micros();
     println!("{requests} requests each way, one at a time");
-    println!("direct       p50 {:4} us  p99 {:5} us", direct_us.0, direct_us.1);
-    println!("through      p50 {:4} us  p99 {:5} us", through_us.0, through_us.1);
-    println!("added        p50 {:4} us", through_us.0.saturating_sub(direct_us.0));
+    println!("direct       p50 {:4} us  p99 {:5} us", us(&direct, 500), us(&direct, 990));
+    println!("through      p50 {:4} us  p99 {:5} us", us(&through, 500), us(&through, 990));
+    println!("added        p50 {:4} us", us(&through, 500).saturating_sub(us(&direct, 500)));
     println!("shim CPU     {:.1} us per request", cpu.as_secs_f64() * 1e6 / requests as f64);
     println!(
         "shim memory  {at_rest} KiB at rest, {} KiB after the load (resident)",
@@ -80,32 +83,15 @@ async fn start_shim(app: SocketAddr, dir: &Path) -> Result<(Process, SocketAddr)
     Ok((process, address))
 }
 
-/// Microseconds for each request.
-async fn ask(connection: &mut Connection, requests: usize) -> Result<Vec<u128>> {
+/// The time of each request.
+async fn ask(connection: &mut Connection, requests: usize) -> Result<Vec<Duration>> {
     let (mut times, mut body) = (Vec::with_capacity(requests), Vec::new());
     for _ in 0..requests {
         let asked_at = Instant::now();
         body.clear();
         let head = connection.exchange(REQUEST, &mut body).await?;
         ensure!(head.status == 200, "status {}", head.status);
-        times.push(asked_at.elapsed().as_micros());
+        times.push(asked_at.elapsed());
     }
     Ok(times)
-}
-
-/// The median and the 99th percentile.
-fn percentiles(mut times: Vec<u128>) -> (u128, u128) {
-    times.sort_unstable();
-    let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
-    (at(50), at(99))
-}
-
-/// Of all its threads (`/proc/PID/task/*/schedstat`, nanoseconds on a processor).
-fn cpu_time(pid: u32) -> Result<Duration> {
-    let mut nanos = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let stat = fs::read_to_string(task?.path().join("schedstat"))?;
-        nanos += stat.split(' ').next().unwrap_or_default().parse::<u64>()?;
-    }
-    Ok(Duration::from_nanos(nanos))
 }

@@ -1,24 +1,20 @@
 //! Switches back and forth under load, and checks that no client noticed.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use clap::{Parser, ValueEnum};
-use serde::Serialize;
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
 use tokio::time::{MissedTickBehavior, interval};
-use uh_benches::machine::file_system_of;
-use uh_benches::percentiles::{Spread, Times, grouped};
+use uh_benches::percentiles::{Times, grouped};
 use uh_benches::watcher::Watcher;
 use uh_benches::workdir;
 use uh_protocol::BackendName;
 use uh_protocol::request::SwitchRequest;
 use uh_testkit::judgement::{Switch, Verdict};
-use uh_testkit::load::{Group, Load, Plan, Reuse};
+use uh_testkit::load::{Group, Load, Plan, Reuse, Sample};
 use uh_testkit::sample_app;
 use uh_testkit::uh_proxy::{SERVICE, Setup, UhProxy};
 
@@ -55,30 +51,6 @@ struct Options {
     /// Milliseconds between two switches.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     interval_ms: u32,
-    /// Also write the report as JSON to a file; with `-`, write JSON instead of text to standard output.
-    #[arg(long, value_name = "FILE|-")]
-    json: Option<PathBuf>,
-    /// uh-proxy's access log format.
-    #[arg(long, value_enum, default_value_t = AccessLog::Off)]
-    access_log: AccessLog,
-    /// Directory for the state file, to choose its disk.
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum AccessLog {
-    Off,
-    Json,
-}
-
-impl AccessLog {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Json => "json",
-        }
-    }
 }
 
 fn main() -> ExitCode {
@@ -100,16 +72,10 @@ fn check(options: &Options) -> Result<()> {
 }
 
 async fn run(options: &Options, dir: &Path) -> Result<()> {
-    // Below the directory that was given, so that whatever is left there can be removed as a whole.
-    let state_dir =
-        tempfile::tempdir_in(options.state_dir.as_deref().unwrap_or(dir)).context("no state directory")?;
     let (blue, green) = sample_app::pair(dir).await?;
-    let (log, format) = (dir.join("access.log"), options.access_log.as_str());
     // All load comes from one address.
-    let server = format!(
-        "access_log = {{ path = {log:?}, format = \"{format}\" }}\n[server.limits]\nconnections_per_address = 0"
-    );
-    let setup = Setup::new(dir, blue.address, green.address).server(&server).state_dir(state_dir.path());
+    let server = "access_log = { format = \"off\" }\n[server.limits]\nconnections_per_address = 0";
+    let setup = Setup::new(dir, blue.address, green.address).server(server);
     let front_door = setup.start().await?;
     front_door.until_healthy().await?;
 
@@ -125,36 +91,49 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
     front_door.stop(STOP_WITHIN).await?;
 
     let verdict = Verdict::of(&recording, &"blue".parse()?, &calls.switches);
+    let missing = verdict.first_answers.iter().filter(|answer| answer.is_none()).count();
+    let mut out = io::stdout();
+    writeln!(
+        out,
+        "{} switches, one every {} ms; {} keep-alive clients; {:.0} of {} requests/s reached\n",
+        grouped(options.switches as usize),
+        options.interval_ms,
+        options.clients,
+        recording.samples.len() as f64 / took.as_secs_f64(),
+        options.rate + options.new_connections
+    )?;
+    for (label, count) in [
+        ("requests", verdict.requests),
+        ("failures", verdict.failed()),
+        ("client connections closed by the server", verdict.closed_by_server),
+        ("responses of the old backend after a switch reply", verdict.old_answers.len()),
+        ("switches acknowledged but not on disk", calls.not_persisted),
+        ("switches without a response from the new backend", missing),
+    ] {
+        writeln!(out, "{label:<52}{:>10}", grouped(count))?;
+    }
+    writeln!(out, "\n{:<52}{:>10}{:>10}{:>10}{:>10}", "milliseconds", "p50", "p99", "p99.9", "max")?;
+    let of_samples = |time: fn(&Sample) -> Duration| recording.samples.iter().map(time).collect::<Times>();
+    for (label, times) in [
+        ("switch call to first new response, asked continuously", watched.into_iter().collect()),
+        (
+            "switch call to first new response of the paced load",
+            verdict.first_answers.iter().flatten().copied().collect(),
+        ),
+        ("admin: switch, on disk", calls.switch_times()),
+        ("admin: status", calls.status_times.into_iter().collect()),
+        ("request latency from the scheduled time", of_samples(|sample| sample.latency)),
+        ("requests sent late by", of_samples(|sample| sample.late)),
+    ] {
+        let ms = |per_mille| times.at(per_mille).map(|time| format!("{:.2}", time.as_secs_f64() * 1000.0));
+        let [p50, p99, p999, max] = [500, 990, 999, 1000].map(|at| ms(at).unwrap_or_else(|| "-".to_owned()));
+        writeln!(out, "{label:<52}{p50:>10}{p99:>10}{p999:>10}{max:>10}")?;
+    }
     let mut faults = verdict.faults();
     if calls.not_persisted > 0 {
         faults.push(format!("{} switches weren't on disk when they were acknowledged", calls.not_persisted));
     }
-    let report = Report {
-        switches: options.switches,
-        interval_ms: options.interval_ms,
-        clients: options.clients,
-        rate_asked: options.rate + options.new_connections,
-        rate_reached: recording.samples.len() as f64 / took.as_secs_f64(),
-        access_log: options.access_log.as_str(),
-        state_file_system: describe_disk(state_dir.path())?,
-        requests: verdict.requests,
-        failures: verdict.failures,
-        closed_by_server: verdict.closed_by_server,
-        old_answers: verdict.old_answers.len(),
-        not_persisted: calls.not_persisted,
-        switches_without_answer: verdict.first_answers.iter().filter(|answer| answer.is_none()).count(),
-        latency: recording.samples.iter().map(|sample| sample.latency).collect::<Times>().spread(),
-        sent_late_by: recording.samples.iter().map(|sample| sample.late).collect::<Times>().spread(),
-        first_answer: watched.into_iter().collect::<Times>().spread(),
-        first_answer_of_load: verdict.first_answers.iter().flatten().copied().collect::<Times>().spread(),
-        admin_switch: calls.switch_times().spread(),
-        admin_status: calls.status_times.into_iter().collect::<Times>().spread(),
-        faults,
-    };
-    report.publish(options.json.as_deref())?;
-    if !report.faults.is_empty() {
-        bail!("{}", report.faults.join("; "));
-    }
+    ensure!(faults.is_empty(), "{}", faults.join("; "));
     Ok(())
 }
 
@@ -212,88 +191,5 @@ impl Calls {
 
     fn switch_times(&self) -> Times {
         self.switches.iter().map(|switch| switch.replied_at - switch.called_at).collect()
-    }
-}
-
-fn describe_disk(dir: &Path) -> Result<String> {
-    let mounts = fs::read_to_string("/proc/mounts").context("can't read /proc/mounts")?;
-    Ok(file_system_of(&dir.canonicalize()?, &mounts).unwrap_or_else(|| "unknown".to_owned()))
-}
-
-#[derive(Serialize)]
-struct Report {
-    switches: u32,
-    interval_ms: u32,
-    clients: u32,
-    rate_asked: u32,
-    rate_reached: f64,
-    access_log: &'static str,
-    state_file_system: String,
-    requests: usize,
-    failures: BTreeMap<String, usize>,
-    closed_by_server: usize,
-    old_answers: usize,
-    not_persisted: usize,
-    switches_without_answer: usize,
-    latency: Spread,
-    sent_late_by: Spread,
-    first_answer: Spread,
-    first_answer_of_load: Spread,
-    admin_switch: Spread,
-    admin_status: Spread,
-    faults: Vec<String>,
-}
-
-impl Report {
-    fn publish(&self, json: Option<&Path>) -> Result<()> {
-        let mut stdout = io::stdout();
-        if let Some(path) = json {
-            let json = serde_json::to_string_pretty(self)? + "\n";
-            if path == Path::new("-") {
-                return Ok(stdout.write_all(json.as_bytes())?);
-            }
-            fs::write(path, json).with_context(|| format!("can't write {}", path.display()))?;
-        }
-        Ok(self.write_text(&mut stdout)?)
-    }
-
-    fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(
-            out,
-            "{} switches, one every {} ms; {} keep-alive clients; {:.0} of {} requests/s reached",
-            grouped(self.switches as usize),
-            self.interval_ms,
-            self.clients,
-            self.rate_reached,
-            self.rate_asked
-        )?;
-        writeln!(out, "access log {}; state file on {}\n", self.access_log, self.state_file_system)?;
-        for (label, count) in [
-            ("requests", self.requests),
-            ("failures", self.failures.values().sum()),
-            ("client connections closed by the server", self.closed_by_server),
-            ("responses of the old backend after a switch reply", self.old_answers),
-            ("switches acknowledged but not on disk", self.not_persisted),
-            ("switches without a response from the new backend", self.switches_without_answer),
-        ] {
-            writeln!(out, "{label:<52}{:>10}", grouped(count))?;
-        }
-        writeln!(out, "\n{:<52}{:>10}{:>10}{:>10}{:>10}", "milliseconds", "p50", "p99", "p99.9", "max")?;
-        for (label, spread) in [
-            ("switch call to first new response, asked continuously", &self.first_answer),
-            ("switch call to first new response of the paced load", &self.first_answer_of_load),
-            ("admin: switch, on disk", &self.admin_switch),
-            ("admin: status", &self.admin_status),
-            ("request latency from the scheduled time", &self.latency),
-            ("requests sent late by", &self.sent_late_by),
-        ] {
-            let ms = |us: Option<f64>| us.map_or_else(|| "-".to_owned(), |us| format!("{:.2}", us / 1000.0));
-            let [p50, p99, p999, max] = [spread.p50_us, spread.p99_us, spread.p999_us, spread.max_us].map(ms);
-            writeln!(out, "{label:<52}{p50:>10}{p99:>10}{p999:>10}{max:>10}")?;
-        }
-        for (kind, count) in &self.failures {
-            writeln!(out, "FAILED {count} × {kind}")?;
-        }
-        Ok(())
     }
 }
