@@ -8,18 +8,16 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::sleep;
 use uh_benches::workdir;
+use uh_testkit::http::Failure;
+use uh_testkit::load::{Group, Load, Plan, Reuse, Sample};
 use uh_testkit::process::{self, Finished};
 use uh_testkit::uh_deploy::{CONFIG, UhDeploy};
 use uh_testkit::uh_proxy::{Setup, UhProxy};
@@ -129,7 +127,7 @@ async fn run(scale: &'static Scale, dir: &Path) -> Result<()> {
 async fn healthy(scale: &Scale, dir: PathBuf, errors: f64, rate: f64) -> Result<(usize, String)> {
     let stage = Trial::start(&dir).await?;
     stage.deploy("1.0.0", "").await?;
-    let load = Load::start(stage.front_door.address, rate, errors);
+    let load = load(stage.front_door.address, rate, errors)?;
     sleep(scale.history).await;
     let mut rolled_back = 0;
     for deploy in 1..=scale.deploys {
@@ -144,7 +142,7 @@ async fn healthy(scale: &Scale, dir: PathBuf, errors: f64, rate: f64) -> Result<
     let figures: Vec<String> = watches
         .filter_map(|line| Some(line["remarks"][0].as_str()?.split(" (").next()?.to_owned()))
         .collect();
-    load.stop();
+    stop(load).await?;
     Ok((rolled_back, figures.join("; ")))
 }
 
@@ -152,7 +150,7 @@ async fn healthy(scale: &Scale, dir: PathBuf, errors: f64, rate: f64) -> Result<
 async fn bad(scale: &Scale, dir: &Path, percent: u32) -> Result<Vec<f64>> {
     let stage = Trial::start(dir).await?;
     stage.deploy("1.0.0", "").await?;
-    let load = Load::start(stage.front_door.address, 100.0, 0.003);
+    let load = load(stage.front_door.address, 100.0, 0.003)?;
     sleep(scale.history).await;
     let mut seconds = Vec::new();
     for run in 1..=scale.bad_runs {
@@ -164,7 +162,7 @@ async fn bad(scale: &Scale, dir: &Path, percent: u32) -> Result<Vec<f64>> {
         // The old version's activation, with which the next one is compared, begins again.
         sleep(scale.history).await;
     }
-    load.stop();
+    stop(load).await?;
     Ok(seconds)
 }
 
@@ -220,48 +218,24 @@ impl Trial {
 }
 
 /// Requests that arrive at random, each on a connection of its own; some ask for an error, whichever version serves.
-struct Load {
-    task: tokio::task::JoinHandle<()>,
-    unanswered: Arc<AtomicU64>,
+fn load(target: SocketAddr, rate: f64, errors: f64) -> Result<Load> {
+    let group = |path: &str, clients, share| Group {
+        path: path.to_owned(),
+        clients,
+        rate: rate * share,
+        reuse: Reuse::Never,
+    };
+    let groups = vec![group("/", 20, 1.0 - errors), group("/status/500", 2, errors)];
+    Load::start_at_random(Plan { target, groups, request_timeout: REQUEST_TIMEOUT })
 }
 
-impl Load {
-    fn start(target: SocketAddr, rate: f64, errors: f64) -> Self {
-        let unanswered = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&unanswered);
-        let task = tokio::spawn(async move {
-            let mut random = fastrand::Rng::new();
-            let mut next = tokio::time::Instant::from(Instant::now());
-            loop {
-                next += Duration::from_secs_f64(-(1.0 - random.f64()).ln() / rate);
-                sleep_until(next).await;
-                let path = if random.f64() < errors { "/status/500" } else { "/" };
-                let counter = Arc::clone(&counter);
-                tokio::spawn(async move {
-                    if !matches!(timeout(REQUEST_TIMEOUT, ask(target, path)).await, Ok(Ok(()))) {
-                        counter.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-            }
-        });
-        Self { task, unanswered }
+async fn stop(load: Load) -> Result<()> {
+    let samples = load.stop().await?.samples;
+    let answered = |sample: &&Sample| matches!(sample.outcome, Ok(_) | Err(Failure::BadStatus(_)));
+    let unanswered = samples.len() - samples.iter().filter(answered).count();
+    if unanswered > 0 {
+        // Those are no part of the trial, but whoever reads its table has to know.
+        let _ = writeln!(io::stderr(), "{unanswered} requests got no response");
     }
-
-    fn stop(self) {
-        self.task.abort();
-        let unanswered = self.unanswered.load(Ordering::Relaxed);
-        if unanswered > 0 {
-            // Those are no part of the trial, but whoever reads its table has to know.
-            let _ = writeln!(io::stderr(), "{unanswered} requests got no response");
-        }
-    }
-}
-
-async fn ask(target: SocketAddr, path: &str) -> io::Result<()> {
-    let mut stream = TcpStream::connect(target).await?;
-    let head = format!("GET {path} HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n");
-    stream.write_all(head.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
-    if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    Ok(())
 }

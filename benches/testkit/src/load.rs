@@ -46,6 +46,25 @@ pub struct Group {
     pub reuse: Reuse,
 }
 
+/// How the times of requests are fixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arrivals {
+    /// The same time after one another.
+    Even,
+    /// At random (a Poisson process), as those of independent users.
+    Random,
+}
+
+impl Arrivals {
+    /// The time from one request of a client to its next one.
+    fn gap(self, period: Duration) -> Duration {
+        match self {
+            Self::Even => period,
+            Self::Random => period.mul_f64(-(1.0 - fastrand::f64()).ln()),
+        }
+    }
+}
+
 /// What load to make.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -104,6 +123,18 @@ impl Load {
     /// # Errors
     /// When the system refuses the thread.
     pub fn start(plan: Plan) -> Result<Self> {
+        Self::start_as(plan, Arrivals::Even)
+    }
+
+    /// The same, with requests that arrive at random.
+    ///
+    /// # Errors
+    /// When the system refuses the thread.
+    pub fn start_at_random(plan: Plan) -> Result<Self> {
+        Self::start_as(plan, Arrivals::Random)
+    }
+
+    fn start_as(plan: Plan, arrivals: Arrivals) -> Result<Self> {
         let ends_within = plan.request_timeout + STOP_MARGIN;
         let (stop, stopped) = watch::channel(());
         let (report, recording) = oneshot::channel();
@@ -112,7 +143,7 @@ impl Load {
         let counts = Arc::clone(&progress);
         thread::Builder::new().name("load".to_owned()).spawn(move || {
             // If the receiver is gone, there is nothing to notify.
-            let _ = report.send(runtime.block_on(run(plan, &stopped, &counts)));
+            let _ = report.send(runtime.block_on(run(plan, arrivals, &stopped, &counts)));
         })?;
         Ok(Self { stop, recording, progress, ends_within })
     }
@@ -135,7 +166,12 @@ impl Load {
     }
 }
 
-async fn run(plan: Plan, stopped: &watch::Receiver<()>, progress: &Arc<Progress>) -> Result<Recording> {
+async fn run(
+    plan: Plan,
+    arrivals: Arrivals,
+    stopped: &watch::Receiver<()>,
+    progress: &Arc<Progress>,
+) -> Result<Recording> {
     let start = Instant::now() + START_DELAY;
     let mut clients = JoinSet::new();
     for (index, group) in plan.groups.iter().enumerate() {
@@ -155,7 +191,7 @@ async fn run(plan: Plan, stopped: &watch::Receiver<()>, progress: &Arc<Progress>
             };
             // Spread evenly over one period, so that the whole rate is even too.
             let first = start + period.mul_f64(nth as f64 / group.clients as f64);
-            clients.spawn(client.run(first, period, stopped.clone()));
+            clients.spawn(client.run(first, period, arrivals, stopped.clone()));
         }
     }
     let mut all = Recording::default();
@@ -186,7 +222,13 @@ struct Client {
 }
 
 impl Client {
-    async fn run(mut self, first: Instant, period: Duration, mut stopped: watch::Receiver<()>) -> Recording {
+    async fn run(
+        mut self,
+        first: Instant,
+        period: Duration,
+        arrivals: Arrivals,
+        mut stopped: watch::Receiver<()>,
+    ) -> Recording {
         let mut due_at = first;
         loop {
             let free_at = Instant::now();
@@ -199,7 +241,7 @@ impl Client {
             let counted_from = if free_at > due_at { due_at } else { Instant::now() };
             self.check_idle();
             self.ask(due_at, counted_from).await;
-            due_at += period;
+            due_at += arrivals.gap(period);
         }
         self.check_idle();
         self.recording

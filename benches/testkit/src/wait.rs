@@ -19,13 +19,25 @@ pub const POLL: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// Names what it waited for, if that doesn't happen soon.
-pub async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> Result<T> {
-    let deadline = Instant::now() + SOON;
+pub async fn until<T>(what: &str, done: impl AsyncFnMut() -> Option<T>) -> Result<T> {
+    until_within(SOON, what, done).await
+}
+
+/// The same for what takes its time.
+///
+/// # Errors
+/// See [`until`].
+pub async fn until_within<T>(
+    within: Duration,
+    what: &str,
+    mut done: impl AsyncFnMut() -> Option<T>,
+) -> Result<T> {
+    let deadline = Instant::now() + within;
     loop {
         if let Some(value) = done().await {
             return Ok(value);
         }
-        ensure!(Instant::now() < deadline, "timed out waiting until {what}");
+        ensure!(Instant::now() < deadline, "timed out after {within:?} waiting until {what}");
         sleep(POLL).await;
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Stage {
 }
 
 /// A request without a complete response after this has failed.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes everything quick.
 const QUICK: &str = "[deploy]\nsettle = \"50ms\"\ndrain_timeout = \"2s\"\nstop_timeout = \"5s\"\nready_timeout = \"10s\"\n\

@@ -5,12 +5,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use uh_testkit::wait::until_blocking;
 
 use crate::containers::{BASE, engine_or_skip, skip};
-use crate::harness::{Ran, SOON, get, program, until};
+use crate::harness::{Ran, get, program, until};
 
 /// Made once for an engine, and kept there like a base image.
 const IMAGE: &str = "uh-test-systemd:bookworm";
@@ -85,16 +85,10 @@ impl Machine {
     }
 
     fn has_booted(&self) -> bool {
-        let deadline = Instant::now() + SOON;
-        while Instant::now() < deadline {
-            let state = self.run(&["systemctl", "is-system-running"]).text;
-            // A container lacks some of a machine's devices.
-            if matches!(state.trim(), "running" | "degraded") {
-                return true;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        false
+        let state = || self.run(&["systemctl", "is-system-running"]).text;
+        // A container lacks some of a machine's devices.
+        let booted = || matches!(state().trim(), "running" | "degraded").then_some(());
+        until_blocking("systemd has booted", booted).is_ok()
     }
 
     fn configure(dir: &Path) {

@@ -1,64 +1,44 @@
 //! The watch after a deploy: what it finds, how soon, and how it survives its process.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use uh_testkit::load::{Group, Load, Plan, Reuse};
 
-use crate::harness::{Ran, Stage, get, until};
+use crate::harness::{REQUEST_TIMEOUT, Ran, Stage, get, until};
 
 /// Short intervals, so that a second stands for a minute.
 const QUICK: &str = "[monitor]\ninterval = \"200ms\"";
 
-/// Requests at a steady rate, one connection each, whether they succeed or not.
+/// Requests at a steady rate, one connection each, whether they succeed or not: uh-deploy judges the responses.
 pub(crate) struct Traffic {
-    stop: Arc<AtomicBool>,
-    path: Arc<Mutex<&'static str>>,
-    sent: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
+    address: SocketAddr,
+    per_second: u32,
+    load: RefCell<Load>,
+}
+
+fn one_client(target: SocketAddr, per_second: u32, path: &str) -> Load {
+    let group = Group { path: path.to_owned(), clients: 1, rate: per_second.into(), reuse: Reuse::Never };
+    Load::start(Plan { target, groups: vec![group], request_timeout: REQUEST_TIMEOUT }).unwrap()
 }
 
 impl Traffic {
-    pub(crate) fn start(address: SocketAddr, per_second: u32, path: &'static str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (path, sent) = (Arc::new(Mutex::new(path)), Arc::new(AtomicU64::new(0)));
-        let gap = Duration::from_secs(1) / per_second;
-        let thread = {
-            let (stop, path, sent) = (Arc::clone(&stop), Arc::clone(&path), Arc::clone(&sent));
-            std::thread::spawn(move || {
-                while !stop.load(Ordering::SeqCst) {
-                    let path = *path.lock().unwrap();
-                    // uh-deploy judges the responses.
-                    drop(get(address, path));
-                    sent.fetch_add(1, Ordering::SeqCst);
-                    std::thread::sleep(gap);
-                }
-            })
-        };
-        Self { stop, path, sent, thread: Some(thread) }
+    pub(crate) fn start(address: SocketAddr, per_second: u32, path: &str) -> Self {
+        Self { address, per_second, load: one_client(address, per_second, path).into() }
     }
 
-    pub(crate) fn ask_for(&self, path: &'static str) {
-        *self.path.lock().unwrap() = path;
+    pub(crate) fn ask_for(&self, path: &str) {
+        self.load.replace(one_client(self.address, self.per_second, path));
     }
 
     /// Waits for this many more requests.
-    pub(crate) fn wait_for(&self, requests: u64) {
-        let before = self.sent.load(Ordering::SeqCst);
-        until("they were sent", || (self.sent.load(Ordering::SeqCst) >= before + requests).then_some(()));
-    }
-}
-
-impl Drop for Traffic {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+    pub(crate) fn wait_for(&self, requests: usize) {
+        let sent = || self.load.borrow().so_far().0;
+        let before = sent();
+        until("they were sent", || (sent() >= before + requests).then_some(()));
     }
 }
 

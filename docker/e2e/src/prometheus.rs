@@ -1,7 +1,7 @@
 //! A real Prometheus with the shipped rules, scraping one uh-proxy.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,11 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use uh_testkit::process::{Process, run};
+use uh_testkit::wait::{free_address, until};
 
 use crate::repository;
-
-/// How long its start may take: it reads its rules and opens an empty database.
-const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long a query may take; normally milliseconds.
 const QUERY_WITHIN: Duration = Duration::from_secs(10);
@@ -62,19 +60,18 @@ impl Prometheus {
         let path = dir.join("prometheus.yml");
         fs::write(&path, config)?;
         // If another process takes the port in the meantime, the start fails.
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let address = free_address();
         let mut command = Command::new("prometheus");
         command
             .arg(format!("--config.file={}", path.display()))
             .arg(format!("--storage.tsdb.path={}", dir.join("prometheus").display()))
             .arg(format!("--web.listen-address={address}"));
         let mut process = Process::spawn("prometheus", &mut command, dir)?;
-        let deadline = Instant::now() + READY_WITHIN;
-        while fetch(address, "/-/ready", &[]).await.is_err() {
-            process.check_running()?;
-            ensure!(Instant::now() < deadline, "prometheus is not ready after {READY_WITHIN:?}");
-            tokio::time::sleep(POLL).await;
-        }
+        until("prometheus is ready", async || {
+            let ready = fetch(address, "/-/ready", &[]).await.is_ok();
+            process.check_running().map(|()| ready.then_some(())).transpose()
+        })
+        .await??;
         Ok(Self { address, _process: process })
     }
 

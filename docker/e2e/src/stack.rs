@@ -1,17 +1,18 @@
 //! The shipped compose files as one project on the Docker Engine, with its own ports.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 use uh_protocol::BackendName;
 use uh_protocol::status::Status;
 use uh_testkit::process::{Finished, run};
+use uh_testkit::wait::{free_address, until_within};
 
 use crate::repository;
 
@@ -20,9 +21,6 @@ const COMMAND_WITHIN: Duration = Duration::from_secs(120);
 
 /// How long the stack may take to become ready: normally about four seconds, more on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-
-/// How often to poll while waiting.
-const POLL: Duration = Duration::from_millis(100);
 
 /// The setting of the shipped configurations that several projects on one engine can't share.
 const NETWORK: &str = "\"uh\"";
@@ -59,12 +57,11 @@ impl Stack {
     /// # Errors
     /// If there is no free port, or a file can't be read or written.
     pub fn new(name: &str, files: &[&str]) -> Result<Self> {
-        let free = || -> Result<SocketAddr> { Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?) };
-        let address = free()?;
+        let address = free_address();
         let project = format!("uh-e2e-{name}-{}", std::process::id());
         let variables = [
             ("UH_HTTP", address.to_string()),
-            ("UH_METRICS", free()?.to_string()),
+            ("UH_METRICS", free_address().to_string()),
             ("UH_NETWORK", project.clone()),
             ("UH_VERSION", "e2e".to_owned()),
         ];
@@ -184,16 +181,11 @@ impl Stack {
     /// # Errors
     /// If it doesn't in time.
     pub async fn wait_until_healthy(&self, backend: &str) -> Result<()> {
-        let deadline = Instant::now() + READY_WITHIN;
-        loop {
-            let status = self.status().await;
-            let healthy = status.as_ref().is_ok_and(|status| is_healthy(status, backend) == Some(true));
-            if healthy {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "{backend} is not healthy after {READY_WITHIN:?}: {status:?}");
-            tokio::time::sleep(POLL).await;
-        }
+        let healthy = async || {
+            let status = self.status().await.ok()?;
+            (is_healthy(&status, backend) == Some(true)).then_some(())
+        };
+        until_within(READY_WITHIN, &format!("{backend} is healthy"), healthy).await
     }
 
     /// Waits until the container started by `up` has deployed or found nothing to do.
@@ -201,11 +193,11 @@ impl Stack {
     /// # Errors
     /// If it fails or takes too long.
     pub async fn wait_for_the_first_deploy(&self) -> Result<()> {
-        let deadline = Instant::now() + READY_WITHIN;
-        while self.inspect("first-deploy", ".State.Running").await? == "true" {
-            ensure!(Instant::now() < deadline, "the first deploy is not done after {READY_WITHIN:?}");
-            tokio::time::sleep(POLL).await;
-        }
+        let ended = async || {
+            let running = self.inspect("first-deploy", ".State.Running").await;
+            running.map(|running| (running != "true").then_some(())).transpose()
+        };
+        until_within(READY_WITHIN, "the first deploy is done", ended).await??;
         if self.inspect("first-deploy", ".State.ExitCode").await? != "0" {
             bail!("the first deploy failed:\n{}", self.compose(&["logs", "--no-color"]).await?);
         }
@@ -217,15 +209,8 @@ impl Stack {
     /// # Errors
     /// If it doesn't in time.
     pub async fn wait_for_an_answer(&self) -> Result<String> {
-        let deadline = Instant::now() + READY_WITHIN;
-        loop {
-            let answer = self.get("localhost").await;
-            if !answer.is_empty() {
-                return Ok(answer.trim().to_owned());
-            }
-            ensure!(Instant::now() < deadline, "nothing answers after {READY_WITHIN:?}");
-            tokio::time::sleep(POLL).await;
-        }
+        let answer = async || Some(self.get("localhost").await).filter(|answer| !answer.is_empty());
+        Ok(until_within(READY_WITHIN, "something answers", answer).await?.trim().to_owned())
     }
 
     /// Runs a docker command on the container of a compose service or of a backend. It must succeed.

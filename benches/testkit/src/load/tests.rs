@@ -142,3 +142,11 @@ async fn a_slow_server_can_not_hide_the_wait_it_causes() {
     assert_eq!(failures(&recording), []);
     assert!(longest >= Duration::from_millis(100), "{longest:?}");
 }
+
+#[test]
+fn random_arrivals_have_the_same_mean() {
+    let period = Duration::from_millis(10);
+    let sum: Duration = (0..10_000).map(|_| Arrivals::Random.gap(period)).sum();
+    let mean = sum / 10_000;
+    assert!(mean > Duration::from_millis(9) && mean < Duration::from_millis(11), "{mean:?}");
+}

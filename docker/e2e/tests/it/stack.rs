@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use uh_e2e::stack::{Stack, is_healthy};
 use uh_testkit::judgement::{Switch, Verdict};
 use uh_testkit::load::{Group, Load, Plan, Recording, Reuse};
+use uh_testkit::wait::until_within;
 
 /// Time for a container's start and a few probes, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -93,11 +94,11 @@ async fn the_stack_starts_with_only_the_privileges_it_needs() {
         assert!(!matches!(user.as_str(), "" | "0" | "root"), "{service} runs as {user:?}");
         let memory: u64 = stack.inspect(service, ".HostConfig.Memory").await.unwrap().parse().unwrap();
         assert!(memory > 0, "{service} has no memory limit");
-        let deadline = Instant::now() + SOON;
-        while stack.inspect(service, ".State.Health.Status").await.unwrap() != "healthy" {
-            assert!(Instant::now() < deadline, "the health check of {service} never passes");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        let healthy = async || {
+            let status = stack.inspect(service, ".State.Health.Status").await.unwrap();
+            (status == "healthy").then_some(())
+        };
+        until_within(SOON, &format!("the health check of {service} passes"), healthy).await.unwrap();
     }
 }
 
@@ -176,11 +177,8 @@ async fn a_killed_deploy_is_recovered_in_the_next_container() {
     bad(&stack, "UNHEALTHY", "1", &[]);
     let deploy = stack.uh_deploy(&["blue-green", "--version", "1.0.2"]);
     let kill = async {
-        let deadline = Instant::now() + SOON;
-        while stack.inspect("green", ".State.Running").await.is_err() {
-            assert!(Instant::now() < deadline, "the candidate is never started");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        let started = async || stack.inspect("green", ".State.Running").await.ok();
+        until_within(SOON, "the candidate is started", started).await.unwrap();
         stack.docker(&["kill"], "controller").await.unwrap();
     };
     let (ended, ()) = tokio::join!(deploy, kill);
@@ -208,15 +206,11 @@ async fn a_second_app_by_host_is_switched_separately() {
     let shop = ["--config", "/etc/uh-deploy/shop.toml", "blue-green", "--version"];
     stack.deploy_tool(&[&shop[..], &["1.0.1"]].concat()).await.unwrap();
     let answers = async |app: &str, shop: &str| {
-        let deadline = Instant::now() + SOON;
-        loop {
+        let as_wanted = async || {
             let found = [stack.get("app.example.com").await, stack.get("shop.example.com").await];
-            if found.iter().map(|answer| answer.trim()).eq([app, shop]) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{found:?}, not {app} and {shop}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+            found.iter().map(|answer| answer.trim()).eq([app, shop]).then_some(())
+        };
+        until_within(SOON, &format!("{app} and {shop} answer"), as_wanted).await.unwrap();
     };
     answers("blue 1.0.0", "blue 1.0.1").await;
     stack.deploy_tool(&[&shop[..], &["1.0.0"]].concat()).await.unwrap();
@@ -286,15 +280,12 @@ async fn a_stopped_uh_proxy_completes_requests_in_flight_and_exits_cleanly() {
     let path = format!("/slow?ms={}", SLOW.as_millis());
     let groups = vec![group(&path, 20, 20.0, Reuse::KeepAlive)];
     let load = Load::start(Plan { target: stack.address, groups, request_timeout: SOON }).unwrap();
-    let deadline = Instant::now() + SOON;
-    let in_flight = loop {
+    let many_in_flight = async || {
         let status = stack.status().await.unwrap();
         let count: u64 = status.services[0].backends.iter().map(|backend| backend.requests_in_flight).sum();
-        if count >= 15 {
-            break count;
-        }
-        assert!(Instant::now() < deadline, "nothing is in flight");
+        (count >= 15).then_some(count)
     };
+    let in_flight = until_within(SOON, "many requests are in flight", many_in_flight).await.unwrap();
     let started = Instant::now();
     stack.docker(&["stop", "--time", "40"], "proxy").await.unwrap();
     let took = started.elapsed();
