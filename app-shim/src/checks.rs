@@ -9,11 +9,10 @@ use hyper::body::Bytes;
 use hyper::{Method, Request, Response};
 use tokio::sync::watch;
 
-use crate::cli::HealthSource;
 use crate::drain::Drain;
 use crate::health::{HealthReporter, HealthStatus};
-use crate::lifecycle::AppPhase;
-use crate::settings::{AppAddress, ShimSettings};
+use crate::phase::AppPhase;
+use crate::settings::{AppAddress, HealthSource, ShimSettings};
 use crate::sockets;
 
 /// Answers health checks.

@@ -5,14 +5,14 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Parser;
 use clap::builder::FalseyValueParser;
-use clap::{Parser, ValueEnum};
 
 use crate::exit::Exit;
 use crate::health_client;
 use crate::process;
 use crate::run;
-use crate::settings::{self, AppAddress, ShimSettings};
+use crate::settings::{self, AppAddress, HealthSource, Mode, SettingsError, ShimSettings};
 use uh_system::without_numbers;
 
 /// Shown below the options of `--help`.
@@ -87,15 +87,27 @@ pub fn command() -> clap::Command {
     <Args as clap::CommandFactory>::command()
 }
 
-/// Who answers a health check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum HealthSource {
-    /// The shim: healthy while the app accepts connections
-    Shim,
-    /// The app itself, except while it starts and drains
-    App,
-    /// The shim, healthy only if the app answers 2xx too
-    Both,
+impl Args {
+    /// As validated settings.
+    pub(crate) fn into_settings(self) -> Result<ShimSettings, SettingsError> {
+        let mode = match (self.supervise_only, self.listen) {
+            (false, listen) => Mode::Forward(listen.unwrap_or(settings::DEFAULT_LISTEN)),
+            (true, listen) => Mode::SuperviseOnly(listen),
+        };
+        let settings = ShimSettings {
+            mode,
+            app: self.app,
+            health_path: self.health_path,
+            health: self.health,
+            drain_timeout: self.drain_timeout,
+            kill_after: self.kill_after,
+            start_timeout: self.start_timeout,
+            metrics: self.metrics,
+            allow_listening: self.allow_listening,
+            command: self.command,
+        };
+        settings.validated()
+    }
 }
 
 /// Parses the command line, runs the app until it exits, and returns the exit code.
@@ -114,7 +126,7 @@ pub fn main() -> ExitCode {
             }
         };
     }
-    let settings = match ShimSettings::new(args) {
+    let settings = match args.into_settings() {
         Ok(settings) => settings,
         Err(error) => {
             let _ = writeln!(io::stderr(), "app-shim: {error}");
@@ -135,6 +147,30 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    fn read(arguments: &[&str]) -> Result<ShimSettings, SettingsError> {
+        let typed = ["app-shim"].iter().chain(arguments).chain(&["--", "app"]);
+        Args::try_parse_from(typed).unwrap().into_settings()
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let settings = read(&["--health", "shim"]).unwrap();
+        assert_eq!(settings.mode, Mode::Forward("0.0.0.0:3008".parse().unwrap()));
+        assert_eq!(settings.app.to_string(), "127.0.0.1:3000");
+        assert_eq!(settings.health_path, "/api/health");
+        assert_eq!(settings.drain_timeout, Duration::from_secs(30));
+        assert_eq!(settings.kill_after, Duration::from_secs(5));
+        assert_eq!(read(&["--supervise-only"]).unwrap().mode, Mode::SuperviseOnly(None));
+    }
+
+    #[test]
+    fn contradicting_settings_are_refused_before_anything_starts() {
+        let same = read(&["--listen", "0.0.0.0:3000", "--app", "127.0.0.1:3000"]).unwrap_err();
+        assert!(same.to_string().contains("needs a port of its own"), "{same}");
+        let unix = read(&["--supervise-only", "--app", "unix:/run/app.sock"]).unwrap_err();
+        assert_eq!(unix, SettingsError::SuperviseUnix);
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

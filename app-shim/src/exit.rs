@@ -3,8 +3,6 @@
 use std::io;
 use std::process::ExitCode;
 
-use crate::process::{AppExit, SpawnError};
-
 /// The exit codes; see docs/cli.md. 2 (invalid arguments) is clap's. 124 to 127 mean what they mean for `timeout` and
 /// `env`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +23,25 @@ pub(crate) enum Exit {
     NotFound,
 }
 
+/// How the app exited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AppExit {
+    /// With this code.
+    Exited(u8),
+    /// Killed by this signal.
+    Killed(u8),
+}
+
+impl AppExit {
+    /// As in shells: the code, or 128 plus the signal.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Killed(signal) => 128 + signal,
+        }
+    }
+}
+
 impl Exit {
     /// As a number.
     pub(crate) fn code(self) -> u8 {
@@ -39,9 +56,9 @@ impl Exit {
         }
     }
 
-    /// For an app that couldn't be started.
-    pub(crate) fn of_spawn(error: &SpawnError) -> Self {
-        match error.source.kind() {
+    /// For an app that couldn't be started, for this reason.
+    pub(crate) fn of_spawn(error: &io::Error) -> Self {
+        match error.kind() {
             io::ErrorKind::NotFound => Self::NotFound,
             // The system has no room for another process, whatever the command.
             io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => Self::Failed,

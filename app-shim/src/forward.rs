@@ -6,17 +6,17 @@
 mod body;
 mod expect;
 mod frames;
-pub(crate) mod head;
+mod head;
 mod tunnel;
-pub(crate) mod upstream;
+mod upstream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::checks::HealthChecks;
 use crate::drain::Drain;
-use crate::lifecycle::AppPhase;
 use crate::metrics::ShimMetrics;
+use crate::phase::AppPhase;
 use crate::settings::AppAddress;
 use body::{Body, RequestBody};
 use expect::BodyGate;

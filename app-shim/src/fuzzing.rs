@@ -12,10 +12,9 @@ use crate::cli::Args;
 use crate::drain::Drain;
 use crate::forward::Forwarder;
 use crate::health::{AppIdentity, HealthReporter};
-use crate::lifecycle::AppPhase;
 use crate::metrics::ShimMetrics;
+use crate::phase::AppPhase;
 use crate::server;
-use crate::settings::ShimSettings;
 
 /// Serves an app that already accepts connections. Never returns.
 ///
@@ -24,7 +23,7 @@ use crate::settings::ShimSettings;
 #[allow(clippy::expect_used, reason = "for tests only")]
 pub async fn serve(listener: TcpListener, app: SocketAddr) {
     let args = Args::parse_from(["app-shim", "--app", &app.to_string(), "--", "true"]);
-    let settings = ShimSettings::new(args).expect("they are good");
+    let settings = args.into_settings().expect("they are good");
     let drain = Arc::new(Drain::default());
     let meters = Arc::new(ShimMetrics::new(Arc::clone(&drain)));
     let (_phase, phases) = watch::channel(AppPhase::Serving);

@@ -6,11 +6,12 @@
 //!
 //! In reading order. For both: [`drain`] (counts what is in flight), [`server`] (accepts, serves, drains), [`health`]
 //! (builds health answers). The program: [`cli`] → `settings` → `run` (puts it together) → `lifecycle` (the order of
-//! events) on top of `signals`, `process` (the app), `sockets` (connection counts for `--supervise-only`), `exit`,
-//! `log`; `forward` forwards requests, `checks` answers health checks, `metrics` counts, and `status_server`
-//! serves health and metrics on other ports. `health_client` implements `--check`, the client of a health check for images
+//! events, in terms of `phase`) on top of `signals`, `process` (the app), `sockets` (connection counts for
+//! `--supervise-only`), `exit`, `log`; `forward` forwards requests over `app_link`, `checks` answers health checks,
+//! `metrics` counts, and `status_server` serves health and metrics on other ports. `health_client` implements `--check`, the client of a health check for images
 //! without curl.
 
+mod app_link;
 mod checks;
 pub mod cli;
 pub mod drain;
@@ -23,6 +24,7 @@ mod health_client;
 mod lifecycle;
 mod log;
 mod metrics;
+mod phase;
 mod process;
 mod run;
 pub mod server;

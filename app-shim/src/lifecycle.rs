@@ -14,13 +14,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use crate::app_link;
 use crate::drain::{Drain, DrainOutcome};
-use crate::exit::Exit;
+use crate::exit::{AppExit, Exit};
 use crate::forward::Forwarder;
-use crate::forward::upstream;
 use crate::log::Log;
 use crate::metrics::ShimMetrics;
-use crate::process::{App, AppExit};
+use crate::phase::AppPhase;
+use crate::process::App;
 use crate::settings::{AppAddress, ShimSettings};
 use crate::signals::ReceivedSignal;
 use crate::sockets;
@@ -39,17 +40,6 @@ const SETTLE: Duration = Duration::from_secs(1);
 const DEATH_WAIT: Duration = Duration::from_millis(500);
 /// How long the kernel may take to end killed processes.
 const KILL_WAIT: Duration = Duration::from_secs(2);
-
-/// The phase that requests and health checks depend on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AppPhase {
-    /// The app doesn't accept connections yet.
-    Starting,
-    /// The app has accepted a connection.
-    Serving,
-    /// The drain has started.
-    Draining,
-}
 
 /// Takes the app from its start to its end.
 pub(crate) struct Lifecycle {
@@ -290,7 +280,7 @@ async fn accepts(app: AppAddress, timeout: Duration, log: Log) -> bool {
     let begun = Instant::now();
     let trying = async {
         let mut logged = false;
-        while let Err(error) = upstream::connect(&app).await {
+        while let Err(error) = app_link::connect(&app).await {
             if !logged && begun.elapsed() >= START_LOGGED_AFTER {
                 logged = true;
                 log.line(format_args!(

@@ -22,22 +22,13 @@ use rustix::process::{
     set_parent_process_death_signal, test_kill_process_group, wait,
 };
 
-use crate::exit::Exit;
+use crate::exit::{AppExit, Exit};
 use uh_system::without_numbers;
 
 /// This program, even if its file has been replaced or removed since.
 const OURSELVES: &str = "/proc/self/exe";
 /// The argument that makes this program execute the app. Not an option: only [`App::spawn`] passes it.
 const EXEC_FOR: &str = "--exec-for";
-
-/// How the app exited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AppExit {
-    /// With this code.
-    Exited(u8),
-    /// Killed by this signal.
-    Killed(u8),
-}
 
 /// The app couldn't be started.
 #[derive(Debug, thiserror::Error)]
@@ -57,19 +48,9 @@ pub(crate) struct App {
     ended: Option<AppExit>,
 }
 
-impl AppExit {
-    /// As in shells: the code, or 128 plus the signal.
-    pub(crate) fn code(self) -> u8 {
-        match self {
-            Self::Exited(code) => code,
-            Self::Killed(signal) => 128 + signal,
-        }
-    }
-
-    fn from_status(status: WaitStatus) -> Option<Self> {
-        let exited = status.exit_status().map(|code| Self::Exited(code as u8));
-        exited.or_else(|| status.terminating_signal().map(|signal| Self::Killed(signal as u8)))
-    }
+fn exit_of(status: WaitStatus) -> Option<AppExit> {
+    let exited = status.exit_status().map(|code| AppExit::Exited(code as u8));
+    exited.or_else(|| status.terminating_signal().map(|signal| AppExit::Killed(signal as u8)))
 }
 
 /// Makes this process the parent of orphaned descendants, as process 1 always is.
@@ -97,7 +78,7 @@ pub(crate) fn become_the_app(mut arguments: impl Iterator<Item = OsString>) -> O
     // One write, because the parent writes to standard error at the same time.
     let line = format!("app-shim: {error}: {}\n", without_numbers(&error.source.to_string()));
     let _ = io::stderr().write_all(line.as_bytes());
-    Some(Exit::of_spawn(&error))
+    Some(Exit::of_spawn(&error.source))
 }
 
 impl App {
@@ -137,7 +118,7 @@ impl App {
     pub(crate) fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if pid == self.pid {
-                self.ended = self.ended.or(AppExit::from_status(status));
+                self.ended = self.ended.or(exit_of(status));
             }
         }
     }

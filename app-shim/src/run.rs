@@ -16,9 +16,10 @@ use crate::drain::Drain;
 use crate::exit::Exit;
 use crate::forward::Forwarder;
 use crate::health::{AppIdentity, HealthReporter};
-use crate::lifecycle::{AppPhase, Lifecycle};
+use crate::lifecycle::Lifecycle;
 use crate::log::Log;
 use crate::metrics::ShimMetrics;
+use crate::phase::AppPhase;
 use crate::process::{self, App};
 use crate::settings::{AppAddress, Mode, ShimSettings};
 use crate::signals::ReceivedSignal;
@@ -65,7 +66,7 @@ pub(crate) fn run(settings: ShimSettings) -> Result<Exit, RunError> {
         Err(error) => {
             log.line(format_args!("{error}: {}", error.source));
             drop(log);
-            Ok(Exit::of_spawn(&error))
+            Ok(Exit::of_spawn(&error.source))
         }
     };
     // Anything left is cut here.

@@ -1,4 +1,4 @@
-//! The command line's arguments as validated values.
+//! What can be set, as validated values.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,9 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use uh_settings::units::{DAY, parse_duration};
-
-use crate::cli::{Args, HealthSource};
 
 /// The conventional port of the first backend.
 pub(crate) const DEFAULT_LISTEN: SocketAddr =
@@ -42,6 +41,17 @@ pub(crate) enum Mode {
     SuperviseOnly(Option<SocketAddr>),
 }
 
+/// Who answers a health check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HealthSource {
+    /// The shim: healthy while the app accepts connections
+    Shim,
+    /// The app itself, except while it starts and drains
+    App,
+    /// The shim, healthy only if the app answers 2xx too
+    Both,
+}
+
 /// Where the app listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum AppAddress {
@@ -69,36 +79,20 @@ pub(crate) enum SettingsError {
 }
 
 impl ShimSettings {
-    pub(crate) fn new(args: Args) -> Result<Self, SettingsError> {
-        let mode = match (args.supervise_only, args.listen) {
-            (false, listen) => Mode::Forward(listen.unwrap_or(DEFAULT_LISTEN)),
-            (true, listen) => Mode::SuperviseOnly(listen),
-        };
-        let listens = || [mode.listen(), args.metrics].into_iter().flatten();
-        if args.supervise_only && matches!(args.app, AppAddress::Unix(_)) {
+    /// Rejects settings that contradict each other.
+    pub(crate) fn validated(self) -> Result<Self, SettingsError> {
+        let listens = || [self.mode.listen(), self.metrics].into_iter().flatten();
+        if matches!((self.mode, &self.app), (Mode::SuperviseOnly(_), AppAddress::Unix(_))) {
             return Err(SettingsError::SuperviseUnix);
         }
-        for app in args.app.sockets() {
+        for app in self.app.sockets() {
             if let Some(same) = listens().find(|listen| collide(*listen, app)) {
                 return Err(SettingsError::SamePort(same));
             }
         }
-        Ok(Self {
-            mode,
-            app: args.app,
-            health_path: args.health_path,
-            health: args.health,
-            drain_timeout: args.drain_timeout,
-            kill_after: args.kill_after,
-            start_timeout: args.start_timeout,
-            metrics: args.metrics,
-            allow_listening: args.allow_listening,
-            command: args.command,
-        })
+        Ok(self)
     }
-}
 
-impl ShimSettings {
     /// The app's port, if its connections are counted instead of requests.
     pub(crate) fn watched_port(&self) -> Option<u16> {
         match self.mode {
@@ -210,25 +204,7 @@ fn shortened(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
     use super::*;
-
-    fn read(arguments: &[&str]) -> Result<ShimSettings, SettingsError> {
-        let typed = ["app-shim"].iter().chain(arguments).chain(&["--", "app"]);
-        ShimSettings::new(Args::try_parse_from(typed).unwrap())
-    }
-
-    #[test]
-    fn the_defaults_are_the_documented_ones() {
-        let settings = read(&["--health", "shim"]).unwrap();
-        assert_eq!(settings.mode, Mode::Forward("0.0.0.0:3008".parse().unwrap()));
-        assert_eq!(settings.app.to_string(), "127.0.0.1:3000");
-        assert_eq!(settings.health_path, "/api/health");
-        assert_eq!(settings.drain_timeout, Duration::from_secs(30));
-        assert_eq!(settings.kill_after, Duration::from_secs(5));
-        assert_eq!(read(&["--supervise-only"]).unwrap().mode, Mode::SuperviseOnly(None));
-    }
 
     #[test]
     fn an_app_address_is_tcp_or_unix_and_sets_port_and_hostname() {
@@ -255,11 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn contradicting_settings_are_refused_before_anything_starts() {
-        let same = read(&["--listen", "0.0.0.0:3000", "--app", "127.0.0.1:3000"]).unwrap_err();
-        assert!(same.to_string().contains("needs a port of its own"), "{same}");
-        let unix = read(&["--supervise-only", "--app", "unix:/run/app.sock"]).unwrap_err();
-        assert_eq!(unix, SettingsError::SuperviseUnix);
+    fn paths_are_absolute_without_query_or_fragment() {
         for bad in ["health", "/a?b", "/a#b", "/a b", "/ä"] {
             assert!(path(bad).is_err(), "{bad:?} passed");
         }

@@ -3,12 +3,14 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use hyper::StatusCode;
+use http_body_util::Empty;
+use hyper::body::Bytes;
 use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, HOST};
+use hyper::{Request, StatusCode};
 use tokio::time::timeout;
 
-use crate::forward::head;
-use crate::forward::upstream::connect;
+use crate::app_link::connect;
 use crate::settings::AppAddress;
 
 /// How long the app may take to answer. Shorter than a prober usually waits, so that the prober gets the reason.
@@ -39,7 +41,8 @@ async fn status(app: &AppAddress, path: &str) -> Result<StatusCode, String> {
     let stream = connect(app).await.map_err(|error| format!("can't reach the app on {app}: {error}"))?;
     let broken = |error: hyper::Error| format!("the app doesn't answer at {path}: {error}");
     let (mut sender, connection) = http1::handshake(stream).await.map_err(broken)?;
-    let request = head::own(path, app).ok_or_else(|| format!("{path} isn't a valid path"))?;
+    let request = Request::get(path).header(HOST, app.host()).header(CONNECTION, "close");
+    let request = request.body(Empty::<Bytes>::new()).map_err(|_| format!("{path} isn't a valid path"))?;
     let mut response = pin!(sender.send_request(request));
     // The connection ends only after the body, which isn't read, so never wait for the connection alone.
     let answered = tokio::select! {

@@ -172,18 +172,6 @@ pub(super) fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
     copy
 }
 
-/// A request from the shim itself to the app.
-pub(crate) fn own(
-    path: &str,
-    app: &AppAddress,
-) -> Option<Request<http_body_util::Empty<hyper::body::Bytes>>> {
-    Request::get(path)
-        .header(HOST, app.host())
-        .header(CONNECTION, "close")
-        .body(http_body_util::Empty::new())
-        .ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,28 +1,23 @@
-//! Connections to the app: opens, uses and pools them.
+//! HTTP connections to the app: opens, uses and pools them.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::rt::{Read, Write};
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::body::RequestBody;
 use super::expect::BodyGate;
+use crate::app_link::connect;
 use crate::server::RESPONSE_FIELDS_MAX;
 use crate::settings::AppAddress;
 
-/// How long the app may take to accept a connection. It is on this machine, so only a full backlog takes longer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most idle connections that are kept.
 const IDLE_MAX: usize = 256;
 /// How long an idle connection is kept: less than the 5 s after which Node, the strictest of the common servers,
@@ -75,36 +70,6 @@ impl Drop for TaskGuard {
             task.abort();
         }
     }
-}
-
-/// A byte stream to the app, TCP or Unix.
-pub(crate) trait AppStream: Read + Write + Unpin + Send {}
-
-impl<T: Read + Write + Unpin + Send> AppStream for T {}
-
-/// Opens a byte stream to the app.
-pub(crate) async fn connect(app: &AppAddress) -> io::Result<Box<dyn AppStream>> {
-    let connecting = async {
-        match app {
-            AppAddress::Tcp(address) => tcp(*address).await,
-            AppAddress::Localhost(port) => match tcp((Ipv4Addr::LOCALHOST, *port).into()).await {
-                Ok(stream) => Ok(stream),
-                // Report the IPv4 error: hardly any app listens on ::1 only.
-                Err(error) => tcp((Ipv6Addr::LOCALHOST, *port).into()).await.map_err(|_| error),
-            },
-            AppAddress::Unix(path) => {
-                Ok(Box::new(TokioIo::new(UnixStream::connect(path).await?)) as Box<dyn AppStream>)
-            }
-        }
-    };
-    timeout(CONNECT_TIMEOUT, connecting).await?
-}
-
-async fn tcp(address: SocketAddr) -> io::Result<Box<dyn AppStream>> {
-    let stream = TcpStream::connect(address).await?;
-    // Send each piece immediately. If this fails, pieces are only delayed.
-    let _ = stream.set_nodelay(true);
-    Ok(Box::new(TokioIo::new(stream)))
 }
 
 impl AppConnection {
