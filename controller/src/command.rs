@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Child;
 use tokio::sync::mpsc;
 
-use crate::lines::LineSplitter;
+use crate::lines::{LineSplitter, Lines};
 use crate::redact::Foreign;
 
 /// How long output is read after the command's exit. Its own output is already in the pipe.
@@ -67,7 +67,7 @@ impl std::fmt::Display for CommandFailed {
 pub async fn run_lines(
     command: &Command,
     timeout: Duration,
-    line: crate::runtime::Lines<'_>,
+    line: Lines<'_>,
     keep: usize,
 ) -> Result<(), CommandFailed> {
     run(command, None, timeout, line, keep).await
@@ -81,7 +81,7 @@ pub async fn run(
     command: &Command,
     input: Option<Vec<u8>>,
     timeout: Duration,
-    line: crate::runtime::Lines<'_>,
+    line: Lines<'_>,
     keep: usize,
 ) -> Result<(), CommandFailed> {
     let mut running = Running::start(command, input)?;

@@ -6,8 +6,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uh_protocol::status::ProxyStatus;
 
-use crate::verdict::Answers;
-
 /// uh-proxy's status (and nginx's) for a client that left before its response was complete. It says nothing about the
 /// backend.
 const CLIENT_GONE: &str = "499";
@@ -216,6 +214,29 @@ impl<'a> MetricLine<'a> {
         self.labels
             .split(',')
             .find_map(|label| label.strip_prefix(name)?.strip_prefix("=\"")?.strip_suffix('"'))
+    }
+}
+
+/// How many requests were answered well, and how many failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Answered well.
+    pub good: u64,
+    /// Failed.
+    pub bad: u64,
+}
+
+impl Answers {
+    /// All of them.
+    #[must_use]
+    pub fn all(self) -> u64 {
+        self.good.saturating_add(self.bad)
+    }
+
+    /// The share that failed, from 0 to 1; 0 if nothing was answered.
+    #[must_use]
+    pub fn rate(self) -> f64 {
+        if self.all() == 0 { 0.0 } else { self.bad as f64 / self.all() as f64 }
     }
 }
 

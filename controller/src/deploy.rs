@@ -16,5 +16,3 @@ pub mod machine;
 pub mod readmit;
 pub mod records;
 pub mod watch;
-
-pub(crate) use effects::{named, version_text};

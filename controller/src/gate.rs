@@ -4,11 +4,13 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use uh_protocol::Address;
+
 use crate::config::GateSettings;
 use crate::probe::{Expected, ProbeResult, ProbeVerdict, probe};
 use crate::redact::Foreign;
 use crate::report::Report;
-use crate::runtime::{Endpoint, InstanceId, LogQuery, Runtime, RuntimeError, State};
+use crate::runtime::{InstanceId, LogQuery, Runtime, RuntimeError, State};
 
 /// How often to check between probes whether the instance is still running.
 const STATE_POLL: Duration = Duration::from_millis(100);
@@ -110,7 +112,7 @@ pub struct HealthGate<'a> {
     /// Its instance.
     pub instance: &'a InstanceId,
     /// Its endpoints.
-    pub endpoints: &'a [Endpoint],
+    pub endpoints: &'a [Address],
     /// Its expected identity.
     pub expected: Expected<'a>,
 }
@@ -275,14 +277,14 @@ impl HealthGate<'_> {
 }
 
 /// A command that sends the same request as a probe.
-pub(crate) fn curl(endpoint: Option<&Endpoint>, gate: &GateSettings) -> String {
+pub(crate) fn curl(endpoint: Option<&Address>, gate: &GateSettings) -> String {
     let headers: String = gate
         .headers
         .iter()
         .map(|(name, value)| format!(" -H '{name}: {}'", value.to_str().unwrap_or_default()))
         .collect();
     match endpoint {
-        Some(Endpoint::Unix(path)) => {
+        Some(Address::Unix(path)) => {
             format!("curl -i{headers} --unix-socket {} http://localhost{}", path.display(), gate.path)
         }
         Some(endpoint) => format!("curl -i{headers} http://{endpoint}{}", gate.path),

@@ -6,7 +6,8 @@
 //! [`probe`]; [`counters`] and [`verdict`] judge a backend, with [`evidence`] for a breach; [`downtime`] measures
 //! what users noticed; [`report`] prints, without secrets ([`redact`]); [`notice`] runs hooks and the webhook;
 //! [`validate`] checks everything before a deploy; [`cli`] is the command line. Helpers: [`check`], [`command`],
-//! [`env_file`], [`files`], [`ports`], [`time`], [`fault`], [`lines`], [`waiting`].
+//! [`env_file`], [`files`], [`time`], [`fault`], [`lines`], [`waiting`],
+//! `names`.
 
 pub mod check;
 pub mod cli;
@@ -21,8 +22,8 @@ pub mod fault;
 pub mod files;
 pub mod gate;
 pub mod lines;
+mod names;
 pub mod notice;
-pub mod ports;
 pub mod probe;
 pub mod proxy;
 pub mod redact;

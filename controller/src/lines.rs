@@ -3,6 +3,9 @@
 
 use crate::redact::Foreign;
 
+/// Receives foreign text line by line.
+pub type Lines<'a> = &'a (dyn Fn(&Foreign) + 'a);
+
 /// Longer lines are cut, and the rest is counted. Docker cuts at 16 KiB; stack traces fit many times over.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
 

@@ -9,12 +9,11 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use uh_protocol::BackendName;
 use uh_protocol::health::HealthBody;
+use uh_protocol::{Address, BackendName};
 
 use crate::config::{GateSettings, IdentityCheck};
 use crate::redact::Foreign;
-use crate::runtime::Endpoint;
 
 /// Health bodies are small. A larger body is ignored, and only the status counts.
 const MAX_BODY_BYTES: usize = 64 << 10;
@@ -82,7 +81,7 @@ impl ProbeResult {
 }
 
 /// Probes an endpoint once. Redirects aren't followed, because the target may not be this instance.
-pub async fn probe(endpoint: &Endpoint, expected: Expected<'_>, gate: &GateSettings) -> ProbeResult {
+pub async fn probe(endpoint: &Address, expected: Expected<'_>, gate: &GateSettings) -> ProbeResult {
     let start = Instant::now();
     let mut found = match tokio::time::timeout(gate.timeout, ask(endpoint, gate)).await {
         Ok(Ok((status, headers, body))) => judge(status, &headers, &body, expected, gate.identity),
@@ -93,25 +92,25 @@ pub async fn probe(endpoint: &Endpoint, expected: Expected<'_>, gate: &GateSetti
     found
 }
 
-async fn ask(endpoint: &Endpoint, gate: &GateSettings) -> Result<(StatusCode, HeaderMap, Bytes), BoxError> {
+async fn ask(endpoint: &Address, gate: &GateSettings) -> Result<(StatusCode, HeaderMap, Bytes), BoxError> {
     match endpoint {
-        Endpoint::Socket(address) => exchange(TcpStream::connect(address).await?, endpoint, gate).await,
-        Endpoint::Name(host, port) => {
+        Address::Socket(address) => exchange(TcpStream::connect(address).await?, endpoint, gate).await,
+        Address::Name(host, port) => {
             exchange(TcpStream::connect((host.as_str(), *port)).await?, endpoint, gate).await
         }
-        Endpoint::Unix(path) => exchange(UnixStream::connect(path).await?, endpoint, gate).await,
+        Address::Unix(path) => exchange(UnixStream::connect(path).await?, endpoint, gate).await,
     }
 }
 
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send,
-    endpoint: &Endpoint,
+    endpoint: &Address,
     gate: &GateSettings,
 ) -> Result<(StatusCode, HeaderMap, Bytes), BoxError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let host = match (&gate.host, endpoint) {
         (Some(host), _) => host.clone(),
-        (None, Endpoint::Unix(_)) => "localhost".to_owned(),
+        (None, Address::Unix(_)) => "localhost".to_owned(),
         (None, endpoint) => endpoint.to_string(),
     };
     let mut request = Request::get(gate.path.as_str());
@@ -142,7 +141,7 @@ async fn exchange(
     }
 }
 
-fn no_answer(endpoint: &Endpoint, reason: String) -> ProbeResult {
+fn no_answer(endpoint: &Address, reason: String) -> ProbeResult {
     let lines = vec![format!("{endpoint}: {reason}")];
     ProbeResult { verdict: ProbeVerdict::Unhealthy(reason), took: Duration::ZERO, lines }
 }

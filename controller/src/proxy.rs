@@ -11,10 +11,9 @@ pub use serving::Serving;
 use uh_protocol::client::{Client, ClientError};
 use uh_protocol::request::{BackendRequest, DrainRequest, Drained, SwitchRequest, Switched};
 use uh_protocol::status::{BackendStatus, Role, ServiceStatus, Status};
-use uh_protocol::{BackendName, Code, ServiceName};
+use uh_protocol::{Address, BackendName, Code, ServiceName};
 
 use crate::config::Config;
-use crate::runtime::Endpoint;
 use crate::time::same_switch;
 
 /// One service of uh-proxy.
@@ -50,7 +49,7 @@ pub struct ExpectedRouting {
 impl ExpectedRouting {
     /// The same, with the candidate registered.
     #[must_use]
-    pub fn with_registered(self, endpoints: &[Endpoint], version: Option<&str>) -> Self {
+    pub fn with_registered(self, endpoints: &[Address], version: Option<&str>) -> Self {
         Self { endpoints: texts(endpoints), version: version.map(str::to_owned), ..self }
     }
 
@@ -157,7 +156,7 @@ impl ServiceView {
 
     /// Whether uh-proxy has exactly these endpoints for a backend.
     #[must_use]
-    pub fn has_endpoints(&self, name: &BackendName, endpoints: &[Endpoint]) -> bool {
+    pub fn has_endpoints(&self, name: &BackendName, endpoints: &[Address]) -> bool {
         let Some(backend) = self.backend(name) else { return false };
         backend.endpoints.iter().map(|endpoint| endpoint.address.clone()).eq(texts(endpoints))
     }
@@ -171,7 +170,7 @@ impl ServiceView {
     }
 }
 
-fn texts(endpoints: &[Endpoint]) -> Vec<String> {
+fn texts(endpoints: &[Address]) -> Vec<String> {
     endpoints.iter().map(ToString::to_string).collect()
 }
 
@@ -227,7 +226,7 @@ impl ProxyService {
     pub async fn register(
         &self,
         backend: &BackendName,
-        endpoints: &[Endpoint],
+        endpoints: &[Address],
         version: Option<&str>,
         generation: u64,
     ) -> Result<Registration, ProxyError> {

@@ -20,9 +20,9 @@
 
 pub mod compose;
 pub mod docker;
-mod endpoint;
 mod engine;
 mod instance;
+pub(crate) mod ports;
 pub mod process;
 
 use std::path::PathBuf;
@@ -32,12 +32,12 @@ use std::{fmt, io};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use uh_protocol::{BackendName, ServiceName};
+use uh_protocol::{Address, BackendName, ServiceName};
 
-pub use self::endpoint::Endpoint;
 pub use self::instance::InstanceId;
 use crate::check::Check;
 use crate::config::{Config, RuntimeConfig};
+use crate::lines::Lines;
 use crate::redact::Foreign;
 use crate::waiting::Waiting;
 
@@ -185,9 +185,6 @@ pub fn demand_kind(kind: &str, frozen: &Frozen) -> Result<(), RuntimeError> {
     )))
 }
 
-/// Receives foreign text line by line.
-pub type Lines<'a> = &'a (dyn Fn(&Foreign) + 'a);
-
 /// An instance that is about to be created.
 #[derive(Debug, Clone)]
 pub struct Candidate {
@@ -198,7 +195,7 @@ pub struct Candidate {
     /// The app's version.
     pub version: String,
     /// Where it must listen, as this machine and uh-proxy reach it; at least one.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<Address>,
 }
 
 /// Everything that was decided about an instance when it was built: enough to start the same again.
@@ -209,7 +206,7 @@ pub struct Frozen {
     /// The app's version.
     pub version: String,
     /// Where it listens.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<Address>,
     /// The runtime that froze it ([`Runtime::kind`]).
     pub runtime: String,
     /// What it runs, for messages and the history: an image digest or a program's path. Not secret.

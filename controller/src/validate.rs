@@ -6,11 +6,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use uh_protocol::Address;
+
 use crate::check::Check;
 use crate::config::{Config, RuntimeConfig};
 use crate::proxy::{ProxyService, ServiceView};
-use crate::runtime::{Candidate, Endpoint, Runtime};
-use crate::{chain, command, env_file, ports};
+use crate::runtime::{Candidate, Runtime, ports};
+use crate::{chain, command, env_file};
 
 /// How long `uh-proxy check` may take.
 const PROXY_CHECK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -250,7 +252,7 @@ async fn candidate_ports(
             return Some(Check::failed(name, format!("{endpoint} is in use by {by}"), remedy));
         }
     }
-    let endpoints: Vec<String> = candidate.endpoints.iter().map(Endpoint::to_string).collect();
+    let endpoints: Vec<String> = candidate.endpoints.iter().map(Address::to_string).collect();
     let found = if ours { "in use by the standby that a deploy stops" } else { "free" };
     let _ = config;
     Some(Check::passed(name, format!("{}: {found}", endpoints.join(", "))))

@@ -20,6 +20,8 @@
 
 pub mod judge;
 
+use crate::counters::Answers;
+
 /// How certain a breach must be: wrong in at most 1 of 40,000 watches of a version that fails as often as allowed.
 pub const BREACH_EVIDENCE: f64 = 40_000.0;
 
@@ -45,29 +47,6 @@ const MIN_ALLOWED: f64 = 1e-4;
 
 /// No explanation assumes that everything fails: one success would be infinitely strong evidence against it.
 const MAX_RATE: f64 = 0.99;
-
-/// How many requests were answered well, and how many failed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Answers {
-    /// Answered well.
-    pub good: u64,
-    /// Failed.
-    pub bad: u64,
-}
-
-impl Answers {
-    /// All of them.
-    #[must_use]
-    pub fn all(self) -> u64 {
-        self.good.saturating_add(self.bad)
-    }
-
-    /// The share that failed, from 0 to 1; 0 if nothing was answered.
-    #[must_use]
-    pub fn rate(self) -> f64 {
-        if self.all() == 0 { 0.0 } else { self.bad as f64 / self.all() as f64 }
-    }
-}
 
 /// The share of requests that may fail (`p₀`).
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -30,18 +30,11 @@ const LAYERS: [Layers; 3] = [
     Layers {
         src: "controller/src",
         order: &[
-            "cli", "validate", "deploy", "proxy", "gate", "probe", "notice", "ports", "runtime", "command",
-            "lines", "report", "evidence", "counters", "verdict", "redact", "config", "env_file", "files",
-            "check", "downtime", "fault", "waiting", "time",
+            "cli", "validate", "deploy", "proxy", "gate", "probe", "notice", "runtime", "command", "lines",
+            "report", "evidence", "verdict", "counters", "redact", "config", "env_file", "files", "check",
+            "downtime", "fault", "waiting", "names", "time",
         ],
-        up: &[
-            ("command.rs", "runtime"),
-            ("config/sections.rs", "runtime"),
-            ("proxy/serving.rs", "deploy"),
-            ("runtime/engine/places.rs", "ports"),
-            ("runtime/process.rs", "ports"),
-            ("verdict/judge.rs", "counters"),
-        ],
+        up: &[],
     },
     Layers {
         src: "app-shim/src",

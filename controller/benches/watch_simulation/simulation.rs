@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use uh_controller::verdict::{Allowed, Answers};
+use uh_controller::counters::Answers;
+use uh_controller::verdict::Allowed;
 
 /// The parameters of one deploy.
 #[derive(Debug, Clone, Copy)]

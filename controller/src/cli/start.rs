@@ -15,9 +15,9 @@ use crate::deploy::history::HistoryEntry;
 use crate::deploy::journal::ReplayedOperation;
 use crate::deploy::lock::Lock;
 use crate::deploy::machine::Outcome;
-use crate::deploy::named;
 use crate::deploy::records::{BackendRecord, Records};
 use crate::gate;
+use crate::names::named;
 use crate::probe::Expected;
 use crate::proxy::ProxyService;
 

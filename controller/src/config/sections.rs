@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::header::{HeaderName, HeaderValue};
-use uh_protocol::{BackendName, ServiceName};
+use uh_protocol::{Address, BackendName, ServiceName};
 
 use super::containers::{self, ComposeSettings, DockerSettings, Restart};
-use crate::runtime::Endpoint;
 use uh_settings::Section;
 use uh_settings::units::{DAY, HOUR, MS, SECOND};
 
@@ -52,7 +51,7 @@ pub struct BackendConfig {
     /// Its name.
     pub name: BackendName,
     /// Where its instance listens; at least one.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<Address>,
 }
 
 /// How instances of the app run.
@@ -234,7 +233,7 @@ pub(super) fn backends(root: &mut Section) -> Vec<BackendConfig> {
 
 fn backend(name: &str, mut section: Section) -> Option<BackendConfig> {
     let (given, none) = (section.has("endpoints"), section.is_empty_list("endpoints"));
-    let endpoints = section.list::<Endpoint>("endpoints").unwrap_or_default();
+    let endpoints = section.list::<Address>("endpoints").unwrap_or_default();
     if !given {
         section.mistake("endpoints", "missing: list at least one, as in [\"127.0.0.1:3008\"]");
     } else if none {

@@ -6,12 +6,13 @@ mod confirm;
 mod traffic;
 mod undo;
 
-use uh_protocol::BackendName;
+use uh_protocol::Address;
 
 use super::driver::Driver;
 use super::facts::OperationFacts;
 use super::machine::{Effect, Event, FailureCause, OperationKind, Outcome};
 use crate::gate::Diagnosis;
+use crate::names::named;
 use crate::notice::{self, Hook};
 use crate::proxy::ProxyError;
 use crate::runtime::{self, RuntimeError};
@@ -175,32 +176,6 @@ impl Driver<'_> {
     }
 }
 
-/// `blue (v1.0.0)`
-pub(crate) fn named(backend: &BackendName, version: Option<&str>) -> String {
-    version.map_or_else(|| backend.to_string(), |version| format!("{backend} ({})", version_text(version)))
-}
-
-/// `v1.0.0`, for both `1.0.0` and `v1.0.0`.
-pub(crate) fn version_text(version: &str) -> String {
-    let has_v =
-        version.strip_prefix(['v', 'V']).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
-    if has_v { version.to_owned() } else { format!("v{version}") }
-}
-
-fn port_text(endpoint: &runtime::Endpoint) -> String {
+fn port_text(endpoint: &Address) -> String {
     endpoint.port().map_or_else(|| endpoint.to_string(), |port| port.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_version_is_shown_with_one_v() {
-        let blue = "blue".parse().unwrap();
-        let shown = |version| named(&blue, Some(version));
-        assert_eq!(shown("1.0.0"), "blue (v1.0.0)");
-        assert_eq!(shown("v1"), "blue (v1)");
-        assert_eq!(shown("vivid-9"), "blue (vvivid-9)");
-    }
 }

@@ -1,11 +1,11 @@
 //! The facts of an operation: known when it starts, written with its first journal entry, never changed.
 
 use serde::{Deserialize, Serialize};
-use uh_protocol::{BackendName, ServiceName};
+use uh_protocol::{Address, BackendName, ServiceName};
 
 use super::watch::WatchPlan;
 use crate::evidence::Breach;
-use crate::runtime::{Endpoint, InstanceId};
+use crate::runtime::InstanceId;
 
 /// The facts of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub struct OperationFacts {
     /// Its version. Unknown only for a rollback target that uh-deploy didn't start.
     pub version: Option<String>,
     /// Where it listens.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<Address>,
     /// uh-proxy's generation when it started.
     pub generation: u64,
     /// uh-proxy's last switch before it started.

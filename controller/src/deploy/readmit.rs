@@ -1,9 +1,9 @@
 //! Puts backends back into service that were withdrawn to be stopped, but weren't stopped: the command was killed in
 //! between, or the stop failed.
 
-use super::named;
 use super::records::Records;
 use crate::config::Config;
+use crate::names::named;
 use crate::proxy::{ProxyError, ProxyService};
 use crate::report::Report;
 use crate::runtime::Runtime;

@@ -4,8 +4,9 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::check::Check;
+use crate::lines::Lines;
 use crate::report::Form;
-use crate::runtime::{self, DryRunPlan, Frozen, Lines};
+use crate::runtime::{self, DryRunPlan, Frozen};
 
 /// An engine that never answers.
 struct BlackHole;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use uh_protocol::BackendName;
 use uh_protocol::request::WithdrawRequest;
+use uh_protocol::{Address, BackendName};
 
 use super::{ProxyError, ProxyService, ServiceView};
 use crate::report::Report;
-use crate::runtime::{Endpoint, InstanceId, Runtime, RuntimeError, State};
+use crate::runtime::{InstanceId, Runtime, RuntimeError, State};
 use crate::time::span;
 
 /// How often a withdrawal is retried because the routing has changed meanwhile.
@@ -65,7 +65,7 @@ impl OutOfService {
 
     /// uh-proxy has other endpoints for this backend, so what listens on these receives no requests.
     #[must_use]
-    pub fn elsewhere(view: &ServiceView, backend: &BackendName, endpoints: &[Endpoint]) -> Option<Self> {
+    pub fn elsewhere(view: &ServiceView, backend: &BackendName, endpoints: &[Address]) -> Option<Self> {
         (!view.has_endpoints(backend, endpoints))
             .then(|| Self { backend: backend.clone(), generation: view.generation })
     }

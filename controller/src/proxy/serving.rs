@@ -6,7 +6,7 @@ use uh_protocol::BackendName;
 
 use super::{ProxyError, ProxyService, ServiceView};
 use crate::config::Config;
-use crate::deploy::named;
+use crate::names::named;
 
 /// How long to wait for a uh-proxy that doesn't answer: a restart takes two seconds, in a container too.
 const PROXY_WITHIN: Duration = Duration::from_secs(10);

@@ -26,10 +26,11 @@ use self::document::Document;
 use self::tool::Tool;
 use super::engine::{BoxError, Engine, EngineError};
 use super::process::proc::ProcessIdentity;
-use super::{Candidate, DryRunPlan, Frozen, InstanceId, Lines, LogQuery, Runtime, RuntimeError, State};
+use super::{Candidate, DryRunPlan, Frozen, InstanceId, LogQuery, Runtime, RuntimeError, State};
 use crate::check::Check;
 use crate::command::CommandFailed;
 use crate::config::{ComposeSettings, Config, Pull};
+use crate::lines::Lines;
 use crate::waiting::Waiting;
 use crate::{env_file, fault, files};
 

@@ -17,10 +17,11 @@ use uh_protocol::BackendName;
 
 use self::spec::ContainerSpec;
 use super::engine::{BoxError, Engine, EngineError};
-use super::{Candidate, DryRunPlan, Frozen, InstanceId, Lines, LogQuery, Runtime, RuntimeError, State};
+use super::{Candidate, DryRunPlan, Frozen, InstanceId, LogQuery, Runtime, RuntimeError, State};
 use crate::check::Check;
 use crate::config::{Config, DockerSettings, Pull};
 use crate::fault;
+use crate::lines::Lines;
 use crate::waiting::Waiting;
 
 /// How long creating or starting a container may take: even a busy engine needs only seconds.

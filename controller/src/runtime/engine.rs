@@ -27,9 +27,9 @@ use uh_protocol::{BackendName, ServiceName};
 pub(super) use self::credentials::RegistryCredentials;
 pub(super) use self::error::EngineError;
 use self::owner::Owner;
-use super::{Ending, InstanceId, Lines, LogQuery, RuntimeError, State};
+use super::{Ending, InstanceId, LogQuery, RuntimeError, State};
 use crate::check::Check;
-use crate::lines::LineSplitter;
+use crate::lines::{LineSplitter, Lines};
 use crate::waiting::Waiting;
 
 /// How long to wait for an engine that doesn't answer: a restart of dockerd takes a few seconds.

@@ -30,19 +30,19 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use uh_protocol::BackendName;
 use uh_protocol::ServiceName;
+use uh_protocol::{Address, BackendName};
 
 use self::instance_dir::{InstanceDir, SupervisorState};
 use self::spec::{ProcessSpec, resolve};
 use super::{
-    Candidate, DryRunPlan, Ending, Endpoint, Frozen, InstanceId, Lines, LogQuery, Runtime, RuntimeError,
-    State,
+    Candidate, DryRunPlan, Ending, Frozen, InstanceId, LogQuery, Runtime, RuntimeError, State, ports,
 };
 use crate::check::Check;
 use crate::config::{Config, ProcessSettings};
+use crate::fault;
+use crate::lines::Lines;
 use crate::redact::Foreign;
-use crate::{fault, ports};
 
 /// How often to check a state while waiting for it.
 const POLL: Duration = Duration::from_millis(10);
@@ -327,9 +327,9 @@ fn build_failed(reason: &str) -> RuntimeError {
 pub(crate) const INSTANCE_VARIABLE: &str = "UH_DEPLOY_INSTANCE";
 
 /// An endpoint's host and port for the app's environment.
-fn host_and_port(endpoint: Option<&Endpoint>) -> (String, String) {
+fn host_and_port(endpoint: Option<&Address>) -> (String, String) {
     match endpoint {
-        Some(Endpoint::Unix(path)) => (String::new(), path.display().to_string()),
+        Some(Address::Unix(path)) => (String::new(), path.display().to_string()),
         Some(endpoint) => (
             endpoint.host().unwrap_or_default().into_owned(),
             endpoint.port().map(|port| port.to_string()).unwrap_or_default(),

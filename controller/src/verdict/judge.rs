@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Allowed, Answers};
+use super::Allowed;
 use crate::config::Monitor;
-use crate::counters::Counters;
+use crate::counters::{Answers, Counters};
 
 /// The condition of a backend, in addition to its counters.
 #[derive(Debug, Clone, PartialEq, Eq)]

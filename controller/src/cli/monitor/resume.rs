@@ -10,8 +10,8 @@ use crate::deploy::facts::OperationFacts;
 use crate::deploy::history::HistoryEntry;
 use crate::deploy::journal;
 use crate::deploy::machine::{Outcome, Phase};
-use crate::deploy::named;
 use crate::deploy::watch::{self, Watch, WatchFile, WatchPlan};
+use crate::names::named;
 use crate::proxy::ProxyService;
 use crate::time::span;
 

@@ -9,21 +9,20 @@ use super::{BEGIN_POLL, MAX_SILENCE, clock, name_of, too_short};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::operation;
 use crate::cli::session::Session;
-use crate::counters::{Counters, Reading};
+use crate::counters::{Answers, Counters, Reading};
 use crate::deploy::activation::{self, ActivationFile, PreviousActivation};
 use crate::deploy::history::HistoryEntry;
 use crate::deploy::link::WatchLink;
-use crate::deploy::named;
 use crate::deploy::records::Records;
 use crate::deploy::watch::{self, Watch, WatchFile, WatchPlan};
 use crate::evidence::Breach;
 use crate::fault;
 use crate::gate::end_of;
+use crate::names::named;
 use crate::proxy::{ProxyError, ProxyService, ServiceView, Serving};
 use crate::report::Form;
 use crate::runtime::InstanceId;
 use crate::time::{iso_millis, same_switch, span};
-use crate::verdict::Answers;
 use crate::verdict::judge::{Condition, Judge, WatchVerdict, percent};
 
 /// How often to check the instance between ticks, so that a crash is noticed immediately.

@@ -11,13 +11,13 @@ use crate::cli::exit::{CliError, Exit};
 use crate::cli::monitor::Watcher;
 use crate::cli::session::Session;
 use crate::cli::{Done, alive, operation};
+use crate::counters::Answers;
 use crate::deploy::activation;
 use crate::deploy::driver::OperationEnd;
 use crate::deploy::machine::Outcome;
 use crate::evidence::Breach;
 use crate::proxy::{ProxyService, Serving};
 use crate::time::{same_switch, span};
-use crate::verdict::Answers;
 use crate::verdict::judge::Judge;
 
 /// How long to check the restored version, to see whether the rollback helped.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use uh_protocol::BackendName;
 
 use crate::deploy::history::HistoryEntry;
-use crate::deploy::{named, version_text};
+use crate::names::{named, version_text};
 use crate::proxy::Serving;
 
 /// What an operator, a pipeline or a watch wants to undo.

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use uh_protocol::Address;
+
 use super::port_text;
 use super::traffic::ELSEWHERE_ROUNDS;
 use crate::deploy::driver::Driver;
@@ -12,8 +14,8 @@ use crate::gate::{self, Diagnosis};
 use crate::notice::{self, Hook};
 use crate::probe::Expected;
 use crate::proxy::{OutOfService, ProxyError};
-use crate::runtime::{Endpoint, InstanceId, RuntimeError};
-use crate::{fault, ports, redact, time};
+use crate::runtime::{InstanceId, RuntimeError, ports};
+use crate::{fault, redact, time};
 
 /// How often the target of a rollback is probed: one slow answer must not leave the bad version serving.
 const CHECKS: u32 = 5;
@@ -170,7 +172,7 @@ impl Driver<'_> {
             }
         }
         let ours = |by: &ports::Taken| leftovers.iter().any(|leftover| by.is_of(leftover));
-        let taken = |endpoint: &Endpoint| {
+        let taken = |endpoint: &Address| {
             let by = ports::taken_by(endpoint).filter(|by| !ours(by))?;
             Some(RuntimeError::PortTaken { endpoint: endpoint.to_string(), by: by.to_string() })
         };

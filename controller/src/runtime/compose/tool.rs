@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::command::{CommandFailed, run_lines};
 use crate::config::ComposeSettings;
-use crate::runtime::Lines;
+use crate::lines::Lines;
 use crate::waiting::Waiting;
 
 /// How long it may take to print its version.

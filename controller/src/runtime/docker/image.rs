@@ -11,10 +11,10 @@ use futures_util::StreamExt as _;
 use super::{DockerRuntime, START_WITHIN, context, spec};
 use crate::check::Check;
 use crate::config::Pull;
-use crate::lines::LineSplitter;
+use crate::lines::{LineSplitter, Lines};
 use crate::redact::Foreign;
 use crate::runtime::engine::{EngineError, RegistryCredentials};
-use crate::runtime::{Candidate, Lines, RuntimeError};
+use crate::runtime::{Candidate, RuntimeError};
 
 /// How long a registry may take to report whether it has an image.
 const REGISTRY_WITHIN: std::time::Duration = std::time::Duration::from_secs(15);

@@ -9,9 +9,10 @@ use bollard::models::{
     RestartPolicy, RestartPolicyNameEnum,
 };
 use serde::{Deserialize, Serialize};
+use uh_protocol::Address;
 
 use crate::config::{DockerSettings, Restart};
-use crate::runtime::{Candidate, Endpoint};
+use crate::runtime::Candidate;
 
 /// Docker's name for the host's own network, on which nothing is published.
 const HOST_NETWORK: &str = "host";
@@ -155,11 +156,11 @@ impl ContainerSpec {
 }
 
 /// The address on which a port is published; `None` for a name on a container network.
-fn published_at(endpoint: &Endpoint) -> Option<IpAddr> {
+fn published_at(endpoint: &Address) -> Option<IpAddr> {
     match endpoint {
-        Endpoint::Socket(address) => Some(address.ip()),
-        Endpoint::Name(host, _) => (host == "localhost").then(|| IpAddr::from([127, 0, 0, 1])),
-        Endpoint::Unix(_) => None,
+        Address::Socket(address) => Some(address.ip()),
+        Address::Name(host, _) => (host == "localhost").then(|| IpAddr::from([127, 0, 0, 1])),
+        Address::Unix(_) => None,
     }
 }
 

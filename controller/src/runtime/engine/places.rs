@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use bollard::Docker;
 use bollard::models::ContainerSummary;
 use bollard::query_parameters::ListContainersOptionsBuilder;
+use uh_protocol::Address;
 
 use super::{BACKEND, CALL, Engine, EngineError, SERVICE, STATE_ID};
-use crate::ports;
-use crate::runtime::{Endpoint, Frozen, InstanceId, RuntimeError};
+use crate::runtime::{Frozen, InstanceId, RuntimeError, ports};
 
 impl Engine {
     /// Requires that every container with these labels was started as the same backend from this state directory. Any
@@ -35,7 +35,7 @@ impl Engine {
     }
 
     /// Requires that the ports of an instance to start are free.
-    pub(in crate::runtime) async fn demand_free(&self, endpoints: &[Endpoint]) -> Result<(), RuntimeError> {
+    pub(in crate::runtime) async fn demand_free(&self, endpoints: &[Address]) -> Result<(), RuntimeError> {
         for endpoint in endpoints {
             if let Some(by) = ports::taken_by(endpoint) {
                 return Err(self.port_taken(endpoint, by.to_string()).await);
@@ -57,7 +57,7 @@ impl Engine {
         Some(self.port_taken(endpoint, "an unknown process".to_owned()).await)
     }
 
-    async fn port_taken(&self, endpoint: &Endpoint, by: String) -> RuntimeError {
+    async fn port_taken(&self, endpoint: &Address, by: String) -> RuntimeError {
         let publisher = match endpoint.port() {
             Some(port) => self.publisher(port).await,
             None => None,

@@ -4,15 +4,16 @@ use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::os::unix::net::UnixStream;
 
+use uh_protocol::Address;
 use uh_system::ports::{self, Listener, UNKNOWN};
 
+use super::InstanceId;
+use super::process::INSTANCE_VARIABLE;
 use crate::redact::Foreign;
-use crate::runtime::process::INSTANCE_VARIABLE;
-use crate::runtime::{Endpoint, InstanceId};
 
 /// Which process holds an endpoint, as far as that can be determined.
 #[derive(Debug, Clone)]
-pub struct Taken {
+pub(crate) struct Taken {
     listener: Option<Listener>,
     /// The instance it belongs to, if any: stopping that instance frees the endpoint.
     instance: Option<Foreign>,
@@ -26,7 +27,7 @@ impl Taken {
 
     /// Whether it is a process of this instance.
     #[must_use]
-    pub fn is_of(&self, instance: &InstanceId) -> bool {
+    pub(crate) fn is_of(&self, instance: &InstanceId) -> bool {
         self.instance.as_ref().is_some_and(|own| own.as_str() == instance.as_str())
     }
 }
@@ -44,14 +45,12 @@ impl fmt::Display for Taken {
 
 /// Who listens at an endpoint of this machine. `None`: no process, or the endpoint is on another machine.
 #[must_use]
-pub fn taken_by(endpoint: &Endpoint) -> Option<Taken> {
+pub(crate) fn taken_by(endpoint: &Address) -> Option<Taken> {
     let at = |address: SocketAddr| ports::is_taken(address).then(|| Taken::by(ports::listener(address)));
     match endpoint {
-        Endpoint::Socket(address) => at(*address),
-        Endpoint::Name(host, port) => (host.as_str(), *port).to_socket_addrs().ok()?.find_map(at),
-        Endpoint::Unix(path) => {
-            UnixStream::connect(path).is_ok().then(|| Taken::by(ports::listener_at(path)))
-        }
+        Address::Socket(address) => at(*address),
+        Address::Name(host, port) => (host.as_str(), *port).to_socket_addrs().ok()?.find_map(at),
+        Address::Unix(path) => UnixStream::connect(path).is_ok().then(|| Taken::by(ports::listener_at(path))),
     }
 }
 
@@ -64,7 +63,7 @@ mod tests {
     #[test]
     fn a_port_in_use_names_its_process() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let endpoint: Address = listener.local_addr().unwrap().to_string().parse().unwrap();
         let by = taken_by(&endpoint).unwrap().to_string();
         assert!(by.contains(&format!("(pid {})", std::process::id())), "{by}");
         drop(listener);
