@@ -1,14 +1,16 @@
-//! The admin side, on its own thread so that a saturated data path can't delay it: [`control`] implements the
-//! operations, [`reload`] the largest of them, [`api`] maps them to HTTP, [`server`] serves it, [`socket`] controls
-//! access.
+//! The admin side, on its own thread so that a saturated data path can't delay it. From the caller inwards: `server`
+//! serves HTTP on the socket whose access `socket` controls; `api` maps calls to operations, each in a file of its own
+//! (`switch`, `backends`, `drain`, `maintenance`, `reload`); `audit` is the end of every change; `status` says what is
+//! in force; [`control`] is what all of them work on.
 
-pub mod api;
+mod api;
 mod audit;
 mod backends;
-pub mod control;
+pub(crate) mod control;
 mod drain;
 mod maintenance;
-pub mod reload;
-pub mod server;
-pub mod socket;
+mod reload;
+pub(crate) mod server;
+pub(crate) mod socket;
+mod status;
 mod switch;

@@ -25,8 +25,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use uh_switching::{Earlier, Generations};
 use uh_system::plain;
 
-use crate::admin::control::Control;
-use crate::admin::reload::Reloading;
+use crate::admin::control::{Control, Reloading};
 use crate::admin::server;
 use crate::admin::socket::{Access, AdminSocket, SocketError};
 use crate::config::{Config, Server, Service, Tls};

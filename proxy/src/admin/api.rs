@@ -2,6 +2,7 @@
 //! docs/admin-api.md.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -15,14 +16,23 @@ use uh_system::plain;
 
 use super::control::Control;
 use super::reload::Asked;
-use super::server::{BODY_TIMEOUT, MAX_BODY_BYTES};
 use super::socket::Peer;
+
+/// The largest request body: the largest call registers 64 endpoints.
+const MAX_BODY_BYTES: usize = 64 << 10;
+
+/// How long a request body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The media type of Prometheus' text format.
 const METRICS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answers one request. Never fails: an error is a reply as well.
-pub async fn answer(control: &Arc<Control>, request: Request<Incoming>, peer: Peer) -> Response<Full<Bytes>> {
+pub(super) async fn answer(
+    control: &Arc<Control>,
+    request: Request<Incoming>,
+    peer: Peer,
+) -> Response<Full<Bytes>> {
     match dispatch(control, request, peer).await {
         Ok(response) => response,
         Err(problem) => problem_response(&problem),
@@ -30,7 +40,7 @@ pub async fn answer(control: &Arc<Control>, request: Request<Incoming>, peer: Pe
 }
 
 /// Answers a request on the metrics listener, which is open to anyone and serves nothing else.
-pub fn answer_metrics(control: &Control, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+pub(super) fn answer_metrics(control: &Control, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let result = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => metrics(control),
         (_, "/metrics") => Err(Problem::new(Code::MethodNotAllowed, "use GET")),
@@ -173,7 +183,7 @@ fn json(value: &impl Serialize) -> Result<Response<Full<Bytes>>, Problem> {
 }
 
 /// A problem as a reply.
-pub fn problem_response(problem: &Problem) -> Response<Full<Bytes>> {
+pub(super) fn problem_response(problem: &Problem) -> Response<Full<Bytes>> {
     let mut text = serde_json::to_vec(problem).unwrap_or_default();
     text.push(b'\n');
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -1,13 +1,15 @@
-//! Completes every change of the routing: waits until it is on disk or has failed, and writes the audit log.
+//! Completes every change of the routing: waits until it is on disk or has failed, and writes the audit log. A refused
+//! one is explained.
 
 use std::time::Duration;
 
 use tracing::Value;
-use uh_protocol::{BackendName, Problem};
-use uh_switching::Refusal;
+use uh_protocol::{BackendName, Code, Problem};
+use uh_switching::{Health, Refusal};
 
 use super::control::{Control, cut};
 use super::socket::Peer;
+use super::status::last_probe;
 
 /// The audit log's fields of a call. Fields that don't apply are left out.
 #[derive(Clone, Copy)]
@@ -178,5 +180,35 @@ impl Control {
         let problem = self.explain(audit.service.unwrap_or_default(), refusal);
         audit.refused(&problem);
         problem
+    }
+
+    /// Explains a refusal to the caller: the current state, and what to do.
+    fn explain(&self, service: &str, refusal: &Refusal) -> Problem {
+        let code = match refusal {
+            Refusal::UnknownService { .. } => Code::UnknownService,
+            Refusal::UnknownBackend { .. } => Code::UnknownBackend,
+            Refusal::NotActive { .. } | Refusal::OtherGeneration { .. } => Code::Conflict,
+            Refusal::Unhealthy { .. } | Refusal::FailedProbe { .. } => Code::BackendUnhealthy,
+            Refusal::Withdrawn { .. } => Code::BackendWithdrawn,
+            Refusal::Active { .. } | Refusal::ActiveMoved { .. } | Refusal::ActiveRemoved { .. } => {
+                Code::BackendActive
+            }
+        };
+        let mut detail = refusal.to_string();
+        if let Refusal::Unhealthy { backend, health, .. } = refusal {
+            let live = self.board.live();
+            let found = live.service(service).and_then(|service| service.backend(backend));
+            let probe = found.and_then(|backend| last_probe(backend));
+            let reason = match (probe.as_ref().and_then(|probe| probe.error.as_deref()), health) {
+                (Some(error), _) => format!("its last probe failed: {error}"),
+                (None, Health::Unknown) => {
+                    "it hasn't passed enough probes yet; try again in a moment".to_owned()
+                }
+                (None, _) => "its last probe passed, but it hasn't passed enough in a row".to_owned(),
+            };
+            let at = probe.map(|probe| format!(" ({})", probe.at)).unwrap_or_default();
+            detail = format!("{detail}: {reason}{at}. To switch anyway, use force");
+        }
+        Problem::new(code, detail)
     }
 }

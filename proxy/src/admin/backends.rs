@@ -21,7 +21,7 @@ impl Control {
     ///
     /// # Errors
     /// If refused; nothing has changed then.
-    pub async fn set_backend(
+    pub(crate) async fn set_backend(
         &self,
         service: &str,
         backend: &BackendName,
@@ -45,7 +45,7 @@ impl Control {
     ///
     /// # Errors
     /// If refused; nothing has changed then.
-    pub async fn unset_backend(
+    pub(crate) async fn unset_backend(
         &self,
         service: &str,
         backend: &BackendName,
@@ -92,7 +92,7 @@ impl Control {
     ///
     /// # Errors
     /// If refused, as for the active backend; nothing has changed then.
-    pub async fn withdraw(
+    pub(crate) async fn withdraw(
         &self,
         service: &str,
         backend: &BackendName,

@@ -28,7 +28,7 @@ impl Control {
     ///
     /// # Errors
     /// If the backend is active, or becomes active meanwhile.
-    pub async fn drain(
+    pub(crate) async fn drain(
         &self,
         service: &str,
         backend: &BackendName,

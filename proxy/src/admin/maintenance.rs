@@ -2,14 +2,13 @@
 
 use jiff::Timestamp;
 use uh_protocol::request::{Maintained, MaintenanceRequest};
-use uh_protocol::status::MaintenanceStatus;
 use uh_protocol::{Code, Problem, ServiceName};
 use uh_switching::Maintenance;
 
 use super::audit::{Audit, Changed, Did, Wait};
 use super::control::{Control, internal};
 use super::socket::Peer;
-use crate::state::time::iso_millis;
+use super::status::maintenance_status;
 
 /// The default maintenance message.
 const MESSAGE: &str = "We are working on this service. It will be back soon.";
@@ -28,7 +27,7 @@ impl Control {
     ///
     /// # Errors
     /// If refused; nothing has changed then.
-    pub async fn maintenance(
+    pub(crate) async fn maintenance(
         &self,
         service: &str,
         request: MaintenanceRequest,
@@ -77,13 +76,4 @@ fn wanted(request: MaintenanceRequest) -> Result<Option<Maintenance>, Problem> {
         return invalid(format!("retry_after_s: use 1 to {MAX_RETRY_AFTER_S}"));
     }
     Ok(on.then(|| Maintenance { message, retry_after_s, since: Timestamp::now() }))
-}
-
-/// For the status.
-pub(super) fn maintenance_status(maintenance: &Maintenance) -> MaintenanceStatus {
-    MaintenanceStatus {
-        since: iso_millis(maintenance.since),
-        message: maintenance.message.clone(),
-        retry_after_s: maintenance.retry_after_s,
-    }
 }

@@ -2,11 +2,11 @@
 //! Keys that need a restart are listed and keep their old values.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 use uh_protocol::request::Reloaded;
 use uh_protocol::{Code, Problem};
 use uh_switching::Refusal;
@@ -16,8 +16,8 @@ use super::audit::{Audit, Changed, Did, Wait};
 use super::control::Control;
 use super::socket::Peer;
 use crate::config::{self, Config, changes};
-use crate::front::settings::{Settings, SettingsCell};
-use crate::observe::access_log::{self, LogControl, Reopened, Sink};
+use crate::front::settings::Settings;
+use crate::observe::access_log::{self, Reopened, Sink};
 use crate::systemd;
 use crate::tls;
 
@@ -25,29 +25,9 @@ use crate::tls;
 /// not block the caller.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a reload needs in addition to the switchboard.
-pub struct Reloading {
-    /// The configuration file.
-    pub path: PathBuf,
-    /// Its text as last applied. The lock serialises reloads.
-    pub text: Mutex<String>,
-    /// Its text at start: compared to find what a restart would change.
-    pub text_at_start: String,
-    /// Each worker's settings.
-    pub settings: Vec<Arc<SettingsCell>>,
-    /// Where the access log goes.
-    pub log_control: LogControl,
-    /// Notified at SIGHUP.
-    pub wanted: Notify,
-    /// Notified at SIGUSR1.
-    pub reopen_wanted: Notify,
-    /// Held while the access log is opened again.
-    pub reopening: Arc<Mutex<()>>,
-}
-
 /// Who requested the reload.
 #[derive(Debug, Clone, Copy)]
-pub enum Asked {
+pub(crate) enum Asked {
     /// A caller of the admin socket.
     By(Peer),
     /// SIGHUP.
@@ -98,7 +78,7 @@ async fn reopen_within(
 
 impl Control {
     /// Reloads at every SIGHUP, indefinitely. Signals that arrive during a reload cause one more.
-    pub async fn reload_when_wanted(self: Arc<Self>) {
+    pub(crate) async fn reload_when_wanted(self: Arc<Self>) {
         loop {
             self.reloading.wanted.notified().await;
             // The result has been logged.
@@ -107,7 +87,7 @@ impl Control {
     }
 
     /// Reopens the access log at every SIGUSR1, indefinitely.
-    pub async fn reopen_log_when_wanted(self: Arc<Self>) {
+    pub(crate) async fn reopen_log_when_wanted(self: Arc<Self>) {
         loop {
             self.reloading.reopen_wanted.notified().await;
             self.reopen_log("SIGUSR1").await;
@@ -146,7 +126,7 @@ impl Control {
     ///
     /// # Errors
     /// If the file is invalid; nothing has changed then.
-    pub async fn reload(&self, asked: Asked) -> Result<Reloaded, Problem> {
+    pub(crate) async fn reload(&self, asked: Asked) -> Result<Reloaded, Problem> {
         let mut text = self.reloading.text.lock().await;
         systemd::reloading();
         // First and in any case: after a log rotation, a mistake in the file must not cost log lines.

@@ -24,12 +24,6 @@ use super::api;
 use super::control::Control;
 use super::socket::{AdminSocket, Peer, SocketFile};
 
-/// The largest request body: the largest call registers 64 endpoints.
-pub const MAX_BODY_BYTES: usize = 64 << 10;
-
-/// How long a request body may take.
-pub const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How long a request head may take. Idle connections are closed after this.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -53,7 +47,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Serves the admin API indefinitely. If the socket's file is removed, it is recreated: operators must always have
 /// access.
-pub async fn serve_admin(socket: Arc<Mutex<AdminSocket>>, control: Arc<Control>, users: Vec<u32>) {
+pub(crate) async fn serve_admin(socket: Arc<Mutex<AdminSocket>>, control: Arc<Control>, users: Vec<u32>) {
     let (mut callers, refusals) = (Callers::default(), Arc::new(Semaphore::new(MAX_REFUSALS)));
     let mut watch = SocketWatch { socket, before: SocketFile::Ours };
     let mut look = tokio::time::interval(LOOK_EVERY);
@@ -202,7 +196,7 @@ fn admit(stream: &UnixStream, users: &[u32], callers: &mut Callers) -> Result<Pe
 }
 
 /// Serves the metrics indefinitely.
-pub async fn serve_metrics(listener: TcpListener, control: Arc<Control>) {
+pub(crate) async fn serve_metrics(listener: TcpListener, control: Arc<Control>) {
     let calls = Arc::new(Semaphore::new(MAX_CALLS));
     loop {
         let Some(stream) = accepted(listener.accept().await).await else { continue };

@@ -13,7 +13,7 @@ use crate::lock::{self, LockError, identity, with_suffix};
 
 /// Who may use the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
+pub(crate) enum Access {
     /// Its owner and root.
     Owner,
     /// Anyone can connect; permission is decided by the peer's user ID, as reported by the kernel.
@@ -38,7 +38,7 @@ impl Access {
 
 /// The caller, as reported by the kernel (SO_PEERCRED).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// User ID.
     pub uid: u32,
     /// Process ID, if the kernel knows it.
@@ -109,7 +109,7 @@ pub enum SocketError {
 
 /// What is at the socket's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SocketFile {
+pub(crate) enum SocketFile {
     /// The socket.
     Ours,
     /// Nothing: the socket or its directory was removed.
@@ -120,7 +120,7 @@ pub enum SocketFile {
 
 /// The bound admin socket. Removes its file when dropped.
 #[derive(Debug)]
-pub struct AdminSocket {
+pub(crate) struct AdminSocket {
     path: PathBuf,
     access: Access,
     lock: File,
@@ -141,7 +141,7 @@ impl AdminSocket {
     ///
     /// # Errors
     /// See [`SocketError`].
-    pub fn bind(path: &Path, access: Access) -> Result<Self, SocketError> {
+    pub(crate) fn bind(path: &Path, access: Access) -> Result<Self, SocketError> {
         prepare_directory(path, access)?;
         let lock = lock(path)?;
         let bound = bind(path, access)?;
@@ -152,19 +152,19 @@ impl AdminSocket {
     ///
     /// # Errors
     /// It can't be duplicated.
-    pub fn listener(&self) -> io::Result<UnixListener> {
+    pub(crate) fn listener(&self) -> io::Result<UnixListener> {
         self.bound.listener.try_clone()
     }
 
     /// Its path.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Checks what is at the path.
     #[must_use]
-    pub fn place(&self) -> SocketFile {
+    pub(crate) fn place(&self) -> SocketFile {
         match fs::symlink_metadata(&self.path) {
             // While the socket is open, no other file can have its inode number.
             Ok(metadata) if identity(&metadata) == self.bound.file => SocketFile::Ours,
@@ -179,7 +179,7 @@ impl AdminSocket {
     ///
     /// # Errors
     /// See [`SocketError`]; the old, unreachable socket is kept then.
-    pub fn renew(&mut self) -> Result<(), SocketError> {
+    pub(crate) fn renew(&mut self) -> Result<(), SocketError> {
         prepare_directory(&self.path, self.access)?;
         let ours = self.lock.metadata().is_ok_and(|ours| {
             fs::symlink_metadata(with_suffix(&self.path, ".lock"))
@@ -193,7 +193,7 @@ impl AdminSocket {
     }
 
     /// Removes its file for good, if it is still ours.
-    pub fn remove(&mut self) {
+    pub(crate) fn remove(&mut self) {
         if self.place() == SocketFile::Ours {
             // The next start finds that nothing is listening there.
             let _ = fs::remove_file(&self.path);
@@ -203,7 +203,7 @@ impl AdminSocket {
 
     /// Whether we have removed it ourselves.
     #[must_use]
-    pub fn is_removed(&self) -> bool {
+    pub(crate) fn is_removed(&self) -> bool {
         self.removed
     }
 }

@@ -11,9 +11,8 @@ use uh_switching::{Health, Refusal};
 use super::audit::{Audit, Changed, Did, Wait};
 use super::control::{Control, internal};
 use super::socket::Peer;
+use super::status::partly_healthy;
 use crate::fault;
-use crate::front::Backend;
-use crate::front::endpoint::Endpoint;
 use crate::health::fresh::{Fresh, SwitchVerdict, probe_now};
 use crate::observe::metrics::SwitchResult;
 use crate::state::time::iso_millis;
@@ -23,7 +22,7 @@ impl Control {
     ///
     /// # Errors
     /// If refused; nothing has changed then.
-    pub async fn switch(
+    pub(crate) async fn switch(
         &self,
         service: &str,
         request: SwitchRequest,
@@ -147,21 +146,4 @@ fn reported(fresh: &Fresh) -> SwitchProbe {
         SwitchVerdict::Bad => SwitchProbeResult::Other,
     };
     SwitchProbe { result, took_ms: u64::try_from(fresh.took.as_millis()).unwrap_or(u64::MAX) }
-}
-
-/// A warning if only some of a backend's endpoints are healthy. `bad`: the failures of the last probe.
-pub(super) fn partly_healthy(backend: &Backend, bad: &[(String, String)]) -> Option<String> {
-    let reason = |endpoint: &Endpoint| {
-        let address = endpoint.address.to_string();
-        let fresh = bad.iter().find(|(of, _)| *of == address).map(|(_, error)| error.clone());
-        let last = || endpoint.last_probe().and_then(|probe| probe.error).unwrap_or(address);
-        fresh.or_else(|| (endpoint.health() == Health::Unhealthy).then(last))
-    };
-    let sick: Vec<String> = backend.endpoints.iter().filter_map(|endpoint| reason(endpoint)).collect();
-    let all = backend.endpoints.len();
-    if sick.is_empty() || sick.len() == all {
-        return None;
-    }
-    let well = all - sick.len();
-    Some(format!("only {well} of {all} endpoints of {} are healthy: {}", backend.name(), sick.join("; ")))
 }
