@@ -1,16 +1,13 @@
 //! Whole exchanges through the whole proxy: the bytes of a client, and the bytes of the app that answers its requests.
 //! The app must get what the client meant, and the client must get the app's response or one of uh-proxy's own.
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use uh_http1::body::Framing;
 use uh_http1::field::MAX_LEADING_LINES;
 use uh_testkit::fuzz::reference::{Demand, Message, Read, read};
-use uh_testkit::fuzz::witness::{Seen, compare};
+use uh_testkit::fuzz::witness::{Reply, Witness, compare};
 use uh_testkit::fuzz::words::{HTTP_WORDS, KNOWN_REQUESTS, REQUEST_WORDS, REQUESTS};
-use uh_testkit::wait::SOON;
 
 use crate::front_door::{self, FrontDoor};
 use crate::response::{Head, Lines};
@@ -50,67 +47,23 @@ fn seeds() -> Vec<Vec<u8>> {
     paired.chain(ANSWERS.iter().map(|answer| [get, BETWEEN, answer.as_bytes()].concat())).collect()
 }
 
-/// The app's current response, and the requests it got.
-#[derive(Default)]
-struct Case {
-    answer: Vec<u8>,
-    seen: Seen,
-}
-
-fn case() -> &'static (SocketAddr, Arc<Mutex<Case>>) {
-    static APP: OnceLock<(SocketAddr, Arc<Mutex<Case>>)> = OnceLock::new();
+/// The app, and the bytes with which it answers now.
+fn app() -> &'static (Witness, Arc<Mutex<Vec<u8>>>) {
+    static APP: OnceLock<(Witness, Arc<Mutex<Vec<u8>>>)> = OnceLock::new();
     APP.get_or_init(|| {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
-        let address = listener.local_addr().expect("it has an address");
-        let case = Arc::<Mutex<Case>>::default();
-        let of_app = Arc::clone(&case);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let case = Arc::clone(&of_app);
-                std::thread::spawn(move || serve(stream, &case));
-            }
+        let answer = Arc::<Mutex<Vec<u8>>>::default();
+        let of_app = Arc::clone(&answer);
+        let witness = Witness::answering(move |message| {
+            let bytes = lock(&of_app).clone();
+            let meant = meant_answer(&bytes, message.method == "HEAD");
+            Reply { is_whole: meant.is_some_and(|meant| meant.is_all), bytes }
         });
-        (address, case)
+        (witness, answer)
     })
 }
 
-/// Reads requests strictly, and answers each with the bytes of the case. Unless they are a whole answer, nothing can follow.
-fn serve(mut stream: TcpStream, case: &Mutex<Case>) {
-    let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
-    loop {
-        match read(&bytes) {
-            Read::Whole(message, end) => {
-                bytes.drain(..end);
-                let to_head = message.method == "HEAD";
-                let answer = {
-                    let mut case = lock(case);
-                    case.seen.messages.push(message);
-                    case.answer.clone()
-                };
-                let is_whole = matches!(meant_answer(&answer, to_head), Some(meant) if meant.is_all);
-                if stream.write_all(&answer).is_err() || !is_whole {
-                    let _ = stream.shutdown(Shutdown::Write);
-                    // Else what is still unread would reset the connection, and take the answer with it.
-                    while matches!(stream.read(&mut part), Ok(1..)) {}
-                    return;
-                }
-                continue;
-            }
-            Read::Bad(why) => {
-                lock(case).seen.bad.push(format!("{why}: {}", bytes.escape_ascii()));
-                return;
-            }
-            Read::More => {}
-        }
-        match stream.read(&mut part) {
-            Ok(0) | Err(_) => return,
-            Ok(length) => bytes.extend_from_slice(&part[..length]),
-        }
-    }
-}
-
-fn lock(case: &Mutex<Case>) -> std::sync::MutexGuard<'_, Case> {
-    case.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(answer: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    answer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn check(bytes: &[u8]) -> Result<(), String> {
@@ -121,21 +74,12 @@ fn check(bytes: &[u8]) -> Result<(), String> {
     };
     let answer = if answer.is_empty() { ANSWERS[0].as_bytes() } else { answer };
     static FRONT_DOOR: OnceLock<FrontDoor> = OnceLock::new();
-    let (app, case) = case();
-    let front_door = FRONT_DOOR.get_or_init(|| front_door::start(*app, *app));
-    *lock(case) = Case { answer: answer.to_vec(), ..Case::default() };
-    let mut client = TcpStream::connect(front_door.address).map_err(|e| format!("no connection: {e}"))?;
-    client.set_read_timeout(Some(SOON)).map_err(|e| e.to_string())?;
-    // It may close before it has read all.
-    let _ = client.write_all(sent);
-    let _ = client.shutdown(Shutdown::Write);
-    let mut answers = Vec::new();
-    if client.read_to_end(&mut answers).is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
-        return Err("it neither responds nor closes".to_owned());
-    }
-    let case = std::mem::take(&mut *lock(case));
-    compare(sent, &case.seen, Demand::Strict)?;
-    judge_answers(&answers, answer, &case.seen.messages)
+    let (witness, of_app) = app();
+    let front_door = FRONT_DOOR.get_or_init(|| front_door::start(witness.address, witness.address));
+    *lock(of_app) = answer.to_vec();
+    let (seen, answers) = witness.exchange(front_door.address, sent, None)?;
+    compare(sent, &seen, Demand::Strict)?;
+    judge_answers(&answers, answer, &seen.messages)
         .map_err(|why| format!("{why}\nthe client got: {}", answers.escape_ascii()))
 }
 

@@ -13,7 +13,7 @@ use uh_protocol::client::Client;
 use uh_protocol::request::{SwitchRequest, Switched};
 use uh_protocol::status::{BackendStatus, Status};
 use uh_protocol::{BackendName, ServiceName};
-use uh_testkit::http::Connection;
+use uh_testkit::http::get;
 use uh_testkit::judgement::{Switch, Verdict};
 use uh_testkit::load::{Group, Load, Plan, Recording, Reuse};
 use uh_testkit::process::{Finished, Process, log_to, run};
@@ -376,9 +376,7 @@ fn backends(status: &Status) -> impl Iterator<Item = &BackendStatus> {
 /// # Errors
 /// There is no whole answer.
 pub async fn ask(address: SocketAddr, path: &str) -> Result<u16> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n");
-    let mut connection = Connection::open(address).await?;
-    Ok(connection.exchange(request.as_bytes(), &mut Vec::new()).await?.status)
+    Ok(get(address, path).await?.0.status)
 }
 
 /// Fast health checks.

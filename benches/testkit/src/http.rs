@@ -136,6 +136,17 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, Failure> {
     Ok(Some((head, length)))
 }
 
+/// One request on a new connection: the head of its answer, and the body.
+///
+/// # Errors
+/// Any `Failure` but `BadStatus`, `TimedOut` and `Unidentified`. The caller sets the deadline.
+pub async fn get(target: SocketAddr, path: &str) -> Result<(Head, String), Failure> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n");
+    let mut body = Vec::new();
+    let head = Connection::open(target).await?.exchange(request.as_bytes(), &mut body).await?;
+    Ok((head, String::from_utf8_lossy(&body).into_owned()))
+}
+
 /// What a connection did while it was idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idle {

@@ -15,7 +15,7 @@ use uh_controller::runtime::{
 };
 use uh_controller::waiting::Waiting;
 
-use crate::harness::until;
+use crate::harness::{free_port, until};
 
 /// The base of the images built here: the smallest base of the project's own images. It has perl.
 pub(crate) const BASE: &str = "debian:bookworm-slim";
@@ -87,10 +87,6 @@ struct Place {
     service: String,
     runtime: Box<dyn Runtime>,
     started: RefCell<Vec<InstanceId>>,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 impl Place {

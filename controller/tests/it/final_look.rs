@@ -3,9 +3,9 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
-use crate::harness::{Ran, Stage, get, program, until};
+use crate::harness::{Ran, Stage, get, until};
 
 /// Without restarts: a killed app stays dead.
 pub(crate) const NO_RESTART: &str = "[runtime.process]\nrestart = \"no\"";
@@ -47,9 +47,7 @@ impl<'a> Held<'a> {
 
 /// Runs a command of `uh-proxy`.
 pub(crate) fn uh_proxy(stage: &Stage, args: &[&str]) -> Ran {
-    let mut command = Command::new(program("uh-proxy"));
-    command.args(args).arg("--admin-socket").arg(stage.path("run/admin.sock"));
-    Ran::of(command.output().unwrap())
+    Ran::of(stage.proxy_cli(args).output().unwrap())
 }
 
 fn outcome(stage: &Stage) -> String {

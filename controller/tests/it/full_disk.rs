@@ -27,9 +27,7 @@ fn a_rollback_on_a_full_disk_is_refused_and_names_the_uh_proxy_command() {
     let ran = stage.expect(1, &["rollback", "--to", "journal"]);
     ran.says("uh-proxy has no backend journal");
     assert!(!ran.text.contains("uh-proxy switch"), "the disk isn't the reason: {}", ran.text);
-    let mut command = Command::new(program("uh-proxy"));
-    command.args(["switch", "blue", "--service", "app", "--admin-socket"]).arg(stage.path("run/admin.sock"));
-    assert_eq!(command.status().unwrap().code(), Some(0));
+    assert_eq!(stage.proxy_cli(&["switch", "blue", "--service", "app"]).status().unwrap().code(), Some(0));
     assert_eq!(stage.served(), "blue 1.0.0");
 }
 

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use uh_controller::runtime::process::proc::ProcessIdentity;
 use uh_protocol::client::Client;
 use uh_protocol::status::{ServiceStatus, Status};
-use uh_testkit::http::{Connection, Failure};
+use uh_testkit::http::{self, Failure};
 use uh_testkit::load::{Group, Plan, Reuse};
 use uh_testkit::process::{self, Finished};
 use uh_testkit::uh_deploy::{UhDeploy, instances};
@@ -103,6 +103,11 @@ impl Stage {
         let mut command = self.deploy.command(file, args).unwrap();
         command.stdin(Stdio::null());
         command
+    }
+
+    /// A command of `uh-proxy`.
+    pub(crate) fn proxy_cli(&self, args: &[&str]) -> Command {
+        self.setup.cli(args).unwrap()
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
@@ -286,12 +291,9 @@ impl Ran {
 
 /// One request on a new connection.
 pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: app.test\r\n\r\n");
-    let mut body = Vec::new();
-    let exchange = async { Connection::open(address).await?.exchange(request.as_bytes(), &mut body).await };
-    let asked = block(async { timeout(REQUEST_TIMEOUT, exchange).await });
-    asked.unwrap_or(Err(Failure::TimedOut)).map_err(std::io::Error::other)?;
-    Ok(String::from_utf8_lossy(&body).into_owned())
+    let asked = block(async { timeout(REQUEST_TIMEOUT, http::get(address, path)).await });
+    let (_, body) = asked.unwrap_or(Err(Failure::TimedOut)).map_err(std::io::Error::other)?;
+    Ok(body)
 }
 
 /// Clients that send requests at a steady rate, and count.

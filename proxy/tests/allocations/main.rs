@@ -7,18 +7,16 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use uh_protocol::client::Client;
 use uh_proxy::config;
 use uh_proxy::run::Start;
 use uh_proxy::systemd::Inherited;
+use uh_testkit::uh_proxy::Setup;
+use uh_testkit::wait::{SOON, until_blocking};
 
 #[global_allocator]
 static COUNTING: dhat::Alloc = dhat::Alloc;
-
-/// The timeout of everything that should happen immediately.
-const SOON: Duration = Duration::from_secs(20);
 
 /// Requests before counting, to fill pools and buffers.
 const WARM_UP: u64 = 300;
@@ -198,26 +196,14 @@ fn serve(mut stream: TcpStream) {
 
 /// Runs uh-proxy in this process, with all features on, and returns its address.
 fn front_door(dir: &Path, backend: SocketAddr) -> SocketAddr {
-    let text = format!(
-        "[server]\nlisten = [\"127.0.0.1:0\"]\nmetrics = \"127.0.0.1:0\"\nthreads = 1\n\
-         admin_socket = {:?}\nstate_file = {:?}\naccess_log = {{ path = {:?}, format = \"json\" }}\n\
-         [services.app]\nactive = \"blue\"\n[services.app.health]\nenabled = false\n\
-         [services.app.backends]\nblue = {{ endpoints = [\"{backend}\"] }}\ngreen = {{ endpoints = [\"{backend}\"] }}\n",
-        dir.join("admin/admin.sock"),
-        dir.join("state.json"),
-        dir.join("access.log"),
-    );
+    let setup = Setup::new(dir, backend, backend).server("threads = 1");
+    let setup = setup.service("[services.app.health]\nenabled = false");
+    let (path, text) = (setup.config_file(), setup.config());
     let config = config::parse(&text).unwrap();
-    let start = Start { path: dir.join("uh-proxy.toml"), text, config, inherited: Inherited::default() };
+    let start = Start { path, text, config, inherited: Inherited::default() };
     thread::spawn(move || uh_proxy::run::run(start).unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let client = Client::new(dir.join("admin/admin.sock"));
-    let deadline = Instant::now() + SOON;
-    loop {
-        match runtime.block_on(client.status()) {
-            Ok(status) => return status.proxy.listen[0].parse().unwrap(),
-            Err(error) => assert!(Instant::now() < deadline, "uh-proxy doesn't answer: {error}"),
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
+    let client = Client::new(setup.socket());
+    let status = until_blocking("uh-proxy answers", || runtime.block_on(client.status()).ok()).unwrap();
+    status.proxy.listen[0].parse().unwrap()
 }

@@ -13,7 +13,7 @@ use super::Interference;
 use super::claims::{Said, Serves, of_deploy, of_recovery, of_rollback};
 use crate::faults::Outcome;
 use crate::faults::stage::{SOON, Stage, StageSetup};
-use uh_testkit::http::Connection;
+use uh_testkit::http::{Connection, get};
 use uh_testkit::process::{Process, run};
 use uh_testkit::uh_deploy::{CONFIG, UhDeploy};
 use uh_testkit::wait::free_address;
@@ -105,12 +105,8 @@ impl Sweep {
 
     /// The backend that answers through uh-proxy, which must be the active one.
     async fn serves(&self) -> Result<Serves> {
-        let mut connection = Connection::open(self.stage.address).await?;
-        let request = b"GET / HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n";
-        let mut body = Vec::new();
-        let head = connection.exchange(request, &mut body).await?;
+        let (head, text) = get(self.stage.address, "/").await?;
         ensure!(head.status == 200, "a client gets {}", head.status);
-        let text = String::from_utf8_lossy(&body).into_owned();
         let (backend, version) = text.trim().split_once(' ').context("the app's answer")?;
         let active = self.active().await?;
         ensure!(active == backend, "{active} is active, but {backend} answers");

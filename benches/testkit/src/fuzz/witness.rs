@@ -1,8 +1,8 @@
 //! A backend that parses with the reference and records what it gets, and a comparison with what was sent.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::fuzz::reference::{Demand, Message, Read, is_same, read, read_all, read_leniently};
@@ -25,18 +25,36 @@ pub struct Witness {
     seen: Arc<Mutex<Seen>>,
 }
 
+/// What the backend sends for a request.
+#[derive(Debug)]
+pub struct Reply {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Whether they are a whole response. Otherwise nothing can follow, and the backend stops sending.
+    pub is_whole: bool,
+}
+
 impl Witness {
-    /// Starts it.
+    /// Starts it. It answers each request with a short body.
     #[must_use]
     pub fn start() -> Self {
+        Self::answering(|message| {
+            let body: &[u8] = if message.method == "HEAD" { b"" } else { b"ok" };
+            let bytes = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", body].concat();
+            Reply { bytes, is_whole: true }
+        })
+    }
+
+    /// Starts it with other answers.
+    pub fn answering(answer: impl Fn(&Message) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::<Mutex<Seen>>::default();
-        let into = Arc::clone(&seen);
+        let (into, answer) = (Arc::clone(&seen), Arc::new(answer));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let into = Arc::clone(&into);
-                std::thread::spawn(move || serve(stream, &into));
+                let (into, answer) = (Arc::clone(&into), Arc::clone(&answer));
+                std::thread::spawn(move || serve(stream, &into, &*answer));
             }
         });
         Self { address, seen }
@@ -48,6 +66,23 @@ impl Witness {
     /// # Errors
     /// It doesn't answer properly.
     pub fn send(&self, target: SocketAddr, bytes: &[u8], patience: Option<Duration>) -> Result<Seen, String> {
+        let (seen, answers) = self.exchange(target, bytes, patience)?;
+        if !answers.is_empty() && !answers.starts_with(b"HTTP/1.") {
+            return Err(format!("an answer that is none: {:?}", String::from_utf8_lossy(&answers)));
+        }
+        Ok(seen)
+    }
+
+    /// The same, with what the client got.
+    ///
+    /// # Errors
+    /// It neither responds nor closes.
+    pub fn exchange(
+        &self,
+        target: SocketAddr,
+        bytes: &[u8],
+        patience: Option<Duration>,
+    ) -> Result<(Seen, Vec<u8>), String> {
         let mut stream = TcpStream::connect(target).map_err(|e| format!("no connection: {e}"))?;
         // It may close before it has read all.
         let _ = stream.write_all(bytes);
@@ -58,43 +93,39 @@ impl Witness {
         }
         stream.set_read_timeout(Some(SOON)).unwrap();
         let _ = stream.shutdown(Shutdown::Write);
-        match stream.read_to_end(&mut answers) {
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                return Err("it neither responds nor closes".to_owned());
-            }
-            _ => {}
+        if stream.read_to_end(&mut answers).is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
+            return Err("it neither responds nor closes".to_owned());
         }
-        if !answers.is_empty() && !answers.starts_with(b"HTTP/1.") {
-            return Err(format!("an answer that is none: {:?}", String::from_utf8_lossy(&answers)));
-        }
-        Ok(std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner)))
+        Ok((std::mem::take(&mut *lock(&self.seen)), answers))
     }
 }
 
-fn serve(mut stream: TcpStream, seen: &Mutex<Seen>) {
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads requests strictly, and answers each.
+fn serve(mut stream: TcpStream, seen: &Mutex<Seen>, answer: &dyn Fn(&Message) -> Reply) {
     let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
     loop {
-        loop {
-            match read(&bytes) {
-                Read::Whole(message, end) => {
-                    let body: &[u8] = if message.method == "HEAD" { b"" } else { b"ok" };
-                    seen.lock().unwrap_or_else(PoisonError::into_inner).messages.push(message);
-                    bytes.drain(..end);
-                    let answer = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", body].concat();
-                    if stream.write_all(&answer).is_err() {
-                        return;
-                    }
-                }
-                Read::More => break,
-                Read::Bad(why) => {
-                    let bad = format!("{why}: {:?}", String::from_utf8_lossy(&bytes));
-                    seen.lock().unwrap_or_else(PoisonError::into_inner).bad.push(bad);
+        match read(&bytes) {
+            Read::Whole(message, end) => {
+                bytes.drain(..end);
+                let Reply { bytes: reply, is_whole } = answer(&message);
+                lock(seen).messages.push(message);
+                if stream.write_all(&reply).is_err() || !is_whole {
+                    let _ = stream.shutdown(Shutdown::Write);
+                    // Else what is still unread would reset the connection, and take the answer with it.
+                    while matches!(stream.read(&mut part), Ok(1..)) {}
                     return;
                 }
+                continue;
             }
-            if bytes.is_empty() {
-                break;
+            Read::Bad(why) => {
+                lock(seen).bad.push(format!("{why}: {:?}", String::from_utf8_lossy(&bytes)));
+                return;
             }
+            Read::More => {}
         }
         match stream.read(&mut part) {
             Ok(0) | Err(_) => return,
