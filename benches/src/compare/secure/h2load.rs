@@ -28,7 +28,7 @@ pub fn succeeds(listener: Listener, address: SocketAddr) -> bool {
     Job::new(&Row { name: "ready", listener, ask }, address).run(1).is_ok()
 }
 
-/// What it is told.
+/// What it has to do.
 pub(super) struct Job {
     arguments: Vec<String>,
     /// Requests in flight at any time.
