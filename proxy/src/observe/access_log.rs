@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,14 +22,24 @@ use super::line::{AccessLine, Clock};
 use super::meters::Meters;
 use crate::config::{AccessLog, AccessLogFormat};
 
-/// A worker flushes its buffer when it holds this much.
-const HAND_OVER_BYTES: usize = 32 << 10;
+/// A worker flushes its buffer when it holds this much. Each hand-over wakes the writer thread, which costs as much as a
+/// few requests: once per several hundred lines.
+const HAND_OVER_BYTES: usize = 128 << 10;
+
+/// Room for the line that fills a buffer. A longer line only makes it grow.
+const LAST_LINE_BYTES: usize = 1 << 10;
+
+/// A buffer larger than this is freed when traffic is low.
+const KEPT_BYTES: usize = 16 << 10;
 
 /// How long a line may wait in a worker's buffer.
 pub const HAND_OVER_AFTER: Duration = Duration::from_millis(100);
 
-/// Buffers queued between the workers and the writer thread: 4 MiB, some 15,000 lines.
+/// Buffers queued between the workers and the writer thread.
 const QUEUE_BUFFERS: usize = 128;
+
+/// What these buffers may hold: some 15,000 lines.
+const QUEUE_BYTES: u64 = 4 << 20;
 
 /// Opening a pipe without a reader must fail, not block indefinitely.
 const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
@@ -45,19 +55,60 @@ pub struct LogLane {
     buffer: Mutex<LaneBuffer>,
     queue: SyncSender<Batch>,
     pending: Arc<Pending>,
+    spares: Arc<Spares>,
     meters: Arc<Meters>,
     worker: usize,
 }
 
 /// Lines handed to the writer thread and not written yet. What is left when the process ends is lost.
 #[derive(Debug, Default)]
-pub struct Pending(AtomicU64);
+pub struct Pending {
+    lines: AtomicU64,
+    bytes: AtomicU64,
+}
 
 impl Pending {
     /// How many there are, including the batch that is being written.
     #[must_use]
     pub fn lines(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.lines.load(Ordering::Relaxed)
+    }
+
+    /// Counts a batch. Returns whether it may be queued: what is queued has a limit.
+    fn add(&self, batch: &Batch) -> bool {
+        self.lines.fetch_add(batch.lines, Ordering::Relaxed);
+        self.bytes.fetch_add(batch.bytes.len() as u64, Ordering::Relaxed) < QUEUE_BYTES
+    }
+
+    fn subtract(&self, batch: &Batch) {
+        self.bytes.fetch_sub(batch.bytes.len() as u64, Ordering::Relaxed);
+        self.lines.fetch_sub(batch.lines, Ordering::Relaxed);
+    }
+}
+
+/// Buffers that the writer thread has emptied, for the workers to use again. Nobody waits for its lock.
+#[derive(Debug)]
+struct Spares {
+    most: usize,
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Spares {
+    /// An empty buffer.
+    fn take(&self) -> Vec<u8> {
+        self.buffers.try_lock().and_then(|mut buffers| buffers.pop()).unwrap_or_default()
+    }
+
+    /// Keeps a buffer, unless it is much larger than the traffic needs.
+    fn put(&self, mut buffer: Vec<u8>) {
+        let of_use = buffer.capacity() <= KEPT_BYTES || buffer.len() >= buffer.capacity() / 4;
+        let ordinary = buffer.capacity() <= HAND_OVER_BYTES + LAST_LINE_BYTES;
+        if let (true, Some(mut buffers)) = (of_use && ordinary, self.buffers.try_lock())
+            && buffers.len() < self.most
+        {
+            buffer.clear();
+            buffers.push(buffer);
+        }
     }
 }
 
@@ -78,6 +129,10 @@ impl LogLane {
     pub fn write(&self, line: &AccessLine<'_>) {
         let mut buffer = self.buffer.lock();
         let buffer = &mut *buffer;
+        // In one step, or a buffer that is half full would be copied to grow.
+        if buffer.bytes.len() > KEPT_BYTES && buffer.bytes.capacity() < HAND_OVER_BYTES {
+            buffer.bytes.reserve_exact(HAND_OVER_BYTES + LAST_LINE_BYTES - buffer.bytes.len());
+        }
         line.write(self.format.get(), &mut buffer.clock, &mut buffer.bytes);
         buffer.lines += 1;
         if buffer.bytes.len() >= HAND_OVER_BYTES {
@@ -90,17 +145,24 @@ impl LogLane {
         let mut buffer = self.buffer.lock();
         if !buffer.bytes.is_empty() {
             self.hand_over(&mut buffer);
+        } else if buffer.bytes.capacity() > KEPT_BYTES {
+            buffer.bytes = self.spares.take();
         }
     }
 
     fn hand_over(&self, buffer: &mut LaneBuffer) {
-        let bytes = std::mem::replace(&mut buffer.bytes, Vec::with_capacity(HAND_OVER_BYTES + 1024));
-        let lines = std::mem::take(&mut buffer.lines);
+        let bytes = std::mem::replace(&mut buffer.bytes, self.spares.take());
+        let batch = Batch { bytes, lines: std::mem::take(&mut buffer.lines) };
         // Before it is sent, or the writer thread could subtract first.
-        self.pending.0.fetch_add(lines, Ordering::Relaxed);
-        if self.queue.try_send(Batch { bytes, lines }).is_err() {
-            self.pending.0.fetch_sub(lines, Ordering::Relaxed);
-            self.meters.worker(self.worker).log_lines_lost.fetch_add(lines, Ordering::Relaxed);
+        let sent = if self.pending.add(&batch) {
+            self.queue.try_send(batch)
+        } else {
+            Err(TrySendError::Full(batch))
+        };
+        if let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = sent {
+            self.pending.subtract(&batch);
+            self.meters.worker(self.worker).log_lines_lost.fetch_add(batch.lines, Ordering::Relaxed);
+            self.spares.put(batch.bytes);
         }
     }
 }
@@ -227,16 +289,19 @@ pub fn start(config: &AccessLog, workers: usize, meters: &Arc<Meters>) -> io::Re
     let next = PendingChange { sink: Some(open(config)?), config: config.clone() };
     let log_control = LogControl { format: Arc::clone(&format), next: Arc::new(Mutex::new(next)) };
     let pending = Arc::<Pending>::default();
-    let (next, writer_meters, writer_pending) =
-        (Arc::clone(&log_control.next), Arc::clone(meters), Arc::clone(&pending));
+    let spares = Arc::new(Spares { most: workers.max(1), buffers: Mutex::default() });
+    let from =
+        Written { pending: Arc::clone(&pending), spares: Arc::clone(&spares), meters: Arc::clone(meters) };
+    let next = Arc::clone(&log_control.next);
     let writer = std::thread::Builder::new()
         .name("access-log".to_owned())
-        .spawn(move || write_all(&next, &batches, &writer_meters, &writer_pending))?;
+        .spawn(move || write_all(&next, batches, &from))?;
     let lane = |worker| LogLane {
         format: Arc::clone(&format),
         buffer: Mutex::default(),
         queue: queue.clone(),
         pending: Arc::clone(&pending),
+        spares: Arc::clone(&spares),
         meters: Arc::clone(meters),
         worker,
     };
@@ -275,7 +340,14 @@ fn open_file(path: &Path) -> io::Result<File> {
     })
 }
 
-fn write_all(next: &Mutex<PendingChange>, batches: &Receiver<Batch>, meters: &Meters, pending: &Pending) {
+/// What the writer thread reports and gives back.
+struct Written {
+    pending: Arc<Pending>,
+    spares: Arc<Spares>,
+    meters: Arc<Meters>,
+}
+
+fn write_all(next: &Mutex<PendingChange>, batches: Receiver<Batch>, from: &Written) {
     let mut failing = false;
     let mut sink = Sink::to(io::sink());
     for batch in batches {
@@ -285,8 +357,9 @@ fn write_all(next: &Mutex<PendingChange>, batches: &Receiver<Batch>, meters: &Me
             sink.look();
         }
         let (lost, error) = write_batch(&mut sink, &batch);
-        pending.0.fetch_sub(batch.lines, Ordering::Relaxed);
-        meters.worker(0).log_lines_lost.fetch_add(lost, Ordering::Relaxed);
+        from.pending.subtract(&batch);
+        from.spares.put(batch.bytes);
+        from.meters.worker(0).log_lines_lost.fetch_add(lost, Ordering::Relaxed);
         match error {
             None => failing = false,
             // Logged once per series of failures, not once per batch.
@@ -317,6 +390,11 @@ fn write_batch(sink: &mut Sink, batch: &Batch) -> (u64, Option<io::Error>) {
             Err(error) => break Some(error),
         }
     };
+    // The usual case isn't worth a look at every byte.
+    if written == batch.bytes.len() {
+        sink.torn = false;
+        return (0, error);
+    }
     let done = &batch.bytes[..written];
     sink.torn = done.last().is_some_and(|&last| last != b'\n');
     let whole = done.iter().filter(|&&byte| byte == b'\n').count() as u64;

@@ -202,16 +202,37 @@ fn write_seconds(out: &mut Vec<u8>, time: Duration) {
 }
 
 fn write_millis(out: &mut Vec<u8>, millis: u32) {
-    for divisor in [100, 10, 1] {
-        out.push(b'0' + u8::try_from(millis / divisor % 10).unwrap_or_default());
-    }
+    let digit = |divisor| b'0' + (millis / divisor % 10) as u8;
+    out.extend_from_slice(&[digit(100), digit(10), digit(1)]);
+}
+
+/// Whether no byte needs to be escaped, as in almost every field: printable ASCII without `"` and `\`. Eight bytes at a
+/// time, since it is asked about every text of every line.
+fn is_plain(text: &[u8]) -> bool {
+    const ONES: u64 = u64::MAX / 255;
+    // The high bit of each byte that is zero (and perhaps of a byte after one, which changes nothing here).
+    let zeros = |bytes: u64| bytes.wrapping_sub(ONES) & !bytes;
+    let special = |bytes: [u8; 8]| {
+        let bytes = u64::from_le_bytes(bytes);
+        let control = bytes.wrapping_sub(ONES * u64::from(b' ')) & !bytes;
+        let delete = zeros(bytes ^ (ONES * 0x7f));
+        let escaped = zeros(bytes ^ (ONES * u64::from(b'"'))) | zeros(bytes ^ (ONES * u64::from(b'\\')));
+        (bytes | control | delete | escaped) & (ONES << 7)
+    };
+    let (chunks, rest) = text.as_chunks();
+    let mut last = [b' '; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    chunks.iter().fold(special(last), |found, &chunk| found | special(chunk)) == 0
 }
 
 /// As nginx escapes variables in its logs: `"`, `\` and bytes that are not printable ASCII become `\xHH`.
 fn nginx_text(out: &mut Vec<u8>, text: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    for &byte in text {
-        if matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\' {
+    if is_plain(text) {
+        return out.extend_from_slice(text);
+    }
+    for byte in text.iter().copied() {
+        if is_plain(&[byte]) {
             out.push(byte);
         } else {
             out.extend_from_slice(&[
@@ -226,8 +247,7 @@ fn nginx_text(out: &mut Vec<u8>, text: &[u8]) {
 
 /// A JSON string. What is not UTF-8 becomes U+FFFD.
 fn json_text(out: &mut Vec<u8>, text: &[u8]) {
-    let plain = |&byte: &u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
-    if text.iter().all(plain) {
+    if is_plain(text) {
         out.push(b'"');
         out.extend_from_slice(text);
         out.push(b'"');
@@ -300,6 +320,20 @@ mod tests {
             written(AccessLogFormat::TimedCombined)
                 .starts_with(written(AccessLogFormat::Combined).trim_end())
         );
+    }
+
+    #[test]
+    fn every_byte_that_is_escaped_is_found_wherever_it_stands() {
+        for byte in 0..=u8::MAX {
+            let plain = matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+            for at in 0..17 {
+                let mut text = *b"a plain text, 17.";
+                text[at] = byte;
+                assert_eq!(is_plain(&text), plain, "{byte:#x} at {at}");
+                assert_eq!(is_plain(&text[at..]), plain, "{byte:#x} first of {}", 17 - at);
+            }
+        }
+        assert!(is_plain(b""));
     }
 
     #[test]
