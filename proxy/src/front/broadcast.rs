@@ -1,16 +1,13 @@
 //! Broadcasts shutdown and drain to every connection of a worker.
 //!
-//! A connection listens for the next broadcast from its first poll to its last.
+//! A connection listens from its first poll to its last. Only then is a lock taken: a request costs nothing.
 
-use std::future::Future as _;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::Context;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::sync::futures::OwnedNotified;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::config::{Service, TunnelsAtDrain};
@@ -68,13 +65,38 @@ impl StopDeadlines {
 pub struct Broadcast {
     stage: AtomicU8,
     timetable: OnceLock<StopDeadlines>,
-    notify: Arc<Notify>,
+    listeners: Mutex<Listeners>,
+}
+
+/// The wakers of the connections that listen, each at a place of its own.
+#[derive(Debug, Default)]
+struct Listeners {
+    wakers: Vec<Option<Waker>>,
+    free: Vec<usize>,
+}
+
+impl Listeners {
+    fn add(&mut self, waker: Waker) -> usize {
+        let place = self.free.pop().unwrap_or(self.wakers.len());
+        if place == self.wakers.len() {
+            self.wakers.push(None);
+        }
+        self.wakers[place] = Some(waker);
+        place
+    }
+
+    fn remove(&mut self, place: usize) -> Option<Waker> {
+        self.free.push(place);
+        self.wakers[place].take()
+    }
 }
 
 impl Broadcast {
     /// Wakes every connection to check its state.
     pub fn wake_all(&self) {
-        self.notify.notify_waiters();
+        // Woken without the lock, which a new connection may be waiting for.
+        let wakers: Vec<Waker> = self.listeners.lock().wakers.iter().flatten().cloned().collect();
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Begins the shutdown, and wakes every connection.
@@ -107,21 +129,22 @@ impl Broadcast {
 #[derive(Debug)]
 pub struct Subscription {
     broadcast: Arc<Broadcast>,
-    waiting: Pin<Box<OwnedNotified>>,
+    /// The place of its waker, from the first poll on.
+    place: Option<usize>,
 }
 
 impl Subscription {
-    /// For one connection. [`Subscription::poll`] must be called at every poll of its task, before it checks its state.
+    /// For one connection, which one task serves from beginning to end. [`Subscription::poll`] must be called in that task
+    /// before it checks its state for the first time.
     #[must_use]
     pub fn new(broadcast: Arc<Broadcast>) -> Self {
-        let waiting = Box::pin(Arc::clone(&broadcast.notify).notified_owned());
-        Self { broadcast, waiting }
+        Self { broadcast, place: None }
     }
 
-    /// Makes sure that the next broadcast wakes the task.
+    /// Makes sure that every broadcast from now on wakes the task.
     pub fn poll(&mut self, cx: &mut Context<'_>) {
-        while self.waiting.as_mut().poll(cx).is_ready() {
-            self.waiting = Box::pin(Arc::clone(&self.broadcast.notify).notified_owned());
+        if self.place.is_none() {
+            self.place = Some(self.broadcast.listeners.lock().add(cx.waker().clone()));
         }
     }
 
@@ -135,5 +158,56 @@ impl Subscription {
     #[must_use]
     pub fn timetable(&self) -> Option<&StopDeadlines> {
         self.broadcast.timetable.get()
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        // The waker is dropped without the lock: it may be the last of its task.
+        let waker = self.place.and_then(|place| self.broadcast.listeners.lock().remove(place));
+        drop(waker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Task(AtomicUsize);
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn every_broadcast_wakes_every_connection_that_listens_and_no_other() {
+        let broadcast = Arc::<Broadcast>::default();
+        let tasks: [Arc<Task>; 3] = Default::default();
+        let [first, second, third] = &tasks;
+        let listen = |task: &Arc<Task>| {
+            let mut subscription = Subscription::new(Arc::clone(&broadcast));
+            for _ in 0..3 {
+                subscription.poll(&mut Context::from_waker(&Waker::from(Arc::clone(task))));
+            }
+            subscription
+        };
+        let woken = || [first, second, third].map(|task| task.0.load(Ordering::Relaxed));
+        let leaves = listen(first);
+        let _stays = listen(second);
+        broadcast.wake_all();
+        broadcast.wake_all();
+        assert_eq!(woken(), [2, 2, 0]);
+        drop(leaves);
+        assert_eq!(Arc::strong_count(first), 1, "its task must not be kept");
+        let _comes = listen(third);
+        broadcast.cut();
+        assert_eq!(woken(), [2, 3, 1]);
+        assert_eq!(broadcast.listeners.lock().wakers.len(), 2, "a place is used again");
     }
 }
