@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use httparse::Header;
+
 /// More header fields than any real request has.
 pub const MAX_FIELDS: usize = 128;
 
@@ -31,6 +33,12 @@ impl Span {
             }
             _ => Self::default(),
         }
+    }
+
+    /// Where it starts.
+    #[must_use]
+    pub fn start(&self) -> usize {
+        self.start as usize
     }
 
     /// Where it ends.
@@ -193,39 +201,113 @@ impl Known {
     }
 }
 
-/// Identifies a field by its name.
+/// Identifies a field by its name. Most names are told apart by their length and first letter alone.
 #[must_use]
 pub fn classify(name: &[u8]) -> Known {
     let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
-    match name.len() {
-        2 if is("te") => Known::HopByHop,
-        4 if is("host") => Known::Host,
-        4 if is("date") => Known::Date,
-        5 if is("proxy") => Known::HopByHop,
-        6 if is("expect") => Known::Expect,
-        6 if is("server") => Known::Server,
-        7 if is("upgrade") => Known::Upgrade,
-        7 if is("referer") => Known::Referer,
-        9 if is("forwarded") => Known::Forwarded,
-        9 if is("x-real-ip") => Known::RealIp,
-        10 if is("connection") => Known::Connection,
-        10 if is("keep-alive") => Known::KeepAlive,
-        10 if is("user-agent") => Known::UserAgent,
-        10 if is("tracestate") => Known::Tracestate,
-        11 if is("traceparent") => Known::Traceparent,
-        12 if is("x-request-id") => Known::RequestId,
-        14 if is("content-length") => Known::ContentLength,
-        15 if is("x-forwarded-for") => Known::ForwardedFor,
-        15 if is("x-request-start") => Known::RequestStart,
-        16 if is("x-forwarded-host") => Known::ForwardedHost,
-        16 if is("x-forwarded-port") => Known::ForwardedPort,
-        16 if is("proxy-connection") => Known::HopByHop,
-        17 if is("x-forwarded-proto") => Known::ForwardedProto,
-        17 if is("transfer-encoding") => Known::TransferEncoding,
-        25 if is("strict-transport-security") => Known::Hsts,
-        12.. if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => Known::ForwardedOther,
+    let first = name.first().map_or(0, u8::to_ascii_lowercase);
+    match (name.len(), first) {
+        (2, b't') if is("te") => Known::HopByHop,
+        (4, b'h') if is("host") => Known::Host,
+        (4, b'd') if is("date") => Known::Date,
+        (5, b'p') if is("proxy") => Known::HopByHop,
+        (6, b'e') if is("expect") => Known::Expect,
+        (6, b's') if is("server") => Known::Server,
+        (7, b'u') if is("upgrade") => Known::Upgrade,
+        (7, b'r') if is("referer") => Known::Referer,
+        (9, b'f') if is("forwarded") => Known::Forwarded,
+        (9, b'x') if is("x-real-ip") => Known::RealIp,
+        (10, b'c') if is("connection") => Known::Connection,
+        (10, b'k') if is("keep-alive") => Known::KeepAlive,
+        (10, b'u') if is("user-agent") => Known::UserAgent,
+        (10, b't') if is("tracestate") => Known::Tracestate,
+        (11, b't') if is("traceparent") => Known::Traceparent,
+        (12, b'x') if is("x-request-id") => Known::RequestId,
+        (14, b'c') if is("content-length") => Known::ContentLength,
+        (15, b'x') if is("x-forwarded-for") => Known::ForwardedFor,
+        (15, b'x') if is("x-request-start") => Known::RequestStart,
+        (16, b'x') if is("x-forwarded-host") => Known::ForwardedHost,
+        (16, b'x') if is("x-forwarded-port") => Known::ForwardedPort,
+        (16, b'p') if is("proxy-connection") => Known::HopByHop,
+        (17, b'x') if is("x-forwarded-proto") => Known::ForwardedProto,
+        (17, b't') if is("transfer-encoding") => Known::TransferEncoding,
+        (25, b's') if is("strict-transport-security") => Known::Hsts,
+        (12.., b'x') if name[..12].eq_ignore_ascii_case(b"x-forwarded-") => Known::ForwardedOther,
         _ => Known::Other,
     }
+}
+
+/// The kinds of a head's fields, so that each is classified once. Fields beyond [`MAX_FIELDS`], which only responses have,
+/// are classified again.
+#[derive(Debug)]
+pub(crate) struct Kinds([Known; MAX_FIELDS]);
+
+impl Kinds {
+    /// Of these fields.
+    pub(crate) fn of(fields: &[Header<'_>]) -> Self {
+        let mut kinds = [Known::Other; MAX_FIELDS];
+        for (kind, field) in kinds.iter_mut().zip(fields) {
+            *kind = classify(field.name.as_bytes());
+        }
+        Self(kinds)
+    }
+
+    /// The fields with their kinds.
+    pub(crate) fn with<'k, 'f, 'b>(
+        &'k self,
+        fields: &'f [Header<'b>],
+    ) -> impl Iterator<Item = (Known, &'f Header<'b>)> + use<'k, 'f, 'b> {
+        fields.iter().enumerate().map(|(at, field)| {
+            let kind = self.0.get(at).copied();
+            (kind.unwrap_or_else(|| classify(field.name.as_bytes())), field)
+        })
+    }
+}
+
+/// Copies parts of a head to another one. What stands together in both is copied together, which is most of a head.
+#[derive(Debug)]
+pub(crate) struct Copier<'h> {
+    head: &'h [u8],
+    /// What is to be copied and hasn't been yet.
+    run: Range<usize>,
+}
+
+impl<'h> Copier<'h> {
+    /// A copier that begins with the first line of the head, up to `end`, or with nothing of it.
+    pub(crate) fn new(head: &'h [u8], end: usize) -> Self {
+        Self { head, run: 0..end }
+    }
+
+    /// Copies a field in the form in which uh-proxy writes fields.
+    pub(crate) fn field(&mut self, field: &Header<'_>, out: &mut Vec<u8>) {
+        let (name, value) = (Span::of(field.name.as_bytes(), self.head), Span::of(field.value, self.head));
+        let end = value.end() + 2;
+        let as_written = value.start() == name.end() + 2
+            && self.head.get(name.end()..value.start()) == Some(b": ".as_slice())
+            && self.head.get(value.end()..end) == Some(b"\r\n".as_slice());
+        if as_written && name.start() == self.run.end {
+            self.run.end = end;
+            return;
+        }
+        self.finish(out);
+        if as_written {
+            self.run = name.start()..end;
+        } else {
+            write_field(out, field.name.as_bytes(), field.value);
+        }
+    }
+
+    /// Copies what is left. Must be called before anything else is written.
+    pub(crate) fn finish(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.head.get(self.run.clone()).unwrap_or_default());
+        self.run = 0..0;
+    }
+}
+
+/// Where the first line of a head ends: where its first field begins.
+pub(crate) fn first_line_end(head: &[u8], fields: &[Header<'_>]) -> usize {
+    let first = fields.first().map(|field| Span::of(field.name.as_bytes(), head).start());
+    first.unwrap_or(head.len().saturating_sub(2))
 }
 
 /// The length of the longest known name plus one.
@@ -242,10 +324,31 @@ pub fn classify_folded(name: &[u8]) -> Known {
     classify(&folded[..length])
 }
 
+/// The bytes of letters, digits, and others: a lookup is all that a byte costs.
+const fn letters_digits_and(others: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = true;
+        at += 1;
+    }
+    table
+}
+
+fn all_in(bytes: &[u8], table: &[bool; 256]) -> bool {
+    bytes.iter().all(|&byte| table[usize::from(byte)])
+}
+
 /// Whether the name is unambiguous for every app: letters, digits and hyphens only.
 #[must_use]
 pub fn is_plain_name(name: &[u8]) -> bool {
-    name.iter().all(|&b| b.is_ascii_alphanumeric() || b == b'-')
+    const PLAIN: [bool; 256] = letters_digits_and(b"-");
+    all_in(name, &PLAIN)
 }
 
 /// The most names that a `Connection` field may nominate.
@@ -316,11 +419,12 @@ pub fn values<'a>(head: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = &'a [u
 /// port.
 #[must_use]
 pub fn is_host(value: &[u8]) -> bool {
+    const NAME: [bool; 256] = letters_digits_and(b"-._~%");
     let (name, port) = split_port(value);
     let bracketed = name.strip_prefix(b"[").and_then(|name| name.strip_suffix(b"]"));
     let good_name = match bracketed {
         Some(address) => address.iter().all(|&b| b.is_ascii_hexdigit() || b == b':' || b == b'.'),
-        None => name.iter().all(|&b| b.is_ascii_alphanumeric() || b"-._~%".contains(&b)),
+        None => all_in(name, &NAME),
     };
     let good_port = port.is_none_or(|port| port.len() <= 5 && port.iter().all(u8::is_ascii_digit));
     !name.is_empty() && good_name && good_port
@@ -329,7 +433,9 @@ pub fn is_host(value: &[u8]) -> bool {
 /// Splits a host into its name and its port, if it has one.
 #[must_use]
 pub fn split_port(host: &[u8]) -> (&[u8], Option<&[u8]>) {
-    let end_of_address = host.iter().rposition(|&b| b == b']').unwrap_or(0);
+    // Only an address in brackets has colons of its own.
+    let bracketed = host.first() == Some(&b'[');
+    let end_of_address = if bracketed { host.iter().rposition(|&b| b == b']').unwrap_or(0) } else { 0 };
     match host[end_of_address..].iter().position(|&b| b == b':') {
         Some(at) => (&host[..end_of_address + at], Some(&host[end_of_address + at + 1..])),
         None => (host, None),
@@ -346,10 +452,12 @@ pub fn parse_length(value: &[u8]) -> Option<u64> {
 /// A byte of a token (RFC 9110 §5.6.2).
 #[must_use]
 pub fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    const TOKEN: [bool; 256] = letters_digits_and(b"!#$%&'*+-.^_`|~");
+    TOKEN[usize::from(byte)]
 }
 
-/// Appends one header line.
+/// Appends one header line. Inlined, so that a constant name is no call.
+#[inline]
 pub fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");

@@ -3,13 +3,21 @@
 use std::mem::MaybeUninit;
 
 use super::body::Framing;
-use super::field::{self, ConnectionOptions, Known, MAX_FIELDS, Span, classify, write_field, write_number};
+use super::field::{
+    self, ConnectionOptions, Copier, Kinds, Known, MAX_FIELDS, Span, first_line_end, write_field,
+    write_number,
+};
 use super::forwarded::{self, Caller, Scheme};
 use super::policy::{Traceparent, Underscores};
 use super::trace;
 
 /// The methods that have a label; any other is `OTHER`.
 pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "OTHER"];
+
+/// The indices of those that are asked for.
+const GET: usize = 0;
+const HEAD: usize = 1;
+const OPTIONS: usize = 6;
 
 /// The longest request id that is accepted from a client.
 const MAX_REQUEST_ID_BYTES: usize = 128;
@@ -56,19 +64,19 @@ impl Method {
     /// Whether its response has no body.
     #[must_use]
     pub fn is_head(self) -> bool {
-        METHODS[self.0] == "HEAD"
+        self.0 == HEAD
     }
 
     /// Whether it only requests a representation: `GET` or `HEAD`.
     #[must_use]
     pub fn is_read(self) -> bool {
-        matches!(METHODS[self.0], "GET" | "HEAD")
+        matches!(self.0, GET | HEAD)
     }
 
     /// Whether repeating it is safe by definition (RFC 9110 §9.2.1).
     #[must_use]
     pub fn is_safe(self) -> bool {
-        matches!(METHODS[self.0], "GET" | "HEAD" | "OPTIONS")
+        matches!(self.0, GET | HEAD | OPTIONS)
     }
 }
 
@@ -85,9 +93,13 @@ impl RequestId {
     /// A new one: 128 random bits, in hexadecimal.
     #[must_use]
     pub fn make() -> Self {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let random = fastrand::u128(..).to_le_bytes();
-        Self::Made(std::array::from_fn(|at| DIGITS[usize::from(random[at / 2] >> (4 * (at % 2)) & 15)]))
+        let mut text = [0; 32];
+        let (digits, _) = text.as_chunks_mut();
+        for (digits, random) in digits.iter_mut().zip(random.as_chunks().0) {
+            *digits = hexadecimal(u32::from_le_bytes(*random));
+        }
+        Self::Made(text)
     }
 
     /// Its text.
@@ -98,6 +110,18 @@ impl RequestId {
             Self::Made(text) => text,
         }
     }
+}
+
+/// The eight hexadecimal digits of a number, the least significant first: all at once.
+fn hexadecimal(number: u32) -> [u8; 8] {
+    const ONES: u64 = u64::MAX / 255;
+    // Each digit's four bits to a byte of their own.
+    let mut digits = u64::from(number);
+    digits = (digits | digits << 16) & 0x0000_ffff_0000_ffff;
+    digits = (digits | digits << 8) & 0x00ff_00ff_00ff_00ff;
+    digits = (digits | digits << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    let letters = ((digits + 6 * ONES) >> 4) & ONES;
+    (digits + u64::from(b'0') * ONES + letters * u64::from(b'a' - b'0' - 10)).to_le_bytes()
 }
 
 /// The relevant parts of a request; texts are spans of its head.
@@ -259,7 +283,8 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
     };
     let method_text = request.method.unwrap_or_default();
     let target = request.path.unwrap_or_default();
-    let facts = read_fields(request.headers, version, caller.headers.underscores)?;
+    let kinds = Kinds::of(request.headers);
+    let facts = read_fields(request.headers, &kinds, version, caller.headers.underscores)?;
     let (authority, path) = split_target(method_text, target, caller)?;
     let host = host(authority, facts.host, version)?;
     let framing = match (facts.chunked, facts.length) {
@@ -298,13 +323,20 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         referer: Span::of(facts.referer, head),
     };
     out.reserve(head.len() + 320);
-    // RFC 9112 §3.2.1: an empty path is sent as "/".
-    let slash: &[u8] = if path.starts_with('?') { b"/" } else { b"" };
-    for part in [method_text.as_bytes(), b" ", slash, path.as_bytes(), b" HTTP/1.1\r\n"] {
-        out.extend_from_slice(part);
+    let mut copier = write_line(head, request.headers, &understood, (method_text, target, path), out);
+    match request.headers.first() {
+        Some(field) if field.name == "Host" && authority.is_none() => copier.field(field, out),
+        _ => {
+            copier.finish(out);
+            write_field(out, b"Host", host);
+        }
     }
-    write_field(out, b"Host", host);
-    write_fields(request.headers, &facts, &understood, caller, out);
+    for (kind, field) in kinds.with(request.headers) {
+        if keeps(kind, field.name.as_bytes(), &facts, &understood, caller) {
+            copier.field(field, out);
+        }
+    }
+    copier.finish(out);
     write_framing(&understood, out);
     let client = (understood.client_address(head, caller.text), understood.scheme);
     forwarded::write(request.headers, caller, client, host, out);
@@ -347,13 +379,14 @@ fn told_client<'a>(fields: &[httparse::Header<'a>], caller: &Caller<'_>) -> Opti
 
 fn read_fields<'a>(
     fields: &[httparse::Header<'a>],
+    kinds: &Kinds,
     version: Version,
     underscores: Underscores,
 ) -> Result<HeadFields<'a>, BadRequest> {
     let mut facts = HeadFields::default();
-    for field in fields {
+    for (kind, field) in kinds.with(fields) {
         let value = field.value;
-        match classify(field.name.as_bytes()) {
+        match kind {
             Known::Host if facts.host.is_some() => {
                 return Err(BadRequest::Malformed("more than one Host field"));
             }
@@ -398,27 +431,47 @@ fn read_fields<'a>(
     Ok(facts)
 }
 
-fn write_fields(
+/// Writes the request line, or lets it be copied together with the fields that follow, if it stays as it is.
+fn write_line<'h>(
+    head: &'h [u8],
     fields: &[httparse::Header<'_>],
+    request: &RequestHead,
+    (method, target, path): (&str, &str, &str),
+    out: &mut Vec<u8>,
+) -> Copier<'h> {
+    const REST: &[u8] = b" HTTP/1.1\r\n";
+    let end = first_line_end(head, fields);
+    // RFC 9112 §3.2.1: an empty path is sent as "/".
+    let empty = path.starts_with('?');
+    let stays = request.version != Version::Http10 && path.len() == target.len() && !empty;
+    let written = end == method.len() + 1 + target.len() + REST.len() && head[..end].ends_with(REST);
+    if stays && written {
+        return Copier::new(head, end);
+    }
+    let slash: &[u8] = if empty { b"/" } else { b"" };
+    for part in [method.as_bytes(), b" ", slash, path.as_bytes(), REST] {
+        out.extend_from_slice(part);
+    }
+    Copier::new(head, 0)
+}
+
+/// Whether the backend gets a field.
+fn keeps(
+    kind: Known,
+    name: &[u8],
     facts: &HeadFields<'_>,
     request: &RequestHead,
     caller: &Caller<'_>,
-    out: &mut Vec<u8>,
-) {
-    for field in fields {
-        let name = field.name.as_bytes();
-        let keep = match classify(name) {
-            Known::Expect => request.expects_continue,
-            // A tracestate is invalid without its traceparent (Trace Context §3.3).
-            Known::Traceparent | Known::Tracestate => facts.trace == Trace::Valid,
-            Known::RequestStart => caller.request_start.is_none(),
-            Known::Other => field::is_plain_name(name) || passes_folded(name, caller.headers.underscores),
-            known => known.is_end_to_end(),
-        };
-        if keep && !facts.connection.nominates(name) {
-            write_field(out, name, field.value);
-        }
-    }
+) -> bool {
+    let keep = match kind {
+        Known::Expect => request.expects_continue,
+        // A tracestate is invalid without its traceparent (Trace Context §3.3).
+        Known::Traceparent | Known::Tracestate => facts.trace == Trace::Valid,
+        Known::RequestStart => caller.request_start.is_none(),
+        Known::Other => field::is_plain_name(name) || passes_folded(name, caller.headers.underscores),
+        known => known.is_end_to_end(),
+    };
+    keep && !facts.connection.nominates(name)
 }
 
 /// Whether a field may be forwarded although some apps can't distinguish its name from one with hyphens.

@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use super::body::Framing;
 use super::date;
-use super::field::{self, ConnectionOptions, Known, MAX_FIELDS, classify, tokens, write_field, write_number};
+use super::field::{
+    self, ConnectionOptions, Copier, Kinds, Known, MAX_FIELDS, first_line_end, tokens, write_field,
+    write_number,
+};
 use super::policy::ServerField;
 use super::request::{RequestHead, Version};
 
@@ -131,7 +134,8 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
         return Err(BadResponse("the status is out of range"));
     }
     let http11 = response.version == Some(1);
-    let facts = read_fields(response.headers)?;
+    let kinds = Kinds::of(response.headers);
+    let facts = read_fields(response.headers, &kinds)?;
     let asked = to.upgrade.is_some_and(|asked| facts.upgrade.eq_ignore_ascii_case(asked.as_bytes()));
     if status == 101 && !(asked && facts.connection.upgrade) {
         return Err(BadResponse("switched protocols without being asked"));
@@ -162,12 +166,8 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
         return Ok(understood);
     }
     out.reserve(head.len() + 96);
-    out.extend_from_slice(b"HTTP/1.1 ");
-    write_number(out, u64::from(status));
-    out.push(b' ');
-    out.extend_from_slice(response.reason.unwrap_or_default().as_bytes());
-    out.extend_from_slice(b"\r\n");
-    write_fields(response.headers, &facts, to, &understood, out);
+    let copier = write_line(head, &response, out);
+    write_fields(kinds.with(response.headers), copier, &facts, to, &understood, out);
     if !understood.is_interim() {
         write_connection(to, &facts, &understood, out);
     }
@@ -188,10 +188,10 @@ fn parse<'h, 'b>(
     }
 }
 
-fn read_fields<'a>(fields: &[httparse::Header<'a>]) -> Result<HeadFields<'a>, BadResponse> {
+fn read_fields<'a>(fields: &[httparse::Header<'a>], kinds: &Kinds) -> Result<HeadFields<'a>, BadResponse> {
     let mut facts = HeadFields::default();
-    for field in fields {
-        match classify(field.name.as_bytes()) {
+    for (kind, field) in kinds.with(fields) {
+        match kind {
             Known::ContentLength => {
                 let length =
                     field::parse_length(field.value).ok_or(BadResponse("malformed Content-Length"))?;
@@ -238,8 +238,28 @@ fn framing(status: u16, request: &RequestHead, facts: &HeadFields<'_>) -> Result
     }
 }
 
-fn write_fields(
-    fields: &[httparse::Header<'_>],
+/// Writes the status line, or lets it be copied together with the fields that follow, if it stays as it is.
+fn write_line<'h>(head: &'h [u8], response: &httparse::Response<'_, '_>, out: &mut Vec<u8>) -> Copier<'h> {
+    const VERSION: &[u8] = b"HTTP/1.1 ";
+    let reason = response.reason.unwrap_or_default();
+    let end = first_line_end(head, response.headers);
+    if head.starts_with(VERSION)
+        && end == VERSION.len() + 4 + reason.len() + 2
+        && head[..end].ends_with(b"\r\n")
+    {
+        return Copier::new(head, end);
+    }
+    out.extend_from_slice(VERSION);
+    write_number(out, u64::from(response.code.unwrap_or_default()));
+    out.push(b' ');
+    out.extend_from_slice(reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    Copier::new(head, 0)
+}
+
+fn write_fields<'f, 'b: 'f>(
+    fields: impl Iterator<Item = (Known, &'f httparse::Header<'b>)>,
+    mut copier: Copier<'_>,
     facts: &HeadFields<'_>,
     to: Recipient<'_>,
     response: &ResponseHead,
@@ -248,9 +268,9 @@ fn write_fields(
     // RFC 9110 §8.6 and RFC 9112 §6.1: neither of the two in a 1xx or a 204.
     let no_framing = response.status < 200 || response.status == 204;
     let mut length_written = false;
-    for field in fields {
+    for (kind, field) in fields {
         let name = field.name.as_bytes();
-        let keep = match classify(name) {
+        let keep = match kind {
             Known::Connection | Known::KeepAlive | Known::HopByHop => false,
             // RFC 9112 §6.1: never together with a coding, even if no body follows.
             Known::ContentLength => {
@@ -265,9 +285,10 @@ fn write_fields(
             _ => !facts.connection.nominates(name),
         };
         if keep {
-            write_field(out, name, field.value);
+            copier.field(field, out);
         }
     }
+    copier.finish(out);
     if response.coding == Coding::Chunk {
         write_field(out, b"Transfer-Encoding", b"chunked");
     }
