@@ -21,7 +21,7 @@ pub(super) fn command(stage: &ProxyInputs<'_>, log: Log) -> Result<Command> {
     let dir = stage.dir.display();
     let log = match (stage.terms.access_log, log) {
         (false, _) => "off".to_owned(),
-        (true, Log::InBatches) => format!("{dir}/access.log combined buffer=32k flush=100ms"),
+        (true, Log::InBatches) => format!("{dir}/access.log combined buffer=128k flush=100ms"),
         (true, Log::ByLine) => format!("{dir}/access.log combined"),
     };
     let mut text = format!(
