@@ -52,7 +52,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        soon("a write", self.stream.write_all(bytes.as_ref())).await.unwrap();
+        let stream = &mut self.stream;
+        let write = async {
+            stream.write_all(bytes.as_ref()).await?;
+            // What a full socket doesn't accept waits in TLS until it is flushed.
+            stream.flush().await
+        };
+        soon("a write", write).await.unwrap();
     }
 
     /// Sends a `GET` and reads the response.
