@@ -1,7 +1,7 @@
 //! TLS for clients: choosing a certificate by host, the handshake, and reloading certificates while running.
 //!
 //! ```text
-//! accept ─▶ connection slot ─▶ handshake ─▶ ClientStream ─▶ the same exchanges as over plain HTTP
+//! accept ─▶ connection slot ─▶ handshake ─▶ TLS stream ─▶ the same exchanges as over plain HTTP
 //!                                  ▲
 //!     Server: TLS settings ────────┤
 //!     Names: certificates by host ─┘◀── certificate files, read again when they change
@@ -11,7 +11,7 @@
 //! protocols on offer. Certificates from other sources than files become [`Certificate`]s and go to [`Server::install`].
 //!
 //! In reading order: [`certificate`], `der`, [`names`], [`server`], [`handshake`], [`pending`], [`failure`],
-//! [`stream`], [`watch`].
+//! [`watch`].
 
 pub mod certificate;
 mod der;
@@ -21,7 +21,6 @@ pub mod names;
 pub mod pending;
 mod reloads;
 pub mod server;
-pub mod stream;
 pub mod watch;
 
 pub use certificate::Certificate;

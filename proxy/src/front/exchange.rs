@@ -9,8 +9,8 @@ use super::answer::{Answer, Form};
 use super::broadcast::StopStage;
 use super::bypass::{Pass, pass};
 use super::challenge;
-use super::client;
-use super::connection::{AfterExchange, Connection};
+use super::client::{Client, ClientLink};
+use super::connection::AfterExchange;
 use super::error_answer::ErrorAnswer;
 use super::pool::millis;
 use super::pump::Pump;
@@ -25,6 +25,7 @@ use crate::observe::termination::Termination;
 use uh_http1::body::Framing;
 use uh_http1::prefix;
 use uh_http1::request::{RequestHead, is_websocket, write_upgrade};
+use uh_http1::response::Coding;
 use uh_switching::Maintenance;
 
 /// nginx's status for a client that left before it was answered. Only seen in the log and the counters.
@@ -38,32 +39,32 @@ const DELIVERY_TIME: Duration = Duration::from_millis(250);
 const DELIVERY_LOOK: Duration = Duration::from_millis(5);
 
 /// Runs one exchange, then logs and counts it.
-pub async fn run(conn: &mut Connection, request: RequestHead) -> AfterExchange {
+pub async fn run<L: ClientLink>(client: &mut Client<L>, request: RequestHead) -> AfterExchange {
     let mut record = ExchangeRecord::new();
-    if let Some(proof) = challenge::of(conn, &request) {
-        return Box::pin(challenge::answer(conn, &request, &mut record, &proof)).await;
+    if let Some(proof) = challenge::of(client, &request) {
+        return Box::pin(challenge::answer(client, &request, &mut record, &proof)).await;
     }
-    let mut lease = match enter(conn, &request) {
+    let mut lease = match enter(client, &request) {
         Entry::Open(lease) => {
-            if let Some(next) = redirected(conn, &request, &mut record, &lease.owner().service).await {
+            if let Some(next) = redirected(client, &request, &mut record, &lease.owner().service).await {
                 return next;
             }
             lease
         }
-        Entry::Nowhere => return no_route(conn, &request, &mut record).await,
+        Entry::Nowhere => return no_route(client, &request, &mut record).await,
         Entry::Closed(service, maintenance) => {
-            if let Some(next) = redirected(conn, &request, &mut record, &service).await {
+            if let Some(next) = redirected(client, &request, &mut record, &service).await {
                 return next;
             }
-            let through = pass_through(conn, &request, &service);
+            let through = pass_through(client, &request, &service);
             let Some((pass, lease)) = through else {
-                return closed(conn, &request, &mut record, &service, &maintenance).await;
+                return closed(client, &request, &mut record, &service, &maintenance).await;
             };
             record.health_in_maintenance = pass == Pass::Health;
             lease
         }
     };
-    let next = forward(conn, &request, &mut record, &mut lease).await;
+    let next = forward(client, &request, &mut record, &mut lease).await;
     let info = lease.owner();
     let meters = info.meters.lane(lease.worker());
     // A tunnel may last for days: its duration is the time until it was open.
@@ -72,18 +73,18 @@ pub async fn run(conn: &mut Connection, request: RequestHead) -> AfterExchange {
     if matches!(record.termination, Termination::Drain | Termination::Stop) {
         meters.was_cut();
     }
-    record.log(conn, &request, Some(&info.service), Some(&info.backend));
+    record.log(client, &request, Some(&info.service), Some(&info.backend));
     next
 }
 
-fn enter(conn: &Connection, request: &RequestHead) -> Entry {
-    let Some(scratch) = &conn.scratch else { return Entry::Nowhere };
+fn enter<L: ClientLink>(client: &Client<L>, request: &RequestHead) -> Entry {
+    let Some(scratch) = &client.scratch else { return Entry::Nowhere };
     let head = scratch.request_head();
-    conn.worker.board.enter(request.host.of_head(head), request.path.of_head(head), conn.worker.index)
+    client.worker.board.enter(request.host.of_head(head), request.path.of_head(head), client.worker.index)
 }
 
-async fn no_route(
-    conn: &mut Connection,
+async fn no_route<L: ClientLink>(
+    client: &mut Client<L>,
     request: &RequestHead,
     record: &mut ExchangeRecord,
 ) -> AfterExchange {
@@ -94,15 +95,15 @@ async fn no_route(
         broken: None,
         reason: None,
     };
-    let next = refuse(conn, request, record, &refusal, request_is_read(request)).await;
-    conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
-    record.log(conn, request, None, None);
+    let next = refuse(client, request, record, &refusal, request_is_read(request)).await;
+    client.worker.meters.worker(client.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
+    record.log(client, request, None, None);
     next
 }
 
 /// Redirects the request if its service asks for that. No backend is involved.
-async fn redirected(
-    conn: &mut Connection,
+async fn redirected<L: ClientLink>(
+    client: &mut Client<L>,
     request: &RequestHead,
     record: &mut ExchangeRecord,
     service: &Service,
@@ -110,25 +111,29 @@ async fn redirected(
     if !service.redirects() {
         return None;
     }
-    let redirect = redirect::of(conn, request, service)?;
-    let next = Box::pin(redirect::answer(conn, request, record, &redirect)).await;
-    conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
-    record.log(conn, request, Some(service), None);
+    let redirect = redirect::of(client, request, service)?;
+    let next = Box::pin(redirect::answer(client, request, record, &redirect)).await;
+    client.worker.meters.worker(client.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
+    record.log(client, request, Some(service), None);
     Some(next)
 }
 
 /// A lease on the active backend of a service in maintenance, for a request that bypasses it.
-fn pass_through(conn: &Connection, request: &RequestHead, service: &Service) -> Option<(Pass, Lease)> {
-    let head = conn.scratch.as_ref()?.request_head();
+fn pass_through<L: ClientLink>(
+    client: &Client<L>,
+    request: &RequestHead,
+    service: &Service,
+) -> Option<(Pass, Lease)> {
+    let head = client.scratch.as_ref()?.request_head();
     let is_read = request.method.is_read();
-    let client = request.client_address(head, &conn.address);
-    let pass = pass(service, head, is_read, request.path.of_head(head), client)?;
-    Some((pass, pick(conn, request)?))
+    let address = request.client_address(head, &client.address);
+    let pass = pass(service, head, is_read, request.path.of_head(head), address)?;
+    Some((pass, pick(client, request)?))
 }
 
 /// Answers for a service in maintenance, without involving a backend.
-async fn closed(
-    conn: &mut Connection,
+async fn closed<L: ClientLink>(
+    client: &mut Client<L>,
     request: &RequestHead,
     record: &mut ExchangeRecord,
     service: &Service,
@@ -143,36 +148,36 @@ async fn closed(
         maintenance: true,
         ..Answer::default()
     };
-    let next = send_answer(conn, request, record, answer, request_is_read(request)).await;
-    conn.worker.meters.worker(conn.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
-    record.log(conn, request, Some(service), None);
+    let next = send_answer(client, request, record, answer, request_is_read(request)).await;
+    client.worker.meters.worker(client.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
+    record.log(client, request, Some(service), None);
     next
 }
 
 /// Forwards the request and relays the response. `lease` is the lease on the activation that finally answered.
-async fn forward(
-    conn: &mut Connection,
+async fn forward<L: ClientLink>(
+    client: &mut Client<L>,
     request: &RequestHead,
     record: &mut ExchangeRecord,
     lease: &mut Lease,
 ) -> AfterExchange {
     let most = lease.owner().service.limits.body_bytes;
-    conn.body_rate = lease.owner().service.limits.min_body_rate;
+    client.body_rate = lease.owner().service.limits.min_body_rate;
     if let (Framing::Length(length), Some(most)) = (request.framing, most)
         && length > most
     {
         let refusal = ExchangeFailure::Client(Termination::TooLarge).refusal();
-        return refuse(conn, request, record, &refusal, false).await;
+        return refuse(client, request, record, &refusal, false).await;
     }
-    let mut relay = begin(conn, request, lease, record.started);
+    let mut relay = begin(client, request, lease, record.started);
     relay.up.limit_body(most);
-    let answered = match reach(conn, request, lease, &mut relay, record).await {
+    let answered = match reach(client, request, lease, &mut relay, record).await {
         Ok(answered) => answered,
         Err(refusal) => {
             note_broken(record, lease, &refusal, refusal.broken);
             let read = relay.request_done() || request_is_read(request);
-            give_back(conn, relay);
-            return refuse(conn, request, record, &refusal, read).await;
+            give_back(client, relay);
+            return refuse(client, request, record, &refusal, read).await;
         }
     };
     let Answered { mut upstream, response, body } = answered;
@@ -181,15 +186,15 @@ async fn forward(
     relay.down.begin_body(response.framing, response.coding, body);
     if response.is_tunnel() {
         lease.becomes_tunnel();
-        let websocket = allowed_upgrade(request, conn_head(conn), lease).is_some_and(is_websocket);
+        let websocket = allowed_upgrade(request, client.request_head(), lease).is_some_and(is_websocket);
         relay.becomes_tunnel(if websocket { Protocol::WebSocket } else { Protocol::Other });
     }
     let mut around = RelayContext {
-        client: &mut conn.client,
+        client: &mut client.link,
         upstream: &mut upstream.stream,
         lease,
-        subscription: &mut conn.subscription,
-        timer: &mut conn.timer,
+        subscription: &mut client.subscription,
+        timer: &mut client.timer,
     };
     // A client that got a final answer instead of "100 Continue" may send no body at all: don't wait for it.
     let awaited = !request.expects_continue || relay.up.body_sent() > 0;
@@ -210,9 +215,9 @@ async fn forward(
             note_broken(record, lease, &refusal, broken);
         }
         let last_words = relay.last_words();
-        give_back(conn, relay);
+        give_back(client, relay);
         if let Some(frame) = last_words {
-            return if conn.send(frame).await.is_ok() {
+            return if client.send(b"", frame).await.is_ok() {
                 AfterExchange::Linger
             } else {
                 AfterExchange::Abandon
@@ -220,7 +225,7 @@ async fn forward(
         }
         // Before the first byte, the client can be sent an error. After it, a truncated response must look truncated.
         return match untold {
-            true => refuse(conn, request, record, &refusal, false).await,
+            true => refuse(client, request, record, &refusal, false).await,
             false if response.ends_with_connection() && !response.is_tunnel() => AfterExchange::Reset,
             false => AfterExchange::Abandon,
         };
@@ -229,33 +234,33 @@ async fn forward(
     release(lease, upstream, &response, &mut relay);
     let request_done = relay.request_done();
     let ended = relay.client_ended();
-    if ended && !response.is_tunnel() && !is_delivered(conn).await {
+    if ended && !response.is_tunnel() && !is_delivered(client).await {
         record.termination = Termination::ClientGone;
         if relay.client_ended_first() {
             record.status = CLIENT_GONE;
         }
-        give_back(conn, relay);
+        give_back(client, relay);
         return AfterExchange::Close;
     }
-    give_back(conn, relay);
+    give_back(client, relay);
     match (response.is_tunnel(), request_done) {
         // A tunnel has ended, or the response is complete before the request, whose rest isn't wanted any more.
         (true, _) | (false, false) => AfterExchange::Linger,
-        (false, true) if response.client_keep_alive && (!ended || conn.input.is_some()) => {
+        (false, true) if response.client_keep_alive && (!ended || client.input.is_some()) => {
             AfterExchange::KeepAlive
         }
         // The client has closed its sending side, so none of its data could cause a reset.
-        (false, true) if request.is_last && conn.input.is_none() => AfterExchange::Close,
+        (false, true) if request.is_last && client.input.is_none() => AfterExchange::Close,
         (false, true) => AfterExchange::Linger,
     }
 }
 
 /// Whether a client that has closed its sending side has received its response. A client that has left resets the
 /// connection at the first byte; one that still reads acknowledges it.
-async fn is_delivered(conn: &mut Connection) -> bool {
+async fn is_delivered<L: ClientLink>(client: &mut Client<L>) -> bool {
     let deadline = Instant::now() + DELIVERY_TIME;
     loop {
-        if let Some(delivered) = client::has_taken_all(&conn.client) {
+        if let Some(delivered) = client.link.has_taken_all() {
             return delivered;
         }
         if Instant::now() >= deadline {
@@ -285,45 +290,40 @@ fn note_broken(record: &mut ExchangeRecord, lease: &Lease, refusal: &ErrorAnswer
 }
 
 /// Both directions, before the first byte. The request head and the first part of its body are sent in one write.
-fn begin(conn: &mut Connection, request: &RequestHead, lease: &Lease, now: Instant) -> Relay {
-    let input = conn.input.take();
-    let (mut up, mut down) = conn.scratch.as_mut().map_or_else(Default::default, |scratch| {
+fn begin<L: ClientLink>(client: &mut Client<L>, request: &RequestHead, lease: &Lease, now: Instant) -> Relay {
+    let input = client.input.take();
+    let (mut up, mut down) = client.scratch.as_mut().map_or_else(Default::default, |scratch| {
         (std::mem::take(scratch.upstream()), std::mem::take(scratch.response()))
     });
     if let Some(stripped) = lease.owner().service.stripped_prefix() {
         prefix::strip(&mut up, stripped.as_bytes());
     }
-    if let Some(protocol) = allowed_upgrade(request, conn_head(conn), lease) {
+    if let Some(protocol) = allowed_upgrade(request, client.request_head(), lease) {
         write_upgrade(protocol.as_bytes(), &mut up);
     }
     down.clear();
-    let mut relay =
-        Relay::new(Pump::new(up, request.framing, input), Pump::new(down, Framing::None, None), now);
-    if conn.tls.is_some() {
-        relay.up.set_layered();
-        relay.down.set_layered();
-    }
-    relay
-}
-
-fn conn_head(conn: &Connection) -> &[u8] {
-    conn.scratch.as_ref().map_or(&[], |scratch| scratch.request_head())
+    let (framing, coding) = L::request_body(request);
+    Relay::new(
+        Pump::new(up, framing, coding, input),
+        Pump::new(down, Framing::None, Coding::AsItIs, None),
+        now,
+    )
 }
 
 /// Returns to the connection what the relay borrowed: memory, and bytes read past the request.
-fn give_back(conn: &mut Connection, relay: Relay) {
+fn give_back<L: ClientLink>(client: &mut Client<L>, relay: Relay) {
     let (input, up) = relay.up.into_parts();
     let (_, down) = relay.down.into_parts();
-    conn.input = input;
-    if let Some(scratch) = &mut conn.scratch {
+    client.input = input;
+    if let Some(scratch) = &mut client.scratch {
         *scratch.upstream() = up;
         *scratch.response() = down;
     }
 }
 
 /// Answers instead of the backend.
-async fn refuse(
-    conn: &mut Connection,
+async fn refuse<L: ClientLink>(
+    client: &mut Client<L>,
     request: &RequestHead,
     record: &mut ExchangeRecord,
     refusal: &ErrorAnswer,
@@ -339,20 +339,20 @@ async fn refuse(
         record.status = 200;
     }
     let answer = Answer { status: record.status, detail: refusal.detail, ..Answer::default() };
-    send_answer(conn, request, record, answer, request_read).await
+    send_answer(client, request, record, answer, request_read).await
 }
 
 /// Sends one of uh-proxy's own answers, in the form that the client prefers.
-pub(super) async fn send_answer(
-    conn: &mut Connection,
+pub(super) async fn send_answer<L: ClientLink>(
+    client: &mut Client<L>,
     request: &RequestHead,
     record: &mut ExchangeRecord,
     answer: Answer<'_>,
     request_read: bool,
 ) -> AfterExchange {
-    let Some(scratch) = &conn.scratch else { return AfterExchange::Close };
+    let Some(scratch) = &client.scratch else { return AfterExchange::Close };
     let head = scratch.request_head();
-    let stopping = conn.subscription.stage() != StopStage::Running;
+    let stopping = client.subscription.stage() != StopStage::Running;
     let cut = matches!(record.termination, Termination::Drain | Termination::Stop);
     let keep_alive = request_read && request.keep_alive && !stopping && !cut;
     let mut out = Vec::with_capacity(512);
@@ -361,11 +361,11 @@ pub(super) async fn send_answer(
         keep_alive,
         head_only: request.method.is_head(),
         form: Form::preferred(head),
-        hsts: conn.settings.hsts(request.scheme),
+        hsts: client.settings.hsts(request.scheme),
         ..answer
     };
-    record.bytes = answer.write(&conn.settings.pages, &mut out);
-    match conn.send(&out).await {
+    record.bytes = answer.write(&client.settings.pages, &mut out);
+    match client.send_answer(&out, record.bytes).await {
         Ok(()) if keep_alive => AfterExchange::KeepAlive,
         Ok(()) => AfterExchange::Linger,
         Err(_) => AfterExchange::Close,

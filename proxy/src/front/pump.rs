@@ -4,13 +4,13 @@
 //! buffer only while there are bytes in it. Two pumps over the same two streams, polled by one task, are a full-duplex
 //! relay without locks or channels. Only the beginning of a large body goes through user memory: see [`splice`].
 
+pub mod ends;
+
 use std::future::Future as _;
-use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::io;
 use std::task::{Context, Poll, ready};
 
-use pingora::protocols::Stream;
-use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use ends::{Parts, PumpSink, PumpSource};
 
 use super::splice::{self, Splice};
 use super::websocket::Frames;
@@ -51,8 +51,8 @@ const TURN_BYTES: u64 = 128 << 10;
 /// The end of a chunk that uh-proxy writes.
 const CHUNK_END: &[u8] = b"\r\n";
 
-/// The end of a chunked body that uh-proxy writes.
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+/// The last chunk that uh-proxy writes. Trailers and an empty line follow.
+const LAST_CHUNK: &[u8] = b"0\r\n";
 
 /// One direction of an exchange.
 #[derive(Debug)]
@@ -72,10 +72,12 @@ pub struct Pump {
     splice: Option<Box<Splice>>,
     /// Whether a splice was attempted. It is attempted once.
     splice_sought: bool,
-    /// One of the ends is no plain socket: see [`Pump::set_layered`].
-    layered: bool,
-    /// Something was written to such an end since it was last flushed.
+    /// What was written may still wait at the sink, to be flushed.
     unflushed: bool,
+    /// The message ends with this body. Not while only interim heads are moved: the response is still to come.
+    ends: bool,
+    /// The trailers, with the empty line after them, for a sink that wants them apart from the content.
+    trailers: Vec<u8>,
     /// How many bytes at the front of the buffer may be written.
     cleared: usize,
     /// What is written after those bytes.
@@ -95,7 +97,7 @@ pub struct Pump {
 impl Pump {
     /// A pump that sends `head`, then a body of this framing, of which `buffer` may hold the first part.
     #[must_use]
-    pub fn new(head: Vec<u8>, framing: Framing, buffer: Option<Buffer>) -> Self {
+    pub fn new(head: Vec<u8>, framing: Framing, coding: Coding, buffer: Option<Buffer>) -> Self {
         Self {
             head,
             head_sent: 0,
@@ -103,12 +105,13 @@ impl Pump {
             frames: None,
             ending: false,
             most: u64::MAX,
-            coding: Coding::AsItIs,
+            coding,
             buffer,
             splice: None,
             splice_sought: false,
-            layered: false,
             unflushed: false,
+            ends: false,
+            trailers: Vec::new(),
             cleared: 0,
             tail: b"",
             taken: 0,
@@ -118,12 +121,6 @@ impl Pump {
             #[cfg(test)]
             shifted: 0,
         }
-    }
-
-    /// One of its ends is no plain socket but a layer of TLS on one. No byte may go past it, and what it has taken may
-    /// still be with it: it is written only when it is flushed.
-    pub fn set_layered(&mut self) {
-        self.layered = true;
     }
 
     /// Fails as soon as more content than this has arrived, and sends nothing beyond it. `None`: no limit.
@@ -186,6 +183,7 @@ impl Pump {
         self.buffer = buffer;
         self.splice_sought = false;
         self.cleared = 0;
+        self.ends = true;
     }
 
     /// From now on, WebSocket frames are moved.
@@ -203,6 +201,11 @@ impl Pump {
     pub fn may_add_frame(&self) -> bool {
         self.is_flushed()
             && self.frames.as_ref().is_some_and(|frames| frames.at_boundary() && !frames.closed())
+    }
+
+    /// The trailers, if the sink wants them.
+    fn trailers(&self) -> &[u8] {
+        self.trailers.strip_suffix(b"\r\n").unwrap_or_default()
     }
 
     fn is_at_its_end(&self) -> bool {
@@ -230,17 +233,18 @@ impl Pump {
     ///
     /// # Errors
     /// See [`PumpError`]. What was read before the error has been written or is lost.
-    pub fn poll(
+    pub fn poll<F: PumpSource, T: PumpSink>(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut Stream,
-        to: &mut Stream,
+        from: &mut F,
+        to: &mut T,
     ) -> Poll<Result<(), PumpError>> {
         let turn_ends = self.taken + TURN_BYTES;
         loop {
             self.clear()?;
             ready!(self.poll_write(cx, to)).map_err(PumpError::Write)?;
             if self.is_at_its_end() {
+                ready!(self.poll_end(cx, to)).map_err(PumpError::Write)?;
                 self.splice = None;
                 return Poll::Ready(Ok(()));
             }
@@ -255,7 +259,7 @@ impl Pump {
             if taken == 0 {
                 self.scanner.end_of_input().map_err(|_| PumpError::Truncated)?;
                 if self.coding == Coding::Chunk {
-                    self.tail = LAST_CHUNK;
+                    self.end_chunks(from);
                 }
             }
         }
@@ -286,6 +290,10 @@ impl Pump {
                     self.cleared += n;
                     seen += n;
                 }
+                Step::Trailer(n) if self.coding == Coding::Frame => {
+                    self.trailers.extend_from_slice(&buffer.filled()[seen..seen + n]);
+                    seen += n;
+                }
                 Step::Frame(n) | Step::Trailer(n) => seen += n,
             }
             if self.scanner.content() > self.most {
@@ -304,13 +312,25 @@ impl Pump {
 
     /// Frames the writable bytes as a chunk.
     fn begin_chunk(&mut self) {
+        self.drop_sent_head();
+        write_hex(&mut self.head, self.cleared as u64);
+        self.head.extend_from_slice(CHUNK_END);
+        self.tail = CHUNK_END;
+    }
+
+    /// Ends a body that is sent in chunks. Everything before has been written.
+    fn end_chunks<F: PumpSource>(&mut self, from: &mut F) {
+        self.drop_sent_head();
+        self.head.extend_from_slice(LAST_CHUNK);
+        from.write_trailers(&mut self.head);
+        self.head.extend_from_slice(CHUNK_END);
+    }
+
+    fn drop_sent_head(&mut self) {
         if self.head_sent == self.head.len() {
             self.head.clear();
             self.head_sent = 0;
         }
-        write_hex(&mut self.head, self.cleared as u64);
-        self.head.extend_from_slice(CHUNK_END);
-        self.tail = CHUNK_END;
     }
 
     /// Returns an empty buffer.
@@ -321,18 +341,15 @@ impl Pump {
     }
 
     /// Writes the head and the writable bytes, in one system call if there are both.
-    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
+    fn poll_write<T: PumpSink>(&mut self, cx: &mut Context<'_>, to: &mut T) -> Poll<io::Result<()>> {
         while !self.memory_is_flushed() {
-            let head = &self.head[self.head_sent..];
-            let body = self.buffer.as_ref().map_or(&[][..], |buffer| &buffer.filled()[..self.cleared]);
-            let result = match (head, body, self.tail) {
-                (part, [], []) | ([], part, []) | ([], [], part) => Pin::new(&mut *to).poll_write(cx, part),
-                (head, body, tail) => {
-                    let parts = [IoSlice::new(head), IoSlice::new(body), IoSlice::new(tail)];
-                    Pin::new(&mut *to).poll_write_vectored(cx, &parts)
-                }
+            let parts = Parts {
+                head: &self.head[self.head_sent..],
+                content: self.buffer.as_ref().map_or(&[][..], |buffer| &buffer.filled()[..self.cleared]),
+                tail: self.tail,
+                last: self.ends && self.scanner.is_done() && self.trailers().is_empty(),
             };
-            let Poll::Ready(result) = result else {
+            let Poll::Ready(result) = to.poll_write(cx, parts) else {
                 self.waiting = Waiting::Sink;
                 return Poll::Pending;
             };
@@ -341,15 +358,25 @@ impl Pump {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.wrote(written);
+            self.unflushed = to.buffers();
         }
         if self.unflushed {
-            if Pin::new(&mut *to).poll_flush(cx)?.is_pending() {
+            if to.poll_flush(cx)?.is_pending() {
                 self.waiting = Waiting::Sink;
                 return Poll::Pending;
             }
             self.unflushed = false;
         }
         self.poll_drain(cx)
+    }
+
+    /// Ends the message, if it is one.
+    fn poll_end<T: PumpSink>(&mut self, cx: &mut Context<'_>, to: &mut T) -> Poll<io::Result<()>> {
+        if self.ends && to.poll_end(cx, self.trailers())?.is_pending() {
+            self.waiting = Waiting::Sink;
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Writes what is in the splice's pipe.
@@ -369,26 +396,19 @@ impl Pump {
 
     /// Starts splicing if it's worthwhile. Never with the first bytes of a body: until one is sent, all are kept for
     /// another attempt.
-    fn seek_splice(&mut self, from: &Stream, to: &Stream) {
+    fn seek_splice<F: PumpSource, T: PumpSink>(&mut self, from: &F, to: &T) {
         let left = self.scanner.announced();
-        if left < splice::WORTHWHILE
-            || self.body_sent == 0
-            || self.buffer.is_some()
-            || self.splice_sought
-            || self.layered
-        {
+        if left < splice::WORTHWHILE || self.body_sent == 0 || self.buffer.is_some() || self.splice_sought {
             return;
         }
         self.splice_sought = true;
         if self.coding == Coding::AsItIs && self.scanner.content().saturating_add(left) <= self.most {
-            self.splice =
-                splice::socket(from).zip(splice::socket(to)).and_then(|(from, to)| Splice::open(from, to));
+            self.splice = from.plain().zip(to.plain()).and_then(|(from, to)| Splice::open(from, to));
         }
     }
 
     fn wrote(&mut self, written: usize) {
         self.sent += written as u64;
-        self.unflushed = self.layered;
         let of_head = written.min(self.head.len() - self.head_sent);
         let of_body = (written - of_head).min(self.cleared);
         self.tail = self.tail.get(written - of_head - of_body..).unwrap_or_default();
@@ -401,13 +421,13 @@ impl Pump {
         self.drop_empty();
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<usize>> {
+    fn poll_read<F: PumpSource>(&mut self, cx: &mut Context<'_>, from: &mut F) -> Poll<io::Result<usize>> {
         let result = match &mut self.splice {
             Some(splice) => splice.poll_fill(cx, self.scanner.announced()).map_ok(|taken| {
                 self.scanner.skip(taken as u64);
                 taken
             }),
-            None => poll_fill(cx, from, &mut self.buffer),
+            None => from.poll_fill(cx, &mut self.buffer),
         };
         if result.is_pending() {
             self.waiting = Waiting::Source;
@@ -421,32 +441,6 @@ impl Pump {
 pub fn give_way(cx: &mut Context<'_>) {
     // The first poll registers the waker and is never ready.
     let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
-}
-
-/// Reads into a buffer borrowed from the thread's stock for as long as it holds bytes. Ready with 0 at
-/// the end of the stream.
-///
-/// # Errors
-/// Reading failed, or the buffer is full.
-pub fn poll_fill(
-    cx: &mut Context<'_>,
-    from: &mut Stream,
-    slot: &mut Option<Buffer>,
-) -> Poll<io::Result<usize>> {
-    let mut buffer = slot.take().unwrap_or_else(Buffer::take);
-    let room = buffer.room();
-    if room.is_empty() {
-        *slot = Some(buffer);
-        return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
-    }
-    let mut room = ReadBuf::new(room);
-    let result = Pin::new(from).poll_read(cx, &mut room);
-    let read = room.filled().len();
-    buffer.grow(read);
-    if !buffer.is_empty() {
-        *slot = Some(buffer);
-    }
-    result.map(|result| result.map(|()| read))
 }
 
 #[cfg(test)]

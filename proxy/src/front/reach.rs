@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use uh_system::plain;
 
 use super::Lease;
-use super::connection::Connection;
+use super::client::{Client, ClientLink};
 use super::error_answer::ErrorAnswer;
 use super::pool::{IdlePool, Tried, millis};
 use super::record::ExchangeRecord;
@@ -34,8 +34,8 @@ pub(super) struct Answered {
 
 /// Finds an endpoint that answers. A pooled connection that turns out to be dead is replaced once by a new one, if that
 /// can't make the backend see the request twice. That attempt picks again, and `lease` changes with it.
-pub(super) async fn reach(
-    conn: &mut Connection,
+pub(super) async fn reach<L: ClientLink>(
+    client: &mut Client<L>,
     request: &RequestHead,
     lease: &mut Lease,
     relay: &mut Relay,
@@ -43,10 +43,10 @@ pub(super) async fn reach(
 ) -> Result<Answered, ErrorAnswer> {
     let (mut retried, mut moved) = (false, false);
     loop {
-        let mut upstream = match connect(conn, request, lease, retried, record, relay).await {
+        let mut upstream = match connect(client, request, lease, retried, record, relay).await {
             Ok(upstream) => upstream,
             Err(refusal) if !moved && can_move(&refusal, lease) => {
-                move_on(conn, request, lease, refusal)?;
+                move_on(client, request, lease, refusal)?;
                 moved = true;
                 continue;
             }
@@ -58,27 +58,27 @@ pub(super) async fn reach(
             if moved || !can_move(&refusal, lease) {
                 return Err(refusal);
             }
-            move_on(conn, request, lease, refusal)?;
+            move_on(client, request, lease, refusal)?;
             moved = true;
             continue;
         }
-        let Some(scratch) = &conn.scratch else { return Err(ErrorAnswer::internal()) };
+        let Some(scratch) = &client.scratch else { return Err(ErrorAnswer::internal()) };
         let to = Recipient {
             request,
             request_head: scratch.request_head(),
             keep_alive: request.keep_alive,
             upgrade: allowed_upgrade(request, scratch.request_head(), lease),
-            server: conn.settings.headers.server,
+            server: client.settings.headers.server,
             fields: lease.owner().service.limits.response_fields,
             clock: SystemTime::now,
-            hsts: conn.settings.hsts(request.scheme),
+            hsts: client.settings.hsts(request.scheme),
         };
         let mut around = RelayContext {
-            client: &mut conn.client,
+            client: &mut client.link,
             upstream: &mut upstream.stream,
             lease,
-            subscription: &mut conn.subscription,
-            timer: &mut conn.timer,
+            subscription: &mut client.subscription,
+            timer: &mut client.timer,
         };
         let mut body = None;
         let (budget, retries) = (lease.payload().budget(), &lease.owner().service.retries);
@@ -102,7 +102,7 @@ pub(super) async fn reach(
             return Err(failure.refusal());
         }
         lease.owner().meters.lane(lease.worker()).retried(RetryReason::StaleConnection);
-        *lease = pick_again(conn, request, lease).ok_or_else(|| failure.refusal())?;
+        *lease = pick_again(client, request, lease).ok_or_else(|| failure.refusal())?;
         relay.rewind();
         retried = true;
     }
@@ -119,21 +119,21 @@ fn can_move(refusal: &ErrorAnswer, lease: &Lease) -> bool {
 ///
 /// # Errors
 /// If no other backend is active: the error answer.
-fn move_on(
-    conn: &Connection,
+fn move_on<L>(
+    client: &Client<L>,
     request: &RequestHead,
     lease: &mut Lease,
     refusal: ErrorAnswer,
 ) -> Result<(), ErrorAnswer> {
     lease.owner().meters.lane(lease.worker()).retried(RetryReason::ConnectFailed);
-    *lease = pick_again(conn, request, lease).ok_or(refusal)?;
+    *lease = pick_again(client, request, lease).ok_or(refusal)?;
     Ok(())
 }
 
 /// Picks for another attempt. `None`: the service was reconfigured meanwhile, so the prepared head no longer fits.
-fn pick_again(conn: &Connection, request: &RequestHead, before: &Lease) -> Option<Lease> {
+fn pick_again<L>(client: &Client<L>, request: &RequestHead, before: &Lease) -> Option<Lease> {
     let before = &before.owner().service;
-    pick(conn, request).filter(|again| {
+    pick(client, request).filter(|again| {
         let again = &again.owner().service;
         again.stripped_prefix() == before.stripped_prefix() && again.upgrades == before.upgrades
     })
@@ -157,8 +157,8 @@ fn may_retry(lease: &Lease) -> bool {
 
 /// A connection to one of the backend's endpoints, from the pool if possible. An endpoint that can't be reached is
 /// skipped for any method, since nothing was sent to it.
-async fn connect(
-    conn: &mut Connection,
+async fn connect<L: ClientLink>(
+    client: &mut Client<L>,
     request: &RequestHead,
     lease: &Lease,
     fresh: bool,
@@ -189,13 +189,18 @@ async fn connect(
         }
         let Some(target) = info.backend.endpoints.get(choice.endpoint) else { continue };
         let timeout = info.service.timeouts.connect;
-        let connecting =
-            conn.worker.connector.connect(target, choice.endpoint, timeout, &info.meters, conn.worker.index);
+        let connecting = client.worker.connector.connect(
+            target,
+            choice.endpoint,
+            timeout,
+            &info.meters,
+            client.worker.index,
+        );
         let mut caller = Unconnected {
-            client: &conn.client,
+            client: &mut client.link,
             lease,
-            subscription: &mut conn.subscription,
-            timer: &mut conn.timer,
+            subscription: &mut client.subscription,
+            timer: &mut client.timer,
         };
         // Boxed: most exchanges take a connection from the pool and don't need this.
         let mut connecting = Box::pin(connecting);
@@ -266,7 +271,7 @@ pub(super) fn release(lease: &Lease, upstream: Upstream, response: &ResponseHead
 }
 
 /// A lease on the active backend of the service that this request is for.
-pub(super) fn pick(conn: &Connection, request: &RequestHead) -> Option<Lease> {
-    let head = conn.scratch.as_ref()?.request_head();
-    conn.worker.board.pick(request.host.of_head(head), request.path.of_head(head), conn.worker.index)
+pub(super) fn pick<L>(client: &Client<L>, request: &RequestHead) -> Option<Lease> {
+    let head = client.scratch.as_ref()?.request_head();
+    client.worker.board.pick(request.host.of_head(head), request.path.of_head(head), client.worker.index)
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::Backend;
-use super::connection::Connection;
+use super::client::Client;
 use crate::config::Service;
 use crate::observe::line::AccessLine;
 use crate::observe::termination::Termination;
@@ -52,21 +52,21 @@ impl ExchangeRecord {
     }
 
     /// Writes the exchange's line to the access log.
-    pub(super) fn log(
+    pub(super) fn log<L>(
         &self,
-        conn: &Connection,
+        client: &Client<L>,
         request: &RequestHead,
         service: Option<&Service>,
         backend: Option<&Backend>,
     ) {
-        let (true, Some(scratch)) = (conn.worker.log.is_on(), &conn.scratch) else { return };
+        let (true, Some(scratch)) = (client.worker.log.is_on(), &client.scratch) else { return };
         let head = scratch.request_head();
         let endpoint = backend.and_then(|backend| backend.endpoints.get(self.endpoint.unwrap_or(0)));
         let reported = endpoint.map(|endpoint| endpoint.reported_version());
         let reported = reported.as_ref().and_then(|version| version.as_deref().map(String::as_str));
-        conn.worker.log.write(&AccessLine {
+        client.worker.log.write(&AccessLine {
             time: SystemTime::now(),
-            client: request.client_address(head, &conn.address),
+            client: request.client_address(head, &client.address),
             method: request.method_text.of_head(head),
             target: request.target.of_head(head),
             protocol: request.version.as_str(),
@@ -84,7 +84,7 @@ impl ExchangeRecord {
             user_agent: request.user_agent.of_head(head),
             termination: self.termination,
             reason: self.reason,
-            tls: conn.tls.as_deref().map(TlsSession::fields),
+            tls: client.tls.as_deref().map(TlsSession::fields),
         });
     }
 }

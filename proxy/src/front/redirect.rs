@@ -5,7 +5,8 @@
 
 use super::answer::Answer;
 use super::bypass::is_health_path;
-use super::connection::{AfterExchange, Connection};
+use super::client::{Client, ClientLink};
+use super::connection::AfterExchange;
 use super::exchange::{request_is_read, send_answer};
 use super::record::ExchangeRecord;
 use super::settings::HTTPS_PORT;
@@ -24,13 +25,13 @@ pub(super) enum Redirect {
 }
 
 /// The redirect for a request; `None` if it is served.
-pub(super) fn of(conn: &Connection, request: &RequestHead, service: &Service) -> Option<Redirect> {
-    let head = conn.scratch.as_ref()?.request_head();
+pub(super) fn of<L>(client: &Client<L>, request: &RequestHead, service: &Service) -> Option<Redirect> {
+    let head = client.scratch.as_ref()?.request_head();
     let path = request.path.of_head(head);
     let host = std::str::from_utf8(request.host.of_head(head)).unwrap_or_default();
     let name = std::str::from_utf8(without_port(host.as_bytes())).unwrap_or_default().to_ascii_lowercase();
     // A TLS listener added by a reload opens only at the next start. Until then, redirects would lead to a closed port.
-    let closed = conn.settings.tls.is_some() && conn.worker.tls.is_none();
+    let closed = client.settings.tls.is_some() && client.worker.tls.is_none();
     let plain = request.scheme == Scheme::Http && !closed;
     // A load balancer's health check may not speak TLS, and treats a redirect as a failure.
     let secures = service.redirect_https && plain && !is_health_path(service, path);
@@ -38,13 +39,13 @@ pub(super) fn of(conn: &Connection, request: &RequestHead, service: &Service) ->
     if !secures && main.is_none() {
         return None;
     }
-    let covered = || conn.worker.tls.as_ref().is_some_and(|tls| tls.names().covers(&name));
+    let covered = || client.worker.tls.as_ref().is_some_and(|tls| tls.names().covers(&name));
     let to = match main {
         Some(main) => main,
         None if !service.hosts.is_empty() || covered() => &name,
         None => return Some(Redirect::Impossible),
     };
-    let (scheme, port) = match (secures, conn.settings.redirect_port()) {
+    let (scheme, port) = match (secures, client.settings.redirect_port()) {
         (true, HTTPS_PORT) => (Scheme::Https, String::new()),
         (true, port) => (Scheme::Https, format!(":{port}")),
         // Only the host changes; the client's port is kept.
@@ -59,8 +60,8 @@ pub(super) fn of(conn: &Connection, request: &RequestHead, service: &Service) ->
 }
 
 /// Sends the redirect, or 421 if there is no target.
-pub(super) async fn answer(
-    conn: &mut Connection,
+pub(super) async fn answer<L: ClientLink>(
+    client: &mut Client<L>,
     request: &RequestHead,
     record: &mut ExchangeRecord,
     redirect: &Redirect,
@@ -76,7 +77,7 @@ pub(super) async fn answer(
     record.status = status;
     record.termination = if location.is_some() { Termination::Redirect } else { Termination::NoRoute };
     let answer = Answer { status, detail, location, ..Answer::default() };
-    send_answer(conn, request, record, answer, request_is_read(request)).await
+    send_answer(client, request, record, answer, request_is_read(request)).await
 }
 
 /// The service's main host, if the request is for one of its `redirect_hosts`.

@@ -18,12 +18,13 @@ use tokio::time::Instant;
 
 use super::Lease;
 use super::broadcast::{StopStage, Subscription};
+use super::client::{ClientLink, Watched};
 use super::lazy_timer::LazyTimer;
 use super::pace::Pace;
-use super::pump::{Pump, PumpError, Waiting, poll_fill};
+use super::pump::ends::PumpSource as _;
+use super::pump::{Pump, PumpError, Waiting};
 use super::websocket;
 use crate::observe::termination::Termination;
-use crate::tls::handshake::is_end_without_notice;
 use uh_http1::body::Framing;
 use uh_http1::buffer::Buffer;
 use uh_http1::field::HeadScanner;
@@ -78,9 +79,9 @@ pub enum Protocol {
 }
 
 /// What the relay needs from its connection.
-pub struct RelayContext<'a> {
+pub struct RelayContext<'a, L> {
     /// The client.
-    pub client: &'a mut Stream,
+    pub client: &'a mut L,
     /// The backend.
     pub upstream: &'a mut Stream,
     /// The exchange's lease on its activation.
@@ -92,9 +93,9 @@ pub struct RelayContext<'a> {
 }
 
 /// What an exchange has from its connection before it is connected to a backend.
-pub struct Unconnected<'a> {
+pub struct Unconnected<'a, L> {
     /// The client.
-    pub client: &'a Stream,
+    pub client: &'a mut L,
     /// The exchange's lease on its activation.
     pub lease: &'a Lease,
     /// Notified when the process stops or a drain cuts.
@@ -251,9 +252,9 @@ impl Relay {
     ///
     /// # Errors
     /// See [`ExchangeFailure`].
-    pub async fn await_response(
+    pub async fn await_response<L: ClientLink>(
         &mut self,
-        around: &mut RelayContext<'_>,
+        around: &mut RelayContext<'_, L>,
         to: Recipient<'_>,
         spare: &mut Option<Buffer>,
     ) -> Result<ResponseHead, ExchangeFailure> {
@@ -287,7 +288,7 @@ impl Relay {
                     continue;
                 }
                 let _flushed = self.poll_down(cx, around)?;
-                match poll_fill(cx, around.upstream, spare) {
+                match around.upstream.poll_fill(cx, spare) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed(spare, interim))),
                     Poll::Ready(Ok(_)) => self.last_move = Instant::now(),
                     Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::FileTooLarge => {
@@ -314,9 +315,9 @@ impl Relay {
     ///
     /// # Errors
     /// See [`ExchangeFailure`].
-    pub async fn bodies(
+    pub async fn bodies<L: ClientLink>(
         &mut self,
-        around: &mut RelayContext<'_>,
+        around: &mut RelayContext<'_, L>,
         rest: RestOfRequest,
     ) -> Result<(), ExchangeFailure> {
         poll_fn(|cx| {
@@ -370,10 +371,10 @@ impl Relay {
     }
 
     /// Moves the request. Once it is done, checks whether the client is still there.
-    fn poll_request(
+    fn poll_request<L: ClientLink>(
         &mut self,
         cx: &mut Context<'_>,
-        around: &mut RelayContext<'_>,
+        around: &mut RelayContext<'_, L>,
     ) -> Result<(), ExchangeFailure> {
         if self.up_broken {
             return Ok(());
@@ -411,45 +412,31 @@ impl Relay {
         }
     }
 
-    /// Reads ahead one buffer at most, until there is nothing more to read, so that this task is woken by a pipelined
-    /// request or by the client's close.
-    fn watch_client(
+    /// Checks whether the client is still there, and makes sure that this task is woken when it leaves.
+    fn watch_client<L: ClientLink>(
         &mut self,
         cx: &mut Context<'_>,
-        around: &mut RelayContext<'_>,
+        around: &mut RelayContext<'_, L>,
     ) -> Result<(), ExchangeFailure> {
         if self.end_read {
             return Ok(());
         }
-        loop {
-            let ahead = self.up.surplus();
-            if ahead.as_mut().is_some_and(|ahead| ahead.room().is_empty()) {
-                return Ok(());
+        match around.client.watch(cx, self.up.surplus()) {
+            Watched::Here => Ok(()),
+            Watched::Ended => {
+                self.end_read = true;
+                self.note_client_ended(Instant::now());
+                Ok(())
             }
-            match poll_fill(cx, around.client, ahead) {
-                Poll::Ready(Ok(0)) => {
-                    self.end_read = true;
-                    self.note_client_ended(Instant::now());
-                    return Ok(());
-                }
-                // The request is complete, so a client that closed without close_notify has cut nothing off.
-                Poll::Ready(Err(error)) if is_end_without_notice(&error) => {
-                    self.end_read = true;
-                    self.note_client_ended(Instant::now());
-                    return Ok(());
-                }
-                Poll::Ready(Err(_)) => return Err(ExchangeFailure::Client(Termination::ClientGone)),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Pending => return Ok(()),
-            }
+            Watched::Gone => Err(ExchangeFailure::Client(Termination::ClientGone)),
         }
     }
 
     /// Moves the response as far as it has arrived.
-    fn poll_down(
+    fn poll_down<L: ClientLink>(
         &mut self,
         cx: &mut Context<'_>,
-        around: &mut RelayContext<'_>,
+        around: &mut RelayContext<'_, L>,
     ) -> Result<Poll<()>, ExchangeFailure> {
         let polled = self.down.poll(cx, around.upstream, around.client);
         self.note_moves();

@@ -5,18 +5,14 @@
 
 use std::time::Duration;
 
-use pingora::protocols::Stream;
 use socket2::SockRef;
+use tokio::net::TcpStream;
 use uh_system::plain;
-
-use super::descriptor;
 
 /// From now on, closing the connection resets it; what the kernel hasn't sent yet is lost. If that can't be set, it is
 /// closed normally.
-pub fn at_close(stream: &Stream) {
-    let set = descriptor::copy(stream.id())
-        .and_then(|socket| SockRef::from(&socket).set_linger(Some(Duration::ZERO)));
-    if let Err(error) = set {
+pub fn at_close(socket: &TcpStream) {
+    if let Err(error) = SockRef::from(socket).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(error = %plain(&error), "cannot reset a connection; closing it instead");
     }
 }

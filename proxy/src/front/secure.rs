@@ -10,9 +10,9 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::broadcast::{StopStage, Subscription};
+use super::client::http1::Http1;
 use super::connection::{Arrival, Connection};
 use super::lazy_timer::LazyTimer;
-use super::worker::plain_http;
 use crate::tls;
 use crate::tls::failure::HandshakeFailure;
 use crate::tls::handshake::{FailedHandshake, Negotiated, negotiate};
@@ -31,10 +31,12 @@ pub(super) async fn serve(arrival: Arrival, stream: TcpStream) {
     let handshake = Box::pin(handshake(server, &arrival, stream)).await;
     match handshake {
         // `session.alpn` selects the protocol.
-        Ok(Negotiated::Tls(client, session)) => Connection::new(arrival, client, Some(session)).serve().await,
+        Ok(Negotiated::Tls(client, session)) => {
+            Connection::new(arrival, Http1::Tls(client), Some(session)).serve().await
+        }
         Ok(Negotiated::PlainHttp(stream)) => {
             server.counts.failed(HandshakeFailure::PlainHttp, &arrival.address, None);
-            Box::pin(Connection::new(arrival, plain_http(stream), None).refuse_plain_http()).await;
+            Box::pin(Connection::new(arrival, Http1::Plain(stream), None).refuse_plain_http()).await;
         }
         Ok(Negotiated::Proof) => {}
         Err(FailedHandshake(failure, sni)) => server.counts.failed(failure, &arrival.address, sni.as_deref()),

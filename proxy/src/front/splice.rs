@@ -9,14 +9,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
-use pingora::protocols::l4::stream::Stream as Socket;
-use pingora::protocols::{Stream, UniqueID as _};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use uh_system::plain;
 
-use super::descriptor;
+use super::pump::ends::PlainSocket;
 
 /// How much must still be to come for splicing to be worthwhile.
 pub const WORTHWHILE: u64 = 256 << 10;
@@ -48,10 +46,9 @@ pub struct Splice {
 
 impl Splice {
     /// A way from one socket to the other; none if there are enough of them already, or no descriptors left.
-    ///
-    /// Takes plain sockets, not streams: what an encrypted stream reads and writes isn't what is on its socket, so its
-    /// bytes would leave without having been encrypted. [`socket`] gives the socket of a stream that is nothing more.
-    pub fn open(from: &Socket, to: &Socket) -> Option<Box<Self>> {
+    /// Takes plain sockets: what an encrypted stream reads and writes isn't what is on its socket, so its bytes would
+    /// leave without having been encrypted.
+    pub fn open(from: PlainSocket<'_>, to: PlainSocket<'_>) -> Option<Box<Self>> {
         let place = SplicePermit::take()?;
         let open = || -> io::Result<_> {
             let (out_of_pipe, into_pipe) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -110,16 +107,10 @@ impl Splice {
     }
 }
 
-/// The socket of a stream that is a plain one; `None`: something lies between the two.
-pub fn socket(stream: &Stream) -> Option<&Socket> {
-    // Of what is in the box: the box is a stream, too.
-    (**stream).as_any().downcast_ref()
-}
-
 /// A socket of our own for what another one reads and writes. Nothing but readiness is asked of it, so that it may as
 /// well be a Unix socket.
-fn own(socket: &Socket) -> io::Result<TcpStream> {
-    TcpStream::from_std(std::net::TcpStream::from(descriptor::copy(socket.id())?))
+fn own(socket: PlainSocket<'_>) -> io::Result<TcpStream> {
+    TcpStream::from_std(std::net::TcpStream::from(socket.copy()?))
 }
 
 fn move_bytes(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {

@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pingora::protocols::{Stream, l4};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
@@ -17,6 +16,7 @@ use uh_system::plain;
 use super::Board;
 use super::admission::Admission;
 use super::broadcast::Broadcast;
+use super::client::http1::Http1;
 use super::connection::{Arrival, Connection};
 use super::pool::RetiredConnections;
 use super::proxy_header;
@@ -236,14 +236,9 @@ fn take_in(worker: &Arc<Worker>, stream: TcpStream, address: SocketAddr, speaks:
 /// Starts the task that serves a connection, once its client is known.
 pub(super) fn start(arrival: Arrival, stream: TcpStream, speaks: Speaks) {
     match speaks {
-        Speaks::Http => drop(tokio::spawn(Connection::new(arrival, plain_http(stream), None).serve())),
+        Speaks::Http => drop(tokio::spawn(Connection::new(arrival, Http1::Plain(stream), None).serve())),
         Speaks::Https => drop(tokio::spawn(secure::serve(arrival, stream))),
     }
-}
-
-/// A plain connection, as the exchanges expect it.
-pub(super) fn plain_http(stream: TcpStream) -> Stream {
-    Box::new(l4::stream::Stream::from(stream))
 }
 
 /// Accepts the connections still in the queue of a listening socket that is about to be closed: they are served, not

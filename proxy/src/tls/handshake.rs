@@ -17,7 +17,6 @@ use super::certificate::Certificate;
 use super::failure::HandshakeFailure;
 use super::pending::PendingHandshakes;
 use super::server::Server;
-use super::stream::ClientStream;
 use crate::observe::line::TlsFields;
 
 /// The first byte of a TLS connection: the record type of a handshake message (RFC 8446 §5.1).
@@ -57,7 +56,7 @@ impl TlsSession {
 /// The result of a handshake that didn't fail.
 pub enum Negotiated {
     /// The client speaks TLS.
-    Tls(Box<ClientStream>, Box<TlsSession>),
+    Tls(Box<TlsStream<TcpStream>>, Arc<TlsSession>),
     /// The client speaks plain HTTP. None of its bytes have been read.
     PlainHttp(TcpStream),
     /// The client is a certificate authority and has seen the proof that it asked for. The connection is closed.
@@ -110,7 +109,7 @@ pub async fn negotiate(
             let session = session(&stream, sni, certificate);
             let (_, connection) = stream.get_ref();
             server.counts.done(connection.protocol_version(), connection.handshake_kind());
-            Ok(Negotiated::Tls(Box::new(ClientStream::new(stream)), Box::new(session)))
+            Ok(Negotiated::Tls(Box::new(stream), Arc::new(session)))
         }
         Err(error) => Err(FailedHandshake(HandshakeFailure::of(&error), sni)),
     }

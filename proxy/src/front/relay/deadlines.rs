@@ -3,14 +3,14 @@
 use std::task::Context;
 use std::time::Duration;
 
-use pingora::protocols::Stream;
 use tokio::time::Instant;
 
 use super::{ExchangeFailure, Leaving, Relay, RelayContext, Unconnected};
 use crate::config::{Limits, Timeouts};
 use crate::front::Lease;
 use crate::front::broadcast::StopStage;
-use crate::front::client::{self, Presence};
+use crate::front::client::ClientLink;
+use crate::front::client::presence::Presence;
 use crate::front::pump::{Pump, Waiting};
 use crate::observe::termination::Termination;
 
@@ -44,10 +44,10 @@ impl Due {
 
 impl Relay {
     /// Nothing moves: checks the deadlines and whether the exchange is to be cut.
-    pub(super) fn check(
+    pub(super) fn check<L: ClientLink>(
         &mut self,
         cx: &mut Context<'_>,
-        around: &mut RelayContext<'_>,
+        around: &mut RelayContext<'_, L>,
     ) -> Result<(), ExchangeFailure> {
         if self.tunnel {
             self.check_close_schedule(cx, around)?;
@@ -56,12 +56,15 @@ impl Relay {
         } else if around.subscription.stage() == StopStage::Cutting {
             return Err(ExchangeFailure::Cut(Termination::Stop));
         }
+        if around.client.poll_cancelled(cx) {
+            return Err(ExchangeFailure::Client(Termination::ClientGone));
+        }
         loop {
             let service = &around.lease.owner().service;
             let (limit, failure) = self.limit(&service.timeouts);
             let paced = self.pace(&service.limits, around.client)?;
             let deadline = self.last_move + limit;
-            let due = if self.tunnel { Due::default() } else { self.due(&service.timeouts) };
+            let due = if self.tunnel { Due::default() } else { self.due::<L>(&service.timeouts) };
             let next = [paced, due.earliest()].into_iter().flatten().fold(deadline, Instant::min);
             if !around.timer.poll_expired(cx, next) {
                 return Ok(());
@@ -82,15 +85,17 @@ impl Relay {
     ///
     /// # Errors
     /// It is over.
-    pub fn check_unconnected(
+    pub fn check_unconnected<L: ClientLink>(
         &mut self,
         cx: &mut Context<'_>,
-        caller: &mut Unconnected<'_>,
+        caller: &mut Unconnected<'_, L>,
     ) -> Result<(), ExchangeFailure> {
         if caller.lease.is_cut() {
             return Err(ExchangeFailure::Cut(Termination::Drain));
         } else if caller.subscription.stage() == StopStage::Cutting {
             return Err(ExchangeFailure::Cut(Termination::Stop));
+        } else if caller.client.poll_cancelled(cx) {
+            return Err(ExchangeFailure::Client(Termination::ClientGone));
         }
         loop {
             let timeouts = &caller.lease.owner().service.timeouts;
@@ -98,7 +103,7 @@ impl Relay {
             let due = Due {
                 overdue: unanswered.map(|overdue| self.last_move + overdue),
                 leaves: self.leaves_at(timeouts.half_closed),
-                look: (!self.client_ended()).then(|| self.next_look()),
+                look: (L::NEEDS_LOOKS && !self.client_ended()).then(|| self.next_look()),
             };
             let Some(next) = due.earliest() else { return Ok(()) };
             if !caller.timer.poll_expired(cx, next) {
@@ -109,11 +114,11 @@ impl Relay {
     }
 
     /// Does what is due.
-    fn meet(
+    fn meet<L: ClientLink>(
         &mut self,
         due: Due,
         now: Instant,
-        client: &Stream,
+        client: &L,
         lease: &Lease,
     ) -> Result<(), ExchangeFailure> {
         let has_come = |at: Option<Instant>| at.is_some_and(|at| now >= at);
@@ -131,10 +136,10 @@ impl Relay {
     }
 
     /// Begins to close a tunnel at its turn, and cuts one that doesn't finish.
-    fn check_close_schedule(
+    fn check_close_schedule<L: ClientLink>(
         &mut self,
         cx: &mut Context<'_>,
-        around: &mut RelayContext<'_>,
+        around: &mut RelayContext<'_, L>,
     ) -> Result<(), ExchangeFailure> {
         if let Some(leaving) = self.leaving {
             let late = around.timer.poll_expired(cx, leaving.until);
@@ -149,7 +154,7 @@ impl Relay {
     }
 
     /// When and why the tunnel is to be closed, if that is decided.
-    fn turn(&self, around: &RelayContext<'_>) -> Option<(Instant, Termination)> {
+    fn turn<L: ClientLink>(&self, around: &RelayContext<'_, L>) -> Option<(Instant, Termination)> {
         let info = around.lease.owner();
         let of_drain = info
             .close_schedule
@@ -169,7 +174,11 @@ impl Relay {
 
     /// Enforces the client's minimum rates. Returns when to check again. An exchange that never waits for its client
     /// doesn't read the clock here.
-    fn pace(&mut self, limits: &Limits, client: &Stream) -> Result<Option<Instant>, ExchangeFailure> {
+    fn pace<L: ClientLink>(
+        &mut self,
+        limits: &Limits,
+        client: &L,
+    ) -> Result<Option<Instant>, ExchangeFailure> {
         let sends = !self.up_done && !self.up_broken && self.up.waiting() == Waiting::Source;
         let reads = !self.down.is_flushed();
         let sends = sends && !self.tunnel && limits.min_body_rate > 0;
@@ -197,11 +206,11 @@ impl Relay {
         Ok(next)
     }
 
-    fn due(&mut self, timeouts: &Timeouts) -> Due {
+    fn due<L: ClientLink>(&mut self, timeouts: &Timeouts) -> Due {
         Due {
             overdue: self.overdue_at(timeouts.overdue),
             leaves: self.leaves_at(timeouts.half_closed),
-            look: self.look_at(),
+            look: if L::NEEDS_LOOKS { self.look_at() } else { None },
         }
     }
 
@@ -247,9 +256,9 @@ impl Relay {
         !(self.up_done || self.up_broken || only_waits)
     }
 
-    fn look(&mut self, client: &Stream, now: Instant) -> Result<(), ExchangeFailure> {
+    fn look<L: ClientLink>(&mut self, client: &L, now: Instant) -> Result<(), ExchangeFailure> {
         self.looked = Some(now);
-        match client::presence(client) {
+        match client.presence() {
             Presence::There => {}
             // What it sent before may still be in the socket, so its time begins when the whole request has been sent.
             Presence::HalfClosed if self.still_sends() => {}
@@ -261,7 +270,7 @@ impl Relay {
 
     /// Whether a client that can't be written to keeps reading from the socket's buffer, which may hold more than it
     /// can read within its timeout. Then its timeout starts again.
-    fn client_takes(&mut self, client: &Stream) -> bool {
+    fn client_takes<L: ClientLink>(&mut self, client: &L) -> bool {
         if self.tunnel || self.down.is_flushed() {
             return false;
         }
@@ -293,6 +302,6 @@ impl Relay {
 }
 
 /// What the client has acknowledged; if the system doesn't report that, what was written.
-fn taken(client: &Stream, down: &Pump) -> u64 {
-    client::taken(client).unwrap_or_else(|| down.sent())
+fn taken<L: ClientLink>(client: &L, down: &Pump) -> u64 {
+    client.taken().unwrap_or_else(|| down.sent())
 }
