@@ -1,15 +1,19 @@
 //! The data path: our own exchange loop on pingora's listeners, streams and connector.
 //!
 //! ```text
-//! worker thread ─ accept ▶ Connection ─loop─▶ read head ▶ Exchange: pick + count ▶ pooled or new upstream
-//!                              ▲                              ▶ await response ▶ relay both bodies at once
-//!                              └──── keep-alive ◀─ log, count ◀ release upstream, drop the count
+//! worker thread ─ accept ▶ Connection ─loop─▶ read head ▶ Client::exchange ▶ exchange::run
+//!                              ▲                              ▶ who answers: a lease on the active backend, or uh-proxy
+//!                              │                              ▶ reach: pooled or new upstream, await response
+//!                              │                              ▶ relay both bodies at once, or keep a tunnel
+//!                              └──── keep-alive ◀─ count, log, drop the lease ◀ release upstream
 //! ```
 //!
+//! From the exchange on, nothing knows which protocol the client speaks: see [`client`].
+//!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
-//! buffer. In reading order: [`worker`], [`admission`], `proxy_header`, `secure`, [`idle`], [`connection`], [`exchange`], [`relay`],
-//! [`pump`], [`splice`], [`pace`], [`pool`], [`budget`], [`endpoint`], [`fittings`], [`upstream`], [`answer`], `challenge`, [`bypass`],
-//! [`reset`], [`broadcast`], [`lazy_timer`], [`settings`], [`websocket`].
+//! buffer. In reading order: [`worker`], [`admission`], `proxy_header`, `secure`, [`idle`], [`connection`], [`client`], [`exchange`],
+//! `record`, `reach`, [`relay`], [`pump`], [`splice`], [`pace`], [`pool`], [`budget`], [`endpoint`], [`fittings`], [`upstream`], [`answer`],
+//! `error_answer`, `challenge`, `redirect`, [`bypass`], [`scratch`], [`reset`], [`broadcast`], [`lazy_timer`], [`settings`], [`websocket`].
 
 pub mod admission;
 pub mod answer;

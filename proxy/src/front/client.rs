@@ -101,6 +101,20 @@ pub struct Client<L> {
     pub link: L,
 }
 
+impl<L> Client<L> {
+    /// How the client speaks to us.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
+    }
+
+    /// The head of the current request.
+    #[must_use]
+    pub fn request_head(&self) -> &[u8] {
+        self.scratch.as_ref().map_or(&[], Scratch::request_head)
+    }
+}
+
 impl<L: ClientLink> Client<L> {
     /// A client that hasn't sent anything yet.
     #[must_use]
@@ -125,18 +139,6 @@ impl<L: ClientLink> Client<L> {
             body_rate: BODY_RATE,
             link,
         }
-    }
-
-    /// How the client speaks to us.
-    #[must_use]
-    pub fn scheme(&self) -> Scheme {
-        if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
-    }
-
-    /// The head of the current request.
-    #[must_use]
-    pub fn request_head(&self) -> &[u8] {
-        self.scratch.as_ref().map_or(&[], Scratch::request_head)
     }
 
     /// Runs the exchange for the request whose head is in [`Client::scratch`]. `last`: no other may follow on this

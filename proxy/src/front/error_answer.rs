@@ -66,10 +66,3 @@ impl ExchangeFailure {
         if let Self::UpstreamProtocol(reason) = self { Some(reason) } else { None }
     }
 }
-
-impl ErrorAnswer {
-    pub(super) fn internal() -> Self {
-        let (detail, termination) = ("no backend is available", Termination::NoRoute);
-        Self { status: 503, detail, termination, broken: None, reason: None }
-    }
-}

@@ -1,35 +1,30 @@
-//! One exchange, step by step: pick and count, reach an endpoint, await the response, relay both bodies, release.
+//! One exchange, step by step: who answers, reach an endpoint, await the response, relay both bodies, release; and then,
+//! for every exchange alike, count it and write its line to the log.
 
-use std::sync::atomic::Ordering;
+mod course;
+
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Lease;
 use super::answer::{Answer, Form};
 use super::broadcast::StopStage;
-use super::bypass::{Pass, pass};
-use super::challenge;
 use super::client::{Client, ClientLink};
 use super::connection::AfterExchange;
 use super::error_answer::ErrorAnswer;
-use super::pool::millis;
 use super::pump::Pump;
-use super::reach::{Answered, allowed_upgrade, pick, reach, release};
+use super::reach::{Answered, allowed_upgrade, reach, release};
 use super::record::ExchangeRecord;
-use super::redirect;
-use super::relay::{ExchangeFailure, Protocol, Relay, RelayContext, RestOfRequest};
-use super::{Entry, Lease};
-use crate::config::Service;
+use super::relay::{ExchangeFailure, Protocol, Relay, RelayContext, RestOfRequest, Tunnel};
+use super::upstream::Upstream;
 use crate::observe::broken::Broken;
 use crate::observe::termination::Termination;
+use course::{Course, OwnAnswer};
 use uh_http1::body::Framing;
 use uh_http1::prefix;
 use uh_http1::request::{RequestHead, is_websocket, write_upgrade};
-use uh_http1::response::Coding;
-use uh_switching::Maintenance;
-
-/// nginx's status for a client that left before it was answered. Only seen in the log and the counters.
-const CLIENT_GONE: u16 = 499;
+use uh_http1::response::{Coding, ResponseHead};
 
 /// How long to wait for a client that has closed its sending side to acknowledge its response: longer than most round
 /// trips, and short enough not to delay a drain.
@@ -38,220 +33,262 @@ const DELIVERY_TIME: Duration = Duration::from_millis(250);
 /// How often that is checked.
 const DELIVERY_LOOK: Duration = Duration::from_millis(5);
 
-/// Runs one exchange, then logs and counts it.
+/// Runs one exchange, then counts and logs it.
 pub async fn run<L: ClientLink>(client: &mut Client<L>, request: RequestHead) -> AfterExchange {
-    let mut record = ExchangeRecord::new();
-    if let Some(proof) = challenge::of(client, &request) {
-        return Box::pin(challenge::answer(client, &request, &mut record, &proof)).await;
-    }
-    let mut lease = match enter(client, &request) {
-        Entry::Open(lease) => {
-            if let Some(next) = redirected(client, &request, &mut record, &lease.owner().service).await {
-                return next;
-            }
-            lease
+    let mut exchange = Exchange { client, request: &request, record: ExchangeRecord::new() };
+    let (next, lease, service) = match course::decide(exchange.client, &request) {
+        Course::Backend { mut lease, health_in_maintenance } => {
+            exchange.record.health_in_maintenance = health_in_maintenance;
+            (exchange.forward(&mut lease).await, Some(lease), None)
         }
-        Entry::Nowhere => return no_route(client, &request, &mut record).await,
-        Entry::Closed(service, maintenance) => {
-            if let Some(next) = redirected(client, &request, &mut record, &service).await {
-                return next;
-            }
-            let through = pass_through(client, &request, &service);
-            let Some((pass, lease)) = through else {
-                return closed(client, &request, &mut record, &service, &maintenance).await;
-            };
-            record.health_in_maintenance = pass == Pass::Health;
-            lease
-        }
+        Course::Own { service, answer } => (Box::pin(exchange.answer(&answer)).await, None, service),
     };
-    let next = forward(client, &request, &mut record, &mut lease).await;
-    let info = lease.owner();
-    let meters = info.meters.lane(lease.worker());
-    // A tunnel may last for days: its duration is the time until it was open.
-    let took = if record.status == 101 { record.upstream_time } else { None };
-    meters.exchange(request.method.index(), record.status, took.unwrap_or_else(|| record.took()));
-    if matches!(record.termination, Termination::Drain | Termination::Stop) {
-        meters.was_cut();
-    }
-    record.log(client, &request, Some(&info.service), Some(&info.backend));
+    exchange.record.close(exchange.client, &request, lease.as_ref(), service.as_deref());
     next
 }
 
-fn enter<L: ClientLink>(client: &Client<L>, request: &RequestHead) -> Entry {
-    let Some(scratch) = &client.scratch else { return Entry::Nowhere };
-    let head = scratch.request_head();
-    client.worker.board.enter(request.host.of_head(head), request.path.of_head(head), client.worker.index)
+/// A request, its client, and what is to be logged about them.
+struct Exchange<'a, L> {
+    client: &'a mut Client<L>,
+    request: &'a RequestHead,
+    record: ExchangeRecord,
 }
 
-async fn no_route<L: ClientLink>(
-    client: &mut Client<L>,
-    request: &RequestHead,
-    record: &mut ExchangeRecord,
-) -> AfterExchange {
-    let refusal = ErrorAnswer {
-        status: 404,
-        detail: "no service is configured for this host and path",
-        termination: Termination::NoRoute,
-        broken: None,
-        reason: None,
-    };
-    let next = refuse(client, request, record, &refusal, request_is_read(request)).await;
-    client.worker.meters.worker(client.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
-    record.log(client, request, None, None);
-    next
-}
-
-/// Redirects the request if its service asks for that. No backend is involved.
-async fn redirected<L: ClientLink>(
-    client: &mut Client<L>,
-    request: &RequestHead,
-    record: &mut ExchangeRecord,
-    service: &Service,
-) -> Option<AfterExchange> {
-    if !service.redirects() {
-        return None;
-    }
-    let redirect = redirect::of(client, request, service)?;
-    let next = Box::pin(redirect::answer(client, request, record, &redirect)).await;
-    client.worker.meters.worker(client.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
-    record.log(client, request, Some(service), None);
-    Some(next)
-}
-
-/// A lease on the active backend of a service in maintenance, for a request that bypasses it.
-fn pass_through<L: ClientLink>(
-    client: &Client<L>,
-    request: &RequestHead,
-    service: &Service,
-) -> Option<(Pass, Lease)> {
-    let head = client.scratch.as_ref()?.request_head();
-    let is_read = request.method.is_read();
-    let address = request.client_address(head, &client.address);
-    let pass = pass(service, head, is_read, request.path.of_head(head), address)?;
-    Some((pass, pick(client, request)?))
-}
-
-/// Answers for a service in maintenance, without involving a backend.
-async fn closed<L: ClientLink>(
-    client: &mut Client<L>,
-    request: &RequestHead,
-    record: &mut ExchangeRecord,
-    service: &Service,
-    maintenance: &Maintenance,
-) -> AfterExchange {
-    record.status = 503;
-    record.termination = Termination::Maintenance;
-    let answer = Answer {
-        status: 503,
-        detail: &maintenance.message,
-        retry_after_s: Some(maintenance.retry_after_s),
-        maintenance: true,
-        ..Answer::default()
-    };
-    let next = send_answer(client, request, record, answer, request_is_read(request)).await;
-    client.worker.meters.worker(client.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
-    record.log(client, request, Some(service), None);
-    next
-}
-
-/// Forwards the request and relays the response. `lease` is the lease on the activation that finally answered.
-async fn forward<L: ClientLink>(
-    client: &mut Client<L>,
-    request: &RequestHead,
-    record: &mut ExchangeRecord,
-    lease: &mut Lease,
-) -> AfterExchange {
-    let most = lease.owner().service.limits.body_bytes;
-    client.body_rate = lease.owner().service.limits.min_body_rate;
-    if let (Framing::Length(length), Some(most)) = (request.framing, most)
-        && length > most
-    {
-        let refusal = ExchangeFailure::Client(Termination::TooLarge).refusal();
-        return refuse(client, request, record, &refusal, false).await;
-    }
-    let mut relay = begin(client, request, lease, record.started);
-    relay.up.limit_body(most);
-    let answered = match reach(client, request, lease, &mut relay, record).await {
-        Ok(answered) => answered,
-        Err(refusal) => {
-            note_broken(record, lease, &refusal, refusal.broken);
-            let read = relay.request_done() || request_is_read(request);
-            give_back(client, relay);
-            return refuse(client, request, record, &refusal, read).await;
+impl<L: ClientLink> Exchange<'_, L> {
+    /// Forwards the request and relays the response. `lease` is the lease on the activation that finally answered.
+    async fn forward(&mut self, lease: &mut Lease) -> AfterExchange {
+        let limits = &lease.owner().service.limits;
+        let most = limits.body_bytes;
+        self.client.body_rate = limits.min_body_rate;
+        if let (Framing::Length(length), Some(most)) = (self.request.framing, most)
+            && length > most
+        {
+            let refusal = ExchangeFailure::Client(Termination::TooLarge).refusal();
+            return self.refuse(&refusal, false).await;
         }
-    };
-    let Answered { mut upstream, response, body } = answered;
-    record.status = response.status;
-    record.upstream_time = Some(relay.last_move().saturating_duration_since(record.started));
-    relay.down.begin_body(response.framing, response.coding, body);
-    if response.is_tunnel() {
-        lease.becomes_tunnel();
-        let websocket = allowed_upgrade(request, client.request_head(), lease).is_some_and(is_websocket);
-        relay.becomes_tunnel(if websocket { Protocol::WebSocket } else { Protocol::Other });
-    }
-    let mut around = RelayContext {
-        client: &mut client.link,
-        upstream: &mut upstream.stream,
-        lease,
-        subscription: &mut client.subscription,
-        timer: &mut client.timer,
-    };
-    // A client that got a final answer instead of "100 Continue" may send no body at all: don't wait for it.
-    let awaited = !request.expects_continue || relay.up.body_sent() > 0;
-    let wanted = response.upstream_keep_alive && awaited;
-    let rest = if wanted { RestOfRequest::Wanted } else { RestOfRequest::Unwanted };
-    let result = relay.bodies(&mut around, rest).await;
-    record.bytes = relay.down.body_sent();
-    if let Err(failure) = result {
-        let untold = relay.is_untold();
-        let refusal = failure.refusal();
-        record.termination = refusal.termination;
-        if refusal.termination == Termination::ClientGone && relay.client_ended_first() {
-            record.status = CLIENT_GONE;
-        }
-        if !(response.is_tunnel() && relay.client_leaves()) {
-            let broken = refusal.broken;
-            let broken = if untold { broken } else { broken.map(Broken::within_response) };
-            note_broken(record, lease, &refusal, broken);
-        }
-        let last_words = relay.last_words();
-        give_back(client, relay);
-        if let Some(frame) = last_words {
-            return if client.send(b"", frame).await.is_ok() {
-                AfterExchange::Linger
-            } else {
-                AfterExchange::Abandon
-            };
-        }
-        // Before the first byte, the client can be sent an error. After it, a truncated response must look truncated.
-        return match untold {
-            true => refuse(client, request, record, &refusal, false).await,
-            false if response.ends_with_connection() && !response.is_tunnel() => AfterExchange::Reset,
-            false => AfterExchange::Abandon,
+        let mut relay = self.begin(lease);
+        relay.up.limit_body(most);
+        let answered = reach(self.client, self.request, lease, &mut relay, &mut self.record).await;
+        let Answered { mut upstream, response, body } = match answered {
+            Ok(answered) => answered,
+            Err(refusal) => return self.not_answered(lease, &mut relay, &refusal).await,
         };
-    }
-    record.ended = Some(relay.last_move());
-    release(lease, upstream, &response, &mut relay);
-    let request_done = relay.request_done();
-    let ended = relay.client_ended();
-    if ended && !response.is_tunnel() && !is_delivered(client).await {
-        record.termination = Termination::ClientGone;
-        if relay.client_ended_first() {
-            record.status = CLIENT_GONE;
+        self.record.status = response.status;
+        self.record.upstream_time = Some(relay.last_move().saturating_duration_since(self.record.started));
+        relay.down.begin_body(response.framing, response.coding, body);
+        if response.is_tunnel() {
+            let tunnel = self.open_tunnel(lease, relay);
+            return self.tunnel(lease, tunnel, upstream).await;
         }
-        give_back(client, relay);
-        return AfterExchange::Close;
-    }
-    give_back(client, relay);
-    match (response.is_tunnel(), request_done) {
-        // A tunnel has ended, or the response is complete before the request, whose rest isn't wanted any more.
-        (true, _) | (false, false) => AfterExchange::Linger,
-        (false, true) if response.client_keep_alive && (!ended || client.input.is_some()) => {
-            AfterExchange::KeepAlive
+        // A client that got a final answer instead of "100 Continue" may send no body at all: don't wait for it.
+        let awaited = !self.request.expects_continue || relay.up.body_sent() > 0;
+        let wanted = response.upstream_keep_alive && awaited;
+        let rest = if wanted { RestOfRequest::Wanted } else { RestOfRequest::Unwanted };
+        let result = relay.bodies(&mut self.client.around(&mut upstream, lease), rest).await;
+        self.record.bytes = relay.down.body_sent();
+        match result {
+            Ok(()) => {
+                release(lease, upstream, &response, &mut relay);
+                self.complete(&response, &mut relay).await
+            }
+            Err(failure) => self.broken(lease, &response, &mut relay, &failure).await,
         }
-        // The client has closed its sending side, so none of its data could cause a reset.
-        (false, true) if request.is_last && client.input.is_none() => AfterExchange::Close,
-        (false, true) => AfterExchange::Linger,
+    }
+
+    /// Both directions, before the first byte. The request head and the first part of its body are sent in one write.
+    fn begin(&mut self, lease: &Lease) -> Relay {
+        let input = self.client.input.take();
+        let (mut up, mut down) = self.client.scratch.as_mut().map_or_else(Default::default, |scratch| {
+            (std::mem::take(scratch.upstream()), std::mem::take(scratch.response()))
+        });
+        if let Some(stripped) = lease.owner().service.stripped_prefix() {
+            prefix::strip(&mut up, stripped.as_bytes());
+        }
+        if let Some(protocol) = allowed_upgrade(self.request, self.client.request_head(), lease) {
+            write_upgrade(protocol.as_bytes(), &mut up);
+        }
+        down.clear();
+        let (framing, coding) = L::request_body(self.request);
+        let up = Pump::new(up, framing, coding, input);
+        Relay::new(up, Pump::new(down, Framing::None, Coding::AsItIs, None), self.record.started)
+    }
+
+    /// There is no response: an error is sent instead.
+    async fn not_answered(
+        &mut self,
+        lease: &Lease,
+        relay: &mut Relay,
+        refusal: &ErrorAnswer,
+    ) -> AfterExchange {
+        self.record.note_broken(lease, refusal, refusal.broken);
+        let read = relay.request_done() || request_is_read(self.request);
+        self.give_back(&mut relay.up, &mut relay.down);
+        self.refuse(refusal, read).await
+    }
+
+    /// The response is complete.
+    async fn complete(&mut self, response: &ResponseHead, relay: &mut Relay) -> AfterExchange {
+        self.record.ended = Some(relay.last_move());
+        let (request_done, ended) = (relay.request_done(), relay.client_ended());
+        let ended_first = relay.client_ended_first();
+        self.give_back(&mut relay.up, &mut relay.down);
+        if ended && !is_delivered(self.client).await {
+            self.record.client_gone(ended_first);
+            return AfterExchange::Close;
+        }
+        let more = self.client.input.is_some();
+        match request_done {
+            // The rest of the request isn't wanted any more.
+            false => AfterExchange::Linger,
+            true if response.client_keep_alive && (!ended || more) => AfterExchange::KeepAlive,
+            // The client has closed its sending side, so none of its data could cause a reset.
+            true if self.request.is_last && !more => AfterExchange::Close,
+            true => AfterExchange::Linger,
+        }
+    }
+
+    /// The response broke off.
+    async fn broken(
+        &mut self,
+        lease: &Lease,
+        response: &ResponseHead,
+        relay: &mut Relay,
+        failure: &ExchangeFailure,
+    ) -> AfterExchange {
+        let untold = relay.is_untold();
+        let refusal = self.note_failure(lease, failure, untold, relay.client_ended_first(), true);
+        self.give_back(&mut relay.up, &mut relay.down);
+        // Before the first byte, the client can be sent an error. After it, a truncated response must look truncated.
+        match untold {
+            true => self.refuse(&refusal, false).await,
+            false if response.ends_with_connection() => AfterExchange::Reset,
+            false => AfterExchange::Abandon,
+        }
+    }
+
+    /// The response opens a tunnel.
+    fn open_tunnel(&self, lease: &mut Lease, relay: Relay) -> Box<Tunnel> {
+        lease.becomes_tunnel();
+        let protocol = allowed_upgrade(self.request, self.client.request_head(), lease);
+        let websocket = protocol.is_some_and(is_websocket);
+        relay.into_tunnel(if websocket { Protocol::WebSocket } else { Protocol::Other })
+    }
+
+    /// Keeps a tunnel until one side ends it, or it is closed.
+    async fn tunnel(
+        &mut self,
+        lease: &Lease,
+        mut tunnel: Box<Tunnel>,
+        mut upstream: Upstream,
+    ) -> AfterExchange {
+        let result = tunnel.run(&mut self.client.around(&mut upstream, lease)).await;
+        self.record.bytes = tunnel.bytes();
+        let Err(failure) = result else {
+            self.record.ended = Some(tunnel.last_move());
+            self.give_back(&mut tunnel.up, &mut tunnel.down);
+            return AfterExchange::Linger;
+        };
+        let untold = tunnel.is_untold();
+        let (ended_first, blame) = (tunnel.client_ended_first(), !tunnel.client_leaves());
+        let refusal = self.note_failure(lease, &failure, untold, ended_first, blame);
+        let last_words = tunnel.last_words();
+        self.give_back(&mut tunnel.up, &mut tunnel.down);
+        match last_words {
+            Some(frame) if self.client.send(b"", frame).await.is_ok() => AfterExchange::Linger,
+            Some(_) => AfterExchange::Abandon,
+            None if untold => self.refuse(&refusal, false).await,
+            None => AfterExchange::Abandon,
+        }
+    }
+
+    /// Records why it failed. `untold`: the client has not received any of the response; `blame`: what the backend did
+    /// was its own doing.
+    fn note_failure(
+        &mut self,
+        lease: &Lease,
+        failure: &ExchangeFailure,
+        untold: bool,
+        ended_first: bool,
+        blame: bool,
+    ) -> ErrorAnswer {
+        let refusal = failure.refusal();
+        self.record.termination = refusal.termination;
+        if refusal.termination == Termination::ClientGone {
+            self.record.client_gone(ended_first);
+        }
+        if blame {
+            let broken = if untold { refusal.broken } else { refusal.broken.map(Broken::within_response) };
+            self.record.note_broken(lease, &refusal, broken);
+        }
+        refusal
+    }
+
+    /// Returns to the client what the relay borrowed: memory, and bytes read past the request.
+    fn give_back(&mut self, up: &mut Pump, down: &mut Pump) {
+        self.client.input = up.surplus().take();
+        if let Some(scratch) = &mut self.client.scratch {
+            *scratch.upstream() = std::mem::take(up.head());
+            *scratch.response() = std::mem::take(down.head());
+        }
+    }
+
+    /// Answers where no backend is involved.
+    async fn answer(&mut self, answer: &OwnAnswer) -> AfterExchange {
+        let (answer, termination) = answer.answer();
+        self.record.status = answer.status;
+        self.record.termination = termination;
+        self.send(answer, request_is_read(self.request)).await
+    }
+
+    /// Answers instead of the backend.
+    async fn refuse(&mut self, refusal: &ErrorAnswer, request_read: bool) -> AfterExchange {
+        self.record.status = refusal.status;
+        self.record.termination = refusal.termination;
+        if refusal.termination == Termination::ClientGone {
+            return AfterExchange::Close;
+        }
+        let no_backend = matches!(refusal.status, 502 | 504);
+        if self.record.health_in_maintenance && no_backend {
+            self.record.status = 200;
+        }
+        let answer = Answer { status: self.record.status, detail: refusal.detail, ..Answer::default() };
+        self.send(answer, request_read).await
+    }
+
+    /// Sends one of uh-proxy's own answers, in the form that the client prefers.
+    async fn send(&mut self, answer: Answer<'_>, request_read: bool) -> AfterExchange {
+        let head = self.client.request_head();
+        let stopping = self.client.subscription.stage() != StopStage::Running;
+        let cut = self.record.is_cut();
+        let keep_alive = request_read && self.request.keep_alive && !stopping && !cut;
+        let mut out = Vec::with_capacity(512);
+        let answer = Answer {
+            request_id: self.request.id.text(head),
+            keep_alive,
+            head_only: self.request.method.is_head(),
+            form: Form::preferred(head),
+            hsts: self.client.settings.hsts(self.request.scheme),
+            ..answer
+        };
+        self.record.bytes = answer.write(&self.client.settings.pages, &mut out);
+        match self.client.send_answer(&out, self.record.bytes).await {
+            Ok(()) if keep_alive => AfterExchange::KeepAlive,
+            Ok(()) => AfterExchange::Linger,
+            Err(_) => AfterExchange::Close,
+        }
+    }
+}
+
+impl<L> Client<L> {
+    /// What a relay needs, towards this backend.
+    fn around<'a>(&'a mut self, upstream: &'a mut Upstream, lease: &'a Lease) -> RelayContext<'a, L> {
+        RelayContext {
+            client: &mut self.link,
+            upstream: &mut upstream.stream,
+            lease,
+            subscription: &mut self.subscription,
+            timer: &mut self.timer,
+        }
     }
 }
 
@@ -270,108 +307,6 @@ async fn is_delivered<L: ClientLink>(client: &mut Client<L>) -> bool {
     }
 }
 
-/// Counts what the backend broke, before the client gets an error, and records why. A backend in maintenance that
-/// doesn't answer a health check doesn't count.
-fn note_broken(record: &mut ExchangeRecord, lease: &Lease, refusal: &ErrorAnswer, broken: Option<Broken>) {
-    let info = lease.owner();
-    record.reason = refusal.reason;
-    let (Some(broken), false) = (broken, record.health_in_maintenance) else { return };
-    info.meters.lane(lease.worker()).broke(broken);
-    let Some(reason) = refusal.reason else { return };
-    let Some(left_out) = info.meters.may_warn(millis(std::time::Instant::now())) else { return };
-    let endpoint = record.endpoint.and_then(|at| info.backend.endpoints.get(at));
-    let endpoint = endpoint.map_or("-", |endpoint| endpoint.text());
-    let (service, backend) = (&info.service.name, info.backend.name());
-    let what = match broken {
-        Broken::Unreachable => "cannot connect to the backend; clients get 502 or 504",
-        _ => "invalid response from the backend; the client gets 502 or a truncated response",
-    };
-    tracing::warn!(%service, %backend, endpoint, reason, left_out, "{what}");
-}
-
-/// Both directions, before the first byte. The request head and the first part of its body are sent in one write.
-fn begin<L: ClientLink>(client: &mut Client<L>, request: &RequestHead, lease: &Lease, now: Instant) -> Relay {
-    let input = client.input.take();
-    let (mut up, mut down) = client.scratch.as_mut().map_or_else(Default::default, |scratch| {
-        (std::mem::take(scratch.upstream()), std::mem::take(scratch.response()))
-    });
-    if let Some(stripped) = lease.owner().service.stripped_prefix() {
-        prefix::strip(&mut up, stripped.as_bytes());
-    }
-    if let Some(protocol) = allowed_upgrade(request, client.request_head(), lease) {
-        write_upgrade(protocol.as_bytes(), &mut up);
-    }
-    down.clear();
-    let (framing, coding) = L::request_body(request);
-    Relay::new(
-        Pump::new(up, framing, coding, input),
-        Pump::new(down, Framing::None, Coding::AsItIs, None),
-        now,
-    )
-}
-
-/// Returns to the connection what the relay borrowed: memory, and bytes read past the request.
-fn give_back<L: ClientLink>(client: &mut Client<L>, relay: Relay) {
-    let (input, up) = relay.up.into_parts();
-    let (_, down) = relay.down.into_parts();
-    client.input = input;
-    if let Some(scratch) = &mut client.scratch {
-        *scratch.upstream() = up;
-        *scratch.response() = down;
-    }
-}
-
-/// Answers instead of the backend.
-async fn refuse<L: ClientLink>(
-    client: &mut Client<L>,
-    request: &RequestHead,
-    record: &mut ExchangeRecord,
-    refusal: &ErrorAnswer,
-    request_read: bool,
-) -> AfterExchange {
-    record.status = refusal.status;
-    record.termination = refusal.termination;
-    if refusal.termination == Termination::ClientGone {
-        return AfterExchange::Close;
-    }
-    let no_backend = matches!(refusal.status, 502 | 504);
-    if record.health_in_maintenance && no_backend {
-        record.status = 200;
-    }
-    let answer = Answer { status: record.status, detail: refusal.detail, ..Answer::default() };
-    send_answer(client, request, record, answer, request_read).await
-}
-
-/// Sends one of uh-proxy's own answers, in the form that the client prefers.
-pub(super) async fn send_answer<L: ClientLink>(
-    client: &mut Client<L>,
-    request: &RequestHead,
-    record: &mut ExchangeRecord,
-    answer: Answer<'_>,
-    request_read: bool,
-) -> AfterExchange {
-    let Some(scratch) = &client.scratch else { return AfterExchange::Close };
-    let head = scratch.request_head();
-    let stopping = client.subscription.stage() != StopStage::Running;
-    let cut = matches!(record.termination, Termination::Drain | Termination::Stop);
-    let keep_alive = request_read && request.keep_alive && !stopping && !cut;
-    let mut out = Vec::with_capacity(512);
-    let answer = Answer {
-        request_id: request.id.text(head),
-        keep_alive,
-        head_only: request.method.is_head(),
-        form: Form::preferred(head),
-        hsts: client.settings.hsts(request.scheme),
-        ..answer
-    };
-    record.bytes = answer.write(&client.settings.pages, &mut out);
-    match client.send_answer(&out, record.bytes).await {
-        Ok(()) if keep_alive => AfterExchange::KeepAlive,
-        Ok(()) => AfterExchange::Linger,
-        Err(_) => AfterExchange::Close,
-    }
-}
-
-pub(super) fn request_is_read(request: &RequestHead) -> bool {
+fn request_is_read(request: &RequestHead) -> bool {
     matches!(request.framing, Framing::None | Framing::Length(0))
 }

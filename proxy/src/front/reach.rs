@@ -2,6 +2,7 @@
 //! response's head.
 
 use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -9,10 +10,12 @@ use uh_system::plain;
 
 use super::Lease;
 use super::client::{Client, ClientLink};
+use super::endpoint::Endpoint;
 use super::error_answer::ErrorAnswer;
 use super::pool::{IdlePool, Tried, millis};
 use super::record::ExchangeRecord;
 use super::relay::{ExchangeFailure, Relay, RelayContext, Unconnected};
+use super::scratch::Scratch;
 use super::upstream::{ConnectError, Upstream};
 use crate::observe::broken::Broken;
 use crate::observe::meters::RetryReason;
@@ -41,70 +44,209 @@ pub(super) async fn reach<L: ClientLink>(
     relay: &mut Relay,
     record: &mut ExchangeRecord,
 ) -> Result<Answered, ErrorAnswer> {
-    let (mut retried, mut moved) = (false, false);
+    let mut search = Search { client, request, lease, relay, record, retried: false, moved: false };
     loop {
-        let mut upstream = match connect(client, request, lease, retried, record, relay).await {
-            Ok(upstream) => upstream,
-            Err(refusal) if !moved && can_move(&refusal, lease) => {
-                move_on(client, request, lease, refusal)?;
-                moved = true;
-                continue;
-            }
-            Err(refusal) => return Err(refusal),
-        };
-        // Connecting may have taken a while: don't send a request that is to be cut.
-        if lease.is_cut() {
-            let refusal = ExchangeFailure::Cut(Termination::Drain).refusal();
-            if moved || !can_move(&refusal, lease) {
-                return Err(refusal);
-            }
-            move_on(client, request, lease, refusal)?;
-            moved = true;
-            continue;
+        match search.attempt().await {
+            Ok(answered) => return Ok(answered),
+            Err(Miss::Unsent(refusal)) => search.move_on(refusal)?,
+            Err(Miss::Unanswered { failure, stale }) => search.retry(&failure, stale)?,
         }
-        let Some(scratch) = &client.scratch else { return Err(ErrorAnswer::internal()) };
-        let to = Recipient {
-            request,
-            request_head: scratch.request_head(),
-            keep_alive: request.keep_alive,
-            upgrade: allowed_upgrade(request, scratch.request_head(), lease),
-            server: client.settings.headers.server,
-            fields: lease.owner().service.limits.response_fields,
-            clock: SystemTime::now,
-            hsts: client.settings.hsts(request.scheme),
-        };
-        let mut around = RelayContext {
-            client: &mut client.link,
-            upstream: &mut upstream.stream,
-            lease,
-            subscription: &mut client.subscription,
-            timer: &mut client.timer,
-        };
+    }
+}
+
+/// The search for an endpoint that answers a request.
+struct Search<'a, L> {
+    client: &'a mut Client<L>,
+    request: &'a RequestHead,
+    lease: &'a mut Lease,
+    relay: &'a mut Relay,
+    record: &'a mut ExchangeRecord,
+    /// A dead connection was replaced: this attempt uses a new one.
+    retried: bool,
+    /// The backend was replaced by the one that is active now.
+    moved: bool,
+}
+
+/// Why an attempt gave no response.
+enum Miss {
+    /// Nothing was sent.
+    Unsent(ErrorAnswer),
+    /// The request, or a part of it, may have been sent. `stale`: on a connection that was dead already.
+    Unanswered { failure: ExchangeFailure, stale: bool },
+}
+
+impl<L: ClientLink> Search<'_, L> {
+    async fn attempt(&mut self) -> Result<Answered, Miss> {
+        let mut upstream = self.connect().await.map_err(Miss::Unsent)?;
+        // Connecting may have taken a while: don't send a request that is to be cut.
+        if self.lease.is_cut() {
+            return Err(Miss::Unsent(ExchangeFailure::Cut(Termination::Drain).refusal()));
+        }
         let mut body = None;
-        let (budget, retries) = (lease.payload().budget(), &lease.owner().service.retries);
-        let failure = match relay.await_response(&mut around, to, &mut body).await {
+        let response = self.ask(&mut upstream, &mut body).await;
+        let (budget, retries) = (self.lease.payload().budget(), &self.lease.owner().service.retries);
+        match response {
             Ok(response) => {
                 budget.answered(retries);
-                return Ok(Answered { upstream, response, body });
+                Ok(Answered { upstream, response, body })
             }
-            Err(failure) => failure,
+            Err(failure) => {
+                if self.retried {
+                    budget.spend(retries);
+                }
+                let closed = matches!(failure, ExchangeFailure::UpstreamClosed { begun: false });
+                let stale = upstream.reused && closed;
+                if stale && let Some(target) = self.lease.owner().backend.endpoints.get(upstream.endpoint) {
+                    target.doubt();
+                }
+                Err(Miss::Unanswered { failure, stale })
+            }
+        }
+    }
+
+    /// Sends the request and awaits the response's head.
+    async fn ask(
+        &mut self,
+        upstream: &mut Upstream,
+        body: &mut Option<Buffer>,
+    ) -> Result<ResponseHead, ExchangeFailure> {
+        let Client { link, subscription, timer, settings, scratch, .. } = &mut *self.client;
+        let request_head = scratch.as_ref().map_or(&[][..], Scratch::request_head);
+        let to = Recipient {
+            request: self.request,
+            request_head,
+            keep_alive: self.request.keep_alive,
+            upgrade: allowed_upgrade(self.request, request_head, self.lease),
+            server: settings.headers.server,
+            fields: self.lease.owner().service.limits.response_fields,
+            clock: SystemTime::now,
+            hsts: settings.hsts(self.request.scheme),
         };
-        if retried {
-            budget.spend(retries);
+        let (upstream, lease) = (&mut upstream.stream, &*self.lease);
+        let mut around = RelayContext { client: link, upstream, lease, subscription, timer };
+        self.relay.await_response(&mut around, to, body).await
+    }
+
+    /// Replaces the lease by one on the backend that is active now, if traffic has moved: once. The old backend's drain
+    /// sees the exchange end.
+    ///
+    /// # Errors
+    /// If no other backend is active: the error answer.
+    fn move_on(&mut self, refusal: ErrorAnswer) -> Result<(), ErrorAnswer> {
+        if self.moved || !can_move(&refusal, self.lease) {
+            return Err(refusal);
         }
-        let stale = upstream.reused && matches!(failure, ExchangeFailure::UpstreamClosed { begun: false });
-        if stale && let Some(target) = lease.owner().backend.endpoints.get(upstream.endpoint) {
-            target.doubt();
-        }
-        // Only once, and never if the backend may have acted on the request, unless it is safe to repeat.
-        let harmless = request.method.is_safe() || relay.up.sent() == 0;
-        if !stale || retried || !harmless || relay.up.body_sent() > 0 || !may_retry(lease) {
+        self.lease.owner().meters.lane(self.lease.worker()).retried(RetryReason::ConnectFailed);
+        *self.lease = pick_again(self.client, self.request, self.lease).ok_or(refusal)?;
+        self.moved = true;
+        Ok(())
+    }
+
+    /// Prepares another attempt. Only once, and never if the backend may have acted on the request, unless it is safe
+    /// to repeat.
+    ///
+    /// # Errors
+    /// If there must be none: the error answer.
+    fn retry(&mut self, failure: &ExchangeFailure, stale: bool) -> Result<(), ErrorAnswer> {
+        let up = &self.relay.up;
+        let harmless = up.body_sent() == 0 && (self.request.method.is_safe() || up.sent() == 0);
+        if !stale || self.retried || !harmless || !may_retry(self.lease) {
             return Err(failure.refusal());
         }
-        lease.owner().meters.lane(lease.worker()).retried(RetryReason::StaleConnection);
-        *lease = pick_again(client, request, lease).ok_or_else(|| failure.refusal())?;
-        relay.rewind();
-        retried = true;
+        self.lease.owner().meters.lane(self.lease.worker()).retried(RetryReason::StaleConnection);
+        *self.lease = pick_again(self.client, self.request, self.lease).ok_or_else(|| failure.refusal())?;
+        self.relay.rewind();
+        self.retried = true;
+        Ok(())
+    }
+
+    /// A connection to one of the backend's endpoints, from the pool if possible. An endpoint that can't be reached is
+    /// skipped for any method, since nothing was sent to it.
+    async fn connect(&mut self) -> Result<Upstream, ErrorAnswer> {
+        let mut now = self.relay.last_move().into_std();
+        let mut tried = Tried::default();
+        let mut last = None;
+        loop {
+            let info = self.lease.owner();
+            let (pool, lane) = (self.lease.payload(), info.meters.lane(self.lease.worker()));
+            let Some(choice) = pool.choose(&mut tried, now) else { break };
+            if last.is_some() {
+                // No attempt starts on a backend that traffic has left: it may be about to be stopped.
+                if self.lease.is_retired() || !may_retry(self.lease) {
+                    break;
+                }
+                lane.retried(RetryReason::ConnectFailed);
+            }
+            self.record.endpoint = Some(choice.endpoint);
+            if choice.fails_open {
+                lane.failed_open();
+            }
+            if !self.retried
+                && let Some(mut upstream) = pooled(pool, choice.endpoint, self.request, now).await
+            {
+                upstream.busy = choice.busy;
+                return Ok(upstream);
+            }
+            let Some(target) = info.backend.endpoints.get(choice.endpoint) else { continue };
+            // Boxed: most exchanges take a connection from the pool and don't need this.
+            match Box::pin(open(self.client, self.lease, self.relay, target, choice.endpoint)).await? {
+                Ok(mut upstream) => {
+                    upstream.busy = choice.busy;
+                    return Ok(upstream);
+                }
+                Err(error) => {
+                    tracing::debug!(backend = %info.backend.name(), error = %plain(&error), "cannot reach the endpoint");
+                    now = std::time::Instant::now();
+                    pool.not_reached(choice.endpoint, now);
+                    if last.replace(error).is_some() || self.retried {
+                        pool.budget().spend(&info.service.retries);
+                    }
+                }
+            }
+        }
+        Err(unreachable(last.as_ref()))
+    }
+}
+
+/// Opens a connection, unless the exchange ends before.
+async fn open<L: ClientLink>(
+    client: &mut Client<L>,
+    lease: &Lease,
+    relay: &mut Relay,
+    target: &Endpoint,
+    endpoint: usize,
+) -> Result<Result<Upstream, ConnectError>, ErrorAnswer> {
+    let Client { worker, link, subscription, timer, .. } = client;
+    let info = lease.owner();
+    let timeout = info.service.timeouts.connect;
+    let mut connecting =
+        pin!(worker.connector.connect(target, endpoint, timeout, &info.meters, worker.index));
+    let mut caller = Unconnected { client: link, lease, subscription, timer };
+    poll_fn(|cx| {
+        caller.subscription.poll(cx);
+        if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
+            return Poll::Ready(Ok(connected));
+        }
+        match relay.check_unconnected(cx, &mut caller) {
+            Ok(()) => Poll::Pending,
+            Err(failure) => Poll::Ready(Err(failure.refusal())),
+        }
+    })
+    .await
+}
+
+/// The error answer if no endpoint could be reached.
+fn unreachable(last: Option<&ConnectError>) -> ErrorAnswer {
+    let (status, detail) = match last {
+        Some(ConnectError::TimedOut { .. }) => (504, "the app could not be reached in time"),
+        _ => (502, "the app could not be reached"),
+    };
+    ErrorAnswer {
+        status,
+        detail,
+        termination: Termination::UpstreamUnreachable,
+        broken: Some(Broken::Unreachable),
+        reason: last.map(ConnectError::reason),
     }
 }
 
@@ -113,21 +255,6 @@ pub(super) async fn reach<L: ClientLink>(
 fn can_move(refusal: &ErrorAnswer, lease: &Lease) -> bool {
     let unsent = refusal.broken == Some(Broken::Unreachable) || refusal.termination == Termination::Drain;
     unsent && lease.is_retired() && may_retry(lease)
-}
-
-/// Replaces the lease by one on the active backend. The old backend's drain sees the exchange end.
-///
-/// # Errors
-/// If no other backend is active: the error answer.
-fn move_on<L>(
-    client: &Client<L>,
-    request: &RequestHead,
-    lease: &mut Lease,
-    refusal: ErrorAnswer,
-) -> Result<(), ErrorAnswer> {
-    lease.owner().meters.lane(lease.worker()).retried(RetryReason::ConnectFailed);
-    *lease = pick_again(client, request, lease).ok_or(refusal)?;
-    Ok(())
 }
 
 /// Picks for another attempt. `None`: the service was reconfigured meanwhile, so the prepared head no longer fits.
@@ -155,93 +282,6 @@ fn may_retry(lease: &Lease) -> bool {
     allowed
 }
 
-/// A connection to one of the backend's endpoints, from the pool if possible. An endpoint that can't be reached is
-/// skipped for any method, since nothing was sent to it.
-async fn connect<L: ClientLink>(
-    client: &mut Client<L>,
-    request: &RequestHead,
-    lease: &Lease,
-    fresh: bool,
-    record: &mut ExchangeRecord,
-    relay: &mut Relay,
-) -> Result<Upstream, ErrorAnswer> {
-    let mut now = relay.last_move().into_std();
-    let info = lease.owner();
-    let (pool, lane) = (lease.payload(), info.meters.lane(lease.worker()));
-    let mut tried = Tried::default();
-    let mut last = None;
-    loop {
-        let Some(choice) = pool.choose(&mut tried, now) else { break };
-        if last.is_some() {
-            // No attempt starts on a backend that traffic has left: it may be about to be stopped.
-            if lease.is_retired() || !may_retry(lease) {
-                break;
-            }
-            lane.retried(RetryReason::ConnectFailed);
-        }
-        record.endpoint = Some(choice.endpoint);
-        if choice.fails_open {
-            lane.failed_open();
-        }
-        if !fresh && let Some(mut upstream) = pooled(pool, choice.endpoint, request, now).await {
-            upstream.busy = choice.busy;
-            return Ok(upstream);
-        }
-        let Some(target) = info.backend.endpoints.get(choice.endpoint) else { continue };
-        let timeout = info.service.timeouts.connect;
-        let connecting = client.worker.connector.connect(
-            target,
-            choice.endpoint,
-            timeout,
-            &info.meters,
-            client.worker.index,
-        );
-        let mut caller = Unconnected {
-            client: &mut client.link,
-            lease,
-            subscription: &mut client.subscription,
-            timer: &mut client.timer,
-        };
-        // Boxed: most exchanges take a connection from the pool and don't need this.
-        let mut connecting = Box::pin(connecting);
-        let connected = poll_fn(|cx| {
-            caller.subscription.poll(cx);
-            if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
-                return Poll::Ready(Ok(connected));
-            }
-            match relay.check_unconnected(cx, &mut caller) {
-                Ok(()) => Poll::Pending,
-                Err(failure) => Poll::Ready(Err(failure.refusal())),
-            }
-        });
-        match connected.await? {
-            Ok(mut upstream) => {
-                upstream.busy = choice.busy;
-                return Ok(upstream);
-            }
-            Err(error) => {
-                tracing::debug!(backend = %info.backend.name(), error = %plain(&error), "cannot reach the endpoint");
-                now = std::time::Instant::now();
-                pool.not_reached(choice.endpoint, now);
-                if last.replace(error).is_some() || fresh {
-                    pool.budget().spend(&info.service.retries);
-                }
-            }
-        }
-    }
-    let (status, detail) = match last {
-        Some(ConnectError::TimedOut { .. }) => (504, "the app could not be reached in time"),
-        _ => (502, "the app could not be reached"),
-    };
-    Err(ErrorAnswer {
-        status,
-        detail,
-        termination: Termination::UpstreamUnreachable,
-        broken: Some(Broken::Unreachable),
-        reason: last.as_ref().map(ConnectError::reason),
-    })
-}
-
 /// A connection from the pool. Before it carries a request that can't be sent twice, the worker polls its sockets
 /// again: their last known state may be out of date, and a dead connection would cause an error. Only a connection that
 /// dies while such a request is on its way is detected too late.
@@ -260,7 +300,7 @@ async fn pooled(
 
 /// Keeps the backend's connection for the next exchange, if it can be reused.
 pub(super) fn release(lease: &Lease, upstream: Upstream, response: &ResponseHead, relay: &mut Relay) {
-    let clean = relay.request_done() && !relay.request_broken() && relay.down.surplus().is_none();
+    let clean = relay.request_done() && relay.down.surplus().is_none();
     if !clean || !response.upstream_keep_alive || lease.is_retired() {
         return;
     }

@@ -3,15 +3,10 @@
 //! Redirects lead only to hosts in the configuration or in a certificate. Any other `Host` never reaches `Location`:
 //! otherwise this would be an open redirect.
 
-use super::answer::Answer;
 use super::bypass::is_health_path;
-use super::client::{Client, ClientLink};
-use super::connection::AfterExchange;
-use super::exchange::{request_is_read, send_answer};
-use super::record::ExchangeRecord;
+use super::client::Client;
 use super::settings::HTTPS_PORT;
 use crate::config::Service;
-use crate::observe::termination::Termination;
 use uh_http1::forwarded::Scheme;
 use uh_http1::request::RequestHead;
 use uh_switching::route::without_port;
@@ -26,7 +21,10 @@ pub(super) enum Redirect {
 
 /// The redirect for a request; `None` if it is served.
 pub(super) fn of<L>(client: &Client<L>, request: &RequestHead, service: &Service) -> Option<Redirect> {
-    let head = client.scratch.as_ref()?.request_head();
+    if !service.redirects() {
+        return None;
+    }
+    let head = client.request_head();
     let path = request.path.of_head(head);
     let host = std::str::from_utf8(request.host.of_head(head)).unwrap_or_default();
     let name = std::str::from_utf8(without_port(host.as_bytes())).unwrap_or_default().to_ascii_lowercase();
@@ -57,27 +55,6 @@ pub(super) fn of<L>(client: &Client<L>, request: &RequestHead, service: &Service
         query => format!("/{query}"),
     };
     Some(Redirect::To(format!("{}://{to}{port}{path}", scheme.as_str())))
-}
-
-/// Sends the redirect, or 421 if there is no target.
-pub(super) async fn answer<L: ClientLink>(
-    client: &mut Client<L>,
-    request: &RequestHead,
-    record: &mut ExchangeRecord,
-    redirect: &Redirect,
-) -> AfterExchange {
-    let (status, detail, location) = match redirect {
-        Redirect::To(location) => {
-            (308, "the page has moved to the address in Location", Some(location.as_str()))
-        }
-        Redirect::Impossible => {
-            (421, "plain HTTP isn't allowed here, and this host isn't available over HTTPS", None)
-        }
-    };
-    record.status = status;
-    record.termination = if location.is_some() { Termination::Redirect } else { Termination::NoRoute };
-    let answer = Answer { status, detail, location, ..Answer::default() };
-    send_answer(client, request, record, answer, request_is_read(request)).await
 }
 
 /// The service's main host, if the request is for one of its `redirect_hosts`.

@@ -114,8 +114,7 @@ fn poll_send<L: ClientLink>(
 ) -> Poll<io::Result<()>> {
     while *sent < head.len() + content.len() {
         let of_head = (*sent).min(head.len());
-        let parts =
-            Parts { head: &head[of_head..], content: &content[*sent - of_head..], tail: b"", last: true };
+        let parts = Parts { head: &head[of_head..], content: &content[*sent - of_head..], ..Parts::LAST };
         match link.poll_write(cx, parts) {
             Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             Poll::Ready(Ok(n)) => *sent += n,

@@ -43,12 +43,19 @@ pub trait PumpSource {
 pub struct Parts<'a> {
     /// Complete heads, or their rest.
     pub head: &'a [u8],
+    /// Chunk framing before the content.
+    pub before: &'a [u8],
     /// Content.
     pub content: &'a [u8],
     /// Chunk framing after the content.
-    pub tail: &'a [u8],
+    pub after: &'a [u8],
     /// Nothing follows: not even trailers.
     pub last: bool,
+}
+
+impl Parts<'_> {
+    /// Nothing, at the end of a message.
+    pub const LAST: Self = Self { head: b"", before: b"", content: b"", after: b"", last: true };
 }
 
 /// Where a pump writes a message.
@@ -175,11 +182,12 @@ pub fn write_to<S: AsyncWrite + Unpin>(
     cx: &mut Context<'_>,
     parts: Parts<'_>,
 ) -> Poll<io::Result<usize>> {
-    match (parts.head, parts.content, parts.tail) {
-        (part, [], []) | ([], part, []) | ([], [], part) => Pin::new(to).poll_write(cx, part),
-        (head, content, tail) => {
-            let parts = [IoSlice::new(head), IoSlice::new(content), IoSlice::new(tail)];
-            Pin::new(to).poll_write_vectored(cx, &parts)
+    match (parts.head, parts.before, parts.content, parts.after) {
+        (part, [], [], []) | ([], part, [], []) | ([], [], part, []) | ([], [], [], part) => {
+            Pin::new(to).poll_write(cx, part)
+        }
+        (head, before, content, after) => {
+            Pin::new(to).poll_write_vectored(cx, &[head, before, content, after].map(IoSlice::new))
         }
     }
 }

@@ -104,7 +104,11 @@ async fn unwrapping_chunks_costs_by_the_byte_and_not_by_the_chunk() {
     let all = read.await.unwrap();
     assert!(all.len() as u64 == CHUNKS && all.iter().all(|&byte| byte == b'x'));
     // Each byte of content once, and once what followed the body.
-    assert!(pump.shifted <= CHUNKS + 13, "{} bytes were moved for {CHUNKS} of content", pump.shifted);
+    assert!(
+        pump.framing_in.shifted <= CHUNKS + 13,
+        "{} bytes were moved for {CHUNKS} of content",
+        pump.framing_in.shifted
+    );
     assert!(most <= TURN_BYTES + uh_http1::buffer::BUFFER_BYTES as u64, "{most} were taken in one turn");
 }
 

@@ -5,27 +5,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{ExchangeFailure, Leaving, Relay, RelayContext, Unconnected};
+use super::{Awaiting, ExchangeFailure, Progress, Relay, RelayContext, Unconnected};
 use crate::config::{Limits, Timeouts};
 use crate::front::Lease;
-use crate::front::broadcast::StopStage;
+use crate::front::broadcast::{StopStage, Subscription};
 use crate::front::client::ClientLink;
 use crate::front::client::presence::Presence;
 use crate::front::pump::{Pump, Waiting};
 use crate::observe::termination::Termination;
 
-/// After a client has closed its side of a tunnel, how long the backend may be silent before the tunnel is closed.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-
 /// How often a client that isn't being read from is checked while nothing moves. A read would notice its close
 /// immediately.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// When a tunnel is closed, how long its current frame may take to finish.
-const LAST_FRAME: Duration = Duration::from_millis(500);
-
-/// What is due next in an exchange in which nothing moves. Nothing of a tunnel is: it has limits of its
-/// own.
+/// What is due next in an exchange in which nothing moves.
 #[derive(Debug, Clone, Copy, Default)]
 struct Due {
     /// It counts as overdue.
@@ -49,22 +42,13 @@ impl Relay {
         cx: &mut Context<'_>,
         around: &mut RelayContext<'_, L>,
     ) -> Result<(), ExchangeFailure> {
-        if self.tunnel {
-            self.check_close_schedule(cx, around)?;
-        } else if around.lease.is_cut() {
-            return Err(ExchangeFailure::Cut(Termination::Drain));
-        } else if around.subscription.stage() == StopStage::Cutting {
-            return Err(ExchangeFailure::Cut(Termination::Stop));
-        }
-        if around.client.poll_cancelled(cx) {
-            return Err(ExchangeFailure::Client(Termination::ClientGone));
-        }
+        check_cut(cx, around.client, around.lease, around.subscription)?;
         loop {
             let service = &around.lease.owner().service;
             let (limit, failure) = self.limit(&service.timeouts);
             let paced = self.pace(&service.limits, around.client)?;
             let deadline = self.last_move + limit;
-            let due = if self.tunnel { Due::default() } else { self.due::<L>(&service.timeouts) };
+            let due = self.due::<L>(&service.timeouts);
             let next = [paced, due.earliest()].into_iter().flatten().fold(deadline, Instant::min);
             if !around.timer.poll_expired(cx, next) {
                 return Ok(());
@@ -90,18 +74,12 @@ impl Relay {
         cx: &mut Context<'_>,
         caller: &mut Unconnected<'_, L>,
     ) -> Result<(), ExchangeFailure> {
-        if caller.lease.is_cut() {
-            return Err(ExchangeFailure::Cut(Termination::Drain));
-        } else if caller.subscription.stage() == StopStage::Cutting {
-            return Err(ExchangeFailure::Cut(Termination::Stop));
-        } else if caller.client.poll_cancelled(cx) {
-            return Err(ExchangeFailure::Client(Termination::ClientGone));
-        }
+        check_cut(cx, caller.client, caller.lease, caller.subscription)?;
         loop {
             let timeouts = &caller.lease.owner().service.timeouts;
-            let unanswered = timeouts.overdue.filter(|_| !self.overdue);
+            let overdue = timeouts.overdue.filter(|_| self.may_be_overdue());
             let due = Due {
-                overdue: unanswered.map(|overdue| self.last_move + overdue),
+                overdue: overdue.map(|overdue| self.last_move + overdue),
                 leaves: self.leaves_at(timeouts.half_closed),
                 look: (L::NEEDS_LOOKS && !self.client_ended()).then(|| self.next_look()),
             };
@@ -123,7 +101,7 @@ impl Relay {
     ) -> Result<(), ExchangeFailure> {
         let has_come = |at: Option<Instant>| at.is_some_and(|at| now >= at);
         if has_come(due.overdue) {
-            self.overdue = true;
+            self.awaiting = self.awaiting.map(|awaiting| Awaiting { overdue: true, ..awaiting });
             lease.owner().meters.lane(lease.worker()).is_overdue();
         }
         if has_come(due.look) {
@@ -135,43 +113,6 @@ impl Relay {
         Ok(())
     }
 
-    /// Begins to close a tunnel at its turn, and cuts one that doesn't finish.
-    fn check_close_schedule<L: ClientLink>(
-        &mut self,
-        cx: &mut Context<'_>,
-        around: &mut RelayContext<'_, L>,
-    ) -> Result<(), ExchangeFailure> {
-        if let Some(leaving) = self.leaving {
-            let late = around.timer.poll_expired(cx, leaving.until);
-            return if late { Err(ExchangeFailure::Cut(leaving.why)) } else { Ok(()) };
-        }
-        let Some((turn, why)) = self.turn(around) else { return Ok(()) };
-        if around.timer.poll_expired(cx, turn) {
-            self.leaving = Some(Leaving { why, until: Instant::now() + LAST_FRAME });
-            self.down.end_at_boundary();
-        }
-        Ok(())
-    }
-
-    /// When and why the tunnel is to be closed, if that is decided.
-    fn turn<L: ClientLink>(&self, around: &RelayContext<'_, L>) -> Option<(Instant, Termination)> {
-        let info = around.lease.owner();
-        let of_drain = info
-            .close_schedule
-            .get()
-            .map(|close_schedule| (close_schedule.turn(self.share), Termination::Drain));
-        let of_stop = around.subscription.timetable().map(|timetable| {
-            let turn = match around.subscription.stage() {
-                StopStage::Cutting => timetable.begun,
-                StopStage::Running | StopStage::Stopping => {
-                    timetable.close_schedule(&info.service).turn(self.share)
-                }
-            };
-            (turn, Termination::Stop)
-        });
-        of_drain.into_iter().chain(of_stop).min_by_key(|(turn, _)| *turn)
-    }
-
     /// Enforces the client's minimum rates. Returns when to check again. An exchange that never waits for its client
     /// doesn't read the clock here.
     fn pace<L: ClientLink>(
@@ -179,10 +120,8 @@ impl Relay {
         limits: &Limits,
         client: &L,
     ) -> Result<Option<Instant>, ExchangeFailure> {
-        let sends = !self.up_done && !self.up_broken && self.up.waiting() == Waiting::Source;
-        let reads = !self.down.is_flushed();
-        let sends = sends && !self.tunnel && limits.min_body_rate > 0;
-        let reads = reads && !self.tunnel && limits.min_response_rate > 0;
+        let sends = self.is_sending() && self.up.waiting() == Waiting::Source && limits.min_body_rate > 0;
+        let reads = !self.down.is_flushed() && limits.min_response_rate > 0;
         if !sends && !reads && !self.up_pace.is_waiting() && !self.down_pace.is_waiting() {
             return Ok(None);
         }
@@ -217,27 +156,34 @@ impl Relay {
     /// When the exchange counts as overdue: the backend has had the request for that long, or accepts none of it, and
     /// hasn't answered. `None` once it was counted.
     fn overdue_at(&self, overdue: Option<Duration>) -> Option<Instant> {
-        if self.answered || self.overdue {
+        if !self.may_be_overdue() {
             return None;
         }
-        let takes_nothing = || (self.up.waiting() == Waiting::Sink).then_some(self.last_move);
-        Some(self.asked.or_else(takes_nothing)? + overdue?)
+        let since = match self.request {
+            Progress::Sent(at) | Progress::Refused(at) => at,
+            Progress::Sending if self.up.waiting() == Waiting::Sink => self.last_move,
+            Progress::Sending => return None,
+        };
+        Some(since + overdue?)
+    }
+
+    /// Whether the response is awaited, and the exchange wasn't counted as overdue before.
+    fn may_be_overdue(&self) -> bool {
+        self.awaiting.is_some_and(|awaiting| !awaiting.overdue)
     }
 
     /// When the exchange ends because its client has closed its sending side and nothing has moved since.
     fn leaves_at(&self, half_closed: Option<Duration>) -> Option<Instant> {
-        Some(self.ended?.max(self.last_move) + half_closed?)
+        Some(self.ended?.at.max(self.last_move) + half_closed?)
     }
 
     /// When to check a client that isn't being read from: the backend accepts none of its request, or the read-ahead
     /// buffer is full.
     fn look_at(&mut self) -> Option<Instant> {
-        let reads = if self.up_broken {
-            false
-        } else if self.up_done {
-            self.up.surplus().as_mut().is_none_or(|ahead| !ahead.room().is_empty())
-        } else {
-            self.up.waiting() == Waiting::Source
+        let reads = match self.request {
+            Progress::Refused(_) => false,
+            Progress::Sent(_) => self.up.surplus().as_mut().is_none_or(|ahead| !ahead.room().is_empty()),
+            Progress::Sending => self.up.waiting() == Waiting::Source,
         };
         if reads || self.client_ended() {
             return None;
@@ -253,7 +199,11 @@ impl Relay {
     /// its client could still be sending.
     fn still_sends(&self) -> bool {
         let only_waits = self.up.sent() == 0 && self.up.body_complete();
-        !(self.up_done || self.up_broken || only_waits)
+        self.is_sending() && !only_waits
+    }
+
+    fn is_sending(&self) -> bool {
+        matches!(self.request, Progress::Sending)
     }
 
     fn look<L: ClientLink>(&mut self, client: &L, now: Instant) -> Result<(), ExchangeFailure> {
@@ -271,7 +221,7 @@ impl Relay {
     /// Whether a client that can't be written to keeps reading from the socket's buffer, which may hold more than it
     /// can read within its timeout. Then its timeout starts again.
     fn client_takes<L: ClientLink>(&mut self, client: &L) -> bool {
-        if self.tunnel || self.down.is_flushed() {
+        if self.down.is_flushed() {
             return false;
         }
         let taken = taken(client, &self.down);
@@ -285,19 +235,33 @@ impl Relay {
     /// Which side is awaited, and for how long.
     fn limit(&self, timeouts: &Timeouts) -> (Duration, ExchangeFailure) {
         let client = ExchangeFailure::Client(Termination::ClientTimeout);
-        if self.tunnel && self.up_done {
-            (LAST_WORDS, ExchangeFailure::Client(Termination::ClientGone))
-        } else if self.tunnel {
-            (timeouts.tunnel_idle, client)
-        } else if !self.down.is_flushed() {
+        if !self.down.is_flushed() {
             (timeouts.client, client)
-        } else if self.up_done || self.up_broken {
+        } else if !self.is_sending() {
             (timeouts.read, ExchangeFailure::UpstreamTimeout)
         } else if self.up.waiting() == Waiting::Sink {
             (timeouts.write, ExchangeFailure::UpstreamTimeout)
         } else {
             (timeouts.client, client)
         }
+    }
+}
+
+/// Whether the exchange is to be cut, or its client has cancelled it.
+fn check_cut<L: ClientLink>(
+    cx: &mut Context<'_>,
+    client: &mut L,
+    lease: &Lease,
+    subscription: &Subscription,
+) -> Result<(), ExchangeFailure> {
+    if lease.is_cut() {
+        Err(ExchangeFailure::Cut(Termination::Drain))
+    } else if subscription.stage() == StopStage::Cutting {
+        Err(ExchangeFailure::Cut(Termination::Stop))
+    } else if client.poll_cancelled(cx) {
+        Err(ExchangeFailure::Client(Termination::ClientGone))
+    } else {
+        Ok(())
     }
 }
 
