@@ -201,7 +201,7 @@ impl Known {
     }
 }
 
-/// Identifies a field by its name. Most names are told apart by their length and first letter alone.
+/// Identifies a field by its name. Most names differ in length or first letter from all others.
 #[must_use]
 pub fn classify(name: &[u8]) -> Known {
     let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
