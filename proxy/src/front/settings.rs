@@ -7,9 +7,11 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use super::answer::pages::Pages;
 use crate::config::{Server, ServerLimits, Tls};
@@ -98,22 +100,46 @@ impl Https {
 
 /// The current settings of one worker's connections.
 #[derive(Debug)]
-pub struct SettingsCell(ArcSwap<Settings>);
+pub struct SettingsCell {
+    current: ArcSwap<Settings>,
+    /// Where they are in memory: enough to see that nothing has changed, which is so for almost every request.
+    address: AtomicUsize,
+    replacing: Mutex<()>,
+}
 
 impl SettingsCell {
     /// For one worker.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self(ArcSwap::from_pointee(settings))
+        let settings = Arc::new(settings);
+        let address = AtomicUsize::new(address(&settings));
+        Self { current: ArcSwap::new(settings), address, replacing: Mutex::default() }
     }
 
     /// The settings for a request that begins now.
     pub fn load(&self) -> Arc<Settings> {
-        self.0.load_full()
+        self.current.load_full()
+    }
+
+    /// The same for a caller that has those of an earlier request. Others can't be at the same address, since they are
+    /// still held.
+    pub fn refresh(&self, held: &mut Arc<Settings>) {
+        if self.address.load(Ordering::Acquire) != address(held) {
+            *held = self.load();
+        }
     }
 
     /// Replaces the settings for every request that begins from now on.
     pub fn store(&self, settings: Settings) {
-        self.0.store(Arc::new(settings));
+        let settings = Arc::new(settings);
+        let address = address(&settings);
+        // In one step, or the address of one and the settings of another could stay.
+        let _replacing = self.replacing.lock();
+        self.current.store(settings);
+        self.address.store(address, Ordering::Release);
     }
+}
+
+fn address(settings: &Arc<Settings>) -> usize {
+    Arc::as_ptr(settings).addr()
 }

@@ -143,7 +143,7 @@ impl HeadReader<'_> {
         if let Some(bad) = first.and_then(BadRequest::by_first_byte) {
             return Err(bad);
         }
-        self.client.settings = self.client.worker.settings();
+        self.client.worker.settings.refresh(&mut self.client.settings);
         self.deadline = Instant::now() + self.client.settings.limits.header_timeout;
         Ok(())
     }
