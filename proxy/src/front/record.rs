@@ -125,7 +125,10 @@ impl ExchangeRecord {
         let (true, Some(scratch)) = (client.worker.log.is_on(), &client.scratch) else { return };
         let head = scratch.request_head();
         let endpoint = backend.and_then(|backend| backend.endpoints.get(self.endpoint.unwrap_or(0)));
-        let reported = endpoint.map(|endpoint| endpoint.reported_version());
+        // Only looked up where it is written.
+        let version = backend.and_then(|backend| backend.version());
+        let asks = version.is_none() && client.worker.log.names_version();
+        let reported = endpoint.filter(|_| asks).map(|endpoint| endpoint.reported_version());
         let reported = reported.as_ref().and_then(|version| version.as_deref().map(String::as_str));
         client.worker.log.write(&AccessLine {
             time: SystemTime::now(),
@@ -141,7 +144,7 @@ impl ExchangeRecord {
             service: service.map(|service| service.name.as_str()),
             backend: backend.map(|backend| backend.name().as_str()),
             endpoint: endpoint.filter(|_| self.endpoint.is_some()).map(|endpoint| endpoint.text()),
-            version: backend.and_then(|backend| backend.version()).or(reported),
+            version: version.or(reported),
             request_id: request.id.text(head),
             referer: request.referer.of_head(head),
             user_agent: request.user_agent.of_head(head),

@@ -125,6 +125,11 @@ impl LogLane {
         self.format.get() != AccessLogFormat::Off
     }
 
+    /// Whether its lines have the backend's version.
+    pub fn names_version(&self) -> bool {
+        self.format.get() == AccessLogFormat::Json
+    }
+
     /// Appends a line.
     pub fn write(&self, line: &AccessLine<'_>) {
         let mut buffer = self.buffer.lock();
