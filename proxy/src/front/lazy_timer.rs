@@ -16,10 +16,12 @@ pub const OVERSLEPT: Duration = Duration::from_millis(250);
 /// Input that arrived meanwhile is then handled first, in the next turn of the event loop.
 const SECOND_LOOK: Duration = Duration::from_millis(100);
 
-/// A lazily armed timer.
+/// A lazily armed timer, polled by one task.
 #[derive(Debug, Default)]
 pub struct LazyTimer {
     sleep: Option<Pin<Box<Sleep>>>,
+    /// It is armed, and wakes the task.
+    armed: bool,
     /// When the process last overslept: earlier deadlines are postponed to this time, once.
     put_off: Option<Instant>,
 }
@@ -32,6 +34,8 @@ impl LazyTimer {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
         if sleep.deadline() > due {
             sleep.as_mut().reset(due);
+        } else if self.armed && !sleep.is_elapsed() {
+            return false;
         }
         while sleep.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
@@ -41,9 +45,11 @@ impl LazyTimer {
                 self.put_off = Some(now + SECOND_LOOK);
                 return self.poll_expired(cx, deadline);
             } else {
+                self.armed = false;
                 return true;
             }
         }
+        self.armed = true;
         false
     }
 }
