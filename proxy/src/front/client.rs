@@ -14,6 +14,8 @@ use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio::time::Instant;
+
 use super::broadcast::Subscription;
 use super::connection::AfterExchange;
 use super::exchange;
@@ -95,6 +97,8 @@ pub struct Client<L> {
     pub subscription: Subscription,
     /// For all its deadlines.
     pub timer: LazyTimer,
+    /// When the last byte of the last response was written, for whoever goes on from there.
+    pub moved: Option<Instant>,
     /// The minimum rate of a request body, in bytes per second, from the service of the last request.
     pub body_rate: u64,
     /// Carries the bytes.
@@ -136,6 +140,7 @@ impl<L: ClientLink> Client<L> {
             input: None,
             subscription,
             timer: LazyTimer::default(),
+            moved: None,
             body_rate: BODY_RATE,
             link,
         }

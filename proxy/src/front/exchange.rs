@@ -129,6 +129,7 @@ impl<L: ClientLink> Exchange<'_, L> {
     /// The response is complete.
     async fn complete(&mut self, response: &ResponseHead, relay: &mut Relay) -> AfterExchange {
         self.record.ended = Some(relay.last_move());
+        self.client.moved = self.record.ended;
         let (request_done, ended) = (relay.request_done(), relay.client_ended());
         let ended_first = relay.client_ended_first();
         self.give_back(&mut relay.up, &mut relay.down);

@@ -82,11 +82,11 @@ struct Idle {
 impl Idle {
     /// Whether it hasn't expired, leads to the endpoint's current address, and is alive as far as its socket has
     /// reported.
-    fn is_good(&mut self, endpoint: &Endpoint, now: Instant) -> bool {
+    fn is_good(&mut self, endpoint: &Endpoint, now: Instant, cx: &mut Context<'_>) -> bool {
         if self.until <= now || !endpoint.leads_to(self.upstream.peer) {
             return false;
         }
-        let quiet = is_quiet(&mut self.upstream.stream);
+        let quiet = is_quiet(&mut self.upstream.stream, cx);
         if !quiet {
             // An app that closes its connections may be about to stop.
             endpoint.doubt();
@@ -199,11 +199,12 @@ impl IdlePool {
     }
 
     /// The connection to this endpoint that was used last, if one is alive and within its time.
-    pub fn take(&self, endpoint: usize, now: Instant) -> Option<Upstream> {
+    /// It wakes the caller's task when there is something to read from it.
+    pub fn take(&self, endpoint: usize, now: Instant, cx: &mut Context<'_>) -> Option<Upstream> {
         let target = self.backend.endpoints.get(endpoint)?;
         self.by_endpoint.get(endpoint)?.try_with(|endpoint_pool| {
             while let Some(mut idle) = endpoint_pool.pop() {
-                if idle.is_good(target, now) {
+                if idle.is_good(target, now, cx) {
                     idle.upstream.reused = true;
                     return Some(idle.upstream);
                 }
@@ -229,9 +230,10 @@ impl IdlePool {
 
     /// Closes connections that are past their time or were closed by the other side.
     pub fn sweep(&self, now: Instant) {
+        let cx = &mut Context::from_waker(Waker::noop());
         for (endpoint_pool, target) in self.by_endpoint.iter().zip(&self.backend.endpoints) {
             endpoint_pool
-                .try_with(|endpoint_pool| endpoint_pool.retain_mut(|idle| idle.is_good(target, now)));
+                .try_with(|endpoint_pool| endpoint_pool.retain_mut(|idle| idle.is_good(target, now, cx)));
         }
     }
 }
@@ -252,11 +254,9 @@ impl LanePayload for IdlePool {
 
 /// Whether an idle connection has nothing to read, by the readiness that the worker last saw, without a system call.
 /// Anything to read would be the end of the stream or unrequested bytes.
-fn is_quiet(stream: &mut Stream) -> bool {
+fn is_quiet(stream: &mut Stream, cx: &mut Context<'_>) -> bool {
     let mut byte = [0];
-    Pin::new(stream)
-        .poll_read(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut byte))
-        .is_pending()
+    Pin::new(stream).poll_read(cx, &mut ReadBuf::new(&mut byte)).is_pending()
 }
 
 #[cfg(test)]

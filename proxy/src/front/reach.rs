@@ -182,7 +182,7 @@ impl<L: ClientLink> Search<'_, L> {
                 lane.failed_open();
             }
             if !self.retried
-                && let Some(mut upstream) = pooled(pool, choice.endpoint, self.request, now).await
+                && let Some(mut upstream) = pooled(pool, choice.endpoint, self.request, now, self.relay).await
             {
                 upstream.busy = choice.busy;
                 return Ok(upstream);
@@ -222,6 +222,7 @@ async fn open<L: ClientLink>(
     let mut connecting =
         pin!(worker.connector.connect(target, endpoint, timeout, &info.meters, worker.index));
     let mut caller = Unconnected { client: link, lease, subscription, timer };
+    relay.waits();
     poll_fn(|cx| {
         caller.subscription.poll(cx);
         if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
@@ -290,12 +291,16 @@ async fn pooled(
     endpoint: usize,
     request: &RequestHead,
     now: std::time::Instant,
+    relay: &mut Relay,
 ) -> Option<Upstream> {
     if !request.method.is_safe() && pool.has_idle(endpoint) {
+        relay.waits();
         // The runtime wakes a task that yields after it has polled all sockets.
         tokio::task::yield_now().await;
     }
-    pool.take(endpoint, now)
+    let upstream = poll_fn(|cx| Poll::Ready(pool.take(endpoint, now, cx))).await?;
+    relay.upstream_is_quiet();
+    Some(upstream)
 }
 
 /// Keeps the backend's connection for the next exchange, if it can be reused.

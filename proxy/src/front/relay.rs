@@ -122,6 +122,17 @@ struct ClientEnd {
     unanswered: bool,
 }
 
+/// What has been found out in the current poll of the task, and need not be found out again before it waits.
+#[derive(Debug, Default)]
+struct ThisPoll {
+    /// The time.
+    now: Option<Instant>,
+    /// The client is there, and wakes this task when that changes.
+    client_watched: bool,
+    /// The backend has sent nothing, and wakes this task when it does.
+    upstream_quiet: bool,
+}
+
 /// The two directions of an exchange, and the progress of each.
 #[derive(Debug)]
 pub struct Relay {
@@ -140,6 +151,7 @@ pub struct Relay {
     /// Bytes sent to the client before the final response head: interim responses.
     before_answer: u64,
     last_move: Instant,
+    this_poll: ThisPoll,
     moved: u64,
     /// How fast the client sends.
     up_pace: Pace,
@@ -150,7 +162,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// At the start of an exchange.
+    /// At the start of an exchange, which is now.
     #[must_use]
     pub fn new(up: Pump, down: Pump, now: Instant) -> Self {
         Self {
@@ -163,6 +175,7 @@ impl Relay {
             looked: None,
             before_answer: 0,
             last_move: now,
+            this_poll: ThisPoll { now: Some(now), ..ThisPoll::default() },
             moved: 0,
             up_pace: Pace::default(),
             down_pace: Pace::default(),
@@ -180,6 +193,21 @@ impl Relay {
     #[must_use]
     pub fn last_move(&self) -> Instant {
         self.last_move
+    }
+
+    /// The time, read once in each poll of the task: what moves in one of them moves at the same time.
+    fn now(&mut self) -> Instant {
+        *self.this_poll.now.get_or_insert_with(Instant::now)
+    }
+
+    /// The backend's connection has nothing to read, and wakes this task when it has.
+    pub fn upstream_is_quiet(&mut self) {
+        self.this_poll.upstream_quiet = true;
+    }
+
+    /// The task waits: from now on, anything may have changed. Must be called whenever it does.
+    pub fn waits(&mut self) {
+        self.this_poll = ThisPoll::default();
     }
 
     /// Whether the client has closed its sending side.
@@ -211,7 +239,7 @@ impl Relay {
         self.up.rewind();
         self.request = Progress::Sending;
         self.up_pace = Pace::default();
-        self.last_move = Instant::now();
+        self.last_move = self.now();
         self.moved = self.down.sent();
     }
 
@@ -235,6 +263,7 @@ impl Relay {
                 }
             }
             self.check(cx, around)?;
+            self.waits();
             Poll::Pending
         })
         .await
@@ -286,11 +315,14 @@ impl Relay {
         cx: &mut Context<'_>,
         client: &mut L,
     ) -> Result<(), ExchangeFailure> {
-        if self.end_read {
+        if self.end_read || self.this_poll.client_watched {
             return Ok(());
         }
         match client.watch(cx, self.up.surplus()) {
-            Watched::Here => Ok(()),
+            Watched::Here => {
+                self.this_poll.client_watched = true;
+                Ok(())
+            }
             Watched::Ended => {
                 self.end_read = true;
                 self.note_client_ended(Instant::now());
@@ -319,7 +351,7 @@ impl Relay {
         let moved = self.up.sent() + self.down.sent();
         if moved != self.moved {
             self.moved = moved;
-            self.last_move = Instant::now();
+            self.last_move = self.now();
         }
     }
 }

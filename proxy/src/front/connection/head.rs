@@ -40,6 +40,8 @@ struct HeadReader<'a> {
     deadline: Instant,
     /// The first byte has arrived.
     begun: bool,
+    /// It has just arrived, and the deadline isn't set yet: most heads arrive as a whole and need none.
+    fresh: bool,
     /// The connection is known to be idle.
     resting: bool,
     /// The process is stopping, and the rest has little time.
@@ -52,7 +54,7 @@ impl Connection {
         let limits = &self.client.settings.limits;
         let first = self.exchanges == 0;
         let first_wait = if first { limits.header_timeout } else { limits.idle_timeout };
-        let started = Instant::now();
+        let started = self.client.moved.take().unwrap_or_else(Instant::now);
         let mut reader = HeadReader {
             client: &mut self.client,
             // Only between two requests can a connection be evicted.
@@ -61,6 +63,7 @@ impl Connection {
             started,
             deadline: started + first_wait,
             begun: false,
+            fresh: false,
             resting: false,
             hurried: false,
         };
@@ -144,12 +147,15 @@ impl HeadReader<'_> {
             return Err(bad);
         }
         self.client.worker.settings.refresh(&mut self.client.settings);
-        self.deadline = Instant::now() + self.client.settings.limits.header_timeout;
+        self.fresh = true;
         Ok(())
     }
 
     /// Nothing arrives: checks whether the connection was evicted, and its deadlines.
     fn check(&mut self, cx: &mut Context<'_>) -> Poll<HeadRead> {
+        if std::mem::take(&mut self.fresh) {
+            self.deadline = Instant::now() + self.client.settings.limits.header_timeout;
+        }
         if let (false, Some(place)) = (self.begun, &mut self.place) {
             if !std::mem::replace(&mut self.resting, true) {
                 place.slot.set_idle(millis(self.started.into_std()), cx);

@@ -5,8 +5,6 @@ use std::io;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::{ExchangeFailure, Relay, RelayContext};
 use crate::front::broadcast::{StopStage, Subscription};
 use crate::front::client::ClientLink;
@@ -67,8 +65,13 @@ impl Relay {
                 continue;
             }
             let _flushed = self.poll_down(cx, around)?;
-            match around.upstream.poll_fill(cx, awaited.spare) {
-                Poll::Ready(Ok(n)) if n > 0 => self.last_move = Instant::now(),
+            let filled = if std::mem::take(&mut self.this_poll.upstream_quiet) {
+                Poll::Pending
+            } else {
+                around.upstream.poll_fill(cx, awaited.spare)
+            };
+            match filled {
+                Poll::Ready(Ok(n)) if n > 0 => self.last_move = self.now(),
                 Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::FileTooLarge => {
                     let why = "the response head is too large";
                     return Poll::Ready(Err(ExchangeFailure::UpstreamProtocol(why)));
@@ -79,6 +82,7 @@ impl Relay {
                         continue;
                     }
                     self.check(cx, around)?;
+                    self.waits();
                     return Poll::Pending;
                 }
             }
