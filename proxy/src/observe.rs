@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod broken;
+pub mod http2;
 pub mod line;
 pub mod log_rate_limit;
 pub mod meters;

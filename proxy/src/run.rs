@@ -158,6 +158,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let (stop, stopped) = watch::channel(false);
     let listen = addresses(&bound.listeners, Speaks::Http)?;
     let listen_tls = addresses(&bound.listeners, Speaks::Https)?;
+    let listen_h2c = addresses(&bound.listeners, Speaks::Http2)?;
     let control = Arc::new(Control {
         metrics: Metrics::new(
             {
@@ -192,6 +193,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
         started,
         listen: listen.clone(),
         listen_tls: listen_tls.clone(),
+        listen_h2c: listen_h2c.clone(),
         metrics_address: bound.metrics.as_ref().and_then(|m| m.local_addr().ok()).map(|a| a.to_string()),
         warnings: loaded.warnings,
     });
@@ -211,6 +213,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     tracing::info!(
         listen = listen.join(", "),
         listen_tls = listen_tls.join(", "),
+        listen_h2c = listen_h2c.join(", "),
         workers,
         descriptors,
         most_connections,
@@ -233,8 +236,10 @@ fn bind(server: &Server, mut inherited: Inherited) -> Result<Bound, RunError> {
     };
     let http = server.listen.iter().map(|address| (address, "server.listen", Speaks::Http));
     let https = server.listen_tls.iter().map(|address| (address, "server.listen_tls", Speaks::Https));
+    let h2c = server.listen_h2c.iter().map(|address| (address, "server.listen_h2c", Speaks::Http2));
     let listeners: Vec<Listener> = http
         .chain(https)
+        .chain(h2c)
         .map(|(address, key, speaks)| listen(address, key, speaks))
         .collect::<Result<_, _>>()?;
     let metrics = server.metrics.as_ref().map(|address| listen(address, "server.metrics", Speaks::Http));

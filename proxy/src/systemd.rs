@@ -67,7 +67,7 @@ pub enum InheritedError {
     },
     /// It isn't configured.
     #[error(
-        "systemd passed a socket on {address}, which is in none of server.listen, server.listen_tls and server.metrics: add it there, or remove it from the socket unit"
+        "systemd passed a socket on {address}, which is in none of server.listen, server.listen_tls, server.listen_h2c and server.metrics: add it there, or remove it from the socket unit"
     )]
     NotConfigured {
         /// Where it is bound.

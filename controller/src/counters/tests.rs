@@ -91,6 +91,7 @@ fn process(pid: u32, uptime_s: u64, monotonic_s: u64, boot: &str) -> ProxyProces
         uptime_s,
         listen: Vec::new(),
         listen_tls: Vec::new(),
+        listen_h2c: Vec::new(),
         certificates: Vec::new(),
         metrics: None,
         stopping: false,

@@ -34,6 +34,9 @@ pub struct ProxyStatus {
     /// The addresses for HTTPS.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listen_tls: Vec<String>,
+    /// The addresses for HTTP/2 without TLS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listen_h2c: Vec<String>,
     /// The certificates being served.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateStatus>,

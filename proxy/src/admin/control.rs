@@ -45,6 +45,8 @@ pub(crate) struct Control {
     pub listen: Vec<String>,
     /// Those for HTTPS.
     pub listen_tls: Vec<String>,
+    /// The addresses for HTTP/2 without TLS.
+    pub listen_h2c: Vec<String>,
     /// What serves HTTPS, if it is served.
     pub tls: Option<Arc<tls::Server>>,
     /// The metrics listener's address.

@@ -29,6 +29,7 @@ impl Control {
                 uptime_s: self.started.elapsed().as_secs(),
                 listen: self.listen.clone(),
                 listen_tls: self.listen_tls.clone(),
+                listen_h2c: self.listen_h2c.clone(),
                 certificates: self.certificates(),
                 metrics: self.metrics_address.clone(),
                 stopping: self.broadcasts.iter().any(|broadcast| broadcast.stage() != StopStage::Running),

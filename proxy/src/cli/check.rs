@@ -28,6 +28,9 @@ pub(super) fn check(path: &Path) -> Done {
     if let Some(address) = config.server.metrics {
         try_bind("server.metrics", address, &serving, &mut faults);
     }
+    for address in &config.server.listen_h2c {
+        try_bind("server.listen_h2c", *address, &serving, &mut faults);
+    }
     for address in &config.server.listen_tls {
         try_bind("server.listen_tls", *address, &serving, &mut faults);
     }
@@ -92,7 +95,16 @@ fn addresses_of_a_running_one(config: &Config) -> (Vec<String>, Option<String>) 
     match asked {
         Ok(Ok(status)) => {
             let proxy = status.proxy;
-            (proxy.listen.into_iter().chain(proxy.listen_tls).chain(proxy.metrics).collect(), None)
+            (
+                proxy
+                    .listen
+                    .into_iter()
+                    .chain(proxy.listen_tls)
+                    .chain(proxy.listen_h2c)
+                    .chain(proxy.metrics)
+                    .collect(),
+                None,
+            )
         }
         Ok(Err(ClientError::NoProxy { .. })) => (Vec::new(), None),
         Ok(Err(error)) => (Vec::new(), Some(error.to_string())),

@@ -46,10 +46,11 @@ fn report(status: &Status) -> Result<(), Failed> {
     status.services.iter().try_for_each(report_service)
 }
 
-/// `0.0.0.0:80, 0.0.0.0:443 (HTTPS)`
+/// `0.0.0.0:80, 0.0.0.0:443 (HTTPS), 127.0.0.1:81 (HTTP/2 without TLS)`
 fn listening(proxy: &ProxyStatus) -> String {
     let https = proxy.listen_tls.iter().map(|address| format!("{address} (HTTPS)"));
-    proxy.listen.iter().cloned().chain(https).collect::<Vec<_>>().join(", ")
+    let h2c = proxy.listen_h2c.iter().map(|address| format!("{address} (HTTP/2 without TLS)"));
+    proxy.listen.iter().cloned().chain(https).chain(h2c).collect::<Vec<_>>().join(", ")
 }
 
 fn report_certificate(certificate: &CertificateStatus) -> Result<(), Failed> {

@@ -3,8 +3,17 @@
 use toml::{Table, Value};
 
 /// The keys of `[server]` that only take effect at a restart: bound sockets, held files and running threads.
-const AT_START: [&str; 8] =
-    ["admin_socket", "admin_users", "listen", "listen_tls", "log", "metrics", "state_file", "threads"];
+const AT_START: [&str; 9] = [
+    "admin_socket",
+    "admin_users",
+    "listen",
+    "listen_h2c",
+    "listen_tls",
+    "log",
+    "metrics",
+    "state_file",
+    "threads",
+];
 
 /// The full keys of all values that differ, sorted. A table that is missing in one of the files is listed as a whole,
 /// and so is a list.

@@ -19,6 +19,8 @@ pub struct Server {
     pub listen: Vec<SocketAddr>,
     /// Where clients connect with HTTPS.
     pub listen_tls: Vec<SocketAddr>,
+    /// Where clients connect with HTTP/2 without TLS, by prior knowledge.
+    pub listen_h2c: Vec<SocketAddr>,
     /// The settings for HTTPS; set if `listen_tls` is.
     pub tls: Option<Tls>,
     /// Where Prometheus scrapes.
@@ -101,21 +103,40 @@ pub struct ServerLimits {
     pub tls_handshake_timeout: Duration,
     /// TLS handshakes in progress.
     pub tls_handshakes: usize,
+    /// Requests in flight from one address over HTTP/2; `None`: any number.
+    pub requests_in_flight_per_address: Option<u32>,
+    /// Requests in flight on one HTTP/2 connection.
+    pub h2_streams: u32,
+    /// How much of one request's body an HTTP/2 client may send ahead.
+    pub h2_stream_window: u32,
+    /// The same for all requests of one connection.
+    pub h2_connection_window: u32,
+    /// Requests that a client may cancel on one connection before they are answered, within 10 s.
+    pub h2_cancelled_requests: u32,
+    /// Frames that move no request and no response, on one connection within 10 s.
+    pub h2_control_frames: u32,
 }
 
 /// A request head is read into one buffer, so it can't be larger than that.
 const MAX_HEADER_BYTES: u64 = 60 << 10;
+
+/// The smallest window that HTTP/2 starts with (RFC 9113 §6.9.2).
+const MIN_HTTP2_WINDOW: u64 = 65_535;
+
+/// More than any connection needs: 1 GiB/s over 16 ms.
+const MAX_HTTP2_WINDOW: u64 = 16 << 20;
 
 /// More worker threads than the cores of any machine that uh-proxy is meant for.
 const MAX_THREADS: u32 = 1024;
 
 pub(super) fn server(section: &mut Section) -> Server {
     let none = |section: &Section, key: &str| !section.has(key) || section.is_empty_list(key);
-    let nowhere = none(section, "listen") && none(section, "listen_tls");
+    let nowhere = ["listen", "listen_tls", "listen_h2c"].iter().all(|key| none(section, key));
     // First: it looks at what else is there.
     let tls = tls::tls(section);
     let listen_tls = section.list::<ListenAddress>("listen_tls").unwrap_or_default();
     let listen = section.list::<ListenAddress>("listen").unwrap_or_default();
+    let listen_h2c = section.list::<ListenAddress>("listen_h2c").unwrap_or_default();
     if nowhere {
         section.mistake(
             "listen",
@@ -131,10 +152,17 @@ pub(super) fn server(section: &mut Section) -> Server {
             format!("{} is in listen too; an address can serve either HTTP or HTTPS", both.0),
         );
     }
+    let taken = |h2c: &&ListenAddress| listen.iter().chain(&listen_tls).any(|one| one.0 == h2c.0);
+    if let Some(both) = listen_h2c.iter().filter(|h2c| h2c.0.port() != 0).find(taken) {
+        let reason =
+            "is in listen or listen_tls too; an address can serve HTTP/2 without TLS, or anything else";
+        section.mistake("listen_h2c", format!("{} {reason}", both.0));
+    }
     let threads = section.integer("threads", 0, (0, MAX_THREADS));
     Server {
         listen: listen.into_iter().map(|address| address.0).collect(),
         listen_tls: listen_tls.into_iter().map(|address| address.0).collect(),
+        listen_h2c: listen_h2c.into_iter().map(|address| address.0).collect(),
         tls,
         metrics: section.parsed::<ListenAddress>("metrics").map(|address| address.0),
         admin_socket: section.path("admin_socket", uh_protocol::DEFAULT_ADMIN_SOCKET),
@@ -177,7 +205,23 @@ fn server_limits(section: &mut Section) -> ServerLimits {
             .filter(|&most| most > 0),
         tls_handshake_timeout: section.duration("tls_handshake_timeout", 10 * SECOND, (MS, DAY)),
         tls_handshakes: section.integer("tls_handshakes", 1024, (1, u32::MAX)) as usize,
+        requests_in_flight_per_address: Some(section.integer(
+            "requests_in_flight_per_address",
+            1024,
+            (0, u32::MAX),
+        ))
+        .filter(|&most| most > 0),
+        h2_streams: section.integer("h2_streams", 128, (1, 1024)),
+        h2_stream_window: http2_window(section, "h2_stream_window", 256 << 10),
+        h2_connection_window: http2_window(section, "h2_connection_window", 1 << 20),
+        h2_cancelled_requests: section.integer("h2_cancelled_requests", 100, (1, u32::MAX)),
+        h2_control_frames: section.integer("h2_control_frames", 1000, (10, u32::MAX)),
     }
+}
+
+fn http2_window(section: &mut Section, key: &'static str, default: u64) -> u32 {
+    let bytes = section.size(key, default, (MIN_HTTP2_WINDOW, MAX_HTTP2_WINDOW));
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// Where to listen.

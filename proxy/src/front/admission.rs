@@ -12,6 +12,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::idle::{IdleClients, IdleSlot, Left};
+use super::in_flight::{AddressRequests, InFlightByAddress};
 use super::pool::millis;
 use super::splice;
 use crate::config::ServerLimits;
@@ -36,10 +37,11 @@ pub struct Admission {
     most_answered: usize,
     open: AtomicUsize,
     answering: AtomicUsize,
-    by_source: Mutex<HashMap<Source, u32>>,
+    by_source: Mutex<HashMap<ClientNetwork, u32>>,
     refused: [AtomicU64; REASONS.len()],
     idle: Arc<IdleClients>,
     evicted: AtomicU64,
+    in_flight: Arc<InFlightByAddress>,
     logged: [LogRateLimit; REASONS.len()],
 }
 
@@ -76,9 +78,9 @@ const ADVICE: [&str; REASONS.len()] = [
 
 /// An IPv4 address, or the first half of an IPv6 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Source(u128);
+pub(super) struct ClientNetwork(u128);
 
-impl From<IpAddr> for Source {
+impl From<IpAddr> for ClientNetwork {
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self(address.to_ipv6_mapped().to_bits()),
@@ -91,7 +93,7 @@ impl From<IpAddr> for Source {
 #[derive(Debug)]
 pub struct ConnectionSlot {
     admission: Arc<Admission>,
-    source: Option<Source>,
+    source: Option<ClientNetwork>,
     /// Where an idle connection is found when its slot is needed.
     pub slot: IdleSlot,
 }
@@ -114,6 +116,7 @@ impl Admission {
             refused: Default::default(),
             idle: Arc::new(IdleClients::new(workers)),
             evicted: AtomicU64::new(0),
+            in_flight: Arc::default(),
             logged: Default::default(),
         }
     }
@@ -167,8 +170,8 @@ impl Admission {
         Ok(ConnectionSlot { admission: Arc::clone(self), source, slot: self.idle.slot(worker) })
     }
 
-    fn count_source(&self, address: IpAddr, most: u32) -> Result<Source, Refused> {
-        let source = Source::from(address);
+    fn count_source(&self, address: IpAddr, most: u32) -> Result<ClientNetwork, Refused> {
+        let source = ClientNetwork::from(address);
         let mut by_source = self.by_source.lock();
         let count = by_source.entry(source).or_insert(0);
         if *count >= most {
@@ -178,7 +181,7 @@ impl Admission {
         Ok(source)
     }
 
-    fn forget_source(&self, source: Option<Source>) {
+    fn forget_source(&self, source: Option<ClientNetwork>) {
         let Some(source) = source else { return };
         let mut by_source = self.by_source.lock();
         if let Some(count) = by_source.get_mut(&source) {
@@ -187,6 +190,11 @@ impl Admission {
                 by_source.remove(&source);
             }
         }
+    }
+
+    /// The requests in flight of this address, for an HTTP/2 connection.
+    pub fn requests_of(&self, address: IpAddr, most: u32) -> AddressRequests {
+        self.in_flight.of(address, most)
     }
 
     /// Permission to send a rejected client an answer; `None`: too many are being answered already, so close it without
@@ -199,7 +207,11 @@ impl Admission {
     /// The connections rejected and evicted since the start.
     #[must_use]
     pub fn counts(&self) -> ClientCounts {
-        ClientCounts { refused: REASONS.into_iter().zip(self.refused()).collect(), evicted: self.evicted() }
+        ClientCounts {
+            refused: REASONS.into_iter().zip(self.refused()).collect(),
+            evicted: self.evicted(),
+            requests_refused: self.in_flight.refused(),
+        }
     }
 
     /// Idle connections closed since the start to make room for others.

@@ -12,10 +12,12 @@ use tokio::time::Instant;
 use super::broadcast::{StopStage, Subscription};
 use super::client::http1::Http1;
 use super::connection::{Arrival, Connection};
+use super::http2;
 use super::lazy_timer::LazyTimer;
 use crate::tls;
 use crate::tls::failure::HandshakeFailure;
 use crate::tls::handshake::{FailedHandshake, Negotiated, negotiate};
+use crate::tls::server::HTTP2;
 
 /// How long a handshake may still take once uh-proxy is stopping.
 const STOP_GRACE: Duration = Duration::from_secs(1);
@@ -30,7 +32,9 @@ pub(super) async fn serve(arrival: Arrival, stream: TcpStream) {
     }
     let handshake = Box::pin(handshake(server, &arrival, stream)).await;
     match handshake {
-        // `session.alpn` selects the protocol.
+        Ok(Negotiated::Tls(client, session)) if session.alpn == HTTP2 => {
+            Box::pin(http2::serve(arrival, client, Some(session))).await;
+        }
         Ok(Negotiated::Tls(client, session)) => {
             Connection::new(arrival, Http1::Tls(client), Some(session)).serve().await
         }

@@ -18,6 +18,7 @@ use super::admission::Admission;
 use super::broadcast::Broadcast;
 use super::client::http1::Http1;
 use super::connection::{Arrival, Connection};
+use super::http2;
 use super::pool::RetiredConnections;
 use super::proxy_header;
 use super::secure;
@@ -57,6 +58,8 @@ pub enum Speaks {
     Http,
     /// HTTP over TLS.
     Https,
+    /// HTTP/2 without TLS.
+    Http2,
 }
 
 /// Who holds a listening socket.
@@ -238,6 +241,7 @@ pub(super) fn start(arrival: Arrival, stream: TcpStream, speaks: Speaks) {
     match speaks {
         Speaks::Http => drop(tokio::spawn(Connection::new(arrival, Http1::Plain(stream), None).serve())),
         Speaks::Https => drop(tokio::spawn(secure::serve(arrival, stream))),
+        Speaks::Http2 => drop(tokio::spawn(http2::serve(arrival, stream, None))),
     }
 }
 

@@ -13,6 +13,7 @@ use uh_protocol::status::ConnectionCounts;
 use uh_protocol::{BackendName, ServiceName};
 
 use super::broken::Broken;
+use super::http2::Http2Meters;
 
 /// The status codes that have a label: those registered with IANA, and nginx's 499 for a client that left. Any other
 /// counts as the first of its class, such as 500.
@@ -307,6 +308,8 @@ pub struct WorkerMeters {
     pub unrouted: AtomicU64,
     /// Access log lines dropped because the disk couldn't keep up.
     pub log_lines_lost: AtomicU64,
+    /// HTTP/2.
+    pub http2: Http2Meters,
     /// Increases as long as the worker's thread makes progress.
     pub heartbeat: AtomicU64,
 }

@@ -11,6 +11,7 @@ use uh_protocol::{BackendName, ServiceName};
 use uh_switching::RoutingView;
 
 use super::broken::Broken;
+use super::http2::{DIRECTIONS, ERROR_CODES, GO_AWAY_REASONS};
 use super::meters::{BOUNDS_US, HistogramReading, Meters, RETRY_REASONS};
 use crate::config::Service;
 use crate::state::writer::StateWriter;
@@ -28,6 +29,8 @@ pub struct ClientCounts {
     pub refused: Vec<(&'static str, u64)>,
     /// Idle ones evicted for new ones.
     pub evicted: u64,
+    /// Requests rejected because of their address.
+    pub requests_refused: u64,
 }
 
 /// Returns the routing, for a scrape.
@@ -181,6 +184,12 @@ impl Metrics {
         for (reason, count) in clients.refused {
             refused.add(&[("reason", reason)], count as f64);
         }
+        let mut families = self.http2();
+        families.push(counter(
+            "requests_refused_total",
+            "HTTP/2 requests rejected because too many were in flight from their address.",
+            clients.requests_refused,
+        ));
         let mut persisted = Family::gauge("state_persisted", "Whether the current routing is saved to disk.");
         persisted.add(&[], f64::from(u8::from(self.writer.is_persisted())));
         let mut generation =
@@ -188,7 +197,7 @@ impl Metrics {
         generation.add(&[], in_force as f64);
         let mut build = Family::gauge("build_info", "Always 1; the version is the label.");
         build.add(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
-        vec![
+        families.extend([
             connections.done(),
             refused.done(),
             counter(
@@ -214,7 +223,32 @@ impl Metrics {
             persisted.done(),
             generation.done(),
             build.done(),
-        ]
+        ]);
+        families
+    }
+
+    fn http2(&self) -> Vec<MetricFamily> {
+        let mut connections = Family::gauge("http2_connections", "Open HTTP/2 client connections.");
+        connections.add(&[], self.meters.sum(|worker| &worker.http2.connections) as f64);
+        let mut streams = Family::counter("http2_streams_total", "HTTP/2 streams opened by clients.");
+        streams.add(&[], self.meters.sum(|worker| &worker.http2.streams) as f64);
+        let mut resets =
+            Family::counter("http2_resets_total", "HTTP/2 streams reset, by sender and error code.");
+        for (at, direction) in DIRECTIONS.into_iter().enumerate() {
+            for (code, label) in ERROR_CODES.into_iter().enumerate() {
+                let count = self.meters.sum(|worker| worker.http2.resets(at, code));
+                if count > 0 {
+                    resets.add(&[("code", label), ("direction", direction)], count as f64);
+                }
+            }
+        }
+        let mut ended =
+            Family::counter("http2_goaways_total", "HTTP/2 connections ended by uh-proxy, by reason.");
+        for (at, reason) in GO_AWAY_REASONS.into_iter().enumerate() {
+            let count = self.meters.sum(|worker| worker.http2.go_aways(at));
+            ended.add(&[("reason", reason)], count as f64);
+        }
+        [connections, streams, resets, ended].map(Family::done).into()
     }
 
     fn backends(&self, routing: &RoutingView<Service>) -> Vec<MetricFamily> {

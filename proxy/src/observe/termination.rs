@@ -13,6 +13,8 @@ pub enum Termination {
     BadRequest,
     /// The service is in maintenance.
     Maintenance,
+    /// Its address has too many requests in flight.
+    TooMany,
     /// The request exceeds a size limit.
     TooLarge,
     /// The client did not send its request, or did not read the response, in time.
@@ -43,6 +45,7 @@ impl Termination {
             Self::Redirect => "RD",
             Self::BadRequest => "BR",
             Self::Maintenance => "MT",
+            Self::TooMany => "TM",
             Self::TooLarge => "TL",
             Self::ClientTimeout => "DT",
             Self::ClientGone => "DC",

@@ -22,7 +22,10 @@ use crate::config::{Tls, TlsVersion};
 use crate::observe::metrics::TlsCounts;
 
 /// The protocols offered by ALPN (RFC 7301), best first.
-pub const ALPN: [&[u8]; 1] = [b"http/1.1"];
+pub const ALPN: [&[u8]; 2] = [HTTP2.as_bytes(), b"http/1.1"];
+
+/// HTTP/2 over TLS (RFC 9113 §3.2).
+pub const HTTP2: &str = "h2";
 
 /// Holds everything that TLS connections need.
 pub struct Server {

@@ -1,0 +1,120 @@
+//! One stream: its header list becomes a request head, its exchange is that of any client, and then it ends in good order
+//! or is reset.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::Request;
+use http::request::Parts;
+use tokio::time::timeout;
+
+use super::head::{self, Content, HeadLimits};
+use super::link::{Gone, ResponseProgress, StreamLink};
+use super::session::OpenStream;
+use crate::front::client::Client;
+use crate::front::connection::AfterExchange;
+use crate::front::scratch::Scratch;
+use crate::front::settings::Settings;
+use crate::observe::termination::Termination;
+use crate::tls::TlsSession;
+use uh_http1::field::split_port;
+use uh_http1::request::BadRequest;
+
+/// After a complete response, how long the rest of the request may take to arrive before the client is told to stop
+/// sending it (RFC 9113 §8.1).
+const REST_TIME: Duration = Duration::from_millis(100);
+
+/// And how much of it.
+const REST_BYTES: usize = 256 << 10;
+
+/// Serves a stream until its response is complete or broken.
+pub(super) async fn serve(
+    open: OpenStream,
+    settings: Arc<Settings>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let (parts, body) = request.into_parts();
+    let content = if body.is_end_stream() { Content::None } else { Content::Follows };
+    let mut scratch = Scratch::take();
+    let head = write_head(&parts, content, &settings, &open, scratch.request());
+    // What is needed of it is in the head now.
+    drop(parts);
+    let (worker, address, tls) = (&open.shared.worker, &open.shared.address, &open.shared.tls);
+    let address = (open.shared.ip, Arc::clone(address));
+    let mut client =
+        Client::new(Arc::clone(worker), settings, address, tls.clone(), StreamLink::new(body, respond));
+    client.scratch = Some(scratch);
+    let next = match head {
+        Ok(()) if open.is_one_too_many() => {
+            open.refuse();
+            let detail = "too many requests in flight from this address";
+            Box::pin(client.refuse(429, detail, Termination::TooMany)).await
+        }
+        // Whether others may follow is up to the session.
+        Ok(()) => client.exchange(false).await,
+        Err(bad) => Box::pin(client.refuse_bad(bad)).await,
+    };
+    if let Some(scratch) = client.scratch.take() {
+        scratch.give_back();
+    }
+    end(&open, &mut client.link, next).await;
+}
+
+fn write_head(
+    parts: &Parts,
+    content: Content,
+    settings: &Settings,
+    open: &OpenStream,
+    out: &mut Vec<u8>,
+) -> Result<(), BadRequest> {
+    let limits = HeadLimits { bytes: settings.limits.header_bytes, fields: settings.limits.header_fields };
+    head::write(parts, content, limits, out)?;
+    let authority = parts.uri.authority().map(|authority| authority.as_str());
+    match (&open.shared.tls, authority) {
+        (Some(tls), Some(authority)) if is_misdirected(tls, authority) => Err(BadRequest::Misdirected),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the connection isn't meant for this host (RFC 9110 §15.5.20): browsers use one for all hosts that its
+/// certificate covers, and only for those. A client that named no host in its handshake has chosen no certificate.
+fn is_misdirected(tls: &TlsSession, authority: &str) -> bool {
+    let Some(sni) = &tls.sni else { return false };
+    let host = split_port(authority.as_bytes()).0;
+    let Ok(host) = std::str::from_utf8(host) else { return true };
+    !host.eq_ignore_ascii_case(sni) && !tls.certificate.covers(&host.to_ascii_lowercase())
+}
+
+/// Ends the stream as its exchange has ended.
+async fn end(open: &OpenStream, link: &mut StreamLink, next: AfterExchange) {
+    match (link.progress(), link.gone()) {
+        (ResponseProgress::Complete, None) => {
+            if !link.request_is_read() {
+                let _late = timeout(REST_TIME, discard(link)).await;
+            }
+            // What is left is cancelled with NO_ERROR when the link is dropped, after the response.
+        }
+        (ResponseProgress::Unanswered, Some(Gone::Reset)) => open.shared.client_cancelled(),
+        (_, Some(_)) => {}
+        // A broken response never looks like a complete one.
+        (ResponseProgress::Unanswered | ResponseProgress::Answering, None) => {
+            tracing::debug!(client = &*open.shared.address, ?next, "HTTP/2 stream broken off");
+            link.reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}
+
+async fn discard(link: &mut StreamLink) {
+    let mut left = REST_BYTES;
+    while left > 0 {
+        match poll_fn(|cx| link.poll_discard(cx)).await {
+            0 => return,
+            discarded => left = left.saturating_sub(discarded),
+        }
+    }
+}
