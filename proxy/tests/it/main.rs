@@ -25,6 +25,7 @@ mod fuzz;
 mod harness;
 mod hostile;
 mod http;
+mod http2;
 mod invariants;
 mod leaving;
 mod lifecycle;

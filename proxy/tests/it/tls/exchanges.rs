@@ -104,7 +104,7 @@ async fn end(client: &mut Secure) -> End {
 #[tokio::test]
 async fn curl_gets_a_response_and_the_app_sees_https() {
     let site = Site::start().await;
-    let (code, said) = curl(&site, "/headers", &[]).await;
+    let (code, said) = curl(&site, "/headers", &["--http1.1"]).await;
     assert!(code == 0 && said.starts_with("HTTP/1.1 "), "{said}");
     let (heads, seen) = tokio::sync::mpsc::channel(8);
     let (authority, _home, _proxy, address) =

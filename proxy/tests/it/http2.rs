@@ -1,0 +1,12 @@
+//! HTTP/2 with a real client, and with frames of our own for what no client sends.
+
+mod attacks;
+mod bodies;
+mod clients;
+mod endings;
+mod floods;
+mod raw;
+mod requests;
+mod same;
+mod spec;
+mod switching;
