@@ -1,4 +1,4 @@
-//! TOML settings, checked key by key, and quantities with units.
+//! TOML settings, checked key by key, quantities with units, and help for command lines.
 //!
 //! Every mistake in a file is reported at once, each with its key; an unknown key is a mistake; a malformed value is
 //! never replaced by a default. Used by every program with a configuration file; the values themselves are the
@@ -6,6 +6,8 @@
 
 #[cfg(feature = "toml")]
 mod file;
+#[cfg(feature = "help")]
+pub mod help;
 #[cfg(feature = "toml")]
 mod lines;
 #[cfg(feature = "toml")]

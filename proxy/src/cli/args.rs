@@ -1,12 +1,12 @@
 //! The command line. It is a contract: see docs/cli.md.
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use uh_protocol::{BackendName, ServiceName};
 
+use uh_settings::help;
 use uh_settings::units::parse_duration;
 
 /// Shown below the top-level `--help`.
@@ -291,30 +291,9 @@ pub(super) struct ReloadArgs {
     pub(super) client: ClientArgs,
 }
 
-/// The command line, with its commands in groups: clap itself can only show them in one list.
+/// The command line, with its commands in groups.
 pub(super) fn command() -> clap::Command {
-    let command = Args::command();
-    let groups = groups(&command);
-    let names: Vec<String> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    let hide = |command: clap::Command, name| command.mut_subcommand(name, |command| command.hide(true));
-    let template =
-        format!("{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{groups}{{all-args}}{{after-help}}");
-    names.into_iter().fold(command, hide).help_template(template)
-}
-
-fn groups(command: &clap::Command) -> String {
-    let names = GROUPS.iter().flat_map(|(_, names)| names.iter());
-    let width = names.map(|name| name.len()).max().unwrap_or_default();
-    let mut text = String::new();
-    for (heading, names) in GROUPS {
-        let _ = writeln!(text, "{heading}:");
-        for command in names.iter().filter_map(|name| command.find_subcommand(name)) {
-            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-            let _ = writeln!(text, "  {:width$}  {about}", command.get_name());
-        }
-        text.push('\n');
-    }
-    text
+    help::grouped(Args::command(), &GROUPS)
 }
 
 #[cfg(test)]
