@@ -2,21 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderName, USER_AGENT};
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper::header::HeaderName;
 use tokio::net::{TcpStream, UnixStream};
 use uh_protocol::health::HealthBody;
+use uh_protocol::probe::{Probe, ProbeAnswer, ProbeError};
 use uh_protocol::{Address, BackendName};
 
 use crate::config::{GateSettings, IdentityCheck};
 use crate::redact::Foreign;
-
-/// Health bodies are small. A larger body is ignored, and only the status counts.
-const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// How much of a body is shown.
 const SHOWN_CHARACTERS: usize = 300;
@@ -29,8 +22,6 @@ const SHOWN_HEADERS: [HeaderName; 5] = [
     hyper::header::RETRY_AFTER,
     hyper::header::WWW_AUTHENTICATE,
 ];
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The expected identity of an answer.
 #[derive(Debug, Clone, Copy)]
@@ -84,7 +75,7 @@ impl ProbeResult {
 pub async fn probe(endpoint: &Address, expected: Expected<'_>, gate: &GateSettings) -> ProbeResult {
     let start = Instant::now();
     let mut found = match tokio::time::timeout(gate.timeout, ask(endpoint, gate)).await {
-        Ok(Ok((status, headers, body))) => judge(status, &headers, &body, expected, gate.identity),
+        Ok(Ok(answer)) => judge(&answer, expected, gate.identity),
         Ok(Err(error)) => no_answer(endpoint, Foreign::error(&*error).to_string()),
         Err(_) => no_answer(endpoint, format!("no answer within {}", crate::time::span(gate.timeout))),
     };
@@ -92,52 +83,19 @@ pub async fn probe(endpoint: &Address, expected: Expected<'_>, gate: &GateSettin
     found
 }
 
-async fn ask(endpoint: &Address, gate: &GateSettings) -> Result<(StatusCode, HeaderMap, Bytes), BoxError> {
+async fn ask(endpoint: &Address, gate: &GateSettings) -> Result<ProbeAnswer, ProbeError> {
+    let probe = Probe {
+        path: &gate.path,
+        host: gate.host.as_deref(),
+        headers: &gate.headers,
+        agent: concat!("uh-deploy-probe/", env!("CARGO_PKG_VERSION")),
+    };
     match endpoint {
-        Address::Socket(address) => exchange(TcpStream::connect(address).await?, endpoint, gate).await,
+        Address::Socket(address) => probe.ask(TcpStream::connect(address).await?, endpoint).await,
         Address::Name(host, port) => {
-            exchange(TcpStream::connect((host.as_str(), *port)).await?, endpoint, gate).await
+            probe.ask(TcpStream::connect((host.as_str(), *port)).await?, endpoint).await
         }
-        Address::Unix(path) => exchange(UnixStream::connect(path).await?, endpoint, gate).await,
-    }
-}
-
-async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
-    endpoint: &Address,
-    gate: &GateSettings,
-) -> Result<(StatusCode, HeaderMap, Bytes), BoxError> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let host = match (&gate.host, endpoint) {
-        (Some(host), _) => host.clone(),
-        (None, Address::Unix(_)) => "localhost".to_owned(),
-        (None, endpoint) => endpoint.to_string(),
-    };
-    let mut request = Request::get(gate.path.as_str());
-    for (name, value) in &gate.headers {
-        request = request.header(name, value);
-    }
-    let request = request
-        .header(HOST, host)
-        .header(USER_AGENT, concat!("uh-deploy-probe/", env!("CARGO_PKG_VERSION")))
-        .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new())?;
-    let answer = async {
-        let response = sender.send_request(request).await?;
-        let (head, body) = response.into_parts();
-        let body = match Limited::new(body, MAX_BODY_BYTES).collect().await {
-            Ok(body) => body.to_bytes(),
-            // Only the status counts.
-            Err(e) if e.is::<http_body_util::LengthLimitError>() => Bytes::new(),
-            Err(e) => return Err(e),
-        };
-        Ok::<_, BoxError>((head.status, head.headers, body))
-    };
-    tokio::pin!(answer, connection);
-    tokio::select! {
-        answer = &mut answer => answer,
-        // The answer may be complete although the connection has ended.
-        _ = &mut connection => answer.await,
+        Address::Unix(path) => probe.ask(UnixStream::connect(path).await?, endpoint).await,
     }
 }
 
@@ -147,13 +105,8 @@ fn no_answer(endpoint: &Address, reason: String) -> ProbeResult {
 }
 
 /// What an answer means.
-fn judge(
-    status: StatusCode,
-    headers: &HeaderMap,
-    body: &[u8],
-    expected: Expected<'_>,
-    identity: IdentityCheck,
-) -> ProbeResult {
+fn judge(answer: &ProbeAnswer, expected: Expected<'_>, identity: IdentityCheck) -> ProbeResult {
+    let ProbeAnswer { status, headers, body } = answer;
     let mut lines = vec![format!("status: {status}")];
     for name in SHOWN_HEADERS {
         if let Some(value) = headers.get(&name) {
@@ -207,13 +160,18 @@ fn printable(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hyper::StatusCode;
+    use hyper::body::Bytes;
+    use hyper::header::HeaderMap;
+
     use super::*;
 
     fn verdict(status: u16, body: &str, identity: IdentityCheck) -> ProbeVerdict {
         let green = "green".parse().unwrap();
         let expected = Expected { backend: &green, version: Some("1.0.1") };
         let status = StatusCode::from_u16(status).unwrap();
-        judge(status, &HeaderMap::new(), body.as_bytes(), expected, identity).verdict
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        judge(&ProbeAnswer { status, headers: HeaderMap::new(), body }, expected, identity).verdict
     }
 
     #[test]

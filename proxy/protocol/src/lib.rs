@@ -1,5 +1,5 @@
 //! The wire types shared by all programs: names, endpoints' addresses, admin requests and replies, errors, the
-//! health body, and (feature `client`) a client for uh-proxy's admin socket.
+//! health body, and (feature `client`) a client for uh-proxy's admin socket and one for health probes.
 //!
 //! Types here are wire types: plain data with `serde`, no behaviour beyond validation. The admin API is stable: fields
 //! may be added, but never changed or removed.
@@ -13,6 +13,8 @@ pub mod status;
 
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "client")]
+pub mod probe;
 
 /// The default path of the admin socket.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/uh-proxy/admin.sock";

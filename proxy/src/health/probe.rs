@@ -2,15 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::header::{CONNECTION, HOST, LOCATION, USER_AGENT};
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper::StatusCode;
+use hyper::header::LOCATION;
 use tokio::net::{TcpStream, UnixStream};
 use uh_protocol::Address;
 use uh_protocol::health::HealthBody;
+use uh_protocol::probe::{Probe, ProbeAnswer, ProbeError};
 use uh_protocol::status::ProbeStatus;
 use uh_system::plain;
 
@@ -18,16 +15,11 @@ use crate::config::HealthCheck;
 use crate::front::endpoint::Endpoint;
 use crate::state::time::iso_millis;
 
-/// A health body is small. Of a larger one, only the status is used.
-const MAX_BODY_BYTES: usize = 64 << 10;
-
 /// The most that is kept of a name or version that an app reports: far more than any real one needs.
 const SAID_BYTES: usize = 128;
 
 /// How much of a failed probe's body is shown.
 const SHOWN_BODY_BYTES: usize = 300;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Probes an endpoint once. Redirects aren't followed: an answer from elsewhere isn't this backend's.
 pub async fn probe(endpoint: &Endpoint, backend: &str, check: &HealthCheck) -> ProbeStatus {
@@ -46,7 +38,10 @@ pub async fn probe_within(
 ) -> Option<ProbeStatus> {
     let start = Instant::now();
     let found = match tokio::time::timeout(timeout, ask(endpoint, check)).await.ok()? {
-        Ok((status, location, body)) => judge(status, location.as_deref(), &body, backend, check),
+        Ok(ProbeAnswer { status, headers, body }) => {
+            let location = headers.get(LOCATION).map(|l| String::from_utf8_lossy(l.as_bytes()).into_owned());
+            judge(status, location.as_deref(), &body, backend, check)
+        }
         Err(error) => failed(format!("{}: {}", endpoint.address, plain(&*error))),
     };
     Some(finished(found, start))
@@ -57,61 +52,24 @@ fn finished(found: ProbeStatus, start: Instant) -> ProbeStatus {
     ProbeStatus { at: iso_millis(jiff::Timestamp::now()), took_ms, ..found }
 }
 
-async fn ask(
-    endpoint: &Endpoint,
-    check: &HealthCheck,
-) -> Result<(StatusCode, Option<String>, Bytes), BoxError> {
+async fn ask(endpoint: &Endpoint, check: &HealthCheck) -> Result<ProbeAnswer, ProbeError> {
+    let probe = Probe {
+        path: &check.path,
+        host: check.host.as_deref(),
+        headers: &check.headers,
+        agent: concat!("uh-proxy-probe/", env!("CARGO_PKG_VERSION")),
+    };
     let address = &endpoint.address;
     match address {
-        Address::Socket(socket) => exchange(TcpStream::connect(socket).await?, address, check).await,
+        Address::Socket(socket) => probe.ask(TcpStream::connect(socket).await?, address).await,
         Address::Name(..) => {
             let found = endpoint.first_resolution().await;
             if found.addresses.is_empty() {
                 return Err(found.error.clone().unwrap_or_default().into());
             }
-            exchange(TcpStream::connect(&*found.addresses).await?, address, check).await
+            probe.ask(TcpStream::connect(&*found.addresses).await?, address).await
         }
-        Address::Unix(path) => exchange(UnixStream::connect(path).await?, address, check).await,
-    }
-}
-
-async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
-    address: &Address,
-    check: &HealthCheck,
-) -> Result<(StatusCode, Option<String>, Bytes), BoxError> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let host = match (&check.host, address) {
-        (Some(host), _) => host.clone(),
-        (None, Address::Unix(_)) => "localhost".to_owned(),
-        (None, address) => address.to_string(),
-    };
-    let mut request = Request::get(check.path.as_str())
-        .header(HOST, host)
-        .header(USER_AGENT, concat!("uh-proxy-probe/", env!("CARGO_PKG_VERSION")))
-        .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new())?;
-    for (name, value) in &check.headers {
-        request.headers_mut().insert(name, value.clone());
-    }
-    let answer = async {
-        let response: Response<_> = sender.send_request(request).await?;
-        let status = response.status();
-        let location =
-            response.headers().get(LOCATION).map(|l| String::from_utf8_lossy(l.as_bytes()).into_owned());
-        let body = match Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await {
-            Ok(body) => body.to_bytes(),
-            // Only its status counts.
-            Err(e) if e.is::<http_body_util::LengthLimitError>() => Bytes::new(),
-            Err(e) => return Err(e),
-        };
-        Ok::<_, BoxError>((status, location, body))
-    };
-    tokio::pin!(answer, connection);
-    tokio::select! {
-        answer = &mut answer => answer,
-        // However the connection ended, the answer may be complete.
-        _ = &mut connection => answer.await,
+        Address::Unix(path) => probe.ask(UnixStream::connect(path).await?, address).await,
     }
 }
 
