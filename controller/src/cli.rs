@@ -13,11 +13,13 @@ mod monitor;
 mod operation;
 mod prune;
 mod recover;
+mod report;
 mod retire;
 mod rollback;
 mod session;
 mod start;
 mod validate;
+mod wording;
 
 use std::process::ExitCode;
 
@@ -27,9 +29,8 @@ use clap::FromArgMatches as _;
 use args::{Args, Command};
 use exit::{CliError, Exit};
 use interrupts::Handlers;
+use report::{Form, Report};
 use session::Session;
-
-use crate::report::{Form, Report};
 
 /// The result of a command.
 type Done = Result<Exit, CliError>;
@@ -45,7 +46,7 @@ pub fn main() -> ExitCode {
                 let refused = serde_json::json!({"exit": failed.exit().code(), "message": failed.message()});
                 Report::new(Form::Json).event("refused", refused);
             }
-            crate::report::complain(failed.message());
+            report::complain(failed.message());
             failed.exit().into()
         }
     }

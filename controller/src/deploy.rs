@@ -13,6 +13,7 @@ pub mod journal;
 pub mod link;
 pub mod lock;
 pub mod machine;
+pub mod progress;
 pub mod readmit;
 pub mod records;
 pub mod watch;

@@ -9,7 +9,6 @@ use uh_protocol::Address;
 use crate::config::GateSettings;
 use crate::probe::{Expected, ProbeResult, ProbeVerdict, probe};
 use crate::redact::Foreign;
-use crate::report::Report;
 use crate::runtime::{InstanceId, LogQuery, Runtime, RuntimeError, State};
 
 /// How often to check between probes whether the instance is still running.
@@ -42,6 +41,20 @@ pub fn end_of(state: &State) -> Option<String> {
 /// How many lines of the log are shown.
 const SHOWN_LOG_LINES: usize = 50;
 
+/// What happens at the gate.
+#[derive(Debug, Clone, Copy)]
+pub enum GateProgress<'a> {
+    /// One of several attempts, and what was found.
+    Attempt { number: u64, of: u64, found: &'a str },
+    /// The engine doesn't report the instance's state.
+    EngineSilent { instance: &'a InstanceId, error: &'a RuntimeError },
+    /// It does again.
+    EngineBack(&'a InstanceId),
+}
+
+/// Receives what happens at the gate.
+pub type GateListener<'a> = &'a (dyn Fn(GateProgress<'_>) + 'a);
+
 /// How long an engine hasn't reported the candidate's state.
 #[derive(Debug, Default)]
 struct EngineOutage {
@@ -50,10 +63,10 @@ struct EngineOutage {
 }
 
 impl EngineOutage {
-    fn report(&self, state: &Result<State, RuntimeError>, instance: &InstanceId, report: &Report) {
+    fn notice(&self, state: &Result<State, RuntimeError>, instance: &InstanceId, listener: GateListener<'_>) {
         let Err(error) = state else {
             if self.reported_at.take().is_some() {
-                report.line(&format!("the engine responds again, and {instance} can be checked"));
+                listener(GateProgress::EngineBack(instance));
             }
             self.since.set(None);
             return;
@@ -67,10 +80,7 @@ impl EngineOutage {
             .is_none_or(|reported_at| now.duration_since(reported_at) >= OUTAGE_REPORT_INTERVAL)
         {
             self.reported_at.set(Some(now));
-            report.line(&format!(
-                "can't determine whether {instance} is running: {}; still waiting while the active backend serves",
-                crate::chain(error)
-            ));
+            listener(GateProgress::EngineSilent { instance, error });
         }
     }
 }
@@ -86,23 +96,6 @@ pub struct Diagnosis {
     pub log: Vec<Foreign>,
     /// What to try.
     pub advice: Vec<String>,
-}
-
-impl Diagnosis {
-    /// Prints it.
-    pub fn show(&self, report: &Report) {
-        report.end_progress();
-        report.say(&format!("❌ {}", self.headline));
-        fn section(report: &Report, title: &str, lines: &[impl std::fmt::Display]) {
-            if !lines.is_empty() {
-                report.line(title);
-                lines.iter().for_each(|line| report.line(&format!("  {line}")));
-            }
-        }
-        section(report, "last probe:", &self.probe);
-        section(report, "last lines of its log:", &self.log);
-        section(report, "what to try:", &self.advice);
-    }
 }
 
 /// A candidate and the health gate it must pass.
@@ -122,7 +115,7 @@ impl HealthGate<'_> {
     ///
     /// # Errors
     /// It exited, has another identity, or didn't become healthy in time.
-    pub async fn prove(&self, gate: &GateSettings, report: &Report) -> Result<(), Diagnosis> {
+    pub async fn prove(&self, gate: &GateSettings, listener: GateListener<'_>) -> Result<(), Diagnosis> {
         let deadline = Instant::now() + gate.within;
         let attempts = (gate.within.as_millis() / gate.interval.as_millis().max(1)).max(1);
         let attempts = u64::try_from(attempts).unwrap_or(u64::MAX);
@@ -132,13 +125,13 @@ impl HealthGate<'_> {
             attempt += 1;
             let next = Instant::now() + gate.interval;
             let found = self.probe_all(gate).await;
-            report.attempt(attempt, attempts, found.summary());
+            listener(GateProgress::Attempt { number: attempt, of: attempts, found: found.summary() });
             match &found.verdict {
                 ProbeVerdict::Healthy => (streak, strangers) = (streak + 1, 0),
                 ProbeVerdict::Unhealthy(_) => (streak, strangers) = (0, 0),
                 ProbeVerdict::Stranger(_) => (streak, strangers) = (0, strangers + 1),
             }
-            self.must_run_or_wait(&found, &silence, report).await?;
+            self.must_run_or_wait(&found, &silence, listener).await?;
             if streak >= gate.successes {
                 return Ok(());
             }
@@ -151,7 +144,7 @@ impl HealthGate<'_> {
             while Instant::now() < next {
                 let left = next.saturating_duration_since(Instant::now());
                 tokio::time::sleep(left.min(STATE_POLL)).await;
-                self.must_run_or_wait(&found, &silence, report).await?;
+                self.must_run_or_wait(&found, &silence, listener).await?;
             }
         }
     }
@@ -162,7 +155,7 @@ impl HealthGate<'_> {
         &self,
         last: &ProbeResult,
         silence: &EngineOutage,
-        report: &Report,
+        listener: GateListener<'_>,
     ) -> Result<(), Diagnosis> {
         // The state of a process is in a local file; only an engine can fail to answer.
         let state = if self.runtime.kind() == "process" {
@@ -174,7 +167,7 @@ impl HealthGate<'_> {
                 Err(RuntimeError::Unreachable { what: "the engine".to_owned(), source })
             })
         };
-        silence.report(&state, self.instance, report);
+        silence.notice(&state, self.instance, listener);
         self.judge(state, Some(last)).await
     }
 

@@ -1,13 +1,12 @@
 //! Deploys a new version next to the one that serves, verifies it and switches. It can be killed at any moment and
 //! recovers.
 //!
-//! In reading order: [`config`] is the configuration; [`deploy`] decides, records and acts; [`runtime`] builds,
-//! starts and stops instances of the app; [`proxy`] talks to uh-proxy; [`gate`] is the health gate, which uses
-//! [`probe`]; [`counters`] and [`verdict`] judge a backend, with [`evidence`] for a breach; [`downtime`] measures
-//! what users noticed; [`report`] prints, without secrets ([`redact`]); [`notice`] runs hooks and the webhook;
-//! [`validate`] checks everything before a deploy; [`cli`] is the command line. Helpers: [`check`], [`command`],
-//! [`env_file`], [`files`], [`time`], [`fault`], [`lines`], [`waiting`],
-//! `names`.
+//! In reading order: [`config`] is the configuration; [`deploy`] decides, records, acts and reports what happens;
+//! [`runtime`] builds, starts and stops instances of the app; [`proxy`] talks to uh-proxy; [`gate`] is the health gate,
+//! which uses [`probe`]; [`counters`] and [`verdict`] judge a backend, with [`evidence`] for a breach; [`downtime`]
+//! measures what users noticed; [`notice`] runs hooks and the webhook; [`validate`] checks everything before a deploy;
+//! [`cli`] is the command line, and the only place that prints. What is printed holds no secrets ([`redact`]). Helpers:
+//! [`check`], [`command`], [`env_file`], [`files`], [`time`], [`fault`], [`lines`], [`waiting`], `names`.
 
 pub mod check;
 pub mod cli;
@@ -27,7 +26,6 @@ pub mod notice;
 pub mod probe;
 pub mod proxy;
 pub mod redact;
-pub mod report;
 pub mod runtime;
 pub mod time;
 pub mod validate;

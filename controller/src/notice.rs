@@ -12,7 +12,6 @@ use tokio::net::TcpStream;
 use crate::command::{self, CommandFailed};
 use crate::config::{Config, Notice};
 use crate::redact::Foreign;
-use crate::report::Report;
 
 /// How many lines of a failed hook are shown.
 const HOOK_LOG_LINES: usize = 20;
@@ -46,12 +45,26 @@ impl Hook {
     }
 }
 
+/// What happens while a hook runs.
+#[derive(Debug, Clone, Copy)]
+pub enum HookProgress<'a> {
+    /// It starts, with these words.
+    Starts { hook: Hook, words: &'a [String] },
+    /// It printed a line.
+    Output(&'a Foreign),
+}
+
 /// Runs a hook, if there is one, with the event on its standard input. It runs in the configuration's directory, with
 /// uh-deploy's environment and `UH_DEPLOY_HOOK`.
 ///
 /// # Errors
 /// It couldn't be run, failed, or took too long.
-pub async fn hook(config: &Config, hook: Hook, event: &Value, report: &Report) -> Result<(), CommandFailed> {
+pub async fn hook(
+    config: &Config,
+    hook: Hook,
+    event: &Value,
+    listener: &dyn Fn(HookProgress<'_>),
+) -> Result<(), CommandFailed> {
     let hooks = &config.hooks;
     let words = match hook {
         Hook::PreDeploy => &hooks.pre_deploy,
@@ -60,14 +73,21 @@ pub async fn hook(config: &Config, hook: Hook, event: &Value, report: &Report) -
         Hook::OnRollback => &hooks.on_rollback,
     };
     let Some((program, arguments)) = words.split_first() else { return Ok(()) };
-    report.line(&format!("hook {}: {}", hook.name(), words.join(" ")));
+    listener(HookProgress::Starts { hook, words });
     // `./migrate.sh` is relative to the configuration, like every path in it; a bare name is looked up in PATH.
     let program = if program.contains('/') { config.directory.join(program) } else { program.into() };
     let mut command = Command::new(program);
     command.args(arguments).current_dir(&config.directory).envs(std::env::vars_os());
     command.env("UH_DEPLOY_HOOK", hook.name());
     let input = event.to_string().into_bytes();
-    command::run(&command, Some(input), hooks.timeout, &|line| report.output(line), HOOK_LOG_LINES).await
+    command::run(
+        &command,
+        Some(input),
+        hooks.timeout,
+        &|line| listener(HookProgress::Output(line)),
+        HOOK_LOG_LINES,
+    )
+    .await
 }
 
 /// Sends the event to the webhook, if there is one.

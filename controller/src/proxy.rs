@@ -6,7 +6,7 @@
 mod out_of_service;
 mod serving;
 
-pub use out_of_service::OutOfService;
+pub use out_of_service::{OutOfService, WithdrawalListener, WithdrawalProgress};
 pub use serving::Serving;
 use uh_protocol::client::{Client, ClientError};
 use uh_protocol::request::{BackendRequest, DrainRequest, Drained, SwitchRequest, Switched};

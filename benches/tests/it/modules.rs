@@ -25,8 +25,8 @@ const LAYERS: [Layers; 3] = [
         src: "controller/src",
         order: &[
             "cli", "validate", "deploy", "proxy", "gate", "probe", "notice", "runtime", "command", "lines",
-            "report", "evidence", "verdict", "counters", "redact", "config", "env_file", "files", "check",
-            "downtime", "fault", "waiting", "names", "time",
+            "evidence", "verdict", "counters", "redact", "config", "env_file", "files", "check", "downtime",
+            "fault", "waiting", "names", "time",
         ],
     },
     Layers {

@@ -10,11 +10,12 @@ use super::exit::{CliError, Exit};
 use super::monitor::{self, resume};
 use super::retire::retire;
 use super::session::Session;
-use super::{Done, alive, operation, rollback};
+use super::{Done, alive, operation, rollback, wording};
 use crate::deploy::driver::OperationEnd;
 use crate::deploy::facts::{OperationFacts, new_operation, who};
 use crate::deploy::link::WatchLink;
 use crate::deploy::machine::{FailureCause, OperationKind, Outcome};
+use crate::deploy::progress::DeployStage;
 use crate::deploy::records::Records;
 use crate::deploy::watch::WatchPlan;
 use crate::names::named;
@@ -56,7 +57,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
     if args.first {
         demand_nothing_served(&view)?;
     }
-    report.step(1, 7, "Determining inactive environment");
+    wording::deploy_stage(session, DeployStage::Choose);
     let mut facts = facts(session, &proxy, &view, &version, args)?;
     let interval = session.config.monitor.interval;
     facts.watch = args.watch.map(|duration| WatchPlan::new(duration, interval, args.auto_rollback));
@@ -322,6 +323,7 @@ async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done
     };
     let plan = session.runtime.plan(&candidate).await?;
     let report = &session.report;
+    let stage = |stage| wording::deploy_stage(session, stage);
     report.say("Dry run: nothing is changed. A deploy would do this:");
     if let Some(replayed) = operation::unfinished(session)? {
         report.say(&format!(
@@ -330,18 +332,18 @@ async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done
         ));
     }
     let old = named(&facts.from, facts.from_version.as_deref());
-    report.step(1, 7, "Determining inactive environment");
+    stage(DeployStage::Choose);
     report.line(&format!("Active: {old} → Building: {}", named(&facts.to, Some(version))));
-    report.step(2, 7, "Building");
+    stage(DeployStage::Build);
     plan.build.iter().for_each(|line| report.line(line));
-    report.step(3, 7, "Starting");
+    stage(DeployStage::Start);
     for leftover in session.runtime.find(&facts.to).await? {
         report.line(&format!("stop and remove {leftover}"));
     }
     plan.start.iter().for_each(|line| report.line(line));
     let endpoints: Vec<String> = facts.endpoints.iter().map(ToString::to_string).collect();
     report.fact("Endpoint", &endpoints.join(", "));
-    report.step(4, 7, "Waiting for health checks");
+    stage(DeployStage::Prove);
     let gate = &session.config.gate;
     if args.skip_health {
         report.warn("skipped (--skip-health)");
@@ -349,15 +351,15 @@ async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done
         let (successes, within) = (gate.successes, span(gate.within));
         report.line(&format!("{successes} good answers in a row from {}, within {within}", gate.path));
     }
-    report.step(5, 7, "Switching traffic");
+    stage(DeployStage::Switch);
     report.line(&format!(
         "switch {} from {} to {} (generation {})",
         facts.service, facts.from, facts.to, facts.generation
     ));
-    report.step(6, 7, "Draining old environment");
+    stage(DeployStage::Drain);
     let drain = span(session.config.deploy.drain_timeout);
     report.line(&format!("wait up to {drain} for the requests in flight on {}", facts.from));
-    report.step(7, 7, "Updating deployment state");
+    stage(DeployStage::Record);
     let warm = session.config.deploy.warm;
     report.line(&if warm.is_zero() {
         format!("stop {old} (warm is 0s)")

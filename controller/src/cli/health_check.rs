@@ -5,8 +5,8 @@ use serde_json::json;
 use super::exit::Exit;
 use super::session::Session;
 use super::{Done, alive, operation};
+use crate::cli::report::Form;
 use crate::deploy::lock;
-use crate::report::Form;
 use crate::time::span;
 
 pub(super) async fn health_check(session: &Session) -> Done {

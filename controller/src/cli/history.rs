@@ -6,8 +6,8 @@ use super::Done;
 use super::args::HistoryArgs;
 use super::exit::Exit;
 use super::session::Session;
+use crate::cli::report::Form;
 use crate::deploy::history::History;
-use crate::report::Form;
 
 pub(super) fn history(session: &Session, args: &HistoryArgs) -> Done {
     let mut lines =

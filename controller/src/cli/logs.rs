@@ -6,9 +6,9 @@ use super::Done;
 use super::args::LogsArgs;
 use super::exit::{CliError, Exit};
 use super::session::Session;
+use crate::cli::report::Form;
 use crate::deploy::records::Records;
 use crate::redact::{self, Foreign};
-use crate::report::Form;
 use crate::runtime::{InstanceId, LogQuery};
 
 /// How often to check whether a followed log is still the right one.

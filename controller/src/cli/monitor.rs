@@ -10,12 +10,12 @@ use jiff::tz::TimeZone;
 use super::args::MonitorArgs;
 use super::exit::{CliError, Exit};
 use super::session::Session;
-use super::{Done, rollback};
+use super::{Done, rollback, wording};
 use crate::deploy::history::HistoryEntry;
 use crate::deploy::link::WatchLink;
 use crate::deploy::watch::{self, WatchPlan};
 use crate::names::named;
-use crate::notice::{self, Hook};
+use crate::notice::{self, Hook, HookProgress};
 use crate::proxy::{ProxyService, ServiceView};
 use crate::time::span;
 use crate::verdict::judge::WatchVerdict;
@@ -133,7 +133,8 @@ async fn breached(
 /// Notifies the hook and the webhook. An automatic rollback does that itself.
 async fn send_notice(session: &Session, line: &HistoryEntry) {
     let event = serde_json::json!({"outcome": line});
-    if let Err(e) = notice::hook(&session.config, Hook::OnFailure, &event, &session.report).await {
+    let listener = |progress: HookProgress<'_>| wording::hook(&session.report, progress);
+    if let Err(e) = notice::hook(&session.config, Hook::OnFailure, &event, &listener).await {
         session.report.warn(&format!("the hook on_failure failed: {}", e.reason));
     }
     if let Err(e) = notice::webhook(&session.config.notice, &event).await {

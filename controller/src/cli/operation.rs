@@ -4,11 +4,14 @@ use uh_protocol::BackendName;
 
 use super::exit::{CliError, Exit, journal_failed};
 use super::session::Session;
+use super::wording;
 use crate::deploy::driver::{Driver, DriverError, OperationEnd, doing};
 use crate::deploy::facts::OperationFacts;
 use crate::deploy::journal::{self, ReplayedOperation};
 use crate::deploy::link::WatchLink;
 use crate::deploy::machine::{OperationKind, Outcome};
+use crate::deploy::progress::Progress;
+use crate::deploy::readmit;
 use crate::deploy::records::Records;
 use crate::proxy::{ExpectedRouting, ProxyService, ServiceView, Serving};
 use crate::runtime;
@@ -33,7 +36,8 @@ pub(super) async fn carry_out(
         return Err(CliError::new(Exit::Attention, message));
     }
     let (operation, to) = (facts.operation.clone(), facts.to.clone());
-    let driver = Driver::new(&session.config, &*session.runtime, proxy, &session.report, journal, facts);
+    let listener = |progress: Progress<'_>| wording::progress(session, progress);
+    let driver = Driver::new(&session.config, &*session.runtime, proxy, &listener, journal, facts);
     let mut driver = driver.linked(link);
     let name = tokio::select! {
         ended = driver.run(kind, expected_routing) => {
@@ -75,8 +79,8 @@ async fn look_again(
 
 /// Puts backends back into service that were withdrawn but not stopped.
 pub(super) async fn readmit(session: &Session, proxy: &ProxyService) {
-    let done = crate::deploy::readmit::readmit(&session.config, &*session.runtime, proxy, &session.report);
-    if let Err(e) = done.await {
+    let listener = |progress: Progress<'_>| wording::progress(session, progress);
+    if let Err(e) = readmit::readmit(&session.config, &*session.runtime, proxy, &listener).await {
         session.report.warn(&format!(
             "a standby may still be withdrawn ({}); run `uh-deploy recover`",
             crate::chain(&e)
@@ -102,8 +106,9 @@ pub(super) async fn recover_if_needed(
         facts.who
     ));
     demand_runtime(session, facts)?;
-    let report = &session.report;
-    let mut driver = Driver::new(&session.config, &*session.runtime, proxy, report, journal, facts.clone());
+    let listener = |progress: Progress<'_>| wording::progress(session, progress);
+    let mut driver =
+        Driver::new(&session.config, &*session.runtime, proxy, &listener, journal, facts.clone());
     let outcome = match driver.recover(&replayed).await {
         Ok(outcome) => outcome,
         Err(e) => return Err(stopped(&e, proxy).await),
@@ -111,7 +116,7 @@ pub(super) async fn recover_if_needed(
     readmit(session, proxy).await;
     let ended = driver.ended(outcome);
     let serves = who_serves(&ended);
-    report.say(&match outcome {
+    session.report.say(&match outcome {
         Outcome::Deployed | Outcome::RolledBack => format!("Finished: {serves}"),
         Outcome::Failed(_) => format!("Undone: the candidate was removed; {serves}"),
         Outcome::Returned => format!("Undone: traffic was moved back; {serves}"),

@@ -8,11 +8,11 @@ use super::args::RetireArgs;
 use super::exit::{CliError, Exit};
 use super::monitor::resume;
 use super::session::Session;
-use super::{Done, alive, operation};
+use super::{Done, alive, operation, wording};
 use crate::deploy::history::HistoryEntry;
 use crate::deploy::machine::Outcome;
 use crate::fault;
-use crate::proxy::{OutOfService, ProxyService, ServiceView};
+use crate::proxy::{OutOfService, ProxyService, ServiceView, WithdrawalProgress};
 use crate::runtime::{InstanceId, State};
 use crate::time::span;
 
@@ -106,9 +106,10 @@ async fn stop(
 ) -> Result<bool, CliError> {
     let (report, deploy) = (&session.report, &session.config.deploy);
     let out = async {
-        let out = OutOfService::withdraw_standby(proxy, backend, report).await?;
+        let listener = |progress: WithdrawalProgress<'_>| wording::withdrawal(report, progress);
+        let out = OutOfService::withdraw_standby(proxy, backend, &listener).await?;
         fault::point("retire.withdrawn");
-        out.drain(proxy, deploy.drain_timeout, report).await?;
+        out.drain(proxy, deploy.drain_timeout, &listener).await?;
         Ok(out)
     };
     let out = match out.await {

@@ -9,11 +9,12 @@ use super::args::RollbackArgs;
 use super::exit::{CliError, Exit};
 use super::monitor::resume;
 use super::session::Session;
-use super::{Done, operation};
+use super::{Done, operation, wording};
 use crate::deploy::driver::OperationEnd;
 use crate::deploy::facts::{OperationFacts, new_operation, who};
 use crate::deploy::history::{History, HistoryEntry};
 use crate::deploy::machine::{FailureCause, OperationKind, Outcome};
+use crate::deploy::progress::RollbackStage;
 use crate::deploy::records::{BackendRecord, Records};
 use crate::evidence::Breach;
 use crate::names::named;
@@ -156,7 +157,7 @@ async fn roll_back(
             serving.sentence()
         ));
     }
-    report.step(1, 4, "Reading current state");
+    wording::rollback_stage(session, RollbackStage::Read, to);
     report.fact("Active", &serving.name());
     report.fact("Previous", &named(to, version.as_deref()));
     let operation = new_operation(jiff::Timestamp::now());

@@ -10,7 +10,7 @@ use uh_protocol::BackendName;
 
 use super::exit::{CliError, Exit};
 use super::session::Session;
-use super::{Done, blue_green, operation};
+use super::{Done, blue_green, operation, wording};
 use crate::deploy::history::HistoryEntry;
 use crate::deploy::journal::ReplayedOperation;
 use crate::deploy::lock::Lock;
@@ -113,10 +113,11 @@ async fn bring_up(session: &Session, proxy: &ProxyService, record: &BackendRecor
         endpoints: &frozen.endpoints,
         expected: Expected { backend: &frozen.backend, version: Some(&frozen.version) },
     };
-    let proven = candidate.prove(&config.gate, &session.report).await;
+    let report = &session.report;
+    let proven = candidate.prove(&config.gate, &|progress| wording::gate(report, progress)).await;
     session.report.end_progress();
     if let Err(diagnosis) = proven {
-        diagnosis.show(&session.report);
+        wording::diagnosis(report, &diagnosis);
         return Err(diagnosis.headline);
     }
     // The operation itself enables restarts of its candidate at its end. Everything else was deployed before.

@@ -3,7 +3,7 @@
 use super::Done;
 use super::exit::Exit;
 use super::session::Session;
-use crate::report::Form;
+use crate::cli::report::Form;
 use crate::validate;
 
 pub(super) async fn validate(session: &Session) -> Done {

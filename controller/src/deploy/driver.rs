@@ -9,12 +9,12 @@ use super::history::{History, HistoryEntry};
 use super::journal::{Journal, JournalError, ReplayedOperation};
 use super::link::WatchLink;
 use super::machine::{Effect, Event, IllegalEvent, OperationKind, Outcome, Phase, step};
+use super::progress::{Listener, Progress};
 use super::records::Records;
 use crate::config::Config;
 use crate::downtime::{Downtime, TrafficSample};
 use crate::fault;
 use crate::proxy::{ExpectedRouting, ProxyError, ProxyService, Serving};
-use crate::report::Report;
 use crate::runtime::Runtime;
 
 /// Runs one operation to its end.
@@ -22,7 +22,7 @@ pub struct Driver<'a> {
     pub(super) config: &'a Config,
     pub(super) runtime: &'a dyn Runtime,
     pub(super) proxy: &'a ProxyService,
-    pub(super) report: &'a Report,
+    listener: Listener<'a>,
     pub(super) records: Records,
     pub(super) history: History,
     journal: Journal,
@@ -119,7 +119,7 @@ impl<'a> Driver<'a> {
         config: &'a Config,
         runtime: &'a dyn Runtime,
         proxy: &'a ProxyService,
-        report: &'a Report,
+        listener: Listener<'a>,
         journal: Journal,
         facts: OperationFacts,
     ) -> Self {
@@ -128,7 +128,7 @@ impl<'a> Driver<'a> {
             config,
             runtime,
             proxy,
-            report,
+            listener,
             records: Records::new(state_dir),
             history: History::new(state_dir),
             journal,
@@ -193,6 +193,16 @@ impl<'a> Driver<'a> {
             downtime: self.results.downtime.unwrap_or_else(|| Downtime::unknown("the operation ended early")),
             reason: self.results.reason,
         }
+    }
+
+    /// Reports what happens.
+    pub(super) fn tell(&self, progress: Progress<'_>) {
+        (self.listener)(progress);
+    }
+
+    /// What hears of everything, without a borrow of the driver.
+    pub(super) fn listener(&self) -> Listener<'a> {
+        self.listener
     }
 
     async fn sample(&self) -> Result<TrafficSample, ProxyError> {

@@ -6,13 +6,14 @@ mod confirm;
 mod traffic;
 mod undo;
 
-use uh_protocol::Address;
+use serde_json::Value;
 
 use super::driver::Driver;
 use super::facts::OperationFacts;
 use super::machine::{Effect, Event, FailureCause, OperationKind, Outcome};
+use super::progress::{DeployStage, Progress, RollbackStage};
+use crate::command::CommandFailed;
 use crate::gate::Diagnosis;
-use crate::names::named;
 use crate::notice::{self, Hook};
 use crate::proxy::ProxyError;
 use crate::runtime::{self, RuntimeError};
@@ -40,20 +41,19 @@ impl Driver<'_> {
     }
 
     fn fail(&mut self, failure: FailureCause, reason: impl Into<String>) -> Event {
-        self.report.end_progress();
         self.results.reason = Some(reason.into());
         Event::Failed(failure)
     }
 
-    /// Fails, and prints the reason, which no diagnosis does.
+    /// Fails, and reports the reason, which no diagnosis does.
     fn fail_aloud(&mut self, failure: FailureCause, reason: impl Into<String>) -> Event {
         let reason = reason.into();
-        self.report.say(&format!("❌ {reason}"));
+        self.tell(Progress::Failed { reason: &reason, log: &[] });
         self.fail(failure, reason)
     }
 
     fn turned_away(&mut self, diagnosis: &Diagnosis) -> Event {
-        diagnosis.show(self.report);
+        self.tell(Progress::TurnedAway(diagnosis));
         self.fail(FailureCause::Unhealthy, diagnosis.headline.clone())
     }
 
@@ -64,18 +64,8 @@ impl Driver<'_> {
     }
 
     fn runtime_failed(&mut self, failure: FailureCause, error: &RuntimeError) -> Event {
-        let event = self.fail_aloud(failure, chain(error));
-        error.log().iter().for_each(|line| self.report.line(&format!("  {line}")));
-        if let RuntimeError::PortTaken { .. } = error {
-            self.report.line(
-                "what to try: stop the process that uses the port, or give the backend another endpoint",
-            );
-        }
-        event
-    }
-
-    fn noun(&self) -> &'static str {
-        if self.runtime.kind() == "process" { "process" } else { "container" }
+        self.tell(Progress::RuntimeFailed(error));
+        self.fail(failure, chain(error))
     }
 
     fn candidate(&self) -> runtime::Candidate {
@@ -95,7 +85,7 @@ impl Driver<'_> {
             Err(e) => Err(e.to_string()),
         };
         if let Err(reason) = kept {
-            self.report.warn(&format!("{} won't be restarted when it exits: {reason}", self.facts.to));
+            self.tell(Progress::NotKeptRunning { backend: &self.facts.to, reason: &reason });
             self.results.remarks.push(format!("it won't be restarted when it exits: {reason}"));
         }
     }
@@ -111,16 +101,25 @@ impl Driver<'_> {
         // At the same endpoints, it may be what was there before the candidate, which was never registered then.
         let is_candidate = version.is_none() || view.version(to) == *version;
         if is_candidate && let Err(e) = self.records.commit(operation) {
-            self.report.warn(&format!("can't write the record of {to}: {e}"));
+            self.tell(Progress::RecordUnwritten { backend: to, error: &e });
         }
         self.keep_running().await;
         let Ok(Some(record)) = self.records.of(&self.facts.to) else { return };
         if self.runtime.state(&record.instance).await.is_ok_and(|state| !state.is_running()) {
             let why =
                 format!("{} is active but isn't running; start it with `uh-deploy start`", record.instance);
-            self.report.warn(&why);
-            self.results.remarks.push(why);
+            self.remark(why);
         }
+    }
+
+    /// Reports a warning that the history keeps.
+    fn remark(&mut self, why: String) {
+        self.tell(Progress::Remark(&why));
+        self.results.remarks.push(why);
+    }
+
+    async fn hook(&self, hook: Hook, event: &Value) -> Result<(), CommandFailed> {
+        notice::hook(self.config, hook, event, &|progress| self.tell(Progress::Hook(progress))).await
     }
 
     async fn record(&mut self, outcome: Outcome) -> Event {
@@ -131,30 +130,28 @@ impl Driver<'_> {
         }
         self.measure_downtime().await;
         match (self.kind, outcome) {
-            (OperationKind::Deploy, Outcome::Deployed) => self.report.step(7, 7, "Updating deployment state"),
-            (OperationKind::Rollback, Outcome::RolledBack) => self.report.step(4, 4, "Updating state"),
+            (OperationKind::Deploy, Outcome::Deployed) => self.tell(Progress::Deploying(DeployStage::Record)),
+            (OperationKind::Rollback, Outcome::RolledBack) => {
+                self.tell(Progress::RollingBack { stage: RollbackStage::Record, to: &self.facts.to });
+            }
             _ => {}
         }
         if let Some(serving) = self.serving.as_ref().filter(|_| outcome != Outcome::Attention) {
             match (self.kind, outcome) {
-                (OperationKind::Deploy, Outcome::Deployed) => {
-                    self.report.fact("Active", serving.active().as_str());
-                    self.report.fact("Version", serving.version().as_deref().unwrap_or("unknown"));
-                }
+                (OperationKind::Deploy, Outcome::Deployed) => self.tell(Progress::Deployed(serving)),
                 (OperationKind::Rollback, Outcome::RolledBack) => {
-                    self.report.fact("Active", &serving.name());
-                    self.report
-                        .fact("Previous", &named(&self.facts.from, self.facts.from_version.as_deref()));
+                    let undone = (&self.facts.from, self.facts.from_version.as_deref());
+                    self.tell(Progress::RolledBack { serving, undone });
                 }
                 _ => {}
             }
             let warnings = serving.warnings();
-            warnings.iter().for_each(|warning| self.report.warn(warning));
+            warnings.iter().for_each(|warning| self.tell(Progress::Remark(warning)));
             self.results.remarks.extend(warnings);
         }
         let line = self.line(outcome);
         if let Err(e) = self.history.append(&line) {
-            self.report.warn(&format!("can't write the history: {e}"));
+            self.tell(Progress::HistoryUnwritten(&e));
         }
         fault::point("effect.record.written");
         let hook = match outcome {
@@ -164,18 +161,14 @@ impl Driver<'_> {
         };
         let event = serde_json::json!({"outcome": line});
         if let Some(hook) = hook
-            && let Err(e) = notice::hook(self.config, hook, &event, self.report).await
+            && let Err(e) = self.hook(hook, &event).await
         {
-            self.report.warn(&format!("the hook {} failed ({}); the outcome stands", hook.name(), e.reason));
+            self.tell(Progress::HookFailed { hook, reason: &e.reason });
         }
         if let Err(e) = notice::webhook(&self.config.notice, &event).await {
-            self.report.warn(&e);
+            self.tell(Progress::WebhookFailed(&e));
         }
-        self.report.event("outcome", &line);
+        self.tell(Progress::Outcome(&line));
         Event::Recorded
     }
-}
-
-fn port_text(endpoint: &Address) -> String {
-    endpoint.port().map_or_else(|| endpoint.to_string(), |port| port.to_string())
 }

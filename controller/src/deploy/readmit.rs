@@ -1,11 +1,10 @@
 //! Puts backends back into service that were withdrawn to be stopped, but weren't stopped: the command was killed in
 //! between, or the stop failed.
 
+use super::progress::{Listener, Progress};
 use super::records::Records;
 use crate::config::Config;
-use crate::names::named;
 use crate::proxy::{ProxyError, ProxyService};
-use crate::report::Report;
 use crate::runtime::Runtime;
 
 /// Registers every withdrawn backend again whose recorded instance is running. A failed candidate has no record and
@@ -17,7 +16,7 @@ pub async fn readmit(
     config: &Config,
     runtime: &dyn Runtime,
     proxy: &ProxyService,
-    report: &Report,
+    listener: Listener<'_>,
 ) -> Result<(), ProxyError> {
     let records = Records::new(&config.deploy.state_dir);
     for backend in &config.backends {
@@ -29,7 +28,7 @@ pub async fn readmit(
             Ok(Some(record)) => record,
             Ok(None) => continue,
             Err(e) => {
-                report.warn(&format!("{} stays withdrawn: {e}", backend.name));
+                listener(Progress::NotReadmitted { backend: &backend.name, error: &e });
                 continue;
             }
         };
@@ -38,10 +37,7 @@ pub async fn readmit(
         }
         let (frozen, version) = (&record.frozen, record.frozen.version.as_str());
         proxy.register(&backend.name, &frozen.endpoints, Some(version), view.generation).await?;
-        report.say(&format!(
-            "{} was withdrawn but is still running: it was registered again, so a rollback can use it",
-            named(&backend.name, Some(version))
-        ));
+        listener(Progress::Readmitted { backend: &backend.name, version });
     }
     Ok(())
 }

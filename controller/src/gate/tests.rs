@@ -5,7 +5,6 @@ use async_trait::async_trait;
 use super::*;
 use crate::check::Check;
 use crate::lines::Lines;
-use crate::report::Form;
 use crate::runtime::{self, DryRunPlan, Frozen};
 
 /// An engine that never answers.
@@ -72,8 +71,7 @@ async fn the_gate_ends_at_its_deadline_even_if_the_engine_never_answers() {
     let endpoints = ["127.0.0.1:1".parse().unwrap()];
     let expected = Expected { backend: &backend, version: None };
     let candidate = HealthGate { runtime: &BlackHole, instance: &instance, endpoints: &endpoints, expected };
-    let report = Report::new(Form::Text);
-    let proven = candidate.prove(&gate, &report);
+    let proven = candidate.prove(&gate, &|_| {});
     let refused =
         tokio::time::timeout(Duration::from_secs(60), proven).await.expect("a deadline").unwrap_err();
     assert!(refused.headline.contains("didn't become healthy"), "{}", refused.headline);

@@ -6,12 +6,24 @@ use uh_protocol::request::WithdrawRequest;
 use uh_protocol::{Address, BackendName};
 
 use super::{ProxyError, ProxyService, ServiceView};
-use crate::report::Report;
 use crate::runtime::{InstanceId, Runtime, RuntimeError, State};
-use crate::time::span;
 
 /// How often a withdrawal is retried because the routing has changed meanwhile.
 const ROUNDS: u32 = 20;
+
+/// What happens while a backend is taken out of service.
+#[derive(Debug, Clone, Copy)]
+pub enum WithdrawalProgress<'a> {
+    /// It is withdrawn, but that isn't on uh-proxy's disk yet.
+    Unwritten { backend: &'a BackendName, error: &'a str },
+    /// The wait for its requests begins.
+    Waiting { held: u64, backend: &'a BackendName },
+    /// Some are left, and are cut with its instance.
+    StillInFlight { left: u64, backend: &'a BackendName, after: Duration },
+}
+
+/// Receives what happens while a backend is taken out of service.
+pub type WithdrawalListener<'a> = &'a (dyn Fn(WithdrawalProgress<'_>) + 'a);
 
 /// A backend that receives no requests and that nothing can switch to, so its instances may be stopped. This is the
 /// only way to stop one, so that a backend that has become active meanwhile is never stopped.
@@ -30,12 +42,12 @@ impl OutOfService {
         proxy: &ProxyService,
         backend: &BackendName,
         generation: u64,
-        report: &Report,
+        listener: WithdrawalListener<'_>,
     ) -> Result<Self, ProxyError> {
         let request = WithdrawRequest { expect_generation: Some(generation) };
         let withdrawn = proxy.client.withdraw(&proxy.service, backend, &request).await?;
         if let Some(error) = &withdrawn.persist_error {
-            report.warn(&format!("{backend} is withdrawn, but that isn't on disk yet: {error}"));
+            listener(WithdrawalProgress::Unwritten { backend, error });
         }
         Ok(Self { backend: backend.clone(), generation: withdrawn.generation })
     }
@@ -47,7 +59,7 @@ impl OutOfService {
     pub async fn withdraw_standby(
         proxy: &ProxyService,
         backend: &BackendName,
-        report: &Report,
+        listener: WithdrawalListener<'_>,
     ) -> Result<Self, ProxyError> {
         let mut rounds = 0;
         loop {
@@ -56,7 +68,7 @@ impl OutOfService {
                 let generation = view.generation;
                 return Err(ProxyError::Overtaken(format!("{backend} is active (generation {generation})")));
             }
-            match Self::withdraw(proxy, backend, view.generation, report).await {
+            match Self::withdraw(proxy, backend, view.generation, listener).await {
                 Err(e) if e.is_overtaken() && rounds < ROUNDS => rounds += 1,
                 other => return other,
             }
@@ -91,22 +103,18 @@ impl OutOfService {
         &self,
         proxy: &ProxyService,
         timeout: Duration,
-        report: &Report,
+        listener: WithdrawalListener<'_>,
     ) -> Result<(), ProxyError> {
         let view = proxy.view().await?;
         let held = view.backend(&self.backend).map_or(0, |b| b.requests_in_flight + b.tunnels);
         if held == 0 {
             return Ok(());
         }
-        report.line(&format!("Waiting for {held} requests in flight on {}", self.backend));
+        listener(WithdrawalProgress::Waiting { held, backend: &self.backend });
         let drained = proxy.drain(&self.backend, timeout).await?;
         let left = drained.remaining.total();
         if left > 0 {
-            report.warn(&format!(
-                "{left} requests are still in flight on {} after {}; stopping it cuts them",
-                self.backend,
-                span(timeout)
-            ));
+            listener(WithdrawalProgress::StillInFlight { left, backend: &self.backend, after: timeout });
         }
         if proxy.view().await?.is_withdrawn(&self.backend) {
             return Ok(());

@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 
 use uh_protocol::Address;
 
-use super::port_text;
 use super::traffic::ELSEWHERE_ROUNDS;
 use crate::deploy::driver::Driver;
 use crate::deploy::machine::{Event, FailureCause, OperationKind};
+use crate::deploy::progress::{DeployStage, Progress, RollbackStage};
 use crate::deploy::records::BackendRecord;
 use crate::gate::{self, Diagnosis};
-use crate::notice::{self, Hook};
+use crate::notice::Hook;
 use crate::probe::Expected;
-use crate::proxy::{OutOfService, ProxyError};
+use crate::proxy::{OutOfService, ProxyError, WithdrawalProgress};
 use crate::runtime::{InstanceId, RuntimeError, ports};
-use crate::{fault, redact, time};
+use crate::{fault, redact};
 
 /// How often the target of a rollback is probed: one slow answer must not leave the bad version serving.
 const CHECKS: u32 = 5;
@@ -26,26 +26,23 @@ const CHECK_PAUSE: Duration = Duration::from_millis(200);
 impl Driver<'_> {
     pub(super) async fn build(&mut self) -> Event {
         let event = serde_json::json!({"hook": "pre_deploy", "operation": self.facts});
-        if let Err(e) = notice::hook(self.config, Hook::PreDeploy, &event, self.report).await {
-            let failed = self
-                .fail_aloud(FailureCause::Declined, format!("pre_deploy vetoed the deploy: {}", e.reason));
-            e.log.iter().for_each(|line| self.report.line(&format!("  {line}")));
-            return failed;
+        if let Err(e) = self.hook(Hook::PreDeploy, &event).await {
+            let reason = format!("pre_deploy vetoed the deploy: {}", e.reason);
+            self.tell(Progress::Failed { reason: &reason, log: &e.log });
+            return self.fail(FailureCause::Declined, reason);
         }
         // The hook may have fetched new secrets, and the build may be the first to print them.
         redact::remember(redact::of_config(self.config));
-        let what = if self.noun() == "process" { "Building" } else { "Building image" };
-        self.report.step(2, 7, what);
+        self.tell(Progress::Deploying(DeployStage::Build));
         let start = Instant::now();
-        let report = self.report;
-        let built = self.runtime.build(&self.candidate(), &|line| report.output(line)).await;
-        self.report.end_progress();
+        let listener = self.listener();
+        let built =
+            self.runtime.build(&self.candidate(), &|line| listener(Progress::BuildOutput(line))).await;
         let frozen = match built {
             Ok(frozen) => frozen,
             Err(e) => return self.runtime_failed(FailureCause::Build, &e),
         };
-        self.report.fact(if self.noun() == "process" { "Program" } else { "Image" }, &frozen.artifact);
-        self.report.fact("Time", &time::span(start.elapsed()));
+        self.tell(Progress::Built { artifact: &frozen.artifact, took: start.elapsed() });
         self.results.artifact = Some(frozen.artifact.clone());
         self.propose(&BackendRecord {
             instance: self.facts.instance.clone(),
@@ -64,7 +61,7 @@ impl Driver<'_> {
     }
 
     pub(super) async fn check(&mut self) -> Event {
-        self.report.step(2, 4, "Validating rollback target");
+        self.tell(Progress::RollingBack { stage: RollbackStage::Check, to: &self.facts.to });
         let record = match self.records.of(&self.facts.to) {
             Ok(record) => record,
             Err(e) => return self.fail_aloud(FailureCause::Declined, e.to_string()),
@@ -73,7 +70,7 @@ impl Driver<'_> {
             Some(record) => (record.instance.clone(), record.frozen.endpoints.clone()),
             None => (self.facts.instance.clone(), self.facts.endpoints.clone()),
         };
-        self.report.fact("Instance", instance.as_str());
+        self.tell(Progress::Target(&instance));
         let facts = self.facts.clone();
         let target = gate::HealthGate {
             runtime: self.runtime,
@@ -92,8 +89,7 @@ impl Driver<'_> {
             found = target.probe_all(&self.config.gate).await;
         }
         if found.is_healthy() {
-            self.report.fact("Status", "Running ✓");
-            self.report.fact("Health", "OK ✓");
+            self.tell(Progress::TargetHealthy);
             return Event::Alive;
         }
         let Some(record) = record else {
@@ -119,7 +115,7 @@ impl Driver<'_> {
                 if let Err(e) = self.runtime.can_start(&record.frozen) {
                     return self.runtime_failed(FailureCause::Declined, &e);
                 }
-                self.report.fact("Status", "not running: starting it again from its record");
+                self.tell(Progress::TargetStopped);
                 self.results
                     .remarks
                     .push("the target wasn't running and was started again from its record".to_owned());
@@ -139,7 +135,7 @@ impl Driver<'_> {
     /// stopped here, or to a candidate that isn't proven yet.
     pub(super) async fn clear(&mut self) -> Option<Event> {
         if self.kind == OperationKind::Deploy {
-            self.report.step(3, 7, &format!("Starting {}", self.noun()));
+            self.tell(Progress::Deploying(DeployStage::Start));
         }
         let leftovers = match self.runtime.find(&self.facts.to).await {
             Ok(found) => found.into_iter().filter(|id| *id != self.facts.instance).collect::<Vec<_>>(),
@@ -183,7 +179,8 @@ impl Driver<'_> {
     async fn withdraw_target(&self) -> Result<OutOfService, ProxyError> {
         let mut generation = self.facts.generation;
         for _ in 0..ELSEWHERE_ROUNDS {
-            match OutOfService::withdraw(self.proxy, &self.facts.to, generation, self.report).await {
+            let listener = |progress: WithdrawalProgress<'_>| self.tell(Progress::Withdrawal(progress));
+            match OutOfService::withdraw(self.proxy, &self.facts.to, generation, &listener).await {
                 Err(e) if e.is_overtaken() => generation = self.moved_elsewhere(e).await?,
                 other => return other,
             }
@@ -194,9 +191,12 @@ impl Driver<'_> {
     async fn clear_one(&mut self, out: &OutOfService, leftover: &InstanceId) -> Result<(), Event> {
         let running = self.runtime.state(leftover).await.is_ok_and(|state| state.is_running());
         if running {
-            let drained = out.drain(self.proxy, self.config.deploy.drain_timeout, self.report).await;
+            let listener = self.listener();
+            let timeout = self.config.deploy.drain_timeout;
+            let drained =
+                out.drain(self.proxy, timeout, &|progress| listener(Progress::Withdrawal(progress))).await;
             drained.map_err(|e| self.refused(&e))?;
-            self.report.line(&format!("Stopping {leftover}, which was kept for a rollback"));
+            self.tell(Progress::Clearing(leftover));
         }
         let stopped = out.stop(self.runtime, leftover, self.config.deploy.stop_timeout).await;
         stopped.map_err(|e| self.runtime_failed(FailureCause::Start, &e))?;
@@ -213,11 +213,8 @@ impl Driver<'_> {
                     .fail_aloud(FailureCause::Start, format!("can't read the candidate's record: {e}"));
             }
         };
-        let (label, name) =
-            (if self.noun() == "process" { "Process" } else { "Container" }, &self.facts.instance);
-        self.report.fact(label, name.as_str());
-        let ports: Vec<String> = self.facts.endpoints.iter().map(port_text).collect();
-        self.report.fact("Port", &ports.join(", "));
+        let facts = &self.facts;
+        self.tell(Progress::Starting { instance: &facts.instance, endpoints: &facts.endpoints });
         match self.runtime.start(&record.instance, &record.frozen).await {
             Ok(()) => Event::Started,
             Err(e) => self.runtime_failed(FailureCause::Start, &e),
@@ -226,10 +223,10 @@ impl Driver<'_> {
 
     pub(super) async fn prove(&mut self) -> Event {
         if self.kind == OperationKind::Deploy {
-            self.report.step(4, 7, "Waiting for health checks");
+            self.tell(Progress::Deploying(DeployStage::Prove));
         }
         if self.facts.skip_health {
-            self.report.warn("health checks are SKIPPED (--skip-health): this version is unverified");
+            self.tell(Progress::GateSkipped);
             return Event::Proven;
         }
         let facts = self.facts.clone();
@@ -240,12 +237,12 @@ impl Driver<'_> {
             expected: Expected { backend: &facts.to, version: facts.version.as_deref() },
         };
         let start = Instant::now();
-        let proven = candidate.prove(&self.config.gate, self.report).await;
-        self.report.end_progress();
+        let listener = self.listener();
+        let proven = candidate.prove(&self.config.gate, &|progress| listener(Progress::Gate(progress))).await;
         match proven {
             Ok(()) => {
-                let (successes, took) = (self.config.gate.successes, time::span(start.elapsed()));
-                self.report.line(&format!("Healthy ✓ ({successes} in a row, after {took})"));
+                let successes = self.config.gate.successes;
+                self.tell(Progress::Proven { successes, took: start.elapsed() });
                 Event::Proven
             }
             Err(mut diagnosis) => {

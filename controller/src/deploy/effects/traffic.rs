@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 use uh_protocol::BackendName;
 use uh_protocol::request::{SwitchRequest, Switched};
 
-use super::port_text;
 use crate::deploy::activation::{ActivationFile, Handover};
 use crate::deploy::driver::{Driver, SwitchedAt};
 use crate::deploy::link::WatchLink;
 use crate::deploy::machine::{Event, FailureCause, OperationKind};
+use crate::deploy::progress::{DeployStage, Progress, RollbackStage, Unwritten};
 use crate::gate;
-use crate::notice::{self, Hook};
+use crate::notice::{self, Hook, HookProgress};
 use crate::proxy::{ProxyError, Registration};
 use crate::runtime::{InstanceId, State};
-use crate::{chain, fault, time};
+use crate::{chain, fault};
 
 /// How often to ask uh-proxy whether it has found the candidate healthy.
 const READY_POLL: Duration = Duration::from_millis(50);
@@ -35,10 +35,7 @@ impl Driver<'_> {
                 self.results.generation = Some(registered.generation);
                 self.may_serve = true;
                 if let Some(error) = &registered.persist_error {
-                    self.report.warn(&format!(
-                        "{} is registered, but uh-proxy couldn't write that to disk yet: {error}",
-                        self.facts.to
-                    ));
+                    self.unwritten(Unwritten::Registration, &self.facts.to, error);
                     self.results
                         .remarks
                         .push(format!("the registration wasn't written to disk immediately: {error}"));
@@ -101,16 +98,16 @@ impl Driver<'_> {
         let facts = self.facts.clone();
         match self.kind {
             OperationKind::Deploy => {
-                self.report.step(5, 7, "Switching traffic");
-                let of = |name: &BackendName| {
-                    let endpoints = self.config.backend(name).map_or(&[][..], |backend| &backend.endpoints);
-                    let ports: Vec<String> = endpoints.iter().map(port_text).collect();
-                    format!("{name} ({})", ports.join(", "))
-                };
-                self.report.fact("Old", &of(&facts.from));
-                self.report.fact("New", &of(&facts.to));
+                self.tell(Progress::Deploying(DeployStage::Switch));
+                let config = self.config;
+                let endpoints =
+                    |name| config.backend(name).map_or(&[][..], |backend| backend.endpoints.as_slice());
+                let (from, to) = (&facts.from, &facts.to);
+                self.tell(Progress::Moving { from: (from, endpoints(from)), to: (to, endpoints(to)) });
             }
-            OperationKind::Rollback => self.report.step(3, 4, &format!("Switching traffic to {}", facts.to)),
+            OperationKind::Rollback => {
+                self.tell(Progress::RollingBack { stage: RollbackStage::Switch, to: &self.facts.to });
+            }
         }
         let request = SwitchRequest {
             to: facts.to.clone(),
@@ -136,12 +133,15 @@ impl Driver<'_> {
         self.results.in_flight = Some(switched.in_flight_previous);
         self.results.generation = Some(switched.generation);
         if let Some(error) = &switched.persist_error {
-            self.report
-                .warn(&format!("{} serves, but uh-proxy couldn't write that to disk yet: {error}", facts.to));
+            self.unwritten(Unwritten::Switch, &facts.to, error);
             self.results.remarks.push(format!("the switch wasn't written to disk immediately: {error}"));
         }
-        self.report.line("Traffic switched ✓");
+        self.tell(Progress::Switched);
         Event::Switched
+    }
+
+    fn unwritten(&self, what: Unwritten, backend: &BackendName, error: &str) {
+        self.tell(Progress::Unwritten { what, backend, error });
     }
 
     /// Reads the counters before the switch, with which the new activation is compared later.
@@ -160,7 +160,7 @@ impl Driver<'_> {
     fn begin_activation(&mut self, handover: Option<Handover>, since: Option<String>) {
         let Some((handover, since)) = handover.zip(since) else { return };
         if let Err(e) = ActivationFile::new(&self.config.deploy.state_dir).begin(handover, since) {
-            self.report.warn(&format!("can't save the counters from before the switch: {e}"));
+            self.tell(Progress::CountersLost(&e));
         }
     }
 
@@ -215,23 +215,20 @@ impl Driver<'_> {
                 "can't write the record of {} ({e}): `uh-deploy start`, or a rollback to it, would start the previous version",
                 self.facts.to
             );
-            self.report.warn(&why);
-            self.results.remarks.push(why);
+            self.remark(why);
         }
         None
     }
 
     pub(super) async fn drain(&mut self) -> Event {
-        self.report.step(6, 7, "Draining old environment");
-        self.report.fact(
-            "Active connections",
-            &self.results.in_flight.map_or("unknown".to_owned(), |n| n.to_string()),
-        );
-        self.report.output("Waiting for drain...");
+        self.tell(Progress::Deploying(DeployStage::Drain));
+        self.tell(Progress::Draining { in_flight: self.results.in_flight });
         let event = serde_json::json!({"hook": "post_switch", "operation": self.facts});
-        let (config, proxy, report, from) = (self.config, self.proxy, self.report, self.facts.from.clone());
+        let (config, proxy, listener, from) =
+            (self.config, self.proxy, self.listener(), self.facts.from.clone());
         let old = async {
-            let hook = notice::hook(config, Hook::PostSwitch, &event, report).await;
+            let tell = |progress: HookProgress<'_>| listener(Progress::Hook(progress));
+            let hook = notice::hook(config, Hook::PostSwitch, &event, &tell).await;
             (hook, proxy.drain(&from, config.deploy.drain_timeout).await)
         };
         tokio::pin!(old);
@@ -254,7 +251,7 @@ impl Driver<'_> {
                 break None;
             }
         };
-        self.report.end_progress();
+        self.tell(Progress::DrainOver);
         let died = match died {
             None => self.end_at_last(&self.facts.instance).await,
             died => died,
@@ -265,12 +262,11 @@ impl Driver<'_> {
         if drained.is_none() {
             let what =
                 "the new version fails: skipping post_switch and the wait for the old version to drain";
-            self.report.warn(what);
-            self.results.remarks.push(what.to_owned());
+            self.remark(what.to_owned());
         }
         if let Some((hook, drained)) = drained {
             if let Err(e) = hook {
-                self.report.warn(&format!("the hook post_switch failed ({}); traffic has moved", e.reason));
+                self.tell(Progress::HookFailed { hook: Hook::PostSwitch, reason: &e.reason });
                 self.results.remarks.push(format!("post_switch failed: {}", e.reason));
             }
             self.report_drained(drained);
@@ -283,7 +279,7 @@ impl Driver<'_> {
         let instance = match self.watched_instance() {
             Ok(instance) => instance,
             Err(e) => {
-                self.report.warn(&e.to_string());
+                self.tell(Progress::Unwatched(&e));
                 return Event::Settled;
             }
         };
@@ -311,7 +307,7 @@ impl Driver<'_> {
 
     fn died(&mut self, instance: &InstanceId, end: &str) -> Event {
         let why = format!("{instance} died after traffic was switched to it: {end}");
-        self.report.say(&format!("❌ {why}"));
+        self.tell(Progress::Failed { reason: &why, log: &[] });
         self.results.reason = Some(why);
         Event::Died
     }
@@ -346,21 +342,18 @@ impl Driver<'_> {
                 self.results.finished = Some(drained.finished);
                 self.results.cut = Some(drained.cut);
                 if drained.drained {
-                    self.report.line("Connections drained ✓");
+                    self.tell(Progress::Drained);
                 } else {
                     let left = drained.remaining.total();
-                    let after = time::span(self.config.deploy.drain_timeout);
-                    self.report.warn(&format!(
-                        "{left} requests are still in flight on {} after {after}; they continue, and it keeps running",
-                        self.facts.from
-                    ));
+                    let (backend, after) = (&self.facts.from, self.config.deploy.drain_timeout);
+                    self.tell(Progress::StillInFlight { left, backend, after });
                     self.results
                         .remarks
                         .push(format!("{left} requests were still in flight after the drain"));
                 }
             }
             Err(e) => {
-                self.report.warn(&format!("{} couldn't be drained: {}", self.facts.from, chain(&e)));
+                self.tell(Progress::NotDrained { backend: &self.facts.from, error: &e });
                 self.results.remarks.push("the old backend couldn't be drained".to_owned());
             }
         }
@@ -370,12 +363,12 @@ impl Driver<'_> {
     /// `recover` to continue from.
     pub(super) async fn switch_back(&mut self) -> Option<Event> {
         let from = self.facts.from.clone();
-        self.report.say(&format!("Moving traffic back to {from}..."));
+        self.tell(Progress::Returning(&from));
         let handover = self.hand_over(&from).await;
         match self.try_to_switch_back().await {
             Ok(switched_at) => {
                 self.begin_activation(handover, switched_at);
-                self.report.line("Traffic switched ✓");
+                self.tell(Progress::Switched);
                 Some(Event::Returned)
             }
             Err(error) if error.is_unanswered() => {
@@ -384,7 +377,7 @@ impl Driver<'_> {
             }
             // The reason why it had to go back is the one to keep.
             Err(e) => {
-                self.report.say(&format!("❌ can't move traffic back to {from}: {}", chain(&e)));
+                self.tell(Progress::NotReturned { to: &from, error: &e });
                 Some(Event::Failed(FailureCause::Refused))
             }
         }
@@ -414,10 +407,7 @@ impl Driver<'_> {
             match self.proxy.switch(&request).await {
                 Ok(switched) => {
                     if let Some(error) = &switched.persist_error {
-                        self.report.warn(&format!(
-                            "{} serves again, but uh-proxy couldn't write that to disk yet: {error}",
-                            facts.from
-                        ));
+                        self.unwritten(Unwritten::Return, &facts.from, error);
                     }
                     return Ok(switched.switched_at);
                 }

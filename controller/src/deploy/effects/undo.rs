@@ -2,8 +2,9 @@
 
 use crate::deploy::driver::Driver;
 use crate::deploy::machine::{Event, FailureCause, InstanceOrigin, OperationTarget};
+use crate::deploy::progress::Progress;
 use crate::fault;
-use crate::proxy::{OutOfService, ProxyError};
+use crate::proxy::{OutOfService, ProxyError, WithdrawalProgress};
 use crate::runtime;
 
 /// How often to start over because the routing has changed meanwhile.
@@ -95,9 +96,10 @@ impl Driver<'_> {
             if view.is_active(&facts.to) {
                 return Ok(CandidateStatus::Serves);
             }
-            match OutOfService::withdraw(self.proxy, &facts.to, view.generation, self.report).await {
+            let listener = |progress: WithdrawalProgress<'_>| self.tell(Progress::Withdrawal(progress));
+            match OutOfService::withdraw(self.proxy, &facts.to, view.generation, &listener).await {
                 Ok(out) => {
-                    out.drain(self.proxy, self.config.deploy.drain_timeout, self.report).await?;
+                    out.drain(self.proxy, self.config.deploy.drain_timeout, &listener).await?;
                     return Ok(CandidateStatus::Out(out));
                 }
                 Err(e) if e.is_overtaken() => {}

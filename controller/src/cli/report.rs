@@ -20,7 +20,7 @@ use crate::{redact, time};
 
 /// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub(super) enum Form {
     /// Text.
     Text,
     /// One JSON object per line.
@@ -29,7 +29,7 @@ pub enum Form {
 
 /// Prints what happens.
 #[derive(Debug)]
-pub struct Report {
+pub(super) struct Report {
     form: Form,
     bar: RefCell<Option<ProgressBar>>,
     terminal: bool,
@@ -46,7 +46,7 @@ const TICK: Duration = Duration::from_millis(120);
 impl Report {
     /// A report to standard output.
     #[must_use]
-    pub fn new(form: Form) -> Self {
+    pub(super) fn new(form: Form) -> Self {
         let terminal = form == Form::Text && io::stdout().is_terminal();
         Self {
             form,
@@ -59,18 +59,18 @@ impl Report {
 
     /// The output format.
     #[must_use]
-    pub fn form(&self) -> Form {
+    pub(super) fn form(&self) -> Form {
         self.form
     }
 
     /// Waits for a slow reader from now on, instead of dropping lines: for commands that only show something and hold
     /// no lock.
-    pub fn wait_for_reader(&self) {
+    pub(super) fn wait_for_reader(&self) {
         self.output.borrow_mut().wait(Wait::Indefinitely);
     }
 
     /// Reports how many lines were dropped, if any.
-    pub fn finish(&self) {
+    pub(super) fn finish(&self) {
         self.end_progress();
         let lost = self.output.borrow().lost();
         if lost > 0 {
@@ -79,7 +79,7 @@ impl Report {
     }
 
     /// Starts a step: `[3/7] Starting process...`
-    pub fn step(&self, number: u32, of: u32, title: &str) {
+    pub(super) fn step(&self, number: u32, of: u32, title: &str) {
         self.end_progress();
         match self.form {
             Form::Text => {
@@ -96,12 +96,12 @@ impl Report {
     }
 
     /// A fact within a step: `      Port: 3009`
-    pub fn fact(&self, label: &str, value: &str) {
+    pub(super) fn fact(&self, label: &str, value: &str) {
         self.line(&format!("{label}: {value}"));
     }
 
     /// A line within a step.
-    pub fn line(&self, text: &str) {
+    pub(super) fn line(&self, text: &str) {
         match self.form {
             Form::Text => self.print(&format!("      {text}")),
             Form::Json => self.json("line", json!({"text": text})),
@@ -109,7 +109,7 @@ impl Report {
     }
 
     /// A line outside of steps.
-    pub fn say(&self, text: &str) {
+    pub(super) fn say(&self, text: &str) {
         self.end_progress();
         match self.form {
             Form::Text => self.print(text),
@@ -118,7 +118,7 @@ impl Report {
     }
 
     /// A warning.
-    pub fn warn(&self, text: &str) {
+    pub(super) fn warn(&self, text: &str) {
         match self.form {
             Form::Text => self.print(&format!("      ⚠ {text}")),
             Form::Json => self.json("warning", json!({"text": text})),
@@ -126,7 +126,7 @@ impl Report {
     }
 
     /// Output of a tool: on a terminal only the last line, next to the bar; in a pipe every line.
-    pub fn output(&self, text: &(impl Display + ?Sized)) {
+    pub(super) fn output(&self, text: &(impl Display + ?Sized)) {
         let text = text.to_string();
         if self.terminal {
             let start = || ProgressBar::new_spinner().with_style(spinner_style());
@@ -137,7 +137,7 @@ impl Report {
     }
 
     /// One of several attempts: a bar on a terminal, a line in a pipe.
-    pub fn attempt(&self, number: u64, of: u64, text: &str) {
+    pub(super) fn attempt(&self, number: u64, of: u64, text: &str) {
         if self.terminal {
             let start = || ProgressBar::new(of).with_style(bar_style());
             self.progress(start, |bar| {
@@ -151,14 +151,14 @@ impl Report {
     }
 
     /// An event for programs; printed only as JSON.
-    pub fn event(&self, name: &str, value: impl Serialize) {
+    pub(super) fn event(&self, name: &str, value: impl Serialize) {
         if self.form == Form::Json {
             self.json(name, serde_json::to_value(value).unwrap_or_default());
         }
     }
 
     /// A whole JSON document, for commands that only show something.
-    pub fn document(&self, value: &impl Serialize) {
+    pub(super) fn document(&self, value: &impl Serialize) {
         self.print(&serde_json::to_string_pretty(value).unwrap_or_default());
     }
 
@@ -181,7 +181,7 @@ impl Report {
     }
 
     /// Removes the bar, if there is one.
-    pub fn end_progress(&self) {
+    pub(super) fn end_progress(&self) {
         if let Some(bar) = self.bar.borrow_mut().take() {
             bar.finish_and_clear();
         }
@@ -202,7 +202,7 @@ impl Report {
 }
 
 /// Prints an error or a remark to standard error. Never blocks for long.
-pub fn complain(text: &str) {
+pub(super) fn complain(text: &str) {
     output::to_standard_error(&format!("uh-deploy: {}", redact::escaped(text, |c| matches!(c, '\n' | '\t'))));
 }
 
