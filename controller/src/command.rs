@@ -33,7 +33,7 @@ const MAX_ERROR_BYTES: usize = 256 << 10;
 
 /// Why a command failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CommandFailed {
+pub(crate) struct CommandFailed {
     /// How it ended: `npm failed: exit status: 1`.
     pub reason: String,
     /// The last lines of its output.
@@ -47,7 +47,7 @@ impl CommandFailed {
 
     /// Whether one of its last lines contains this text.
     #[must_use]
-    pub fn said(&self, words: &str) -> bool {
+    pub(crate) fn said(&self, words: &str) -> bool {
         self.log.iter().any(|line| line.as_str().contains(words))
     }
 }
@@ -64,7 +64,7 @@ impl std::fmt::Display for CommandFailed {
 ///
 /// # Errors
 /// It can't be started, fails, or doesn't exit in time; then it and its children are killed.
-pub async fn run_lines(
+pub(crate) async fn run_lines(
     command: &Command,
     timeout: Duration,
     line: Lines<'_>,
@@ -77,7 +77,7 @@ pub async fn run_lines(
 ///
 /// # Errors
 /// As for [`run_lines`].
-pub async fn run(
+pub(crate) async fn run(
     command: &Command,
     input: Option<Vec<u8>>,
     timeout: Duration,
@@ -110,7 +110,11 @@ pub async fn run(
 ///
 /// # Errors
 /// As for [`run_lines`], or it prints too much.
-pub async fn output(command: &Command, timeout: Duration, keep: usize) -> Result<String, CommandFailed> {
+pub(crate) async fn output(
+    command: &Command,
+    timeout: Duration,
+    keep: usize,
+) -> Result<String, CommandFailed> {
     answer(command, None, timeout, keep).await
 }
 
@@ -118,7 +122,7 @@ pub async fn output(command: &Command, timeout: Duration, keep: usize) -> Result
 ///
 /// # Errors
 /// As for [`output`].
-pub async fn answer(
+pub(crate) async fn answer(
     command: &Command,
     input: Option<Vec<u8>>,
     timeout: Duration,

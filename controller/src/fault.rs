@@ -6,7 +6,7 @@
 /// point's name, the process waits until that file is gone, and signals that with a file of the same name plus
 /// `.held`.
 #[cfg(feature = "fault-points")]
-pub fn point(name: &str) {
+pub(crate) fn point(name: &str) {
     use std::io::Write as _;
 
     if let Some(path) = std::env::var_os("UH_DEPLOY_TRACE_FILE")

@@ -19,7 +19,7 @@ const DIR_MODE: u32 = 0o700;
 ///
 /// # Errors
 /// The file can't be written; then it has the old content.
-pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     put(path, content).map_err(in_words)
 }
 
@@ -50,7 +50,7 @@ fn temporary_path(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// The directory can't be synced.
-pub fn sync_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new("/")))
         .and_then(|directory| directory.sync_all())
         .map_err(in_words)
@@ -60,7 +60,7 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// The system refuses the operation.
-pub fn append(path: &Path) -> io::Result<File> {
+pub(crate) fn append(path: &Path) -> io::Result<File> {
     let new = !path.exists();
     let file = OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path).map_err(in_words)?;
     demand_ours(path, &file.metadata()?)?;
@@ -74,7 +74,7 @@ pub fn append(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// The system refuses the operation.
-pub fn make_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(path).map_err(in_words)
 }
 
@@ -82,7 +82,7 @@ pub fn make_directory(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// The system refuses the operation.
-pub fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(in_words),
@@ -96,7 +96,7 @@ const MAX_BYTES: usize = 256 << 20;
 ///
 /// # Errors
 /// It exists but can't be read, or another user could have written it.
-pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+pub(crate) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(in_words)?,
@@ -112,7 +112,7 @@ pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 ///
 /// # Errors
 /// It can't be read, or is larger.
-pub fn read_foreign(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn read_foreign(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     bounded(path, File::open(path).map_err(in_words)?, most)
 }
 
@@ -131,7 +131,7 @@ fn bounded(path: &Path, file: File, most: usize) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// It doesn't. The error names the command that fixes it.
-pub fn demand_ours_if_there(directory: &Path) -> io::Result<()> {
+pub(crate) fn demand_ours_if_there(directory: &Path) -> io::Result<()> {
     match fs::metadata(directory) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         found => {

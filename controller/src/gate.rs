@@ -28,7 +28,7 @@ const CRASH_LOOP_RESTARTS: u32 = 2;
 
 /// Why an instance counts as ended: it exited, or the runtime keeps restarting it.
 #[must_use]
-pub fn end_of(state: &State) -> Option<String> {
+pub(crate) fn end_of(state: &State) -> Option<String> {
     match state {
         State::Exited(ending) => Some(ending.to_string()),
         State::Running { restarts } if *restarts >= CRASH_LOOP_RESTARTS => {
@@ -43,7 +43,7 @@ const SHOWN_LOG_LINES: usize = 50;
 
 /// What happens at the gate.
 #[derive(Debug, Clone, Copy)]
-pub enum GateProgress<'a> {
+pub(crate) enum GateProgress<'a> {
     /// One of several attempts, and what was found.
     Attempt { number: u64, of: u64, found: &'a str },
     /// The engine doesn't report the instance's state.
@@ -53,7 +53,7 @@ pub enum GateProgress<'a> {
 }
 
 /// Receives what happens at the gate.
-pub type GateListener<'a> = &'a (dyn Fn(GateProgress<'_>) + 'a);
+pub(crate) type GateListener<'a> = &'a (dyn Fn(GateProgress<'_>) + 'a);
 
 /// How long an engine hasn't reported the candidate's state.
 #[derive(Debug, Default)]
@@ -87,7 +87,7 @@ impl EngineOutage {
 
 /// Why a candidate was rejected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Diagnosis {
+pub(crate) struct Diagnosis {
     /// The reason in one line.
     pub headline: String,
     /// The last probe.
@@ -99,7 +99,7 @@ pub struct Diagnosis {
 }
 
 /// A candidate and the health gate it must pass.
-pub struct HealthGate<'a> {
+pub(crate) struct HealthGate<'a> {
     /// Its runtime.
     pub runtime: &'a dyn Runtime,
     /// Its instance.
@@ -115,7 +115,11 @@ impl HealthGate<'_> {
     ///
     /// # Errors
     /// It exited, has another identity, or didn't become healthy in time.
-    pub async fn prove(&self, gate: &GateSettings, listener: GateListener<'_>) -> Result<(), Diagnosis> {
+    pub(crate) async fn prove(
+        &self,
+        gate: &GateSettings,
+        listener: GateListener<'_>,
+    ) -> Result<(), Diagnosis> {
         let deadline = Instant::now() + gate.within;
         let attempts = (gate.within.as_millis() / gate.interval.as_millis().max(1)).max(1);
         let attempts = u64::try_from(attempts).unwrap_or(u64::MAX);
@@ -172,7 +176,7 @@ impl HealthGate<'_> {
     }
 
     /// Probes every endpoint. The first unhealthy one counts for all.
-    pub async fn probe_all(&self, gate: &GateSettings) -> ProbeResult {
+    pub(crate) async fn probe_all(&self, gate: &GateSettings) -> ProbeResult {
         let mut last = None;
         for endpoint in self.endpoints {
             let found = probe(endpoint, self.expected, gate).await;
@@ -186,14 +190,6 @@ impl HealthGate<'_> {
             took: Duration::ZERO,
             lines: Vec::new(),
         })
-    }
-
-    /// Fails if it isn't running any more.
-    ///
-    /// # Errors
-    /// It exited, or is in a crash loop.
-    pub async fn must_run(&self, last: Option<&ProbeResult>) -> Result<(), Diagnosis> {
-        self.judge(self.runtime.state(self.instance).await, last).await
     }
 
     async fn judge(

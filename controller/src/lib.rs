@@ -2,33 +2,33 @@
 //! recovers.
 //!
 //! In reading order: [`config`] is the configuration; [`deploy`] decides, records, acts and reports what happens;
-//! [`runtime`] builds, starts and stops instances of the app; [`proxy`] talks to uh-proxy; [`gate`] is the health gate,
-//! which uses [`probe`]; [`counters`] and [`verdict`] judge a backend, with [`evidence`] for a breach; [`downtime`]
-//! measures what users noticed; [`notice`] runs hooks and the webhook; [`validate`] checks everything before a deploy;
-//! [`cli`] is the command line, and the only place that prints. What is printed holds no secrets ([`redact`]). Helpers:
-//! [`check`], [`command`], [`env_file`], [`files`], [`time`], [`fault`], [`lines`], [`waiting`], `names`.
+//! [`runtime`] builds, starts and stops instances of the app; `proxy` talks to uh-proxy; `gate` is the health gate,
+//! which uses `probe`; [`counters`] and [`verdict`] judge a backend, with `evidence` for a breach; `downtime`
+//! measures what users noticed; `notice` runs hooks and the webhook; `validate` checks everything before a deploy;
+//! [`cli`] is the command line, and the only place that prints. What is printed holds no secrets (`redact`). Helpers:
+//! `check`, `command`, [`env_file`], `files`, `time`, `fault`, `lines`, [`waiting`], `names`.
 
-pub mod check;
+mod check;
 pub mod cli;
-pub mod command;
+mod command;
 pub mod config;
 pub mod counters;
 pub mod deploy;
-pub mod downtime;
+mod downtime;
 pub mod env_file;
-pub mod evidence;
-pub mod fault;
-pub mod files;
-pub mod gate;
-pub mod lines;
+mod evidence;
+mod fault;
+mod files;
+mod gate;
+mod lines;
 mod names;
-pub mod notice;
-pub mod probe;
-pub mod proxy;
-pub mod redact;
+mod notice;
+mod probe;
+mod proxy;
+mod redact;
 pub mod runtime;
-pub mod time;
-pub mod validate;
+mod time;
+mod validate;
 pub mod verdict;
 pub mod waiting;
 

@@ -4,21 +4,21 @@
 use crate::redact::Foreign;
 
 /// Receives foreign text line by line.
-pub type Lines<'a> = &'a (dyn Fn(&Foreign) + 'a);
+pub(crate) type Lines<'a> = &'a (dyn Fn(&Foreign) + 'a);
 
 /// Longer lines are cut, and the rest is counted. Docker cuts at 16 KiB; stack traces fit many times over.
-pub const MAX_LINE_BYTES: usize = 64 << 10;
+pub(crate) const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// Joins chunks and splits them into lines.
 #[derive(Debug, Default)]
-pub struct LineSplitter {
+pub(crate) struct LineSplitter {
     kept: Vec<u8>,
     left_out: u64,
 }
 
 impl LineSplitter {
     /// Takes a chunk, and passes on the lines that end in it.
-    pub fn push(&mut self, chunk: &[u8], line: &mut dyn FnMut(Foreign)) {
+    pub(crate) fn push(&mut self, chunk: &[u8], line: &mut dyn FnMut(Foreign)) {
         for part in chunk.split_inclusive(|&byte| byte == b'\n') {
             let room = MAX_LINE_BYTES - self.kept.len();
             let text = part.strip_suffix(b"\n").unwrap_or(part);
@@ -31,7 +31,7 @@ impl LineSplitter {
     }
 
     /// Passes on an incomplete last line, if there is one.
-    pub fn finish(&mut self, line: &mut dyn FnMut(Foreign)) {
+    pub(crate) fn finish(&mut self, line: &mut dyn FnMut(Foreign)) {
         if !self.kept.is_empty() {
             self.end(line);
         }

@@ -21,7 +21,7 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 /// When a hook runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
+pub(crate) enum Hook {
     /// Before anything is done.
     PreDeploy,
     /// After traffic has moved.
@@ -35,7 +35,7 @@ pub enum Hook {
 impl Hook {
     /// Its key in the configuration.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::PreDeploy => "pre_deploy",
             Self::PostSwitch => "post_switch",
@@ -47,7 +47,7 @@ impl Hook {
 
 /// What happens while a hook runs.
 #[derive(Debug, Clone, Copy)]
-pub enum HookProgress<'a> {
+pub(crate) enum HookProgress<'a> {
     /// It starts, with these words.
     Starts { hook: Hook, words: &'a [String] },
     /// It printed a line.
@@ -59,7 +59,7 @@ pub enum HookProgress<'a> {
 ///
 /// # Errors
 /// It couldn't be run, failed, or took too long.
-pub async fn hook(
+pub(crate) async fn hook(
     config: &Config,
     hook: Hook,
     event: &Value,
@@ -94,7 +94,7 @@ pub async fn hook(
 ///
 /// # Errors
 /// The webhook failed. The text contains no secret.
-pub async fn webhook(notice: &Notice, event: &Value) -> Result<(), String> {
+pub(crate) async fn webhook(notice: &Notice, event: &Value) -> Result<(), String> {
     let secret = notice.webhook_env.as_ref().and_then(|name| std::env::var(name).ok());
     let Some(url) = secret.or_else(|| notice.webhook.clone()) else { return Ok(()) };
     match tokio::time::timeout(notice.timeout, post(&url, event)).await {

@@ -25,7 +25,7 @@ const SHOWN_HEADERS: [HeaderName; 5] = [
 
 /// The expected identity of an answer.
 #[derive(Debug, Clone, Copy)]
-pub struct Expected<'a> {
+pub(crate) struct Expected<'a> {
     /// The backend.
     pub backend: &'a BackendName,
     /// The version; `None`: any.
@@ -34,7 +34,7 @@ pub struct Expected<'a> {
 
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProbeResult {
+pub(crate) struct ProbeResult {
     /// The verdict.
     pub verdict: ProbeVerdict,
     /// How long it took.
@@ -45,7 +45,7 @@ pub struct ProbeResult {
 
 /// What an answer means.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ProbeVerdict {
+pub(crate) enum ProbeVerdict {
     /// Healthy, with the right identity.
     Healthy,
     /// Unhealthy, or no answer.
@@ -57,13 +57,13 @@ pub enum ProbeVerdict {
 impl ProbeResult {
     /// Whether the verdict is healthy.
     #[must_use]
-    pub fn is_healthy(&self) -> bool {
+    pub(crate) fn is_healthy(&self) -> bool {
         self.verdict == ProbeVerdict::Healthy
     }
 
     /// The verdict in a few words.
     #[must_use]
-    pub fn summary(&self) -> &str {
+    pub(crate) fn summary(&self) -> &str {
         match &self.verdict {
             ProbeVerdict::Healthy => "Healthy ✓",
             ProbeVerdict::Unhealthy(reason) | ProbeVerdict::Stranger(reason) => reason,
@@ -72,7 +72,7 @@ impl ProbeResult {
 }
 
 /// Probes an endpoint once. Redirects aren't followed, because the target may not be this instance.
-pub async fn probe(endpoint: &Address, expected: Expected<'_>, gate: &GateSettings) -> ProbeResult {
+pub(crate) async fn probe(endpoint: &Address, expected: Expected<'_>, gate: &GateSettings) -> ProbeResult {
     let start = Instant::now();
     let mut found = match tokio::time::timeout(gate.timeout, ask(endpoint, gate)).await {
         Ok(Ok(answer)) => judge(&answer, expected, gate.identity),

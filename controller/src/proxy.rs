@@ -6,8 +6,8 @@
 mod out_of_service;
 mod serving;
 
-pub use out_of_service::{OutOfService, WithdrawalListener, WithdrawalProgress};
-pub use serving::Serving;
+pub(crate) use out_of_service::{OutOfService, WithdrawalProgress};
+pub(crate) use serving::Serving;
 use uh_protocol::client::{Client, ClientError};
 use uh_protocol::request::{BackendRequest, DrainRequest, Drained, SwitchRequest, Switched};
 use uh_protocol::status::{BackendStatus, Role, ServiceStatus, Status};
@@ -18,7 +18,7 @@ use crate::time::same_switch;
 
 /// One service of uh-proxy.
 #[derive(Debug, Clone)]
-pub struct ProxyService {
+pub(crate) struct ProxyService {
     /// The admin client.
     pub client: Client,
     /// The service.
@@ -27,7 +27,7 @@ pub struct ProxyService {
 
 /// The current status of the service.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ServiceView {
+pub(crate) struct ServiceView {
     /// uh-proxy's generation.
     pub generation: u64,
     /// The service.
@@ -39,7 +39,7 @@ pub struct ServiceView {
 /// What must not change in a service between an operation's first look and its switch. The generation counts changes
 /// of all services, so it can't tell this.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExpectedRouting {
+pub(crate) struct ExpectedRouting {
     active: BackendName,
     last_switch: Option<String>,
     endpoints: Vec<String>,
@@ -49,14 +49,14 @@ pub struct ExpectedRouting {
 impl ExpectedRouting {
     /// The same, with the candidate registered.
     #[must_use]
-    pub fn with_registered(self, endpoints: &[Address], version: Option<&str>) -> Self {
+    pub(crate) fn with_registered(self, endpoints: &[Address], version: Option<&str>) -> Self {
         Self { endpoints: texts(endpoints), version: version.map(str::to_owned), ..self }
     }
 
     /// Whether nothing has changed. If no version is registered, uh-proxy shows what the app reports, which by now
     /// may be the candidate's version or none.
     #[must_use]
-    pub fn holds(&self, now: Self, our_version: Option<&str>) -> bool {
+    pub(crate) fn holds(&self, now: Self, our_version: Option<&str>) -> bool {
         let ours = now.version.is_none() || now.version.as_deref() == our_version;
         let version = if ours { self.version.clone() } else { now.version.clone() };
         // A restarted uh-proxy knows the same switch less exactly.
@@ -68,7 +68,7 @@ impl ExpectedRouting {
 
 /// The result of a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registration {
+pub(crate) struct Registration {
     /// The generation now.
     pub generation: u64,
     /// Why it isn't on disk yet.
@@ -77,7 +77,7 @@ pub struct Registration {
 
 /// Why uh-proxy couldn't be asked, or refused.
 #[derive(Debug, thiserror::Error)]
-pub enum ProxyError {
+pub(crate) enum ProxyError {
     /// The call failed or was refused.
     #[error(transparent)]
     Call(#[from] ClientError),
@@ -92,7 +92,7 @@ pub enum ProxyError {
 impl ProxyError {
     /// Whether the routing was changed by another command.
     #[must_use]
-    pub fn is_overtaken(&self) -> bool {
+    pub(crate) fn is_overtaken(&self) -> bool {
         match self {
             Self::Overtaken(_) => true,
             // The backend has become active since the last look.
@@ -105,19 +105,19 @@ impl ProxyError {
 
     /// Whether uh-proxy didn't answer, or broke off.
     #[must_use]
-    pub fn is_unanswered(&self) -> bool {
+    pub(crate) fn is_unanswered(&self) -> bool {
         matches!(self, Self::Call(error) if !matches!(error, ClientError::Problem(_)))
     }
 
     /// Whether the call never reached uh-proxy: then nothing was done.
     #[must_use]
-    pub fn is_unsent(&self) -> bool {
+    pub(crate) fn is_unsent(&self) -> bool {
         matches!(self, Self::Call(ClientError::NoProxy { .. } | ClientError::NoPermission { .. }))
     }
 
     /// Whether uh-proxy refused because the backend isn't healthy.
     #[must_use]
-    pub fn is_unhealthy(&self) -> bool {
+    pub(crate) fn is_unhealthy(&self) -> bool {
         matches!(self, Self::Call(ClientError::Problem(p)) if p.code == Code::BackendUnhealthy)
     }
 }
@@ -125,25 +125,25 @@ impl ProxyError {
 impl ServiceView {
     /// A backend of the service.
     #[must_use]
-    pub fn backend(&self, name: &BackendName) -> Option<&BackendStatus> {
+    pub(crate) fn backend(&self, name: &BackendName) -> Option<&BackendStatus> {
         self.service.backends.iter().find(|backend| backend.name == *name)
     }
 
     /// Whether this backend receives new requests.
     #[must_use]
-    pub fn is_active(&self, name: &BackendName) -> bool {
+    pub(crate) fn is_active(&self, name: &BackendName) -> bool {
         self.service.active == *name
     }
 
     /// Whether this backend is out of service until it is registered again.
     #[must_use]
-    pub fn is_withdrawn(&self, name: &BackendName) -> bool {
+    pub(crate) fn is_withdrawn(&self, name: &BackendName) -> bool {
         self.backend(name).is_some_and(|backend| backend.role == Role::Withdrawn)
     }
 
     /// What an operation that would switch to this backend relies on.
     #[must_use]
-    pub fn expected_routing(&self, to: &BackendName) -> ExpectedRouting {
+    pub(crate) fn expected_routing(&self, to: &BackendName) -> ExpectedRouting {
         let backend = self.backend(to);
         let endpoints = backend.iter().flat_map(|backend| &backend.endpoints);
         ExpectedRouting {
@@ -156,14 +156,14 @@ impl ServiceView {
 
     /// Whether uh-proxy has exactly these endpoints for a backend.
     #[must_use]
-    pub fn has_endpoints(&self, name: &BackendName, endpoints: &[Address]) -> bool {
+    pub(crate) fn has_endpoints(&self, name: &BackendName, endpoints: &[Address]) -> bool {
         let Some(backend) = self.backend(name) else { return false };
         backend.endpoints.iter().map(|endpoint| endpoint.address.clone()).eq(texts(endpoints))
     }
 
     /// The version of a backend: the registered one, or else the one its app reports.
     #[must_use]
-    pub fn version(&self, name: &BackendName) -> Option<String> {
+    pub(crate) fn version(&self, name: &BackendName) -> Option<String> {
         let backend = self.backend(name)?;
         let reported = backend.last_probe.as_ref().and_then(|probe| probe.version.clone());
         backend.version.clone().or(reported)
@@ -179,7 +179,7 @@ impl ProxyService {
     ///
     /// # Errors
     /// uh-proxy doesn't answer, or there is no such service.
-    pub async fn find(config: &Config) -> Result<Self, ProxyError> {
+    pub(crate) async fn find(config: &Config) -> Result<Self, ProxyError> {
         let client = Client::new(&config.deploy.admin_socket);
         let status = client.status().await?;
         let names: Vec<&str> = status.services.iter().map(|service| service.name.as_str()).collect();
@@ -210,7 +210,7 @@ impl ProxyService {
     ///
     /// # Errors
     /// uh-proxy doesn't answer.
-    pub async fn view(&self) -> Result<ServiceView, ProxyError> {
+    pub(crate) async fn view(&self) -> Result<ServiceView, ProxyError> {
         let status = self.client.status().await?;
         let service = status.services.iter().find(|service| service.name == self.service).cloned();
         let service = service.ok_or_else(|| {
@@ -223,7 +223,7 @@ impl ProxyService {
     ///
     /// # Errors
     /// uh-proxy refused, or the routing was changed by another command.
-    pub async fn register(
+    pub(crate) async fn register(
         &self,
         backend: &BackendName,
         endpoints: &[Address],
@@ -254,7 +254,7 @@ impl ProxyService {
     ///
     /// # Errors
     /// uh-proxy refused, or the routing was changed by another command; then nothing was switched.
-    pub async fn switch(&self, request: &SwitchRequest) -> Result<Switched, ProxyError> {
+    pub(crate) async fn switch(&self, request: &SwitchRequest) -> Result<Switched, ProxyError> {
         Ok(self.client.switch(&self.service, request).await?)
     }
 
@@ -262,7 +262,7 @@ impl ProxyService {
     ///
     /// # Errors
     /// uh-proxy refused, because the backend is active.
-    pub async fn drain(
+    pub(crate) async fn drain(
         &self,
         backend: &BackendName,
         timeout: std::time::Duration,

@@ -14,10 +14,10 @@ use std::sync::{PoisonError, RwLock};
 
 use serde::{Serialize, Serializer};
 
-pub use self::sources::of_config;
+pub(crate) use self::sources::of_config;
 
 /// Shorter values aren't redacted: they would mask too much of every text, and are easy to guess anyway.
-pub const MIN_SECRET_BYTES: usize = 6;
+pub(crate) const MIN_SECRET_BYTES: usize = 6;
 
 /// The replacement for a secret.
 const MASK: &str = "***";
@@ -26,7 +26,7 @@ static SECRETS: RwLock<Redactor> = RwLock::new(Redactor { secrets: Vec::new() })
 
 /// Redacts these values from now on.
 #[expect(clippy::needless_pass_by_value, reason = "no caller needs them afterwards")]
-pub fn remember(values: Vec<String>) {
+pub(crate) fn remember(values: Vec<String>) {
     SECRETS.write().unwrap_or_else(PoisonError::into_inner).add(&values);
 }
 

@@ -18,8 +18,8 @@
 //!
 //! **Waits have deadlines.** No call may hang because an engine hangs. Dropping a call's future stops the waiting.
 
-pub mod compose;
-pub mod docker;
+mod compose;
+mod docker;
 mod engine;
 mod instance;
 pub(crate) mod ports;

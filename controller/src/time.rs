@@ -4,13 +4,13 @@ use jiff::Timestamp;
 
 /// ISO 8601 in UTC, to the millisecond.
 #[must_use]
-pub fn iso_millis(at: Timestamp) -> String {
+pub(crate) fn iso_millis(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
 /// A duration for messages: `850ms`, `12.3s`, `3m 45s`, `72h 15m`.
 #[must_use]
-pub fn span(length: std::time::Duration) -> String {
+pub(crate) fn span(length: std::time::Duration) -> String {
     let (millis, seconds) = (length.as_millis(), length.as_secs());
     match seconds {
         0 => format!("{millis}ms"),
@@ -24,7 +24,7 @@ pub fn span(length: std::time::Duration) -> String {
 /// Whether two values of uh-proxy's `last_switch` mean the same switch. A restarted uh-proxy knows it only to the
 /// second. Two values that are more exact, and differ, are two switches.
 #[must_use]
-pub fn same_switch(one: Option<&str>, other: Option<&str>) -> bool {
+pub(crate) fn same_switch(one: Option<&str>, other: Option<&str>) -> bool {
     let parse = |at: &str| at.parse::<Timestamp>().ok();
     let to_the_second = |at: Timestamp| at.subsec_nanosecond() == 0;
     match (one, other) {

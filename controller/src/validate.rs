@@ -27,7 +27,7 @@ const EARLIEST_SECOND: i64 = 1_767_225_600;
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
 /// Runs all checks.
-pub async fn validate(config: &Config, runtime: &dyn Runtime) -> Vec<Check> {
+pub(crate) async fn validate(config: &Config, runtime: &dyn Runtime) -> Vec<Check> {
     let proxy = match ProxyService::find(config).await {
         Ok(proxy) => proxy.view().await.map(|view| (proxy, view)),
         Err(e) => Err(e),

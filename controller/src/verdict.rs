@@ -16,9 +16,9 @@
 //! Limitation: an outage that affects both versions at once looks like a failure of the new one. Only a control group
 //! that uses the old version at the same time could tell the two apart.
 //!
-//! [`judge`] applies it tick by tick, with the other limits of `[monitor]`.
+//! `judge` applies it tick by tick, with the other limits of `[monitor]`.
 
-pub mod judge;
+pub(crate) mod judge;
 
 use crate::counters::Answers;
 

@@ -21,7 +21,7 @@ const SCHEMA: u32 = 1;
 /// The activation that uh-deploy's last switch started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Activation {
+pub(crate) struct Activation {
     schema: u32,
     /// The service.
     pub service: ServiceName,
@@ -39,7 +39,7 @@ pub struct Activation {
 /// What a backend counted in one activation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PreviousActivation {
+pub(crate) struct PreviousActivation {
     /// Which backend.
     pub backend: BackendName,
     /// Its version, if known.
@@ -50,14 +50,14 @@ pub struct PreviousActivation {
 
 /// The file of a state directory.
 #[derive(Debug, Clone)]
-pub struct ActivationFile {
+pub(crate) struct ActivationFile {
     path: PathBuf,
 }
 
 impl ActivationFile {
     /// The file of this state directory.
     #[must_use]
-    pub fn new(state_dir: &Path) -> Self {
+    pub(crate) fn new(state_dir: &Path) -> Self {
         Self { path: state_dir.join("activation.json") }
     }
 
@@ -65,7 +65,7 @@ impl ActivationFile {
     ///
     /// # Errors
     /// The file exists but can't be read.
-    pub fn current(&self, view: &ServiceView) -> io::Result<Option<Activation>> {
+    pub(crate) fn current(&self, view: &ServiceView) -> io::Result<Option<Activation>> {
         let Some(text) = files::read(&self.path)? else { return Ok(None) };
         let activation: Activation = serde_json::from_slice(&text).map_err(|e| {
             io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", self.path.display()))
@@ -81,7 +81,7 @@ impl ActivationFile {
     ///
     /// # Errors
     /// The file can't be written.
-    pub fn begin(&self, handover: Handover, since: String) -> io::Result<()> {
+    pub(crate) fn begin(&self, handover: Handover, since: String) -> io::Result<()> {
         let Handover { service, backend, start, before } = handover;
         let activation = Activation { schema: SCHEMA, service, backend, since, start, before };
         files::replace(&self.path, serde_json::to_string(&activation)?.as_bytes())
@@ -91,7 +91,11 @@ impl ActivationFile {
     ///
     /// # Errors
     /// uh-proxy doesn't answer, or the file can't be read.
-    pub async fn hand_over(&self, proxy: &ProxyService, to: &BackendName) -> Result<Handover, HandoverError> {
+    pub(crate) async fn hand_over(
+        &self,
+        proxy: &ProxyService,
+        to: &BackendName,
+    ) -> Result<Handover, HandoverError> {
         let (view, metrics) = metrics_of_one_process(proxy).await?;
         let process = process(&view);
         let reading = |backend: &BackendName| {
@@ -117,7 +121,7 @@ impl ActivationFile {
 
 /// The counters just before traffic moves.
 #[derive(Debug)]
-pub struct Handover {
+pub(crate) struct Handover {
     service: ServiceName,
     backend: BackendName,
     start: Reading,
@@ -126,7 +130,7 @@ pub struct Handover {
 
 /// Why the counters couldn't be read.
 #[derive(Debug, thiserror::Error)]
-pub enum HandoverError {
+pub(crate) enum HandoverError {
     /// uh-proxy doesn't answer.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
@@ -139,7 +143,10 @@ pub enum HandoverError {
 ///
 /// # Errors
 /// uh-proxy doesn't answer.
-pub async fn read(proxy: &ProxyService, backend: &BackendName) -> Result<(ServiceView, Reading), ProxyError> {
+pub(crate) async fn read(
+    proxy: &ProxyService,
+    backend: &BackendName,
+) -> Result<(ServiceView, Reading), ProxyError> {
     let (view, metrics) = metrics_of_one_process(proxy).await?;
     let counters = Counters::read(&metrics, proxy.service.as_str(), backend.as_str());
     let process = process(&view);

@@ -18,7 +18,7 @@ use crate::proxy::{ExpectedRouting, ProxyError, ProxyService, Serving};
 use crate::runtime::Runtime;
 
 /// Runs one operation to its end.
-pub struct Driver<'a> {
+pub(crate) struct Driver<'a> {
     pub(super) config: &'a Config,
     pub(super) runtime: &'a dyn Runtime,
     pub(super) proxy: &'a ProxyService,
@@ -76,7 +76,7 @@ pub(super) struct SwitchedAt {
 
 /// How an operation ended.
 #[derive(Debug)]
-pub struct OperationEnd {
+pub(crate) struct OperationEnd {
     /// The outcome.
     pub outcome: Outcome,
     /// How long it took.
@@ -94,7 +94,7 @@ pub struct OperationEnd {
 
 /// Why an operation couldn't continue. The journal says what may be left to do.
 #[derive(Debug, thiserror::Error)]
-pub enum DriverError {
+pub(crate) enum DriverError {
     /// The journal can't be written, and nothing may be done that it doesn't record.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -115,7 +115,7 @@ pub enum DriverError {
 impl<'a> Driver<'a> {
     /// A driver for a new operation, or for one to recover.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         config: &'a Config,
         runtime: &'a dyn Runtime,
         proxy: &'a ProxyService,
@@ -147,7 +147,7 @@ impl<'a> Driver<'a> {
 
     /// The same, with a watch in parallel.
     #[must_use]
-    pub fn linked(self, link: Option<&'a WatchLink>) -> Self {
+    pub(crate) fn linked(self, link: Option<&'a WatchLink>) -> Self {
         Self { link, ..self }
     }
 
@@ -155,7 +155,7 @@ impl<'a> Driver<'a> {
     ///
     /// # Errors
     /// The journal can't be written, or uh-proxy doesn't answer and the changes can't be undone without it.
-    pub async fn run(
+    pub(crate) async fn run(
         &mut self,
         kind: OperationKind,
         expected_routing: ExpectedRouting,
@@ -170,7 +170,7 @@ impl<'a> Driver<'a> {
     ///
     /// # Errors
     /// The journal can't be written, or uh-proxy doesn't answer.
-    pub async fn recover(&mut self, replayed: &ReplayedOperation) -> Result<Outcome, DriverError> {
+    pub(crate) async fn recover(&mut self, replayed: &ReplayedOperation) -> Result<Outcome, DriverError> {
         if let Phase::Done(outcome) = replayed.phase {
             return Ok(outcome);
         }
@@ -184,7 +184,7 @@ impl<'a> Driver<'a> {
 
     /// How it ended, for the report.
     #[must_use]
-    pub fn ended(self, outcome: Outcome) -> OperationEnd {
+    pub(crate) fn ended(self, outcome: Outcome) -> OperationEnd {
         OperationEnd {
             outcome,
             took: self.began.elapsed(),
@@ -312,7 +312,7 @@ fn outcome_name(outcome: Outcome) -> &'static str {
 
 /// What an operation was doing, for messages.
 #[must_use]
-pub fn doing(phase: Phase) -> &'static str {
+pub(crate) fn doing(phase: Phase) -> &'static str {
     match phase {
         Phase::Idle => "starting",
         Phase::Building => "building",

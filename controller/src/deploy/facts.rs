@@ -61,7 +61,7 @@ impl OperationFacts {
 
 /// An id for an operation that starts now.
 #[must_use]
-pub fn new_operation(now: jiff::Timestamp) -> String {
+pub(crate) fn new_operation(now: jiff::Timestamp) -> String {
     use std::hash::{BuildHasher as _, Hasher as _};
     // Two operations may start in the same second; the standard library's hasher has a random seed.
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
@@ -70,7 +70,7 @@ pub fn new_operation(now: jiff::Timestamp) -> String {
 }
 
 /// The value of `--by`, set once at the start.
-pub static BY: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+pub(crate) static BY: std::sync::OnceLock<String> = std::sync::OnceLock::new();
 
 /// The longest name that is recorded.
 const MAX_WHO_CHARS: usize = 128;
@@ -87,7 +87,7 @@ const CI: [(&str, &str); 5] = [
 /// Who runs the command: `user@host`. Prefers a person: the value of `--by`, the caller of sudo, or the user who
 /// started the CI job. In a container, user and host don't identify anyone.
 #[must_use]
-pub fn who() -> String {
+pub(crate) fn who() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     who_is(BY.get().map(String::as_str), |name| std::env::var(name).ok(), &host)
 }

@@ -100,7 +100,7 @@ pub struct Journal {
 
 impl Journal {
     /// Reads the newest operation, and prepares for writing. A torn last line is cut off. `file`: the locked file,
-    /// from [`super::lock::Lock::journal`].
+    /// from `super::lock::Lock::journal`.
     ///
     /// # Errors
     /// The file can't be read or written, is damaged, or has been replaced.

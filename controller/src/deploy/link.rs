@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 /// Connects one operation with one watch.
 #[derive(Debug, Default)]
-pub struct WatchLink {
+pub(crate) struct WatchLink {
     switched: Notify,
     hurry: Notify,
     over: Cell<bool>,
@@ -15,22 +15,22 @@ pub struct WatchLink {
 
 impl WatchLink {
     /// Signals that traffic has moved, so the watch can start.
-    pub fn switched(&self) {
+    pub(crate) fn switched(&self) {
         self.switched.notify_one();
     }
 
     /// Waits until traffic has moved.
-    pub async fn wait_for_switch(&self) {
+    pub(crate) async fn wait_for_switch(&self) {
         self.switched.notified().await;
     }
 
     /// Signals that the new version misbehaves, so the operation ends as soon as it can.
-    pub fn hurry(&self) {
+    pub(crate) fn hurry(&self) {
         self.hurry.notify_one();
     }
 
     /// Waits until [`Self::hurry`] is called; without a link, indefinitely.
-    pub async fn hurried(link: Option<&Self>) {
+    pub(crate) async fn hurried(link: Option<&Self>) {
         match link {
             Some(link) => link.hurry.notified().await,
             None => std::future::pending().await,
@@ -38,13 +38,13 @@ impl WatchLink {
     }
 
     /// Signals that the operation has ended: from now on only the watch checks the instance.
-    pub fn set_over(&self) {
+    pub(crate) fn set_over(&self) {
         self.over.set(true);
     }
 
     /// Whether the operation has ended.
     #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.over.get()
     }
 }

@@ -36,14 +36,14 @@ const GLANCE: Duration = Duration::from_millis(50);
 /// The lock, held until this is dropped or the process exits. The journal is locked too: if the lock file is removed,
 /// a new one could be locked a second time, but the journal still can't be written by two processes.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     _file: File,
     journal: Rc<File>,
 }
 
 /// The process that holds the lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
+pub(crate) struct Holder {
     /// Its process id.
     pub pid: u32,
     /// User and host.
@@ -58,7 +58,7 @@ pub struct Holder {
 
 /// Why the lock couldn't be taken.
 #[derive(Debug, thiserror::Error)]
-pub enum LockError {
+pub(crate) enum LockError {
     /// Another uh-deploy is running.
     #[error("{}", held_by(holder.as_deref()))]
     Held {
@@ -95,7 +95,7 @@ fn held_by(holder: Option<&Holder>) -> String {
 impl LockError {
     /// Whether another process holds it, so that waiting may help.
     #[must_use]
-    pub fn is_held(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         matches!(self, Self::Held { .. } | Self::JournalHeld { .. })
     }
 }
@@ -105,7 +105,7 @@ impl Lock {
     ///
     /// # Errors
     /// Another process holds it, or the file can't be opened or locked.
-    pub fn take(directory: &Path, holder: &Holder) -> Result<Self, LockError> {
+    pub(crate) fn take(directory: &Path, holder: &Holder) -> Result<Self, LockError> {
         let path = directory.join("lock");
         let failed = |source: io::Error| LockError::File { path: path.clone(), source };
         files::make_directory(directory).map_err(failed)?;
@@ -132,7 +132,7 @@ impl Lock {
     ///
     /// # Errors
     /// Another process holds it for longer than that, or the file can't be opened or locked.
-    pub async fn wait(
+    pub(crate) async fn wait(
         directory: &Path,
         holder: &Holder,
         patience: Duration,
@@ -155,7 +155,7 @@ impl Lock {
 
     /// The journal, locked.
     #[must_use]
-    pub fn journal(&self) -> Rc<File> {
+    pub(crate) fn journal(&self) -> Rc<File> {
         Rc::clone(&self.journal)
     }
 }
@@ -164,7 +164,7 @@ impl Lock {
 ///
 /// # Errors
 /// The file exists but can't be opened.
-pub fn at_work(directory: &Path) -> io::Result<Option<LockError>> {
+pub(crate) fn at_work(directory: &Path) -> io::Result<Option<LockError>> {
     for path in [directory.join("lock"), journal::path(directory)] {
         let mut file = match File::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,

@@ -163,7 +163,7 @@ pub enum Event {
 
 /// An action. Every effect can safely be performed twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub(crate) enum Effect {
     /// Run the `pre_deploy` hook, build, freeze. → `Built`
     Build,
     /// Probe the target of a rollback. → `Alive`, `Gone`
@@ -199,7 +199,7 @@ pub enum Effect {
 impl Effect {
     /// Its name, for timings and fault points.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Build => "build",
             Self::Check => "check",
@@ -223,7 +223,7 @@ impl Effect {
 /// An event that can't happen in a phase: a damaged journal, or a bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{event:?} can't happen in phase {phase:?}")]
-pub struct IllegalEvent {
+pub(crate) struct IllegalEvent {
     phase: Phase,
     event: Event,
 }
@@ -232,7 +232,7 @@ pub struct IllegalEvent {
 ///
 /// # Errors
 /// The event can't happen in this phase.
-pub fn step(phase: Phase, event: Event) -> Result<(Phase, Vec<Effect>), IllegalEvent> {
+pub(crate) fn step(phase: Phase, event: Event) -> Result<(Phase, Vec<Effect>), IllegalEvent> {
     let next = match (phase, event) {
         (Phase::Idle, Event::Begun(OperationKind::Deploy)) => Phase::Building,
         (Phase::Idle, Event::Begun(OperationKind::Rollback)) => Phase::Checking,

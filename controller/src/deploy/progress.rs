@@ -13,11 +13,11 @@ use crate::redact::Foreign;
 use crate::runtime::{InstanceId, RuntimeError};
 
 /// Receives the progress of an operation.
-pub type Listener<'a> = &'a (dyn Fn(Progress<'_>) + 'a);
+pub(crate) type Listener<'a> = &'a (dyn Fn(Progress<'_>) + 'a);
 
 /// The stages of a deploy, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeployStage {
+pub(crate) enum DeployStage {
     /// Finding a backend that isn't active.
     Choose,
     /// Building what the candidate will run.
@@ -36,7 +36,7 @@ pub enum DeployStage {
 
 /// The stages of a rollback, in order. If its target has to be started first, that is part of the check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RollbackStage {
+pub(crate) enum RollbackStage {
     /// Finding out what serves, and what served before.
     Read,
     /// Checking that the target can serve.
@@ -49,7 +49,7 @@ pub enum RollbackStage {
 
 /// A change of the routing that is in force, but not on uh-proxy's disk yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unwritten {
+pub(crate) enum Unwritten {
     /// The candidate's registration.
     Registration,
     /// The switch.
@@ -60,7 +60,7 @@ pub enum Unwritten {
 
 /// What happens during an operation. The reasons and remarks are in the words that the history keeps.
 #[derive(Clone, Copy)]
-pub enum Progress<'a> {
+pub(crate) enum Progress<'a> {
     /// A stage of a deploy begins.
     Deploying(DeployStage),
     /// A stage of a rollback to this backend begins.

@@ -12,7 +12,7 @@ use crate::runtime::Runtime;
 ///
 /// # Errors
 /// uh-proxy doesn't answer, or refuses.
-pub async fn readmit(
+pub(crate) async fn readmit(
     config: &Config,
     runtime: &dyn Runtime,
     proxy: &ProxyService,

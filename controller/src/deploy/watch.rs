@@ -22,7 +22,7 @@ use crate::files;
 use crate::verdict::judge::JudgeState;
 
 /// The version of the file's format.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// The planned watch of an operation. Part of its facts, and therefore in the journal before it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ impl WatchPlan {
 /// A watch, as it was at its last tick.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Watch {
+pub(crate) struct Watch {
     /// The version of the format.
     pub schema: u32,
     /// The id of its deploy.
@@ -94,13 +94,13 @@ pub struct Watch {
 impl Watch {
     /// Whether it has ended.
     #[must_use]
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.verdict.is_some()
     }
 
     /// Its remaining time. Never more than its whole duration, even if the clock was changed.
     #[must_use]
-    pub fn left(&self, now: Timestamp) -> Duration {
+    pub(crate) fn left(&self, now: Timestamp) -> Duration {
         let end: Option<Timestamp> = self.ends_at.parse().ok();
         let left = end.and_then(|end| Duration::try_from(end.duration_since(now)).ok());
         left.unwrap_or_default().min(self.plan.duration())
@@ -109,7 +109,7 @@ impl Watch {
 
 /// The watch's file, held by the process that watches.
 #[derive(Debug)]
-pub struct WatchFile {
+pub(crate) struct WatchFile {
     path: PathBuf,
     _lock: File,
 }
@@ -119,7 +119,7 @@ impl WatchFile {
     ///
     /// # Errors
     /// The file can't be opened or locked.
-    pub fn claim(state_dir: &Path) -> io::Result<Option<Self>> {
+    pub(crate) fn claim(state_dir: &Path) -> io::Result<Option<Self>> {
         files::make_directory(state_dir)?;
         let lock = OpenOptions::new()
             .read(true)
@@ -139,7 +139,7 @@ impl WatchFile {
     ///
     /// # Errors
     /// The file can't be written.
-    pub fn save(&self, watch: &Watch) -> io::Result<()> {
+    pub(crate) fn save(&self, watch: &Watch) -> io::Result<()> {
         files::replace(&self.path, serde_json::to_string(watch)?.as_bytes())
     }
 }
@@ -148,7 +148,7 @@ impl WatchFile {
 ///
 /// # Errors
 /// The file exists but can't be read.
-pub fn look(state_dir: &Path) -> io::Result<Option<Watch>> {
+pub(crate) fn look(state_dir: &Path) -> io::Result<Option<Watch>> {
     let path = path(state_dir);
     let Some(text) = files::read(&path)? else { return Ok(None) };
     let watch: Watch = serde_json::from_slice(&text).map_err(|e| {
@@ -166,7 +166,7 @@ pub fn look(state_dir: &Path) -> io::Result<Option<Watch>> {
 ///
 /// # Errors
 /// The file can't be read or written.
-pub fn close(state_dir: &Path, operation: &str, verdict: &str) -> io::Result<()> {
+pub(crate) fn close(state_dir: &Path, operation: &str, verdict: &str) -> io::Result<()> {
     match look(state_dir)? {
         Some(mut watch) if watch.operation == operation && !watch.has_ended() => {
             watch.verdict = Some(verdict.to_owned());

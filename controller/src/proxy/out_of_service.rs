@@ -13,7 +13,7 @@ const ROUNDS: u32 = 20;
 
 /// What happens while a backend is taken out of service.
 #[derive(Debug, Clone, Copy)]
-pub enum WithdrawalProgress<'a> {
+pub(crate) enum WithdrawalProgress<'a> {
     /// It is withdrawn, but that isn't on uh-proxy's disk yet.
     Unwritten { backend: &'a BackendName, error: &'a str },
     /// The wait for its requests begins.
@@ -23,12 +23,12 @@ pub enum WithdrawalProgress<'a> {
 }
 
 /// Receives what happens while a backend is taken out of service.
-pub type WithdrawalListener<'a> = &'a (dyn Fn(WithdrawalProgress<'_>) + 'a);
+pub(crate) type WithdrawalListener<'a> = &'a (dyn Fn(WithdrawalProgress<'_>) + 'a);
 
 /// A backend that receives no requests and that nothing can switch to, so its instances may be stopped. This is the
 /// only way to stop one, so that a backend that has become active meanwhile is never stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OutOfService {
+pub(crate) struct OutOfService {
     backend: BackendName,
     generation: u64,
 }
@@ -38,7 +38,7 @@ impl OutOfService {
     ///
     /// # Errors
     /// The routing has changed, the backend is active, or uh-proxy doesn't answer. Then nothing may be stopped.
-    pub async fn withdraw(
+    pub(crate) async fn withdraw(
         proxy: &ProxyService,
         backend: &BackendName,
         generation: u64,
@@ -56,7 +56,7 @@ impl OutOfService {
     ///
     /// # Errors
     /// [`ProxyError::Overtaken`]: it is active. Or uh-proxy doesn't answer.
-    pub async fn withdraw_standby(
+    pub(crate) async fn withdraw_standby(
         proxy: &ProxyService,
         backend: &BackendName,
         listener: WithdrawalListener<'_>,
@@ -77,7 +77,11 @@ impl OutOfService {
 
     /// uh-proxy has other endpoints for this backend, so what listens on these receives no requests.
     #[must_use]
-    pub fn elsewhere(view: &ServiceView, backend: &BackendName, endpoints: &[Address]) -> Option<Self> {
+    pub(crate) fn elsewhere(
+        view: &ServiceView,
+        backend: &BackendName,
+        endpoints: &[Address],
+    ) -> Option<Self> {
         (!view.has_endpoints(backend, endpoints))
             .then(|| Self { backend: backend.clone(), generation: view.generation })
     }
@@ -85,13 +89,13 @@ impl OutOfService {
     /// uh-proxy doesn't answer, but this backend was withdrawn before its instance was started and hasn't been
     /// registered since.
     #[must_use]
-    pub fn since_before_its_start(backend: &BackendName, generation: u64) -> Self {
+    pub(crate) fn since_before_its_start(backend: &BackendName, generation: u64) -> Self {
         Self { backend: backend.clone(), generation }
     }
 
     /// The generation of the withdrawal.
     #[must_use]
-    pub fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
@@ -99,7 +103,7 @@ impl OutOfService {
     ///
     /// # Errors
     /// It has been registered again, or uh-proxy doesn't answer. Then nothing may be stopped.
-    pub async fn drain(
+    pub(crate) async fn drain(
         &self,
         proxy: &ProxyService,
         timeout: Duration,
@@ -126,7 +130,7 @@ impl OutOfService {
     ///
     /// # Errors
     /// It is still running.
-    pub async fn stop(
+    pub(crate) async fn stop(
         &self,
         runtime: &dyn Runtime,
         instance: &InstanceId,

@@ -17,7 +17,7 @@ const PROXY_POLL: Duration = Duration::from_millis(100);
 /// Which backend serves, as uh-proxy has just reported. Only [`ProxyService::serving`] makes one, so a message built from it
 /// never shows outdated information.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Serving {
+pub(crate) struct Serving {
     view: ServiceView,
 }
 
@@ -26,7 +26,7 @@ impl ProxyService {
     ///
     /// # Errors
     /// uh-proxy doesn't answer.
-    pub async fn serving(&self) -> Result<Serving, ProxyError> {
+    pub(crate) async fn serving(&self) -> Result<Serving, ProxyError> {
         Ok(Serving { view: self.view().await? })
     }
 
@@ -34,7 +34,7 @@ impl ProxyService {
     ///
     /// # Errors
     /// uh-proxy doesn't answer in time.
-    pub async fn serving_soon(&self) -> Result<Serving, ProxyError> {
+    pub(crate) async fn serving_soon(&self) -> Result<Serving, ProxyError> {
         Ok(Serving { view: self.view_soon().await? })
     }
 
@@ -42,7 +42,7 @@ impl ProxyService {
     ///
     /// # Errors
     /// uh-proxy doesn't answer in time.
-    pub async fn view_soon(&self) -> Result<ServiceView, ProxyError> {
+    pub(crate) async fn view_soon(&self) -> Result<ServiceView, ProxyError> {
         soon(async || self.view().await).await
     }
 
@@ -50,7 +50,7 @@ impl ProxyService {
     ///
     /// # Errors
     /// uh-proxy doesn't answer in time, or there is no such service.
-    pub async fn find_soon(config: &Config) -> Result<Self, ProxyError> {
+    pub(crate) async fn find_soon(config: &Config) -> Result<Self, ProxyError> {
         soon(async || Self::find(config).await).await
     }
 }
@@ -70,37 +70,37 @@ async fn soon<T>(ask: impl AsyncFn() -> Result<T, ProxyError>) -> Result<T, Prox
 impl Serving {
     /// The status that uh-proxy reported.
     #[must_use]
-    pub fn view(&self) -> &ServiceView {
+    pub(crate) fn view(&self) -> &ServiceView {
         &self.view
     }
 
     /// The active backend.
     #[must_use]
-    pub fn active(&self) -> &BackendName {
+    pub(crate) fn active(&self) -> &BackendName {
         &self.view.service.active
     }
 
     /// Whether this backend is active.
     #[must_use]
-    pub fn is(&self, backend: &BackendName) -> bool {
+    pub(crate) fn is(&self, backend: &BackendName) -> bool {
         self.view.is_active(backend)
     }
 
     /// Its version, if known.
     #[must_use]
-    pub fn version(&self) -> Option<String> {
+    pub(crate) fn version(&self) -> Option<String> {
         self.view.version(self.active())
     }
 
     /// `green (v1.0.1)`
     #[must_use]
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         named(self.active(), self.version().as_deref())
     }
 
     /// `green (v1.0.1) serves`, or why users aren't served by it.
     #[must_use]
-    pub fn sentence(&self) -> String {
+    pub(crate) fn sentence(&self) -> String {
         let name = self.name();
         match (self.unhealthy(), self.view.service.maintenance) {
             (None, false) => format!("{name} serves"),
@@ -123,7 +123,7 @@ impl Serving {
 
     /// Warnings about the active backend, one sentence each.
     #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.view.service.maintenance {
             warnings.push(

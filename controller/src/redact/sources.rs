@@ -34,7 +34,7 @@ const PLAIN: [&str; 16] = [
 /// The secret values of a configuration and of the records in its state directory. Unreadable files are skipped: this
 /// command can't print their values either.
 #[must_use]
-pub fn of_config(config: &Config) -> Vec<String> {
+pub(crate) fn of_config(config: &Config) -> Vec<String> {
     let nothing = BTreeMap::new();
     let (file, handed_on, set) = match &config.runtime {
         RuntimeConfig::Process(process) => (&process.env_file, process.env_from.as_slice(), &process.env),

@@ -51,7 +51,7 @@ const PINNED: &str = "uh-deploy";
 
 /// The `compose` runtime.
 #[derive(Debug)]
-pub struct ComposeRuntime {
+pub(super) struct ComposeRuntime {
     engine: Engine,
     settings: ComposeSettings,
     directory: PathBuf,
@@ -74,7 +74,7 @@ struct ComposeSpec {
 impl ComposeRuntime {
     /// For this configuration.
     #[must_use]
-    pub fn new(config: &Config, settings: &ComposeSettings, waiting: Waiting) -> Self {
+    pub(super) fn new(config: &Config, settings: &ComposeSettings, waiting: Waiting) -> Self {
         Self {
             engine: Engine::new(&config.deploy.state_dir, config.deploy.service.clone(), waiting.clone()),
             settings: settings.clone(),

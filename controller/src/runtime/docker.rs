@@ -29,7 +29,7 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 
 /// The `docker` runtime.
 #[derive(Debug)]
-pub struct DockerRuntime {
+pub(super) struct DockerRuntime {
     engine: Engine,
     settings: DockerSettings,
     build_timeout: Duration,
@@ -39,7 +39,7 @@ pub struct DockerRuntime {
 impl DockerRuntime {
     /// For this configuration.
     #[must_use]
-    pub fn new(config: &Config, settings: &DockerSettings, waiting: Waiting) -> Self {
+    pub(super) fn new(config: &Config, settings: &DockerSettings, waiting: Waiting) -> Self {
         Self {
             engine: Engine::new(&config.deploy.state_dir, config.deploy.service.clone(), waiting),
             settings: settings.clone(),

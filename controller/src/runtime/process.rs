@@ -23,7 +23,7 @@ pub mod proc;
 mod scope;
 mod spec;
 mod stop;
-pub mod supervisor;
+pub(crate) mod supervisor;
 mod tree;
 
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ use crate::counters::{Answers, Counters};
 
 /// The condition of a backend, in addition to its counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Condition {
+pub(crate) enum Condition {
     /// Fine, or not known to be otherwise.
     Well,
     /// uh-proxy's probes fail.
@@ -19,7 +19,7 @@ pub enum Condition {
 
 /// The verdict of a watch without a breach.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WatchVerdict {
+pub(crate) enum WatchVerdict {
     /// Enough data, and nothing is wrong.
     Ok,
     /// Too little data, for this reason.
@@ -29,7 +29,7 @@ pub enum WatchVerdict {
 impl WatchVerdict {
     /// Its name in JSON and in the history.
     #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::NotEnoughData(_) => "not enough data",
@@ -40,14 +40,14 @@ impl WatchVerdict {
 /// What a judge remembers from one tick to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct JudgeState {
+pub(crate) struct JudgeState {
     bad_in_a_row: u32,
     last_reason: Option<String>,
 }
 
 /// Judges tick by tick.
 #[derive(Debug)]
-pub struct Judge<'a> {
+pub(crate) struct Judge<'a> {
     limits: &'a Monitor,
     allowed: Allowed,
     memory: JudgeState,
@@ -56,30 +56,35 @@ pub struct Judge<'a> {
 impl<'a> Judge<'a> {
     /// Judges by these limits and the old version's answers in its last activation.
     #[must_use]
-    pub fn new(limits: &'a Monitor, before: Option<Answers>) -> Self {
+    pub(crate) fn new(limits: &'a Monitor, before: Option<Answers>) -> Self {
         Self::resume(limits, before, JudgeState::default())
     }
 
     /// Continues from an earlier tick.
     #[must_use]
-    pub fn resume(limits: &'a Monitor, before: Option<Answers>, memory: JudgeState) -> Self {
+    pub(crate) fn resume(limits: &'a Monitor, before: Option<Answers>, memory: JudgeState) -> Self {
         Self { limits, allowed: Allowed::new(limits.max_error_rate, before), memory }
     }
 
     /// What to remember.
     #[must_use]
-    pub fn memory(&self) -> &JudgeState {
+    pub(crate) fn memory(&self) -> &JudgeState {
         &self.memory
     }
 
     /// The share of requests that may fail.
     #[must_use]
-    pub fn allowed(&self) -> Allowed {
+    pub(crate) fn allowed(&self) -> Allowed {
         self.allowed
     }
 
     /// Judges one more tick, given its counters and those of the whole watch. `Some`: the reason of a breach.
-    pub fn tick(&mut self, tick: &Counters, total: &Counters, condition: &Condition) -> Option<String> {
+    pub(crate) fn tick(
+        &mut self,
+        tick: &Counters,
+        total: &Counters,
+        condition: &Condition,
+    ) -> Option<String> {
         // Nothing will restart it soon, and every moment counts.
         if let Condition::Ended(how) = condition {
             return Some(how.clone());
@@ -98,14 +103,14 @@ impl<'a> Judge<'a> {
 
     /// `Some`: all counted requests together are enough evidence that it fails more of them than it may.
     #[must_use]
-    pub fn fails_too_often(&self, total: &Counters) -> Option<String> {
+    pub(crate) fn fails_too_often(&self, total: &Counters) -> Option<String> {
         let answers = total.answers();
         self.allowed.is_exceeded_by(answers).then(|| self.too_many(answers))
     }
 
     /// The verdict, if there was no breach.
     #[must_use]
-    pub fn verdict(&self, total: &Counters) -> WatchVerdict {
+    pub(crate) fn verdict(&self, total: &Counters) -> WatchVerdict {
         let (answers, least) = (total.answers(), self.limits.min_requests);
         let why = if answers.all() < least {
             let gone = total.clients_gone();
@@ -153,7 +158,7 @@ impl<'a> Judge<'a> {
 
 /// `0.3%`; small shares with one more digit.
 #[must_use]
-pub fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     let percent = share * 100.0;
     if percent > 0.0 && percent < 0.095 { format!("{percent:.2}%") } else { format!("{percent:.1}%") }
 }

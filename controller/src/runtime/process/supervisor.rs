@@ -45,7 +45,7 @@ const KILL_POLL: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// It can't be started or recorded, or its directory is gone; then none of its processes is running.
-pub fn supervise(directory: PathBuf) -> io::Result<()> {
+pub(crate) fn supervise(directory: PathBuf) -> io::Result<()> {
     // Leave uh-deploy's session, so that a closing terminal doesn't affect the app. Only fails if this process leads
     // a session already.
     let _ = rustix::process::setsid();
