@@ -1,5 +1,6 @@
 //! HTTPS with real certificates, handshakes and clients (openssl, curl, rustls).
 
+mod browser;
 pub(crate) mod certificates;
 pub(crate) mod clients;
 mod exchanges;
