@@ -1,7 +1,7 @@
 # The commands of this project. Cargo runs one at a time, whatever `make -j` says.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fuzz stack faults soak tsan bench lint
+.PHONY: help build demo test fuzz testssl stack faults soak tsan bench lint
 
 CARGO ?= cargo
 
@@ -44,6 +44,9 @@ test: ## run all tests
 
 fuzz: ## fuzz, guided by coverage, everything that reads bytes from outside, a minute (UH_FUZZ_SECONDS) each; needs a nightly toolchain
 	@benches/fuzz/run $(ARGS)
+
+testssl: build ## check HTTPS with testssl.sh, if it is installed: two to three minutes
+	@benches/testssl/run $(BIN_DIR)
 
 stack: ## build the shipped images and drive the compose files, if a Docker Engine answers
 	@if docker/ci/engine status; then \
