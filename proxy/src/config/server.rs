@@ -129,6 +129,9 @@ const MAX_HTTP2_WINDOW: u64 = 16 << 20;
 /// More worker threads than the cores of any machine that uh-proxy is meant for.
 const MAX_THREADS: u32 = 1024;
 
+/// A stalled handshake takes up to 20 KiB of memory: together less than 16 MiB.
+const MOST_HANDSHAKES: u32 = 768;
+
 pub(super) fn server(section: &mut Section) -> Server {
     let none = |section: &Section, key: &str| !section.has(key) || section.is_empty_list(key);
     let nowhere = ["listen", "listen_tls", "listen_h2c"].iter().all(|key| none(section, key));
@@ -204,7 +207,7 @@ fn server_limits(section: &mut Section) -> ServerLimits {
         connections_per_address: Some(section.integer("connections_per_address", 1024, (0, u32::MAX)))
             .filter(|&most| most > 0),
         tls_handshake_timeout: section.duration("tls_handshake_timeout", 10 * SECOND, (MS, DAY)),
-        tls_handshakes: section.integer("tls_handshakes", 1024, (1, u32::MAX)) as usize,
+        tls_handshakes: section.integer("tls_handshakes", MOST_HANDSHAKES, (1, u32::MAX)) as usize,
         requests_in_flight_per_address: Some(section.integer(
             "requests_in_flight_per_address",
             1024,

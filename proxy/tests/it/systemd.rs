@@ -40,13 +40,19 @@ impl Manager {
     }
 }
 
-/// The command as systemd would run it, with the socket as descriptor 3 and the variables that announce it.
-pub(crate) fn activated(home: &Home, listener: &TcpListener) -> Command {
+/// The command as systemd would run it, with up to two sockets as descriptors 3 and 4, and the variables that announce
+/// them.
+pub(crate) fn activated(home: &Home, listeners: &[&TcpListener]) -> Command {
     let inner = home.command();
     let mut command = Command::new("/bin/sh");
-    let script = "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
+    let count = listeners.len();
+    let script = format!(
+        "exec 3<&0 4<&1 0</dev/null 1</dev/null; LISTEN_FDS={count} LISTEN_PID=$$ exec \"$0\" \"$@\""
+    );
     command.arg("-c").arg(script).arg(inner.get_program()).args(inner.get_args());
-    command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap()))).stdout(Stdio::null());
+    let mut sockets =
+        listeners.iter().map(|listener| Stdio::from(OwnedFd::from(listener.try_clone().unwrap())));
+    command.stdin(sockets.next().unwrap()).stdout(sockets.next().unwrap_or_else(Stdio::null));
     let log = std::fs::OpenOptions::new().create(true).append(true).open(home.log()).unwrap();
     command.stderr(log);
     command
@@ -202,7 +208,7 @@ fn clients(
 }
 
 async fn start_activated(home: &Home, listener: &TcpListener) -> Proxy {
-    let proxy = home.start_as(activated(home, listener)).await;
+    let proxy = home.start_as(activated(home, &[listener])).await;
     assert_eq!(proxy.address, listener.local_addr().unwrap());
     proxy
 }
@@ -240,7 +246,7 @@ async fn twenty_restarts_under_socket_activation_refuse_no_connection_and_fail_n
 async fn an_unconfigured_socket_is_an_error_and_not_left_unserved() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let home = Home::new("127.0.0.1:9", "127.0.0.1:9");
-    let mut child = activated(&home, &listener).spawn().unwrap();
+    let mut child = activated(&home, &[&listener]).spawn().unwrap();
     let status = crate::harness::until("it has ended", async || child.try_wait().unwrap()).await;
     assert_eq!(status.code(), Some(1));
     let message = home.messages();

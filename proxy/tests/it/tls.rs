@@ -4,6 +4,8 @@ mod browser;
 pub(crate) mod certificates;
 pub(crate) mod clients;
 mod exchanges;
+mod floods;
 mod handshakes;
 mod redirects;
 mod reloading;
+mod under_load;

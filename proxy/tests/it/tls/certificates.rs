@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SerialNumber, date_time_ymd,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use crate::harness::{Home, Proxy, SampleApp};
 
@@ -36,7 +38,7 @@ impl Authority {
         self.0.pem()
     }
 
-    pub(crate) fn der(&self) -> rustls::pki_types::CertificateDer<'static> {
+    pub(crate) fn der(&self) -> CertificateDer<'static> {
         self.0.der().clone()
     }
 
@@ -56,6 +58,11 @@ impl Authority {
         let cert = params.signed_by(&key, &self.0).unwrap();
         Pair { cert: cert.pem(), key: key.serialize_pem() }
     }
+}
+
+/// A certificate in PEM, as DER.
+pub(crate) fn der(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
 }
 
 /// Writes a pair of files into a home, and returns their entry for the configuration.

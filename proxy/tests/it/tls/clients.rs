@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -55,6 +55,11 @@ impl Rustls {
         let connector = TlsConnector::from(Arc::clone(&self.0));
         soon("a handshake", connector.connect(host, stream)).await.map(Wire::over)
     }
+}
+
+/// The certificate that a connection was given.
+pub(crate) fn peer_certificate(client: &Secure) -> CertificateDer<'static> {
+    client.stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
 }
 
 /// A connection for `app.test`.

@@ -124,6 +124,13 @@ async fn curl_gets_a_response_and_the_app_sees_https() {
     for field in ["X-Forwarded-Proto: https\r\n", "X-Forwarded-Port: 443\r\n", ";proto=https\r\n"] {
         assert!(head.contains(field), "{field} is missing in {head}");
     }
+    // The port that the client used.
+    client.send("GET / HTTP/1.1\r\nHost: app.test:8443\r\n\r\n").await;
+    assert_eq!(client.response().await.status, 200);
+    let head = seen.recv().await.unwrap();
+    for field in ["X-Forwarded-Port: 8443\r\n", ";host=\"app.test:8443\";proto=https\r\n"] {
+        assert!(head.contains(field), "{field} is missing in {head}");
+    }
     // A target in absolute form.
     for scheme in ["https", "http"] {
         client.send(format!("GET {scheme}://app.test/x HTTP/1.1\r\nHost: app.test\r\n\r\n")).await;
@@ -297,15 +304,25 @@ async fn the_access_log_has_what_the_handshake_negotiated() {
     assert_eq!(client.get("/").await.status, 200);
     let mut plain = Wire::connect(site.proxy.address).await;
     assert_eq!(plain.get("/").await.status, 200);
-    let lines = until("both are logged", async || {
+    let older = Rustls::with(&site.authority, &[&TLS12], |config| {
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    });
+    assert_eq!(older.connect(site.address, "app.test").await.unwrap().get("/").await.status, 200);
+    let lines = until("all are logged", async || {
         let lines = site.home.access_log();
-        (lines.len() == 2).then_some(lines)
+        (lines.len() == 3).then_some(lines)
     })
     .await;
-    let tls = lines.iter().find(|line| line.get("tls_version").is_some()).unwrap();
-    assert_eq!(tls["tls_version"], "TLSv1.3");
-    assert_eq!(tls["cipher"], "TLS_AES_256_GCM_SHA384");
-    assert_eq!(tls["sni"], "app.test");
-    assert_eq!(tls["alpn"], "");
+    let found = |version: &str| lines.iter().find(|line| line["tls_version"] == version).unwrap();
+    let cipher = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384";
+    for (version, cipher, alpn) in
+        [("TLSv1.3", "TLS_AES_256_GCM_SHA384", ""), ("TLSv1.2", cipher, "http/1.1")]
+    {
+        let line = found(version);
+        assert_eq!(
+            (&line["cipher"], &line["sni"], &line["alpn"]),
+            (&cipher.into(), &"app.test".into(), &alpn.into())
+        );
+    }
     assert!(lines.iter().any(|line| line.get("tls_version").is_none()), "plain HTTP has no TLS version");
 }

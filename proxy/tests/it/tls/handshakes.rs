@@ -7,20 +7,11 @@ use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::certificates::{Authority, Site, address, home, put};
-use super::clients::{Rustls, Secure, curl, s_client, secure};
+use super::certificates::{Authority, Site, address, der, home, put};
+use super::clients::{Rustls, curl, peer_certificate, s_client, secure};
 use crate::harness::{Home, SampleApp, soon, until};
 use crate::systemd::activated;
 use crate::wire::Wire;
-
-fn certificate(client: &Secure) -> rustls::pki_types::CertificateDer<'static> {
-    client.stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
-}
-
-fn der(pem: &str) -> rustls::pki_types::CertificateDer<'static> {
-    use rustls::pki_types::pem::PemObject as _;
-    rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
-}
 
 async fn failures(site: &Site, reason: &str) -> u64 {
     let metrics = site.proxy.client.metrics().await.unwrap();
@@ -44,7 +35,7 @@ async fn the_certificate_is_selected_by_sni() {
     for (host, pair) in
         [("a.test", &first), ("x.b.test", &wildcard), ("C.b.test", &exact), ("d.test", &exact)]
     {
-        let found = certificate(&client.connect(address, host).await.unwrap());
+        let found = peer_certificate(&client.connect(address, host).await.unwrap());
         assert_eq!(found, der(&pair.cert), "{host}");
     }
     // A wildcard covers one label.
@@ -213,24 +204,28 @@ async fn a_stop_soon_ends_handshakes_in_progress() {
 }
 
 #[tokio::test]
-async fn a_systemd_socket_is_served_and_connections_wait_during_a_restart() {
+async fn systemds_sockets_for_http_and_https_are_served_and_connections_wait_during_a_restart() {
     let authority = Authority::new();
     let pair = authority.issue(&["app.test"]);
     let app = SampleApp::start("blue", "1").await;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let home = Home::new(app.address, app.address).server(&format!("listen_tls = [\"{address}\"]"));
+    let [plain, secure] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let [http, https] = [&plain, &secure].map(|listener| listener.local_addr().unwrap());
+    let home = Home::new(app.address, app.address)
+        .server(&format!("listen = [\"{http}\"]\nlisten_tls = [\"{https}\"]"));
     let entry = put(&home, "app", &pair);
     let home = home.server(&format!("[server.tls]\ncertificates = [{entry}]"));
     let client = Rustls::new(&authority);
-    let mut proxy = home.start_as(activated(&home, &listener)).await;
+    // Each socket is recognised by its address, in whichever order they are passed.
+    let mut proxy = home.start_as(activated(&home, &[&secure, &plain])).await;
     proxy.until_healthy().await;
-    assert_eq!(client.connect(address, "app.test").await.unwrap().get("/").await.status, 200);
+    assert_eq!(client.connect(https, "app.test").await.unwrap().get("/").await.status, 200);
+    assert_eq!(Wire::connect(http).await.get("/").await.status, 200);
     proxy.signal(rustix::process::Signal::TERM);
     assert_eq!(proxy.ended().await.code(), Some(0));
-    // The connection waits in the socket's accept queue.
-    let waiting =
-        tokio::spawn(async move { client.connect(address, "app.test").await.unwrap().get("/").await });
-    let _proxy = home.start_as(activated(&home, &listener)).await;
-    assert_eq!(waiting.await.unwrap().status, 200);
+    // These connections wait in the sockets' accept queues.
+    let over_tls =
+        tokio::spawn(async move { client.connect(https, "app.test").await.unwrap().get("/").await });
+    let in_plain = tokio::spawn(async move { Wire::connect(http).await.get("/").await });
+    let _proxy = home.start_as(activated(&home, &[&plain, &secure])).await;
+    assert_eq!((over_tls.await.unwrap().status, in_plain.await.unwrap().status), (200, 200));
 }

@@ -8,20 +8,15 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use rustls::HandshakeKind;
+use rustls::pki_types::CertificateDer;
 
-use super::certificates::{Authority, Pair, Site, address, home, put};
-use super::clients::{Rustls, Secure, s_client, secure};
+use super::certificates::{Authority, Pair, Site, address, der, home, put};
+use super::clients::{Rustls, peer_certificate, s_client, secure};
 use crate::harness::{SampleApp, cli, until};
 
-/// The certificate that a new connection gets, as DER.
-async fn served(client: &Rustls, site: &Site) -> Vec<u8> {
-    let connection: Secure = client.connect(site.address, "app.test").await.unwrap();
-    connection.stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
-}
-
-fn der(pair: &Pair) -> Vec<u8> {
-    use rustls::pki_types::pem::PemObject as _;
-    rustls::pki_types::CertificateDer::from_pem_slice(pair.cert.as_bytes()).unwrap().to_vec()
+/// The certificate that a new connection gets.
+async fn served(client: &Rustls, site: &Site) -> CertificateDer<'static> {
+    peer_certificate(&client.connect(site.address, "app.test").await.unwrap())
 }
 
 async fn reload(site: &Site) -> (i32, String) {
@@ -57,7 +52,7 @@ async fn a_reload_serves_a_renewed_certificate_without_affecting_connections() {
             site.proxy.signal(Signal::HUP);
         }
         until("the new certificate is served", async || {
-            (served(&client, &site).await == der(&new)).then_some(())
+            (served(&client, &site).await == der(&new.cert)).then_some(())
         })
         .await;
     }
@@ -88,7 +83,7 @@ async fn an_invalid_certificate_changes_nothing_and_is_reported() {
         let (code, said) = reload(&site).await;
         assert!(code != 0 && said.contains(&why), "{why}: {said}");
         assert!(said.contains("server.tls.certificates[0]"), "{said}");
-        assert_eq!(served(&client, &site).await, der(&site.pair), "{why}");
+        assert_eq!(served(&client, &site).await, der(&site.pair.cert), "{why}");
         let config = site.home.path("uh-proxy.toml").display().to_string();
         let (code, out, err) = cli(&site.home.socket(), &["check", "--config", &config]).await;
         assert!(code != 0 && err.contains(&why), "{why}: {out}{err}");
@@ -96,13 +91,13 @@ async fn an_invalid_certificate_changes_nothing_and_is_reported() {
     fs::remove_file(site.home.path("app.key")).unwrap();
     let (code, said) = reload(&site).await;
     assert!(code != 0 && said.contains(&format!("cannot read {}", file("app.key"))), "{said}");
-    assert_eq!(served(&client, &site).await, der(&site.pair));
+    assert_eq!(served(&client, &site).await, der(&site.pair.cert));
     put(&site.home, "app", &other);
     let (code, said) = reload(&site).await;
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("reloaded: server.tls.certificates ("), "{said}");
     assert!(reload(&site).await.1.contains("no changes"), "the same certificate again");
-    assert_eq!(served(&client, &site).await, der(&other));
+    assert_eq!(served(&client, &site).await, der(&other.cert));
 }
 
 #[tokio::test]
@@ -169,7 +164,7 @@ async fn a_swapped_link_is_noticed_without_a_reload() {
     }
     let client = Rustls::new(&site.authority);
     let begun = std::time::Instant::now();
-    while served(&client, &site).await != der(&new) {
+    while served(&client, &site).await != der(&new.cert) {
         assert!(begun.elapsed() < Duration::from_secs(45), "the change was not noticed");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
