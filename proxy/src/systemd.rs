@@ -1,8 +1,10 @@
 //! The systemd interface: readiness, reloads, shutdown and watchdog (`sd_notify(3)`), and socket activation
 //! (`sd_listen_fds(3)`). Does nothing without systemd.
 
+use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener};
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
@@ -107,5 +109,64 @@ impl Inherited {
             Some((address, _)) => Err(InheritedError::NotConfigured { address: *address }),
             None => Ok(()),
         }
+    }
+}
+
+/// The unit that holds the listening sockets, as it is named in `config/`.
+pub const SOCKET_UNIT: &str = "uh-proxy.socket";
+
+/// How long systemd may take to describe it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+
+/// The TCP addresses on which systemd listens for uh-proxy; `None`: there is no systemd, or the unit isn't active.
+#[must_use]
+pub fn socket_unit() -> Option<Vec<SocketAddr>> {
+    if !sd_notify::booted().unwrap_or(false) {
+        return None;
+    }
+    let mut child = Command::new("systemctl")
+        .args(["show", SOCKET_UNIT, "--property=ActiveState,Listen"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let begun = Instant::now();
+    // A few lines: they fit into the pipe, so reading can wait until the end.
+    while child.try_wait().ok()?.is_none() {
+        if begun.elapsed() > ANSWER_WITHIN {
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut text = String::new();
+    child.stdout.take()?.read_to_string(&mut text).ok()?;
+    listening(&text)
+}
+
+/// The addresses in what `systemctl show` prints.
+fn listening(text: &str) -> Option<Vec<SocketAddr>> {
+    let active = text.lines().any(|line| line == "ActiveState=active");
+    let address = |line: &str| {
+        let (address, kind) = line.strip_prefix("Listen=")?.split_once(' ')?;
+        if kind == "(Stream)" { address.parse().ok() } else { None }
+    };
+    active.then(|| text.lines().filter_map(address).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_addresses_of_the_socket_unit_are_read_if_it_is_active() {
+        let text = "ActiveState=active\nListen=0.0.0.0:80 (Stream)\nListen=[::]:443 (Stream)\n\
+                    Listen=/run/x.sock (Stream)\nListen=0.0.0.0:53 (Datagram)\n";
+        let found: Vec<String> = listening(text).unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["0.0.0.0:80", "[::]:443"]);
+        assert_eq!(listening(&text.replace("=active", "=inactive")), None);
+        assert_eq!(listening(""), None);
     }
 }

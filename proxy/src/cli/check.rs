@@ -14,6 +14,7 @@ use crate::config::{self, Config};
 use crate::front::settings::Settings;
 use crate::front::worker;
 use crate::lock::{self, LockError};
+use crate::systemd;
 use crate::tls;
 use crate::tls::server::TlsError;
 use uh_system::plain;
@@ -21,7 +22,11 @@ use uh_system::plain;
 pub(super) fn check(path: &Path) -> Done {
     let config = config::load(path).with_context(|| format!("cannot use {}", path.display()))?;
     let mut faults = Vec::new();
-    let (serving, unknown) = addresses_of_a_running_one(&config);
+    let (mut serving, unknown) = addresses_of_a_running_one(&config);
+    let held = systemd::socket_unit().unwrap_or_default();
+    // systemd has bound them for uh-proxy, whether it runs or not.
+    serving.extend(held.iter().map(ToString::to_string));
+    socket_unit(&config, &held, &mut faults);
     for address in &config.server.listen {
         try_bind("server.listen", *address, &serving, &mut faults);
     }
@@ -55,10 +60,39 @@ pub(super) fn check(path: &Path) -> Done {
         let services = config.services.len();
         let plural = |count| if count == 1 { "" } else { "s" };
         let (s, b) = (plural(services), plural(backends));
+        for address in only_ours(&config, &held) {
+            say(format_args!(
+                "note: {address} isn't in {}, so clients are refused there while uh-proxy restarts; add it to the unit",
+                systemd::SOCKET_UNIT
+            ))?;
+        }
         say(format_args!("{}: ok ({services} service{s}, {backends} backend{b})", path.display()))?;
         return Ok(Exit::Done);
     }
     Err(anyhow::anyhow!("cannot use {}:\n  {}", path.display(), faults.join("\n  ")).into())
+}
+
+/// Compares the sockets that systemd holds for uh-proxy with the configuration. uh-proxy doesn't start with a socket that it
+/// wouldn't serve.
+fn socket_unit(config: &Config, held: &[SocketAddr], faults: &mut Vec<String>) {
+    let is_configured = |address| clients(config).chain(&config.server.metrics).any(|other| other == address);
+    for address in held.iter().filter(|address| !is_configured(*address)) {
+        faults.push(format!(
+            "{}: {address} is in none of server.listen, server.listen_tls, server.listen_h2c and server.metrics; add it there, or remove it from the unit",
+            systemd::SOCKET_UNIT
+        ));
+    }
+}
+
+/// Names the addresses for clients that systemd doesn't hold, although it holds others.
+fn only_ours(config: &Config, held: &[SocketAddr]) -> Vec<SocketAddr> {
+    clients(config).filter(|address| !held.is_empty() && !held.contains(address)).copied().collect()
+}
+
+/// The addresses that clients connect to.
+fn clients(config: &Config) -> impl Iterator<Item = &SocketAddr> {
+    let server = &config.server;
+    server.listen.iter().chain(&server.listen_tls).chain(&server.listen_h2c)
 }
 
 /// Checks that each certificate matches its key and is valid now, and that each host redirected to HTTPS has a certificate.
@@ -136,5 +170,32 @@ fn resolve(config: &Config, faults: &mut Vec<String>) {
                 faults.push(format!("{key}: {endpoint}: {reason}"));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_socket_unit_and_the_configuration_must_agree() {
+        let text = "[server]\nlisten = [\"0.0.0.0:80\"]\nlisten_tls = [\"0.0.0.0:443\"]\nmetrics = \"127.0.0.1:9145\"\n\
+                    [server.tls]\ncertificates = [{ cert = \"/c\", key = \"/k\" }]\n[services.app]\nactive = \"blue\"\n\
+                    [services.app.backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n";
+        let config = config::parse(text).unwrap();
+        let compare = |held: &[&str]| {
+            let held: Vec<SocketAddr> = held.iter().map(|address| address.parse().unwrap()).collect();
+            let mut faults = Vec::new();
+            socket_unit(&config, &held, &mut faults);
+            (faults, only_ours(&config, &held))
+        };
+        assert_eq!(compare(&[]), (vec![], vec![]), "no unit");
+        assert_eq!(compare(&["0.0.0.0:80", "127.0.0.1:9145", "0.0.0.0:443"]), (vec![], vec![]));
+        let (faults, only_ours) = compare(&["0.0.0.0:80", "[::]:443"]);
+        assert!(
+            faults.len() == 1 && faults[0].contains("uh-proxy.socket: [::]:443 is in none of"),
+            "{faults:?}"
+        );
+        assert_eq!(only_ours, ["0.0.0.0:443".parse().unwrap()]);
     }
 }
