@@ -36,7 +36,7 @@ pub(super) async fn serve(arrival: Arrival, stream: TcpStream) {
             Box::pin(http2::serve(arrival, client, Some(session))).await;
         }
         Ok(Negotiated::Tls(client, session)) => {
-            Connection::new(arrival, Http1::Tls(client), Some(session)).serve().await
+            Connection::new(arrival, Http1::Tls(client), Some(session)).serve().await;
         }
         Ok(Negotiated::PlainHttp(stream)) => {
             server.counts.failed(HandshakeFailure::PlainHttp, &arrival.address, None);
