@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use h2::Reason;
 
-/// Why a client was told to open no more streams on its connection.
+/// Why a connection was ended, or announced its end, with a GOAWAY frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GoAwayReason {
     /// uh-proxy stops.

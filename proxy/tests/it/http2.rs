@@ -5,6 +5,7 @@ mod bodies;
 mod clients;
 mod endings;
 mod floods;
+mod fuzz;
 mod raw;
 mod requests;
 mod same;

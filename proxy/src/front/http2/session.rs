@@ -257,7 +257,7 @@ struct Http2Session<S> {
     resting: bool,
     /// What has been written so far.
     written: u64,
-    /// The client was told to open no more streams.
+    /// A GOAWAY frame has asked the client to open no more streams.
     announced: bool,
     /// The connection was ended; by then it is closed, whatever the client does.
     ends_at: Option<Instant>,

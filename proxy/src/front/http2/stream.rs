@@ -24,7 +24,7 @@ use crate::tls::TlsSession;
 use uh_http1::field::split_port;
 use uh_http1::request::BadRequest;
 
-/// After a complete response, how long the rest of the request may take to arrive before the client is told to stop
+/// After a complete response, how long the rest of the request may take to arrive before a reset asks the client to stop
 /// sending it (RFC 9113 §8.1).
 const REST_TIME: Duration = Duration::from_millis(100);
 

@@ -19,7 +19,10 @@ use crate::observe::http2::Direction;
 
 /// How much is read before other tasks on this thread get their turn, as for HTTP/1: otherwise a client that sends a lot
 /// of small frames would delay them all.
-const TURN_BYTES: usize = 16 << 10;
+const TURN_BYTES: usize = 64 << 10;
+
+/// How much of that a frame costs in addition to its bytes: handling it takes about as long as copying so much.
+const FRAME_COST: usize = 256;
 
 /// After the last frame was sent, how long to read on and discard what arrives: a socket that is closed with unread input
 /// is reset, and the client would lose what was sent, such as the reason for the end (RFC 9113 §6.8).
@@ -39,7 +42,7 @@ const CONTROL_PER_REQUEST: u32 = 8;
 pub(super) struct WireState {
     /// The client has sent more frames than allowed that are good for nothing: nothing more is read.
     flooded: AtomicBool,
-    /// What was read in this turn.
+    /// What was read in this turn, by its cost.
     turn: AtomicUsize,
     /// Bytes that the client's side was sent.
     written: AtomicU64,
@@ -108,16 +111,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn count(&mut self, bytes: &[u8]) {
         let (control, most, unpaid) = (&mut self.control, self.most_control, &mut self.unpaid);
         let meters = &self.worker.meters.worker(self.worker.index).http2;
-        let mut exceeded = false;
-        self.received.scan(bytes, |kind| match kind {
-            FrameKind::Headers => control.earn(CONTROL_PER_REQUEST),
-            FrameKind::Content => {}
-            FrameKind::Reset(code) => meters.was_reset(Direction::Received, code),
-            FrameKind::WindowUpdate if *unpaid >= BYTES_PER_UPDATE => *unpaid -= BYTES_PER_UPDATE,
-            FrameKind::WindowUpdate | FrameKind::Control => {
-                exceeded |= control.spend(most, Instant::now).is_err();
+        let (mut exceeded, mut frames) = (false, 0);
+        self.received.scan(bytes, |kind| {
+            frames += 1;
+            match kind {
+                FrameKind::Headers => control.earn(CONTROL_PER_REQUEST),
+                FrameKind::Content => {}
+                FrameKind::Reset(code) => meters.was_reset(Direction::Received, code),
+                FrameKind::WindowUpdate if *unpaid >= BYTES_PER_UPDATE => *unpaid -= BYTES_PER_UPDATE,
+                FrameKind::WindowUpdate | FrameKind::Control => {
+                    exceeded |= control.spend(most, Instant::now).is_err();
+                }
             }
         });
+        self.state.turn.fetch_add(bytes.len() + frames * FRAME_COST, Ordering::Relaxed);
         if exceeded {
             self.state.flooded.store(true, Ordering::Relaxed);
         }
@@ -204,7 +211,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         let read = &buf.filled()[before..];
-        self.state.turn.fetch_add(read.len(), Ordering::Relaxed);
         self.count(read);
         result
     }

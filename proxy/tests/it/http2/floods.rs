@@ -22,7 +22,7 @@ const MOST_KIB: u64 = 16 << 10;
 /// other tests, that isn't a measurement but an upper bound.
 fn settings() -> (Duration, Duration) {
     let seconds = std::env::var("UH_FLOOD_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
-    let noise_ms = if seconds.is_some() { 5 } else { 250 };
+    let noise_ms = if seconds.is_some() { 5 } else { 1000 };
     (Duration::from_secs(seconds.unwrap_or(1)), Duration::from_millis(noise_ms))
 }
 
