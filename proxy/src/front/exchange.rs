@@ -66,33 +66,32 @@ impl<L: ClientLink> Exchange<'_, L> {
             let refusal = ExchangeFailure::Client(Termination::TooLarge).refusal();
             return self.refuse(&refusal, false).await;
         }
-        let mut relay = self.begin(lease);
-        relay.up.limit_body(most);
-        let answered = reach(self.client, self.request, lease, &mut relay, &mut self.record).await;
-        let Answered { mut upstream, response, body } = match answered {
-            Ok(answered) => answered,
-            Err(refusal) => return self.not_answered(lease, &mut relay, &refusal).await,
-        };
-        self.record.status = response.status;
-        self.record.upstream_time = Some(relay.last_move().saturating_duration_since(self.record.started));
-        relay.down.begin_body(response.framing, response.coding, body);
-        if response.is_tunnel() {
-            let tunnel = self.open_tunnel(lease, relay);
-            return self.tunnel(lease, tunnel, upstream).await;
-        }
-        // A client that got a final answer instead of "100 Continue" may send no body at all: don't wait for it.
-        let awaited = !self.request.expects_continue || relay.up.body_sent() > 0;
-        let wanted = response.upstream_keep_alive && awaited;
-        let rest = if wanted { RestOfRequest::Wanted } else { RestOfRequest::Unwanted };
-        let result = relay.bodies(&mut self.client.around(&mut upstream, lease), rest).await;
-        self.record.bytes = relay.down.body_sent();
-        match result {
-            Ok(()) => {
+        let (tunnel, mut upstream) = {
+            let mut relay = self.begin(lease);
+            relay.up.limit_body(most);
+            let answered = reach(self.client, self.request, lease, &mut relay, &mut self.record).await;
+            let Answered { mut upstream, response, body } = match answered {
+                Ok(answered) => answered,
+                Err(refusal) => return self.not_answered(lease, &mut relay, &refusal).await,
+            };
+            self.record.answered(response.status, relay.last_move());
+            relay.down.begin_body(response.framing, response.coding, body);
+            if !response.is_tunnel() {
+                let rest = self.rest_of_request(&response, &relay);
+                let result = relay.bodies(&mut self.client.around(&mut upstream, lease), rest).await;
+                self.record.bytes = relay.down.body_sent();
+                if let Err(failure) = result {
+                    return self.broken(lease, &response, &mut relay, &failure).await;
+                }
                 release(lease, upstream, &response, &mut relay);
-                self.complete(&response, &mut relay).await
+                return self.complete(&response, &mut relay).await;
             }
-            Err(failure) => self.broken(lease, &response, &mut relay, &failure).await,
-        }
+            (self.open_tunnel(lease, relay), upstream)
+        };
+        // In the place of the relay: a tunnel may last for days, and should hold no more memory than it needs.
+        let mut tunnel = *tunnel;
+        let result = tunnel.run(&mut self.client.around(&mut upstream, lease)).await;
+        self.tunnel_ended(lease, &mut tunnel, result).await
     }
 
     /// Both directions, before the first byte. The request head and the first part of its body are sent in one write.
@@ -111,6 +110,13 @@ impl<L: ClientLink> Exchange<'_, L> {
         let (framing, coding) = L::request_body(self.request);
         let up = Pump::new(up, framing, coding, input);
         Relay::new(up, Pump::new(down, Framing::None, Coding::AsItIs, None), self.record.started)
+    }
+
+    /// Whether the rest of the request is still wanted once the response is complete.
+    fn rest_of_request(&self, response: &ResponseHead, relay: &Relay) -> RestOfRequest {
+        // A client that got a final answer instead of "100 Continue" may send no body at all: don't wait for it.
+        let awaited = !self.request.expects_continue || relay.up.body_sent() > 0;
+        if response.upstream_keep_alive && awaited { RestOfRequest::Wanted } else { RestOfRequest::Unwanted }
     }
 
     /// There is no response: an error is sent instead.
@@ -175,14 +181,13 @@ impl<L: ClientLink> Exchange<'_, L> {
         relay.into_tunnel(if websocket { Protocol::WebSocket } else { Protocol::Other })
     }
 
-    /// Keeps a tunnel until one side ends it, or it is closed.
-    async fn tunnel(
+    /// A tunnel has ended, or it was closed.
+    async fn tunnel_ended(
         &mut self,
         lease: &Lease,
-        mut tunnel: Box<Tunnel>,
-        mut upstream: Upstream,
+        tunnel: &mut Tunnel,
+        result: Result<(), ExchangeFailure>,
     ) -> AfterExchange {
-        let result = tunnel.run(&mut self.client.around(&mut upstream, lease)).await;
         self.record.bytes = tunnel.bytes();
         let Err(failure) = result else {
             self.record.ended = Some(tunnel.last_move());

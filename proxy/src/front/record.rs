@@ -53,6 +53,12 @@ impl ExchangeRecord {
         }
     }
 
+    /// The response's head has arrived.
+    pub(super) fn answered(&mut self, status: u16, at: Instant) {
+        self.status = status;
+        self.upstream_time = Some(at.saturating_duration_since(self.started));
+    }
+
     /// The exchange is over: counts it and writes its line to the access log. `lease`: a backend was to answer; otherwise,
     /// `service` is the one that the request was for.
     pub(super) fn close<L>(

@@ -64,7 +64,7 @@ fn cases() -> Vec<Case> {
             request: get("/100"),
             answer_body: 100,
             reuse: false,
-            recorded: 7.02,
+            recorded: 6.01,
         },
     ]
 }

@@ -283,3 +283,33 @@ async fn only_a_plain_socket_can_be_spliced() {
     let other: Stream = Box::new(tokio::io::duplex(1).0);
     assert!(PumpSource::plain(&other).is_none());
 }
+
+/// A chunk's size isn't written where the head was: the head must still be there for another attempt.
+#[tokio::test]
+async fn a_request_that_leaves_in_chunks_can_be_sent_again_in_full() {
+    let (mut client, near) = pair().await;
+    let ((first, mut at_first), (second, mut at_second)) = (pair().await, pair().await);
+    let mut from: Stream = Box::new(Socket::from(near));
+    let head = b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut pump = Pump::new(head.to_vec(), Framing::UntilClose, Coding::Chunk, None);
+    // The head goes out alone.
+    let mut to: Stream = Box::new(Socket::from(first));
+    std::future::poll_fn(|cx| Poll::Ready(pump.poll(cx, &mut from, &mut to).is_pending())).await;
+    at_first.read_exact(&mut vec![0; head.len()]).await.unwrap();
+    // A chunk is begun, but nothing of it is taken any more.
+    socket2::SockRef::from(&at_first).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(at_first);
+    client.write_all(b"body").await.unwrap();
+    client.shutdown().await.unwrap();
+    let failed = pump_once(&mut pump, &mut from, &mut to).await;
+    assert!(matches!(failed, Err(PumpError::Write(_))), "{failed:?}");
+    assert_eq!(pump.body_sent(), 0);
+
+    pump.rewind();
+    let mut to: Stream = Box::new(Socket::from(second));
+    pump_once(&mut pump, &mut from, &mut to).await.unwrap();
+    drop(to);
+    let mut all = Vec::new();
+    at_second.read_to_end(&mut all).await.unwrap();
+    assert_eq!(all, [&head[..], b"4\r\nbody\r\n0\r\n\r\n"].concat());
+}
