@@ -63,10 +63,10 @@ pub struct BareLineFeed;
 pub struct HeadScanner {
     /// Lines may end in a bare line feed.
     lenient: bool,
-    start: usize,
-    line: usize,
-    seen: usize,
-    lines: usize,
+    start: u32,
+    line: u32,
+    seen: u32,
+    lines: u32,
     skipped: u8,
 }
 
@@ -81,19 +81,19 @@ impl HeadScanner {
     /// Where the head begins, after empty lines.
     #[must_use]
     pub fn start(&self) -> usize {
-        self.start
+        self.start as usize
     }
 
     /// How many header lines have arrived.
     #[must_use]
     pub fn fields(&self) -> usize {
-        self.lines.saturating_sub(1)
+        (self.lines as usize).saturating_sub(1)
     }
 
     /// Whether more than empty lines has arrived, in `len` bytes so far.
     #[must_use]
     pub fn has_begun(&self, len: usize) -> bool {
-        len > self.start
+        len > self.start()
     }
 
     /// Scans all bytes so far, part of which earlier calls have seen. Returns the head, including its empty line.
@@ -101,9 +101,10 @@ impl HeadScanner {
     /// # Errors
     /// If a line ends in a bare line feed and this isn't a response.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<Option<Range<usize>>, BareLineFeed> {
-        for offset in memchr::memchr_iter(b'\n', &bytes[self.seen..]) {
-            let at = self.seen + offset;
-            let begins = self.line;
+        let seen = self.seen as usize;
+        for offset in memchr::memchr_iter(b'\n', &bytes[seen..]) {
+            let at = seen + offset;
+            let begins = self.line as usize;
             let end = if at > begins && bytes[at - 1] == b'\r' {
                 at - 1
             } else if self.lenient {
@@ -112,19 +113,24 @@ impl HeadScanner {
                 return Err(BareLineFeed);
             };
             let empty = end == begins;
-            self.line = at + 1;
-            if empty && begins == self.start && self.skipped < MAX_LEADING_LINES {
+            self.line = position(at + 1);
+            if empty && begins == self.start() && self.skipped < MAX_LEADING_LINES {
                 self.skipped += 1;
                 self.start = self.line;
             } else if empty {
-                return Ok(Some(self.start..self.line));
+                return Ok(Some(self.start()..at + 1));
             } else {
                 self.lines += 1;
             }
         }
-        self.seen = bytes.len();
+        self.seen = position(bytes.len());
         Ok(None)
     }
+}
+
+/// A position in a head. Every head has a limit far below this type's.
+fn position(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
 }
 
 /// The fields that uh-proxy reads, replaces or removes.

@@ -78,13 +78,16 @@ const ADVICE: [&str; REASONS.len()] = [
 
 /// An IPv4 address, or the first half of an IPv6 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct ClientNetwork(u128);
+pub(super) enum ClientNetwork {
+    V4(u32),
+    V6(u64),
+}
 
 impl From<IpAddr> for ClientNetwork {
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {
-            IpAddr::V4(address) => Self(address.to_ipv6_mapped().to_bits()),
-            IpAddr::V6(address) => Self(address.to_bits() >> 64 << 64),
+            IpAddr::V4(address) => Self::V4(address.to_bits()),
+            IpAddr::V6(address) => Self::V6((address.to_bits() >> 64) as u64),
         }
     }
 }

@@ -108,38 +108,46 @@ impl Connection {
     }
 
     /// Serves the connection until it closes.
-    pub async fn serve(mut self) {
-        if let Err(reason) = self.place {
-            self.client.worker.admission.refuse(reason, &self.client.address);
-            return Box::pin(self.turn_away(reason)).await;
-        }
-        loop {
-            let next = match self.read_head().await {
-                HeadRead::Closed => AfterExchange::Close,
-                HeadRead::Dismissed => AfterExchange::Dismiss,
-                HeadRead::Evicted => return Box::pin(self.make_room()).await,
-                HeadRead::TimedOut => {
-                    let detail = "the request did not arrive in time";
-                    Box::pin(self.client.refuse(408, detail, Termination::ClientTimeout)).await
-                }
-                HeadRead::Bad(bad) => Box::pin(self.client.refuse_bad(bad)).await,
-                HeadRead::Complete => {
-                    let most = self.client.settings.limits.requests_per_connection;
-                    self.client.exchange(self.exchanges.saturating_add(1) >= most).await
-                }
-            };
-            self.exchanges = self.exchanges.saturating_add(1);
-            // A waiting connection holds no memory.
-            if let Some(scratch) = self.client.scratch.take() {
-                scratch.give_back();
+    #[allow(
+        clippy::manual_async_fn,
+        reason = "the future of an async fn would have room for the connection twice"
+    )]
+    pub fn serve(mut self) -> impl Future<Output = ()> + Send {
+        async move {
+            if let Err(reason) = self.place {
+                self.client.worker.admission.refuse(reason, &self.client.address);
+                return Box::pin(self.turn_away(reason)).await;
             }
-            match next {
-                AfterExchange::KeepAlive => {}
-                AfterExchange::Close if self.client.tls.is_some() => return Box::pin(self.end_tls()).await,
-                AfterExchange::Close | AfterExchange::Abandon => return,
-                AfterExchange::Reset => return reset::at_close(self.client.link.socket()),
-                AfterExchange::Linger => return Box::pin(self.linger_for_answer()).await,
-                AfterExchange::Dismiss => return Box::pin(self.dismiss()).await,
+            loop {
+                let next = match self.read_head().await {
+                    HeadRead::Closed => AfterExchange::Close,
+                    HeadRead::Dismissed => AfterExchange::Dismiss,
+                    HeadRead::Evicted => return Box::pin(self.make_room()).await,
+                    HeadRead::TimedOut => {
+                        let detail = "the request did not arrive in time";
+                        Box::pin(self.client.refuse(408, detail, Termination::ClientTimeout)).await
+                    }
+                    HeadRead::Bad(bad) => Box::pin(self.client.refuse_bad(bad)).await,
+                    HeadRead::Complete => {
+                        let most = self.client.settings.limits.requests_per_connection;
+                        self.client.exchange(self.exchanges.saturating_add(1) >= most).await
+                    }
+                };
+                self.exchanges = self.exchanges.saturating_add(1);
+                // A waiting connection holds no memory.
+                if let Some(scratch) = self.client.scratch.take() {
+                    scratch.give_back();
+                }
+                match next {
+                    AfterExchange::KeepAlive => {}
+                    AfterExchange::Close if self.client.tls.is_some() => {
+                        return Box::pin(self.end_tls()).await;
+                    }
+                    AfterExchange::Close | AfterExchange::Abandon => return,
+                    AfterExchange::Reset => return reset::at_close(self.client.link.socket()),
+                    AfterExchange::Linger => return Box::pin(self.linger_for_answer()).await,
+                    AfterExchange::Dismiss => return Box::pin(self.dismiss()).await,
+                }
             }
         }
     }

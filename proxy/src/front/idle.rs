@@ -26,6 +26,9 @@ const BATCH: usize = 64;
 /// After a search without a result, how long to wait before the next one.
 const PAUSE_MS: u64 = 10;
 
+/// More workers than that share shards: a slot has two bytes for its shard's number.
+const MOST_SHARDS: usize = 1 << 16;
+
 type Block = [AtomicU64; BLOCK];
 
 /// The slots of all connections, by worker.
@@ -62,8 +65,8 @@ struct EvictionCandidate {
 pub struct IdleSlot {
     idle_clients: Arc<IdleClients>,
     block: Arc<Block>,
-    shard: usize,
-    slot: usize,
+    slot: u32,
+    shard: u16,
     /// Whether the connection's waker is known.
     known: bool,
 }
@@ -86,7 +89,7 @@ impl IdleClients {
 
     /// A slot for a connection of this worker.
     pub fn slot(self: &Arc<Self>, worker: usize) -> IdleSlot {
-        let index = worker % self.shards.len();
+        let index = worker % self.shards.len().min(MOST_SHARDS);
         let mut shard = self.shards[index].lock();
         let slot = shard.free.pop().unwrap_or_else(|| {
             shard.wakers.push(None);
@@ -96,7 +99,8 @@ impl IdleClients {
             shard.blocks.push(Arc::new([const { AtomicU64::new(BUSY) }; BLOCK]));
         }
         let block = Arc::clone(&shard.blocks[slot / BLOCK]);
-        IdleSlot { idle_clients: Arc::clone(self), block, shard: index, slot, known: false }
+        let (slot, shard) = (u32::try_from(slot).unwrap_or(u32::MAX), index as u16);
+        IdleSlot { idle_clients: Arc::clone(self), block, slot, shard, known: false }
     }
 
     /// Evicts the connection that has been idle longest, if there is one. The caller gets its place.
@@ -153,15 +157,19 @@ impl IdleClients {
 }
 
 impl IdleSlot {
+    fn shard(&self) -> &Mutex<Shard> {
+        &self.idle_clients.shards[usize::from(self.shard)]
+    }
+
     fn state(&self) -> &AtomicU64 {
-        &self.block[self.slot % BLOCK]
+        &self.block[self.slot as usize % BLOCK]
     }
 
     /// The connection is now idle.
     pub fn set_idle(&mut self, now_ms: u64, cx: &Context<'_>) {
         if !std::mem::replace(&mut self.known, true) {
             // Always the same task, so always the same waker.
-            self.idle_clients.shards[self.shard].lock().wakers[self.slot] = Some(cx.waker().clone());
+            self.shard().lock().wakers[self.slot as usize] = Some(cx.waker().clone());
         }
         // Only its own task makes a connection idle, so nothing can be overwritten here.
         self.state().store((now_ms + 1).min(EVICTED - 1), Ordering::Release);
@@ -192,9 +200,10 @@ impl IdleSlot {
 impl Drop for IdleSlot {
     fn drop(&mut self) {
         self.state().store(BUSY, Ordering::Release);
-        let mut shard = self.idle_clients.shards[self.shard].lock();
-        let waker = shard.wakers[self.slot].take();
-        shard.free.push(self.slot);
+        let mut shard = self.shard().lock();
+        let slot = self.slot as usize;
+        let waker = shard.wakers[slot].take();
+        shard.free.push(slot);
         drop(shard);
         drop(waker);
     }

@@ -35,8 +35,8 @@ struct HeadReader<'a> {
     /// The connection's place, if it can be evicted.
     place: Option<&'a mut ConnectionSlot>,
     scanner: HeadScanner,
-    /// When reading began.
-    started: Instant,
+    /// When reading began, in milliseconds on this process's clock.
+    since_ms: u64,
     deadline: Instant,
     /// The first byte has arrived.
     begun: bool,
@@ -60,7 +60,7 @@ impl Connection {
             // Only between two requests can a connection be evicted.
             place: self.place.as_mut().ok().filter(|_| !first),
             scanner: HeadScanner::default(),
-            started,
+            since_ms: millis(started.into_std()),
             deadline: started + first_wait,
             begun: false,
             fresh: false,
@@ -158,7 +158,7 @@ impl HeadReader<'_> {
         }
         if let (false, Some(place)) = (self.begun, &mut self.place) {
             if !std::mem::replace(&mut self.resting, true) {
-                place.slot.set_idle(millis(self.started.into_std()), cx);
+                place.slot.set_idle(self.since_ms, cx);
             } else if place.slot.is_evicted() {
                 return Poll::Ready(HeadRead::Evicted);
             }
