@@ -4,12 +4,14 @@
 //!
 //! [`LogControl`] changes format and file at run time, for reloads and log rotation.
 
+mod queue;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,16 +23,8 @@ use uh_system::plain;
 use super::line::{AccessLine, Clock};
 use super::meters::Meters;
 use crate::config::{AccessLog, AccessLogFormat};
-
-/// A worker flushes its buffer when it holds this much. Each hand-over wakes the writer thread, which costs as much as a
-/// few requests: once per several hundred lines.
-const HAND_OVER_BYTES: usize = 128 << 10;
-
-/// Room for the line that fills a buffer. A longer line only makes it grow.
-const LAST_LINE_BYTES: usize = 1 << 10;
-
-/// A buffer larger than this is freed when traffic is low.
-const KEPT_BYTES: usize = 16 << 10;
+pub use queue::Pending;
+use queue::{Batch, HAND_OVER_BYTES, KEPT_BYTES, LAST_LINE_BYTES, Spares};
 
 /// How long a line may wait in a worker's buffer.
 pub const HAND_OVER_AFTER: Duration = Duration::from_millis(100);
@@ -38,16 +32,8 @@ pub const HAND_OVER_AFTER: Duration = Duration::from_millis(100);
 /// Buffers queued between the workers and the writer thread.
 const QUEUE_BUFFERS: usize = 128;
 
-/// What these buffers may hold: some 15,000 lines.
-const QUEUE_BYTES: u64 = 4 << 20;
-
 /// Opening a pipe without a reader must fail, not block indefinitely.
 const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
-
-struct Batch {
-    bytes: Vec<u8>,
-    lines: u64,
-}
 
 /// One worker's end of the access log. Only used by its own thread, so its lock is never contended.
 pub struct LogLane {
@@ -58,58 +44,6 @@ pub struct LogLane {
     spares: Arc<Spares>,
     meters: Arc<Meters>,
     worker: usize,
-}
-
-/// Lines handed to the writer thread and not written yet. What is left when the process ends is lost.
-#[derive(Debug, Default)]
-pub struct Pending {
-    lines: AtomicU64,
-    bytes: AtomicU64,
-}
-
-impl Pending {
-    /// How many there are, including the batch that is being written.
-    #[must_use]
-    pub fn lines(&self) -> u64 {
-        self.lines.load(Ordering::Relaxed)
-    }
-
-    /// Counts a batch. Returns whether it may be queued: what is queued has a limit.
-    fn add(&self, batch: &Batch) -> bool {
-        self.lines.fetch_add(batch.lines, Ordering::Relaxed);
-        self.bytes.fetch_add(batch.bytes.len() as u64, Ordering::Relaxed) < QUEUE_BYTES
-    }
-
-    fn subtract(&self, batch: &Batch) {
-        self.bytes.fetch_sub(batch.bytes.len() as u64, Ordering::Relaxed);
-        self.lines.fetch_sub(batch.lines, Ordering::Relaxed);
-    }
-}
-
-/// Buffers that the writer thread has emptied, for the workers to use again. Nobody waits for its lock.
-#[derive(Debug)]
-struct Spares {
-    most: usize,
-    buffers: Mutex<Vec<Vec<u8>>>,
-}
-
-impl Spares {
-    /// An empty buffer.
-    fn take(&self) -> Vec<u8> {
-        self.buffers.try_lock().and_then(|mut buffers| buffers.pop()).unwrap_or_default()
-    }
-
-    /// Keeps a buffer, unless it is much larger than the traffic needs.
-    fn put(&self, mut buffer: Vec<u8>) {
-        let of_use = buffer.capacity() <= KEPT_BYTES || buffer.len() >= buffer.capacity() / 4;
-        let ordinary = buffer.capacity() <= HAND_OVER_BYTES + LAST_LINE_BYTES;
-        if let (true, Some(mut buffers)) = (of_use && ordinary, self.buffers.try_lock())
-            && buffers.len() < self.most
-        {
-            buffer.clear();
-            buffers.push(buffer);
-        }
-    }
 }
 
 #[derive(Default)]
@@ -294,7 +228,7 @@ pub fn start(config: &AccessLog, workers: usize, meters: &Arc<Meters>) -> io::Re
     let next = PendingChange { sink: Some(open(config)?), config: config.clone() };
     let log_control = LogControl { format: Arc::clone(&format), next: Arc::new(Mutex::new(next)) };
     let pending = Arc::<Pending>::default();
-    let spares = Arc::new(Spares { most: workers.max(1), buffers: Mutex::default() });
+    let spares = Arc::new(Spares::new(workers));
     let from =
         Written { pending: Arc::clone(&pending), spares: Arc::clone(&spares), meters: Arc::clone(meters) };
     let next = Arc::clone(&log_control.next);
