@@ -35,7 +35,6 @@ const EXEC_FOR: &str = "--exec-for";
 #[error("can't start {program:?}")]
 pub(crate) struct SpawnError {
     program: OsString,
-    /// Why.
     #[source]
     pub(crate) source: io::Error,
 }

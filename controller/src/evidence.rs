@@ -24,7 +24,6 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Why a version was found bad.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Breach {
-    /// The reason.
     pub reason: String,
     /// The kinds of failures, the most frequent first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

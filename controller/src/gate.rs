@@ -100,11 +100,8 @@ pub(crate) struct Diagnosis {
 
 /// A candidate and the health gate it must pass.
 pub(crate) struct HealthGate<'a> {
-    /// Its runtime.
     pub runtime: &'a dyn Runtime,
-    /// Its instance.
     pub instance: &'a InstanceId,
-    /// Its endpoints.
     pub endpoints: &'a [Address],
     /// Its expected identity.
     pub expected: Expected<'a>,

@@ -26,7 +26,6 @@ const SHOWN_HEADERS: [HeaderName; 5] = [
 /// The expected identity of an answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expected<'a> {
-    /// The backend.
     pub backend: &'a BackendName,
     /// The version; `None`: any.
     pub version: Option<&'a str>,
@@ -35,7 +34,6 @@ pub(crate) struct Expected<'a> {
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ProbeResult {
-    /// The verdict.
     pub verdict: ProbeVerdict,
     /// How long it took.
     pub took: Duration,

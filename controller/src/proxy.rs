@@ -21,7 +21,6 @@ use crate::time::same_switch;
 pub(crate) struct ProxyService {
     /// The admin client.
     pub client: Client,
-    /// The service.
     pub service: ServiceName,
 }
 
@@ -30,7 +29,6 @@ pub(crate) struct ProxyService {
 pub(crate) struct ServiceView {
     /// uh-proxy's generation.
     pub generation: u64,
-    /// The service.
     pub service: ServiceStatus,
     /// The whole reply.
     pub status: Status,

@@ -46,7 +46,6 @@ impl Interrupts {
     }
 }
 
-/// The handlers.
 pub(super) struct Handlers {
     interrupt: Signal,
     terminate: Signal,

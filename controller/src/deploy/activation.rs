@@ -23,7 +23,6 @@ const SCHEMA: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Activation {
     schema: u32,
-    /// The service.
     pub service: ServiceName,
     /// What became active.
     pub backend: BackendName,

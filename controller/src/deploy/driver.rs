@@ -77,7 +77,6 @@ pub(super) struct SwitchedAt {
 /// How an operation ended.
 #[derive(Debug)]
 pub(crate) struct OperationEnd {
-    /// The outcome.
     pub outcome: Outcome,
     /// How long it took.
     pub took: Duration,

@@ -12,7 +12,6 @@ use crate::runtime::InstanceId;
 pub struct OperationFacts {
     /// Its id: the time and a random part, so that ids sort by time.
     pub operation: String,
-    /// The service.
     pub service: ServiceName,
     /// The active backend when it started.
     pub from: BackendName,

@@ -76,7 +76,6 @@ pub(crate) enum LockError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },

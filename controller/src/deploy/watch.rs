@@ -65,15 +65,12 @@ pub(crate) struct Watch {
     pub schema: u32,
     /// The id of its deploy.
     pub operation: String,
-    /// The service.
     pub service: ServiceName,
     /// The watched backend.
     pub backend: BackendName,
-    /// Its version.
     pub version: Option<String>,
     /// uh-proxy's `last_switch` when it started: a different value means another activation.
     pub last_switch: Option<String>,
-    /// Its plan.
     pub plan: WatchPlan,
     /// When it started: ISO 8601, UTC.
     pub began_at: String,

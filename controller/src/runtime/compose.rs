@@ -49,7 +49,6 @@ const TOOL_POLL: Duration = Duration::from_millis(20);
 /// The repository of uh-deploy's tags, which keep pinned images from being pruned.
 const PINNED: &str = "uh-deploy";
 
-/// The `compose` runtime.
 #[derive(Debug)]
 pub(super) struct ComposeRuntime {
     engine: Engine,

@@ -27,7 +27,6 @@ use crate::waiting::Waiting;
 /// How long creating or starting a container may take: even a busy engine needs only seconds.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// The `docker` runtime.
 #[derive(Debug)]
 pub(super) struct DockerRuntime {
     engine: Engine,

@@ -100,7 +100,6 @@ impl InstanceDir {
         files::replace(&self.spec(), spec.to_string().as_bytes())
     }
 
-    /// Reads the spec.
     pub(super) fn read_spec(&self) -> io::Result<Vec<u8>> {
         files::read(&self.spec())?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }

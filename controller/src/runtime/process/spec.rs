@@ -24,7 +24,6 @@ const SHIM: &str = "app-shim";
 pub(super) struct ProcessSpec {
     /// Its full path.
     pub(super) program: PathBuf,
-    /// Its arguments.
     pub(super) arguments: Vec<String>,
     /// Its working directory.
     pub(super) directory: PathBuf,
