@@ -3,6 +3,7 @@
 
 mod candidate;
 mod confirm;
+mod drain;
 mod traffic;
 mod undo;
 

@@ -1,14 +1,16 @@
 //! Watches one backend: measures at every tick, judges, and saves its progress.
 
+mod show;
+
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use uh_protocol::BackendName;
 
-use super::{BEGIN_POLL, MAX_SILENCE, clock, name_of, too_short};
+use self::show::figures;
+use super::{BEGIN_POLL, MAX_SILENCE, name_of};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::operation;
-use crate::cli::report::Form;
 use crate::cli::session::Session;
 use crate::counters::{Answers, Counters, Reading};
 use crate::deploy::activation::{self, ActivationFile, PreviousActivation};
@@ -22,8 +24,8 @@ use crate::gate::end_of;
 use crate::names::named;
 use crate::proxy::{ProxyError, ProxyService, ServiceView, Serving};
 use crate::runtime::InstanceId;
-use crate::time::{iso_millis, same_switch, span};
-use crate::verdict::judge::{Condition, Judge, WatchVerdict, percent};
+use crate::time::{iso_millis, same_switch};
+use crate::verdict::judge::{Condition, Judge, WatchVerdict};
 
 /// How often to check the instance between ticks, so that a crash is noticed immediately.
 const INSTANCE_POLL: Duration = Duration::from_millis(200);
@@ -216,15 +218,6 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    pub(in crate::cli) fn announce(&self) {
-        let (duration, interval) = (self.plan.duration(), self.plan.interval());
-        let report = &self.session.report;
-        report.say(&format!("Monitoring {} for {}, every {}...", self.name, span(duration), span(interval)));
-        if let Some(warning) = too_short(duration, interval, self.session.config.monitor.breach_after) {
-            report.warn(&warning);
-        }
-    }
-
     /// Watches for this long. `link`: to the operation it runs in parallel with.
     pub(in crate::cli) async fn run(
         &mut self,
@@ -325,59 +318,6 @@ impl<'a> Watcher<'a> {
         Ok(breach.map(WatchEnd::Breach))
     }
 
-    fn show(&self, tick: &Counters, condition: &Condition) {
-        let health = match condition {
-            Condition::Well => "OK",
-            Condition::Unhealthy(_) => "BAD",
-            Condition::Ended(_) => "DOWN",
-        };
-        let (answers, p95, in_flight) = (tick.answers(), tick.p95(), self.in_flight);
-        let report = &self.session.report;
-        if report.form() == Form::Text {
-            report.say(&format!(
-                "[{}] Health: {health} | Errors: {} | Latency: {} | Requests: {} | In flight: {in_flight}",
-                clock(),
-                answers.bad,
-                milliseconds(p95),
-                tick.requests()
-            ));
-        }
-        report.event(
-            "tick",
-            serde_json::json!({
-                "backend": self.watched, "health": health, "requests": tick.requests(), "errors": answers.bad,
-                "error_rate": answers.rate(), "p95_ms": p95.map(|p95| p95.as_millis()), "in_flight": in_flight,
-            }),
-        );
-    }
-
-    /// Prints the totals of the watch and of the old version.
-    pub(in crate::cli) fn compare(&self) {
-        let report = &self.session.report;
-        report.say(&format!("    {}: {}", self.name, figures(&self.seen)));
-        match &self.before {
-            Some(before) => {
-                let name = named(&before.backend, before.version.as_deref());
-                report.say(&format!("    {name}, before the switch: {}", figures(&before.counters)));
-            }
-            None => report.say("    before the switch: no data"),
-        }
-        let json = |backend: &BackendName, counters: &Counters| {
-            let (answers, p95) = (counters.answers(), counters.p95());
-            serde_json::json!({
-                "backend": backend, "requests": counters.requests(), "errors": answers.bad,
-                "error_rate": answers.rate(), "p95_ms": p95.map(|p95| p95.as_millis()),
-            })
-        };
-        let mut event = json(&self.watched, &self.seen);
-        let before = self.before.as_ref().map(|before| json(&before.backend, &before.counters));
-        if let Some(event) = event.as_object_mut() {
-            event.insert("before".to_owned(), before.into());
-            event.insert("allowed_error_rate".to_owned(), self.judge.allowed().share().into());
-        }
-        report.event("figures", event);
-    }
-
     pub(in crate::cli) fn evidence(&self, reason: String) -> Breach {
         let since = self.last_switch.clone().unwrap_or_default();
         let failures = self.seen.failures();
@@ -444,19 +384,4 @@ fn instance(session: &Session, backend: &BackendName) -> Option<InstanceId> {
     let candidate =
         unfinished.and_then(|replayed| records.candidate(&replayed.facts.operation).ok().flatten());
     candidate.or_else(|| records.of(backend).ok().flatten()).map(|record| record.instance)
-}
-
-fn figures(counters: &Counters) -> String {
-    let answers = counters.answers();
-    format!(
-        "{} requests, {} errors ({}), p95 {}",
-        counters.requests(),
-        answers.bad,
-        percent(answers.rate()),
-        milliseconds(counters.p95())
-    )
-}
-
-fn milliseconds(p95: Option<Duration>) -> String {
-    p95.map_or_else(|| "-".to_owned(), |p95| format!("{}ms", p95.as_millis()))
 }
