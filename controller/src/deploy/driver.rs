@@ -199,7 +199,7 @@ impl<'a> Driver<'a> {
         (self.listener)(progress);
     }
 
-    /// What hears of everything, without a borrow of the driver.
+    /// The listener itself, for closures that must not borrow the driver.
     pub(super) fn listener(&self) -> Listener<'a> {
         self.listener
     }
