@@ -36,9 +36,9 @@ pub(super) fn command(stage: &ProxyInputs<'_>, log: Log) -> Result<Command> {
     let listen = match (stage.pair(), stage.clear_http2()) {
         (Some(pair), _) => {
             let (certificate, key) = (pair.certificate.display(), pair.key.display());
-            write!(
+            writeln!(
                 text,
-                "ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols TLSv1.2 TLSv1.3;\n"
+                "ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols TLSv1.2 TLSv1.3;"
             )?;
             format!("{} ssl http2", stage.listen)
         }
