@@ -91,7 +91,7 @@ impl HandshakeFailure {
             Self::Algorithms => {
                 "the client supports none of the offered ciphers, signature algorithms or key exchanges"
             }
-            Self::Protocol => "the client offers only protocols other than HTTP/1.1",
+            Self::Protocol => "the client offers only protocols other than HTTP/2 and HTTP/1.1",
             Self::Distrusted => {
                 "the client rejected the certificate; check its names, dates and intermediates"
             }

@@ -64,7 +64,7 @@ async fn only_allowed_versions_are_negotiated() {
     let said = s_client(site.address, &["-servername", "app.test", "-tls1_2"]).await;
     assert!(said.contains("alert protocol version"), "{said}");
     let (code, said) = curl(&site, "/", &["--tlsv1.3"]).await;
-    assert!(code == 0 && said.starts_with("HTTP/1.1 200"), "{said}");
+    assert!(code == 0 && said.starts_with("HTTP/2 200"), "{said}");
 }
 
 #[tokio::test]
@@ -178,12 +178,14 @@ async fn a_client_that_rejects_the_certificate_is_logged() {
 }
 
 #[tokio::test]
-async fn a_client_without_http1_in_its_alpn_is_rejected() {
+async fn the_protocol_is_selected_by_alpn_and_others_than_http_are_rejected() {
     let site = Site::start().await;
     let said = s_client(site.address, &["-servername", "app.test", "-alpn", "spdy/3"]).await;
     assert!(said.contains("no application protocol"), "{said}");
-    let said = s_client(site.address, &["-servername", "app.test", "-alpn", "h2,http/1.1"]).await;
-    assert!(said.contains("ALPN protocol: http/1.1"), "{said}");
+    for (offered, selected) in [("http/1.1", "http/1.1"), ("http/1.1,h2", "h2"), ("h2", "h2")] {
+        let said = s_client(site.address, &["-servername", "app.test", "-alpn", offered]).await;
+        assert!(said.contains(&format!("ALPN protocol: {selected}\n")), "{said}");
+    }
     assert_eq!(failures(&site, "protocol").await, 1);
 }
 
