@@ -2,6 +2,7 @@
 
 mod args;
 mod backend;
+mod certificates;
 mod check;
 mod drain;
 mod exit;
@@ -33,6 +34,7 @@ pub fn main() -> ExitCode {
         Command::Check { config } => check::check(config),
         Command::Switch(args) => switch::switch(args),
         Command::Status(args) => status::status(args),
+        Command::Certificates(args) => certificates::certificates(args),
         Command::Drain(args) => drain::drain(args),
         Command::Backend(BackendCommand::Set(args)) => backend::set(args),
         Command::Backend(BackendCommand::Unset(args)) => backend::unset(args),

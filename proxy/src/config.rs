@@ -3,6 +3,7 @@
 //!
 //! [`load`] reads a file, [`parse`] a text; the rest of the program works with the checked values.
 
+mod acme;
 pub mod changes;
 mod headers;
 mod server;
@@ -11,6 +12,7 @@ mod tls;
 
 use std::path::Path;
 
+pub use acme::{Acme, AcmeChallenge, can_be_certified};
 pub use server::{AccessLog, AccessLogFormat, LogFormat, Server, ServerLimits};
 pub use service::{
     HealthCheck, Limits, MAX_ENDPOINTS, MaintenanceBypass, Resolve, Retries, SecretField, Service, Timeouts,
@@ -52,6 +54,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
             .filter_map(|(name, section)| service::service(&name, section, redirect))
             .collect();
         check_services(root, has_services, &services);
+        acme::check_hosts(root, server.acme.as_ref(), &services);
         Config { server, services }
     })
 }

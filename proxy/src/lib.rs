@@ -2,8 +2,8 @@
 //! request, and knows exactly how many exchanges each backend holds.
 //!
 //! In reading order: [`config`] says what there is; [`uh_switching`] decides which backend gets a request, and counts;
-//! [`tls`] holds certificates and speaks TLS; [`acme`] gets certificates; [`uh_http1`] parses messages; [`front`] forwards them; [`health`] probes
-//! backends; [`state`] persists the routing; [`observe`] logs and measures; [`lock`] keeps other processes away from it;
+//! [`tls`] holds certificates and speaks TLS; [`acme`] gets certificates; [`uh_http1`] parses messages; [`front`]
+//! forwards them; [`health`] probes backends; [`state`] persists the routing; [`observe`] logs and measures; [`lock`] keeps other processes away from it;
 //! [`admin`] takes orders; [`systemd`] speaks with the service manager; [`run`] puts it all together; [`cli`] is what an
 //! operator types.
 

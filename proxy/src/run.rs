@@ -4,6 +4,7 @@
 //! main thread     signals, the order of starting and stopping
 //! worker-0..n     client connections (front)
 //! admin           admin API, metrics, probes
+//! acme            gets certificates, if configured
 //! state           writes the state file
 //! access-log      writes the access log
 //! ```
@@ -25,6 +26,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use uh_switching::{Earlier, Generations};
 use uh_system::plain;
 
+use crate::acme::{Acme, AcmeError, Plan};
 use crate::admin::control::{Control, Reloading};
 use crate::admin::server;
 use crate::admin::socket::{Access, AdminSocket, SocketError};
@@ -40,7 +42,7 @@ use crate::front::worker::{self, Holder, Listener, Speaks, Worker};
 use crate::health::prober::{self, HealthNews};
 use crate::observe::access_log::{self, LogLane};
 use crate::observe::meters::Meters;
-use crate::observe::metrics::{Metrics, ReadTls};
+use crate::observe::metrics::{Metrics, ReadAcme, ReadTls};
 use crate::state::file::StateFile;
 use crate::state::store::{Loaded, Store, StoreError};
 use crate::state::writer::{StateChange, StateWriter};
@@ -95,6 +97,9 @@ pub enum RunError {
     /// TLS can't be served.
     #[error("cannot serve HTTPS as configured")]
     Tls(#[from] tls::server::TlsError),
+    /// ACME can't be used.
+    #[error("cannot get certificates as configured")]
+    Acme(#[from] AcmeError),
     /// A metric has an invalid definition.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -125,7 +130,8 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let config = &config;
     let started = Instant::now();
     let settings = Settings::load(&config.server).map_err(system("use the configuration"))?;
-    let tls = config.server.tls.as_ref().map(start_tls).transpose()?;
+    let tls = config.server.tls.as_ref().map(|settings| start_tls(config, settings)).transpose()?;
+    let (tls, acme) = tls.unzip();
     let bound = bind(&config.server, inherited)?;
     let descriptors = raise_descriptor_limit();
     let mut loaded = bound.store.load()?;
@@ -172,12 +178,14 @@ pub fn run(start: Start) -> Result<(), RunError> {
                 Box::new(move || admission.counts())
             },
             tls.clone().map(|server| Box::new(move || server.counts()) as ReadTls),
+            acme.clone().map(|acme| Box::new(move || acme.counts()) as ReadAcme),
         )?,
         board: Arc::clone(&board),
         state_writer,
         meters: Arc::clone(&meters),
         broadcasts,
         tls,
+        acme,
         reloading: Reloading {
             path,
             text: Mutex::new(text.clone()),
@@ -220,6 +228,9 @@ pub fn run(start: Start) -> Result<(), RunError> {
         pid = std::process::id(),
         "ready"
     );
+    if let Some(acme) = &control.acme {
+        acme.start().map_err(system("start the acme thread"))?;
+    }
     systemd::ready(&format!("serving, generation {}", board.snapshot().generation));
     let ended = supervise::supervise(&inbox, &stop, &control, &log.pending);
     // The admin thread, which shares it, continues until the process ends.
@@ -342,15 +353,20 @@ fn unknown_actives(config: &Config, state: Option<&StateFile>, board: &Board) ->
     config.services.iter().enumerate().filter_map(warn).collect()
 }
 
-/// Loads the certificates. An expired one is logged and served, so that the other hosts stay available.
-fn start_tls(config: &Tls) -> Result<Arc<tls::Server>, RunError> {
-    let checked = tls::server::check(config)?;
+/// Loads the certificates. An expired one is logged and served, so that the other hosts stay available. Those that ACME is
+/// to get are loaded if they are on disk; nothing waits for the others.
+fn start_tls(config: &Config, settings: &Tls) -> Result<(Arc<tls::Server>, Arc<Acme>), RunError> {
+    let checked = tls::server::check(settings)?;
     for certificate in checked.certificates() {
+        tls::server::warn_of_exposed_key(certificate);
         if let Err(error) = certificate.check_dates(jiff::Timestamp::now()) {
             tracing::error!(error = %plain(&error), "serving a certificate that clients will reject");
         }
     }
-    Ok(Arc::new(tls::Server::new(checked)?))
+    let plan = Plan::of(config, &checked);
+    let server = Arc::new(tls::Server::new(checked)?);
+    let acme = Arc::new(Acme::new(Arc::clone(&server), plan)?);
+    Ok((server, acme))
 }
 
 fn addresses(listeners: &[Listener], speaks: Speaks) -> Result<Vec<String>, RunError> {

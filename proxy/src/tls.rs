@@ -8,12 +8,14 @@
 //! ```
 //!
 //! There are two extension points. [`TlsSession`] holds the protocol negotiated by ALPN, and [`server::ALPN`] lists the
-//! protocols on offer. Certificates from other sources than files become [`Certificate`]s and go to [`Server::install`].
+//! protocols on offer. Certificates from other sources than files become [`Certificate`]s and go to
+//! [`Server::install_acme`].
 //!
-//! In reading order: [`certificate`], `der`, [`names`], [`server`], [`handshake`], [`pending`], [`failure`],
+//! In reading order: [`certificate`], `der`, [`names`], [`challenges`], [`server`], [`handshake`], [`pending`], [`failure`],
 //! [`watch`].
 
 pub mod certificate;
+pub mod challenges;
 mod der;
 pub mod failure;
 pub mod handshake;

@@ -17,8 +17,8 @@ const LAYERS: [Layers; 3] = [
     Layers {
         src: "proxy/src",
         order: &[
-            "cli", "run", "admin", "health", "front", "tls", "observe", "state", "config", "fault", "lock",
-            "systemd",
+            "cli", "run", "admin", "health", "front", "acme", "tls", "observe", "state", "config", "fault",
+            "lock", "systemd",
         ],
     },
     Layers {

@@ -17,7 +17,7 @@ use crate::request::{
     BackendRequest, DrainRequest, Drained, Maintained, MaintenanceRequest, Registered, Reloaded,
     SwitchRequest, Switched, UnsetRequest, WithdrawRequest, Withdrawn,
 };
-use crate::status::Status;
+use crate::status::{Certificates, Status};
 
 /// How long a call may take in addition to any wait it requests: uh-proxy answers in milliseconds, and persists within
 /// a deadline of five seconds.
@@ -104,6 +104,14 @@ impl Client {
     /// See [`ClientError`], as for every call.
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.call(Method::GET, "/v1/status", None::<&()>, CALL_TIMEOUT).await
+    }
+
+    /// `GET /v1/certificates`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn certificates(&self) -> Result<Certificates, ClientError> {
+        self.call(Method::GET, "/v1/certificates", None::<&()>, CALL_TIMEOUT).await
     }
 
     /// Makes another backend active.

@@ -37,7 +37,7 @@ pub struct ProxyStatus {
     /// The addresses for HTTP/2 without TLS.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listen_h2c: Vec<String>,
-    /// The certificates being served.
+    /// The certificates being served, and those that are still to be issued.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateStatus>,
     /// The metrics listener's address, if there is one.
@@ -46,20 +46,45 @@ pub struct ProxyStatus {
     pub stopping: bool,
 }
 
-/// A certificate being served.
+/// The reply of `GET /v1/certificates`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificates {
+    /// The certificates being served, and those that are still to be issued.
+    pub certificates: Vec<CertificateStatus>,
+}
+
+/// A certificate being served, or still to be issued.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateStatus {
     /// Its first DNS name, or its file if it has none.
     pub name: String,
     /// All hosts that it covers.
     pub names: Vec<String>,
-    /// When it expires: ISO 8601, UTC.
-    pub expires: String,
-    /// Its file.
-    pub file: String,
-    /// Why its changed files can't be served. The certificate described here is still served.
+    /// Where it comes from.
+    pub source: CertificateSource,
+    /// When it expires: ISO 8601, UTC; `null`: it hasn't been issued yet.
+    pub expires: Option<String>,
+    /// Its file; `null`: it hasn't been issued yet.
+    pub file: Option<String>,
+    /// When it is renewed, or tried again: ISO 8601, UTC. Only with ACME.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<String>,
+    /// Why its changed files can't be served, or why it can't be issued or renewed. What is served stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// Where a certificate comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CertificateSource {
+    /// The configuration names its files.
+    File,
+    /// A certificate authority issues it by ACME.
+    Acme,
+    /// A value that only a newer version knows.
+    #[serde(other)]
+    Other,
 }
 
 /// One service and its backends.

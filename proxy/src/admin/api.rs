@@ -60,6 +60,7 @@ async fn dispatch(
     match (segments.as_slice(), &method) {
         (["metrics"], &Method::GET) => metrics(control),
         (["v1", "status"], &Method::GET) => json(&control.status()),
+        (["v1", "certificates"], &Method::GET) => json(&control.certificate_list()),
         (["v1", "services", service, "switch"], &Method::POST) => {
             let order = body(request).await?;
             let (control, service) = (Arc::clone(control), (*service).to_owned());
@@ -103,7 +104,7 @@ async fn dispatch(
         }
         (
             ["metrics"]
-            | ["v1", "status" | "reload"]
+            | ["v1", "status" | "certificates" | "reload"]
             | ["v1", "services", _, "switch" | "maintenance"]
             | ["v1", "services", _, "backends", _]
             | ["v1", "services", _, "backends", _, "drain" | "withdraw"],

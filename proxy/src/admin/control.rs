@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, Notify};
 use uh_protocol::{BackendName, Code, Problem, ServiceName};
 use uh_switching::ServiceState;
 
+use crate::acme::Acme;
 use crate::config::Service;
 use crate::front::Board;
 use crate::front::broadcast::Broadcast;
@@ -49,6 +50,8 @@ pub(crate) struct Control {
     pub listen_h2c: Vec<String>,
     /// What serves HTTPS, if it is served.
     pub tls: Option<Arc<tls::Server>>,
+    /// What gets certificates for it.
+    pub acme: Option<Arc<Acme>>,
     /// The metrics listener's address.
     pub metrics_address: Option<String>,
     /// Problems with the state file found at start.

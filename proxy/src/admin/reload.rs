@@ -15,6 +15,7 @@ use uh_system::plain;
 use super::audit::{Audit, Changed, Did, Wait};
 use super::control::Control;
 use super::socket::Peer;
+use crate::acme::{self, Plan};
 use crate::config::{self, Config, changes};
 use crate::front::settings::Settings;
 use crate::observe::access_log::{self, Reopened, Sink};
@@ -155,6 +156,7 @@ impl Control {
         let checked = tokio::time::timeout(CHECK_TIMEOUT, checked).await.map_err(late)?;
         let checked = checked.map_err(|e| Problem::new(Code::Internal, e.to_string()))??;
         let Checked { text: new_text, config, settings, tls, log } = checked;
+        let plan = tls.as_ref().and_then(|tls| Plan::of(&config, tls));
         let certificates = self.tls.as_ref().zip(tls);
         if let Some((server, checked)) = &certificates {
             server.may_replace(checked).map_err(|e| unusable(&self.reloading.path, &plain(&e)))?;
@@ -168,6 +170,9 @@ impl Control {
         let mut renewed = false;
         if let Some((server, checked)) = certificates {
             renewed = server.replace(checked).map_err(|e| unusable(&self.reloading.path, &plain(&e)))?;
+        }
+        if let Some(acme) = &self.acme {
+            acme.apply(plan);
         }
         for cell in &self.reloading.settings {
             cell.store(settings.clone());
@@ -245,6 +250,8 @@ fn check(path: &Path) -> Result<Checked, Problem> {
     let settings = Settings::load(&config.server).map_err(|e| unusable(path, &plain(&e)))?;
     let tls = config.server.tls.as_ref().map(tls::server::check).transpose();
     let tls = tls.map_err(|e| unusable(path, &plain(&e)))?;
+    let acme = config.server.acme.as_ref().map(acme::open).transpose();
+    acme.map_err(|e| unusable(path, &plain(&e)))?;
     let log = access_log::open(&config.server.access_log).map_err(|e| unusable(path, &plain(&e)))?;
     Ok(Checked { text, config, settings, tls, log })
 }

@@ -1,12 +1,8 @@
 //! `GET /v1/status`: everything that is in force, and what probes and requests have found out.
 
-use std::sync::Arc;
-
-use jiff::Timestamp;
 use uh_protocol::BackendName;
 use uh_protocol::status::{
-    BackendStatus, CertificateStatus, EndpointStatus, MaintenanceStatus, ProbeStatus, ProxyStatus, Role,
-    ServiceStatus, Status,
+    BackendStatus, EndpointStatus, MaintenanceStatus, ProbeStatus, ProxyStatus, Role, ServiceStatus, Status,
 };
 use uh_switching::{Health, Maintenance, ServiceState};
 
@@ -16,7 +12,6 @@ use crate::front::broadcast::StopStage;
 use crate::front::endpoint::Endpoint;
 use crate::front::{Backend, LiveService};
 use crate::state::time::iso_millis;
-use crate::tls;
 
 impl Control {
     /// `GET /v1/status`
@@ -39,18 +34,6 @@ impl Control {
             warnings: self.warnings.clone(),
             services: live.services.iter().map(|service| self.service_status(service)).collect(),
         }
-    }
-
-    fn certificates(&self) -> Vec<CertificateStatus> {
-        let Some(server) = &self.tls else { return Vec::new() };
-        let status = |certificate: &Arc<tls::Certificate>| CertificateStatus {
-            name: certificate.name.clone(),
-            names: certificate.names.clone(),
-            expires: Timestamp::from_second(certificate.not_after).unwrap_or_default().to_string(),
-            file: certificate.files.cert.display().to_string(),
-            problem: server.problem(certificate),
-        };
-        server.names().all().iter().map(status).collect()
     }
 
     fn service_status(&self, service: &LiveService) -> ServiceStatus {

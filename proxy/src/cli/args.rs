@@ -37,7 +37,7 @@ pub(super) struct Args {
 
 /// The headings of the top-level `--help`, each with its commands. Every command is in one of them.
 const GROUPS: [(&str, &[&str]); 3] = [
-    ("Server commands", &["run", "check", "reload"]),
+    ("Server commands", &["run", "check", "reload", "certificates"]),
     ("Traffic commands", &["status", "switch", "drain", "maintenance"]),
     ("Backend commands", &["backend"]),
 ];
@@ -69,6 +69,8 @@ Exits with 1 if there is a mistake. Addresses used by a running uh-proxy with th
     },
     /// Reload the configuration file without dropping a connection, and list what changed
     Reload(ReloadArgs),
+    /// List the certificates with their hosts, source, expiry, next renewal and last error
+    Certificates(CertificatesArgs),
     /// Show services and backends with their health, requests in flight and tunnels
     Status(StatusArgs),
     /// Make another backend active for all new requests
@@ -95,6 +97,7 @@ impl Command {
             Self::Backend(BackendCommand::Withdraw(args)) => &args.client,
             Self::Maintenance(args) => &args.client,
             Self::Reload(args) => &args.client,
+            Self::Certificates(args) => &args.client,
         };
         client.json
     }
@@ -287,6 +290,18 @@ Examples:
 
 A file with a mistake is rejected, and nothing changes. The access log is reopened in any case.")]
 pub(super) struct ReloadArgs {
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy certificates
+  uh-proxy certificates --json | jq -r '.certificates[] | select(.problem) | .name'
+
+Exits with 1 if a certificate has expired, is still to be issued, or can't be loaded, issued or renewed.")]
+pub(super) struct CertificatesArgs {
     #[command(flatten)]
     pub(super) client: ClientArgs,
 }

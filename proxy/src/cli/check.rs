@@ -9,7 +9,8 @@ use uh_protocol::Address;
 use uh_protocol::client::{Client, ClientError};
 
 use super::exit::Exit;
-use super::{Done, say, target};
+use super::{Done, complain, say, target};
+use crate::acme::{self, Plan};
 use crate::config::{self, Config};
 use crate::front::settings::Settings;
 use crate::front::worker;
@@ -40,6 +41,9 @@ pub(super) fn check(path: &Path) -> Done {
         try_bind("server.listen_tls", *address, &serving, &mut faults);
     }
     certificates(&config, &mut faults);
+    if let Some(settings) = &config.server.acme {
+        faults.extend(acme::check(settings).iter().map(|error| plain(error).to_string()));
+    }
     resolve(&config, &mut faults);
     // Other lock errors depend on the user, and uh-proxy may run as another one.
     if let Err(error @ LockError::OpenDirectory { .. }) = lock::check_directory(&config.server.state_file) {
@@ -108,12 +112,18 @@ fn certificates(config: &Config, faults: &mut Vec<String>) {
     };
     let now = Timestamp::now();
     for (index, certificate) in checked.certificates().iter().enumerate() {
+        if let Some(files) = certificate.files().filter(|_| certificate.is_key_exposed()) {
+            let key = files.key.display();
+            complain(format_args!("warning: every local user can read {key}; run chmod o-r on it"));
+        }
         if let Err(error) = certificate.check_dates(now) {
             faults.push(format!("server.tls.certificates[{index}]: {error}"));
         }
     }
+    let plan = Plan::of(config, &checked);
+    let is_planned = |host: &str| plan.as_ref().is_some_and(|plan| plan.covers(host));
     for service in config.services.iter().filter(|service| service.redirect_https) {
-        for host in service.hosts.iter().filter(|host| !checked.serves(host)) {
+        for host in service.hosts.iter().filter(|host| !checked.serves(host) && !is_planned(host)) {
             faults.push(format!(
                 "services.{}: {host} is redirected to HTTPS, but no certificate covers it; add one, or set redirect_https = false",
                 service.name

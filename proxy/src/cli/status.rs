@@ -1,6 +1,8 @@
 //! `uh-proxy status`
 
-use uh_protocol::status::{BackendStatus, CertificateStatus, ProxyStatus, Role, ServiceStatus, Status};
+use uh_protocol::status::{
+    BackendStatus, CertificateSource, CertificateStatus, ProxyStatus, Role, ServiceStatus, Status,
+};
 
 use super::args::StatusArgs;
 use super::exit::{Exit, Failed};
@@ -54,12 +56,19 @@ fn listening(proxy: &ProxyStatus) -> String {
 }
 
 fn report_certificate(certificate: &CertificateStatus) -> Result<(), Failed> {
-    say(format_args!("certificate {}: expires {}", certificate.name, certificate.expires))?;
-    match &certificate.problem {
-        Some(problem) => {
-            say(format_args!("  warning: its files have changed but can't be loaded: {problem}"))
+    let name = &certificate.name;
+    match &certificate.expires {
+        Some(expires) => say(format_args!("certificate {name}: expires {expires}"))?,
+        None => say(format_args!(
+            "certificate {name}: not issued yet; HTTPS connections to its hosts are rejected"
+        ))?,
+    }
+    let Some(problem) = &certificate.problem else { return Ok(()) };
+    match (certificate.source, &certificate.next_try) {
+        (CertificateSource::Acme, Some(next)) => {
+            say(format_args!("  warning: {problem}; next try at {next}"))
         }
-        None => Ok(()),
+        _ => say(format_args!("  warning: its files have changed but can't be loaded: {problem}")),
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::acme::{self, Acme};
 use super::headers;
 use super::tls::{self, Tls};
 use uh_http1::field::MAX_FIELDS;
@@ -23,6 +24,8 @@ pub struct Server {
     pub listen_h2c: Vec<SocketAddr>,
     /// The settings for HTTPS; set if `listen_tls` is.
     pub tls: Option<Tls>,
+    /// How to get certificates, if not only from files.
+    pub acme: Option<Acme>,
     /// Where Prometheus scrapes.
     pub metrics: Option<SocketAddr>,
     /// The path of the admin socket.
@@ -137,6 +140,7 @@ pub(super) fn server(section: &mut Section) -> Server {
     let nowhere = ["listen", "listen_tls", "listen_h2c"].iter().all(|key| none(section, key));
     // First: it looks at what else is there.
     let tls = tls::tls(section);
+    let acme = acme::acme(section);
     let listen_tls = section.list::<ListenAddress>("listen_tls").unwrap_or_default();
     let listen = section.list::<ListenAddress>("listen").unwrap_or_default();
     let listen_h2c = section.list::<ListenAddress>("listen_h2c").unwrap_or_default();
@@ -167,6 +171,7 @@ pub(super) fn server(section: &mut Section) -> Server {
         listen_tls: listen_tls.into_iter().map(|address| address.0).collect(),
         listen_h2c: listen_h2c.into_iter().map(|address| address.0).collect(),
         tls,
+        acme,
         metrics: section.parsed::<ListenAddress>("metrics").map(|address| address.0),
         admin_socket: section.path("admin_socket", uh_protocol::DEFAULT_ADMIN_SOCKET),
         admin_users: section.numbers("admin_users"),

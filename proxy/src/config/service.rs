@@ -330,7 +330,7 @@ pub(super) fn service(name: &str, mut section: Section, redirect: bool) -> Optio
     })
 }
 
-fn hosts(section: &mut Section, key: &'static str) -> Vec<String> {
+pub(super) fn hosts(section: &mut Section, key: &'static str) -> Vec<String> {
     let hosts = section.list::<HostPattern>(key).unwrap_or_default();
     let hosts: Vec<String> = hosts.into_iter().map(|host| host.0).collect();
     for (index, host) in hosts.iter().enumerate() {

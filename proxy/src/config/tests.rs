@@ -272,3 +272,58 @@ fn hosts_that_are_redirected_belong_to_one_service_and_lead_to_its_first_host() 
     let other = service("other", "hosts=[\"www.a.test\"]");
     assert_eq!(mistakes(&format!("{TLS}{}{other}", service("app", good))).len(), 1);
 }
+
+const WITH_ACME: &str = r#"
+[server]
+listen = ["127.0.0.1:0"]
+listen_tls = ["127.0.0.1:0"]
+[server.acme]
+[services.app]
+hosts = ["example.com"]
+active = "blue"
+[services.app.backends.blue]
+endpoints = ["127.0.0.1:3008"]
+"#;
+
+#[test]
+fn acme_needs_nothing_but_a_host_and_a_tls_listener() {
+    let config = parse(WITH_ACME).unwrap();
+    let acme = config.server.acme.unwrap();
+    assert_eq!(acme.directory, "https://acme-v02.api.letsencrypt.org/directory");
+    assert_eq!(acme.state_dir, Path::new("/var/lib/uh-proxy/acme"));
+    assert_eq!((acme.challenge, acme.contact.len(), acme.certificates), (AcmeChallenge::Http01, 0, None));
+    assert!(config.server.tls.unwrap().certificates.is_empty());
+}
+
+#[test]
+fn mistakes_in_the_acme_settings_are_reported() {
+    let with = |old: &str, new: &str| mistakes(&WITH_ACME.replace(old, new));
+    for (old, new, key, reason) in [
+        ("listen_tls = [\"127.0.0.1:0\"]", "", "server.acme", "no listener uses its certificates"),
+        ("listen = [\"127.0.0.1:0\"]", "", "server.acme.challenge", "http-01 needs a plain HTTP listener"),
+        ("hosts = [\"example.com\"]", "", "server.acme", "no service has a host"),
+        ("hosts = [\"example.com\"]", "hosts = [\"*.example.com\"]", "server.acme", "no service has a host"),
+        (
+            "[server.acme]",
+            "[server.acme]\ndirectory = \"http://ca.test\"",
+            "server.acme.directory",
+            "https://",
+        ),
+        ("[server.acme]", "[server.acme]\ncontact = [\"ops\"]", "server.acme.contact[0]", "mailto:"),
+        ("[server.acme]", "[server.acme]\nchallenge = \"dns-01\"", "server.acme.challenge", "http-01"),
+        ("[server.acme]", "[server.acme]\ncertificates = []", "server.acme.certificates", "at least one"),
+        (
+            "[server.acme]",
+            "[server.acme]\ncertificates = [{ hosts = [\"*.a.test\"] }]",
+            "server.acme.certificates[0].hosts",
+            "without a wildcard",
+        ),
+        ("[server.acme]", "[server.acme]\nemail = \"ops@example.com\"", "server.acme.email", ""),
+    ] {
+        let found = with(old, new);
+        assert!(
+            found.iter().any(|(at, why)| at == key && why.contains(reason)),
+            "{key}: {reason} is missing in {found:?}"
+        );
+    }
+}

@@ -17,7 +17,7 @@ pub struct Tls {
     pub redirect_port: u16,
     /// If set, tells browsers to use HTTPS only.
     pub hsts: Option<Hsts>,
-    /// At least one. Clients that send no SNI get the first.
+    /// Those from files; at least one, unless there is ACME. Clients that send no SNI get the first.
     pub certificates: Vec<CertificateFiles>,
 }
 
@@ -73,20 +73,20 @@ const MAX_AGE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// `None`: the file has no such table.
 pub(super) fn tls(server: &mut Section) -> Option<Tls> {
-    if !server.has("tls") {
+    let acme = server.has("acme");
+    if !server.has("tls") && !acme {
         if server.has("listen_tls") {
-            let reason =
-                "it needs certificates: add [server.tls] with certificates = [{ cert = \"…\", key = \"…\" }]";
+            let reason = "it needs certificates: add [server.acme], or [server.tls] with certificates = [{ cert = \"…\", key = \"…\" }]";
             server.mistake("listen_tls", reason);
         }
         return None;
     }
-    if !server.has("listen_tls") {
+    if server.has("tls") && !server.has("listen_tls") {
         server.mistake("tls", "no listener uses it; add server.listen_tls = [\"0.0.0.0:443\"]");
     }
     let mut section = server.section("tls");
     let versions = [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
-    let certificates = certificates(&mut section);
+    let certificates = certificates(&mut section, acme);
     let port = section.integer("redirect_port", 443, (1, u32::from(u16::MAX)));
     Some(Tls {
         min_version: section.choice("min_version", TlsVersion::Tls12, &versions),
@@ -97,10 +97,10 @@ pub(super) fn tls(server: &mut Section) -> Option<Tls> {
     })
 }
 
-fn certificates(section: &mut Section) -> Vec<CertificateFiles> {
+fn certificates(section: &mut Section, acme: bool) -> Vec<CertificateFiles> {
     let missing = !section.has("certificates") || section.is_empty_list("certificates");
-    if missing {
-        let reason = "missing: list at least one, such as [{ cert = \"/etc/…/fullchain.pem\", key = \"/etc/…/privkey.pem\" }]";
+    if missing && !acme {
+        let reason = "missing: list at least one, such as [{ cert = \"/etc/…/fullchain.pem\", key = \"/etc/…/privkey.pem\" }], or add [server.acme]";
         section.mistake("certificates", reason);
     }
     section.tables("certificates").into_iter().filter_map(certificate).collect()

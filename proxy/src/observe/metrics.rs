@@ -46,6 +46,7 @@ pub struct Metrics {
     writer: Arc<StateWriter>,
     clients: Clients,
     tls: Option<ReadTls>,
+    acme: Option<ReadAcme>,
     events: Registry,
     switches: IntCounterVec,
     swap: HistogramVec,
@@ -94,6 +95,7 @@ impl Metrics {
         writer: Arc<StateWriter>,
         clients: Clients,
         tls: Option<ReadTls>,
+        acme: Option<ReadAcme>,
     ) -> prometheus::Result<Self> {
         let switches = IntCounterVec::new(
             Opts::new("uh_proxy_switches_total", "Requested switches, by result."),
@@ -120,7 +122,7 @@ impl Metrics {
         events.register(Box::new(switches.clone()))?;
         events.register(Box::new(swap.clone()))?;
         events.register(Box::new(drains.clone()))?;
-        Ok(Self { routing, meters, writer, clients, tls, events, switches, swap, drains, waiting })
+        Ok(Self { routing, meters, writer, clients, tls, acme, events, switches, swap, drains, waiting })
     }
 
     /// Counts a switch. `from` and `to` are names of backends that exist.
@@ -161,6 +163,7 @@ impl Metrics {
         families.extend(self.process(routing.generation));
         families.extend(self.backends(&routing));
         families.extend(self.tls.iter().flat_map(|read| tls_families(&read())));
+        families.extend(self.acme.iter().flat_map(|read| acme_families(&read())));
         families.retain(|family| !family.get_metric().is_empty());
         families.sort_by(|a, b| a.name().cmp(b.name()));
         TextEncoder::new().encode_to_string(&families)
@@ -401,6 +404,39 @@ fn tls_families(counts: &TlsCounts) -> [MetricFamily; 5] {
     );
     reloads.add(&[], counts.reload_failures as f64);
     [done, failed, in_progress, expiry, reloads].map(Family::done)
+}
+
+/// Reads what ACME has done and plans.
+pub type ReadAcme = Box<dyn Fn() -> AcmeCounts + Send + Sync>;
+
+/// What ACME has done since the start, and what it plans.
+#[derive(Debug, Default)]
+pub struct AcmeCounts {
+    /// Attempts: how they ended, and how many.
+    pub orders: Vec<(&'static str, u64)>,
+    /// Each certificate: its first host, when it is to be tried next, in seconds since 1970, and its failures in a row.
+    pub sets: Vec<(String, i64, u32)>,
+}
+
+fn acme_families(counts: &AcmeCounts) -> [MetricFamily; 3] {
+    let mut next = Family::gauge(
+        "acme_next_try_timestamp_seconds",
+        "When a certificate is to be renewed or tried again, in seconds since 1970, by its first host.",
+    );
+    let mut failures = Family::gauge(
+        "acme_failures",
+        "Failed attempts to get a certificate since the last success, by its first host.",
+    );
+    for (name, next_try, failed) in &counts.sets {
+        next.add(&[("name", name)], *next_try as f64);
+        failures.add(&[("name", name)], f64::from(*failed));
+    }
+    let mut orders = Family::counter("acme_orders_total", "Attempts to get a certificate, by result.");
+    // Without hosts, ACME is off.
+    for (result, count) in counts.orders.iter().filter(|_| !counts.sets.is_empty()) {
+        orders.add(&[("result", result)], *count as f64);
+    }
+    [next, failures, orders].map(Family::done)
 }
 
 /// A metric family in the making.

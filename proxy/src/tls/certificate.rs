@@ -1,4 +1,4 @@
-//! A certificate and its key: reads them from their files and checks that they match.
+//! A certificate and its key: reads them from their files, and checks that they match.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
@@ -27,17 +27,39 @@ pub struct Certificate {
     pub name: String,
     /// The DNS names it covers, in lower case; `*.` covers one label.
     pub names: Vec<String>,
-    /// The files it was read from.
-    pub files: CertificateFiles,
+    /// Where it comes from.
+    pub source: Source,
     /// Start of its validity, in seconds since 1970.
     pub not_before: i64,
     /// End of its validity, in seconds since 1970.
     pub not_after: i64,
     /// The chain and the key.
     pub key: Arc<CertifiedKey>,
-    /// Identifies the contents of both files as they were read.
-    stamps: [Stamp; 2],
 }
+
+/// Where a certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The configuration names its files.
+    Files(CertificateFiles, Stamps),
+    /// A certificate authority issued it by ACME. It is in this file, with its key.
+    Acme(PathBuf),
+}
+
+impl Source {
+    /// Its label in status and on the command line.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Files(..) => "file",
+            Self::Acme(_) => "acme",
+        }
+    }
+}
+
+/// Identifies the contents of a certificate's files as they were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamps([Stamp; 2]);
 
 /// Detects whether a file was replaced or written. Symbolic links are followed, because tools such as certbot and
 /// Kubernetes change only the target of a link.
@@ -141,8 +163,58 @@ impl Certificate {
     /// If they can't be served.
     pub fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Self, CertificateError> {
         let ((cert_pem, cert_stamp), (key_pem, key_stamp)) = (read(&files.cert)?, read(&files.key)?);
-        let chain = chain(&files.cert, &cert_pem)?;
-        let key = key(&files.key, &key_pem)?;
+        let source = Source::Files(files.clone(), Stamps([cert_stamp, key_stamp]));
+        Self::parse(files, &cert_pem, &key_pem, source, provider)
+    }
+
+    /// Reads a key and its certificate from one file, and checks that they match. `name` identifies it.
+    ///
+    /// # Errors
+    /// If they can't be served.
+    pub fn load_acme(path: &Path, name: &str, provider: &CryptoProvider) -> Result<Self, CertificateError> {
+        let (pem, _) = read(path)?;
+        Self::of_acme(&pem, path, name, provider)
+    }
+
+    /// Like [`Certificate::load_acme`], from what is to be in the file.
+    ///
+    /// # Errors
+    /// If they can't be served.
+    pub fn of_acme(
+        pem: &[u8],
+        path: &Path,
+        name: &str,
+        provider: &CryptoProvider,
+    ) -> Result<Self, CertificateError> {
+        let files = CertificateFiles { cert: path.to_owned(), key: path.to_owned() };
+        let certificate = Self::parse(&files, pem, pem, Source::Acme(path.to_owned()), provider)?;
+        Ok(Self { name: name.to_owned(), ..certificate })
+    }
+
+    /// The key identifier of its authority and its serial number, which together identify it; `None` if it has no such
+    /// key identifier.
+    #[must_use]
+    pub fn identity(&self) -> Option<(&[u8], &[u8])> {
+        let leaf = self.key.cert.first()?;
+        Some((der::authority_key_identifier(leaf)?, der::serial_number(leaf)?))
+    }
+
+    /// Whether every local user can read its key.
+    #[must_use]
+    pub fn is_key_exposed(&self) -> bool {
+        let key = self.files().map(|files| &files.key);
+        key.and_then(|key| fs::metadata(key).ok()).is_some_and(|key| key.mode() & 0o004 != 0)
+    }
+
+    fn parse(
+        files: &CertificateFiles,
+        cert_pem: &[u8],
+        key_pem: &[u8],
+        source: Source,
+        provider: &CryptoProvider,
+    ) -> Result<Self, CertificateError> {
+        let chain = chain(&files.cert, cert_pem)?;
+        let key = key(&files.key, key_pem)?;
         let leaf = chain.first().map(|leaf| leaf.to_vec()).unwrap_or_default();
         let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| rejected(files, &error))?;
         let unusable =
@@ -156,19 +228,36 @@ impl Certificate {
         Ok(Self {
             name: names.first().cloned().unwrap_or_else(file),
             names,
-            files: files.clone(),
+            source,
             not_before: validity.not_before,
             not_after: validity.not_after,
             key: Arc::new(key),
-            stamps: [cert_stamp, key_stamp],
         })
+    }
+
+    /// The files that the configuration names for it.
+    #[must_use]
+    pub fn files(&self) -> Option<&CertificateFiles> {
+        match &self.source {
+            Source::Files(files, _) => Some(files),
+            Source::Acme(_) => None,
+        }
+    }
+
+    /// The file that contains it.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        match &self.source {
+            Source::Files(files, _) => &files.cert,
+            Source::Acme(file) => file,
+        }
     }
 
     /// Whether one of its files has changed since it was read.
     #[must_use]
     pub fn has_changed(&self) -> bool {
-        let paths = [&self.files.cert, &self.files.key];
-        paths.iter().zip(self.stamps).any(|(path, stamp)| {
+        let Source::Files(files, Stamps(stamps)) = &self.source else { return false };
+        [&files.cert, &files.key].into_iter().zip(*stamps).any(|(path, stamp)| {
             // Counts as changed: the attempt to read the file then reports the error.
             fs::metadata(path).map_or(true, |file| Stamp::from(&file) != stamp)
         })
@@ -186,7 +275,7 @@ impl Certificate {
     /// If it has expired or isn't valid yet.
     pub fn check_dates(&self, now: Timestamp) -> Result<(), CertificateError> {
         let at = |second| Timestamp::from_second(second).unwrap_or_default();
-        let path = || self.files.cert.clone();
+        let path = || self.file().to_owned();
         if now.as_second() > self.not_after {
             return Err(CertificateError::Expired { path: path(), at: at(self.not_after) });
         }

@@ -5,7 +5,8 @@
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-const INTEGER_OR_SEQUENCE: [u8; 2] = [0x02, 0x30];
+const INTEGER: u8 = 0x02;
+const INTEGER_OR_SEQUENCE: [u8; 2] = [INTEGER, SEQUENCE];
 const SEQUENCE: u8 = 0x30;
 const OCTET_STRING: u8 = 0x04;
 const OBJECT_IDENTIFIER: u8 = 0x06;
@@ -15,11 +16,16 @@ const GENERALIZED_TIME: u8 = 0x18;
 const VERSION: u8 = 0xa0;
 /// `[3] EXPLICIT`: its extensions.
 const EXTENSIONS: u8 = 0xa3;
+/// `[0]` of an `AuthorityKeyIdentifier`.
+const KEY_IDENTIFIER: u8 = 0x80;
 /// `[2]` of a `GeneralName`: a DNS name.
 const DNS_NAME: u8 = 0x82;
 
 /// `id-ce-subjectAltName`, 2.5.29.17.
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
+
+/// `id-ce-authorityKeyIdentifier`, 2.5.29.35.
+const AUTHORITY_KEY_IDENTIFIER: &[u8] = &[0x55, 0x1d, 0x23];
 
 /// The validity period of a certificate, in seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +49,7 @@ pub(super) fn validity(certificate: &[u8]) -> Option<Validity> {
 
 /// The DNS names in the certificate's `subjectAltName`, unchanged.
 pub(super) fn dns_names(certificate: &[u8]) -> Vec<&str> {
-    let Some(names) = subject_alt_name(certificate) else { return Vec::new() };
+    let Some(names) = extension(certificate, SUBJECT_ALT_NAME) else { return Vec::new() };
     let mut names = Reader(names);
     std::iter::from_fn(|| names.next())
         .filter(|(tag, _)| *tag == DNS_NAME)
@@ -51,13 +57,26 @@ pub(super) fn dns_names(certificate: &[u8]) -> Vec<&str> {
         .collect()
 }
 
-fn subject_alt_name(certificate: &[u8]) -> Option<&[u8]> {
+/// The certificate's serial number, as the content of its `INTEGER`.
+pub(super) fn serial_number(certificate: &[u8]) -> Option<&[u8]> {
+    let mut fields = Reader(body(certificate)?);
+    fields.skip_optional(VERSION)?;
+    fields.expect(INTEGER)
+}
+
+/// The identifier of the key that signed the certificate.
+pub(super) fn authority_key_identifier(certificate: &[u8]) -> Option<&[u8]> {
+    Reader(extension(certificate, AUTHORITY_KEY_IDENTIFIER)?).expect(KEY_IDENTIFIER)
+}
+
+/// The content of an extension whose value is a `SEQUENCE`.
+fn extension<'a>(certificate: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
     let mut fields = Reader(body(certificate)?);
     let extensions = std::iter::from_fn(|| fields.next()).find(|(tag, _)| *tag == EXTENSIONS)?.1;
     let mut extensions = Reader(Reader(extensions).expect(SEQUENCE)?);
     while let Some(extension) = extensions.expect(SEQUENCE) {
         let mut extension = Reader(extension);
-        if extension.expect(OBJECT_IDENTIFIER)? == SUBJECT_ALT_NAME {
+        if extension.expect(OBJECT_IDENTIFIER)? == wanted {
             // An optional `critical` flag comes between the two.
             let value = std::iter::from_fn(|| extension.next()).find(|(tag, _)| *tag == OCTET_STRING)?.1;
             return Reader(value).expect(SEQUENCE);

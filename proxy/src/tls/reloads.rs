@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::certificate::{Certificate, CertificateError};
-use crate::config::CertificateFiles;
 use uh_system::plain;
 
 /// Counts failed attempts, and holds the current problem of each certificate.
@@ -22,7 +21,7 @@ impl Reloads {
     pub(super) fn failed(&self, in_force: &Certificate, error: &CertificateError) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let problem = plain(error).to_string();
-        let before = self.problems.lock().insert(in_force.files.cert.clone(), problem.clone());
+        let before = self.problems.lock().insert(in_force.file().to_owned(), problem.clone());
         if before.as_ref() != Some(&problem) {
             tracing::error!(
                 name = in_force.name,
@@ -33,8 +32,8 @@ impl Reloads {
     }
 
     /// Clears a certificate's problem: its files are served or unchanged.
-    pub(super) fn good(&self, files: &CertificateFiles) {
-        self.problems.lock().remove(&files.cert);
+    pub(super) fn good(&self, certificate: &Certificate) {
+        self.problems.lock().remove(certificate.file());
     }
 
     /// Clears all problems.
@@ -46,7 +45,7 @@ impl Reloads {
         self.failures.load(Ordering::Relaxed)
     }
 
-    pub(super) fn problem(&self, files: &CertificateFiles) -> Option<String> {
-        self.problems.lock().get(&files.cert).cloned()
+    pub(super) fn problem(&self, certificate: &Certificate) -> Option<String> {
+        self.problems.lock().get(certificate.file()).cloned()
     }
 }

@@ -7,17 +7,18 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
-use super::certificate::{Certificate, CertificateError};
+use super::certificate::{Certificate, CertificateError, Source};
+use super::challenges::Challenges;
 use super::failure::HandshakeCounts;
 use super::names::Names;
 use super::reloads::Reloads;
-use crate::acme::challenges::Challenges;
 use crate::config::{Tls, TlsVersion};
 use crate::observe::metrics::TlsCounts;
 
@@ -32,6 +33,8 @@ pub struct Server {
     provider: Arc<CryptoProvider>,
     tickets: Arc<dyn ProducesTickets>,
     names: Arc<CertificateResolver>,
+    /// Held while the certificates change. Handshakes don't need it.
+    changing: Mutex<()>,
     settings: ArcSwap<ServerConfig>,
     /// Counts handshakes by result.
     pub counts: HandshakeCounts,
@@ -102,7 +105,7 @@ pub fn check(tls: &Tls) -> Result<CheckedTls, TlsError> {
 }
 
 impl Server {
-    /// Creates a server from checked certificates and settings.
+    /// Creates a server from checked certificates and settings. Those from ACME come later.
     ///
     /// # Errors
     /// If rustls rejects them, which isn't expected.
@@ -116,6 +119,7 @@ impl Server {
             provider,
             tickets,
             names,
+            changing: Mutex::new(()),
             settings: ArcSwap::from_pointee(settings),
             counts: HandshakeCounts::default(),
             reloads: Reloads::default(),
@@ -131,24 +135,35 @@ impl Server {
     pub fn replace(&self, checked: CheckedTls) -> Result<bool, TlsError> {
         let settings = settings(&self.provider, &self.tickets, &self.names, checked.min_version)?;
         self.settings.store(Arc::new(settings));
-        let new = self.install(checked.certificates);
+        let new = self.install(checked.certificates, |certificate| certificate.files().is_none());
         self.reloads.all_good();
         Ok(new)
     }
 
-    /// Replaces the certificates, from the next handshake on. Clients that send no SNI get the first one. Returns whether
-    /// any of them is new.
-    pub fn install(&self, certificates: Vec<Arc<Certificate>>) -> bool {
-        let new = Arc::new(Names::new(certificates));
-        let before = self.names.0.swap(Arc::clone(&new));
+    /// Replaces the certificates from ACME, from the next handshake on. Those from files stay.
+    pub fn install_acme(&self, certificates: Vec<Arc<Certificate>>) {
+        self.install(certificates, |certificate| certificate.files().is_some());
+    }
+
+    /// Adds certificates to those that are kept, from the next handshake on. Those from files take precedence, and clients
+    /// that send no SNI get the first. Returns whether any of them is new.
+    fn install(&self, certificates: Vec<Arc<Certificate>>, is_kept: impl Fn(&Certificate) -> bool) -> bool {
+        let _one_at_a_time = self.changing.lock();
+        let before = self.names();
+        let kept = before.all().iter().filter(|certificate| is_kept(certificate)).cloned();
+        let mut all: Vec<Arc<Certificate>> = kept.chain(certificates).collect();
+        all.sort_by_key(|certificate| certificate.files().is_none());
+        let new = Arc::new(Names::new(all));
+        self.names.0.store(Arc::clone(&new));
         log_new(&before, &new)
     }
 
-    /// Like [`Server::install`], unless other certificates have replaced `before` in the meantime.
+    /// Replaces all certificates, unless others have replaced `before` in the meantime.
     fn install_after(&self, before: &Arc<Names>, certificates: Vec<Arc<Certificate>>) {
-        let new = Arc::new(Names::new(certificates));
-        let found = self.names.0.compare_and_swap(before, Arc::clone(&new));
-        if Arc::ptr_eq(&found, before) {
+        let _one_at_a_time = self.changing.lock();
+        if Arc::ptr_eq(&self.names(), before) {
+            let new = Arc::new(Names::new(certificates));
+            self.names.0.store(Arc::clone(&new));
             log_new(before, &new);
         }
     }
@@ -176,13 +191,13 @@ impl Server {
         let mut changed = false;
         let again = |old: &Arc<Certificate>| {
             if !old.has_changed() {
-                self.reloads.good(&old.files);
+                self.reloads.good(old);
                 return Arc::clone(old);
             }
             match self.load_again(old) {
                 Ok(new) => {
                     changed = true;
-                    self.reloads.good(&old.files);
+                    self.reloads.good(old);
                     Arc::new(new)
                 }
                 Err(error) => {
@@ -215,10 +230,24 @@ impl Server {
         }
     }
 
+    /// Logs the certificates that have expired since the last call, while they are served.
+    pub fn log_expired(&self, since: Timestamp, now: Timestamp) {
+        for certificate in self.names().all() {
+            if (since.as_second()..now.as_second()).contains(&certificate.not_after) {
+                let what_next = match certificate.source {
+                    Source::Files(..) => "replace its files with renewed ones",
+                    Source::Acme(_) => "run uh-proxy certificates to see why it wasn't renewed",
+                };
+                let expired = Timestamp::from_second(certificate.not_after).unwrap_or_default();
+                tracing::error!(name = certificate.name, %expired, "a certificate has expired; clients reject it; {what_next}");
+            }
+        }
+    }
+
     /// Why a certificate's changed files can't be served; `None` if they can or haven't changed.
     #[must_use]
     pub fn problem(&self, certificate: &Certificate) -> Option<String> {
-        self.reloads.problem(&certificate.files)
+        self.reloads.problem(certificate)
     }
 
     /// The current certificates.
@@ -234,7 +263,10 @@ impl Server {
 
     /// Reads a certificate's files again. If it is still the same certificate, its dates don't matter.
     fn load_again(&self, old: &Certificate) -> Result<Certificate, CertificateError> {
-        let loaded = Certificate::load(&old.files, &self.provider)?;
+        let loaded = match &old.source {
+            Source::Files(files, _) => Certificate::load(files, &self.provider)?,
+            Source::Acme(path) => Certificate::load_acme(path, &old.name, &self.provider)?,
+        };
         if !loaded.is_same(old) {
             loaded.check_dates(Timestamp::now())?;
         }
@@ -250,9 +282,19 @@ fn log_new(before: &Names, now: &Names) -> bool {
             any = true;
             let expires = Timestamp::from_second(certificate.not_after).unwrap_or_default();
             tracing::info!(name = certificate.name, %expires, "certificate loaded; new connections get it");
+            warn_of_exposed_key(certificate);
         }
     }
     any
+}
+
+/// Logs if every local user can read a certificate's key.
+pub fn warn_of_exposed_key(certificate: &Certificate) {
+    if certificate.is_key_exposed()
+        && let Some(files) = certificate.files()
+    {
+        tracing::warn!(key = %files.key.display(), "every local user can read this private key; run chmod o-r on it");
+    }
 }
 
 /// Resolves certificates for rustls. rustls asks before it accepts a session ticket, so a ticket can't resume a session
@@ -268,7 +310,7 @@ impl ResolvesServerCert for CertificateResolver {
 }
 
 /// Passed explicitly everywhere: no process-wide default is installed.
-fn provider() -> CryptoProvider {
+pub(crate) fn provider() -> CryptoProvider {
     aws_lc_rs::default_provider()
 }
 

@@ -1,10 +1,11 @@
-//! Polls the certificate files and reloads those that have changed.
+//! Polls the certificate files and reloads those that have changed. Also logs certificates that expire.
 //!
 //! Polling instead of inotify: files on network disks, in bind mounts and behind swapped links change without an event.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Server;
@@ -18,9 +19,14 @@ const SLOW_AFTER: Duration = Duration::from_secs(5);
 /// Polls until the process ends.
 pub async fn run(server: Arc<Server>) {
     let mut ticks = interval(INTERVAL);
+    // The start has logged the certificates that had expired before.
+    let mut checked_at = Timestamp::now();
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        let now = Timestamp::now();
+        server.log_expired(checked_at, now);
+        checked_at = now;
         let server = Arc::clone(&server);
         let mut check = tokio::task::spawn_blocking(move || server.reload_changed());
         // One at a time: each check that hangs occupies one of few threads.

@@ -1,13 +1,14 @@
-//! Every uh-proxy configuration in `config/` passes the real parser.
+//! Every uh-proxy configuration in `config/` and `docker/` passes the real parser.
 
 use std::fs;
 use std::path::Path;
 
 #[test]
 fn the_shipped_configuration_is_accepted() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
+    let folder = |name| Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+    let files = ["config", "docker"].into_iter().flat_map(|name| fs::read_dir(folder(name)).unwrap());
     let mut seen = 0;
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in files {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy();
         if name.starts_with("uh-proxy") && name.ends_with(".toml") {
@@ -15,5 +16,5 @@ fn the_shipped_configuration_is_accepted() {
             seen += 1;
         }
     }
-    assert!(seen > 0, "there is no configuration to check");
+    assert!(seen >= 3, "{seen} configurations were checked");
 }

@@ -8,6 +8,7 @@
 )]
 #![allow(clippy::needless_pass_by_value, reason = "helpers of tests read better that way")]
 
+mod acme;
 mod admin;
 mod answers;
 mod broken;

@@ -194,3 +194,24 @@ async fn a_swapped_link_is_noticed_without_a_reload() {
     );
     assert_eq!(secure(&site).await.get("/").await.status, 200);
 }
+
+#[tokio::test]
+async fn a_private_key_that_every_user_can_read_is_reported() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let site = Site::start().await;
+    let key = site.home.path("app.key");
+    let set_mode = |mode| fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+    let config = site.home.path("uh-proxy.toml").display().to_string();
+    let warning = format!("every local user can read {}; run chmod o-r on it", key.display());
+    set_mode(0o640);
+    let (code, out, err) = cli(&site.home.socket(), &["check", "--config", &config]).await;
+    assert!(code == 0 && !err.contains("every local user"), "{out}{err}");
+    set_mode(0o644);
+    let (code, out, err) = cli(&site.home.socket(), &["check", "--config", &config]).await;
+    assert!(code == 0 && err.contains(&warning), "a warning isn't a mistake: {out}{err}");
+    put(&site.home, "app", &site.authority.issue(&["app.test"]));
+    set_mode(0o644);
+    let (code, said) = reload(&site).await;
+    assert_eq!(code, 0, "{said}");
+    site.home.until_said("every local user can read this private key; run chmod o-r on it").await;
+}
