@@ -55,7 +55,8 @@ struct Exchange<'a, L> {
 }
 
 impl<L: ClientLink> Exchange<'_, L> {
-    /// Forwards the request and relays the response. `lease` is the lease on the activation that finally answered.
+    /// Forwards the request and relays the response. What is rare is boxed, so that it takes no room in the task of every
+    /// request. `lease` is the lease on the activation that finally answered.
     async fn forward(&mut self, lease: &mut Lease) -> AfterExchange {
         let limits = &lease.owner().service.limits;
         let most = limits.body_bytes;
@@ -64,16 +65,18 @@ impl<L: ClientLink> Exchange<'_, L> {
             && length > most
         {
             let refusal = ExchangeFailure::Client(Termination::TooLarge).refusal();
-            return self.refuse(&refusal, false).await;
+            return Box::pin(self.refuse(&refusal, false)).await;
         }
-        let (tunnel, mut upstream) = {
+        let mut upstream;
+        let tunnel = {
             let mut relay = self.begin(lease);
             relay.up.limit_body(most);
             let answered = reach(self.client, self.request, lease, &mut relay, &mut self.record).await;
-            let Answered { mut upstream, response, body } = match answered {
+            let Answered { upstream: reached, response, body } = match answered {
                 Ok(answered) => answered,
-                Err(refusal) => return self.not_answered(lease, &mut relay, &refusal).await,
+                Err(refusal) => return Box::pin(self.not_answered(lease, &mut relay, &refusal)).await,
             };
+            upstream = reached;
             self.record.answered(response.status, relay.last_move());
             relay.down.begin_body(response.framing, response.coding, body);
             if !response.is_tunnel() {
@@ -81,17 +84,16 @@ impl<L: ClientLink> Exchange<'_, L> {
                 let result = relay.bodies(&mut self.client.around(&mut upstream, lease), rest).await;
                 self.record.bytes = relay.down.body_sent();
                 if let Err(failure) = result {
-                    return self.broken(lease, &response, &mut relay, &failure).await;
+                    return Box::pin(self.broken(lease, &response, &mut relay, &failure)).await;
                 }
                 release(lease, upstream, &response, &mut relay);
                 return self.complete(&response, &mut relay).await;
             }
-            (self.open_tunnel(lease, relay), upstream)
+            self.open_tunnel(lease, relay)
         };
-        // In the place of the relay: a tunnel may last for days, and should hold no more memory than it needs.
-        let mut tunnel = *tunnel;
+        let mut tunnel = unboxed(tunnel);
         let result = tunnel.run(&mut self.client.around(&mut upstream, lease)).await;
-        self.tunnel_ended(lease, &mut tunnel, result).await
+        Box::pin(self.tunnel_ended(lease, &mut tunnel, result)).await
     }
 
     /// Both directions, before the first byte. The request head and the first part of its body are sent in one write.
@@ -139,7 +141,7 @@ impl<L: ClientLink> Exchange<'_, L> {
         let (request_done, ended) = (relay.request_done(), relay.client_ended());
         let ended_first = relay.client_ended_first();
         self.give_back(&mut relay.up, &mut relay.down);
-        if ended && !is_delivered(self.client).await {
+        if ended && !Box::pin(is_delivered(self.client)).await {
             self.record.client_gone(ended_first);
             return AfterExchange::Close;
         }
@@ -296,6 +298,11 @@ impl<L> Client<L> {
             timer: &mut self.timer,
         }
     }
+}
+
+/// Frees the box at once. A tunnel, which may last for days, then takes the place of the relay, and no other.
+fn unboxed<T>(boxed: Box<T>) -> T {
+    *boxed
 }
 
 /// Whether a client that has closed its sending side has received its response. A client that has left resets the
