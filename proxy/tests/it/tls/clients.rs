@@ -44,7 +44,7 @@ impl Rustls {
     }
 
     /// Trusts certificates issued under this one.
-    pub(crate) fn trusting(root: rustls::pki_types::CertificateDer<'static>) -> Self {
+    pub(crate) fn trusting(root: CertificateDer<'static>) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(root).unwrap();
         let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
