@@ -11,7 +11,7 @@
 //! From the exchange on, nothing knows which protocol the client speaks: see [`client`].
 //!
 //! Workers share nothing on the path of a request: each has its own thread, runtime, idle pools, counters and log
-//! buffer. In reading order: [`worker`], [`admission`], `proxy_header`, `secure`, [`idle`], [`connection`], [`client`], [`exchange`],
+//! buffer. In reading order: [`worker`], [`admission`], [`in_flight`], `proxy_header`, `secure`, [`idle`], [`connection`], `http2`, [`client`], [`exchange`],
 //! `record`, `reach`, [`relay`], [`pump`], [`splice`], [`pace`], [`pool`], [`budget`], [`endpoint`], [`fittings`], [`upstream`], [`answer`],
 //! `error_answer`, `challenge`, `redirect`, [`bypass`], [`scratch`], [`reset`], [`broadcast`], [`lazy_timer`], [`settings`], [`websocket`].
 
