@@ -7,6 +7,7 @@
     reason = "helpers of tests may fail by panicking"
 )]
 #![allow(clippy::needless_pass_by_value, reason = "helpers of tests read better that way")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what is skipped or measured is reported")]
 
 mod acme;
 mod admin;

@@ -41,7 +41,7 @@ async fn a_client_may_cancel_so_many_requests_and_no_more() {
         let seen = usize::try_from(n).unwrap() + 1;
         let arrived = async {
             while app.seen() < seen {
-                tokio::time::sleep(Duration::from_millis(1)).await
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         if tokio::time::timeout(Duration::from_secs(2), arrived).await.is_err() {

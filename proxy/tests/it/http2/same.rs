@@ -64,7 +64,7 @@ fn comparable(seen: Seen) -> (String, bool, String) {
         while let Some((size, after)) = rest.split_once("\r\n") {
             let size = usize::from_str_radix(size, 16).unwrap();
             content.push_str(&after[..size]);
-            rest = &after[size..].trim_start_matches("\r\n");
+            rest = after[size..].trim_start_matches("\r\n");
         }
     } else {
         content = seen.body;
