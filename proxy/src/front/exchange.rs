@@ -301,6 +301,7 @@ impl<L> Client<L> {
 }
 
 /// Frees the box at once. A tunnel, which may last for days, then takes the place of the relay, and no other.
+#[allow(clippy::boxed_local, reason = "that it is freed here is the point")]
 fn unboxed<T>(boxed: Box<T>) -> T {
     *boxed
 }
