@@ -1,7 +1,7 @@
 //! TLS and HTTP/2: the rows, and how one of them is measured for one proxy.
 //!
 //! Requests come from `h2load`, which speaks HTTP/1.1 and HTTP/2 and counts answers that aren't 2xx; handshakes come from
-//! rustls, in [`handshakes`]. Both offer TLS 1.3 with the key exchange that all proxies here know (X25519), and a
+//! rustls, in `handshakes`. Both offer TLS 1.3 with the key exchange that all proxies here know (X25519), and a
 //! certificate on P-256.
 
 mod h2load;
