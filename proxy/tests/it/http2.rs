@@ -2,7 +2,7 @@
 
 mod attacks;
 mod bodies;
-mod clients;
+pub(crate) mod clients;
 mod endings;
 mod floods;
 mod fuzz;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use rustls::client::Resumption;
 use tokio::task::JoinHandle;
 use uh_testkit::judgement::{Switch, Verdict};
@@ -13,6 +14,7 @@ use uh_testkit::load::{Recording, Sample};
 use super::certificates::{Site, der, put};
 use super::clients::{Rustls, peer_certificate};
 use crate::harness::backend;
+use crate::http2;
 
 /// Between two requests of a client: other tests need the processor, too.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -101,12 +103,28 @@ async fn a_hundred_certificate_swaps_fail_no_request_and_no_handshake() {
     let _alone = super::floods::ALONE.lock().await;
     let site = Site::start().await;
     let clients = Clients::start(&site, 16).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let client = http2::clients::Client::tls(&site).await;
+        let stop = Arc::clone(&stop);
+        streams.push(tokio::spawn(async move {
+            let mut answers = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let pair = tokio::join!(client.get("/"), client.get("/bytes/1000"));
+                assert_eq!((pair.0.status, pair.1.status), (StatusCode::OK, StatusCode::OK));
+                answers += 2;
+                tokio::time::sleep(PAUSE).await;
+            }
+            assert!(!client.ended.is_finished(), "an HTTP/2 connection was closed");
+            answers
+        }));
+    }
     // A resumed session has no certificate.
     let rustls = Rustls::with(&site.authority, rustls::ALL_VERSIONS, |config| {
         config.resumption = Resumption::disabled();
     });
     // New clients all the time: each gets a certificate whole, whichever.
-    let stop = Arc::new(AtomicBool::new(false));
     let newcomers = {
         let (stop, rustls, address) = (Arc::clone(&stop), Rustls(Arc::clone(&rustls.0)), site.address);
         tokio::spawn(async move {
@@ -131,7 +149,13 @@ async fn a_hundred_certificate_swaps_fail_no_request_and_no_handshake() {
     }
     stop.store(true, Ordering::Relaxed);
     let handshakes = newcomers.await.expect("no handshake fails");
+    let mut over_http2 = 0;
+    for stream in streams {
+        over_http2 += stream.await.expect("no stream fails");
+    }
     let recording = clients.stop().await;
-    println!("{SWAPS} swaps, {} requests, {handshakes} new connections", recording.samples.len());
-    assert!(recording.samples.len() > SWAPS && handshakes > SWAPS / 10, "the clients hardly ran");
+    let requests = recording.samples.len();
+    println!("{SWAPS} swaps, {requests} requests, {over_http2} over HTTP/2, {handshakes} new connections");
+    let enough = requests > SWAPS && over_http2 > SWAPS && handshakes > SWAPS / 10;
+    assert!(enough, "the clients hardly ran");
 }
