@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The `h2` crate speaks the protocol; when to accept, refuse, cancel and end is decided here. A request's header list is
-//! written as an HTTP/1 head, so that one set of rules holds for both protocols. In reading order: [`session`],
+//! written as an HTTP/1 head, so that one set of rules holds for both protocols. In reading order: [`session`], [`shared`],
 //! [`stream`], [`head`], [`link`], [`response`], [`wire`], [`frames`], [`budget`].
 
 mod budget;
@@ -16,6 +16,7 @@ mod head;
 mod link;
 mod response;
 mod session;
+mod shared;
 mod stream;
 mod wire;
 

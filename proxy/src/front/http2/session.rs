@@ -3,11 +3,10 @@
 //! A task of its own drives it. Each stream is a task on the same thread.
 
 use std::future::{Future as _, poll_fn};
-use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,16 +18,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::budget::Budget;
+use super::shared::{OpenConnection, OpenStream, SharedSession};
 use super::stream;
 use super::wire::{Wire, WireState};
 use crate::config::ServerLimits;
 use crate::front::admission::ConnectionSlot;
 use crate::front::broadcast::{StopStage, Subscription};
 use crate::front::connection::{Arrival, OpenGuard};
-use crate::front::in_flight::{AddressRequests, RequestInFlight};
 use crate::front::lazy_timer::LazyTimer;
 use crate::front::pool::millis;
-use crate::front::worker::Worker;
 use crate::observe::http2::GoAwayReason;
 use crate::tls::TlsSession;
 
@@ -43,90 +41,6 @@ const END_TIME: Duration = Duration::from_secs(2);
 
 /// The same when uh-proxy cuts what is in flight.
 const CUT_TIME: Duration = Duration::from_millis(500);
-
-/// What the streams of a connection share.
-pub(super) struct SharedSession {
-    pub worker: Arc<Worker>,
-    pub ip: IpAddr,
-    pub address: Arc<str>,
-    pub tls: Option<Arc<TlsSession>>,
-    /// Streams being served.
-    open: AtomicUsize,
-    /// Requests that were cancelled before they were answered.
-    cancelled: Mutex<Budget>,
-    most_cancelled: u32,
-    /// More were cancelled than allowed.
-    abused: AtomicBool,
-    /// Wakes the connection's task.
-    waker: Mutex<Option<Waker>>,
-    /// Counts the requests of the client's address; `None`: it has no limit.
-    requests: Option<AddressRequests>,
-}
-
-impl SharedSession {
-    /// The client has cancelled a request that wasn't answered yet.
-    pub(super) fn client_cancelled(&self) {
-        if self.cancelled.lock().spend(self.most_cancelled, std::time::Instant::now).is_err() {
-            self.abused.store(true, Ordering::Relaxed);
-            self.wake();
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = self.waker.lock().as_ref() {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// Makes sure that the connection's task is woken for what its streams report.
-    fn listen(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.lock();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
-        }
-    }
-
-    fn has_streams(&self) -> bool {
-        self.open.load(Ordering::Relaxed) > 0
-    }
-}
-
-/// A stream that is being served, counted for as long as this lives.
-pub(super) struct OpenStream {
-    pub shared: Arc<SharedSession>,
-    /// Its place among the requests of its address.
-    place: Option<RequestInFlight>,
-}
-
-impl OpenStream {
-    fn new(shared: &Arc<SharedSession>) -> Self {
-        shared.open.fetch_add(1, Ordering::Relaxed);
-        let place = shared.requests.as_ref().and_then(AddressRequests::begin);
-        let worker = &shared.worker;
-        worker.meters.worker(worker.index).http2.stream_opened();
-        Self { shared: Arc::clone(shared), place }
-    }
-
-    /// Counts it as rejected.
-    pub(super) fn refuse(&self) {
-        if let Some(requests) = &self.shared.requests {
-            requests.refuse(&self.shared.address);
-        }
-    }
-
-    /// Whether its address has too many requests in flight.
-    pub(super) fn is_one_too_many(&self) -> bool {
-        self.shared.requests.is_some() && self.place.is_none()
-    }
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        if self.shared.open.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.shared.wake();
-        }
-    }
-}
 
 /// Serves an HTTP/2 connection until it closes.
 pub(in crate::front) async fn serve<S>(arrival: Arrival, stream: S, tls: Option<Arc<TlsSession>>)
@@ -186,22 +100,6 @@ where
         _open: open,
     };
     session.run().await;
-}
-
-/// A connection, counted for as long as this lives.
-struct OpenConnection(Arc<Worker>);
-
-impl OpenConnection {
-    fn new(worker: &Arc<Worker>) -> Self {
-        worker.meters.worker(worker.index).http2.connections.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(worker))
-    }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.meters.worker(self.0.index).http2.connections.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Exchanges the prefaces. `None`: the client doesn't speak HTTP/2, or not in time.

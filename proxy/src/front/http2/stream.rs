@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::head::{self, Content, HeadLimits};
 use super::link::{Gone, ResponseProgress, StreamLink};
-use super::session::OpenStream;
+use super::shared::OpenStream;
 use crate::front::client::Client;
 use crate::front::connection::AfterExchange;
 use crate::front::scratch::Scratch;
