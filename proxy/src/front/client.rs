@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::broadcast::Subscription;
 use super::connection::AfterExchange;
-use super::exchange;
+use super::exchange::{self, Outcome};
 use super::lazy_timer::LazyTimer;
 use super::pump::ends::{PumpSink, PumpSource};
 use super::scratch::Scratch;
@@ -164,7 +164,11 @@ impl<L: ClientLink> Client<L> {
                 request.keep_alive &= !last;
                 let _active = ActiveGuard::new(&self.worker);
                 // Boxed, so that the future of a waiting connection doesn't include the size of an exchange.
-                Box::pin(exchange::run(self, request)).await
+                let outcome = Box::pin(exchange::run(self, request)).await;
+                match outcome {
+                    Outcome::Ended(next) => next,
+                    Outcome::Tunnel(tunnel) => Box::pin(tunnel.run(self)).await,
+                }
             }
             Err(bad) => Box::pin(self.refuse_bad(bad)).await,
         }

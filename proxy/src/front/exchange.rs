@@ -33,18 +33,73 @@ const DELIVERY_TIME: Duration = Duration::from_millis(250);
 /// How often that is checked.
 const DELIVERY_LOOK: Duration = Duration::from_millis(5);
 
+/// What an exchange has come to.
+pub enum Outcome {
+    /// It is over, counted and logged.
+    Ended(AfterExchange),
+    /// It has become a tunnel.
+    Tunnel(Box<OpenTunnel>),
+}
+
 /// Runs one exchange, then counts and logs it.
-pub async fn run<L: ClientLink>(client: &mut Client<L>, request: RequestHead) -> AfterExchange {
+pub async fn run<L: ClientLink>(client: &mut Client<L>, request: RequestHead) -> Outcome {
     let mut exchange = Exchange { client, request: &request, record: ExchangeRecord::new() };
     let (next, lease, service) = match course::decide(exchange.client, &request) {
         Course::Backend { mut lease, health_in_maintenance } => {
             exchange.record.health_in_maintenance = health_in_maintenance;
-            (exchange.forward(&mut lease).await, Some(lease), None)
+            match exchange.forward(&mut lease).await {
+                Forwarded::Ended(next) => (next, Some(lease), None),
+                Forwarded::Tunnel(tunnel, upstream) => {
+                    let record = exchange.record;
+                    return Outcome::Tunnel(Box::new(OpenTunnel {
+                        tunnel,
+                        upstream,
+                        lease,
+                        request,
+                        record,
+                    }));
+                }
+            }
         }
         Course::Own { service, answer } => (Box::pin(exchange.answer(&answer)).await, None, service),
     };
     exchange.record.close(exchange.client, &request, lease.as_ref(), service.as_deref());
-    next
+    Outcome::Ended(next)
+}
+
+/// An exchange that has become a tunnel, which may last for days: it is run apart from the exchange, whose memory is then
+/// free.
+pub struct OpenTunnel {
+    tunnel: Box<Tunnel>,
+    upstream: Upstream,
+    lease: Lease,
+    request: RequestHead,
+    record: ExchangeRecord,
+}
+
+impl OpenTunnel {
+    /// Runs it until it ends or is closed, then counts and logs the exchange.
+    pub async fn run<L: ClientLink>(mut self: Box<Self>, client: &mut Client<L>) -> AfterExchange {
+        let result = self.tunnel.run(&mut client.around(&mut self.upstream, &self.lease)).await;
+        Box::pin(self.end(client, result)).await
+    }
+
+    async fn end<L: ClientLink>(
+        mut self: Box<Self>,
+        client: &mut Client<L>,
+        result: Result<(), ExchangeFailure>,
+    ) -> AfterExchange {
+        let mut exchange = Exchange { client, request: &self.request, record: self.record };
+        let next = exchange.tunnel_ended(&self.lease, &mut self.tunnel, result).await;
+        exchange.record.close(exchange.client, &self.request, Some(&self.lease), None);
+        next
+    }
+}
+
+/// What forwarding a request has come to.
+enum Forwarded {
+    Ended(AfterExchange),
+    Tunnel(Box<Tunnel>, Upstream),
 }
 
 /// A request, its client, and what is to be logged about them.
@@ -57,7 +112,7 @@ struct Exchange<'a, L> {
 impl<L: ClientLink> Exchange<'_, L> {
     /// Forwards the request and relays the response. What is rare is boxed, so that it takes no room in the task of every
     /// request. `lease` is the lease on the activation that finally answered.
-    async fn forward(&mut self, lease: &mut Lease) -> AfterExchange {
+    async fn forward(&mut self, lease: &mut Lease) -> Forwarded {
         let limits = &lease.owner().service.limits;
         let most = limits.body_bytes;
         self.client.body_rate = limits.min_body_rate;
@@ -65,35 +120,32 @@ impl<L: ClientLink> Exchange<'_, L> {
             && length > most
         {
             let refusal = ExchangeFailure::Client(Termination::TooLarge).refusal();
-            return Box::pin(self.refuse(&refusal, false)).await;
+            return Forwarded::Ended(Box::pin(self.refuse(&refusal, false)).await);
         }
-        let mut upstream;
-        let tunnel = {
-            let mut relay = self.begin(lease);
-            relay.up.limit_body(most);
-            let answered = reach(self.client, self.request, lease, &mut relay, &mut self.record).await;
-            let Answered { upstream: reached, response, body } = match answered {
-                Ok(answered) => answered,
-                Err(refusal) => return Box::pin(self.not_answered(lease, &mut relay, &refusal)).await,
-            };
-            upstream = reached;
-            self.record.answered(response.status, relay.last_move());
-            relay.down.begin_body(response.framing, response.coding, body);
-            if !response.is_tunnel() {
-                let rest = self.rest_of_request(&response, &relay);
-                let result = relay.bodies(&mut self.client.around(&mut upstream, lease), rest).await;
-                self.record.bytes = relay.down.body_sent();
-                if let Err(failure) = result {
-                    return Box::pin(self.broken(lease, &response, &mut relay, &failure)).await;
-                }
-                release(lease, upstream, &response, &mut relay);
-                return self.complete(&response, &mut relay).await;
+        let mut relay = self.begin(lease);
+        relay.up.limit_body(most);
+        let answered = reach(self.client, self.request, lease, &mut relay, &mut self.record).await;
+        let Answered { mut upstream, response, body } = match answered {
+            Ok(answered) => answered,
+            Err(refusal) => {
+                return Forwarded::Ended(Box::pin(self.not_answered(lease, &mut relay, &refusal)).await);
             }
-            self.open_tunnel(lease, relay)
         };
-        let mut tunnel = unboxed(tunnel);
-        let result = tunnel.run(&mut self.client.around(&mut upstream, lease)).await;
-        Box::pin(self.tunnel_ended(lease, &mut tunnel, result)).await
+        self.record.answered(response.status, relay.last_move());
+        relay.down.begin_body(response.framing, response.coding, body);
+        if response.is_tunnel() {
+            return Forwarded::Tunnel(self.open_tunnel(lease, relay), upstream);
+        }
+        let rest = self.rest_of_request(&response, &relay);
+        let result = relay.bodies(&mut self.client.around(&mut upstream, lease), rest).await;
+        self.record.bytes = relay.down.body_sent();
+        Forwarded::Ended(match result {
+            Ok(()) => {
+                release(lease, upstream, &response, &mut relay);
+                self.complete(&response, &mut relay).await
+            }
+            Err(failure) => Box::pin(self.broken(lease, &response, &mut relay, &failure)).await,
+        })
     }
 
     /// Both directions, before the first byte. The request head and the first part of its body are sent in one write.
@@ -298,12 +350,6 @@ impl<L> Client<L> {
             timer: &mut self.timer,
         }
     }
-}
-
-/// Frees the box at once. A tunnel, which may last for days, then takes the place of the relay, and no other.
-#[allow(clippy::boxed_local, reason = "that it is freed here is the point")]
-fn unboxed<T>(boxed: Box<T>) -> T {
-    *boxed
 }
 
 /// Whether a client that has closed its sending side has received its response. A client that has left resets the
