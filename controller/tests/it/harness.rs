@@ -188,11 +188,14 @@ impl Stage {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Starts load from several keep-alive clients.
+    /// Starts load from several keep-alive clients, and waits for its first request.
     pub(crate) fn load(&self) -> Load {
         let group = Group { path: "/".to_owned(), clients: 3, rate: 600.0, reuse: Reuse::KeepAlive };
         let plan = Plan { target: self.address, groups: vec![group], request_timeout: REQUEST_TIMEOUT };
-        Load(uh_testkit::load::Load::start(plan).unwrap())
+        let load = uh_testkit::load::Load::start(plan).unwrap();
+        // A command that fails at once would be over before the first request.
+        until("the load has begun", || (load.so_far().0 > 0).then_some(()));
+        Load(load)
     }
 
     /// uh-proxy's state file.
