@@ -258,7 +258,7 @@ impl Store {
             Err(error) => {
                 let kept = with_suffix(path, ".damaged");
                 let _ = fs::rename(path, &kept);
-                tracing::error!(path = %path.display(), kept = %kept.display(), %error, "a file of the ACME state is damaged; continuing without it");
+                tracing::error!(path = %path.display(), kept = %kept.display(), error = %plain(&error), "a file of the ACME state is damaged; continuing without it");
                 None
             }
         }

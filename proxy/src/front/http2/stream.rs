@@ -16,7 +16,6 @@ use super::head::{self, Content, HeadLimits};
 use super::link::{Gone, ResponseProgress, StreamLink};
 use super::shared::OpenStream;
 use crate::front::client::Client;
-use crate::front::connection::AfterExchange;
 use crate::front::scratch::Scratch;
 use crate::front::settings::Settings;
 use crate::observe::termination::Termination;
@@ -49,7 +48,8 @@ pub(super) async fn serve(
     let mut client =
         Client::new(Arc::clone(worker), settings, address, tls.clone(), StreamLink::new(body, respond));
     client.scratch = Some(scratch);
-    let next = match head {
+    // What a connection would do next is up to the session.
+    let _next = match head {
         Ok(()) if open.is_one_too_many() => {
             open.refuse();
             let detail = "too many requests in flight from this address";
@@ -62,7 +62,7 @@ pub(super) async fn serve(
     if let Some(scratch) = client.scratch.take() {
         scratch.give_back();
     }
-    end(&open, &mut client.link, next).await;
+    end(&open, &mut client.link).await;
 }
 
 fn write_head(
@@ -91,7 +91,7 @@ fn is_misdirected(tls: &TlsSession, authority: &str) -> bool {
 }
 
 /// Ends the stream as its exchange has ended.
-async fn end(open: &OpenStream, link: &mut StreamLink, next: AfterExchange) {
+async fn end(open: &OpenStream, link: &mut StreamLink) {
     match (link.progress(), link.gone()) {
         (ResponseProgress::Complete, None) => {
             if !link.request_is_read() {
@@ -103,7 +103,7 @@ async fn end(open: &OpenStream, link: &mut StreamLink, next: AfterExchange) {
         (_, Some(_)) => {}
         // A broken response never looks like a complete one.
         (ResponseProgress::Unanswered | ResponseProgress::Answering, None) => {
-            tracing::debug!(client = &*open.shared.address, ?next, "HTTP/2 stream broken off");
+            tracing::debug!(client = &*open.shared.address, "HTTP/2 stream broken off");
             link.reset(Reason::INTERNAL_ERROR);
         }
     }
