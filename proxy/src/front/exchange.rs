@@ -33,7 +33,7 @@ const DELIVERY_TIME: Duration = Duration::from_millis(250);
 /// How often that is checked.
 const DELIVERY_LOOK: Duration = Duration::from_millis(5);
 
-/// What an exchange has come to.
+/// How an exchange goes on.
 pub enum Outcome {
     /// It is over, counted and logged.
     Ended(AfterExchange),
@@ -96,7 +96,7 @@ impl OpenTunnel {
     }
 }
 
-/// What forwarding a request has come to.
+/// The same for a request that is forwarded.
 enum Forwarded {
     Ended(AfterExchange),
     Tunnel(Box<Tunnel>, Upstream),
