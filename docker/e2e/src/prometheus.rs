@@ -68,7 +68,7 @@ impl Prometheus {
             .arg(format!("--web.listen-address={address}"));
         let mut process = Process::spawn("prometheus", &mut command, dir)?;
         until("prometheus is ready", async || {
-            let ready = fetch(address, "/-/ready", &[]).await.is_ok();
+            let ready = fetch(address, "/-/ready", &["--fail"]).await.is_ok();
             process.check_running().map(|()| ready.then_some(())).transpose()
         })
         .await??;
