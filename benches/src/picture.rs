@@ -218,6 +218,7 @@ mod tests {
             done_at: at(ms + 1),
             latency: Duration::from_millis(1),
             late: Duration::ZERO,
+            user: None,
             outcome,
         };
         let mut samples: Vec<Sample> = (0..400)

@@ -17,12 +17,16 @@ use uh_http1::forwarded::{Caller, Scheme};
 use uh_http1::policy::{HeaderPolicy, ServerField};
 use uh_http1::request;
 use uh_http1::response::{self, Recipient};
+use uh_proxy::RateLimiter;
 use uh_proxy::config::{self, AccessLogFormat};
 use uh_proxy::observe::line::{AccessLine, Clock};
 use uh_proxy::observe::meters::Meters;
 use uh_proxy::observe::termination::Termination;
-use uh_switching::Bare;
 use uh_switching::board::SwitchOrder;
+use uh_switching::{Bare, ClientKey};
+
+/// The client. Traffic isn't split, so it doesn't matter.
+const ANYBODY: ClientKey = ClientKey::V4(0);
 
 const HOST: &[u8] = b"app.example.com";
 
@@ -71,29 +75,24 @@ fn while_others(others: usize, work: impl Fn(usize) + Sync, measure: impl FnOnce
 fn switching(c: &mut Criterion) {
     for others in [0, 1, 3] {
         let board = board(others + 1);
-        let pick = |worker| drop(black_box(board.pick(HOST, b"/", worker)));
+        let pick = |worker| drop(black_box(board.pick(HOST, b"/", worker, |_| ANYBODY)));
         let name = format!("pick and release, {others} other threads");
         while_others(others, pick, || {
             c.bench_function(&name, |b| b.iter(|| pick(0)));
         });
     }
     let board = board(1);
-    c.bench_function("pick", |b| b.iter_with_large_drop(|| board.pick(HOST, b"/", 0)));
+    c.bench_function("pick", |b| b.iter_with_large_drop(|| board.pick(HOST, b"/", 0, |_| ANYBODY)));
     c.bench_function("release", |b| {
-        b.iter_batched(|| board.pick(HOST, b"/", 0), drop, criterion::BatchSize::SmallInput);
+        b.iter_batched(|| board.pick(HOST, b"/", 0, |_| ANYBODY), drop, criterion::BatchSize::SmallInput);
     });
-    let order = |to: &str| SwitchOrder {
-        to: to.parse().unwrap(),
-        expect_active: None,
-        expect_generation: None,
-        force: true,
-    };
+    let order = |to: &str| SwitchOrder { force: true, ..SwitchOrder::one("app", to.parse().unwrap()) };
     let orders = [order("green"), order("blue")];
     let mut step = 0;
     c.bench_function("switch", |b| {
         b.iter(|| {
             step += 1;
-            board.switch("app", &orders[step % 2], Timestamp::UNIX_EPOCH).unwrap()
+            board.switch(&orders[step % 2], Timestamp::UNIX_EPOCH).unwrap()
         });
     });
 }
@@ -109,6 +108,7 @@ fn heads(c: &mut Criterion) {
         request_start: None,
         scheme: Scheme::Http,
         http2: false,
+        hides_cookies: false,
         headers: &headers,
     };
     c.bench_function("request head: check and rewrite", |b| {
@@ -128,6 +128,7 @@ fn heads(c: &mut Criterion) {
         fields: 1000,
         clock: SystemTime::now,
         hsts: None,
+        compress: None,
     };
     c.bench_function("response head: check and rewrite", |b| {
         b.iter(|| {
@@ -135,6 +136,62 @@ fn heads(c: &mut Criterion) {
             response::translate(black_box(RESPONSE), to, &mut out).unwrap()
         });
     });
+}
+
+/// Nine rules, as in a larger nginx configuration, two of which edit headers.
+const RULES: &str = "\
+[[services.app.paths]]\nmatch = \"/api/upload\"\nlimits = { body_bytes = \"1MiB\" }\n\
+[[services.app.paths]]\nmatch = [\"/api\", \"/ws\", \"/auth\"]\ntimeouts = { read = \"5m\" }\n\
+[[services.app.paths]]\nmatch = \"/health\"\nexact = true\naccess_log = false\n\
+[[services.app.paths]]\nsuffixes = [\".js\", \".css\", \".png\"]\n\
+response_headers = { set = { Cache-Control = \"max-age=31536000\" } }\n\
+[[services.app.paths]]\nmatch = \"/dashboard\"\n\
+response_headers = { set = { X-Frame-Options = \"DENY\", X-Content-Type-Options = \"nosniff\", Cache-Control = \"no-cache\" }, \
+default = { Referrer-Policy = \"same-origin\" }, remove = [\"X-Powered-By\"] }\n\
+request_headers = { set = { X-Api-Key = \"0123456789\" }, remove = [\"X-Debug\"] }\n";
+
+/// Restricts another path, so that every path is checked for other readings.
+const GUARD: &str = "[[services.app.paths]]\nmatch = \"/metrics\"\nallow = [\"10.0.0.0/8\"]\n";
+
+fn service(rules: &str) -> config::Service {
+    let text = format!(
+        "[server]\nlisten = [\"127.0.0.1:0\"]\n[services.app]\nactive = \"blue\"\n\
+         backends.blue.endpoints = [\"127.0.0.1:1\"]\n{rules}"
+    );
+    config::parse(&text).unwrap().services.remove(0)
+}
+
+fn path_rules(c: &mut Criterion) {
+    let guarded = format!("{RULES}{GUARD}");
+    let (none, rules, guards) = (service(""), service(RULES), service(&guarded));
+    for (name, service, path) in [
+        ("path rule: no rules", &none, "/dashboard?tab=1"),
+        ("path rule: found", &rules, "/dashboard?tab=1"),
+        ("path rule: none matches", &rules, "/users/17/orders?page=2"),
+    ] {
+        c.bench_function(name, |b| {
+            b.iter(|| service.rules.at(black_box(service.rules.find(black_box(path.as_bytes())))).access_log);
+        });
+    }
+    for (name, path) in [("plain", "/dashboard?tab=1"), ("with capitals", "/users/Ab17/orders?page=2")] {
+        c.bench_function(&format!("path rule: other readings, {name}"), |b| {
+            b.iter(|| guards.rules.other_readings(black_box(path.as_bytes())));
+        });
+    }
+    let settings = rules.rules.at(rules.rules.find(b"/dashboard"));
+    for (name, edits, head) in [
+        ("request headers: edit 2", settings.request_headers.edits(), REQUEST),
+        ("response headers: edit 5", settings.response_headers.edits(), RESPONSE),
+    ] {
+        let mut out = Vec::with_capacity(4096);
+        c.bench_function(name, |b| {
+            b.iter(|| {
+                out.clear();
+                out.extend_from_slice(black_box(head));
+                edits.apply(&mut out, 0);
+            });
+        });
+    }
 }
 
 fn observing(c: &mut Criterion) {
@@ -157,6 +214,8 @@ fn observing(c: &mut Criterion) {
         referer: b"https://app.example.com/",
         user_agent: b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0",
         termination: Termination::Done,
+        preview: false,
+        rescued_from: None,
         reason: None,
         tls: None,
     };
@@ -179,9 +238,30 @@ fn observing(c: &mut Criterion) {
     }
 }
 
+fn limiting(c: &mut Criterion) {
+    let config = config::parse(
+        "[server]\nlisten = [\"127.0.0.1:0\"]\n[services.app]\nactive = \"blue\"\n\
+         rate = { per_second = 10, burst = 20 }\n[services.app.backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n",
+    )
+    .unwrap();
+    let rate = config.services[0].rules.own().rate.unwrap();
+    for (name, clients) in [("one client", 1), ("a million clients", 1_000_000)] {
+        let limiter = RateLimiter::default();
+        let mut next = 0;
+        let mut admit = || {
+            next = (next + 1) % clients;
+            limiter.admit(&rate, Ipv4Addr::from_bits(next).into(), Instant::now())
+        };
+        (0..clients).for_each(|_| {
+            let _ = admit();
+        });
+        c.bench_function(&format!("rate limit, {name}"), |b| b.iter(|| black_box(admit())));
+    }
+}
+
 criterion_group! {
     name = all;
     config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    targets = switching, heads, observing
+    targets = switching, heads, path_rules, observing, limiting
 }
 criterion_main!(all);

@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use uh_proxy::config;
-use uh_switching::Bare;
 use uh_switching::board::SwitchOrder;
+use uh_switching::{Bare, ClientKey};
+
+/// The client. Traffic isn't split, so it doesn't matter.
+const ANYBODY: ClientKey = ClientKey::V4(0);
 
 const CONFIG: &str = r#"
     [server]
@@ -43,7 +46,7 @@ fn board(text: &str) -> Switchboard {
 }
 
 fn order(to: &str) -> SwitchOrder {
-    SwitchOrder { to: to.parse().unwrap(), expect_active: None, expect_generation: None, force: true }
+    SwitchOrder { force: true, ..SwitchOrder::one("app", to.parse().unwrap()) }
 }
 
 /// A hundred services: one for every host, and the others by exact hosts, wildcards and path prefixes.
@@ -74,7 +77,9 @@ fn time_picks(
     let (host, path) = (host.as_bytes(), path.as_bytes());
     let start = Instant::now();
     for _ in 0..PICKS {
-        std::hint::black_box(board.pick(std::hint::black_box(host), std::hint::black_box(path), 0));
+        std::hint::black_box(
+            board.pick(std::hint::black_box(host), std::hint::black_box(path), 0, |_| ANYBODY),
+        );
     }
     let each = start.elapsed() / PICKS;
     writeln!(out, "pick and release, one thread, {what}: {} ns ({PICKS} times)", each.as_nanos())
@@ -102,7 +107,7 @@ fn main() -> io::Result<()> {
             scope.spawn(move || {
                 let mut picks = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    std::hint::black_box(board.pick(b"app.example.com", b"/", worker));
+                    std::hint::black_box(board.pick(b"app.example.com", b"/", worker, |_| ANYBODY));
                     picks += 1;
                 }
                 picked.fetch_add(picks, Ordering::Relaxed);
@@ -111,7 +116,7 @@ fn main() -> io::Result<()> {
         let orders = [order("green"), order("blue")];
         for step in 0..SWITCHES {
             let start = Instant::now();
-            let outcome = board.switch("app", &orders[step % 2], Timestamp::UNIX_EPOCH).unwrap();
+            let outcome = board.switch(&orders[step % 2], Timestamp::UNIX_EPOCH).unwrap();
             calls.push(start.elapsed());
             swaps.push(outcome.swap_took);
         }

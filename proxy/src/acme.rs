@@ -16,15 +16,15 @@
 //! `account`, `order`, `managed`, `renewal`.
 
 mod account;
-pub mod failure;
-pub mod hosts;
-pub mod http;
+pub(crate) mod failure;
+pub(crate) mod hosts;
+pub(crate) mod http;
 mod managed;
 mod order;
 mod patience;
 mod renewal;
-pub mod schedule;
-pub mod store;
+pub(crate) mod schedule;
+pub(crate) mod store;
 
 use std::io;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ use store::{Store, StoreError};
 
 /// What certificates to get, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     settings: config::Acme,
     sets: Vec<HostSet>,
 }
@@ -56,7 +56,7 @@ pub struct Plan {
 impl Plan {
     /// The plan of a configuration; `None` without `[server.acme]`.
     #[must_use]
-    pub fn of(config: &Config, files: &CheckedTls) -> Option<Self> {
+    pub(crate) fn of(config: &Config, files: &CheckedTls) -> Option<Self> {
         let settings = config.server.acme.clone()?;
         let sets = hosts::sets(&settings, &config.services, |host| files.serves(host));
         Some(Self { settings, sets })
@@ -64,7 +64,7 @@ impl Plan {
 
     /// Whether it includes a certificate for a host.
     #[must_use]
-    pub fn covers(&self, host: &str) -> bool {
+    pub(crate) fn covers(&self, host: &str) -> bool {
         self.sets.iter().any(|set| set.hosts().iter().any(|one| one == host))
     }
 }
@@ -84,14 +84,14 @@ pub enum AcmeError {
 ///
 /// # Errors
 /// If they can't be used.
-pub fn open(settings: &config::Acme) -> Result<Store, AcmeError> {
+pub(crate) fn open(settings: &config::Acme) -> Result<Store, AcmeError> {
     CaClient::new(settings.ca_file.as_deref())?;
     Ok(Store::open(&settings.state_dir)?)
 }
 
 /// Like [`open`], but changes nothing. Returns all errors.
 #[must_use]
-pub fn check(settings: &config::Acme) -> Vec<AcmeError> {
+pub(crate) fn check(settings: &config::Acme) -> Vec<AcmeError> {
     let trust = CaClient::new(settings.ca_file.as_deref()).err().map(AcmeError::Trust);
     let store = Store::check(&settings.state_dir).err().map(AcmeError::Store);
     trust.into_iter().chain(store).collect()
@@ -99,7 +99,7 @@ pub fn check(settings: &config::Acme) -> Vec<AcmeError> {
 
 /// A set of hosts, as operators see it.
 #[derive(Debug, Clone)]
-pub struct SetStatus {
+pub(crate) struct SetStatus {
     /// Its first host.
     pub name: String,
     /// All of its hosts.
@@ -123,7 +123,7 @@ struct Shared {
 }
 
 /// Gets certificates, as planned.
-pub struct Acme {
+pub(crate) struct Acme {
     server: Arc<tls::Server>,
     plans: watch::Sender<Option<Arc<Plan>>>,
     shared: Arc<Shared>,
@@ -135,7 +135,7 @@ impl Acme {
     ///
     /// # Errors
     /// If the settings can't be used.
-    pub fn new(server: Arc<tls::Server>, plan: Option<Plan>) -> Result<Self, AcmeError> {
+    pub(crate) fn new(server: Arc<tls::Server>, plan: Option<Plan>) -> Result<Self, AcmeError> {
         let shared: Arc<Shared> = Arc::default();
         if let Some(plan) = &plan {
             let work = Work::load(open(&plan.settings)?, plan, &server.challenges);
@@ -150,7 +150,7 @@ impl Acme {
     ///
     /// # Errors
     /// If it can't be started.
-    pub fn start(&self) -> io::Result<()> {
+    pub(crate) fn start(&self) -> io::Result<()> {
         let mut running = self.running.lock();
         if *running || self.plans.borrow().is_none() {
             return Ok(());
@@ -164,7 +164,7 @@ impl Acme {
     }
 
     /// Replaces the plan. An attempt that is under way is resumed under the new plan.
-    pub fn apply(&self, plan: Option<Plan>) {
+    pub(crate) fn apply(&self, plan: Option<Plan>) {
         self.plans.send_if_modified(|current| {
             let changed = current.as_deref() != plan.as_ref();
             if changed {
@@ -179,13 +179,13 @@ impl Acme {
 
     /// The sets of hosts.
     #[must_use]
-    pub fn sets(&self) -> Vec<SetStatus> {
+    pub(crate) fn sets(&self) -> Vec<SetStatus> {
         self.shared.sets.lock().clone()
     }
 
     /// The values for the metrics.
     #[must_use]
-    pub fn counts(&self) -> AcmeCounts {
+    pub(crate) fn counts(&self) -> AcmeCounts {
         let failed = Cause::ALL.iter().zip(&self.shared.failed);
         let failed = failed.map(|(cause, count)| (cause.label(), count.load(Ordering::Relaxed)));
         let issued = ("issued", self.shared.issued.load(Ordering::Relaxed));

@@ -1,6 +1,6 @@
 //! The admin side, on its own thread so that a saturated data path can't delay it. From the caller inwards: `server`
 //! serves HTTP on the socket whose access `socket` controls; `api` maps calls to operations, each in a file of its own
-//! (`switch`, `backends`, `drain`, `maintenance`, `reload`); `audit` is the end of every change; `status` says what is
+//! (`switch` and `release`, which share `moves`; `backends`, `drain`, `maintenance`, `preview`, `reload`, `split`, with `split_end` for those that end by themselves, and `trial` and `history` for what ends them when they are worse); `audit` is the end of every change; `status` says what is
 //! in force, `certificates` which certificates there are; `control` is what all of them work on.
 
 mod api;
@@ -9,9 +9,16 @@ mod backends;
 mod certificates;
 pub(crate) mod control;
 mod drain;
+mod history;
 mod maintenance;
+mod moves;
+mod preview;
+mod release;
 mod reload;
 pub(crate) mod server;
 pub(crate) mod socket;
+mod split;
+mod split_end;
 mod status;
 mod switch;
+mod trial;

@@ -6,13 +6,18 @@ mod certificates;
 mod check;
 mod drain;
 mod exit;
+mod import;
 mod log;
 mod maintenance;
+mod preview;
+mod release;
 mod reload;
 mod run;
+mod split;
 mod status;
 mod switch;
 mod target;
+mod trial;
 
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write as _};
@@ -20,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::FromArgMatches as _;
 
-use args::{Args, BackendCommand, Command};
+use args::{Args, BackendCommand, Command, ImportCommand};
 use exit::{Exit, Failed};
 
 /// The exit code of a command, or why it failed.
@@ -32,7 +37,10 @@ pub fn main() -> ExitCode {
     let done = match &args.command {
         Command::Run { config } => run::run(config),
         Command::Check { config } => check::check(config),
+        Command::Import(ImportCommand::Nginx { file }) => import::nginx(file),
         Command::Switch(args) => switch::switch(args),
+        Command::Split(args) => split::split(args),
+        Command::Preview(args) => preview::preview(args),
         Command::Status(args) => status::status(args),
         Command::Certificates(args) => certificates::certificates(args),
         Command::Drain(args) => drain::drain(args),
@@ -56,7 +64,12 @@ pub fn main() -> ExitCode {
 
 /// Prints an error. If standard error is closed, nothing more can be done.
 fn complain(message: impl Display) {
-    let _ = writeln!(io::stderr(), "uh-proxy: {}", Shown(message));
+    report(format_args!("uh-proxy: {message}"));
+}
+
+/// Prints a line to standard error.
+fn report(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{}", Shown(line));
 }
 
 /// Prints a line to standard output.

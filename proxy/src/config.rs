@@ -4,20 +4,45 @@
 //! [`load`] reads a file, [`parse`] a text; the rest of the program works with the checked values.
 
 mod acme;
-pub mod changes;
+pub(crate) mod changes;
+mod compress;
+mod files;
 mod headers;
+mod limits;
+mod paths;
+mod preview;
+mod previous;
+mod rate;
+mod request_buffers;
 mod server;
 mod service;
+mod split;
+mod sticky;
+mod timeouts;
 mod tls;
 
 use std::path::Path;
 
 pub use acme::{Acme, AcmeChallenge, can_be_certified};
-pub use server::{AccessLog, AccessLogFormat, LogFormat, Server, ServerLimits};
-pub use service::{
-    HealthCheck, Limits, MAX_ENDPOINTS, MaintenanceBypass, Resolve, Retries, SecretField, Service, Timeouts,
-    TunnelsAtDrain,
+pub use files::Files;
+pub use limits::Limits;
+pub(crate) use paths::{EditsOf, edit_mistake};
+pub use paths::{
+    FixedAnswer, HeaderEdits, MAX_REQUEST_EDITS, PathId, PathRedirect, PathRules, PathSettings, Replacement,
+    Reply,
 };
+pub use preview::PreviewSettings;
+pub use previous::{AskPrevious, DeploymentIds};
+pub use rate::{Quota, Rate};
+pub use request_buffers::{RequestBuffer, RequestBuffers};
+pub use server::{AccessLog, AccessLogFormat, LogFormat, Server, ServerLimits};
+pub(crate) use service::is_for;
+pub use service::{
+    HealthCheck, MAX_ENDPOINTS, MaintenanceBypass, Resolve, Retries, SecretField, Service, TunnelsAtDrain,
+};
+pub use split::SplitSettings;
+pub use sticky::Sticky;
+pub use timeouts::Timeouts;
 pub use tls::{CertificateFiles, Hsts, Tls, TlsVersion};
 use uh_settings::Section;
 pub use uh_settings::{ConfigError, Mistake, Mistakes, read};
@@ -54,6 +79,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
             .filter_map(|(name, section)| service::service(&name, section, redirect))
             .collect();
         check_services(root, has_services, &services);
+        request_buffers::check(root, &server.request_buffers, &services);
         acme::check_hosts(root, server.acme.as_ref(), &services);
         Config { server, services }
     })

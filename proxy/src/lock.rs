@@ -73,7 +73,7 @@ pub enum LockError {
 ///
 /// # Errors
 /// See [`LockError`].
-pub fn take(path: &Path) -> Result<File, LockError> {
+pub(crate) fn take(path: &Path) -> Result<File, LockError> {
     let failed = |source| LockError::Failed { path: path.to_owned(), source };
     check_directory(path)?;
     for _ in 0..ATTEMPTS {
@@ -103,7 +103,7 @@ pub fn take(path: &Path) -> Result<File, LockError> {
 
 /// The path with something appended to its file name, such as that of the lock.
 #[must_use]
-pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.file_name().map_or_else(std::ffi::OsString::new, std::ffi::OsString::from);
     name.push(suffix);
     path.with_file_name(name)
@@ -111,7 +111,7 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// The identity of a file.
 #[must_use]
-pub fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+pub(crate) fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
@@ -119,7 +119,7 @@ pub fn identity(metadata: &fs::Metadata) -> (u64, u64) {
 ///
 /// # Errors
 /// If every local user may write to its directory, or its permissions can't be read.
-pub fn check_directory(path: &Path) -> Result<(), LockError> {
+pub(crate) fn check_directory(path: &Path) -> Result<(), LockError> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let metadata =
         fs::metadata(directory).map_err(|source| LockError::Failed { path: path.to_owned(), source })?;

@@ -1,10 +1,15 @@
 //! Counters, Prometheus metrics and the access log.
 
-pub mod access_log;
-pub mod broken;
-pub mod http2;
+pub(crate) mod access_log;
+pub(crate) mod broken;
+pub mod buffered;
+pub(crate) mod compressed;
+pub(crate) mod history;
+pub(crate) mod http2;
 pub mod line;
-pub mod log_rate_limit;
+pub(crate) mod log_rate_limit;
 pub mod meters;
-pub mod metrics;
+pub(crate) mod metrics;
+pub(crate) mod previous;
+pub mod stuck;
 pub mod termination;

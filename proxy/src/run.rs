@@ -35,14 +35,18 @@ use crate::front::Board;
 use crate::front::admission::Admission;
 use crate::front::broadcast::Broadcast;
 use crate::front::fittings::Fittings;
+use crate::front::own_cookies::OwnCookies;
 use crate::front::pool::RetiredConnections;
 use crate::front::settings::{Settings, SettingsCell};
+use crate::front::sticky::StickyKey;
+use crate::front::trial::Trials;
 use crate::front::upstream::Connector;
 use crate::front::worker::{self, Holder, Listener, Speaks, Worker};
 use crate::health::prober::{self, HealthNews};
 use crate::observe::access_log::{self, LogLane};
 use crate::observe::meters::Meters;
 use crate::observe::metrics::{Metrics, ReadAcme, ReadTls};
+use crate::state::cookie_key::CookieKey;
 use crate::state::file::StateFile;
 use crate::state::store::{Loaded, Store, StoreError};
 use crate::state::writer::{StateChange, StateWriter};
@@ -151,6 +155,12 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let broadcasts: Vec<Arc<Broadcast>> = (0..workers).map(|_| Arc::default()).collect();
     let settings = (0..workers).map(|_| Arc::new(SettingsCell::new(settings.clone()))).collect();
     let admission = Arc::new(Admission::new(descriptors, workers));
+    admission.rates.prepare(&config.services);
+    let sticky = StickyKey::default();
+    if sticky.is_missing(&config.services) {
+        let key = CookieKey::open(&config.server.state_file).map_err(system("make a key for cookies"))?;
+        sticky.set(key);
+    }
     let most_connections = admission.most(&config.server.limits);
     if config.server.limits.connections.is_some_and(|most| most as usize > most_connections) {
         tracing::warn!(
@@ -165,6 +175,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let listen = addresses(&bound.listeners, Speaks::Http)?;
     let listen_tls = addresses(&bound.listeners, Speaks::Https)?;
     let listen_h2c = addresses(&bound.listeners, Speaks::Http2)?;
+    let trials = Arc::new(Trials::default());
     let control = Arc::new(Control {
         metrics: Metrics::new(
             {
@@ -179,6 +190,10 @@ pub fn run(start: Start) -> Result<(), RunError> {
             },
             tls.clone().map(|server| Box::new(move || server.counts()) as ReadTls),
             acme.clone().map(|acme| Box::new(move || acme.counts()) as ReadAcme),
+            {
+                let trials = Arc::clone(&trials);
+                Box::new(move || trials.read())
+            },
         )?,
         board: Arc::clone(&board),
         state_writer,
@@ -197,7 +212,12 @@ pub fn run(start: Start) -> Result<(), RunError> {
             reopening: Arc::default(),
         },
         admin_heartbeat: AtomicU64::new(0),
+        rates: Arc::clone(&admission.rates),
+        sticky: Arc::new(sticky),
+        cookies: Arc::new(OwnCookies::new(&config.server.state_file)),
+        trials,
         news: Arc::default(),
+        split_health: Notify::new(),
         started,
         listen: listen.clone(),
         listen_tls: listen_tls.clone(),
@@ -288,7 +308,7 @@ fn board(
 ) -> Board {
     let state = loaded.state.as_ref();
     let record = |(index, service): (usize, &Service)| {
-        Some((service.name.clone(), state?.record(&service.name, index == 0)?))
+        Some((service.name.clone(), state?.record(&service.name, index == 0)?.at(jiff::Timestamp::now())))
     };
     let known = config.services.iter().enumerate().filter_map(record).collect();
     // After damage, start at a number that was never used: an old expectation must not match by chance.
@@ -396,6 +416,9 @@ fn start_workers(
             broadcast: Arc::clone(broadcast),
             meters: Arc::clone(&control.meters),
             connector: Connector::default(),
+            sticky: Arc::clone(&control.sticky),
+            cookies: Arc::clone(&control.cookies),
+            trials: Arc::clone(&control.trials),
             retired_connections: Arc::clone(retired_connections),
             log,
             all_gone: Notify::new(),
@@ -438,16 +461,19 @@ fn start_admin(
                 tokio::spawn(tls::watch::run(Arc::clone(server)));
             }
             tokio::spawn(persist_health(Arc::clone(&control), Arc::clone(&control.news)));
+            tokio::spawn(Arc::clone(&control).end_splits());
+            tokio::spawn(Arc::clone(&control).judge_trials());
             server::serve_admin(socket, control, users).await;
         });
     })?;
     Ok(())
 }
 
-/// Keeps the state file's `healthy` and `version` up to date.
+/// Keeps the state file's `healthy` and `version` up to date, and wakes what ends splits to unhealthy backends.
 async fn persist_health(control: Arc<Control>, news: Arc<HealthNews>) {
     loop {
         news.health.notified().await;
         control.persist_later();
+        control.split_health.notify_one();
     }
 }

@@ -14,17 +14,17 @@
 //! In reading order: [`certificate`], `der`, [`names`], [`challenges`], [`server`], [`handshake`], [`pending`], [`failure`],
 //! [`watch`].
 
-pub mod certificate;
-pub mod challenges;
+pub(crate) mod certificate;
+pub(crate) mod challenges;
 mod der;
-pub mod failure;
-pub mod handshake;
-pub mod names;
-pub mod pending;
+pub(crate) mod failure;
+pub(crate) mod handshake;
+pub(crate) mod names;
+pub(crate) mod pending;
 mod reloads;
-pub mod server;
-pub mod watch;
+pub(crate) mod server;
+pub(crate) mod watch;
 
-pub use certificate::Certificate;
-pub use handshake::TlsSession;
-pub use server::Server;
+pub(crate) use certificate::Certificate;
+pub(crate) use handshake::TlsSession;
+pub(crate) use server::Server;

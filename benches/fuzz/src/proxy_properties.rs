@@ -17,10 +17,14 @@ pub(crate) fn of_config(bytes: &[u8]) -> Result<(), String> {
         let well = names.contains(&&service.active)
             && service.backends.iter().all(|backend| !backend.endpoints.is_empty())
             && (1..names.len()).all(|at| !names[at..].contains(&names[at - 1]));
-        let (timeouts, health) = (&service.timeouts, &service.health);
-        let never_zero = [timeouts.connect, timeouts.read, timeouts.write, timeouts.client]
-            .into_iter()
-            .chain([timeouts.tunnel_idle, health.interval, health.timeout, service.limits.rate_window]);
+        let (timeouts, health) = (&service.rules.own().timeouts, &service.health);
+        let never_zero =
+            [timeouts.connect, timeouts.read, timeouts.write, timeouts.client].into_iter().chain([
+                timeouts.tunnel_idle,
+                health.interval,
+                health.timeout,
+                service.rules.own().limits.rate_window,
+            ]);
         let whole = service.path_prefix.starts_with('/') && health.path.starts_with('/');
         if !well || !whole || never_zero.into_iter().any(|time| time.is_zero()) {
             return Err(format!("accepted: {service:?}"));

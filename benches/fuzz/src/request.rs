@@ -94,6 +94,7 @@ impl Circumstances {
             request_start,
             scheme: Scheme::Http,
             http2: false,
+            hides_cookies: true,
             headers: &self.headers,
         }
     }

@@ -175,6 +175,7 @@ fn check(case: &[u8]) -> Result<(), String> {
         request_start: None,
         scheme: Scheme::Http,
         http2: false,
+        hides_cookies: true,
         headers: &headers,
     };
     // A head is read completely before it is interpreted.
@@ -194,6 +195,7 @@ fn check(case: &[u8]) -> Result<(), String> {
         fields: FIELDS,
         clock: SystemTime::now,
         hsts: None,
+        compress: None,
     };
     let mut out = Vec::new();
     let Ok(understood) = response::translate(bytes, to, &mut out) else { return Ok(()) };

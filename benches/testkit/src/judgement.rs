@@ -147,7 +147,15 @@ mod tests {
     }
 
     fn sample(sent_at: Instant, done_at: Instant, outcome: Result<BackendName, Failure>) -> Sample {
-        Sample { group: 0, sent_at, done_at, latency: done_at - sent_at, late: Duration::ZERO, outcome }
+        Sample {
+            group: 0,
+            sent_at,
+            done_at,
+            latency: done_at - sent_at,
+            late: Duration::ZERO,
+            user: None,
+            outcome,
+        }
     }
 
     const THERE_AND_BACK: [(u64, u64, &str); 2] = [(100, 110, "green"), (200, 210, "blue")];

@@ -14,6 +14,7 @@ pub mod uh_proxy;
 pub mod http;
 pub mod judgement;
 pub mod load;
+pub mod log;
 pub mod websocket;
 
 pub mod fuzz;

@@ -4,7 +4,8 @@
 //! latency from the time at which it was due (no coordinated omission). The load runs on a thread of its own,
 //! so that whoever calls the admin API is not held up by it.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -23,6 +24,9 @@ const START_DELAY: Duration = Duration::from_millis(20);
 
 /// How much longer than one request's deadline the end of the load may take.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
+
+/// Users have the addresses from this one on.
+const FIRST_USER: u32 = u32::from_be_bytes([10, 0, 0, 0]);
 
 /// Whether a client uses its connection again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +93,8 @@ pub struct Sample {
     pub latency: Duration,
     /// How long after its time it was sent, for whatever reason.
     pub late: Duration,
+    /// Whose request it was, if the load is that of many users.
+    pub user: Option<Ipv4Addr>,
     /// Who answered, or why nobody did.
     pub outcome: Result<BackendName, Failure>,
 }
@@ -123,7 +129,7 @@ impl Load {
     /// # Errors
     /// When the system refuses the thread.
     pub fn start(plan: Plan) -> Result<Self> {
-        Self::start_as(plan, Arrivals::Even)
+        Self::start_as(plan, Arrivals::Even, None)
     }
 
     /// The same, with requests that arrive at random.
@@ -131,10 +137,19 @@ impl Load {
     /// # Errors
     /// When the system refuses the thread.
     pub fn start_at_random(plan: Plan) -> Result<Self> {
-        Self::start_as(plan, Arrivals::Random)
+        Self::start_as(plan, Arrivals::Random, None)
     }
 
-    fn start_as(plan: Plan, arrivals: Arrivals) -> Result<Self> {
+    /// The load of a proxy that has this many users behind it: each request is that of any of them, who is named in
+    /// `X-Forwarded-For`. The server has to trust the proxy.
+    ///
+    /// # Errors
+    /// When the system refuses the thread.
+    pub fn start_for_users(plan: Plan, users: NonZeroU32) -> Result<Self> {
+        Self::start_as(plan, Arrivals::Even, Some(users))
+    }
+
+    fn start_as(plan: Plan, arrivals: Arrivals, users: Option<NonZeroU32>) -> Result<Self> {
         let ends_within = plan.request_timeout + STOP_MARGIN;
         let (stop, stopped) = watch::channel(());
         let (report, recording) = oneshot::channel();
@@ -143,7 +158,7 @@ impl Load {
         let counts = Arc::clone(&progress);
         thread::Builder::new().name("load".to_owned()).spawn(move || {
             // If the receiver is gone, there is nothing to notify.
-            let _ = report.send(runtime.block_on(run(plan, arrivals, &stopped, &counts)));
+            let _ = report.send(runtime.block_on(run(plan, arrivals, users, &stopped, &counts)));
         })?;
         Ok(Self { stop, recording, progress, ends_within })
     }
@@ -169,19 +184,23 @@ impl Load {
 async fn run(
     plan: Plan,
     arrivals: Arrivals,
+    users: Option<NonZeroU32>,
     stopped: &watch::Receiver<()>,
     progress: &Arc<Progress>,
 ) -> Result<Recording> {
     let start = Instant::now() + START_DELAY;
     let mut clients = JoinSet::new();
     for (index, group) in plan.groups.iter().enumerate() {
-        let request: Arc<[u8]> = prepare(&group.path).into();
+        let request: Arc<[u8]> = prepare(&group.path, None).into();
         let period = Duration::from_secs_f64(group.clients as f64 / group.rate);
         for nth in 0..group.clients {
             let client = Client {
                 group: index,
                 target: plan.target,
+                path: group.path.clone(),
                 request: Arc::clone(&request),
+                users,
+                user: None,
                 reuse: group.reuse,
                 request_timeout: plan.request_timeout,
                 connection: None,
@@ -204,15 +223,22 @@ async fn run(
     Ok(all)
 }
 
-fn prepare(path: &str) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nhost: app.test\r\nuser-agent: uh-benches\r\naccept: */*\r\n\r\n")
-        .into_bytes()
+fn prepare(path: &str, user: Option<Ipv4Addr>) -> Vec<u8> {
+    let forwarded = user.map_or_else(String::new, |user| format!("x-forwarded-for: {user}\r\n"));
+    format!(
+        "GET {path} HTTP/1.1\r\nhost: app.test\r\nuser-agent: uh-benches\r\naccept: */*\r\n{forwarded}\r\n"
+    )
+    .into_bytes()
 }
 
 struct Client {
     group: usize,
     target: SocketAddr,
+    path: String,
     request: Arc<[u8]>,
+    users: Option<NonZeroU32>,
+    /// Whose turn it is, if there are users.
+    user: Option<Ipv4Addr>,
     reuse: Reuse,
     request_timeout: Duration,
     connection: Option<Connection>,
@@ -259,6 +285,11 @@ impl Client {
     }
 
     async fn ask(&mut self, due_at: Instant, counted_from: Instant) {
+        if let Some(users) = self.users {
+            let user = Ipv4Addr::from(FIRST_USER.wrapping_add(fastrand::u32(..users.get())));
+            self.user = Some(user);
+            self.request = prepare(&self.path, Some(user)).into();
+        }
         let mut sent_at = Instant::now();
         let request_timeout = self.request_timeout;
         let answer = match timeout(request_timeout, self.exchange(&mut sent_at)).await {
@@ -298,7 +329,8 @@ impl Client {
         self.progress.failures.fetch_add(usize::from(outcome.is_err()), Ordering::Relaxed);
         let latency = done_at.saturating_duration_since(counted_from);
         let late = sent_at.saturating_duration_since(due_at);
-        self.recording.samples.push(Sample { group: self.group, sent_at, done_at, latency, late, outcome });
+        let (group, user) = (self.group, self.user);
+        self.recording.samples.push(Sample { group, sent_at, done_at, latency, late, user, outcome });
     }
 }
 

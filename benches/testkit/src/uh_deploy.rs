@@ -16,6 +16,10 @@ pub const CONFIG: &str = "uh-deploy.toml";
 /// Where `uh-deploy` keeps its records, below the directory of its configuration.
 pub const STATE_DIR: &str = "deploy-state";
 
+/// Lines with which `uh-deploy validate` accepts a host that has little disk and memory left: a test must not depend on the
+/// host it runs on.
+pub const SMALL_HOST: &str = "[validate]\nmin_disk = \"1MiB\"\nmin_memory = \"1MiB\"\n";
+
 /// `uh-deploy` with configurations in one directory.
 #[derive(Debug)]
 pub struct UhDeploy {
@@ -32,7 +36,7 @@ impl UhDeploy {
         let base = format!(
             "[deploy]\nadmin_socket = {admin_socket:?}\nstate_dir = {:?}\n\
              [backends.blue]\nendpoints = [\"{blue}\"]\n[backends.green]\nendpoints = [\"{green}\"]\n\
-             [runtime.process]\ncommand = [{:?}]\n",
+             {SMALL_HOST}[runtime.process]\ncommand = [{:?}]\n",
             dir.join(STATE_DIR),
             program("uh-sample-app")?,
         );

@@ -5,18 +5,19 @@ use std::collections::BTreeSet;
 use super::workspace::{Workspace, is_pingora};
 
 /// For every member: the members it uses, and those that only its tests use.
-const ARROWS: [(&str, &[&str], &[&str]); 12] = [
+const ARROWS: [(&str, &[&str], &[&str]); 13] = [
     ("uh-http1", &[], &[]),
     ("uh-protocol", &[], &[]),
     ("uh-settings", &[], &[]),
     ("uh-switching", &["uh-protocol"], &[]),
     ("uh-system", &[], &[]),
+    ("uh-trial", &[], &[]),
     (
         "uh-proxy",
-        &["uh-http1", "uh-protocol", "uh-settings", "uh-switching", "uh-system"],
+        &["uh-http1", "uh-protocol", "uh-settings", "uh-switching", "uh-system", "uh-trial"],
         &["uh-sample-app", "uh-testkit"],
     ),
-    ("uh-controller", &["uh-protocol", "uh-settings", "uh-system"], &["uh-testkit"]),
+    ("uh-controller", &["uh-protocol", "uh-settings", "uh-system", "uh-trial"], &["uh-testkit"]),
     ("uh-app-shim", &["uh-protocol", "uh-settings", "uh-system"], &["uh-sample-app", "uh-testkit"]),
     ("uh-sample-app", &["uh-app-shim"], &["uh-testkit"]),
     // It knows the programs only from outside.

@@ -82,7 +82,7 @@ fn the_shim_accepts_every_head_that_uh_proxy_forwards() {
     const { assert!(MAX_FIELDS + MOST_ADDED_FIELDS <= uh_app_shim::server::REQUEST_FIELDS_MAX) };
     let limits = front_door().server.limits;
     assert!(limits.header_fields <= MAX_FIELDS);
-    let most = front_door().services[0].limits.response_fields;
+    let most = front_door().services[0].rules.own().limits.response_fields;
     assert!(most <= uh_app_shim::server::RESPONSE_FIELDS_MAX, "the shim rejects what uh-proxy forwards");
 }
 
@@ -102,6 +102,7 @@ fn uh_proxy_adds_no_more_fields_than_its_limit() {
         request_start: Some(1),
         scheme: Scheme::Http,
         http2: false,
+        hides_cookies: false,
         headers: &headers,
     };
     let fields = |head: &[u8]| head.iter().filter(|&&byte| byte == b'\n').count() - 2;
@@ -137,5 +138,5 @@ fn who_waits_for_health_waits_longer_than_health_takes() {
 #[test]
 fn an_idle_connection_is_closed_by_the_side_that_sends_the_next_request() {
     // The shim keeps one for 75 s, Node for 5 s.
-    assert!(front_door().services[0].timeouts.idle < Duration::from_secs(5));
+    assert!(front_door().services[0].rules.own().timeouts.idle < Duration::from_secs(5));
 }

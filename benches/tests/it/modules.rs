@@ -17,16 +17,16 @@ const LAYERS: [Layers; 3] = [
     Layers {
         src: "proxy/src",
         order: &[
-            "cli", "run", "admin", "health", "front", "acme", "tls", "observe", "state", "config", "fault",
-            "lock", "systemd",
+            "cli", "import", "run", "admin", "health", "front", "acme", "tls", "observe", "state", "config",
+            "fault", "lock", "random", "systemd",
         ],
     },
     Layers {
         src: "controller/src",
         order: &[
             "cli", "validate", "deploy", "proxy", "gate", "probe", "notice", "runtime", "command", "lines",
-            "evidence", "verdict", "counters", "redact", "config", "env_file", "files", "check", "downtime",
-            "fault", "waiting", "names", "time",
+            "assets", "evidence", "verdict", "counters", "redact", "config", "env_file", "files", "check",
+            "downtime", "fault", "waiting", "names", "time",
         ],
     },
     Layers {

@@ -19,6 +19,9 @@ use crate::{streams, uploads, websocket};
 
 /// The longest wait a request may ask for, in milliseconds: ten minutes.
 pub(crate) const WAIT_MAX_MS: u64 = 600_000;
+/// How late a version answers that is too slow, in milliseconds.
+const LATE_MS: u64 = 400;
+
 /// How long `/slow` waits by default, in milliseconds.
 const SLOW_DEFAULT_MS: u64 = 1_000;
 
@@ -35,8 +38,15 @@ async fn route(app: &App, request: Request<Incoming>) -> Result<Response<Body>, 
     let path = request.uri().path().to_owned();
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     match segments.as_slice() {
-        ["api", "health"] => Ok(health(app)),
-        _ if app.fails_now() => fail(app.settings.fail_how).await,
+        ["api", "health"] => return Ok(health(app)),
+        _ if app.fails_now() => {
+            if let Some(failed) = fail(app.settings.fail_how).await {
+                return failed;
+            }
+        }
+        _ => {}
+    }
+    match segments.as_slice() {
         [""] => Ok(greeting(app)),
         ["slow"] => slow(app, &request).await,
         ["stream"] => streams::events(app, &request),
@@ -55,12 +65,18 @@ pub(crate) fn identity(app: &App) -> String {
     format!("{} {}", app.settings.backend.as_str(), app.settings.version.as_str())
 }
 
-/// What a broken version does with a request.
-async fn fail(how: Failing) -> Result<Response<Body>, Rejection> {
+/// What a broken version does with a request. `None`: what any version does.
+async fn fail(how: Failing) -> Option<Result<Response<Body>, Rejection>> {
     match how {
-        Failing::Status => Err(Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, "this version is broken")),
+        Failing::Status => {
+            Some(Err(Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, "this version is broken")))
+        }
         Failing::Hang => std::future::pending().await,
-        Failing::Cut => Ok(streams::cut()),
+        Failing::Cut => Some(Ok(streams::cut())),
+        Failing::Late => {
+            tokio::time::sleep(Duration::from_millis(LATE_MS)).await;
+            None
+        }
     }
 }
 

@@ -4,8 +4,9 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use tokio::net::TcpListener;
 use uh_app_shim::drain::Drain;
@@ -76,6 +77,7 @@ pub(crate) struct App {
     /// Counts what is in flight.
     pub(crate) drain: Arc<Drain>,
     pages_asked_for: AtomicU64,
+    first_page: OnceLock<Instant>,
 }
 
 impl App {
@@ -84,12 +86,22 @@ impl App {
             deployment: settings.backend.as_str().to_owned(),
             version: Some(settings.version.as_str().to_owned()),
         });
-        Self { settings, health, drain: Arc::default(), pages_asked_for: AtomicU64::new(0) }
+        Self {
+            settings,
+            health,
+            drain: Arc::default(),
+            pages_asked_for: AtomicU64::new(0),
+            first_page: OnceLock::new(),
+        }
     }
 
     /// Whether this request is one of those that fail. They are spread evenly, and the last of each hundred is one.
     pub(crate) fn fails_now(&self) -> bool {
-        let percent = self.settings.fail_percent;
+        let Settings { fail_percent: percent, fail_for, .. } = self.settings;
+        let asked = *self.first_page.get_or_init(Instant::now);
+        if !fail_for.is_zero() && asked.elapsed() >= fail_for {
+            return false;
+        }
         let before = self.pages_asked_for.fetch_add(1, Ordering::Relaxed) % 100;
         before * percent / 100 != (before + 1) * percent / 100
     }

@@ -11,6 +11,7 @@ use hyper::header::HeaderValue;
 
 /// The longest start delay: ten minutes, longer than any deploy waits.
 const START_DELAY_MAX_MS: u64 = 600_000;
+const FAIL_FOR_MAX_MS: u64 = 600_000;
 /// The default drain timeout: the time orchestrators commonly allow before they kill.
 const DRAIN_TIMEOUT_DEFAULT_MS: u64 = 30_000;
 /// The longest drain timeout: an hour, for demos of long drains.
@@ -31,8 +32,10 @@ pub struct Settings {
     pub health: Health,
     /// `FAIL_PERCENT`: how many of a hundred requests fail, except health checks: a version that only looks healthy.
     pub fail_percent: u64,
-    /// `FAIL_HOW`: `500`, `hang` or `cut`.
+    /// `FAIL_HOW`: `500`, `hang`, `cut` or `late`.
     pub fail_how: Failing,
+    /// `FAIL_FOR_MS`: for how long after the first page they fail; 0: always.
+    pub fail_for: Duration,
     /// `DRAIN_TIMEOUT_MS`: how long requests in flight may take after the first signal.
     pub drain_timeout: Duration,
 }
@@ -55,6 +58,8 @@ pub enum Failing {
     Hang,
     /// Its answer is 200 and announces more bytes than are sent.
     Cut,
+    /// It is answered as usual, but late.
+    Late,
 }
 
 /// A name that is valid in a header and in text: visible ASCII, never empty.
@@ -122,6 +127,7 @@ impl Settings {
             },
             fail_percent: variables.number("FAIL_PERCENT", 0, 100)?,
             fail_how: variables.failing("FAIL_HOW")?,
+            fail_for: Duration::from_millis(variables.number("FAIL_FOR_MS", 0, FAIL_FOR_MAX_MS)?),
             drain_timeout: Duration::from_millis(variables.number(
                 "DRAIN_TIMEOUT_MS",
                 DRAIN_TIMEOUT_DEFAULT_MS,
@@ -152,7 +158,8 @@ impl<F: Fn(&str) -> Option<OsString>> Variables<F> {
             "500" => Ok(Failing::Status),
             "hang" => Ok(Failing::Hang),
             "cut" => Ok(Failing::Cut),
-            _ => Err(wrong(variable, value, "500, hang or cut")),
+            "late" => Ok(Failing::Late),
+            _ => Err(wrong(variable, value, "500, hang, cut or late")),
         }
     }
 

@@ -13,18 +13,23 @@ thread_local! {
     static LAST: RefCell<(i64, [u8; LENGTH])> = const { RefCell::new((i64::MIN, [0; LENGTH])) };
 }
 
+/// The text of a time in seconds since 1970, in the form that RFC 9110 §5.6.7 prefers.
+#[must_use]
+pub fn text(second: i64) -> String {
+    let at = Timestamp::from_second(second).unwrap_or_default();
+    at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
 /// Appends the field for this time. Each thread formats the text once per second.
 pub fn write(at: SystemTime, out: &mut Vec<u8>) {
     let second = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let second = i64::try_from(second).unwrap_or_default();
     out.extend_from_slice(b"Date: ");
     LAST.with_borrow_mut(|(of, text)| {
-        if *of != second {
-            let now = Timestamp::from_second(second).unwrap_or_default();
-            let fresh = now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-            if let Ok(fresh) = fresh.as_bytes().try_into() {
-                (*of, *text) = (second, fresh);
-            }
+        if *of != second
+            && let Ok(fresh) = self::text(second).as_bytes().try_into()
+        {
+            (*of, *text) = (second, fresh);
         }
         out.extend_from_slice(text);
     });

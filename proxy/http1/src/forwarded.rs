@@ -23,6 +23,8 @@ pub struct Caller<'a> {
     pub scheme: Scheme,
     /// Whether the request arrived over HTTP/2. Its head is then uh-proxy's own transcript of it.
     pub http2: bool,
+    /// Whether uh-proxy has ever set cookies of its own, which the app must not get.
+    pub hides_cookies: bool,
     /// Which headers are trusted, and which ones are sent.
     pub headers: &'a HeaderPolicy,
 }
@@ -244,6 +246,7 @@ mod tests {
             request_start: headers.request_start.then_some(1_700_000_000_123),
             scheme: Scheme::Http,
             http2: false,
+            hides_cookies: false,
             headers,
         };
         let mut out = Vec::new();

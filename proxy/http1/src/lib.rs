@@ -11,9 +11,14 @@
 //!
 //! pingora-core has HTTP/1 sessions of its own; docs/adr/0001-own-http1-loop.md says why they are not used.
 
+pub mod accept;
 pub mod body;
 pub mod buffer;
+pub mod compression;
+pub mod conditional;
+pub mod cookie;
 pub mod date;
+pub mod edits;
 pub mod field;
 pub mod forwarded;
 pub mod network;

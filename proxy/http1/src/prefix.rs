@@ -1,4 +1,4 @@
-//! Strips a service's path prefix from a request before it is sent to the backend.
+//! Strips or replaces the start of a request's path before it is sent to the backend.
 
 use super::field::{Span, values, write_field};
 
@@ -10,15 +10,8 @@ const FIELD: &[u8] = b"X-Forwarded-Prefix";
 ///
 /// Does nothing if the target doesn't start with the prefix.
 pub fn strip(head: &mut Vec<u8>, prefix: &[u8]) {
-    let Some(start) = head.iter().position(|&b| b == b' ').map(|space| space + 1) else { return };
-    if prefix.is_empty() || !head[start..].starts_with(prefix) || !head.ends_with(b"\r\n\r\n") {
+    if prefix.is_empty() || !head.ends_with(b"\r\n\r\n") || !replace(head, prefix, b"") {
         return;
-    }
-    let end = start + prefix.len();
-    if head.get(end) == Some(&b'/') {
-        head.drain(start..end);
-    } else {
-        head.splice(start..end, [b'/']);
     }
     let outer = values(head, FIELD).filter(|value| !value.is_empty()).last();
     if let Some(outer) = outer.map(|value| Span::of(value, head)) {
@@ -29,6 +22,20 @@ pub fn strip(head: &mut Vec<u8>, prefix: &[u8]) {
         write_field(head, FIELD, prefix);
         head.extend_from_slice(b"\r\n");
     }
+}
+
+/// Replaces `from`, with which the target in a head begins, by `to`: `/old/x?q` becomes `/new/x?q`. A target that would
+/// become empty becomes `/`. Returns whether the target began so.
+pub fn replace(head: &mut Vec<u8>, from: &[u8], to: &[u8]) -> bool {
+    let Some(start) = head.iter().position(|&b| b == b' ').map(|space| space + 1) else { return false };
+    let target = &head[start..];
+    if !target.starts_with(b"/") || !target.starts_with(from) {
+        return false;
+    }
+    let end = start + from.len();
+    let slash: &[u8] = if to.is_empty() && head.get(end) != Some(&b'/') { b"/" } else { b"" };
+    head.splice(start..end, to.iter().chain(slash).copied());
+    true
 }
 
 #[cfg(test)]
@@ -49,6 +56,30 @@ mod tests {
             let mut head = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes();
             strip(&mut head, b"/app");
             let expected = format!("GET {expected} HTTP/1.1\r\nHost: a\r\nX-Forwarded-Prefix: /app\r\n\r\n");
+            assert_eq!(String::from_utf8(head).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_replaced_and_the_target_stays_a_path() {
+        for (from, to, target, expected) in [
+            ("/old", "/new", "/old/x?q=/old", "/new/x?q=/old"),
+            ("/old", "/new", "/old", "/new"),
+            ("/old", "/new", "/old?q", "/new?q"),
+            ("/old", "", "/old?q", "/?q"),
+            ("/old", "", "/old/x", "/x"),
+            ("", "/new", "/x", "/new/x"),
+            ("", "/new", "/?q", "/new/?q"),
+            ("", "/new", "*", "*"),
+            ("/old/", "/new/", "/old/", "/new/"),
+            ("/old", "/new", "/other", "/other"),
+        ] {
+            let mut head = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes();
+            assert_eq!(
+                replace(&mut head, from.as_bytes(), to.as_bytes()),
+                target != "*" && target != "/other"
+            );
+            let expected = format!("GET {expected} HTTP/1.1\r\nHost: a\r\n\r\n");
             assert_eq!(String::from_utf8(head).unwrap(), expected);
         }
     }

@@ -1,8 +1,11 @@
 //! A client's request head: checked, parsed, and rewritten for the backend in one pass.
 
+mod written;
+
 use std::mem::MaybeUninit;
 
 use super::body::Framing;
+use super::cookie::{may_hold_own, write_without_own};
 use super::field::{
     self, ConnectionOptions, Copier, Kinds, Known, MAX_FIELDS, Span, first_line_end, write_field,
     write_number,
@@ -10,6 +13,7 @@ use super::field::{
 use super::forwarded::{self, Caller, Scheme};
 use super::policy::{Traceparent, Underscores};
 use super::trace;
+pub use written::{Places, translate_written};
 
 /// The methods that have a label; any other is `OTHER`.
 pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "OTHER"];
@@ -17,6 +21,7 @@ pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH",
 /// The indices of those that are asked for.
 const GET: usize = 0;
 const HEAD: usize = 1;
+const POST: usize = 2;
 const OPTIONS: usize = 6;
 
 /// The longest request id that is accepted from a client.
@@ -71,6 +76,12 @@ impl Method {
     #[must_use]
     pub fn is_read(self) -> bool {
         matches!(self.0, GET | HEAD)
+    }
+
+    /// Whether it is `POST`.
+    #[must_use]
+    pub fn is_post(self) -> bool {
+        self.0 == POST
     }
 
     /// Whether repeating it is safe by definition (RFC 9110 §9.2.1).
@@ -160,6 +171,10 @@ pub struct RequestHead {
     pub user_agent: Span,
     /// `Referer`, or empty.
     pub referer: Span,
+    /// The first `Cookie` field that may hold a cookie of uh-proxy's; empty if none does, or if uh-proxy has never set any.
+    pub cookie: Span,
+    /// `X-UH-Preview`, or empty.
+    pub preview: Span,
 }
 
 impl RequestHead {
@@ -256,6 +271,8 @@ struct HeadFields<'a> {
     trace: Trace,
     user_agent: &'a [u8],
     referer: &'a [u8],
+    cookie: &'a [u8],
+    preview: &'a [u8],
 }
 
 /// Parses a complete request head, and appends the head for the backend to `out`.
@@ -276,6 +293,16 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         Err(httparse::Error::Version) => return Err(BadRequest::Version),
         Err(_) => return Err(BadRequest::Malformed("malformed head")),
     }
+    rewrite(head, &request, caller, out)
+}
+
+/// Writes the head for the backend.
+fn rewrite(
+    head: &[u8],
+    request: &httparse::Request<'_, '_>,
+    caller: &Caller<'_>,
+    out: &mut Vec<u8>,
+) -> Result<RequestHead, BadRequest> {
     let version = match request.version {
         Some(1) if caller.http2 => Version::Http2,
         Some(1) => Version::Http11,
@@ -284,7 +311,7 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
     let method_text = request.method.unwrap_or_default();
     let target = request.path.unwrap_or_default();
     let kinds = Kinds::of(request.headers);
-    let facts = read_fields(request.headers, &kinds, version, caller.headers.underscores)?;
+    let facts = read_fields(request.headers, &kinds, version, caller)?;
     let (authority, path) = split_target(method_text, target, caller)?;
     let host = host(authority, facts.host, version)?;
     let framing = match (facts.chunked, facts.length) {
@@ -321,6 +348,8 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         id: facts.id.map_or_else(RequestId::make, |id| RequestId::FromClient(Span::of(id, head))),
         user_agent: Span::of(facts.user_agent, head),
         referer: Span::of(facts.referer, head),
+        cookie: Span::of(facts.cookie, head),
+        preview: Span::of(facts.preview, head),
     };
     out.reserve(head.len() + 320);
     let mut copier = write_line(head, request.headers, &understood, (method_text, target, path), out);
@@ -332,7 +361,13 @@ pub fn translate(head: &[u8], caller: &Caller<'_>, out: &mut Vec<u8>) -> Result<
         }
     }
     for (kind, field) in kinds.with(request.headers) {
-        if keeps(kind, field.name.as_bytes(), &facts, &understood, caller) {
+        if !keeps(kind, field.name.as_bytes(), &facts, &understood, caller) {
+            continue;
+        }
+        if kind == Known::Cookie && caller.hides_cookies && may_hold_own(field.value) {
+            copier.finish(out);
+            write_without_own(field.value, out);
+        } else {
             copier.field(field, out);
         }
     }
@@ -381,8 +416,9 @@ fn read_fields<'a>(
     fields: &[httparse::Header<'a>],
     kinds: &Kinds,
     version: Version,
-    underscores: Underscores,
+    caller: &Caller<'_>,
 ) -> Result<HeadFields<'a>, BadRequest> {
+    let underscores = caller.headers.underscores;
     let mut facts = HeadFields::default();
     for (kind, field) in kinds.with(fields) {
         let value = field.value;
@@ -414,6 +450,10 @@ fn read_fields<'a>(
             Known::RequestId => facts.id = facts.id.or_else(|| good_request_id(value).then_some(value)),
             Known::UserAgent => facts.user_agent = value,
             Known::Referer => facts.referer = value,
+            Known::Preview => facts.preview = value,
+            Known::Cookie if caller.hides_cookies && facts.cookie.is_empty() && may_hold_own(value) => {
+                facts.cookie = value;
+            }
             Known::Traceparent if facts.trace == Trace::None && trace::is_traceparent(value) => {
                 facts.trace = Trace::Valid;
             }

@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 use std::time::{Duration, SystemTime};
 
 use super::body::Framing;
+use super::compression::{Content, Offer, Verdict};
 use super::date;
 use super::field::{
     self, ConnectionOptions, Copier, Kinds, Known, MAX_FIELDS, first_line_end, tokens, write_field,
@@ -31,6 +32,8 @@ pub struct Recipient<'a> {
     pub clock: fn() -> SystemTime,
     /// The `Strict-Transport-Security` field of a response that has none.
     pub hsts: Option<&'a str>,
+    /// Whether the response may be compressed.
+    pub compress: Option<Offer<'a>>,
 }
 
 /// The relevant parts of a response.
@@ -48,6 +51,8 @@ pub struct ResponseHead {
     pub client_keep_alive: bool,
     /// How the body is recoded.
     pub coding: Coding,
+    /// What happens to its content.
+    pub content: Content,
 }
 
 /// How a response's body is recoded for the client.
@@ -58,7 +63,8 @@ pub enum Coding {
     AsItIs,
     /// Chunks are decoded for a client that doesn't support them.
     Unchunk,
-    /// A body that ends with the backend's connection is sent in chunks, so that the client can detect a truncated one.
+    /// Content is sent in chunks made here: that of a body that ends with the backend's connection, so that the client can
+    /// detect a truncated one, and content that is compressed. The sender's chunks are decoded.
     Chunk,
     /// Only the content is sent, without chunks: the client's connection has frames of its own.
     Frame,
@@ -145,8 +151,13 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
         // RFC 9112 §6.1: the framing is faulty.
         return Err(BadResponse("Transfer-Encoding in HTTP/1.0"));
     }
+    let verdict = to.compress.map_or_else(Verdict::default, |offer| {
+        let length = if facts.chunked { None } else { facts.length };
+        Verdict::new(offer, status, response.headers, length, to.request, to.request_head)
+    });
     let coding = match (framing, to.request.version) {
         (_, Version::Http2) => Coding::Frame,
+        _ if verdict.content == Content::Gzip => Coding::Chunk,
         (Framing::Chunked, Version::Http10) => Coding::Unchunk,
         (Framing::UntilClose, Version::Http11) if status != 101 => Coding::Chunk,
         _ => Coding::AsItIs,
@@ -160,6 +171,7 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
         upstream_idle: facts.idle,
         client_keep_alive: false,
         coding,
+        content: verdict.content,
     };
     understood.client_keep_alive = to.keep_alive && !understood.ends_with_connection();
     if understood.is_interim() && to.request.version == Version::Http10 {
@@ -167,7 +179,14 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
     }
     out.reserve(head.len() + 96);
     let copier = write_line(head, &response, out);
-    write_fields(kinds.with(response.headers), copier, &facts, to, &understood, out);
+    if verdict.changes_fields() {
+        let kept =
+            |(kind, field): &(Known, &httparse::Header<'_>)| !verdict.drops(*kind, field.name.as_bytes());
+        write_fields(kinds.with(response.headers).filter(kept), copier, &facts, to, &understood, out);
+        verdict.write(response.headers, out);
+    } else {
+        write_fields(kinds.with(response.headers), copier, &facts, to, &understood, out);
+    }
     if !understood.is_interim() {
         write_connection(to, &facts, &understood, out);
     }
@@ -276,7 +295,9 @@ fn write_fields<'f, 'b: 'f>(
             Known::ContentLength => {
                 !no_framing && !facts.chunked && !std::mem::replace(&mut length_written, true)
             }
-            Known::TransferEncoding => !no_framing && to.request.version == Version::Http11,
+            Known::TransferEncoding => {
+                !no_framing && to.request.version == Version::Http11 && response.coding != Coding::Chunk
+            }
             Known::Server => to.server == ServerField::Pass,
             // Also with 426, which lists protocols to upgrade to.
             Known::Upgrade => {
@@ -340,6 +361,7 @@ mod tests {
             request_start: None,
             scheme: Scheme::Http,
             http2,
+            hides_cookies: false,
             headers: &headers,
         };
         request::translate(request_head.as_bytes(), &caller, &mut Vec::new()).unwrap()
@@ -371,6 +393,7 @@ mod tests {
             fields: FIELDS,
             clock: SystemTime::now,
             hsts: None,
+            compress: None,
         };
         let mut out = Vec::new();
         let response = translate(head.as_bytes(), to, &mut out)?;
@@ -569,7 +592,7 @@ mod tests {
             let server = ServerField::Drop;
             let request_head = GET.as_bytes();
             let (upgrade, fields) = (None, FIELDS);
-            let to = Recipient { request: &request, request_head, keep_alive: true, upgrade, server, fields, clock: SystemTime::now, hsts: None };
+            let to = Recipient { request: &request, request_head, keep_alive: true, upgrade, server, fields, clock: SystemTime::now, hsts: None, compress: None };
             let _ = translate(&head, to, &mut Vec::new());
         }
     }

@@ -14,8 +14,9 @@ use tokio::net::UnixStream;
 use crate::name::{BackendName, ServiceName};
 use crate::problem::Problem;
 use crate::request::{
-    BackendRequest, DrainRequest, Drained, Maintained, MaintenanceRequest, Registered, Reloaded,
-    SwitchRequest, Switched, UnsetRequest, WithdrawRequest, Withdrawn,
+    BackendRequest, DrainRequest, Drained, Maintained, MaintenanceRequest, PreviewReply, PreviewRequest,
+    Registered, ReleaseRequest, Released, Reloaded, SplitReply, SplitRequest, SwitchRequest, Switched,
+    UnsetRequest, WithdrawRequest, Withdrawn,
 };
 use crate::status::{Certificates, Status};
 
@@ -126,6 +127,14 @@ impl Client {
         self.call(Method::POST, &format!("/v1/services/{service}/switch"), Some(request), CALL_TIMEOUT).await
     }
 
+    /// Makes other backends of several services active, all at once.
+    ///
+    /// # Errors
+    /// A `Problem` if refused for any of them; nothing has changed then.
+    pub async fn release(&self, request: &ReleaseRequest) -> Result<Released, ClientError> {
+        self.call(Method::POST, "/v1/switch", Some(request), CALL_TIMEOUT).await
+    }
+
     /// Waits for a standby's in-flight requests to finish.
     ///
     /// # Errors
@@ -184,6 +193,30 @@ impl Client {
     ) -> Result<Withdrawn, ClientError> {
         let path = format!("/v1/services/{service}/backends/{backend}/withdraw");
         self.call(Method::POST, &path, Some(request), CALL_TIMEOUT).await
+    }
+
+    /// Sends a part of the traffic to another backend, changes how much, renews that, or ends it.
+    ///
+    /// # Errors
+    /// A `Problem` if refused; nothing has changed then.
+    pub async fn split(
+        &self,
+        service: &ServiceName,
+        request: &SplitRequest,
+    ) -> Result<SplitReply, ClientError> {
+        self.call(Method::POST, &format!("/v1/services/{service}/split"), Some(request), CALL_TIMEOUT).await
+    }
+
+    /// Makes a link by which its holder looks at a standby.
+    ///
+    /// # Errors
+    /// A `Problem` if refused.
+    pub async fn preview(
+        &self,
+        service: &ServiceName,
+        request: &PreviewRequest,
+    ) -> Result<PreviewReply, ClientError> {
+        self.call(Method::POST, &format!("/v1/services/{service}/preview"), Some(request), CALL_TIMEOUT).await
     }
 
     /// Turns maintenance on or off. In maintenance, uh-proxy answers new requests itself.

@@ -10,6 +10,7 @@ pub mod name;
 pub mod problem;
 pub mod request;
 pub mod status;
+mod unique;
 
 #[cfg(feature = "client")]
 pub mod client;

@@ -1,6 +1,10 @@
 //! Errors of the admin API: `application/problem+json` (RFC 9457) with a stable `code`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+
+use crate::name::ServiceName;
 
 /// The media type of a [`Problem`].
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
@@ -84,6 +88,18 @@ pub struct Problem {
     pub title: String,
     /// What happened, the current state, and what to do next.
     pub detail: String,
+    /// For a call about several services: the ones that stand in the way, each with its reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<ServiceName, ServiceProblem>,
+}
+
+/// Why one of several services can't change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceProblem {
+    /// What is wrong, for programs.
+    pub code: Code,
+    /// The current state, and what to do next.
+    pub detail: String,
 }
 
 impl Problem {
@@ -112,7 +128,7 @@ impl Problem {
             Code::NotSupported => "not supported",
             Code::Internal => "internal error",
         };
-        Self { code, status, title: title.to_owned(), detail: detail.into() }
+        Self { code, status, title: title.to_owned(), detail: detail.into(), services: BTreeMap::new() }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Requests and successful replies of the admin API. Names of durations end in their unit.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::name::{BackendName, ServiceName};
-use crate::status::{BackendStatus, MaintenanceStatus};
+use crate::status::{BackendStatus, MaintenanceStatus, SplitStatus};
 
 /// The longest timeout of a drain: one day, so that a typo doesn't block a client indefinitely.
 pub const MAX_DRAIN_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
@@ -55,6 +57,82 @@ pub struct Switched {
     /// Why it couldn't be saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist_error: Option<String>,
+    /// The result of the probe made right before traffic moved. `None`: nothing changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<SwitchProbe>,
+    /// Warnings about a switch that was done, such as unhealthy endpoints.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// `POST /v1/switch`: several services move together, or none does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    /// The backend to make active, for each service; 1 to [`MAX_RELEASE_SERVICES`].
+    #[serde(deserialize_with = "crate::unique::map")]
+    pub services: BTreeMap<ServiceName, BackendName>,
+    /// Refuse unless this is the current generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_generation: Option<u64>,
+    /// Switch even to unhealthy backends. Written to the audit log.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The most services in one switch: a refusal names the reason for each, in one reply and one line of the log.
+pub const MAX_RELEASE_SERVICES: usize = 64;
+
+/// The reply to a switch of several services.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    /// What happened in each service.
+    pub services: BTreeMap<ServiceName, ServiceSwitched>,
+    /// `false`: all of them were already active.
+    pub changed: bool,
+    /// The current generation.
+    pub generation: u64,
+    /// `false`: traffic has moved, but the state file couldn't be written; uh-proxy keeps retrying.
+    pub persisted: bool,
+    /// Why it couldn't be saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist_error: Option<String>,
+}
+
+impl Released {
+    /// What happened in one service, as a switch of its own would have replied.
+    #[must_use]
+    pub fn of(&self, service: &ServiceName) -> Option<Switched> {
+        let switched = self.services.get(service)?.clone();
+        Some(Switched {
+            service: service.clone(),
+            from: switched.from,
+            to: switched.to,
+            changed: switched.changed,
+            generation: self.generation,
+            switched_at: switched.switched_at,
+            in_flight_previous: switched.in_flight_previous,
+            persisted: self.persisted,
+            persist_error: self.persist_error.clone(),
+            probe: switched.probe,
+            warnings: switched.warnings,
+        })
+    }
+}
+
+/// What a switch of several services did in one of them. The fields are those of [`Switched`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSwitched {
+    /// Active before.
+    pub from: BackendName,
+    /// Active now.
+    pub to: BackendName,
+    /// `false`: it was already active.
+    pub changed: bool,
+    /// When traffic moved (or, if nothing changed, when it last had): ISO 8601, UTC.
+    pub switched_at: Option<String>,
+    /// Requests in flight on the previous backend when traffic moved.
+    pub in_flight_previous: u64,
     /// The result of the probe made right before traffic moved. `None`: nothing changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<SwitchProbe>,
@@ -216,6 +294,100 @@ pub struct Withdrawn {
     /// Why it couldn't be saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist_error: Option<String>,
+}
+
+/// `POST /v1/services/{s}/split`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitRequest {
+    /// The backend that gets a part of the traffic. May be left out if `weight` is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<BackendName>,
+    /// The percentage of clients that go there, from 0 to 100, with at most four decimals; 0 ends the split.
+    pub weight: f64,
+    /// The split ends after this time unless it is renewed by another request. If absent, it ends after the service's
+    /// `split.hold_timeout`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+    /// Refuse unless this is the current generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect_generation: Option<u64>,
+}
+
+/// The shortest `ttl_ms` of a split, so that a slow disk or a busy machine doesn't end one that is renewed.
+pub const MIN_SPLIT_TTL_MS: u64 = 100;
+
+/// The reply to a [`SplitRequest`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SplitReply {
+    /// The service.
+    pub service: ServiceName,
+    /// The backend that all other clients go to.
+    pub active: BackendName,
+    /// `false`: no client goes elsewhere than before. The split may have been renewed.
+    pub changed: bool,
+    /// The current generation.
+    pub generation: u64,
+    /// The split; `None`: there is none.
+    pub split: Option<SplitStatus>,
+    /// The split that has ended, if one has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<SplitStatus>,
+    /// What was in flight on its backend when it ended. A drain waits for that.
+    #[serde(default)]
+    pub remaining: Remaining,
+    /// `false`: applied, but the state file couldn't be written; uh-proxy keeps retrying.
+    pub persisted: bool,
+    /// Why it couldn't be saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist_error: Option<String>,
+}
+
+/// `POST /v1/services/{s}/preview`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreviewRequest {
+    /// The standby to look at.
+    pub to: BackendName,
+    /// How long the link is valid, in milliseconds: [`MIN_PREVIEW_TTL_MS`] to [`MAX_PREVIEW_TTL_MS`]. If absent,
+    /// [`PREVIEW_TTL_MS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+}
+
+/// The shortest `ttl_ms` of a preview: its end is a whole second.
+pub const MIN_PREVIEW_TTL_MS: u64 = 1000;
+
+/// The longest: a week. A link that is forgotten ends by itself.
+pub const MAX_PREVIEW_TTL_MS: u64 = 7 * 24 * 3600 * 1000;
+
+/// The default: an hour.
+pub const PREVIEW_TTL_MS: u64 = 3600 * 1000;
+
+/// The parameter of a link's query that has the token. The cookie has the same name.
+pub const PREVIEW_PARAMETER: &str = "__uh-preview";
+
+/// The reply to a [`PreviewRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviewReply {
+    /// The service.
+    pub service: ServiceName,
+    /// The standby.
+    pub backend: BackendName,
+    /// Whoever has it gets answers from the standby: by the link, or in a field `X-UH-Preview`.
+    pub token: String,
+    /// Until when it is valid: ISO 8601, UTC.
+    pub until: String,
+    /// The link, for the first host of the service that previews can use; `None`: it has none without a wildcard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+}
+
+/// The link with a preview's token for this address, which has no fragment.
+#[must_use]
+pub fn preview_link(address: &str, token: &str) -> String {
+    let separator = if address.contains('?') { '&' } else { '?' };
+    format!("{address}{separator}{PREVIEW_PARAMETER}={token}")
 }
 
 /// `POST /v1/services/{s}/maintenance`.

@@ -103,11 +103,103 @@ pub struct ServiceStatus {
     /// The maintenance details.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance_details: Option<MaintenanceStatus>,
+    /// The split of its traffic between the active backend and another one, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<SplitStatus>,
+    /// The trial of that split, or else of the last one since the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialStatus>,
     /// Warnings, such as unhealthy endpoints of the active backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// In the order of the configuration.
     pub backends: Vec<BackendStatus>,
+}
+
+/// The trial of a backend that gets a part of the traffic.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrialStatus {
+    /// The backend on trial.
+    pub backend: BackendName,
+    /// What is thought of it.
+    pub state: TrialState,
+    /// Whether its split has ended.
+    pub ended: bool,
+    /// A request that takes longer than this many milliseconds is slow. None: the old version has no history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_after_ms: Option<u64>,
+    /// Failures on both sides.
+    pub failures: TrialFigures,
+    /// Slow requests on both sides. None: not judged yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowness: Option<TrialFigures>,
+    /// Where clients of the backend on trial failed first, most of them first.
+    pub routes: Vec<TrialRoute>,
+    /// Of some requests that failed there.
+    pub request_ids: Vec<String>,
+}
+
+/// What a trial thinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrialState {
+    /// There is too little evidence for anything.
+    Undecided,
+    /// It seems worse, and too few clients are left on the old version to be sure.
+    Suspicious,
+    /// It is worse.
+    Bad,
+}
+
+/// One kind of bad requests in a trial.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrialFigures {
+    /// The new version's requests.
+    pub new_requests: u64,
+    /// Those that were bad.
+    pub new_bad: u64,
+    /// How many clients they came from.
+    pub new_clients: u64,
+    /// The old version's requests.
+    pub old_requests: u64,
+    /// Those that were bad.
+    pub old_bad: u64,
+    /// How many clients they came from.
+    pub old_clients: u64,
+    /// The old version's bad requests before the trial, in percent.
+    pub before_percent: f64,
+    /// Natural logarithm of the evidence of the coin test.
+    pub ln_coin: f64,
+    /// Natural logarithm of the evidence of the history test.
+    pub ln_history: f64,
+    /// The new version isn't worse by more than this many points.
+    pub not_worse_by_points: f64,
+}
+
+/// Where clients failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialRoute {
+    /// The path without its values, such as `/orders/*`.
+    pub template: String,
+    /// How many clients failed there first, on the new version.
+    pub new_clients: u64,
+    /// And on the old one.
+    pub old_clients: u64,
+}
+
+/// A split of a service's traffic. The clients that don't go to its backend go to the active one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SplitStatus {
+    /// The backend that gets a part of the traffic.
+    pub to: BackendName,
+    /// The percentage of clients that go there.
+    pub weight: f64,
+    /// When it began: ISO 8601, UTC.
+    pub since: String,
+    /// When it ends unless it is renewed: ISO 8601, UTC.
+    pub until: String,
+    /// Whether it is a lease (`ttl_ms`). `false`: it ends after the service's `split.hold_timeout`.
+    pub leased: bool,
 }
 
 /// What a service in maintenance tells its clients.

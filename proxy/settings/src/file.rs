@@ -45,6 +45,15 @@ pub fn parse<T>(
     if mistakes.0.is_empty() { Ok(settings) } else { Err(ConfigError::Mistakes(mistakes)) }
 }
 
+/// Whether a file has this table.
+///
+/// # Errors
+/// The text is not TOML.
+pub fn has_table(text: &str, key: &str) -> Result<bool, ConfigError> {
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax(e.to_string()))?;
+    Ok(table.get(key).is_some_and(toml::Value::is_table))
+}
+
 /// One string from another program's file, by its path of keys. `None`: not there. Nothing else is checked.
 ///
 /// # Errors

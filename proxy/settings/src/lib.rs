@@ -17,8 +17,8 @@ mod section;
 pub mod units;
 
 #[cfg(feature = "toml")]
-pub use file::{parse, read, text_at};
+pub use file::{has_table, parse, read, text_at};
 #[cfg(feature = "toml")]
 pub use mistakes::{ConfigError, Mistake, Mistakes};
 #[cfg(feature = "toml")]
-pub use section::Section;
+pub use section::{Given, Section};

@@ -23,6 +23,14 @@ pub struct Section {
     lines: Rc<Lines>,
 }
 
+/// What a key holds that may be a table, or `true` or `false`.
+pub enum Given {
+    /// A table.
+    Table(Section),
+    /// Not a table.
+    Boolean(bool),
+}
+
 impl Section {
     /// The whole file, in this directory. [`Section::mistakes`] is complete once every section is dropped.
     pub(crate) fn root(table: Table, lines: Lines, directory: &Path) -> Self {
@@ -73,6 +81,14 @@ impl Section {
         let mut outer = self.section(key);
         let children = std::mem::take(&mut outer.table);
         children.into_iter().map(|(name, value)| (name.clone(), outer.child(&name, value))).collect()
+    }
+
+    /// A table, or `true` or `false` instead of one; `None`: absent.
+    pub fn given(&mut self, key: &'static str) -> Option<Given> {
+        match self.take(key)? {
+            Value::Boolean(value) => Some(Given::Boolean(value)),
+            value => Some(Given::Table(self.child(key, value))),
+        }
     }
 
     fn child(&self, key: &str, value: Value) -> Section {
@@ -191,6 +207,19 @@ impl Section {
         Some(values.into_iter().enumerate().filter_map(item).collect())
     }
 
+    /// The same, where a string alone is a list of one.
+    pub fn one_or_more<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<Vec<T>> {
+        if self.table.get(key).is_some_and(Value::is_str) {
+            return Some(self.parsed(key).into_iter().collect());
+        }
+        if self.table.get(key).is_some_and(|value| !value.is_array()) {
+            self.mistake(key, "expected a string or a list of strings");
+            self.take(key);
+            return None;
+        }
+        self.list(key)
+    }
+
     /// A list of whole numbers.
     pub fn numbers(&mut self, key: &'static str) -> Vec<u32> {
         let Some(value) = self.take(key) else { return Vec::new() };
@@ -232,18 +261,18 @@ impl Section {
         default
     }
 
-    /// A duration within bounds, or `"off"`.
+    /// A duration within bounds, or `"off"`, which is `None`.
     pub fn duration_or_off(
         &mut self,
         key: &'static str,
-        default: Duration,
+        default: Option<Duration>,
         bounds: (Duration, Duration),
     ) -> Option<Duration> {
-        if self.table.get(key).is_some_and(|value| value.as_str() == Some("off")) {
-            self.take(key);
-            return None;
+        let given = self.table.get(key);
+        if given.is_none() || given.is_some_and(|value| value.as_str() == Some("off")) {
+            return self.take(key).map_or(default, |_| None);
         }
-        Some(self.duration(key, default, bounds))
+        Some(self.duration(key, Duration::ZERO, bounds))
     }
 
     /// A size with its unit, within bounds.

@@ -11,7 +11,7 @@ use super::http::{CaError, Heard};
 
 /// What a failure means for the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub(crate) enum Cause {
     /// The CA refused: its limits, its policy, or a mistake in the configuration.
     Refused,
     /// The CA couldn't verify a challenge.
@@ -24,11 +24,11 @@ pub enum Cause {
 
 impl Cause {
     /// All causes, in declaration order.
-    pub const ALL: [Self; 4] = [Self::Refused, Self::Unproven, Self::Unreachable, Self::Local];
+    pub(crate) const ALL: [Self; 4] = [Self::Refused, Self::Unproven, Self::Unreachable, Self::Local];
 
     /// Its label in metrics.
     #[must_use]
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Refused => "refused",
             Self::Unproven => "unproven",
@@ -40,7 +40,7 @@ impl Cause {
 
 /// A failed attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// What it means for the next attempt.
     pub cause: Cause,
     /// What failed, why, and what to do.
@@ -59,23 +59,23 @@ impl fmt::Display for Failure {
 
 impl Failure {
     /// This machine is the reason.
-    pub fn local(words: impl Into<String>) -> Self {
+    pub(crate) fn local(words: impl Into<String>) -> Self {
         Self { cause: Cause::Local, words: words.into(), retry_after: None, unknown_account: false }
     }
 
     /// A challenge failed.
-    pub fn unproven(words: impl Into<String>) -> Self {
+    pub(crate) fn unproven(words: impl Into<String>) -> Self {
         Self { cause: Cause::Unproven, ..Self::local(words) }
     }
 
     /// The CA refused.
-    pub fn refused(words: impl Into<String>) -> Self {
+    pub(crate) fn refused(words: impl Into<String>) -> Self {
         Self { cause: Cause::Refused, ..Self::local(words) }
     }
 
     /// From an error of the protocol, during a step such as "place the order".
     #[must_use]
-    pub fn of(step: &str, error: &Error, heard: &Heard) -> Self {
+    pub(crate) fn of(step: &str, error: &Error, heard: &Heard) -> Self {
         let retry_after = heard.retry_after();
         let (cause, why) = match error {
             Error::Api(problem) => (Cause::Refused, words_of(problem)),
@@ -100,13 +100,13 @@ impl Failure {
 
 /// The last part of a problem's type, such as `rateLimited`.
 #[must_use]
-pub fn kind(problem: &Problem) -> &str {
+pub(crate) fn kind(problem: &Problem) -> &str {
     problem.r#type.as_deref().and_then(|kind| kind.rsplit(':').next()).unwrap_or_default()
 }
 
 /// A problem as a CA reports it: its explanation, and its type to search for.
 #[must_use]
-pub fn words_of(problem: &Problem) -> String {
+pub(crate) fn words_of(problem: &Problem) -> String {
     let mut words = problem.detail.clone().unwrap_or_default();
     for part in &problem.subproblems {
         let host = match &part.identifier {

@@ -10,30 +10,30 @@ const MOST_NAME_BYTES: usize = 200;
 
 /// The hosts of one certificate, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostSet(Vec<String>);
+pub(crate) struct HostSet(Vec<String>);
 
 impl HostSet {
     /// From hosts in lower case, in the order of the configuration; `None` without any.
     #[must_use]
-    pub fn new(hosts: Vec<String>) -> Option<Self> {
+    pub(crate) fn new(hosts: Vec<String>) -> Option<Self> {
         (!hosts.is_empty()).then_some(Self(hosts))
     }
 
     /// Identifies it in logs, status and metrics: its first host.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.0.first().map_or("", String::as_str)
     }
 
     /// All of its hosts.
     #[must_use]
-    pub fn hosts(&self) -> &[String] {
+    pub(crate) fn hosts(&self) -> &[String] {
         &self.0
     }
 
     /// Identifies it in the state directory. The order of the hosts doesn't matter.
     #[must_use]
-    pub fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         let mut hosts = self.0.clone();
         hosts.sort_unstable();
         let first: String =
@@ -43,14 +43,14 @@ impl HostSet {
 
     /// Whether both have the same hosts.
     #[must_use]
-    pub fn is_same(&self, hosts: &[String]) -> bool {
+    pub(crate) fn is_same(&self, hosts: &[String]) -> bool {
         hosts.len() == self.0.len() && hosts.iter().all(|host| self.0.contains(host))
     }
 }
 
 /// The sets of a configuration. Without a list of its own, each service gets a certificate for its hosts; those that a
 /// certificate from a file covers already are left out.
-pub fn sets(acme: &Acme, services: &[Service], is_covered: impl Fn(&str) -> bool) -> Vec<HostSet> {
+pub(crate) fn sets(acme: &Acme, services: &[Service], is_covered: impl Fn(&str) -> bool) -> Vec<HostSet> {
     let wanted: Vec<Vec<String>> = match &acme.certificates {
         Some(listed) => listed.clone(),
         None => {

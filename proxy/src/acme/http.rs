@@ -119,12 +119,12 @@ pub enum TrustError {
 
 /// What the last reply said about coming back. The protocol's library passes on only the body.
 #[derive(Debug, Clone, Default)]
-pub struct Heard(Arc<Mutex<Option<Timestamp>>>);
+pub(crate) struct Heard(Arc<Mutex<Option<Timestamp>>>);
 
 impl Heard {
     /// When to come back, if the last reply said so.
     #[must_use]
-    pub fn retry_after(&self) -> Option<Timestamp> {
+    pub(crate) fn retry_after(&self) -> Option<Timestamp> {
         *self.0.lock()
     }
 
@@ -144,7 +144,7 @@ fn moment(value: &HeaderValue, now: Timestamp) -> Option<Timestamp> {
 
 /// The client.
 #[derive(Clone)]
-pub struct CaClient {
+pub(crate) struct CaClient {
     connector: TlsConnector,
     /// What the last reply said about coming back.
     pub heard: Heard,
@@ -155,7 +155,7 @@ impl CaClient {
     ///
     /// # Errors
     /// If the file can't be used.
-    pub fn new(ca_file: Option<&Path>) -> Result<Self, TrustError> {
+    pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, TrustError> {
         let mut roots = RootCertStore::empty();
         match ca_file {
             Some(path) => roots = read_roots(path)?,

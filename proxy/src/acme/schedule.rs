@@ -15,10 +15,10 @@ const MOST_OBEYED: i64 = 30 * DAY;
 
 /// After this many interrupted attempts in a row, the next new order waits. A process that keeps crashing must not use up
 /// the CA's limits.
-pub const MOST_INTERRUPTED: u32 = 2;
+pub(crate) const MOST_INTERRUPTED: u32 = 2;
 
 /// Without renewal information from the CA, how often it is asked again.
-pub const CHECK_EVERY: Duration = Duration::from_secs(12 * 60 * 60);
+pub(crate) const CHECK_EVERY: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// How soon, and how late, a CA may ask us to come back for renewal information.
 const CHECK_BOUNDS: (Duration, Duration) = (Duration::from_secs(60 * 60), Duration::from_secs(24 * 60 * 60));
@@ -29,7 +29,7 @@ const CHECK_BOUNDS: (Duration, Duration) = (Duration::from_secs(60 * 60), Durati
 /// CAs count failed orders, so an hour passes before the second attempt, and later a day. A CA that can't be reached
 /// counts nothing: this starts with a minute, so that a network that is late at boot costs little.
 #[must_use]
-pub fn back_off(
+pub(crate) fn back_off(
     now: Timestamp,
     cause: Cause,
     failures: u32,
@@ -48,7 +48,7 @@ pub fn back_off(
 
 /// When to renew a certificate: at two thirds of its lifetime.
 #[must_use]
-pub fn renewal(not_before: i64, not_after: i64) -> Timestamp {
+pub(crate) fn renewal(not_before: i64, not_after: i64) -> Timestamp {
     let lifetime = not_after.saturating_sub(not_before).max(0);
     Timestamp::from_second(not_after.saturating_sub(lifetime / 3)).unwrap_or_default()
 }
@@ -56,7 +56,7 @@ pub fn renewal(not_before: i64, not_after: i64) -> Timestamp {
 /// The earliest and the latest moment for a renewal, whatever the CA suggests. A CA that wants each certificate to be
 /// replaced at once must not get an order each second; and one that wants to wait for too long risks an outage.
 #[must_use]
-pub fn bounds(issued_at: i64, lifetime: i64, not_after: i64) -> (Timestamp, Timestamp) {
+pub(crate) fn bounds(issued_at: i64, lifetime: i64, not_after: i64) -> (Timestamp, Timestamp) {
     let moment = |second| Timestamp::from_second(second).unwrap_or_default();
     let pause = (lifetime / 3).clamp(0, DAY);
     (moment(issued_at.saturating_add(pause)), moment(not_after.saturating_sub(lifetime.max(0) / 10)))
@@ -64,7 +64,7 @@ pub fn bounds(issued_at: i64, lifetime: i64, not_after: i64) -> (Timestamp, Time
 
 /// A moment in the window that the CA suggests (RFC 9773 §4.2).
 #[must_use]
-pub fn within_window((start, end): (i64, i64), share: f64) -> Timestamp {
+pub(crate) fn within_window((start, end): (i64, i64), share: f64) -> Timestamp {
     let length = end.saturating_sub(start).max(0) as f64;
     let at = start.saturating_add((length * share.clamp(0.0, 1.0)) as i64);
     Timestamp::from_second(at).unwrap_or_default()
@@ -72,7 +72,7 @@ pub fn within_window((start, end): (i64, i64), share: f64) -> Timestamp {
 
 /// When to ask for renewal information again, if the CA asked us to wait this long.
 #[must_use]
-pub fn next_check(now: Timestamp, asked: Duration) -> Timestamp {
+pub(crate) fn next_check(now: Timestamp, asked: Duration) -> Timestamp {
     let seconds = asked.clamp(CHECK_BOUNDS.0, CHECK_BOUNDS.1).as_secs();
     after(now, i64::try_from(seconds).unwrap_or(DAY))
 }

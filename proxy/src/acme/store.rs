@@ -73,7 +73,7 @@ pub enum StoreError {
 
 /// A CA's account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AccountFile {
+pub(crate) struct AccountFile {
     /// The CA's directory.
     pub directory: String,
     /// The account's URL; `None`: not registered yet.
@@ -87,7 +87,7 @@ pub struct AccountFile {
 
 /// An order in progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PendingOrder {
+pub(crate) struct PendingOrder {
     /// The order's URL.
     pub url: String,
     /// The directory of the CA that has it.
@@ -98,7 +98,7 @@ pub struct PendingOrder {
 
 /// What is known about a set of hosts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// The hosts.
     pub hosts: Vec<String>,
     /// The directory of the CA that issued the current certificate.
@@ -129,7 +129,7 @@ pub struct Record {
 
 /// The state directory.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub(crate) struct Store {
     dir: PathBuf,
 }
 
@@ -138,7 +138,7 @@ impl Store {
     ///
     /// # Errors
     /// If it can't be used.
-    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.to_owned();
         let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(dir);
         made.map_err(|source| match dir.exists() {
@@ -161,7 +161,7 @@ impl Store {
     ///
     /// # Errors
     /// If [`Store::open`] would fail for this user.
-    pub fn check(dir: &Path) -> Result<(), StoreError> {
+    pub(crate) fn check(dir: &Path) -> Result<(), StoreError> {
         if dir.exists() {
             check_mode(dir)?;
             let writable = access(dir, Access::WRITE_OK | Access::EXEC_OK);
@@ -174,7 +174,7 @@ impl Store {
     }
 
     /// The account at a CA, if there is one.
-    pub fn account(&self, directory: &str) -> Option<AccountFile> {
+    pub(crate) fn account(&self, directory: &str) -> Option<AccountFile> {
         let account: AccountFile = self.read(&self.account_path(directory))?;
         (account.directory == directory).then_some(account)
     }
@@ -183,13 +183,13 @@ impl Store {
     ///
     /// # Errors
     /// If it can't be written; the old one is unchanged.
-    pub fn save_account(&self, account: &AccountFile) -> io::Result<()> {
+    pub(crate) fn save_account(&self, account: &AccountFile) -> io::Result<()> {
         self.write(&self.account_path(&account.directory), "account", account)
     }
 
     /// What is known about a set of hosts.
     #[must_use]
-    pub fn record(&self, set: &HostSet) -> Record {
+    pub(crate) fn record(&self, set: &HostSet) -> Record {
         let record: Option<Record> = self.read(&self.path(set, "json"));
         let hosts = set.hosts().to_vec();
         match record.filter(|record| set.is_same(&record.hosts)) {
@@ -202,13 +202,13 @@ impl Store {
     ///
     /// # Errors
     /// If it can't be written; the old one is unchanged.
-    pub fn save_record(&self, set: &HostSet, record: &Record) -> io::Result<()> {
+    pub(crate) fn save_record(&self, set: &HostSet, record: &Record) -> io::Result<()> {
         self.write(&self.path(set, "json"), "record", record)
     }
 
     /// The file with a set's key and certificate.
     #[must_use]
-    pub fn certificate_path(&self, set: &HostSet) -> PathBuf {
+    pub(crate) fn certificate_path(&self, set: &HostSet) -> PathBuf {
         self.path(set, "pem")
     }
 
@@ -216,14 +216,14 @@ impl Store {
     ///
     /// # Errors
     /// If they can't be written; the old ones are unchanged.
-    pub fn save_certificate(&self, set: &HostSet, pem: &str) -> io::Result<()> {
+    pub(crate) fn save_certificate(&self, set: &HostSet, pem: &str) -> io::Result<()> {
         let path = self.certificate_path(set);
         replace(&path, "certificate", pem.as_bytes()).map_err(|error| named(&path, &error))
     }
 
     /// All files with certificates, also of sets that are no longer configured.
     #[must_use]
-    pub fn certificate_files(&self) -> Vec<PathBuf> {
+    pub(crate) fn certificate_files(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let mut files: Vec<PathBuf> = entries
             .map(|entry| entry.path())

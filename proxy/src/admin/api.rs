@@ -61,6 +61,11 @@ async fn dispatch(
         (["metrics"], &Method::GET) => metrics(control),
         (["v1", "status"], &Method::GET) => json(&control.status()),
         (["v1", "certificates"], &Method::GET) => json(&control.certificate_list()),
+        (["v1", "switch"], &Method::POST) => {
+            let order = body(request).await?;
+            let control = Arc::clone(control);
+            json(&to_its_end(async move { control.release(order, peer).await }).await?)
+        }
         (["v1", "services", service, "switch"], &Method::POST) => {
             let order = body(request).await?;
             let (control, service) = (Arc::clone(control), (*service).to_owned());
@@ -97,6 +102,15 @@ async fn dispatch(
             let control = Arc::clone(control);
             json(&to_its_end(async move { control.reload(Asked::By(peer)).await }).await?)
         }
+        (["v1", "services", service, "split"], &Method::POST) => {
+            let order = body(request).await?;
+            let (control, service) = (Arc::clone(control), (*service).to_owned());
+            json(&to_its_end(async move { control.split(&service, order, peer).await }).await?)
+        }
+        (["v1", "services", service, "preview"], &Method::POST) => {
+            let order = body(request).await?;
+            json(&control.preview(service, order, peer).await?)
+        }
         (["v1", "services", service, "maintenance"], &Method::POST) => {
             let order = body(request).await?;
             let (control, service) = (Arc::clone(control), (*service).to_owned());
@@ -104,8 +118,8 @@ async fn dispatch(
         }
         (
             ["metrics"]
-            | ["v1", "status" | "certificates" | "reload"]
-            | ["v1", "services", _, "switch" | "maintenance"]
+            | ["v1", "status" | "certificates" | "reload" | "switch"]
+            | ["v1", "services", _, "switch" | "split" | "preview" | "maintenance"]
             | ["v1", "services", _, "backends", _]
             | ["v1", "services", _, "backends", _, "drain" | "withdraw"],
             _,

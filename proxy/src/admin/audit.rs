@@ -26,6 +26,8 @@ pub(super) struct Audit<'a> {
     pub backend: Option<&'a BackendName>,
     /// The target backend.
     pub to: Option<&'a BackendName>,
+    /// Several services with their target backends.
+    pub wanted: Option<&'a str>,
     /// Whether `force` was set.
     pub force: Option<bool>,
 }
@@ -34,7 +36,12 @@ impl<'a> Audit<'a> {
     /// A call about a service.
     pub(super) fn new(peer: Peer, action: &'static str, service: &'a str) -> Self {
         let (peer, service) = (Some(peer), Some(service));
-        Self { peer, by: None, action, service, backend: None, to: None, force: None }
+        Self { peer, by: None, action, service, backend: None, to: None, wanted: None, force: None }
+    }
+
+    /// A switch of several services.
+    pub(super) fn release(peer: Peer) -> Self {
+        Self { service: None, ..Self::new(peer, "switch", "") }
     }
 
     /// A call about a backend.
@@ -47,29 +54,35 @@ impl<'a> Audit<'a> {
         Self { backend: Some(backend), ..Self::new(peer, action, service) }
     }
 
+    /// The end of a split that nobody has asked for. `by`: why.
+    pub(super) fn split_ended(by: &'a str, service: &'a str) -> Self {
+        Self { action: "split_end", service: Some(service), ..Self::reload(by) }
+    }
+
     /// A reload, requested by a call or a signal.
     pub(super) fn reload(by: &'a str) -> Self {
-        let (peer, service, backend, to, force) = (None, None, None, None, None);
-        Self { peer, by: Some(by), action: "reload", service, backend, to, force }
+        let (peer, service, backend, to, wanted, force) = (None, None, None, None, None, None);
+        Self { peer, by: Some(by), action: "reload", service, backend, to, wanted, force }
     }
 
     /// Logs a refusal.
     pub(super) fn refused(&self, problem: &Problem) {
-        let Self { peer, by, action, service, backend, to, force } = *self;
+        let Self { peer, by, action, service, backend, to, wanted, force } = *self;
         tracing::warn!(target: "audit", peer = peer.map(display), by = by.map(display), action, service = service.map(cut),
-            backend = backend.map(display), to = to.map(display), force, result = "refused", reason = problem.detail);
+            backend = backend.map(display), to = to.map(display), services = wanted, force, result = "refused", reason = problem.detail);
     }
 
     /// Logs a completed call.
     fn done(&self, did: &Did<'_>, persisted: bool) {
-        let Self { peer, by, action, service, backend, to, force } = *self;
+        let Self { peer, by, action, service, backend, to, wanted: _, force } = *self;
         let changed: &dyn Value = match &did.changed {
             Changed::Whether(changed) => changed,
             Changed::What(changed) => changed,
         };
         tracing::info!(target: "audit", peer = peer.map(display), by = by.map(display), action, service = service.map(display),
-            backend = backend.map(display), from = did.from.map(display), to = to.map(display), force,
-            forced_past_health = did.forced_past_health, on = did.on, endpoints = did.endpoints, version = did.version,
+            backend = backend.map(display), from = did.from.map(display), to = to.map(display), services = did.moved, force,
+            forced_past_health = did.forced_past_health, on = did.on, weight = did.weight, until = did.until,
+            split_ended = did.split_ended, endpoints = did.endpoints, version = did.version,
             changed, needs_restart = did.needs_restart, overridden = did.overridden,
             generation = did.generation, swap_us = did.swap_took.map(|took| took.as_micros() as u64),
             in_flight_previous = did.in_flight_previous, requests_in_flight = did.requests_in_flight,
@@ -94,8 +107,16 @@ pub(super) struct Did<'a> {
     /// The current generation.
     pub generation: Option<u64>,
     pub from: Option<&'a BackendName>,
+    /// What moved, of several services.
+    pub moved: Option<&'a str>,
     pub forced_past_health: Option<bool>,
     pub on: Option<bool>,
+    /// The weight of a split, in percent.
+    pub weight: Option<f64>,
+    /// When the split ends unless it is renewed.
+    pub until: Option<&'a str>,
+    /// The split that has ended.
+    pub split_ended: Option<&'a str>,
     pub endpoints: Option<&'a str>,
     pub version: Option<&'a str>,
     pub needs_restart: Option<&'a str>,
@@ -114,8 +135,12 @@ impl Default for Did<'_> {
             changed: Changed::Whether(false),
             generation: None,
             from: None,
+            moved: None,
             forced_past_health: None,
             on: None,
+            weight: None,
+            until: None,
+            split_ended: None,
             endpoints: None,
             version: None,
             needs_restart: None,
@@ -177,22 +202,27 @@ impl Control {
 
     /// Completes a refused call: logs and explains it.
     pub(super) fn refuse(&self, audit: Audit<'_>, refusal: &Refusal) -> Problem {
-        let problem = self.explain(audit.service.unwrap_or_default(), refusal);
+        let problem = self.explain(audit.service.unwrap_or_default(), refusal, audit.force.is_some());
         audit.refused(&problem);
         problem
     }
 
-    /// Explains a refusal to the caller: the current state, and what to do.
-    fn explain(&self, service: &str, refusal: &Refusal) -> Problem {
+    /// Explains a refusal to the caller: the current state, and what to do. `force_helps`: the call can be forced.
+    pub(super) fn explain(&self, service: &str, refusal: &Refusal, force_helps: bool) -> Problem {
         let code = match refusal {
             Refusal::UnknownService { .. } => Code::UnknownService,
             Refusal::UnknownBackend { .. } => Code::UnknownBackend,
-            Refusal::NotActive { .. } | Refusal::OtherGeneration { .. } => Code::Conflict,
+            Refusal::NotActive { .. } | Refusal::OtherGeneration { .. } | Refusal::OtherSplit { .. } => {
+                Code::Conflict
+            }
             Refusal::Unhealthy { .. } | Refusal::FailedProbe { .. } => Code::BackendUnhealthy,
             Refusal::Withdrawn { .. } => Code::BackendWithdrawn,
-            Refusal::Active { .. } | Refusal::ActiveMoved { .. } | Refusal::ActiveRemoved { .. } => {
-                Code::BackendActive
-            }
+            Refusal::Active { .. }
+            | Refusal::ActiveMoved { .. }
+            | Refusal::ActiveRemoved { .. }
+            | Refusal::InSplit { .. }
+            | Refusal::PreviewOfActive { .. }
+            | Refusal::SplitToActive { .. } => Code::BackendActive,
         };
         let mut detail = refusal.to_string();
         if let Refusal::Unhealthy { backend, health, .. } = refusal {
@@ -207,7 +237,8 @@ impl Control {
                 (None, _) => "its last probe passed, but it hasn't passed enough in a row".to_owned(),
             };
             let at = probe.map(|probe| format!(" ({})", probe.at)).unwrap_or_default();
-            detail = format!("{detail}: {reason}{at}. To switch anyway, use force");
+            let force = if force_helps { ". To switch anyway, use force" } else { "" };
+            detail = format!("{detail}: {reason}{at}{force}");
         }
         Problem::new(code, detail)
     }

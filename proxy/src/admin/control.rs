@@ -13,7 +13,11 @@ use crate::acme::Acme;
 use crate::config::Service;
 use crate::front::Board;
 use crate::front::broadcast::Broadcast;
+use crate::front::own_cookies::OwnCookies;
+use crate::front::rate::RateLimiter;
 use crate::front::settings::SettingsCell;
+use crate::front::sticky::StickyKey;
+use crate::front::trial::Trials;
 use crate::health::prober::HealthNews;
 use crate::observe::access_log::LogControl;
 use crate::observe::meters::{BackendMeters, Meters};
@@ -38,8 +42,18 @@ pub(crate) struct Control {
     pub reloading: Reloading,
     /// Increases as long as the admin thread makes progress.
     pub admin_heartbeat: AtomicU64,
+    /// What rate limits have counted.
+    pub rates: Arc<RateLimiter>,
+    /// The key of sticky cookies.
+    pub sticky: Arc<StickyKey>,
+    /// uh-proxy's own cookies.
+    pub cookies: Arc<OwnCookies>,
+    /// What trials count.
+    pub trials: Arc<Trials>,
     /// Wakes the prober.
     pub news: Arc<HealthNews>,
+    /// Notified when an endpoint's health has changed, which may end a split.
+    pub split_health: Notify,
     /// When the process started.
     pub started: Instant,
     /// The addresses bound for plain HTTP.

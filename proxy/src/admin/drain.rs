@@ -35,6 +35,17 @@ impl Control {
         request: DrainRequest,
         peer: Peer,
     ) -> Result<Drained, Problem> {
+        self.drain_for(Audit::of_backend(peer, "drain", service, backend), service, backend, request).await
+    }
+
+    /// The same for whoever is named in the audit log.
+    pub(super) async fn drain_for(
+        &self,
+        audit: Audit<'_>,
+        service: &str,
+        backend: &BackendName,
+        request: DrainRequest,
+    ) -> Result<Drained, Problem> {
         let timeout = self.drain_timeout(service, request.timeout_ms)?;
         let busy = || {
             Problem::new(Code::Busy, format!("{MAX_DRAINS} drains are already in progress; try again later"))
@@ -44,7 +55,6 @@ impl Control {
         let deadline = start + timeout;
         let handle = || {
             let drain = self.board.drain(service, backend);
-            let audit = Audit::of_backend(peer, "drain", service, backend);
             drain.map_err(|refusal| self.refuse(audit, &refusal))
         };
         // Repeated at each switch until nothing is left, since the backend may have been active again in between. If it
@@ -98,7 +108,7 @@ impl Control {
         if let Ok(service) = service.parse() {
             self.metrics.drained(&service, backend, start.elapsed());
         }
-        tracing::info!(target: "audit", %peer, action = "drain", service = cut(service), %backend, drained,
+        tracing::info!(target: "audit", peer = audit.peer.map(display), by = audit.by.map(display), action = "drain", service = cut(service), %backend, drained,
             waited_ms = reply.waited_ms, finished = reply.finished, cut = reply.cut,
             remaining = reply.remaining.total(), result = "done");
         Ok(reply)

@@ -18,7 +18,9 @@ use super::socket::Peer;
 use crate::acme::{self, Plan};
 use crate::config::{self, Config, changes};
 use crate::front::settings::Settings;
+use crate::front::sticky::StickyKey;
 use crate::observe::access_log::{self, Reopened, Sink};
+use crate::state::cookie_key::CookieKey;
 use crate::systemd;
 use crate::tls;
 
@@ -150,8 +152,8 @@ impl Control {
     }
 
     async fn check_and_apply(&self, text: &mut String, audit: Audit<'_>) -> Result<Reloaded, Problem> {
-        let path = self.reloading.path.clone();
-        let checked = tokio::task::spawn_blocking(move || check(&path));
+        let (path, sticky) = (self.reloading.path.clone(), Arc::clone(&self.sticky));
+        let checked = tokio::task::spawn_blocking(move || check(&path, &sticky));
         let late = |_| unusable(&self.reloading.path, "reading it timed out");
         let checked = tokio::time::timeout(CHECK_TIMEOUT, checked).await.map_err(late)?;
         let checked = checked.map_err(|e| Problem::new(Code::Internal, e.to_string()))??;
@@ -162,9 +164,13 @@ impl Control {
             server.may_replace(checked).map_err(|e| unusable(&self.reloading.path, &plain(&e)))?;
         }
         let record = |service: &config::Service| {
-            Some((service.name.clone(), self.state_writer.entry(&service.name)?.record()))
+            Some((
+                service.name.clone(),
+                self.state_writer.entry(&service.name)?.record().at(jiff::Timestamp::now()),
+            ))
         };
         let known = config.services.iter().filter_map(record).collect();
+        self.rates.prepare(&config.services);
         let services = config.services.into_iter().map(Arc::new).collect();
         let done = self.board.reload(services, known).map_err(|refusal| refused(&refusal))?;
         let mut renewed = false;
@@ -244,7 +250,7 @@ impl Control {
 }
 
 /// Reads and checks everything without changing anything.
-fn check(path: &Path) -> Result<Checked, Problem> {
+fn check(path: &Path, sticky: &StickyKey) -> Result<Checked, Problem> {
     let text = config::read(path).map_err(|e| unusable(path, &plain(&e)))?;
     let config = config::parse(&text).map_err(|e| unusable(path, &plain(&e.in_file(path))))?;
     let settings = Settings::load(&config.server).map_err(|e| unusable(path, &plain(&e)))?;
@@ -253,6 +259,10 @@ fn check(path: &Path) -> Result<Checked, Problem> {
     let acme = config.server.acme.as_ref().map(acme::open).transpose();
     acme.map_err(|e| unusable(path, &plain(&e)))?;
     let log = access_log::open(&config.server.access_log).map_err(|e| unusable(path, &plain(&e)))?;
+    if sticky.is_missing(&config.services) {
+        let key = CookieKey::open(&config.server.state_file);
+        sticky.set(key.map_err(|e| unusable(path, &plain(&e)))?);
+    }
     Ok(Checked { text, config, settings, tls, log })
 }
 
@@ -263,7 +273,7 @@ fn unusable(path: &Path, reason: &str) -> Problem {
 
 fn refused(refusal: &Refusal) -> Problem {
     let code = match refusal {
-        Refusal::ActiveRemoved { .. } => Code::BackendActive,
+        Refusal::ActiveRemoved { .. } | Refusal::InSplit { .. } => Code::BackendActive,
         _ => Code::Conflict,
     };
     Problem::new(code, refusal.to_string())

@@ -2,9 +2,10 @@
 
 use uh_protocol::BackendName;
 use uh_protocol::status::{
-    BackendStatus, EndpointStatus, MaintenanceStatus, ProbeStatus, ProxyStatus, Role, ServiceStatus, Status,
+    BackendStatus, EndpointStatus, MaintenanceStatus, ProbeStatus, ProxyStatus, Role, ServiceStatus,
+    SplitStatus, Status,
 };
-use uh_switching::{Health, Maintenance, ServiceState};
+use uh_switching::{Health, Maintenance, ServiceState, Split, Term};
 
 use super::control::Control;
 use crate::config::Service;
@@ -45,6 +46,10 @@ impl Control {
             last_switch: state.last_switch.map(iso_millis),
             maintenance: state.maintenance.is_some(),
             maintenance_details: state.maintenance.as_deref().map(maintenance_status),
+            split: state.split.as_ref().map(split_status),
+            trial: self
+                .trials
+                .status(&state.config.name, state.split.as_ref().map(|split| split.assignment.salt)),
             warnings: partly_healthy(service.active_backend(), &[]).into_iter().collect(),
             backends: service.backends.iter().map(|backend| self.backend_status(service, backend)).collect(),
         }
@@ -98,6 +103,17 @@ pub(super) fn maintenance_status(maintenance: &Maintenance) -> MaintenanceStatus
         since: iso_millis(maintenance.since),
         message: maintenance.message.clone(),
         retry_after_s: maintenance.retry_after_s,
+    }
+}
+
+/// For the status.
+pub(super) fn split_status(split: &Split) -> SplitStatus {
+    SplitStatus {
+        to: split.new.backend.clone(),
+        weight: split.assignment.weight.percent(),
+        since: iso_millis(split.began),
+        until: iso_millis(split.until),
+        leased: matches!(split.term, Term::Lease(_)),
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use uh_protocol::request::{MAX_PREVIEW_TTL_MS, MIN_PREVIEW_TTL_MS};
 use uh_protocol::{BackendName, ServiceName};
 
 use uh_settings::help;
@@ -17,13 +18,13 @@ Examples:
   uh-proxy status                               show backends, health and requests in flight
   uh-proxy switch green --wait-drain 30s        move traffic to green, wait until blue is idle
 
-All commands except run and check call a running uh-proxy over its admin socket.
+All commands except run, check and import call a running uh-proxy over its admin socket.
 
 Exit codes:
   0  done
   1  failed
   2  invalid arguments
-  3  refused (unhealthy backend, conflict, no permission); nothing changed
+  3  refused (unhealthy backend, conflict, no permission); nothing changed. import: something behaves differently
   4  no uh-proxy is listening on the admin socket
   5  done, but not saved to disk";
 
@@ -37,8 +38,8 @@ pub(super) struct Args {
 
 /// The headings of the top-level `--help`, each with its commands. Every command is in one of them.
 const GROUPS: [(&str, &[&str]); 3] = [
-    ("Server commands", &["run", "check", "reload", "certificates"]),
-    ("Traffic commands", &["status", "switch", "drain", "maintenance"]),
+    ("Server commands", &["run", "check", "import", "reload", "certificates"]),
+    ("Traffic commands", &["status", "switch", "split", "preview", "drain", "maintenance"]),
     ("Backend commands", &["backend"]),
 ];
 
@@ -67,6 +68,9 @@ Exits with 1 if there is a mistake. Addresses used by a running uh-proxy with th
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Turn a configuration of nginx into one of uh-proxy
+    #[command(subcommand)]
+    Import(ImportCommand),
     /// Reload the configuration file without dropping a connection, and list what changed
     Reload(ReloadArgs),
     /// List the certificates with their hosts, source, expiry, next renewal and last error
@@ -75,6 +79,10 @@ Exits with 1 if there is a mistake. Addresses used by a running uh-proxy with th
     Status(StatusArgs),
     /// Make another backend active for all new requests
     Switch(SwitchArgs),
+    /// Send a share of the clients to another backend, or end that
+    Split(SplitArgs),
+    /// Make a link by which its holder looks at a standby
+    Preview(PreviewArgs),
     /// Wait for a standby's in-flight requests to finish
     Drain(DrainArgs),
     /// Answer new requests with a maintenance page, or forward them again
@@ -88,8 +96,10 @@ impl Command {
     /// Whether to print the reply as JSON, including a refusal.
     pub(super) fn wants_json(&self) -> bool {
         let client = match self {
-            Self::Run { .. } | Self::Check { .. } => return false,
+            Self::Run { .. } | Self::Check { .. } | Self::Import(_) => return false,
             Self::Switch(args) => &args.client,
+            Self::Split(args) => &args.client,
+            Self::Preview(args) => &args.client,
             Self::Status(args) => &args.client,
             Self::Drain(args) => &args.client,
             Self::Backend(BackendCommand::Set(args)) => &args.client,
@@ -101,6 +111,23 @@ impl Command {
         };
         client.json
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ImportCommand {
+    /// Print uh-proxy's configuration for an nginx.conf, and on standard error what wasn't carried over
+    #[command(after_help = "\
+Examples:
+  uh-proxy import nginx /etc/nginx/nginx.conf > uh-proxy.toml
+  uh-proxy check --config uh-proxy.toml
+
+Included files are read too. Exits with 2 if a file can't be read or isn't valid, and with 3 if a directive that
+changes behaviour wasn't carried over.")]
+    Nginx {
+        /// nginx's configuration, or a file with servers that it includes
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 /// How to reach uh-proxy, and how to print.
@@ -129,8 +156,9 @@ Examples:
   uh-proxy switch green
   uh-proxy switch green --wait-drain 30s
   uh-proxy switch green --expect-active blue --json
+  uh-proxy switch green --service web,api
 
-Exits with 3 if the switch is refused, and with 5 if it is done but not saved to disk.")]
+Several services move in one step, or none does. Exits with 3 if the switch is refused, and with 5 if it is done but not saved to disk.")]
 pub(super) struct SwitchArgs {
     /// Backend to make active
     pub(super) backend: BackendName,
@@ -146,10 +174,107 @@ pub(super) struct SwitchArgs {
     /// After the switch, wait this long for the old backend's in-flight requests to finish
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) wait_drain: Option<Duration>,
+    /// Service; not needed if there is only one. Several, separated by commas, move together or not at all
+    #[arg(long = "service", value_name = "NAME", value_delimiter = ',')]
+    pub(super) services: Vec<ServiceName>,
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+}
+
+/// Where a share of the clients goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum SplitTarget {
+    /// To this backend.
+    Backend(BackendName),
+    /// Nowhere else.
+    Off,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy split green 10%
+  uh-proxy split green 50% --ttl 10m
+  uh-proxy split off
+  uh-proxy switch green
+
+A client stays on its side, and a larger share only moves clients to the backend. A switch ends the split. Exits with 3
+if the split is refused, and with 5 if it is done but not saved to disk.")]
+pub(super) struct SplitArgs {
+    /// Backend that gets a share of the clients; off: all clients go to the active backend again
+    #[arg(value_name = "BACKEND|off", value_parser = split_target)]
+    pub(super) target: SplitTarget,
+    /// Share of the clients, such as 10%
+    #[arg(value_name = "WEIGHT", value_parser = percentage)]
+    pub(super) weight: Option<f64>,
+    /// End the split after this long, unless the command is run again [default: the service's split.hold_timeout]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(super) ttl: Option<Duration>,
+    /// Refuse unless this is the current generation
+    #[arg(long, value_name = "N")]
+    pub(super) expect_generation: Option<u64>,
     #[command(flatten)]
     pub(super) service: ServiceArgs,
     #[command(flatten)]
     pub(super) client: ClientArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy preview green --for 1h
+  uh-proxy preview green --url https://shop.example.com/checkout
+  curl -H \"X-UH-Preview: $(uh-proxy preview green --json | jq -r .token)\" https://shop.example.com/
+
+All others get the active backend as before. To end all links to a backend, withdraw it. To end all links of a service,
+increase its preview.generation and reload.")]
+pub(super) struct PreviewArgs {
+    /// Standby to look at
+    pub(super) backend: BackendName,
+    /// How long the link is valid: 1s to 168h [default: 1h]
+    #[arg(long = "for", value_name = "DURATION", value_parser = preview_ttl)]
+    pub(super) duration: Option<Duration>,
+    /// Address to make the link for, such as https://shop.example.com/checkout [default: the service's first host]
+    #[arg(long, value_name = "URL", value_parser = address)]
+    pub(super) url: Option<String>,
+    #[command(flatten)]
+    pub(super) service: ServiceArgs,
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+}
+
+fn preview_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = parse_duration(text).map_err(|e| e.to_string())?;
+    let range = Duration::from_millis(MIN_PREVIEW_TTL_MS)..=Duration::from_millis(MAX_PREVIEW_TTL_MS);
+    if range.contains(&ttl) { Ok(ttl) } else { Err("use 1s to 168h".to_owned()) }
+}
+
+/// `https://shop.example.com/checkout`
+fn address(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let good = rest.is_some_and(|rest| {
+        !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() && b != b'#' && b != b'\\')
+    });
+    if !good {
+        return Err("use an address such as https://shop.example.com/checkout, without a fragment".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn split_target(text: &str) -> Result<SplitTarget, String> {
+    match text {
+        "off" => Ok(SplitTarget::Off),
+        name => name.parse().map(SplitTarget::Backend).map_err(|e| format!("{e}")),
+    }
+}
+
+/// `10%`
+fn percentage(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').map(str::trim_end);
+    let plain = |number: &&str| number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let percent = number.filter(plain).and_then(|number| number.parse::<f64>().ok());
+    let percent = percent.filter(|percent| *percent <= 100.0);
+    percent.ok_or_else(|| "use a percentage from 0% to 100%, such as 10%".to_owned())
 }
 
 #[derive(Debug, ClapArgs)]

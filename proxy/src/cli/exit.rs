@@ -14,6 +14,8 @@ pub(super) enum Exit {
     Failed,
     Usage,
     Refused,
+    /// Imported, but something behaves differently.
+    Incomplete,
     NoProxy,
     NotOnDisk,
 }
@@ -24,7 +26,7 @@ impl Exit {
             Self::Done => 0,
             Self::Failed => 1,
             Self::Usage => 2,
-            Self::Refused => 3,
+            Self::Refused | Self::Incomplete => 3,
             Self::NoProxy => 4,
             Self::NotOnDisk => 5,
         }
@@ -45,7 +47,7 @@ pub(super) struct Failed {
 }
 
 impl Failed {
-    /// Invalid arguments.
+    /// Invalid arguments, or a file that can't be read.
     pub(super) fn usage(message: String) -> Self {
         Self { exit: Exit::Usage, error: anyhow::Error::msg(message) }
     }

@@ -6,7 +6,7 @@ use uh_protocol::status::{
 
 use super::args::StatusArgs;
 use super::exit::{Exit, Failed};
-use super::{Done, say, say_json, target};
+use super::{Done, say, say_json, split, target, trial};
 
 pub(super) fn status(args: &StatusArgs) -> Done {
     target::call(async {
@@ -84,6 +84,12 @@ fn report_service(service: &ServiceStatus) -> Result<(), Failed> {
         "\nservice {}: {} has been active since {since} (previous: {previous}){maintenance}",
         service.name, service.active
     ))?;
+    if let Some(split) = &service.split {
+        say(format_args!("  split since {}: {}", split.since, split::in_words(split, &service.active)))?;
+    }
+    if let Some(trial) = &service.trial {
+        trial::in_words(trial, &service.active).iter().try_for_each(|line| say(format_args!("  {line}")))?;
+    }
     say(format_args!(
         "  {:<12} {:<9} {:<9} {:<12} {:>9} {:>7}  endpoints",
         "backend", "role", "health", "version", "in flight", "tunnels"

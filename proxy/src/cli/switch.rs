@@ -7,14 +7,18 @@ use uh_protocol::client::{Client, ClientError};
 use uh_protocol::request::{DrainRequest, Drained, SwitchRequest, Switched};
 use uh_protocol::{Code, ServiceName};
 
-use super::args::SwitchArgs;
+use super::args::{ServiceArgs, SwitchArgs};
 use super::exit::{Exit, Failed};
-use super::{Done, complain, drain, say, say_json, target};
+use super::{Done, complain, drain, release, say, say_json, target};
 
 pub(super) fn switch(args: &SwitchArgs) -> Done {
+    if args.services.len() > 1 {
+        return release::release(args);
+    }
     target::call(async {
         let client = target::client(&args.client);
-        let service = target::service(&client, &args.service).await?;
+        let service = ServiceArgs { service: args.services.first().cloned() };
+        let service = target::service(&client, &service).await?;
         let request = SwitchRequest {
             to: args.backend.clone(),
             expect_active: args.expect_active.clone(),
@@ -56,7 +60,8 @@ pub(super) fn switch(args: &SwitchArgs) -> Done {
     })
 }
 
-async fn wait(
+/// Waits until the old backend of a switch that was done has drained.
+pub(super) async fn wait(
     client: &Client,
     service: &ServiceName,
     switched: &Switched,
@@ -67,7 +72,7 @@ async fn wait(
 }
 
 /// The error for a switch whose wait failed. The switch was done, so this is a failure, not a refusal.
-async fn afterwards(
+pub(super) async fn afterwards(
     client: &Client,
     service: &ServiceName,
     switched: &Switched,
@@ -88,7 +93,8 @@ async fn afterwards(
     Failed::from(anyhow::Error::from(error).context(what))
 }
 
-fn report(switched: &Switched) -> Result<(), Failed> {
+/// Prints what a switch did.
+pub(super) fn report(switched: &Switched) -> Result<(), Failed> {
     let Switched { service, from, to, generation, in_flight_previous, .. } = switched;
     if switched.changed {
         say(format_args!(

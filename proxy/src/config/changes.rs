@@ -18,7 +18,7 @@ const AT_START: [&str; 9] = [
 /// The full keys of all values that differ, sorted. A table that is missing in one of the files is listed as a whole,
 /// and so is a list.
 #[must_use]
-pub fn changed_keys(old: &str, new: &str) -> Vec<String> {
+pub(crate) fn changed_keys(old: &str, new: &str) -> Vec<String> {
     let (old, new): (Table, Table) = (old.parse().unwrap_or_default(), new.parse().unwrap_or_default());
     let mut keys = Vec::new();
     compare("", &old, &new, &mut keys);
@@ -28,7 +28,7 @@ pub fn changed_keys(old: &str, new: &str) -> Vec<String> {
 
 /// Whether a key only takes effect at a restart.
 #[must_use]
-pub fn needs_restart(key: &str) -> bool {
+pub(crate) fn needs_restart(key: &str) -> bool {
     // A table that is missing in one of the files is listed as a whole.
     key.strip_prefix("server.").is_some_and(|key| AT_START.contains(&key))
 }

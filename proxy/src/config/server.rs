@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::acme::{self, Acme};
 use super::headers;
+use super::request_buffers::{self, RequestBuffers};
 use super::tls::{self, Tls};
 use uh_http1::field::MAX_FIELDS;
 use uh_http1::network::Network;
@@ -48,6 +49,8 @@ pub struct Server {
     pub error_pages: Option<PathBuf>,
     /// Limits that apply to a client before its request is known.
     pub limits: ServerLimits,
+    /// The limits of all buffered requests.
+    pub request_buffers: RequestBuffers,
     /// What uh-proxy tells the app about its clients, and which client headers it passes on.
     pub headers: HeaderPolicy,
     /// Load balancers that send a PROXY header at the start of each connection.
@@ -183,6 +186,7 @@ pub(super) fn server(section: &mut Section) -> Server {
         log: section.choice("log", LogFormat::Text, &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         error_pages: section.has("error_pages").then(|| section.path("error_pages", "")),
         limits: server_limits(&mut section.section("limits")),
+        request_buffers: request_buffers::of_server(&mut section.section("request_buffers")),
         headers: headers::headers(section),
         proxy_protocol_from: section.list("proxy_protocol_from").unwrap_or_default(),
     }

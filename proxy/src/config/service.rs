@@ -15,6 +15,11 @@ use uh_settings::Section;
 use uh_settings::units::{DAY, MS, SECOND};
 use uh_switching::{BackendDefinition, route};
 
+use super::paths::{self, PathPrefix, PathRules};
+use super::preview::{self, PreviewSettings};
+use super::split::{self, SplitSettings};
+use super::sticky::{self, Sticky};
+
 /// Limited because a drain's caller waits for this too.
 const MAX_TUNNEL_SPREAD: Duration = Duration::from_secs(60);
 
@@ -23,7 +28,7 @@ const MAX_TUNNEL_SPREAD: Duration = Duration::from_secs(60);
 pub struct Service {
     /// Its name.
     pub name: ServiceName,
-    /// The hosts it serves, the redirected ones last; empty: any host that no other service names.
+    /// The hosts it serves, those for previews next, the redirected ones last; empty: any host that no other service names.
     pub hosts: Vec<String>,
     /// Of these, from which ones clients are redirected to the first.
     pub redirect_hosts: Vec<String>,
@@ -47,16 +52,20 @@ pub struct Service {
     pub backends: Vec<BackendDefinition>,
     /// How endpoints are probed.
     pub health: HealthCheck,
-    /// Timeouts of the parts of an exchange.
-    pub timeouts: Timeouts,
-    /// Limits on the size of a request and the speed of its client.
-    pub limits: Limits,
+    /// What applies to its requests, by their paths.
+    pub rules: PathRules,
     /// Who bypasses the maintenance page.
     pub maintenance: MaintenanceBypass,
     /// The retry budget.
     pub retries: Retries,
+    /// How a client's requests reach the same endpoint; `None`: each goes where the fewest are.
+    pub sticky: Option<Sticky>,
     /// How endpoint names are resolved.
     pub resolve: Resolve,
+    /// What applies to splits of its traffic.
+    pub split: SplitSettings,
+    /// What applies to previews of its standbys.
+    pub preview: PreviewSettings,
 }
 
 impl Service {
@@ -106,6 +115,10 @@ impl uh_switching::Service for Service {
 
     fn first_active(&self) -> &BackendName {
         &self.active
+    }
+
+    fn asks_previous(&self) -> bool {
+        self.rules.any(|settings| settings.previous.any())
     }
 
     fn is_probed(&self) -> bool {
@@ -175,44 +188,6 @@ pub struct Resolve {
     pub timeout: Duration,
 }
 
-/// Timeouts of the parts of an exchange.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Timeouts {
-    /// For one connection attempt to an endpoint.
-    pub connect: Duration,
-    /// Without any byte moving, while waiting for the backend.
-    pub read: Duration,
-    /// Without the backend accepting a byte of the request.
-    pub write: Duration,
-    /// How long an exchange may continue without a byte moving after its client has closed its sending side; `None`: no
-    /// limit.
-    pub half_closed: Option<Duration>,
-    /// How long an exchange may wait for a response head before it counts as overdue; `None`: never.
-    pub overdue: Option<Duration>,
-    /// How long an upstream connection is kept for the next exchange. Shorter than Node's keep-alive of 5 s, so that
-    /// uh-proxy closes first.
-    pub idle: Duration,
-    /// Without any byte moving, while waiting for the client to send its body or read the response.
-    pub client: Duration,
-    /// Without any byte moving in a tunnel.
-    pub tunnel_idle: Duration,
-}
-
-/// Limits on the size of a request and the speed of its client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// The largest request body, chunk framing not counted; `None`: any size.
-    pub body_bytes: Option<u64>,
-    /// Bytes per second that a client must send while its body is awaited; 0: no minimum.
-    pub min_body_rate: u64,
-    /// Bytes per second that a client must read while data is waiting for it; 0: no minimum.
-    pub min_response_rate: u64,
-    /// The time over which both rates are measured: shorter pauses do no harm.
-    pub rate_window: Duration,
-    /// The most fields of a response head.
-    pub response_fields: usize,
-}
-
 /// Who bypasses the maintenance page.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MaintenanceBypass {
@@ -245,7 +220,10 @@ impl FromStr for SecretField {
             || "expected a header field with its value, such as \"X-Bypass: a long secret\"".to_owned();
         let (name, value) = text.split_once(':').ok_or_else(wrong)?;
         let value = value.trim();
-        if name.is_empty() || !name.bytes().all(is_token_byte) || classify(name.as_bytes()) != Known::Other {
+        if name.is_empty()
+            || !name.bytes().all(is_token_byte)
+            || !matches!(classify(name.as_bytes()), Known::Other | Known::Cookie)
+        {
             return Err(wrong());
         }
         if value.len() < MIN_SECRET_BYTES || !value.bytes().all(|b| (b' '..0x7f).contains(&b)) {
@@ -263,7 +241,8 @@ pub(super) fn service(name: &str, mut section: Section, redirect: bool) -> Optio
     let hosts = hosts(&mut section, "hosts");
     let redirect_hosts = redirect_hosts(&mut section, &hosts);
     let redirect_https = section.boolean("redirect_https", redirect);
-    let path_prefix = path_prefix(&mut section);
+    let path_prefix =
+        section.parsed::<PathPrefix>("path_prefix").map_or_else(|| "/".to_owned(), |prefix| prefix.0);
     let strip_prefix = section.boolean("strip_prefix", false);
     let upgrades = section.list::<UpgradeName>("upgrades");
     let drain_timeout = section.duration("drain_timeout", 30 * SECOND, (Duration::ZERO, DAY));
@@ -273,16 +252,19 @@ pub(super) fn service(name: &str, mut section: Section, redirect: bool) -> Optio
     let tunnel_close_spread =
         section.duration("tunnel_close_spread", 5 * SECOND, (Duration::ZERO, MAX_TUNNEL_SPREAD));
     let health = health(&mut section.section("health"));
-    let timeouts = timeouts(&mut section.section("timeouts"));
-    let limits = limits(&mut section.section("limits"));
-    let maintenance = maintenance(&mut section.section("maintenance"));
-    let retries = retries(&mut section.section("retries"));
-    let resolve = resolve(&mut section.section("resolve"));
     let backends: Vec<BackendDefinition> = section
         .sections("backends")
         .into_iter()
         .filter_map(|(name, section)| backend(&name, section))
         .collect();
+    let rules = paths::rules(&mut section, &path_prefix, &backends);
+    let maintenance = maintenance(&mut section.section("maintenance"));
+    let sticky = sticky::sticky(&mut section);
+    let retries = retries(&mut section.section("retries"));
+    let resolve = resolve(&mut section.section("resolve"));
+    let split = split::split(&mut section.section("split"));
+    let others: Vec<String> = hosts.iter().chain(&redirect_hosts).cloned().collect();
+    let preview = preview::preview(&mut section.section("preview"), &others);
     let has_active = section.has("active");
     let active = section.parsed::<BackendName>("active");
     if !has_active {
@@ -307,7 +289,7 @@ pub(super) fn service(name: &str, mut section: Section, redirect: bool) -> Optio
     };
     Some(Service {
         name,
-        hosts: hosts.into_iter().chain(redirect_hosts.iter().cloned()).collect(),
+        hosts: hosts.iter().chain(&preview.hosts).chain(&redirect_hosts).cloned().collect(),
         redirect_hosts,
         redirect_https,
         path_prefix,
@@ -322,11 +304,13 @@ pub(super) fn service(name: &str, mut section: Section, redirect: bool) -> Optio
         tunnel_close_spread,
         backends,
         health,
-        timeouts,
-        limits,
+        rules,
         maintenance,
         retries,
+        sticky,
         resolve,
+        split,
+        preview,
     })
 }
 
@@ -341,6 +325,14 @@ pub(super) fn hosts(section: &mut Section, key: &'static str) -> Vec<String> {
     hosts
 }
 
+/// Whether a configured host, which may be a wildcard, is for this host of a request.
+pub(crate) fn is_for(host: &str, name: &str) -> bool {
+    match host.strip_prefix('*') {
+        Some(suffix) => name.find('.').is_some_and(|dot| dot > 0 && name[dot..] == *suffix),
+        None => host == name,
+    }
+}
+
 fn redirect_hosts(section: &mut Section, hosts: &[String]) -> Vec<String> {
     let others = self::hosts(section, "redirect_hosts");
     if let Some(host) = others.iter().find(|host| hosts.contains(host)) {
@@ -352,19 +344,6 @@ fn redirect_hosts(section: &mut Section, hosts: &[String]) -> Vec<String> {
         section.mistake("redirect_hosts", reason);
     }
     others
-}
-
-fn path_prefix(section: &mut Section) -> String {
-    let prefix = section.text("path_prefix").unwrap_or_else(|| "/".to_owned());
-    let odd = |b: u8| b <= b' ' || matches!(b, b'?' | b'#' | 0x7f);
-    if !prefix.starts_with('/') || prefix.bytes().any(odd) {
-        let reason = format!("{prefix:?} isn't a path: it must start with / and have no query");
-        section.mistake("path_prefix", reason);
-    } else if prefix.split('/').any(|segment| matches!(segment, "." | "..")) {
-        section
-            .mistake("path_prefix", format!("{prefix:?} has a dot segment, so no request path can match it"));
-    }
-    prefix
 }
 
 fn backend(name: &str, mut section: Section) -> Option<BackendDefinition> {
@@ -451,35 +430,6 @@ fn probe_headers(section: &mut Section) -> Vec<(HeaderName, HeaderValue)> {
         }
     }
     headers
-}
-
-fn timeouts(section: &mut Section) -> Timeouts {
-    Timeouts {
-        connect: section.duration("connect", 2 * SECOND, (MS, DAY)),
-        read: section.duration("read", 60 * SECOND, (MS, DAY)),
-        write: section.duration("write", 60 * SECOND, (MS, DAY)),
-        half_closed: section.duration_or_off("half_closed", 3 * SECOND, (MS, DAY)),
-        overdue: section.duration_or_off("overdue", 30 * SECOND, (MS, DAY)),
-        idle: section.duration("idle", 4 * SECOND, (Duration::ZERO, DAY)),
-        client: section.duration("client", 60 * SECOND, (MS, DAY)),
-        tunnel_idle: section.duration("tunnel_idle", 3600 * SECOND, (MS, 7 * DAY)),
-    }
-}
-
-/// Larger than any useful limit: a pebibyte.
-const MAX_BODY_BYTES: u64 = 1 << 50;
-
-/// As many of the shortest possible fields as fit in a response head.
-const MAX_RESPONSE_FIELDS: u32 = 10_000;
-
-fn limits(section: &mut Section) -> Limits {
-    Limits {
-        body_bytes: Some(section.size("body_bytes", 1 << 30, (0, MAX_BODY_BYTES))).filter(|&most| most > 0),
-        min_body_rate: section.size("min_body_rate", 500, (0, 1 << 30)),
-        min_response_rate: section.size("min_response_rate", 500, (0, 1 << 30)),
-        rate_window: section.duration("rate_window", 30 * SECOND, (100 * MS, DAY)),
-        response_fields: section.integer("response_fields", 1000, (1, MAX_RESPONSE_FIELDS)) as usize,
-    }
 }
 
 fn maintenance(section: &mut Section) -> MaintenanceBypass {

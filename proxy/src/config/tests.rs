@@ -27,7 +27,7 @@ fn the_smallest_configuration_gets_the_documented_defaults() {
     let config = parse(SMALLEST).unwrap();
     let service = &config.services[0];
     assert_eq!(service.health.interval, Duration::from_secs(1));
-    assert_eq!(service.timeouts.idle, Duration::from_secs(4));
+    assert_eq!(service.rules.own().timeouts.idle, Duration::from_secs(4));
     assert_eq!(config.server.shutdown_timeout, Duration::from_secs(30));
     assert!(config.server.threads >= 1);
     assert_eq!(config.server.headers, HeaderPolicy::default());

@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 use super::idle::{IdleClients, IdleSlot, Left};
 use super::in_flight::{AddressRequests, InFlightByAddress};
 use super::pool::millis;
+use super::rate::RateLimiter;
+use super::request_buffer::BufferBudgets;
 use super::splice;
 use crate::config::ServerLimits;
 use crate::observe::log_rate_limit::LogRateLimit;
@@ -30,7 +32,7 @@ const RESERVE_PER_WORKER: u64 = 8 + 128 + (splice::MOST * splice::DESCRIPTORS) a
 
 /// Counts client connections.
 #[derive(Debug)]
-pub struct Admission {
+pub(crate) struct Admission {
     /// What the file descriptor limit allows.
     ceiling: usize,
     /// How many rejected clients may be sent an answer at the same time.
@@ -42,12 +44,16 @@ pub struct Admission {
     idle: Arc<IdleClients>,
     evicted: AtomicU64,
     in_flight: Arc<InFlightByAddress>,
+    /// How often clients have made requests, where that is limited.
+    pub(crate) rates: Arc<RateLimiter>,
+    /// What all buffered requests have.
+    pub(crate) buffers: BufferBudgets,
     logged: [LogRateLimit; REASONS.len()],
 }
 
 /// Why a connection is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// Too many connections in total.
     Full,
     /// Too many connections from its address.
@@ -63,7 +69,7 @@ pub enum Refused {
 }
 
 /// All reasons, by their index.
-pub const REASONS: [&str; 6] =
+pub(crate) const REASONS: [&str; 6] =
     ["full", "address", "tls", "no_proxy_header", "bad_proxy_header", "proxy_header_timeout"];
 
 /// What an operator can do about rejected connections, by reason.
@@ -94,7 +100,7 @@ impl From<IpAddr> for ClientNetwork {
 
 /// A connection's slot among the open ones. Freed when this is dropped.
 #[derive(Debug)]
-pub struct ConnectionSlot {
+pub(crate) struct ConnectionSlot {
     admission: Arc<Admission>,
     source: Option<ClientNetwork>,
     /// Where an idle connection is found when its slot is needed.
@@ -104,7 +110,7 @@ pub struct ConnectionSlot {
 impl Admission {
     /// For a process with this many file descriptors. Every client may need one for itself and one for its backend.
     #[must_use]
-    pub fn new(descriptors: u64, workers: usize) -> Self {
+    pub(crate) fn new(descriptors: u64, workers: usize) -> Self {
         let reserve = (descriptors / 8).clamp(RESERVE.0, RESERVE.1);
         let fixed = reserve.saturating_add(RESERVE_PER_WORKER.saturating_mul(workers as u64));
         // However few there are, half of them are for clients and their backends.
@@ -120,18 +126,20 @@ impl Admission {
             idle: Arc::new(IdleClients::new(workers)),
             evicted: AtomicU64::new(0),
             in_flight: Arc::default(),
+            rates: Arc::default(),
+            buffers: BufferBudgets::default(),
             logged: Default::default(),
         }
     }
 
     /// How many client connections there may be.
     #[must_use]
-    pub fn most(&self, limits: &ServerLimits) -> usize {
+    pub(crate) fn most(&self, limits: &ServerLimits) -> usize {
         limits.connections.map_or(self.ceiling, |most| self.ceiling.min(most as usize))
     }
 
     /// Counts a rejected connection, and logs it unless one was just logged for the same reason.
-    pub fn refuse(&self, reason: Refused, client: &str) {
+    pub(crate) fn refuse(&self, reason: Refused, client: &str) {
         let index = reason as usize;
         self.refused[index].fetch_add(1, Ordering::Relaxed);
         if let Some(unlogged) = self.logged[index].allows() {
@@ -150,7 +158,7 @@ impl Admission {
     ///
     /// # Errors
     /// There is none. The caller says so with [`Admission::refuse`].
-    pub fn admit(
+    pub(crate) fn admit(
         self: &Arc<Self>,
         limits: &ServerLimits,
         address: Option<IpAddr>,
@@ -196,36 +204,38 @@ impl Admission {
     }
 
     /// The requests in flight of this address, for an HTTP/2 connection.
-    pub fn requests_of(&self, address: IpAddr, most: u32) -> AddressRequests {
+    pub(crate) fn requests_of(&self, address: IpAddr, most: u32) -> AddressRequests {
         self.in_flight.of(address, most)
     }
 
     /// Permission to send a rejected client an answer; `None`: too many are being answered already, so close it without
     /// one. A flood must not use up the reserved descriptors.
-    pub fn answer_turn(self: &Arc<Self>) -> Option<Turn> {
+    pub(crate) fn answer_turn(self: &Arc<Self>) -> Option<Turn> {
         let turn = Turn(Arc::clone(self));
         (self.answering.fetch_add(1, Ordering::Relaxed) < self.most_answered).then_some(turn)
     }
 
     /// The connections rejected and evicted since the start.
     #[must_use]
-    pub fn counts(&self) -> ClientCounts {
+    pub(crate) fn counts(&self) -> ClientCounts {
         ClientCounts {
             refused: REASONS.into_iter().zip(self.refused()).collect(),
             evicted: self.evicted(),
             requests_refused: self.in_flight.refused(),
+            rates_evicted: self.rates.evicted(),
+            buffered: [("memory", self.buffers.memory_bytes()), ("disk", self.buffers.disk_bytes())],
         }
     }
 
     /// Idle connections closed since the start to make room for others.
     #[must_use]
-    pub fn evicted(&self) -> u64 {
+    pub(crate) fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
     }
 
     /// Connections rejected since the start, by reason.
     #[must_use]
-    pub fn refused(&self) -> [u64; REASONS.len()] {
+    pub(crate) fn refused(&self) -> [u64; REASONS.len()] {
         std::array::from_fn(|reason| self.refused[reason].load(Ordering::Relaxed))
     }
 }
@@ -235,7 +245,7 @@ impl ConnectionSlot {
     ///
     /// # Errors
     /// If the address has as many connections as it may.
-    pub fn count_for(&mut self, limits: &ServerLimits, address: IpAddr) -> Result<(), Refused> {
+    pub(crate) fn count_for(&mut self, limits: &ServerLimits, address: IpAddr) -> Result<(), Refused> {
         if let (Some(most), None) = (limits.connections_per_address, self.source) {
             self.source = Some(self.admission.count_source(address, most)?);
         }
@@ -254,7 +264,7 @@ impl Drop for ConnectionSlot {
 
 /// A rejected client that is being sent an answer.
 #[derive(Debug)]
-pub struct Turn(Arc<Admission>);
+pub(crate) struct Turn(Arc<Admission>);
 
 impl Drop for Turn {
     fn drop(&mut self) {

@@ -5,17 +5,19 @@
 //! The only client input in them is the request id, which is checked and also escaped.
 
 mod accept;
-pub mod pages;
+pub(crate) mod pages;
 mod words;
 
 use std::time::SystemTime;
 
 use serde::Serialize;
 
-pub use accept::Form;
+pub(crate) use accept::Form;
 use pages::{Pages, Values};
 
+use hyper::StatusCode;
 use uh_http1::date;
+use uh_http1::edits::FieldEdits;
 use uh_http1::field::{write_field, write_number};
 
 /// `Retry-After` for conditions that may pass quickly.
@@ -31,21 +33,37 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
 /// A body with its content type and policy.
-struct Body {
-    media_type: &'static str,
+struct Body<'a> {
+    media_type: &'a str,
     policy: Option<&'static str>,
     bytes: Vec<u8>,
 }
 
-impl Body {
-    fn new(media_type: &'static str, bytes: impl Into<Vec<u8>>) -> Self {
+impl<'a> Body<'a> {
+    fn new(media_type: &'a str, bytes: impl Into<Vec<u8>>) -> Self {
         Self { media_type, policy: None, bytes: bytes.into() }
+    }
+}
+
+/// The body of an answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Content<'a> {
+    /// Its type.
+    pub(crate) media_type: &'a str,
+    /// The body itself.
+    pub(crate) text: &'a str,
+}
+
+impl<'a> Content<'a> {
+    /// Plain text.
+    pub(crate) fn plain(text: &'a str) -> Self {
+        Self { media_type: TEXT, text }
     }
 }
 
 /// An answer without a backend.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Answer<'a> {
+pub(crate) struct Answer<'a> {
     /// Its status.
     pub status: u16,
     /// The explanation for humans.
@@ -64,10 +82,18 @@ pub struct Answer<'a> {
     pub hsts: Option<&'a str>,
     /// Where a redirect leads.
     pub location: Option<&'a str>,
+    /// The allowed methods, with 405; `None`: those that uh-proxy forwards.
+    pub allow: Option<&'a str>,
     /// Whether it says that the service is in maintenance.
     pub maintenance: bool,
     /// The whole body, instead of an explanation.
-    pub text: Option<&'a str>,
+    pub content: Option<Content<'a>>,
+    /// A cookie of uh-proxy's for the client, whatever is done to its other fields.
+    pub set_cookie: Option<&'a str>,
+    /// What is done to its fields.
+    pub edits: Option<&'a FieldEdits>,
+    /// What is done to them in the end.
+    pub last_edits: Option<&'a FieldEdits>,
 }
 
 /// An answer as a problem document.
@@ -85,7 +111,7 @@ struct ProblemBody<'a> {
 
 impl Answer<'_> {
     /// Writes the answer, and returns the length of its body.
-    pub fn write(&self, pages: &Pages, out: &mut Vec<u8>) -> u64 {
+    pub(crate) fn write(&self, pages: &Pages, out: &mut Vec<u8>) -> u64 {
         let retry_after_s = self.retry_after_s.or(match self.status {
             429 | 503 => Some(SOON_S),
             _ => None,
@@ -97,13 +123,14 @@ impl Answer<'_> {
         out.extend_from_slice(reason(self.status).as_bytes());
         out.extend_from_slice(b"\r\n");
         date::write(SystemTime::now(), out);
-        out.extend_from_slice(b"Content-Type: ");
-        out.extend_from_slice(media_type.as_bytes());
-        out.extend_from_slice(
-            b"\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nContent-Length: ",
-        );
-        write_number(out, body.len() as u64);
-        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(b"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n");
+        // RFC 9110 §8.6: no length in a 204.
+        if self.status != 204 {
+            write_field(out, b"Content-Type", media_type.as_bytes());
+            out.extend_from_slice(b"Content-Length: ");
+            write_number(out, body.len() as u64);
+            out.extend_from_slice(b"\r\n");
+        }
         if let Some(policy) = policy {
             write_field(out, b"Content-Security-Policy", policy.as_bytes());
         }
@@ -111,7 +138,8 @@ impl Answer<'_> {
             write_field(out, b"X-Request-Id", self.request_id);
         }
         if self.status == 405 {
-            write_field(out, b"Allow", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
+            let forwarded = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
+            write_field(out, b"Allow", self.allow.unwrap_or(forwarded).as_bytes());
         }
         if let Some(location) = self.location {
             write_field(out, b"Location", location.as_bytes());
@@ -126,6 +154,17 @@ impl Answer<'_> {
         }
         write_field(out, b"Connection", if self.keep_alive { b"keep-alive" } else { b"close" });
         out.extend_from_slice(b"\r\n");
+        if let Some(edits) = self.edits {
+            edits.apply(out, 0);
+        }
+        if let Some(cookie) = self.set_cookie {
+            out.truncate(out.len() - 2);
+            write_field(out, b"Set-Cookie", cookie.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+        if let Some(edits) = self.last_edits {
+            edits.apply(out, 0);
+        }
         if self.head_only {
             return 0;
         }
@@ -133,11 +172,11 @@ impl Answer<'_> {
         body.len() as u64
     }
 
-    fn body(&self, pages: &Pages, retry_after_s: Option<u32>) -> Body {
+    fn body(&self, pages: &Pages, retry_after_s: Option<u32>) -> Body<'_> {
         let request_id = str::from_utf8(self.request_id).unwrap_or_default();
         let (status, reason, detail) = (self.status, reason(self.status), self.detail);
-        if let Some(text) = self.text {
-            return Body::new(TEXT, text);
+        if let Some(Content { media_type, text }) = self.content {
+            return Body::new(media_type, text);
         }
         if status == 200 {
             return Body::new("application/json", HEALTHY);
@@ -179,6 +218,7 @@ fn text(values: &Values<'_>) -> String {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        403 => "Forbidden",
         308 => "Permanent Redirect",
         400 => "Bad Request",
         404 => "Not Found",
@@ -194,7 +234,9 @@ fn reason(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
-        _ => "Error",
+        _ => {
+            StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Error")
+        }
     }
 }
 
@@ -218,8 +260,12 @@ mod tests {
         retry_after_s: None,
         hsts: None,
         location: None,
+        allow: None,
         maintenance: true,
-        text: None,
+        content: None,
+        set_cookie: None,
+        edits: None,
+        last_edits: None,
     };
 
     #[test]

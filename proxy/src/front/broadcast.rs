@@ -15,7 +15,7 @@ use uh_switching::CloseSchedule;
 
 /// How far the process is with stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum StopStage {
+pub(crate) enum StopStage {
     /// Not at all.
     Running,
     /// No new exchanges; those in flight finish.
@@ -26,7 +26,7 @@ pub enum StopStage {
 
 /// The deadlines of a shutdown.
 #[derive(Debug, Clone, Copy)]
-pub struct StopDeadlines {
+pub(crate) struct StopDeadlines {
     /// When stopping began.
     pub begun: Instant,
     /// Until then, an idle connection may still send a request.
@@ -43,14 +43,14 @@ const TUNNEL_MARGIN: Duration = Duration::from_millis(500);
 impl StopDeadlines {
     /// The deadlines of a shutdown that begins now.
     #[must_use]
-    pub fn new(now: Instant, idle_grace: Duration, timeout: Duration, tunnels: u64) -> Self {
+    pub(crate) fn new(now: Instant, idle_grace: Duration, timeout: Duration, tunnels: u64) -> Self {
         Self { begun: now, idle_until: now + idle_grace.min(timeout), cut_at: now + timeout, tunnels }
     }
 
     /// When the tunnels of a service are closed: at once if a drain would do so, otherwise as late as possible with
     /// time left for a close frame.
     #[must_use]
-    pub fn close_schedule(&self, service: &Service) -> CloseSchedule {
+    pub(crate) fn close_schedule(&self, service: &Service) -> CloseSchedule {
         let last = self.cut_at - TUNNEL_MARGIN.min(self.cut_at - self.begun);
         let over = CloseSchedule::length(self.tunnels, service.tunnel_close_spread).min(last - self.begun);
         match service.tunnels_at_drain {
@@ -62,7 +62,7 @@ impl StopDeadlines {
 
 /// Wakes every connection of a worker.
 #[derive(Debug, Default)]
-pub struct Broadcast {
+pub(crate) struct Broadcast {
     stage: AtomicU8,
     timetable: OnceLock<StopDeadlines>,
     listeners: Mutex<Listeners>,
@@ -93,20 +93,20 @@ impl Listeners {
 
 impl Broadcast {
     /// Wakes every connection to check its state.
-    pub fn wake_all(&self) {
+    pub(crate) fn wake_all(&self) {
         // Woken without the lock, which a new connection may be waiting for.
         let wakers: Vec<Waker> = self.listeners.lock().wakers.iter().flatten().cloned().collect();
         wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Begins the shutdown, and wakes every connection.
-    pub fn stop(&self, timetable: StopDeadlines) {
+    pub(crate) fn stop(&self, timetable: StopDeadlines) {
         self.timetable.get_or_init(|| timetable);
         self.advance(StopStage::Stopping);
     }
 
     /// Cuts what is in flight, and wakes every connection.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.advance(StopStage::Cutting);
     }
 
@@ -116,7 +116,7 @@ impl Broadcast {
     }
 
     /// How far the process is with stopping.
-    pub fn stage(&self) -> StopStage {
+    pub(crate) fn stage(&self) -> StopStage {
         match self.stage.load(Ordering::Acquire) {
             0 => StopStage::Running,
             1 => StopStage::Stopping,
@@ -127,45 +127,62 @@ impl Broadcast {
 
 /// One connection's subscription.
 #[derive(Debug)]
-pub struct Subscription {
+pub(crate) struct Subscription {
     broadcast: Arc<Broadcast>,
-    /// The place of its waker, from the first poll on.
-    place: Option<usize>,
+    place: Place,
+}
+
+/// Where a subscription's waker is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nowhere, until the first poll.
+    Unknown,
+    At(usize),
+    /// Nowhere: another subscription wakes the task.
+    Elsewhere,
 }
 
 impl Subscription {
     /// For one connection, which one task serves from beginning to end. [`Subscription::poll`] must be called in that task
     /// before it checks its state for the first time.
     #[must_use]
-    pub fn new(broadcast: Arc<Broadcast>) -> Self {
-        Self { broadcast, place: None }
+    pub(crate) fn new(broadcast: Arc<Broadcast>) -> Self {
+        Self { broadcast, place: Place::Unknown }
+    }
+
+    /// For a part of a task that has a subscription of its own, and polls all its parts when that wakes it.
+    #[must_use]
+    pub(crate) fn of_part(broadcast: Arc<Broadcast>) -> Self {
+        Self { broadcast, place: Place::Elsewhere }
     }
 
     /// Makes sure that every broadcast from now on wakes the task.
-    pub fn poll(&mut self, cx: &mut Context<'_>) {
-        if self.place.is_none() {
-            self.place = Some(self.broadcast.listeners.lock().add(cx.waker().clone()));
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
+        if self.place == Place::Unknown {
+            self.place = Place::At(self.broadcast.listeners.lock().add(cx.waker().clone()));
         }
     }
 
     /// How far the process is with stopping.
     #[must_use]
-    pub fn stage(&self) -> StopStage {
+    pub(crate) fn stage(&self) -> StopStage {
         self.broadcast.stage()
     }
 
     /// The deadlines, once the process is stopping.
     #[must_use]
-    pub fn timetable(&self) -> Option<&StopDeadlines> {
+    pub(crate) fn timetable(&self) -> Option<&StopDeadlines> {
         self.broadcast.timetable.get()
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        // The waker is dropped without the lock: it may be the last of its task.
-        let waker = self.place.and_then(|place| self.broadcast.listeners.lock().remove(place));
-        drop(waker);
+        if let Place::At(place) = self.place {
+            let waker = self.broadcast.listeners.lock().remove(place);
+            // Without the lock: it may be the last of its task.
+            drop(waker);
+        }
     }
 }
 

@@ -20,7 +20,7 @@ const SAVED_AT_LEAST: u64 = 10;
 
 /// One worker's tokens for one activation. Only that worker changes them, so plain loads and stores are enough.
 #[derive(Debug, Default)]
-pub struct RetryBudget {
+pub(crate) struct RetryBudget {
     /// How much is missing, in hundredths of a token: it starts full.
     missing: AtomicU64,
     refilled_ms: AtomicU64,
@@ -28,7 +28,7 @@ pub struct RetryBudget {
 
 impl RetryBudget {
     /// Whether a retry is allowed now.
-    pub fn allows(&self, retries: &Retries, now_ms: u64) -> bool {
+    pub(crate) fn allows(&self, retries: &Retries, now_ms: u64) -> bool {
         let missing = self.missing.load(Ordering::Relaxed);
         let since = now_ms.saturating_sub(self.refilled_ms.load(Ordering::Relaxed));
         let refill = u64::from(retries.per_second) * TOKEN * since / 1000;
@@ -41,7 +41,7 @@ impl RetryBudget {
     }
 
     /// An exchange was answered.
-    pub fn answered(&self, retries: &Retries) {
+    pub(crate) fn answered(&self, retries: &Retries) {
         let missing = self.missing.load(Ordering::Relaxed);
         if missing > 0 {
             self.missing.store(missing.saturating_sub(u64::from(retries.percent)), Ordering::Relaxed);
@@ -49,7 +49,7 @@ impl RetryBudget {
     }
 
     /// A retry did not help.
-    pub fn spend(&self, retries: &Retries) {
+    pub(crate) fn spend(&self, retries: &Retries) {
         let missing = self.missing.load(Ordering::Relaxed) + TOKEN;
         self.missing.store(missing.min(capacity(retries)), Ordering::Relaxed);
     }

@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
-use crate::config::{MaintenanceBypass, SecretField, Service};
+use crate::config::{MaintenanceBypass, PathSettings, SecretField, Service};
 use uh_http1::field::values;
+use uh_http1::request::RequestHead;
 
 /// Why a request bypasses maintenance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pass {
+pub(crate) enum Pass {
     /// It is for the health path. If no backend can answer, uh-proxy answers with 200, so that a load balancer in front
     /// keeps sending clients, who then see the maintenance page.
     Health,
@@ -17,7 +18,7 @@ pub enum Pass {
 
 /// Whether a request bypasses maintenance. `path` may have a query; `client` is an IP address.
 #[must_use]
-pub fn pass(service: &Service, head: &[u8], is_read: bool, path: &[u8], client: &str) -> Option<Pass> {
+pub(crate) fn pass(service: &Service, head: &[u8], is_read: bool, path: &[u8], client: &str) -> Option<Pass> {
     if is_read && is_health_path(service, path) {
         Some(Pass::Health)
     } else if is_operator(&service.maintenance, head, client) {
@@ -27,11 +28,37 @@ pub fn pass(service: &Service, head: &[u8], is_read: bool, path: &[u8], client: 
     }
 }
 
+/// Whether a request is a health check. `settings`: those of its path.
+#[must_use]
+pub(super) fn is_health_check(
+    service: &Service,
+    settings: &PathSettings,
+    request: &RequestHead,
+    head: &[u8],
+) -> bool {
+    request.method.is_read() && leads_to_health(service, settings, request.path.of_head(head))
+}
+
 /// Whether a client's path is that of the health check: the app gets the health path for it. The query doesn't matter.
 pub(super) fn is_health_path(service: &Service, path: &[u8]) -> bool {
-    let without_query = |path| split_at_byte(path, b'?');
+    leads_to_health(service, service.rules.at(service.rules.find(path)), path)
+}
+
+/// The same if the settings of the path are known.
+fn leads_to_health(service: &Service, settings: &PathSettings, path: &[u8]) -> bool {
+    if let Some(replacement) = &settings.replacement {
+        let without_query = |path| split_at_byte(path, b'?');
+        return replacement.leads_to(without_query(path), without_query(service.health.path.as_bytes()));
+    }
     let inner = service.stripped_prefix().map_or(Some(path), |prefix| path.strip_prefix(prefix.as_bytes()));
-    inner.is_some_and(|path| without_query(path) == without_query(service.health.path.as_bytes()))
+    inner.is_some_and(|path| is_same_path(path, service.health.path.as_bytes()))
+}
+
+/// Whether two paths are the same up to their queries. Nothing is searched for: most paths differ within a few bytes.
+fn is_same_path(a: &[u8], b: &[u8]) -> bool {
+    let common = a.iter().zip(b).take_while(|(a, b)| a == b && **a != b'?').count();
+    let ends = |path: &[u8]| path.get(common).is_none_or(|&byte| byte == b'?');
+    ends(a) && ends(b)
 }
 
 fn split_at_byte(text: &[u8], byte: u8) -> &[u8] {
@@ -78,6 +105,24 @@ mod tests {
             (&stripped, "/api/health", true, None),
         ] {
             assert_eq!(pass(service, b"", is_read, path.as_bytes(), "192.0.2.1"), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn paths_are_compared_up_to_their_queries() {
+        for (a, b, same) in [
+            ("/a", "/a", true),
+            ("/a?x", "/a", true),
+            ("/a?x", "/a?y", true),
+            ("/a?", "/a", true),
+            ("", "?x", true),
+            ("/a", "/ab", false),
+            ("/ab?x", "/a?x", false),
+            ("/a", "/b", false),
+            ("/", "", false),
+        ] {
+            assert_eq!(is_same_path(a.as_bytes(), b.as_bytes()), same, "{a} {b}");
+            assert_eq!(is_same_path(b.as_bytes(), a.as_bytes()), same, "{b} {a}");
         }
     }
 

@@ -5,8 +5,8 @@
 //! protocol translates at its edge.
 
 mod answers;
-pub mod http1;
-pub mod presence;
+pub(crate) mod http1;
+pub(crate) mod presence;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use super::admission::ClientNetwork;
 use super::broadcast::Subscription;
 use super::connection::AfterExchange;
 use super::exchange::{self, Outcome};
@@ -29,14 +30,14 @@ use presence::Presence;
 use uh_http1::body::Framing;
 use uh_http1::buffer::Buffer;
 use uh_http1::forwarded::{Caller, Scheme};
-use uh_http1::request::{self, RequestHead};
+use uh_http1::request::{self, BadRequest, RequestHead};
 use uh_http1::response::Coding;
 
 /// The minimum rate if the service isn't known: the default of `limits.min_body_rate`.
 const BODY_RATE: u64 = 500;
 
 /// How the bodies of an exchange reach its client, and what is known of that client meanwhile.
-pub trait ClientLink: PumpSource + PumpSink + Send {
+pub(crate) trait ClientLink: PumpSource + PumpSink + Send {
     /// Whether the client speaks HTTP/2: the request's head is then uh-proxy's own transcript of it.
     const HTTP2: bool;
 
@@ -50,7 +51,8 @@ pub trait ClientLink: PumpSource + PumpSink + Send {
     /// that changes. `ahead` holds what was read past the request.
     fn watch(&mut self, cx: &mut Context<'_>, ahead: &mut Option<Buffer>) -> Watched;
 
-    /// Whether the client has cancelled the exchange, if the protocol can say so. Polled whenever nothing moves.
+    /// Whether the client has cancelled the exchange, if the protocol can say so. Polled whenever nothing moves, unless
+    /// [`ClientLink::watch`] has just been called.
     fn poll_cancelled(&mut self, cx: &mut Context<'_>) -> bool {
         let _ = cx;
         false
@@ -68,7 +70,7 @@ pub trait ClientLink: PumpSource + PumpSink + Send {
 
 /// What [`ClientLink::watch`] has seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Watched {
+pub(crate) enum Watched {
     /// The client is there.
     Here,
     /// It has closed its sending side. It may still read.
@@ -78,7 +80,7 @@ pub enum Watched {
 }
 
 /// A client with one request at a time.
-pub struct Client<L> {
+pub(crate) struct Client<L> {
     /// The worker that serves it.
     pub worker: Arc<Worker>,
     /// The settings of the current or last request.
@@ -108,13 +110,27 @@ pub struct Client<L> {
 impl<L> Client<L> {
     /// How the client speaks to us.
     #[must_use]
-    pub fn scheme(&self) -> Scheme {
+    pub(crate) fn scheme(&self) -> Scheme {
         if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
+    }
+
+    /// The address that a request comes from: as reported by a trusted proxy, or else the peer's.
+    #[must_use]
+    pub(crate) fn source(&self, request: &RequestHead) -> Option<IpAddr> {
+        let told = request.client.of_head(self.request_head());
+        if told.is_empty() { Some(self.ip) } else { std::str::from_utf8(told).ok()?.parse().ok() }
+    }
+
+    /// The network that a request comes from, by which its client is recognised. The peer's, if a trusted proxy reports no
+    /// address.
+    #[must_use]
+    pub(super) fn network(&self, request: &RequestHead) -> ClientNetwork {
+        ClientNetwork::from(self.source(request).unwrap_or(self.ip))
     }
 
     /// The head of the current request.
     #[must_use]
-    pub fn request_head(&self) -> &[u8] {
+    pub(crate) fn request_head(&self) -> &[u8] {
         self.scratch.as_ref().map_or(&[], Scratch::request_head)
     }
 }
@@ -122,14 +138,14 @@ impl<L> Client<L> {
 impl<L: ClientLink> Client<L> {
     /// A client that hasn't sent anything yet.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         worker: Arc<Worker>,
         settings: Arc<Settings>,
         (ip, address): (IpAddr, Arc<str>),
         tls: Option<Arc<TlsSession>>,
+        subscription: Subscription,
         link: L,
     ) -> Self {
-        let subscription = Subscription::new(Arc::clone(&worker.broadcast));
         Self {
             worker,
             settings,
@@ -148,29 +164,67 @@ impl<L: ClientLink> Client<L> {
 
     /// Runs the exchange for the request whose head is in [`Client::scratch`]. `last`: no other may follow on this
     /// connection.
-    pub async fn exchange(&mut self, last: bool) -> AfterExchange {
-        let scheme = self.scheme();
-        let Some(scratch) = &mut self.scratch else { return AfterExchange::Close };
-        let mut upstream = std::mem::take(scratch.upstream());
-        upstream.clear();
-        let headers = &self.settings.headers;
-        let request_start = headers.request_start.then(milliseconds_since_1970);
-        let caller =
-            Caller { address: self.ip, text: &self.address, request_start, scheme, http2: L::HTTP2, headers };
-        let translated = request::translate(scratch.request_head(), &caller, &mut upstream);
-        *scratch.upstream() = upstream;
-        match translated {
+    pub(crate) async fn exchange(&mut self, last: bool) -> AfterExchange {
+        match self.translate() {
             Ok(mut request) => {
                 request.keep_alive &= !last;
                 let _active = ActiveGuard::new(&self.worker);
                 // Boxed, so that the future of a waiting connection doesn't include the size of an exchange.
                 let outcome = Box::pin(exchange::run(self, request)).await;
-                match outcome {
-                    Outcome::Ended(next) => next,
-                    Outcome::Tunnel(tunnel) => Box::pin(tunnel.run(self)).await,
-                }
+                self.follow(outcome).await
             }
             Err(bad) => Box::pin(self.refuse_bad(bad)).await,
+        }
+    }
+
+    /// The same in the caller's memory, which isn't kept between two requests.
+    pub(crate) async fn exchange_in_place(&mut self) -> AfterExchange {
+        match self.translate() {
+            Ok(request) => {
+                let _active = ActiveGuard::new(&self.worker);
+                let outcome = exchange::run(self, request).await;
+                self.follow(outcome).await
+            }
+            Err(bad) => Box::pin(self.refuse_bad(bad)).await,
+        }
+    }
+
+    /// Writes the head for the backend.
+    fn translate(&mut self) -> Result<RequestHead, BadRequest> {
+        let scheme = self.scheme();
+        // There always is one.
+        let scratch = self.scratch.get_or_insert_default();
+        let mut upstream = std::mem::take(scratch.upstream());
+        upstream.clear();
+        let headers = &self.settings.headers;
+        let request_start = headers.request_start.then(milliseconds_since_1970);
+        let caller = Caller {
+            address: self.ip,
+            text: &self.address,
+            request_start,
+            scheme,
+            http2: L::HTTP2,
+            hides_cookies: self.worker.cookies.in_use(),
+            headers,
+        };
+        let head = scratch.request_head();
+        let translated = if L::HTTP2 {
+            request::translate_written(head, scratch.places(), &caller, &mut upstream)
+        } else {
+            request::translate(head, &caller, &mut upstream)
+        };
+        *scratch.upstream() = upstream;
+        if L::HTTP2 {
+            scratch.return_places();
+        }
+        translated
+    }
+
+    /// What follows an exchange.
+    async fn follow(&mut self, outcome: Outcome) -> AfterExchange {
+        match outcome {
+            Outcome::Ended(next) => next,
+            Outcome::Tunnel(tunnel) => Box::pin(tunnel.run(self)).await,
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::admission::{ConnectionSlot, Refused};
+use super::broadcast::Subscription;
 use super::client::Client;
 use super::client::http1::Http1;
 use super::reset;
@@ -20,7 +21,7 @@ use head::HeadRead;
 
 /// What happens to a connection after an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AfterExchange {
+pub(crate) enum AfterExchange {
     /// It takes another request.
     KeepAlive,
     /// It is closed in good order.
@@ -37,7 +38,7 @@ pub enum AfterExchange {
 }
 
 /// A client that was accepted: counted as a connection, and admitted or not, before anything is read from it.
-pub struct Arrival {
+pub(crate) struct Arrival {
     pub(crate) worker: Arc<Worker>,
     /// In force when it came.
     pub(crate) settings: Arc<Settings>,
@@ -52,7 +53,7 @@ pub struct Arrival {
 impl Arrival {
     /// Counts a connection, and takes a place for it if there is one.
     #[must_use]
-    pub fn new(worker: Arc<Worker>, address: SocketAddr) -> Self {
+    pub(crate) fn new(worker: Arc<Worker>, address: SocketAddr) -> Self {
         let open = OpenGuard::new(&worker);
         let ip = address.ip().to_canonical();
         let settings = worker.settings();
@@ -90,7 +91,7 @@ fn text(ip: IpAddr) -> Arc<str> {
 }
 
 /// One client connection.
-pub struct Connection {
+pub(crate) struct Connection {
     pub(super) client: Client<Http1>,
     /// Its slot among the open connections, or why it has none.
     place: Result<ConnectionSlot, Refused>,
@@ -101,9 +102,10 @@ pub struct Connection {
 impl Connection {
     /// Takes over an accepted connection, after its TLS handshake if there is one.
     #[must_use]
-    pub fn new(arrival: Arrival, link: Http1, tls: Option<Arc<TlsSession>>) -> Self {
+    pub(crate) fn new(arrival: Arrival, link: Http1, tls: Option<Arc<TlsSession>>) -> Self {
         let Arrival { worker, settings, ip, address, place, open } = arrival;
-        let client = Client::new(worker, settings, (ip, address), tls, link);
+        let subscription = Subscription::new(Arc::clone(&worker.broadcast));
+        let client = Client::new(worker, settings, (ip, address), tls, subscription, link);
         Self { client, place, exchanges: 0, _open: open }
     }
 
@@ -112,7 +114,7 @@ impl Connection {
         clippy::manual_async_fn,
         reason = "the future of an async fn would have room for the connection twice"
     )]
-    pub fn serve(mut self) -> impl Future<Output = ()> + Send {
+    pub(crate) fn serve(mut self) -> impl Future<Output = ()> + Send {
         async move {
             if let Err(reason) = self.place {
                 self.client.worker.admission.refuse(reason, &self.client.address);

@@ -17,7 +17,7 @@ use rustix::net::{
 ///
 /// # Errors
 /// No descriptors are left.
-pub fn copy(descriptor: RawFd) -> io::Result<OwnedFd> {
+pub(crate) fn copy(descriptor: RawFd) -> io::Result<OwnedFd> {
     let (here, there) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     sendmsg::<()>(
         here.as_raw_fd(),

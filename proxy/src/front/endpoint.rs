@@ -1,8 +1,8 @@
 //! The run-time state of a registered endpoint: probes, resolved addresses, failed connects and load.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -12,9 +12,11 @@ use uh_protocol::Address;
 use uh_protocol::status::ProbeStatus;
 use uh_switching::Health;
 
+use super::sticky;
+
 /// The result of the last lookups of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolution {
+pub(crate) struct Resolution {
     /// The name's addresses from the last successful lookup; empty only if there was none.
     pub addresses: Box<[SocketAddr]>,
     /// Why the last lookup failed, if it did.
@@ -23,11 +25,15 @@ pub struct Resolution {
 
 /// One address of a backend, with its run-time state.
 #[derive(Debug)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     /// Its address.
     pub address: Address,
     /// The same as text, for every line of the access log.
     text: Box<str>,
+    /// What stands for it in the scores of clients.
+    seed: u64,
+    /// What stands for it in a cookie, once one is needed.
+    tag: OnceLock<Box<str>>,
     health: AtomicU8,
     last_probe: Mutex<Option<(ProbeStatus, Instant)>>,
     /// The app's version as the last probe reported it; apart from the probe, so that a request can read it.
@@ -51,7 +57,7 @@ struct Load(AtomicUsize);
 
 /// One exchange that an endpoint carries, or is about to.
 #[derive(Debug)]
-pub struct Busy(Arc<Load>);
+pub(crate) struct Busy(Arc<Load>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -62,9 +68,12 @@ impl Drop for Busy {
 impl Endpoint {
     /// A new endpoint.
     #[must_use]
-    pub fn new(address: Address, health: Health) -> Self {
+    pub(crate) fn new(address: Address, health: Health) -> Self {
+        let text = address.to_string().into_boxed_str();
         Self {
-            text: address.to_string().into_boxed_str(),
+            seed: sticky::seed(&text),
+            text,
+            tag: OnceLock::new(),
             address,
             health: AtomicU8::new(health as u8),
             last_probe: Mutex::default(),
@@ -80,41 +89,51 @@ impl Endpoint {
 
     /// Its address as text.
     #[must_use]
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
+    /// What stands for it in the scores of clients.
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// What stands for it in a cookie. `make` is called once.
+    pub(super) fn tag(&self, make: impl FnOnce() -> String) -> &str {
+        self.tag.get_or_init(|| make().into_boxed_str())
+    }
+
     /// Exchanges that it carries, of all workers.
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.load.0.load(Ordering::Relaxed)
     }
 
     /// Counts one more, for as long as the value lives.
-    pub fn begin(&self) -> Busy {
+    pub(crate) fn begin(&self) -> Busy {
         self.load.0.fetch_add(1, Ordering::Relaxed);
         Busy(Arc::clone(&self.load))
     }
 
     /// After a failed connect: tries this endpoint last until then. Milliseconds on the caller's clock.
-    pub fn avoid_until(&self, until_ms: u64) {
+    pub(crate) fn avoid_until(&self, until_ms: u64) {
         self.avoid_until_ms.store(until_ms.max(1), Ordering::Relaxed);
     }
 
     /// A connect succeeded.
-    pub fn reached(&self) {
+    pub(crate) fn reached(&self) {
         if self.avoid_until_ms.load(Ordering::Relaxed) != 0 {
             self.avoid_until_ms.store(0, Ordering::Relaxed);
         }
     }
 
     /// Whether this endpoint is tried last, because a connect has failed recently.
-    pub fn is_avoided(&self, now_ms: u64) -> bool {
+    pub(crate) fn is_avoided(&self, now_ms: u64) -> bool {
         self.avoid_until_ms.load(Ordering::Relaxed) > now_ms
     }
 
     /// Whether the caller may try it. If it was to be avoided until now, one caller may, and the others continue to
     /// avoid it until then.
-    pub fn may_try(&self, now_ms: u64, until_ms: u64) -> bool {
+    pub(crate) fn may_try(&self, now_ms: u64, until_ms: u64) -> bool {
         let before = self.avoid_until_ms.load(Ordering::Relaxed);
         let order = Ordering::Relaxed;
         before == 0
@@ -123,7 +142,7 @@ impl Endpoint {
     }
 
     /// For the resolver: stores the result of a lookup. After a failure, the last addresses are kept.
-    pub fn looked_up(&self, found: Result<Box<[SocketAddr]>, String>) {
+    pub(crate) fn looked_up(&self, found: Result<Box<[SocketAddr]>, String>) {
         let resolution = match found {
             Ok(addresses) => Resolution { addresses, error: None },
             Err(error) => {
@@ -142,24 +161,24 @@ impl Endpoint {
     }
 
     /// The endpoint's address seems out of date: the name should be resolved again immediately.
-    pub fn doubt(&self) {
+    pub(crate) fn doubt(&self) {
         if matches!(self.address, Address::Name(..)) {
             self.lookup_wanted.notify_one();
         }
     }
 
     /// For the resolver: the name's addresses may have changed.
-    pub async fn doubted(&self) {
+    pub(crate) async fn doubted(&self) {
         self.lookup_wanted.notified().await;
     }
 
     /// The name's current addresses, as far as known.
-    pub fn resolution(&self) -> Option<Arc<Resolution>> {
+    pub(crate) fn resolution(&self) -> Option<Arc<Resolution>> {
         self.resolution.load_full()
     }
 
     /// The name's current addresses; waits for the first lookup.
-    pub async fn first_resolution(&self) -> Arc<Resolution> {
+    pub(crate) async fn first_resolution(&self) -> Arc<Resolution> {
         loop {
             let looked_up = self.looked_up.notified();
             tokio::pin!(looked_up);
@@ -172,12 +191,12 @@ impl Endpoint {
     }
 
     /// Which of `count` addresses of the name is next.
-    pub fn next_turn(&self, count: usize) -> usize {
+    pub(crate) fn next_turn(&self, count: usize) -> usize {
         self.turn.fetch_add(1, Ordering::Relaxed) % count.max(1)
     }
 
     /// Whether this address is still one of the name's addresses.
-    pub fn leads_to(&self, peer: Option<SocketAddr>) -> bool {
+    pub(crate) fn leads_to(&self, peer: Option<SocketAddr>) -> bool {
         match (&self.address, peer) {
             (Address::Name(..), Some(peer)) => {
                 self.resolution.load().as_ref().is_some_and(|found| found.addresses.contains(&peer))
@@ -187,28 +206,28 @@ impl Endpoint {
     }
 
     /// Its health.
-    pub fn health(&self) -> Health {
+    pub(crate) fn health(&self) -> Health {
         const ALL: [Health; 4] = [Health::Unknown, Health::Healthy, Health::Unhealthy, Health::NotProbed];
         ALL[usize::from(self.health.load(Ordering::Relaxed)) % ALL.len()]
     }
 
     /// Its latest probe.
-    pub fn last_probe(&self) -> Option<ProbeStatus> {
+    pub(crate) fn last_probe(&self) -> Option<ProbeStatus> {
         self.last_probe.lock().as_ref().map(|(probe, _)| probe.clone())
     }
 
     /// Whether its latest probe passed, and ended no longer ago than this.
-    pub fn was_good_within(&self, age: Duration) -> bool {
+    pub(crate) fn was_good_within(&self, age: Duration) -> bool {
         self.last_probe.lock().as_ref().is_some_and(|(probe, at)| probe.ok && at.elapsed() < age)
     }
 
     /// The app's version as the last probe reported it.
-    pub fn reported_version(&self) -> arc_swap::Guard<Option<Arc<String>>> {
+    pub(crate) fn reported_version(&self) -> arc_swap::Guard<Option<Arc<String>>> {
         self.reported_version.load()
     }
 
     /// For the prober: stores the latest probe and the resulting health.
-    pub fn probed(&self, probe: ProbeStatus, health: Health) {
+    pub(crate) fn probed(&self, probe: ProbeStatus, health: Health) {
         if self.reported_version.load().as_deref() != probe.version.as_ref() {
             self.reported_version.store(probe.version.clone().map(Arc::new));
         }
@@ -217,7 +236,7 @@ impl Endpoint {
     }
 
     /// Sets its health.
-    pub fn set_health(&self, health: Health) {
+    pub(crate) fn set_health(&self, health: Health) {
         self.health.store(health as u8, Ordering::Relaxed);
     }
 }

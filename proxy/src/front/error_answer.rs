@@ -42,6 +42,7 @@ impl ExchangeFailure {
                 (502, "the app sent an invalid response", Termination::UpstreamProtocol)
             }
             Self::UpstreamTimeout => (504, "the app did not answer in time", Termination::UpstreamTimeout),
+            Self::Storage => (503, "the request could not be buffered", Termination::BufferFailed),
             Self::Cut(Termination::Drain) => {
                 (503, "this version of the app is being retired", Termination::Drain)
             }
@@ -55,7 +56,7 @@ impl ExchangeFailure {
     /// What the backend did, if it is at fault. Total, so that a new failure can't go uncounted by accident.
     fn broken(&self) -> Option<Broken> {
         match self {
-            Self::Client(_) | Self::Cut(_) => None,
+            Self::Client(_) | Self::Storage | Self::Cut(_) => None,
             Self::UpstreamClosed { .. } | Self::UpstreamBroke => Some(Broken::Closed),
             Self::UpstreamProtocol(_) => Some(Broken::NotUnderstood),
             Self::UpstreamTimeout => Some(Broken::TimedOut),

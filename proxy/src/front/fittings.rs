@@ -12,7 +12,7 @@ use crate::config;
 use crate::observe::meters::{BackendMeters, Meters};
 
 /// Creates what the data path attaches to the routing.
-pub struct Fittings {
+pub(crate) struct Fittings {
     /// The data path's counters.
     pub meters: Arc<Meters>,
     /// Where retired connections go.

@@ -33,7 +33,7 @@ type Block = [AtomicU64; BLOCK];
 
 /// The slots of all connections, by worker.
 #[derive(Debug)]
-pub struct IdleClients {
+pub(crate) struct IdleClients {
     shards: Box<[Mutex<Shard>]>,
     search: Mutex<Search>,
 }
@@ -62,7 +62,7 @@ struct EvictionCandidate {
 
 /// One connection's slot. Freed when this is dropped.
 #[derive(Debug)]
-pub struct IdleSlot {
+pub(crate) struct IdleSlot {
     idle_clients: Arc<IdleClients>,
     block: Arc<Block>,
     slot: u32,
@@ -73,7 +73,7 @@ pub struct IdleSlot {
 
 /// Whether a closed connection still owned its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Left {
+pub(crate) enum Left {
     /// It is free.
     Free,
     /// The connection was evicted, and a new one has the place.
@@ -83,12 +83,12 @@ pub enum Left {
 impl IdleClients {
     /// For this many workers.
     #[must_use]
-    pub fn new(workers: usize) -> Self {
+    pub(crate) fn new(workers: usize) -> Self {
         Self { shards: (0..workers.max(1)).map(|_| Mutex::default()).collect(), search: Mutex::default() }
     }
 
     /// A slot for a connection of this worker.
-    pub fn slot(self: &Arc<Self>, worker: usize) -> IdleSlot {
+    pub(crate) fn slot(self: &Arc<Self>, worker: usize) -> IdleSlot {
         let index = worker % self.shards.len().min(MOST_SHARDS);
         let mut shard = self.shards[index].lock();
         let slot = shard.free.pop().unwrap_or_else(|| {
@@ -104,7 +104,7 @@ impl IdleClients {
     }
 
     /// Evicts the connection that has been idle longest, if there is one. The caller gets its place.
-    pub fn evict_oldest(&self, now_ms: u64) -> bool {
+    pub(crate) fn evict_oldest(&self, now_ms: u64) -> bool {
         let mut search = self.search.lock();
         if self.evict_one_of(&mut search.candidates) {
             return true;
@@ -166,7 +166,7 @@ impl IdleSlot {
     }
 
     /// The connection is now idle.
-    pub fn set_idle(&mut self, now_ms: u64, cx: &Context<'_>) {
+    pub(crate) fn set_idle(&mut self, now_ms: u64, cx: &Context<'_>) {
         if !std::mem::replace(&mut self.known, true) {
             // Always the same task, so always the same waker.
             self.shard().lock().wakers[self.slot as usize] = Some(cx.waker().clone());
@@ -176,7 +176,7 @@ impl IdleSlot {
     }
 
     /// The next request arrives. `false`: too late, the connection was evicted.
-    pub fn set_busy(&self) -> bool {
+    pub(crate) fn set_busy(&self) -> bool {
         let since = self.state().load(Ordering::Relaxed);
         since != EVICTED
             && self.state().compare_exchange(since, BUSY, Ordering::AcqRel, Ordering::Relaxed).is_ok()
@@ -184,12 +184,12 @@ impl IdleSlot {
 
     /// Whether the connection was evicted.
     #[must_use]
-    pub fn is_evicted(&self) -> bool {
+    pub(crate) fn is_evicted(&self) -> bool {
         self.state().load(Ordering::Acquire) == EVICTED
     }
 
     /// The connection closes. Call once, before the slot is dropped.
-    pub fn release(&self) -> Left {
+    pub(crate) fn release(&self) -> Left {
         match self.state().swap(BUSY, Ordering::AcqRel) {
             EVICTED => Left::Taken,
             _ => Left::Free,

@@ -15,7 +15,7 @@ use crate::observe::log_rate_limit::LogRateLimit;
 
 /// The counts of all addresses with HTTP/2 connections.
 #[derive(Debug, Default)]
-pub struct InFlightByAddress {
+pub(crate) struct InFlightByAddress {
     counts: Mutex<HashMap<ClientNetwork, Weak<Count>>>,
     refused: AtomicU64,
     logged: LogRateLimit,
@@ -30,18 +30,18 @@ struct Count {
 
 /// The requests of one address.
 #[derive(Debug)]
-pub struct AddressRequests {
+pub(crate) struct AddressRequests {
     count: Arc<Count>,
     most: u32,
 }
 
 /// A request in flight. No longer counted when this is dropped.
 #[derive(Debug)]
-pub struct RequestInFlight(Arc<Count>);
+pub(crate) struct RequestInFlight(Arc<Count>);
 
 impl InFlightByAddress {
     /// The requests of this address, for a new connection. At most `most` may be in flight.
-    pub fn of(self: &Arc<Self>, address: IpAddr, most: u32) -> AddressRequests {
+    pub(crate) fn of(self: &Arc<Self>, address: IpAddr, most: u32) -> AddressRequests {
         let network = ClientNetwork::from(address);
         let mut counts = self.counts.lock();
         let known = counts.get(&network).and_then(Weak::upgrade);
@@ -55,7 +55,7 @@ impl InFlightByAddress {
 
     /// Requests rejected since the start.
     #[must_use]
-    pub fn refused(&self) -> u64 {
+    pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 }
@@ -63,13 +63,13 @@ impl InFlightByAddress {
 impl AddressRequests {
     /// Counts a request; `None`: there are too many.
     #[must_use]
-    pub fn begin(&self) -> Option<RequestInFlight> {
+    pub(crate) fn begin(&self) -> Option<RequestInFlight> {
         let request = RequestInFlight(Arc::clone(&self.count));
         (self.count.in_flight.fetch_add(1, Ordering::Relaxed) < self.most).then_some(request)
     }
 
     /// Counts a rejected request, and logs it unless one was just logged.
-    pub fn refuse(&self, client: &str) {
+    pub(crate) fn refuse(&self, client: &str) {
         let owner = &self.count.owner;
         owner.refused.fetch_add(1, Ordering::Relaxed);
         if let Some(unlogged) = owner.logged.allows() {

@@ -11,14 +11,14 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// A timer that fires this long after its deadline shows that this process was stopped, suspended or starved.
-pub const OVERSLEPT: Duration = Duration::from_millis(250);
+pub(crate) const OVERSLEPT: Duration = Duration::from_millis(250);
 
 /// Input that arrived meanwhile is then handled first, in the next turn of the event loop.
 const SECOND_LOOK: Duration = Duration::from_millis(100);
 
 /// A lazily armed timer, polled by one task.
 #[derive(Debug, Default)]
-pub struct LazyTimer {
+pub(crate) struct LazyTimer {
     sleep: Option<Pin<Box<Sleep>>>,
     /// It is armed, and wakes the task.
     armed: bool,
@@ -29,7 +29,7 @@ pub struct LazyTimer {
 impl LazyTimer {
     /// Whether the deadline has passed. If not, the task is woken when it has. A deadline that passed while the process
     /// wasn't running is postponed once, so that the other side isn't blamed for it.
-    pub fn poll_expired(&mut self, cx: &mut Context<'_>, deadline: Instant) -> bool {
+    pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>, deadline: Instant) -> bool {
         let due = self.put_off.map_or(deadline, |put_off| put_off.max(deadline));
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
         if sleep.deadline() > due {

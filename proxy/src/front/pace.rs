@@ -11,11 +11,11 @@ use super::lazy_timer::OVERSLEPT;
 
 /// The client was slower than its minimum rate, over a whole window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooSlow;
+pub(crate) struct TooSlow;
 
 /// The pace of one direction of one exchange.
 #[derive(Debug, Default)]
-pub struct Pace {
+pub(crate) struct Pace {
     /// Since when the client has been awaited; `None`: it isn't.
     since: Option<Instant>,
     /// How long it was awaited in this window, up to `since`.
@@ -32,7 +32,7 @@ impl Pace {
     ///
     /// # Errors
     /// If it moved fewer than `rate` bytes per second in a whole window.
-    pub fn waits(
+    pub(crate) fn waits(
         &mut self,
         now: Instant,
         rate: u64,
@@ -64,12 +64,12 @@ impl Pace {
 
     /// Whether the client was awaited until now.
     #[must_use]
-    pub fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         self.since.is_some()
     }
 
     /// The client is no longer awaited.
-    pub fn stop(&mut self, now: Instant) {
+    pub(crate) fn stop(&mut self, now: Instant) {
         if let Some(since) = self.since.take() {
             self.waited += now.saturating_duration_since(since);
         }

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead as _, ReadBuf};
 use super::Backend;
 use super::budget::RetryBudget;
 use super::endpoint::{Busy, Endpoint};
+use super::sticky::Affinity;
 use super::upstream::Upstream;
 use crate::config;
 use uh_switching::{Health, LanePayload};
@@ -30,7 +31,7 @@ const AVOID_MS: u64 = 1000;
 /// Only its worker uses the connections, except when a switch clears them. The lock is never waited for: if it is
 /// taken, the pool counts as empty.
 #[derive(Debug)]
-pub struct IdlePool {
+pub(crate) struct IdlePool {
     backend: Arc<Backend>,
     budget: RetryBudget,
     by_endpoint: Box<[EndpointPool]>,
@@ -42,7 +43,7 @@ pub struct IdlePool {
 /// Retired connections that wait to be closed. Closing dozens of them takes a millisecond, which would delay the first
 /// requests to the new backend after a switch.
 #[derive(Debug, Default)]
-pub struct RetiredConnections(Mutex<Vec<Stream>>);
+pub(crate) struct RetiredConnections(Mutex<Vec<Stream>>);
 
 impl RetiredConnections {
     fn bury(&self, idle: impl Iterator<Item = Idle>) {
@@ -50,7 +51,7 @@ impl RetiredConnections {
     }
 
     /// Closes the collected connections.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let streams = std::mem::take(&mut *self.0.lock());
         drop(streams);
     }
@@ -97,7 +98,7 @@ impl Idle {
 
 /// Which endpoints an exchange has tried, one bit each: a backend has at most [`MAX_ENDPOINTS`](config::MAX_ENDPOINTS).
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Tried(u64);
+pub(crate) struct Tried(u64);
 
 const _: () = assert!(config::MAX_ENDPOINTS <= u64::BITS as usize);
 
@@ -116,7 +117,7 @@ impl Tried {
 
 /// An endpoint to try.
 #[derive(Debug)]
-pub struct Choice {
+pub(crate) struct Choice {
     /// Its index.
     pub endpoint: usize,
     /// Counts the exchange, where there are several to choose from.
@@ -126,9 +127,9 @@ pub struct Choice {
 }
 
 /// The sort key of endpoints, smallest first.
-fn rank(endpoint: &Endpoint, now_ms: u64) -> (bool, bool, usize) {
+fn rank(endpoint: &Endpoint, index: usize, now_ms: u64, affinity: Affinity) -> (bool, bool, u64) {
     let unhealthy = endpoint.health() == Health::Unhealthy;
-    (unhealthy, endpoint.is_avoided(now_ms), endpoint.in_flight())
+    (unhealthy, endpoint.is_avoided(now_ms), affinity.rank(index, endpoint))
 }
 
 /// The origin of this process's clock, in milliseconds.
@@ -142,7 +143,7 @@ pub(super) fn millis(now: Instant) -> u64 {
 impl IdlePool {
     /// An empty pool for a backend.
     #[must_use]
-    pub fn new(backend: &Arc<Backend>, retired_connections: Arc<RetiredConnections>) -> Self {
+    pub(crate) fn new(backend: &Arc<Backend>, retired_connections: Arc<RetiredConnections>) -> Self {
         Self {
             backend: Arc::clone(backend),
             budget: RetryBudget::default(),
@@ -154,8 +155,8 @@ impl IdlePool {
     }
 
     /// The endpoint to try next, among those not tried yet: those that pass their probes first, then those that could
-    /// be reached, then the one with the fewest exchanges; ties in turn.
-    pub fn choose(&self, tried: &mut Tried, now: Instant) -> Option<Choice> {
+    /// be reached, then as the request's affinity says: without one, the one with the fewest exchanges; ties in turn.
+    pub(crate) fn choose(&self, tried: &mut Tried, now: Instant, affinity: Affinity) -> Option<Choice> {
         let endpoints = &self.backend.endpoints;
         if let [only] = &**endpoints {
             // Only one endpoint, so there is nothing to count.
@@ -167,7 +168,7 @@ impl IdlePool {
             let count = endpoints.len();
             let first = self.next.fetch_add(1, Ordering::Relaxed) % count.max(1);
             let turn = (0..count).map(|step| (first + step) % count).filter(|&index| !tried.contains(index));
-            let best = turn.min_by_key(|&index| rank(&endpoints[index], now_ms))?;
+            let best = turn.min_by_key(|&index| rank(&endpoints[index], index, now_ms, affinity))?;
             let endpoint = &endpoints[best];
             if endpoint.may_try(now_ms, now_ms + AVOID_MS) {
                 tried.add(best);
@@ -180,19 +181,19 @@ impl IdlePool {
     }
 
     /// Records that an endpoint couldn't be reached: for a while, others come first.
-    pub fn not_reached(&self, endpoint: usize, now: Instant) {
+    pub(crate) fn not_reached(&self, endpoint: usize, now: Instant) {
         if let Some(endpoint) = self.backend.endpoints.get(endpoint) {
             endpoint.avoid_until(millis(now) + AVOID_MS);
         }
     }
 
     /// The retries that this worker may still make on this activation.
-    pub fn budget(&self) -> &RetryBudget {
+    pub(crate) fn budget(&self) -> &RetryBudget {
         &self.budget
     }
 
     /// Whether a connection to this endpoint is kept.
-    pub fn has_idle(&self, endpoint: usize) -> bool {
+    pub(crate) fn has_idle(&self, endpoint: usize) -> bool {
         self.by_endpoint
             .get(endpoint)
             .is_some_and(|endpoint_pool| endpoint_pool.count.load(Ordering::Relaxed) > 0)
@@ -200,7 +201,7 @@ impl IdlePool {
 
     /// The connection to this endpoint that was used last, if one is alive and within its time.
     /// It wakes the caller's task when there is something to read from it.
-    pub fn take(&self, endpoint: usize, now: Instant, cx: &mut Context<'_>) -> Option<Upstream> {
+    pub(crate) fn take(&self, endpoint: usize, now: Instant, cx: &mut Context<'_>) -> Option<Upstream> {
         let target = self.backend.endpoints.get(endpoint)?;
         self.by_endpoint.get(endpoint)?.try_with(|endpoint_pool| {
             while let Some(mut idle) = endpoint_pool.pop() {
@@ -214,7 +215,7 @@ impl IdlePool {
     }
 
     /// Keeps a connection for the next exchange. Closes it if the activation is over or there are enough.
-    pub fn put(&self, mut upstream: Upstream, keep: Duration, now: Instant) {
+    pub(crate) fn put(&self, mut upstream: Upstream, keep: Duration, now: Instant) {
         if self.retired.load(Ordering::Acquire) || keep.is_zero() {
             return;
         }
@@ -229,7 +230,7 @@ impl IdlePool {
     }
 
     /// Closes connections that are past their time or were closed by the other side.
-    pub fn sweep(&self, now: Instant) {
+    pub(crate) fn sweep(&self, now: Instant) {
         let cx = &mut Context::from_waker(Waker::noop());
         for (endpoint_pool, target) in self.by_endpoint.iter().zip(&self.backend.endpoints) {
             endpoint_pool
@@ -274,7 +275,7 @@ mod tests {
     }
 
     fn choose(pool: &IdlePool, tried: &mut Tried, now: Instant) -> Option<Choice> {
-        pool.choose(tried, now)
+        pool.choose(tried, now, Affinity::None)
     }
 
     #[test]
@@ -318,6 +319,28 @@ mod tests {
             1,
             "{chosen:?}: one may try it again"
         );
+    }
+
+    #[test]
+    fn an_affinity_decides_among_those_that_are_as_healthy() {
+        let pool = pool(3);
+        let now = Instant::now();
+        for affinity in [Affinity::Endpoint(1), Affinity::Client(7)] {
+            let first = pool.choose(&mut Tried::default(), now, affinity).unwrap();
+            for _ in 0..5 {
+                let again = pool.choose(&mut Tried::default(), now, affinity).unwrap();
+                assert_eq!(again.endpoint, first.endpoint, "though it has more to do");
+            }
+            let chosen = first.endpoint;
+            pool.backend.endpoints[chosen].set_health(Health::Unhealthy);
+            let mut tried = Tried::default();
+            let order: Vec<usize> = std::iter::from_fn(|| pool.choose(&mut tried, now, affinity))
+                .map(|choice| choice.endpoint)
+                .collect();
+            assert!(order.len() == 3 && order[2] == chosen, "{order:?}");
+            pool.backend.endpoints[chosen].set_health(Health::Healthy);
+        }
+        assert_eq!(pool.choose(&mut Tried::default(), now, Affinity::Endpoint(1)).unwrap().endpoint, 1);
     }
 
     #[test]

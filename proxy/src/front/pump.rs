@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source ─▶ framing in ─▶ content ─▶ framing out ─▶ sink
-//!    └───────────────────── splice ──────────────────┘   the rest of a large body, between plain sockets
+//!    └────────────── splice, or sendfile ────────────┘   the rest of a large body, to a plain socket
 //! ```
 //!
 //! Reads only when everything read before is written, so a slow reader slows the sender down (back-pressure). Holds a
@@ -10,27 +10,32 @@
 //! relay without locks or channels. Only the beginning of a large body goes through user memory: see [`splice`].
 
 mod content;
-pub mod ends;
+pub(crate) mod ends;
 mod framing_in;
 mod framing_out;
+pub(super) mod gzip;
+pub(super) mod kept;
 
 use std::future::Future as _;
 use std::io;
 use std::task::{Context, Poll, ready};
 
 use content::Content;
-use ends::{Parts, PumpSink, PumpSource};
+use ends::{Parts, PumpSink, PumpSource, Sending};
 use framing_in::FramingIn;
 use framing_out::FramingOut;
+use gzip::Gzip;
+use kept::KeptBody;
 
 use super::splice::{self, Splice};
+use super::websocket::Frames;
 use uh_http1::body::Framing;
 use uh_http1::buffer::Buffer;
 use uh_http1::response::Coding;
 
 /// What a pump that makes no progress waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waiting {
+pub(crate) enum Waiting {
     /// More to read.
     Source,
     /// Room to write.
@@ -39,9 +44,9 @@ pub enum Waiting {
 
 /// Why a pump stopped before the end.
 #[derive(Debug)]
-pub enum PumpError {
+pub(crate) enum PumpError {
     /// Reading failed.
-    Read(io::Error),
+    Read,
     /// The sender closed before its message was complete.
     Truncated,
     /// The sender's framing is broken.
@@ -49,7 +54,7 @@ pub enum PumpError {
     /// The body exceeds its limit.
     TooLarge,
     /// Writing failed.
-    Write(io::Error),
+    Write,
 }
 
 /// How much may be read before other tasks on this thread get their turn: two buffers, some 30 µs. Otherwise a
@@ -59,18 +64,22 @@ const TURN_BYTES: u64 = 128 << 10;
 
 /// One direction of an exchange.
 #[derive(Debug)]
-pub struct Pump {
+pub(crate) struct Pump {
     head: Vec<u8>,
     head_sent: usize,
     framing_in: FramingIn,
     content: Content,
     framing_out: FramingOut,
+    /// A copy of what was sent of the body, if it may have to be sent once more.
+    kept: Option<Box<KeptBody>>,
     /// The splice for the rest of a large body.
     splice: Option<Box<Splice>>,
     /// Whether a splice was attempted. It is attempted once.
     splice_sought: bool,
     /// What was written may still wait at the sink, to be flushed.
     unflushed: bool,
+    /// The source sends by itself, and the sink takes no more.
+    sink_full: bool,
     /// The message ends with this body. Not while only interim heads are moved: the response is still to come.
     ends: bool,
     /// Bytes read.
@@ -85,16 +94,18 @@ pub struct Pump {
 impl Pump {
     /// A pump that sends `head`, then a body of this framing, of which `buffer` may hold the first part.
     #[must_use]
-    pub fn new(head: Vec<u8>, framing: Framing, coding: Coding, buffer: Option<Buffer>) -> Self {
+    pub(crate) fn new(head: Vec<u8>, framing: Framing, coding: Coding, buffer: Option<Buffer>) -> Self {
         Self {
             head,
             head_sent: 0,
             framing_in: FramingIn::new(framing, coding),
             content: Content::new(buffer),
             framing_out: FramingOut::new(coding),
+            kept: None,
             splice: None,
             splice_sought: false,
             unflushed: false,
+            sink_full: false,
             ends: false,
             taken: 0,
             sent: 0,
@@ -104,39 +115,40 @@ impl Pump {
     }
 
     /// Fails as soon as more content than this has arrived, and sends nothing beyond it. `None`: no limit.
-    pub fn limit_body(&mut self, most: Option<u64>) {
+    pub(crate) fn limit_body(&mut self, most: Option<u64>) {
         self.framing_in.limit(most);
     }
 
     /// What it waits for, after a poll that returned `Pending`.
     #[must_use]
-    pub fn waiting(&self) -> Waiting {
+    pub(crate) fn waiting(&self) -> Waiting {
         self.waiting
     }
 
     /// Bytes written, the head included.
     #[must_use]
-    pub fn sent(&self) -> u64 {
+    pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
 
     /// Body bytes written.
     #[must_use]
-    pub fn body_sent(&self) -> u64 {
+    pub(crate) fn body_sent(&self) -> u64 {
         self.body_sent
     }
 
     /// Whether the whole body has been read.
     #[must_use]
-    pub fn body_complete(&self) -> bool {
+    pub(crate) fn body_complete(&self) -> bool {
         self.framing_in.is_done()
     }
 
     /// Whether the head and everything cleared so far has been written.
     #[must_use]
-    pub fn is_flushed(&self) -> bool {
+    pub(crate) fn is_flushed(&self) -> bool {
         self.memory_is_flushed()
             && !self.unflushed
+            && !self.sink_full
             && self.splice.as_ref().is_none_or(|splice| splice.is_flushed())
     }
 
@@ -144,51 +156,100 @@ impl Pump {
         self.head_sent == self.head.len() && self.content.has_left() && self.framing_out.has_left()
     }
 
+    /// Bytes of the body before and after it was compressed, if it is.
+    #[must_use]
+    pub(crate) fn compressed_bytes(&self) -> Option<(u64, u64)> {
+        self.content.compressed_bytes()
+    }
+
     /// Bytes written, and of the head those that are still to be written.
     #[must_use]
-    pub fn sent_with_head(&self) -> u64 {
+    pub(crate) fn sent_with_head(&self) -> u64 {
         self.sent + (self.head.len() - self.head_sent) as u64
     }
 
     /// The head to send next, for appending.
-    pub fn head(&mut self) -> &mut Vec<u8> {
+    pub(crate) fn head(&mut self) -> &mut Vec<u8> {
         &mut self.head
     }
 
-    /// The body that follows the head, of which `buffer` may hold the first part.
-    pub fn begin_body(&mut self, framing: Framing, coding: Coding, buffer: Option<Buffer>) {
+    /// The body that follows the head, of which `buffer` may hold the first part. `gzip`: it is compressed at this level.
+    pub(crate) fn begin_body(
+        &mut self,
+        framing: Framing,
+        coding: Coding,
+        gzip: Option<u8>,
+        buffer: Option<Buffer>,
+    ) {
         self.framing_in = FramingIn::new(framing, coding);
-        self.content = Content::new(buffer);
-        self.framing_out = FramingOut::new(coding);
+        self.content = match gzip {
+            Some(level) if framing != Framing::None => Content::compressed(buffer, level),
+            _ => Content::new(buffer),
+        };
+        // The response to a HEAD request has the fields of a body, and none.
+        self.framing_out = FramingOut::new(if framing == Framing::None { Coding::AsItIs } else { coding });
         self.splice_sought = false;
         self.ends = true;
     }
 
     /// From now on, WebSocket frames are moved.
-    pub fn follow_frames(&mut self) {
+    pub(crate) fn follow_frames(&mut self) {
         self.framing_in.follow_frames();
     }
 
     /// Finishes the current frame, and begins no other.
-    pub fn end_at_boundary(&mut self) {
+    pub(crate) fn end_at_boundary(&mut self) {
         self.framing_in.end_at_boundary();
     }
 
     /// Whether everything up to the end of a frame is written, so that another frame may follow.
     #[must_use]
-    pub fn may_add_frame(&self) -> bool {
+    pub(crate) fn may_add_frame(&self) -> bool {
         self.is_flushed() && self.framing_in.may_add_frame()
     }
 
+    /// The WebSocket frames that have been moved, if they are followed.
+    #[must_use]
+    pub(crate) fn frames(&self) -> Option<&Frames> {
+        self.framing_in.frames()
+    }
+
     /// Starts over for another attempt. Only allowed while none of the body has been sent.
-    pub fn rewind(&mut self) {
+    pub(crate) fn rewind(&mut self) {
         self.head_sent = 0;
         self.framing_out.rewind();
         self.sent = 0;
     }
 
+    /// Keeps a copy of the body, if there is room for one, so that the message can be sent once more. Before any of it is
+    /// sent.
+    pub(crate) fn keep_body(&mut self) {
+        self.kept = KeptBody::begin().map(Box::new);
+    }
+
+    /// Whether everything that was sent of the body is kept.
+    #[must_use]
+    pub(crate) fn keeps_body(&self) -> bool {
+        // What was spliced isn't.
+        self.kept.as_ref().is_some_and(|kept| (kept.bytes().len() + self.head_sent) as u64 == self.sent)
+    }
+
+    /// Keeps no copy of the body any longer.
+    pub(crate) fn forget_body(&mut self) {
+        self.kept = None;
+    }
+
+    /// Starts over with a message that was sent completely: its head, and its body if [`Pump::keeps_body`].
+    pub(crate) fn send_again(&mut self) {
+        if let Some(kept) = self.kept.take() {
+            self.head.extend_from_slice(kept.bytes());
+        }
+        self.head_sent = 0;
+        self.sent = 0;
+    }
+
     /// What was read past the body's end.
-    pub fn surplus(&mut self) -> &mut Option<Buffer> {
+    pub(crate) fn surplus(&mut self) -> &mut Option<Buffer> {
         self.content.input()
     }
 
@@ -196,44 +257,100 @@ impl Pump {
     ///
     /// # Errors
     /// See [`PumpError`]. What was read before the error has been written or is lost.
-    pub fn poll<F: PumpSource, T: PumpSink>(
+    pub(crate) fn poll<F: PumpSource, T: PumpSink>(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut F,
         to: &mut T,
     ) -> Poll<Result<(), PumpError>> {
         let turn_ends = self.taken + TURN_BYTES;
+        let mut compressed = 0;
         loop {
-            self.clear()?;
-            ready!(self.poll_write(cx, to)).map_err(PumpError::Write)?;
-            if self.framing_in.is_over() {
-                ready!(self.poll_end(cx, to)).map_err(PumpError::Write)?;
+            compressed += self.clear()?;
+            ready!(self.poll_write(cx, to)).map_err(|_| PumpError::Write)?;
+            if self.framing_in.is_over() && self.content.is_final() {
+                if self.framing_out.end(from, &self.framing_in) {
+                    continue;
+                }
+                ready!(self.poll_end(cx, to)).map_err(|_| PumpError::Write)?;
                 self.splice = None;
                 return Poll::Ready(Ok(()));
             }
-            if self.taken >= turn_ends {
+            if self.taken >= turn_ends || compressed > 0 && compressed >= Gzip::turn_bytes() {
                 self.waiting = Waiting::Source;
                 give_way(cx);
                 return Poll::Pending;
             }
+            if self.framing_in.is_over() || self.content.has_work() {
+                continue;
+            }
+            if let Some(sending) = self.poll_send(cx, from, to) {
+                ready!(sending)?;
+                continue;
+            }
             self.seek_splice(from, to);
-            let taken = ready!(self.poll_read(cx, from)).map_err(PumpError::Read)?;
+            let Poll::Ready(taken) = self.poll_read(cx, from) else {
+                if self.flush()? {
+                    continue;
+                }
+                return Poll::Pending;
+            };
+            let taken = taken.map_err(|_| PumpError::Read)?;
             self.taken += taken as u64;
             if taken == 0 {
                 self.framing_in.end_of_input()?;
-                self.framing_out.end(from);
             }
         }
     }
 
-    /// Finds out how much of what was read may be written.
-    fn clear(&mut self) -> Result<(), PumpError> {
+    /// Lets a source that can do so send by itself.
+    fn poll_send<F: PumpSource, T: PumpSink>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut F,
+        to: &T,
+    ) -> Option<Poll<Result<(), PumpError>>> {
+        let socket = to.plain().filter(|_| self.framing_in.opaque() > 0)?;
+        let sending = from.poll_send(cx, socket)?;
+        self.sink_full = false;
+        Some(match sending {
+            Sending::Moved(0) => Poll::Ready(self.framing_in.end_of_input()),
+            Sending::Moved(moved) => {
+                self.framing_in.skip(moved);
+                let moved = moved as u64;
+                self.taken += moved;
+                self.sent += moved;
+                self.body_sent += moved;
+                Poll::Ready(Ok(()))
+            }
+            Sending::Waits(waiting) => {
+                self.waiting = waiting;
+                self.sink_full = waiting == Waiting::Sink;
+                Poll::Pending
+            }
+            Sending::Failed(error) => Poll::Ready(Err(error)),
+        })
+    }
+
+    /// Finds out how much of what was read may be written, and compresses some of it if it is to be compressed. Returns how
+    /// much.
+    fn clear(&mut self) -> Result<usize, PumpError> {
         let had_left = self.content.has_left();
         self.content.clear(|buffer, cleared| self.framing_in.clear(buffer, cleared))?;
+        let compressed = self.content.compress(self.framing_in.is_done()).map_err(|_| PumpError::Read)?;
         if had_left {
             self.framing_out.begin_chunk(self.content.ready().len());
         }
-        Ok(())
+        Ok(compressed)
+    }
+
+    /// The source has nothing more for now: whether something that was held can be written.
+    fn flush(&mut self) -> Result<bool, PumpError> {
+        let flushed = self.content.flush().map_err(|_| PumpError::Read)?;
+        if flushed {
+            self.framing_out.begin_chunk(self.content.ready().len());
+        }
+        Ok(flushed)
     }
 
     /// Writes the head and the writable bytes, in one system call if there are both.
@@ -244,7 +361,10 @@ impl Pump {
                 before: self.framing_out.before(),
                 content: self.content.ready(),
                 after: self.framing_out.after(),
-                last: self.ends && self.framing_in.is_done() && self.framing_in.trailers().is_empty(),
+                last: self.ends
+                    && self.framing_in.is_done()
+                    && self.content.is_final()
+                    && self.framing_in.trailers().is_empty(),
             };
             let Poll::Ready(result) = to.poll_write(cx, parts) else {
                 self.waiting = Waiting::Sink;
@@ -306,6 +426,12 @@ impl Pump {
         let of_head = written.min(self.head.len() - self.head_sent);
         self.head_sent += of_head;
         let rest = written - of_head;
+        if let Some(kept) = &mut self.kept {
+            let parts = [self.framing_out.before(), self.content.ready(), self.framing_out.after()];
+            if !kept.add(rest, parts) {
+                self.kept = None;
+            }
+        }
         let rest = rest - self.framing_out.consume_before(rest);
         let of_content = rest.min(self.content.ready().len());
         self.content.consume(of_content);
@@ -330,7 +456,7 @@ impl Pump {
 
 /// Wakes this task again after other tasks have had their turn and the sockets have been polled. Waking it directly
 /// isn't enough: the runtime polls the sockets only after dozens of ready tasks, and this one may be all of them.
-pub fn give_way(cx: &mut Context<'_>) {
+pub(crate) fn give_way(cx: &mut Context<'_>) {
     // The first poll registers the waker and is never ready.
     let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
 }

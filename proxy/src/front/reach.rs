@@ -8,19 +8,28 @@ use std::time::{Duration, SystemTime};
 
 use uh_system::plain;
 
-use super::Lease;
+use super::applied::Applied;
 use super::client::{Client, ClientLink};
 use super::endpoint::Endpoint;
 use super::error_answer::ErrorAnswer;
+use super::pick::{pick, pick_named, pick_preview};
 use super::pool::{IdlePool, Tried, millis};
+use super::pump::gzip;
 use super::record::ExchangeRecord;
 use super::relay::{ExchangeFailure, Relay, RelayContext, Unconnected};
 use super::scratch::Scratch;
+use super::settings::Settings;
+use super::split::NewCookie;
+use super::sticky::{self, Affinity};
+use super::trial::{ForTrial, TrialPart};
 use super::upstream::{ConnectError, Upstream};
+use super::{Lease, Named};
+use crate::config::{PathSettings, Service};
 use crate::observe::broken::Broken;
 use crate::observe::meters::RetryReason;
 use crate::observe::termination::Termination;
 use uh_http1::buffer::Buffer;
+use uh_http1::compression::Offer;
 use uh_http1::request::RequestHead;
 use uh_http1::response::{Recipient, ResponseHead};
 
@@ -41,10 +50,13 @@ pub(super) async fn reach<L: ClientLink>(
     client: &mut Client<L>,
     request: &RequestHead,
     lease: &mut Lease,
+    applied: &mut Applied,
     relay: &mut Relay,
     record: &mut ExchangeRecord,
 ) -> Result<Answered, ErrorAnswer> {
-    let mut search = Search { client, request, lease, relay, record, retried: false, moved: false };
+    // A preview never moves to another backend.
+    let moved = applied.is_preview();
+    let mut search = Search { client, request, lease, applied, relay, record, retried: false, moved };
     loop {
         match search.attempt().await {
             Ok(answered) => return Ok(answered),
@@ -54,21 +66,45 @@ pub(super) async fn reach<L: ClientLink>(
     }
 }
 
+/// The same for the previous backend, after the active one has answered: so nothing is reported. Never moves to another
+/// backend.
+pub(super) async fn reach_previous<L: ClientLink>(
+    client: &mut Client<L>,
+    request: &RequestHead,
+    lease: &mut Lease,
+    applied: &mut Applied,
+    relay: &mut Relay,
+    record: &mut ExchangeRecord,
+) -> Result<Answered, Miss> {
+    let mut search = Search { client, request, lease, applied, relay, record, retried: false, moved: true };
+    match search.attempt().await {
+        Err(Miss::Unanswered { stale: true, .. })
+            if request.method.is_safe() || search.relay.up.sent() == 0 =>
+        {
+            search.relay.rewind();
+            search.retried = true;
+            search.attempt().await
+        }
+        first => first,
+    }
+}
+
 /// The search for an endpoint that answers a request.
 struct Search<'a, L> {
     client: &'a mut Client<L>,
     request: &'a RequestHead,
     lease: &'a mut Lease,
+    applied: &'a mut Applied,
     relay: &'a mut Relay,
     record: &'a mut ExchangeRecord,
     /// A dead connection was replaced: this attempt uses a new one.
     retried: bool,
-    /// The backend was replaced by the one that is active now.
+    /// The backend was replaced by the one that is active now, or must not be.
     moved: bool,
 }
 
 /// Why an attempt gave no response.
-enum Miss {
+pub(super) enum Miss {
     /// Nothing was sent.
     Unsent(ErrorAnswer),
     /// The request, or a part of it, may have been sent. `stale`: on a connection that was dead already.
@@ -110,34 +146,37 @@ impl<L: ClientLink> Search<'_, L> {
         upstream: &mut Upstream,
         body: &mut Option<Buffer>,
     ) -> Result<ResponseHead, ExchangeFailure> {
-        let Client { link, subscription, timer, settings, scratch, .. } = &mut *self.client;
+        let settings = self.applied.settings(self.lease);
+        let Client { worker, link, subscription, timer, settings: server, scratch, .. } = &mut *self.client;
         let request_head = scratch.as_ref().map_or(&[][..], Scratch::request_head);
-        let to = Recipient {
-            request: self.request,
-            request_head,
-            keep_alive: self.request.keep_alive,
-            upgrade: allowed_upgrade(self.request, request_head, self.lease),
-            server: settings.headers.server,
-            fields: self.lease.owner().service.limits.response_fields,
-            clock: SystemTime::now,
-            hsts: settings.hsts(self.request.scheme),
-        };
+        let compress = settings.compress.as_deref();
+        let compress = compress.map(|rules| Offer { rules, has_room: gzip::has_room() });
+        let to =
+            Recipient { compress, ..recipient(self.request, request_head, server, settings, self.lease) };
         let (upstream, lease) = (&mut upstream.stream, &*self.lease);
-        let mut around = RelayContext { client: link, upstream, lease, subscription, timer };
+        let (assigned, service) = (self.record.assigned, &lease.owner().service);
+        let cookie = NewCookie::of(self.request, assigned, service, &worker.cookies);
+        let (known, request) = (&mut self.record.trial, self.request);
+        let trial = TrialPart { known, request, head: request_head };
+        let mut around =
+            RelayContext { client: link, upstream, lease, settings, cookie, trial, subscription, timer };
         self.relay.await_response(&mut around, to, body).await
     }
 
-    /// Replaces the lease by one on the backend that is active now, if traffic has moved: once. The old backend's drain
-    /// sees the exchange end.
+    /// Replaces the lease by one on the backend that is active now, if traffic has moved, or if the request was sent to the
+    /// previous backend: once. The old backend's drain sees the exchange end.
     ///
     /// # Errors
     /// If no other backend is active: the error answer.
     fn move_on(&mut self, refusal: ErrorAnswer) -> Result<(), ErrorAnswer> {
-        if self.moved || !can_move(&refusal, self.lease) {
+        if self.moved || !is_unsent(&refusal) {
             return Err(refusal);
         }
+        let picked = pick(self.client, self.request).filter(|(active, _)| !is_same(active, self.lease));
+        let Some((active, assigned)) = picked.filter(|_| may_retry(self.lease)) else { return Err(refusal) };
         self.lease.owner().meters.lane(self.lease.worker()).retried(RetryReason::ConnectFailed);
-        *self.lease = pick_again(self.client, self.request, self.lease).ok_or(refusal)?;
+        self.replace_lease(active).ok_or(refusal)?;
+        self.record.assigned_again(assigned);
         self.moved = true;
         Ok(())
     }
@@ -154,10 +193,42 @@ impl<L: ClientLink> Search<'_, L> {
             return Err(failure.refusal());
         }
         self.lease.owner().meters.lane(self.lease.worker()).retried(RetryReason::StaleConnection);
-        *self.lease = pick_again(self.client, self.request, self.lease).ok_or_else(|| failure.refusal())?;
+        self.pick_again().ok_or_else(|| failure.refusal())?;
         self.relay.rewind();
         self.retried = true;
         Ok(())
+    }
+
+    /// Picks for another attempt, which may be on another backend now.
+    fn pick_again(&mut self) -> Option<()> {
+        if self.applied.is_preview() {
+            let (Named::Active(again) | Named::Standby(again)) =
+                pick_preview(self.client, self.request, self.lease.owner().backend.name().as_str())
+            else {
+                return None;
+            };
+            return self.replace_lease(again);
+        }
+        let (active, assigned) = pick(self.client, self.request)?;
+        let ids = self.applied.settings(self.lease).previous.named.as_deref();
+        let named = ids.and_then(|ids| pick_named(self.client, self.request, &active, ids));
+        let is_named = named.is_some();
+        self.replace_lease(named.unwrap_or(active))?;
+        self.record.assigned_again(assigned);
+        if is_named {
+            self.record.trial.part = None;
+        }
+        Some(())
+    }
+
+    /// `None`: the service was reconfigured meanwhile, so the prepared head no longer fits.
+    fn replace_lease(&mut self, again: Lease) -> Option<()> {
+        if !takes_the_same_head(&self.lease.owner().service, &again.owner().service) {
+            return None;
+        }
+        self.applied.goes_on(self.lease, &again);
+        *self.lease = again;
+        Some(())
     }
 
     /// A connection to one of the backend's endpoints, from the pool if possible. An endpoint that can't be reached is
@@ -165,11 +236,15 @@ impl<L: ClientLink> Search<'_, L> {
     async fn connect(&mut self) -> Result<Upstream, ErrorAnswer> {
         let mut now = self.relay.last_move().into_std();
         let mut tried = Tried::default();
+        let affinity = match self.applied.is_preview() {
+            false => sticky::affinity(self.client, self.request, self.lease),
+            true => Affinity::None,
+        };
         let mut last = None;
         loop {
-            let info = self.lease.owner();
+            let (info, settings) = (self.lease.owner(), self.applied.settings(self.lease));
             let (pool, lane) = (self.lease.payload(), info.meters.lane(self.lease.worker()));
-            let Some(choice) = pool.choose(&mut tried, now) else { break };
+            let Some(choice) = pool.choose(&mut tried, now, affinity) else { break };
             if last.is_some() {
                 // No attempt starts on a backend that traffic has left: it may be about to be stopped.
                 if self.lease.is_retired() || !may_retry(self.lease) {
@@ -189,7 +264,9 @@ impl<L: ClientLink> Search<'_, L> {
             }
             let Some(target) = info.backend.endpoints.get(choice.endpoint) else { continue };
             // Boxed: most exchanges take a connection from the pool and don't need this.
-            match Box::pin(open(self.client, self.lease, self.relay, target, choice.endpoint)).await? {
+            let asking = (self.request, &mut self.record.trial);
+            let (lease, at) = ((&*self.lease, settings), (&**target, choice.endpoint));
+            match Box::pin(open(self.client, asking, lease, self.relay, at)).await? {
                 Ok(mut upstream) => {
                     upstream.busy = choice.busy;
                     return Ok(upstream);
@@ -211,17 +288,19 @@ impl<L: ClientLink> Search<'_, L> {
 /// Opens a connection, unless the exchange ends before.
 async fn open<L: ClientLink>(
     client: &mut Client<L>,
-    lease: &Lease,
+    (request, known): (&RequestHead, &mut ForTrial),
+    (lease, settings): (&Lease, &PathSettings),
     relay: &mut Relay,
-    target: &Endpoint,
-    endpoint: usize,
+    (target, endpoint): (&Endpoint, usize),
 ) -> Result<Result<Upstream, ConnectError>, ErrorAnswer> {
-    let Client { worker, link, subscription, timer, .. } = client;
+    let Client { worker, link, subscription, timer, scratch, .. } = client;
+    let head = scratch.as_ref().map_or(&[][..], Scratch::request_head);
+    let trial = TrialPart { known, request, head };
     let info = lease.owner();
-    let timeout = info.service.timeouts.connect;
+    let timeout = settings.timeouts.connect;
     let mut connecting =
         pin!(worker.connector.connect(target, endpoint, timeout, &info.meters, worker.index));
-    let mut caller = Unconnected { client: link, lease, subscription, timer };
+    let mut caller = Unconnected { client: link, lease, settings, trial, subscription, timer };
     relay.waits();
     poll_fn(|cx| {
         caller.subscription.poll(cx);
@@ -251,20 +330,42 @@ fn unreachable(last: Option<&ConnectError>) -> ErrorAnswer {
     }
 }
 
-/// Whether traffic has moved while the backend couldn't be reached, or before a drain cut the attempt: nothing was
-/// sent, so the new backend can answer.
-fn can_move(refusal: &ErrorAnswer, lease: &Lease) -> bool {
-    let unsent = refusal.broken == Some(Broken::Unreachable) || refusal.termination == Termination::Drain;
-    unsent && lease.is_retired() && may_retry(lease)
+/// Whether nothing was sent: the backend couldn't be reached, or a drain cut the attempt before.
+fn is_unsent(refusal: &ErrorAnswer) -> bool {
+    refusal.broken == Some(Broken::Unreachable) || refusal.termination == Termination::Drain
 }
 
-/// Picks for another attempt. `None`: the service was reconfigured meanwhile, so the prepared head no longer fits.
-fn pick_again<L>(client: &Client<L>, request: &RequestHead, before: &Lease) -> Option<Lease> {
-    let before = &before.owner().service;
-    pick(client, request).filter(|again| {
-        let again = &again.owner().service;
-        again.stripped_prefix() == before.stripped_prefix() && again.upgrades == before.upgrades
-    })
+/// Whether both are on one activation.
+fn is_same(a: &Lease, b: &Lease) -> bool {
+    std::ptr::eq(a.owner(), b.owner())
+}
+
+/// Whether a head that was prepared for a service fits it after a reload.
+fn takes_the_same_head(before: &Service, after: &Service) -> bool {
+    before.stripped_prefix() == after.stripped_prefix()
+        && before.upgrades == after.upgrades
+        && before.sticky == after.sticky
+}
+
+/// How the response to a request is rewritten for its client. It isn't compressed.
+pub(super) fn recipient<'a>(
+    request: &'a RequestHead,
+    request_head: &'a [u8],
+    server: &'a Settings,
+    settings: &PathSettings,
+    lease: &'a Lease,
+) -> Recipient<'a> {
+    Recipient {
+        request,
+        request_head,
+        keep_alive: request.keep_alive,
+        upgrade: allowed_upgrade(request, request_head, lease),
+        server: server.headers.server,
+        fields: settings.limits.response_fields,
+        clock: SystemTime::now,
+        hsts: server.hsts(request.scheme),
+        compress: None,
+    }
 }
 
 /// The protocol that the request asks to upgrade to, as the service spells it, if the service allows it.
@@ -309,14 +410,8 @@ pub(super) fn release(lease: &Lease, upstream: Upstream, response: &ResponseHead
     if !clean || !response.upstream_keep_alive || lease.is_retired() {
         return;
     }
-    let idle = lease.owner().service.timeouts.idle;
+    let idle = lease.owner().service.rules.own().timeouts.idle;
     // uh-proxy closes first, or a request could coincide with the backend's close.
     let keep = response.upstream_idle.map_or(idle, |theirs| idle.min(theirs.saturating_sub(IDLE_MARGIN)));
     lease.payload().put(upstream, keep, relay.last_move().into_std());
-}
-
-/// A lease on the active backend of the service that this request is for.
-pub(super) fn pick<L>(client: &Client<L>, request: &RequestHead) -> Option<Lease> {
-    let head = client.scratch.as_ref()?.request_head();
-    client.worker.board.pick(request.host.of_head(head), request.path.of_head(head), client.worker.index)
 }

@@ -6,7 +6,7 @@
 use super::bypass::is_health_path;
 use super::client::Client;
 use super::settings::HTTPS_PORT;
-use crate::config::Service;
+use crate::config::{Service, is_for};
 use uh_http1::forwarded::Scheme;
 use uh_http1::request::RequestHead;
 use uh_switching::route::without_port;
@@ -63,14 +63,6 @@ fn main_host<'a>(service: &'a Service, name: &str) -> Option<&'a String> {
         return None;
     }
     service.hosts.first()
-}
-
-/// Whether a configured host, which may be a wildcard, matches a request's host.
-fn is_for(host: &str, name: &str) -> bool {
-    match host.strip_prefix('*') {
-        Some(suffix) => name.find('.').is_some_and(|dot| dot > 0 && name[dot..] == *suffix),
-        None => host == name,
-    }
 }
 
 /// `:8443`, or nothing.

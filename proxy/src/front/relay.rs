@@ -5,7 +5,9 @@
 //! One clock serves all timeouts: the time since a byte last moved, compared with the limit of the side that is
 //! awaited.
 
+mod again;
 mod deadlines;
+mod file;
 mod response;
 mod tunnel;
 
@@ -22,15 +24,19 @@ use super::client::{ClientLink, Watched};
 use super::lazy_timer::LazyTimer;
 use super::pace::Pace;
 use super::pump::{Pump, PumpError, Waiting};
+use super::request_buffer::{BufferedBody, Replay};
+use super::split::NewCookie;
+use super::trial::TrialPart;
+use crate::config::PathSettings;
 use crate::observe::termination::Termination;
-pub use tunnel::{Protocol, Tunnel};
+pub(crate) use tunnel::{ClosedByApp, Protocol, Tunnel};
 
 /// After a complete response, how long the backend may go without accepting any of the rest of the request.
 const REST_OF_REQUEST: Duration = Duration::from_secs(2);
 
 /// Why an exchange with a backend failed.
 #[derive(Debug)]
-pub enum ExchangeFailure {
+pub(crate) enum ExchangeFailure {
     /// The client left, or its body is broken or too large, or it is too slow.
     Client(Termination),
     /// The connection ended before the response head was complete.
@@ -44,6 +50,8 @@ pub enum ExchangeFailure {
     UpstreamBroke,
     /// The backend timed out.
     UpstreamTimeout,
+    /// A buffered request can't be written to the disk in time, or can't be read again.
+    Storage,
     /// Cut by a drain or at shutdown.
     Cut(Termination),
 }
@@ -52,16 +60,16 @@ impl ExchangeFailure {
     /// Why no more of a response could be moved.
     fn of_response(error: &PumpError) -> Self {
         match error {
-            PumpError::Write(_) => Self::Client(Termination::ClientGone),
+            PumpError::Write => Self::Client(Termination::ClientGone),
             PumpError::BadBody => Self::UpstreamProtocol("malformed chunks in the response body"),
-            PumpError::Read(_) | PumpError::Truncated | PumpError::TooLarge => Self::UpstreamBroke,
+            PumpError::Read | PumpError::Truncated | PumpError::TooLarge => Self::UpstreamBroke,
         }
     }
 }
 
 /// What happens to a request that isn't complete when its response is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RestOfRequest {
+pub(crate) enum RestOfRequest {
     /// The backend keeps reading, since it keeps its connection.
     Wanted,
     /// The backend closes.
@@ -69,29 +77,53 @@ pub enum RestOfRequest {
 }
 
 /// What the relay needs from its client.
-pub struct RelayContext<'a, L> {
+pub(crate) struct RelayContext<'a, L> {
     /// Carries the bytes of the client.
     pub client: &'a mut L,
     /// The backend.
     pub upstream: &'a mut Stream,
     /// The exchange's lease on its activation.
     pub lease: &'a Lease,
+    /// The settings of the exchange.
+    pub settings: &'a PathSettings,
+    /// The cookie that the client may get with the response.
+    pub cookie: Option<NewCookie<'a>>,
+    /// The exchange's part in a trial.
+    pub trial: TrialPart<'a>,
     /// Notified when the process stops or a drain cuts.
     pub subscription: &'a mut Subscription,
     /// The client's timer.
     pub timer: &'a mut LazyTimer,
 }
 
-/// What an exchange has from its client before it is connected to a backend.
-pub struct Unconnected<'a, L> {
+/// What an exchange has from its client without a connection to a backend: it has none yet, or doesn't need one.
+pub(crate) struct Unconnected<'a, L> {
     /// Carries the bytes of the client.
     pub client: &'a mut L,
     /// The exchange's lease on its activation.
     pub lease: &'a Lease,
+    /// The settings of the exchange.
+    pub settings: &'a PathSettings,
+    /// The exchange's part in a trial.
+    pub trial: TrialPart<'a>,
     /// Notified when the process stops or a drain cuts.
     pub subscription: &'a mut Subscription,
     /// The client's timer.
     pub timer: &'a mut LazyTimer,
+}
+
+impl<L> RelayContext<'_, L> {
+    /// The same without the backend.
+    fn caller(&mut self) -> Unconnected<'_, L> {
+        Unconnected {
+            client: self.client,
+            lease: self.lease,
+            settings: self.settings,
+            trial: self.trial.lend(),
+            subscription: self.subscription,
+            timer: self.timer,
+        }
+    }
 }
 
 /// How far the request is.
@@ -135,11 +167,13 @@ struct ThisPoll {
 
 /// The two directions of an exchange, and the progress of each.
 #[derive(Debug)]
-pub struct Relay {
+pub(crate) struct Relay {
     /// Client to backend.
     pub up: Pump,
     /// Backend to client.
     pub down: Pump,
+    /// What the request's body is read from first, if it is buffered.
+    buffered: Option<Box<BufferedBody>>,
     request: Progress,
     /// `None` once the final response head has arrived.
     awaiting: Option<Awaiting>,
@@ -148,6 +182,8 @@ pub struct Relay {
     end_read: bool,
     /// When the client was last checked without reading from it.
     looked: Option<Instant>,
+    /// The request was begun once more, at another backend.
+    asked_again: bool,
     /// Bytes sent to the client before the final response head: interim responses.
     before_answer: u64,
     last_move: Instant,
@@ -164,15 +200,17 @@ pub struct Relay {
 impl Relay {
     /// At the start of an exchange, which is now.
     #[must_use]
-    pub fn new(up: Pump, down: Pump, now: Instant) -> Self {
+    pub(crate) fn new(up: Pump, down: Pump, now: Instant) -> Self {
         Self {
             up,
             down,
+            buffered: None,
             request: Progress::Sending,
             awaiting: Some(Awaiting::default()),
             ended: None,
             end_read: false,
             looked: None,
+            asked_again: false,
             before_answer: 0,
             last_move: now,
             this_poll: ThisPoll { now: Some(now), ..ThisPoll::default() },
@@ -183,15 +221,31 @@ impl Relay {
         }
     }
 
+    /// The request's body is buffered, wholly or in part.
+    pub(crate) fn buffer(&mut self, body: Box<BufferedBody>) {
+        self.buffered = Some(body);
+    }
+
+    /// The exchange is over, or none of the request is needed any more: whether all of it was read from the client. Then
+    /// what was read past it is the pump's surplus.
+    pub(crate) fn end_request(&mut self) -> bool {
+        let done = self.request_done();
+        let Some(mut body) = self.buffered.take().filter(|body| body.is_complete()) else { return done };
+        if !done {
+            *self.up.surplus() = body.take_surplus();
+        }
+        true
+    }
+
     /// Whether the whole request was sent.
     #[must_use]
-    pub fn request_done(&self) -> bool {
+    pub(crate) fn request_done(&self) -> bool {
         matches!(self.request, Progress::Sent(_))
     }
 
     /// When a byte last moved; at first, the start time.
     #[must_use]
-    pub fn last_move(&self) -> Instant {
+    pub(crate) fn last_move(&self) -> Instant {
         self.last_move
     }
 
@@ -201,24 +255,24 @@ impl Relay {
     }
 
     /// The backend's connection has nothing to read, and wakes this task when it has.
-    pub fn upstream_is_quiet(&mut self) {
+    pub(crate) fn upstream_is_quiet(&mut self) {
         self.this_poll.upstream_quiet = true;
     }
 
     /// The task waits: from now on, anything may have changed. Must be called whenever it does.
-    pub fn waits(&mut self) {
+    pub(crate) fn waits(&mut self) {
         self.this_poll = ThisPoll::default();
     }
 
     /// Whether the client has closed its sending side.
     #[must_use]
-    pub fn client_ended(&self) -> bool {
+    pub(crate) fn client_ended(&self) -> bool {
         self.ended.is_some()
     }
 
     /// Whether it did so before the backend's response arrived.
     #[must_use]
-    pub fn client_ended_first(&self) -> bool {
+    pub(crate) fn client_ended_first(&self) -> bool {
         self.ended.is_some_and(|end| end.unanswered)
     }
 
@@ -230,13 +284,18 @@ impl Relay {
 
     /// Whether the client has received only complete interim responses so far, so that any final response may follow.
     #[must_use]
-    pub fn is_untold(&self) -> bool {
+    pub(crate) fn is_untold(&self) -> bool {
         self.down.sent() == self.before_answer
     }
 
     /// Resets for an attempt on another connection. Only allowed while none of the body has been sent.
-    pub fn rewind(&mut self) {
+    pub(crate) fn rewind(&mut self) {
         self.up.rewind();
+        self.begin_attempt();
+    }
+
+    /// The request is sent from its beginning.
+    fn begin_attempt(&mut self) {
         self.request = Progress::Sending;
         self.up_pace = Pace::default();
         self.last_move = self.now();
@@ -248,7 +307,7 @@ impl Relay {
     ///
     /// # Errors
     /// See [`ExchangeFailure`].
-    pub async fn bodies<L: ClientLink>(
+    pub(crate) async fn bodies<L: ClientLink>(
         &mut self,
         around: &mut RelayContext<'_, L>,
         rest: RestOfRequest,
@@ -262,7 +321,7 @@ impl Relay {
                     return Poll::Ready(Ok(()));
                 }
             }
-            self.check(cx, around)?;
+            self.check(cx, &mut around.caller())?;
             self.waits();
             Poll::Pending
         })
@@ -287,23 +346,36 @@ impl Relay {
             Progress::Sent(_) => return self.watch_client(cx, around.client),
             Progress::Sending => {}
         }
-        let polled = self.up.poll(cx, around.client, around.upstream);
+        let polled = match &mut self.buffered {
+            None => self.up.poll(cx, around.client, around.upstream),
+            Some(body) => self.up.poll(cx, &mut Replay { body, client: around.client }, around.upstream),
+        };
         self.note_moves();
         match polled {
             Poll::Pending => Ok(()),
             Poll::Ready(Ok(())) => {
+                if let Some(body) = &mut self.buffered
+                    && body.is_complete()
+                {
+                    *self.up.surplus() = body.take_surplus();
+                }
                 self.request = Progress::Sent(self.last_move);
                 // In the same poll, or nothing would wake this task when the client leaves.
                 self.watch_client(cx, around.client)
             }
-            Poll::Ready(Err(PumpError::Write(_))) => {
+            Poll::Ready(Err(PumpError::Write)) => {
                 // The backend may have answered and closed without reading the rest: its response decides.
                 self.request = Progress::Refused(self.last_move);
                 Ok(())
             }
             Poll::Ready(Err(PumpError::BadBody)) => Err(ExchangeFailure::Client(Termination::BadRequest)),
             Poll::Ready(Err(PumpError::TooLarge)) => Err(ExchangeFailure::Client(Termination::TooLarge)),
-            Poll::Ready(Err(PumpError::Read(_) | PumpError::Truncated)) => {
+            Poll::Ready(Err(PumpError::Read | PumpError::Truncated))
+                if self.buffered.as_ref().is_some_and(|body| body.is_broken()) =>
+            {
+                Err(ExchangeFailure::Storage)
+            }
+            Poll::Ready(Err(PumpError::Read | PumpError::Truncated)) => {
                 Err(ExchangeFailure::Client(Termination::ClientGone))
             }
         }

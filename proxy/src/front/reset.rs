@@ -11,7 +11,7 @@ use uh_system::plain;
 
 /// From now on, closing the connection resets it; what the kernel hasn't sent yet is lost. If that can't be set, it is
 /// closed normally.
-pub fn at_close(socket: &TcpStream) {
+pub(crate) fn at_close(socket: &TcpStream) {
     if let Err(error) = SockRef::from(socket).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(error = %plain(&error), "cannot reset a connection; closing it instead");
     }

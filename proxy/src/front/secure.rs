@@ -33,7 +33,7 @@ pub(super) async fn serve(arrival: Arrival, stream: TcpStream) {
     let handshake = Box::pin(handshake(server, &arrival, stream)).await;
     match handshake {
         Ok(Negotiated::Tls(client, session)) if session.alpn == HTTP2 => {
-            Box::pin(http2::serve(arrival, client, Some(session))).await;
+            Box::pin(http2::serve(arrival, http2::ByRecord(client), Some(session))).await;
         }
         Ok(Negotiated::Tls(client, session)) => {
             Connection::new(arrival, Http1::Tls(client), Some(session)).serve().await;

@@ -17,16 +17,16 @@ use uh_system::plain;
 use super::pump::ends::PlainSocket;
 
 /// How much must still be to come for splicing to be worthwhile.
-pub const WORTHWHILE: u64 = 256 << 10;
+pub(crate) const WORTHWHILE: u64 = 256 << 10;
 
 /// The capacity of a pipe.
-pub const PIPE_BYTES: usize = 256 << 10;
+pub(crate) const PIPE_BYTES: usize = 256 << 10;
 
 /// The most bodies that a worker splices at a time. Each takes [`DESCRIPTORS`].
-pub const MOST: usize = 32;
+pub(crate) const MOST: usize = 32;
 
 /// A copy of each socket's descriptor, and two ends of a pipe.
-pub const DESCRIPTORS: usize = 4;
+pub(crate) const DESCRIPTORS: usize = 4;
 
 thread_local! {
     static UNDER_WAY: Cell<usize> = const { Cell::new(0) };
@@ -34,7 +34,7 @@ thread_local! {
 
 /// Two sockets with a pipe between them.
 #[derive(Debug)]
-pub struct Splice {
+pub(crate) struct Splice {
     from: TcpStream,
     to: TcpStream,
     into_pipe: OwnedFd,
@@ -48,7 +48,7 @@ impl Splice {
     /// A way from one socket to the other; none if there are enough of them already, or no descriptors left.
     /// Takes plain sockets: what an encrypted stream reads and writes isn't what is on its socket, so its bytes would
     /// leave without having been encrypted.
-    pub fn open(from: PlainSocket<'_>, to: PlainSocket<'_>) -> Option<Box<Self>> {
+    pub(crate) fn open(from: PlainSocket<'_>, to: PlainSocket<'_>) -> Option<Box<Self>> {
         let place = SplicePermit::take()?;
         let open = || -> io::Result<_> {
             let (out_of_pipe, into_pipe) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -67,7 +67,7 @@ impl Splice {
     }
 
     /// Whether everything taken from one socket has been written to the other.
-    pub fn is_flushed(&self) -> bool {
+    pub(crate) fn is_flushed(&self) -> bool {
         self.held == 0
     }
 
@@ -75,7 +75,7 @@ impl Splice {
     ///
     /// # Errors
     /// Reading failed.
-    pub fn poll_fill(&mut self, cx: &mut Context<'_>, most: u64) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, most: u64) -> Poll<io::Result<usize>> {
         let most = usize::try_from(most).map_or(PIPE_BYTES, |most| most.min(PIPE_BYTES));
         let taken = loop {
             ready!(self.from.poll_read_ready(cx))?;
@@ -93,7 +93,7 @@ impl Splice {
     ///
     /// # Errors
     /// Writing failed.
-    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let given = loop {
             ready!(self.to.poll_write_ready(cx))?;
             let give = || move_bytes(&self.out_of_pipe, &self.to, self.held);

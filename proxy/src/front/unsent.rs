@@ -20,7 +20,7 @@ const MOST_UNSENT: u32 = 128 << 10;
 
 /// Sets the limit for the connections that this listening socket will accept. Linux supports it since 3.12; systems
 /// that only emulate Linux may not, and then everything else still works.
-pub fn limit(listener: &impl AsFd) {
+pub(crate) fn limit(listener: &impl AsFd) {
     if let Err(error) = setsockopt(listener, NotSentLowWater, &MOST_UNSENT) {
         tracing::warn!(error = %plain(&error), "cannot limit the unsent data of slow clients (TCP_NOTSENT_LOWAT)");
     }

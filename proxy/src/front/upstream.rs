@@ -16,7 +16,7 @@ use uh_protocol::Address;
 
 /// An open connection to an endpoint.
 #[derive(Debug)]
-pub struct Upstream {
+pub(crate) struct Upstream {
     /// The connection.
     pub stream: Stream,
     /// Which of the backend's endpoints it leads to.
@@ -48,7 +48,7 @@ impl Drop for OpenGuard {
 
 /// Why an endpoint could not be reached. Nothing was sent.
 #[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
+pub(crate) enum ConnectError {
     /// The connection timed out.
     #[error("connecting to {address} timed out after {} ms", after.as_millis())]
     TimedOut {
@@ -71,7 +71,7 @@ pub enum ConnectError {
 impl ConnectError {
     /// Why, as logged in the access log.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         const TIMED_OUT: &str = "no connection within timeouts.connect";
         let Self::Failed { source, .. } = self else { return TIMED_OUT };
         match source.downcast_ref::<BError>().map(|error| error.root_etype()) {
@@ -89,7 +89,7 @@ impl ConnectError {
 const DOUBTFUL: Duration = Duration::from_millis(250);
 
 /// Opens connections to endpoints.
-pub struct Connector {
+pub(crate) struct Connector {
     inner: TransportConnector,
 }
 
@@ -105,7 +105,7 @@ impl Connector {
     ///
     /// # Errors
     /// It can't be reached in time.
-    pub async fn connect(
+    pub(crate) async fn connect(
         &self,
         target: &Endpoint,
         endpoint: usize,

@@ -1,34 +1,44 @@
 //! Just enough of WebSocket (RFC 6455) to close a tunnel politely: frame boundaries, and the close frame for "going
-//! away". The content of frames is ignored.
+//! away". The content of frames is ignored, but for the status code of a close frame.
 
 /// The server's close frame with status 1001, "going away", after which clients reconnect.
-pub const GOING_AWAY: &[u8] = &[0x88, 0x02, 0x03, 0xe9];
+pub(crate) const GOING_AWAY: &[u8] = &[0x88, 0x02, 0x03, 0xe9];
 
 /// The opcode of a close frame.
 const CLOSE: u8 = 0x8;
 
+/// The status code of a server that closes because of an error of its own (RFC 6455 §7.4.1).
+pub(crate) const INTERNAL_ERROR: u16 = 1011;
+
 /// Follows the frames in a stream of bytes.
 #[derive(Debug, Default)]
-pub struct Frames {
+pub(crate) struct Frames {
     header: [u8; 14],
     /// How much of the header is there.
     have: usize,
     /// How much of the payload is still to come.
     left: u64,
     closed: bool,
+    /// The status code of the close frame, as far as it is there.
+    code: [u8; 2],
+    code_have: usize,
 }
 
 impl Frames {
     /// Follows the next bytes, and returns how many. All of them, or with `to_boundary` none beyond the end of the
     /// current frame.
-    pub fn follow(&mut self, bytes: &[u8], to_boundary: bool) -> usize {
+    pub(crate) fn follow(&mut self, bytes: &[u8], to_boundary: bool) -> usize {
         let mut at = 0;
         while at < bytes.len() && !(to_boundary && self.at_boundary()) {
             if self.left > 0 {
                 let rest = u64::try_from(bytes.len() - at).unwrap_or(u64::MAX);
                 let of_payload = self.left.min(rest);
                 self.left -= of_payload;
-                at += usize::try_from(of_payload).unwrap_or(0);
+                let end = at + usize::try_from(of_payload).unwrap_or(0);
+                if self.closed && self.code_have < self.code.len() {
+                    self.read_code(&bytes[at..end]);
+                }
+                at = end;
                 continue;
             }
             self.header[self.have] = bytes[at];
@@ -45,14 +55,32 @@ impl Frames {
 
     /// Whether the next byte would be the first of a frame.
     #[must_use]
-    pub fn at_boundary(&self) -> bool {
+    pub(crate) fn at_boundary(&self) -> bool {
         self.have == 0 && self.left == 0
     }
 
     /// Whether a close frame has passed: no frame may come after it.
     #[must_use]
-    pub fn closed(&self) -> bool {
+    pub(crate) fn closed(&self) -> bool {
         self.closed
+    }
+
+    /// The status code of a server's close frame, if it has one.
+    #[must_use]
+    pub(crate) fn close_code(&self) -> Option<u16> {
+        (self.code_have == self.code.len()).then(|| u16::from_be_bytes(self.code))
+    }
+
+    /// More of the payload of a frame that may be a close frame. A client's is masked: its code isn't needed.
+    fn read_code(&mut self, payload: &[u8]) {
+        let [kind, length, ..] = self.header;
+        if kind & 0x0f != CLOSE || length & 0x80 != 0 {
+            return;
+        }
+        for &byte in payload.iter().take(self.code.len() - self.code_have) {
+            self.code[self.code_have] = byte;
+            self.code_have += 1;
+        }
     }
 
     /// The length of the current header, as far as it is known: RFC 6455 §5.2.
@@ -110,6 +138,29 @@ mod tests {
         assert!(!frames.closed());
         frames.follow(GOING_AWAY, false);
         assert!(frames.closed() && frames.at_boundary());
+    }
+
+    #[test]
+    fn the_status_code_of_a_servers_close_frame_is_read_however_it_comes() {
+        let close = |payload: &[u8], mask: u8| {
+            let length = u8::try_from(payload.len()).unwrap();
+            [&[0x88, mask | length][..], if mask == 0 { &[] } else { &[1, 2, 3, 4] }, payload].concat()
+        };
+        for (bytes, code) in [
+            (close(b"\x03\xf3", 0), Some(INTERNAL_ERROR)),
+            (close(b"\x03\xe8the end", 0), Some(1000)),
+            (close(b"", 0), None),
+            (close(b"\x03", 0), None),
+            (close(b"\x03\xf3", 0x80), None),
+            (frame(1, 8, false), None),
+        ] {
+            for step in 1..=bytes.len() {
+                let mut frames = Frames::default();
+                frames.follow(&frame(1, 200, false), false);
+                bytes.chunks(step).for_each(|chunk| assert_eq!(frames.follow(chunk, false), chunk.len()));
+                assert_eq!(frames.close_code(), code, "{bytes:?}");
+            }
+        }
     }
 
     proptest! {

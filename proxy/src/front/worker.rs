@@ -19,10 +19,13 @@ use super::broadcast::Broadcast;
 use super::client::http1::Http1;
 use super::connection::{Arrival, Connection};
 use super::http2;
+use super::own_cookies::OwnCookies;
 use super::pool::RetiredConnections;
 use super::proxy_header;
 use super::secure;
 use super::settings::{Settings, SettingsCell};
+use super::sticky::StickyKey;
+use super::trial::Trials;
 use super::unsent;
 use super::upstream::Connector;
 use crate::observe::access_log::{HAND_OVER_AFTER, LogLane};
@@ -42,7 +45,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A listening socket and its holder.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// The socket, ready for workers.
     pub socket: TcpListener,
     /// Who else holds it.
@@ -53,7 +56,7 @@ pub struct Listener {
 
 /// What is spoken on a listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Speaks {
+pub(crate) enum Speaks {
     /// Plain HTTP.
     Http,
     /// HTTP over TLS.
@@ -64,7 +67,7 @@ pub enum Speaks {
 
 /// Who holds a listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holder {
+pub(crate) enum Holder {
     /// Only this process: when it closes the socket, connections in its queue are reset.
     Us,
     /// systemd as well: connections in its queue are served by the next process.
@@ -72,7 +75,7 @@ pub enum Holder {
 }
 
 /// What all connections of one worker thread share.
-pub struct Worker {
+pub(crate) struct Worker {
     /// Which worker it is, from 0.
     pub index: usize,
     /// Where requests pick.
@@ -87,6 +90,12 @@ pub struct Worker {
     pub meters: Arc<Meters>,
     /// Opens connections to endpoints.
     pub connector: Connector,
+    /// The key of sticky cookies.
+    pub sticky: Arc<StickyKey>,
+    /// uh-proxy's own cookies.
+    pub cookies: Arc<OwnCookies>,
+    /// What trials count.
+    pub trials: Arc<Trials>,
     /// Upstream connections that wait to be closed.
     pub retired_connections: Arc<RetiredConnections>,
     /// This worker's end of the access log.
@@ -103,7 +112,7 @@ pub struct Worker {
 
 impl Worker {
     /// The settings for a request that begins now: take them once, and keep them until it ends.
-    pub fn settings(&self) -> Arc<Settings> {
+    pub(crate) fn settings(&self) -> Arc<Settings> {
         self.settings.load()
     }
 
@@ -134,7 +143,7 @@ impl Worker {
 ///
 /// # Errors
 /// The address is in use, not local, or needs a privilege.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // So that a restart need not wait for the old connections' TIME_WAIT.
@@ -148,17 +157,24 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// The most threads of a worker that wait for the disk, to open and read files. The rest wait their turn: more would make
+/// no disk faster.
+const MOST_READERS: usize = 16;
+
 /// Starts a worker's thread. It accepts connections until `stopped` turns true, accepts those still in the queues, and
 /// ends with its last connection.
 ///
 /// # Errors
 /// A socket can't be duplicated, or the thread can't be started.
-pub fn spawn(
+pub(crate) fn spawn(
     worker: Arc<Worker>,
     listeners: &[Listener],
     stopped: &watch::Receiver<bool>,
 ) -> io::Result<JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(MOST_READERS)
+        .build()?;
     let guard = runtime.enter();
     let mut accepting = Vec::new();
     for listener in listeners {

@@ -16,7 +16,7 @@ const FRESH_ENOUGH: Duration = Duration::from_millis(100);
 
 /// The result of a probe before a switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fresh {
+pub(crate) struct Fresh {
     /// The overall outcome.
     pub verdict: SwitchVerdict,
     /// How long it took.
@@ -29,7 +29,7 @@ pub struct Fresh {
 
 /// The outcome for the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SwitchVerdict {
+pub(crate) enum SwitchVerdict {
     /// At least one endpoint gave a good answer.
     Good,
     /// None did, and at least one timed out: the regular probes decide.
@@ -43,14 +43,14 @@ pub enum SwitchVerdict {
 impl Fresh {
     /// No probe was made.
     #[must_use]
-    pub fn skipped() -> Self {
+    pub(crate) fn skipped() -> Self {
         Self { verdict: SwitchVerdict::Skipped, took: Duration::ZERO, limit: Duration::ZERO, bad: Vec::new() }
     }
 }
 
 /// Probes all endpoints of a backend concurrently. Skipped if probing is off, and if every endpoint has just passed a
 /// probe.
-pub async fn probe_now(service: &Arc<config::Service>, backend: &Arc<Backend>) -> Fresh {
+pub(crate) async fn probe_now(service: &Arc<config::Service>, backend: &Arc<Backend>) -> Fresh {
     let check = &service.health;
     let known = || backend.endpoints.iter().all(|endpoint| endpoint.was_good_within(FRESH_ENOUGH));
     if !check.enabled || check.switch_probe_timeout.is_zero() || known() {

@@ -22,7 +22,7 @@ const SAID_BYTES: usize = 128;
 const SHOWN_BODY_BYTES: usize = 300;
 
 /// Probes an endpoint once. Redirects aren't followed: an answer from elsewhere isn't this backend's.
-pub async fn probe(endpoint: &Endpoint, backend: &str, check: &HealthCheck) -> ProbeStatus {
+pub(crate) async fn probe(endpoint: &Endpoint, backend: &str, check: &HealthCheck) -> ProbeStatus {
     let late = || failed(format!("{}: no answer within {} ms", endpoint.address, check.timeout.as_millis()));
     let start = Instant::now();
     let found = probe_within(check.timeout, endpoint, backend, check).await;
@@ -30,7 +30,7 @@ pub async fn probe(endpoint: &Endpoint, backend: &str, check: &HealthCheck) -> P
 }
 
 /// Probes an endpoint once. `None`: it timed out.
-pub async fn probe_within(
+pub(crate) async fn probe_within(
     timeout: Duration,
     endpoint: &Endpoint,
     backend: &str,

@@ -23,7 +23,7 @@ const FIRST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Wakes the prober when backends change, and other tasks when an endpoint's health changes.
 #[derive(Debug, Default)]
-pub struct HealthNews {
+pub(crate) struct HealthNews {
     /// Backends have changed.
     pub backends: Notify,
     /// An endpoint's health has changed.
@@ -31,7 +31,7 @@ pub struct HealthNews {
 }
 
 /// Probes every endpoint of the switchboard and resolves its name, indefinitely.
-pub async fn run(board: Arc<Board>, news: Arc<HealthNews>) {
+pub(crate) async fn run(board: Arc<Board>, news: Arc<HealthNews>) {
     let mut known: Vec<Arc<Endpoint>> = Vec::new();
     loop {
         let targets = targets(&board);

@@ -28,7 +28,7 @@ const DOUBTED_INTERVAL: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// Why it can't be resolved.
-pub async fn lookup(host: String, port: u16) -> Result<Box<[SocketAddr]>, String> {
+pub(crate) async fn lookup(host: String, port: u16) -> Result<Box<[SocketAddr]>, String> {
     let found = tokio::net::lookup_host((host.as_str(), port)).await.map_err(|e| plain(&e))?;
     let mut addresses: Vec<SocketAddr> = found.collect();
     // Sorted: a resolver that rotates the addresses would look like a change.
@@ -44,7 +44,7 @@ pub async fn lookup(host: String, port: u16) -> Result<Box<[SocketAddr]>, String
 
 /// Keeps an endpoint's addresses up to date for as long as `settings` gives any. There is never more than one lookup of
 /// it at a time: one that exceeds its timeout counts as a failure, and is then awaited.
-pub async fn keep_resolving<L>(
+pub(crate) async fn keep_resolving<L>(
     endpoint: Arc<Endpoint>,
     look_up: impl Fn() -> L,
     settings: impl Fn() -> Option<Resolve>,

@@ -4,7 +4,7 @@ use uh_switching::Health;
 
 /// Counts equal results in a row, so that a single outlier changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Streak {
+pub(crate) struct Streak {
     health: Health,
     good: u32,
     bad: u32,
@@ -19,7 +19,7 @@ impl Default for Streak {
 impl Streak {
     /// Adds one result, and returns the new health. An endpoint that was never healthy is unhealthy from its first
     /// failure on.
-    pub fn add(&mut self, ok: bool, healthy_after: u32, unhealthy_after: u32) -> Health {
+    pub(crate) fn add(&mut self, ok: bool, healthy_after: u32, unhealthy_after: u32) -> Health {
         if ok {
             (self.good, self.bad) = (self.good.saturating_add(1), 0);
             if self.good >= healthy_after {

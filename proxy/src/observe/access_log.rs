@@ -23,11 +23,11 @@ use uh_system::plain;
 use super::line::{AccessLine, Clock};
 use super::meters::Meters;
 use crate::config::{AccessLog, AccessLogFormat};
-pub use queue::Pending;
+pub(crate) use queue::Pending;
 use queue::{Batch, HAND_OVER_BYTES, KEPT_BYTES, LAST_LINE_BYTES, Spares};
 
 /// How long a line may wait in a worker's buffer.
-pub const HAND_OVER_AFTER: Duration = Duration::from_millis(100);
+pub(crate) const HAND_OVER_AFTER: Duration = Duration::from_millis(100);
 
 /// Buffers queued between the workers and the writer thread.
 const QUEUE_BUFFERS: usize = 128;
@@ -36,7 +36,7 @@ const QUEUE_BUFFERS: usize = 128;
 const NONBLOCK: i32 = OFlags::NONBLOCK.bits().cast_signed();
 
 /// One worker's end of the access log. Only used by its own thread, so its lock is never contended.
-pub struct LogLane {
+pub(crate) struct LogLane {
     format: Arc<SharedFormat>,
     buffer: Mutex<LaneBuffer>,
     queue: SyncSender<Batch>,
@@ -55,17 +55,17 @@ struct LaneBuffer {
 
 impl LogLane {
     /// Whether the access log is on.
-    pub fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         self.format.get() != AccessLogFormat::Off
     }
 
     /// Whether its lines have the backend's version.
-    pub fn names_version(&self) -> bool {
+    pub(crate) fn names_version(&self) -> bool {
         self.format.get() == AccessLogFormat::Json
     }
 
     /// Appends a line.
-    pub fn write(&self, line: &AccessLine<'_>) {
+    pub(crate) fn write(&self, line: &AccessLine<'_>) {
         let mut buffer = self.buffer.lock();
         let buffer = &mut *buffer;
         // In one step, or a buffer that is half full would be copied to grow.
@@ -80,7 +80,7 @@ impl LogLane {
     }
 
     /// Flushes the buffer.
-    pub fn flush(&self) {
+    pub(crate) fn flush(&self) {
         let mut buffer = self.buffer.lock();
         if !buffer.bytes.is_empty() {
             self.hand_over(&mut buffer);
@@ -107,7 +107,7 @@ impl LogLane {
 }
 
 /// Where lines go.
-pub struct Sink {
+pub(crate) struct Sink {
     out: Box<dyn Write + Send>,
     /// The file, if it is one.
     path: Option<PathBuf>,
@@ -156,7 +156,7 @@ impl SharedFormat {
 
 /// Changes the file and format of the access log.
 #[derive(Clone)]
-pub struct LogControl {
+pub(crate) struct LogControl {
     format: Arc<SharedFormat>,
     next: Arc<Mutex<PendingChange>>,
 }
@@ -171,7 +171,7 @@ struct PendingChange {
 
 /// The result of [`LogControl::reopen`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reopened {
+pub(crate) enum Reopened {
     /// Lines now go to the file with this name.
     File(PathBuf),
     /// The log isn't a file, or is off.
@@ -181,7 +181,7 @@ pub enum Reopened {
 impl LogControl {
     /// Lines that are handed over from now on go to `sink`, which was opened for `config`. This never waits for a disk:
     /// the writer thread checks for a change before it writes.
-    pub fn redirect(&self, config: AccessLog, sink: Sink) {
+    pub(crate) fn redirect(&self, config: AccessLog, sink: Sink) {
         let mut next = self.next.lock();
         self.format.0.store(config.format as u8, Ordering::Relaxed);
         *next = PendingChange { sink: Some(sink), config };
@@ -191,7 +191,7 @@ impl LogControl {
     ///
     /// # Errors
     /// If it can't be opened; lines continue to go to the old file then.
-    pub fn reopen(&self) -> io::Result<Reopened> {
+    pub(crate) fn reopen(&self) -> io::Result<Reopened> {
         let config = self.next.lock().config.clone();
         let Some(path) = config.path.clone().filter(|_| config.format != AccessLogFormat::Off) else {
             return Ok(Reopened::NoFile);
@@ -207,7 +207,7 @@ impl LogControl {
 }
 
 /// A running access log.
-pub struct Started {
+pub(crate) struct Started {
     /// One lane for each worker.
     pub lanes: Vec<LogLane>,
     /// Changes it.
@@ -222,7 +222,7 @@ pub struct Started {
 ///
 /// # Errors
 /// The file can't be opened, or the thread can't be started.
-pub fn start(config: &AccessLog, workers: usize, meters: &Arc<Meters>) -> io::Result<Started> {
+pub(crate) fn start(config: &AccessLog, workers: usize, meters: &Arc<Meters>) -> io::Result<Started> {
     let (queue, batches) = sync_channel(QUEUE_BUFFERS);
     let format = Arc::new(SharedFormat(AtomicU8::new(config.format as u8)));
     let next = PendingChange { sink: Some(open(config)?), config: config.clone() };
@@ -251,7 +251,7 @@ pub fn start(config: &AccessLog, workers: usize, meters: &Arc<Meters>) -> io::Re
 ///
 /// # Errors
 /// The file can't be opened.
-pub fn open(config: &AccessLog) -> io::Result<Sink> {
+pub(crate) fn open(config: &AccessLog) -> io::Result<Sink> {
     Ok(match (&config.path, config.format) {
         (_, AccessLogFormat::Off) => Sink::to(io::sink()),
         (Some(path), _) => Sink { path: Some(path.clone()), ..Sink::to(open_file(path)?) },

@@ -24,7 +24,7 @@ pub enum GoAwayReason {
 }
 
 /// All reasons, by their index.
-pub const GO_AWAY_REASONS: [&str; 7] = [
+pub(crate) const GO_AWAY_REASONS: [&str; 7] = [
     "stopping",
     "idle",
     "evicted",
@@ -56,10 +56,10 @@ pub enum Direction {
 }
 
 /// Both directions, by their index.
-pub const DIRECTIONS: [&str; 2] = ["received", "sent"];
+pub(crate) const DIRECTIONS: [&str; 2] = ["received", "sent"];
 
 /// The error codes (RFC 9113 §7), by their number; any other counts as the last.
-pub const ERROR_CODES: [&str; 15] = [
+pub(crate) const ERROR_CODES: [&str; 15] = [
     "no_error",
     "protocol_error",
     "internal_error",

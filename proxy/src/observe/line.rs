@@ -48,6 +48,10 @@ pub struct AccessLine<'a> {
     pub user_agent: &'a [u8],
     /// Why it ended.
     pub termination: Termination,
+    /// Whether it was a preview of a standby.
+    pub preview: bool,
+    /// The backend on the new side of a split for which this one has answered.
+    pub rescued_from: Option<&'a str>,
     /// Why connecting to the backend failed, or its response was invalid.
     pub reason: Option<&'a str>,
     /// What the TLS handshake negotiated; `None` for plain HTTP.
@@ -158,6 +162,12 @@ impl AccessLine<'_> {
         text(out, ",\"referer\":", self.referer);
         text(out, ",\"user_agent\":", self.user_agent);
         text(out, ",\"termination\":", self.termination.as_str().as_bytes());
+        if self.preview {
+            out.extend_from_slice(b",\"preview\":true");
+        }
+        if let Some(backend) = self.rescued_from {
+            text(out, ",\"rescued_from\":", backend.as_bytes());
+        }
         if let Some(reason) = self.reason {
             text(out, ",\"reason\":", reason.as_bytes());
         }
@@ -282,6 +292,8 @@ mod tests {
             referer: b"",
             user_agent: NASTY,
             termination: Termination::Done,
+            preview: false,
+            rescued_from: None,
             reason: None,
             tls: None,
         }
@@ -307,6 +319,7 @@ mod tests {
         assert_eq!(json["termination"], "-");
         assert_eq!(json["endpoint"], "127.0.0.1:3008");
         assert!(json.get("reason").is_none(), "it is there only where there is one");
+        assert!(json.get("preview").is_none(), "it is there only for previews");
     }
 
     #[test]

@@ -9,7 +9,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// A rate limit for log lines. Never waits and never allocates, so that it can be used on any path.
 #[derive(Debug, Default)]
-pub struct LogRateLimit {
+pub(crate) struct LogRateLimit {
     since: OnceLock<Instant>,
     /// When the next line may come, in milliseconds after `since`.
     next_ms: AtomicU64,
@@ -18,7 +18,7 @@ pub struct LogRateLimit {
 
 impl LogRateLimit {
     /// `Some`: write a line, which represents this many more since the last one.
-    pub fn allows(&self) -> Option<u64> {
+    pub(crate) fn allows(&self) -> Option<u64> {
         let since = self.since.get_or_init(Instant::now);
         self.allows_at(since.elapsed())
     }

@@ -13,7 +13,12 @@ use uh_protocol::status::ConnectionCounts;
 use uh_protocol::{BackendName, ServiceName};
 
 use super::broken::Broken;
+use super::buffered::Buffered;
+use super::compressed::{CompressionCounters, CompressionReading};
+use super::history::{HistoryCounters, HistoryReading};
 use super::http2::Http2Meters;
+use super::previous::{PreviousCounters, PreviousReading};
+use super::stuck::Stuck;
 
 /// The status codes that have a label: those registered with IANA, and nginx's 499 for a client that left. Any other
 /// counts as the first of its class, such as 500.
@@ -84,7 +89,7 @@ impl Histogram {
     }
 
     /// Adds up the cumulative counts into `into`, and returns the sum in microseconds.
-    fn read(&self, into: &mut [u64; BOUNDS_US.len() + 1]) -> u64 {
+    pub(super) fn read(&self, into: &mut [u64; BOUNDS_US.len() + 1]) -> u64 {
         let mut cumulative = 0;
         for (bucket, total) in self.buckets.iter().zip(into) {
             cumulative += bucket.load(Ordering::Relaxed);
@@ -95,9 +100,12 @@ impl Histogram {
 }
 
 /// Adds to a counter that only the calling thread writes, so that it need not lock the cache line.
-fn add(counter: &AtomicU64, n: u64) {
+pub(super) fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
 }
+
+/// What the old side of a split has made of requests that failed on the new one.
+pub const RESCUE_RESULTS: [&str; 2] = ["failed", "answered"];
 
 /// One worker's counters for one backend. Only that worker's thread writes them.
 #[derive(Debug)]
@@ -114,6 +122,16 @@ pub struct BackendLane {
     cut: AtomicU64,
     broken: [AtomicU64; Broken::ALL.len()],
     overdue: AtomicU64,
+    /// What trials compare other backends with.
+    pub(crate) history: HistoryCounters,
+    /// What was asked of it as the previous backend.
+    pub(crate) previous: PreviousCounters,
+    previewed: AtomicU64,
+    rescued: [AtomicU64; RESCUE_RESULTS.len()],
+    rate_limited: AtomicU64,
+    buffering: [AtomicU64; Buffered::ALL.len()],
+    stuck: [AtomicU64; Stuck::ALL.len()],
+    compression: CompressionCounters,
 }
 
 impl BackendLane {
@@ -128,6 +146,14 @@ impl BackendLane {
             cut: AtomicU64::new(0),
             broken: std::array::from_fn(|_| AtomicU64::new(0)),
             overdue: AtomicU64::new(0),
+            history: HistoryCounters::default(),
+            previous: PreviousCounters::default(),
+            previewed: AtomicU64::new(0),
+            rescued: Default::default(),
+            rate_limited: AtomicU64::new(0),
+            buffering: std::array::from_fn(|_| AtomicU64::new(0)),
+            stuck: std::array::from_fn(|_| AtomicU64::new(0)),
+            compression: CompressionCounters::default(),
         }
     }
 
@@ -161,6 +187,43 @@ impl BackendLane {
     /// Counts an exchange that the backend broke. At most once each, when it breaks.
     pub fn broke(&self, how: Broken) {
         add(&self.broken[how as usize], 1);
+    }
+
+    /// Counts a request that looked at it as a preview.
+    pub fn previewed(&self) {
+        add(&self.previewed, 1);
+    }
+
+    /// Counts a request that failed on it as the new side of a split, and whether the old side had a good answer.
+    pub fn rescued(&self, answered: bool) {
+        add(&self.rescued[usize::from(answered)], 1);
+    }
+
+    /// Counts a request that was rejected because its client made too many.
+    pub fn rate_limited(&self) {
+        add(&self.rate_limited, 1);
+    }
+
+    /// Counts a request that was to be buffered, and what has become of it.
+    pub fn buffered(&self, result: Buffered) {
+        add(&self.buffering[result as usize], 1);
+    }
+
+    /// Counts a request of a sticky service, and whether it has reached its client's endpoint.
+    pub fn stuck(&self, result: Stuck) {
+        add(&self.stuck[result as usize], 1);
+    }
+
+    /// Counts a compressed response: bytes of content before and after.
+    pub fn compressed(&self, bytes_in: u64, bytes_out: u64) {
+        add(&self.compression.responses, 1);
+        add(&self.compression.bytes_in, bytes_in);
+        add(&self.compression.bytes_out, bytes_out);
+    }
+
+    /// Counts a response that wasn't compressed because too many were at the same time.
+    pub fn compression_skipped(&self) {
+        add(&self.compression.skipped, 1);
     }
 
     /// Counts an exchange that is overdue. At most once each, while it still waits.
@@ -204,10 +267,24 @@ pub struct BackendReading {
     pub failed_open: u64,
     /// Exchanges cut.
     pub cut: u64,
-    /// Exchanges that the backend broke, by [`Broken`].
+    /// Exchanges that the backend broke, by `Broken`.
     pub broken: [u64; Broken::ALL.len()],
     /// Exchanges whose response's head was overdue.
     pub overdue: u64,
+    /// What was asked of it as the previous backend.
+    pub previous: PreviousReading,
+    /// Requests that looked at it as a preview.
+    pub previewed: u64,
+    /// Requests that failed on it as the new side of a split, by [`RESCUE_RESULTS`].
+    pub rescued: [u64; RESCUE_RESULTS.len()],
+    /// Requests rejected because their client made too many.
+    pub rate_limited: u64,
+    /// Requests that were to be buffered, by `Buffered`.
+    pub buffering: [u64; Buffered::ALL.len()],
+    /// Requests of a sticky service, by `Stuck`.
+    pub stuck: [u64; Stuck::ALL.len()],
+    /// Compressed responses.
+    pub compression: CompressionReading,
 }
 
 /// What a scrape reads of a histogram.
@@ -275,7 +352,30 @@ impl BackendMeters {
             cut: self.total(|lane| &lane.cut),
             broken: std::array::from_fn(|how| self.total(|lane| &lane.broken[how])),
             overdue: self.total(|lane| &lane.overdue),
+            previous: PreviousReading {
+                asked: std::array::from_fn(|result| self.total(|lane| &lane.previous.asked[result])),
+                actions: std::array::from_fn(|result| self.total(|lane| &lane.previous.actions[result])),
+                named: self.total(|lane| &lane.previous.named),
+            },
+            previewed: self.total(|lane| &lane.previewed),
+            rescued: std::array::from_fn(|result| self.total(|lane| &lane.rescued[result])),
+            rate_limited: self.total(|lane| &lane.rate_limited),
+            buffering: std::array::from_fn(|result| self.total(|lane| &lane.buffering[result])),
+            stuck: std::array::from_fn(|result| self.total(|lane| &lane.stuck[result])),
+            compression: CompressionReading {
+                responses: self.total(|lane| &lane.compression.responses),
+                skipped: self.total(|lane| &lane.compression.skipped),
+                bytes_in: self.total(|lane| &lane.compression.bytes_in),
+                bytes_out: self.total(|lane| &lane.compression.bytes_out),
+            },
         }
+    }
+
+    /// The exchanges so far, as what another backend is compared with.
+    pub(crate) fn history(&self) -> HistoryReading {
+        let mut reading = HistoryReading::default();
+        self.lanes.iter().for_each(|lane| lane.history.add_to(&mut reading, &lane.duration));
+        reading
     }
 
     /// Requests and tunnels that were cut.

@@ -11,8 +11,11 @@ use uh_protocol::{BackendName, ServiceName};
 use uh_switching::RoutingView;
 
 use super::broken::Broken;
+use super::buffered::Buffered;
 use super::http2::{DIRECTIONS, ERROR_CODES, GO_AWAY_REASONS};
-use super::meters::{BOUNDS_US, HistogramReading, Meters, RETRY_REASONS};
+use super::meters::{BOUNDS_US, HistogramReading, Meters, RESCUE_RESULTS, RETRY_REASONS};
+use super::previous::{ACTION_RESULTS, ASKED_RESULTS};
+use super::stuck::Stuck;
 use crate::config::Service;
 use crate::state::writer::StateWriter;
 
@@ -24,29 +27,34 @@ const DRAIN_BUCKETS: [f64; 9] = [0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.
 
 /// Client connections rejected or evicted since the start.
 #[derive(Debug, Clone)]
-pub struct ClientCounts {
+pub(crate) struct ClientCounts {
     /// Rejected, by reason.
     pub refused: Vec<(&'static str, u64)>,
     /// Idle ones evicted for new ones.
     pub evicted: u64,
     /// Requests rejected because of their address.
     pub requests_refused: u64,
+    /// Clients whose requests were forgotten by their rate limit too early.
+    pub rates_evicted: u64,
+    /// Bytes of buffered requests: where, and how many.
+    pub buffered: [(&'static str, u64); 2],
 }
 
 /// Returns the routing, for a scrape.
-pub type Routing = Box<dyn Fn() -> RoutingView<Service> + Send + Sync>;
+pub(crate) type Routing = Box<dyn Fn() -> RoutingView<Service> + Send + Sync>;
 
 /// Returns the rejected and evicted client connections, for a scrape.
-pub type Clients = Box<dyn Fn() -> ClientCounts + Send + Sync>;
+pub(crate) type Clients = Box<dyn Fn() -> ClientCounts + Send + Sync>;
 
 /// Makes the Prometheus text.
-pub struct Metrics {
+pub(crate) struct Metrics {
     routing: Routing,
     meters: Arc<Meters>,
     writer: Arc<StateWriter>,
     clients: Clients,
     tls: Option<ReadTls>,
     acme: Option<ReadAcme>,
+    trials: ReadTrials,
     events: Registry,
     switches: IntCounterVec,
     swap: HistogramVec,
@@ -55,7 +63,7 @@ pub struct Metrics {
 }
 
 /// A waiting drain, counted for as long as this lives.
-pub struct WaitingDrain<'a>(&'a IntGauge);
+pub(crate) struct WaitingDrain<'a>(&'a IntGauge);
 
 impl Drop for WaitingDrain<'_> {
     fn drop(&mut self) {
@@ -65,7 +73,7 @@ impl Drop for WaitingDrain<'_> {
 
 /// How a switch ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SwitchResult {
+pub(crate) enum SwitchResult {
     /// Traffic has moved.
     Switched,
     /// It was already active.
@@ -89,13 +97,14 @@ impl Metrics {
     ///
     /// # Errors
     /// A metric has an invalid definition.
-    pub fn new(
+    pub(crate) fn new(
         routing: Routing,
         meters: Arc<Meters>,
         writer: Arc<StateWriter>,
         clients: Clients,
         tls: Option<ReadTls>,
         acme: Option<ReadAcme>,
+        trials: ReadTrials,
     ) -> prometheus::Result<Self> {
         let switches = IntCounterVec::new(
             Opts::new("uh_proxy_switches_total", "Requested switches, by result."),
@@ -122,11 +131,24 @@ impl Metrics {
         events.register(Box::new(switches.clone()))?;
         events.register(Box::new(swap.clone()))?;
         events.register(Box::new(drains.clone()))?;
-        Ok(Self { routing, meters, writer, clients, tls, acme, events, switches, swap, drains, waiting })
+        Ok(Self {
+            routing,
+            meters,
+            writer,
+            clients,
+            tls,
+            acme,
+            trials,
+            events,
+            switches,
+            swap,
+            drains,
+            waiting,
+        })
     }
 
     /// Counts a switch. `from` and `to` are names of backends that exist.
-    pub fn switched(
+    pub(crate) fn switched(
         &self,
         service: &ServiceName,
         from: &BackendName,
@@ -142,14 +164,14 @@ impl Metrics {
     }
 
     /// Counts a drain that begins to wait. `None`: there are `most` already.
-    pub fn drain_waits(&self, most: i64) -> Option<WaitingDrain<'_>> {
+    pub(crate) fn drain_waits(&self, most: i64) -> Option<WaitingDrain<'_>> {
         self.waiting.inc();
         let place = WaitingDrain(&self.waiting);
         (self.waiting.get() <= most).then_some(place)
     }
 
     /// Counts a drain.
-    pub fn drained(&self, service: &ServiceName, backend: &BackendName, took: Duration) {
+    pub(crate) fn drained(&self, service: &ServiceName, backend: &BackendName, took: Duration) {
         self.drains.with_label_values(&[service.as_str(), backend.as_str()]).observe(took.as_secs_f64());
     }
 
@@ -157,13 +179,14 @@ impl Metrics {
     ///
     /// # Errors
     /// If the encoder fails, which it shouldn't.
-    pub fn text(&self) -> prometheus::Result<String> {
+    pub(crate) fn text(&self) -> prometheus::Result<String> {
         let mut families = self.events.gather();
         let routing = (self.routing)();
         families.extend(self.process(routing.generation));
         families.extend(self.backends(&routing));
         families.extend(self.tls.iter().flat_map(|read| tls_families(&read())));
         families.extend(self.acme.iter().flat_map(|read| acme_families(&read())));
+        families.extend(trial_families(&(self.trials)()));
         families.retain(|family| !family.get_metric().is_empty());
         families.sort_by(|a, b| a.name().cmp(b.name()));
         TextEncoder::new().encode_to_string(&families)
@@ -187,11 +210,22 @@ impl Metrics {
         for (reason, count) in clients.refused {
             refused.add(&[("reason", reason)], count as f64);
         }
+        let mut buffered =
+            Family::gauge("request_buffer_bytes", "Bytes of buffered requests, by where they are.");
+        for (place, bytes) in clients.buffered {
+            buffered.add(&[("place", place)], bytes as f64);
+        }
         let mut families = self.http2();
+        families.push(buffered.done());
         families.push(counter(
             "requests_refused_total",
             "HTTP/2 requests rejected because too many were in flight from their address.",
             clients.requests_refused,
+        ));
+        families.push(counter(
+            "rate_limit_evictions_total",
+            "Clients forgotten by their rate limit while their requests still counted, to make room for others.",
+            clients.rates_evicted,
         ));
         let mut persisted = Family::gauge("state_persisted", "Whether the current routing is saved to disk.");
         persisted.add(&[], f64::from(u8::from(self.writer.is_persisted())));
@@ -267,6 +301,10 @@ impl Metrics {
             "backend_withdrawn",
             "Whether the backend is withdrawn: nothing can switch to it until it is registered again.",
         );
+        let mut split_weight = Family::gauge(
+            "split_weight",
+            "Share of the service's clients that a split sends to the backend, from 0 to 1.",
+        );
         let mut healthy = Family::gauge("backend_healthy", "Whether the backend passes its probes.");
         let mut last_switch =
             Family::gauge("last_switch_timestamp_seconds", "When the active backend last changed.");
@@ -296,6 +334,45 @@ impl Metrics {
             "exchanges_overdue_total",
             "Requests that waited longer than timeouts.overdue for a response head; counted while they wait.",
         );
+        let mut previous = Family::counter(
+            "previous_asked_total",
+            "Requests asked of the backend after it was replaced (previous_on_404), by result.",
+        );
+        let mut actions = Family::counter(
+            "previous_actions_total",
+            "Server actions that the active backend did not know, by what happened to them (previous_for_actions).",
+        );
+        let mut named = Family::counter(
+            "previous_named_total",
+            "Requests that named the deployment id of the backend after it was replaced (deployment_id).",
+        );
+        let mut previewed = Family::counter(
+            "preview_requests_total",
+            "Requests with a preview's token that were sent to the backend.",
+        );
+        let mut rescued = Family::counter(
+            "rescued_requests_total",
+            "Requests that failed on the backend as the new side of a split and were asked of the old side, by its answer.",
+        );
+        let mut limited =
+            Family::counter("rate_limited_total", "Requests rejected because their client made too many.");
+        let mut buffering = Family::counter(
+            "request_buffering_total",
+            "Requests that were to be buffered, by where they were, or why they were streamed.",
+        );
+        let mut sticky = Family::counter(
+            "sticky_total",
+            "Requests of a sticky service, by whether they reached the endpoint that their client had.",
+        );
+        let mut compressed = Family::counter("compressed_responses_total", "Compressed responses.");
+        let mut skipped = Family::counter(
+            "compression_skipped_total",
+            "Responses not compressed because too many were being compressed.",
+        );
+        let mut bytes_in =
+            Family::counter("compression_input_bytes_total", "Bytes of compressed responses, before.");
+        let mut bytes_out =
+            Family::counter("compression_output_bytes_total", "Bytes of compressed responses, after.");
         for view in &routing.services {
             let state = &view.state;
             let service = state.config.name.as_str();
@@ -315,6 +392,8 @@ impl Metrics {
                 connections.add(&with("state", "active"), counts.active as f64);
                 connections.add(&with("state", "idle"), counts.idle as f64);
                 active.add(&labels, f64::from(u8::from(state.is_active(&backend.name))));
+                let split = state.split_to(&backend.name);
+                split_weight.add(&labels, split.map_or(0.0, |split| split.assignment.weight.share()));
                 withdrawn.add(&labels, f64::from(u8::from(state.is_withdrawn(&backend.name))));
                 healthy.add(&labels, f64::from(u8::from(view.health.is_good())));
                 for (method, code, count) in &reading.requests {
@@ -333,6 +412,43 @@ impl Metrics {
                     broken.add(&with("reason", how.as_str()), count as f64);
                 }
                 overdue.add(&labels, reading.overdue as f64);
+                for (result, count) in ASKED_RESULTS.iter().zip(reading.previous.asked) {
+                    previous.add(&with("result", result), count as f64);
+                }
+                if state.config.rules.any(|settings| settings.previous.actions) {
+                    for (result, count) in ACTION_RESULTS.iter().zip(reading.previous.actions) {
+                        actions.add(&with("result", result), count as f64);
+                    }
+                }
+                if state.config.rules.any(|settings| settings.previous.named.is_some()) {
+                    named.add(&labels, reading.previous.named as f64);
+                }
+                previewed.add(&labels, reading.previewed as f64);
+                if state.config.split.rescue {
+                    for (result, count) in RESCUE_RESULTS.iter().zip(reading.rescued) {
+                        rescued.add(&with("result", result), count as f64);
+                    }
+                }
+                if state.config.rules.any(|settings| settings.rate.is_some()) {
+                    limited.add(&labels, reading.rate_limited as f64);
+                }
+                if state.config.rules.any(|settings| settings.buffer.is_some()) {
+                    for (result, count) in Buffered::ALL.iter().zip(reading.buffering) {
+                        buffering.add(&with("result", result.as_str()), count as f64);
+                    }
+                }
+                if state.config.sticky.is_some() {
+                    for (result, count) in Stuck::ALL.iter().zip(reading.stuck) {
+                        sticky.add(&with("result", result.as_str()), count as f64);
+                    }
+                }
+                if state.config.rules.any(|settings| settings.compress.is_some()) {
+                    let compression = reading.compression;
+                    compressed.add(&labels, compression.responses as f64);
+                    skipped.add(&labels, compression.skipped as f64);
+                    bytes_in.add(&labels, compression.bytes_in as f64);
+                    bytes_out.add(&labels, compression.bytes_out as f64);
+                }
             }
         }
         [
@@ -341,6 +457,7 @@ impl Metrics {
             connections,
             active,
             withdrawn,
+            split_weight,
             healthy,
             last_switch,
             maintenance,
@@ -353,6 +470,18 @@ impl Metrics {
             cut,
             broken,
             overdue,
+            previous,
+            actions,
+            named,
+            previewed,
+            rescued,
+            limited,
+            buffering,
+            sticky,
+            compressed,
+            skipped,
+            bytes_in,
+            bytes_out,
         ]
         .map(Family::done)
         .into()
@@ -360,11 +489,11 @@ impl Metrics {
 }
 
 /// Reads what TLS has counted.
-pub type ReadTls = Box<dyn Fn() -> TlsCounts + Send + Sync>;
+pub(crate) type ReadTls = Box<dyn Fn() -> TlsCounts + Send + Sync>;
 
 /// What TLS has counted since the start, and what it serves.
 #[derive(Debug, Default)]
-pub struct TlsCounts {
+pub(crate) struct TlsCounts {
     /// Complete handshakes: whether a session was resumed, the version, and how many.
     pub complete: Vec<(&'static str, &'static str, u64)>,
     /// Failed ones: why, and how many.
@@ -407,11 +536,11 @@ fn tls_families(counts: &TlsCounts) -> [MetricFamily; 5] {
 }
 
 /// Reads what ACME has done and plans.
-pub type ReadAcme = Box<dyn Fn() -> AcmeCounts + Send + Sync>;
+pub(crate) type ReadAcme = Box<dyn Fn() -> AcmeCounts + Send + Sync>;
 
 /// What ACME has done since the start, and what it plans.
 #[derive(Debug, Default)]
-pub struct AcmeCounts {
+pub(crate) struct AcmeCounts {
     /// Attempts: how they ended, and how many.
     pub orders: Vec<(&'static str, u64)>,
     /// Each certificate: its first host, when it is to be tried next, in seconds since 1970, and its failures in a row.
@@ -437,6 +566,48 @@ fn acme_families(counts: &AcmeCounts) -> [MetricFamily; 3] {
         orders.add(&[("result", result)], *count as f64);
     }
     [next, failures, orders].map(Family::done)
+}
+
+/// Reads the trials, for a scrape.
+pub(crate) type ReadTrials = Box<dyn Fn() -> Vec<TrialReading> + Send + Sync>;
+
+/// One trial, at a scrape.
+#[derive(Debug, Clone)]
+pub(crate) struct TrialReading {
+    /// The service.
+    pub service: ServiceName,
+    /// The backend on trial.
+    pub backend: BackendName,
+    /// By side and kind.
+    pub failures: Vec<(&'static str, &'static str, u64)>,
+    /// By test.
+    pub ln_evidence: Vec<(&'static str, f64)>,
+    /// 0: undecided, 1: suspicious, 2: bad.
+    pub state: u8,
+}
+
+fn trial_families(trials: &[TrialReading]) -> [MetricFamily; 3] {
+    let mut failures = Family::counter(
+        "trial_failures_total",
+        "Bad requests in the current or last trial, by side and kind.",
+    );
+    let mut evidence = Family::gauge(
+        "trial_log_evidence",
+        "Natural logarithm of the evidence that the backend on trial is worse, by test.",
+    );
+    let mut state =
+        Family::gauge("trial_state", "What the trial thinks: 0 undecided, 1 suspicious, 2 worse.");
+    for trial in trials {
+        let of = [("service", trial.service.as_str()), ("backend", trial.backend.as_str())];
+        for (side, kind, count) in &trial.failures {
+            failures.add(&[of[0], of[1], ("side", side), ("kind", kind)], *count as f64);
+        }
+        for (test, ln) in &trial.ln_evidence {
+            evidence.add(&[of[0], of[1], ("test", test)], *ln);
+        }
+        state.add(&of, f64::from(trial.state));
+    }
+    [failures, evidence, state].map(Family::done)
 }
 
 /// A metric family in the making.

@@ -7,14 +7,24 @@ pub enum Termination {
     Done,
     /// No service is configured for this host and path.
     NoRoute,
-    /// Redirected to HTTPS, or to the service's main host.
+    /// Answered by a file of the backend, or for want of one.
+    File,
+    /// Redirected to HTTPS, to the service's main host, or by a path rule.
     Redirect,
+    /// A path rule gives the answer.
+    FixedAnswer,
+    /// A path rule doesn't allow its address.
+    NotAllowed,
+    /// A preview's link was followed, or it is for a standby that can't be looked at.
+    Preview,
     /// The request was invalid or not allowed.
     BadRequest,
     /// The service is in maintenance.
     Maintenance,
     /// Its address has too many requests in flight.
     TooMany,
+    /// The client makes more requests than its rate limit allows.
+    RateLimited,
     /// The request exceeds a size limit.
     TooLarge,
     /// The client did not send its request, or did not read the response, in time.
@@ -29,6 +39,8 @@ pub enum Termination {
     UpstreamTimeout,
     /// The backend's response was invalid.
     UpstreamProtocol,
+    /// The request was to be buffered, and the disk failed.
+    BufferFailed,
     /// Cut by a drain that had reached its deadline.
     Drain,
     /// Cut because the shutdown timeout was reached.
@@ -42,10 +54,15 @@ impl Termination {
         match self {
             Self::Done => "-",
             Self::NoRoute => "NR",
+            Self::File => "SF",
             Self::Redirect => "RD",
+            Self::FixedAnswer => "FA",
+            Self::NotAllowed => "NA",
+            Self::Preview => "PV",
             Self::BadRequest => "BR",
             Self::Maintenance => "MT",
             Self::TooMany => "TM",
+            Self::RateLimited => "RL",
             Self::TooLarge => "TL",
             Self::ClientTimeout => "DT",
             Self::ClientGone => "DC",
@@ -53,6 +70,7 @@ impl Termination {
             Self::UpstreamClosed => "UC",
             Self::UpstreamTimeout => "UT",
             Self::UpstreamProtocol => "UP",
+            Self::BufferFailed => "BF",
             Self::Drain => "DRAIN",
             Self::Stop => "STOP",
         }

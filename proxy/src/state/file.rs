@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uh_protocol::{Address, BackendName, ServiceName};
 use uh_switching::{Maintenance, RoutingView, ServiceRecord, ServiceView};
 
+use super::split::SplitEntry;
 use super::time::iso_seconds;
 use crate::config;
 
@@ -59,6 +60,9 @@ pub struct ServiceEntry {
     /// Standbys that can't become active until they are registered again.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub withdrawn: BTreeSet<BackendName>,
+    /// The split of its traffic, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<SplitEntry>,
 }
 
 /// The maintenance of a service.
@@ -240,6 +244,7 @@ impl StateFile {
             registered: BTreeMap::new(),
             maintenance: None,
             withdrawn: BTreeSet::new(),
+            split: None,
         })
     }
 }
@@ -260,6 +265,7 @@ impl ServiceEntry {
                 retry_after_s: maintenance.retry_after_s,
             }),
             withdrawn: record.withdrawn,
+            split: record.split.as_ref().map(SplitEntry::of),
         }
     }
 
@@ -281,6 +287,7 @@ impl ServiceEntry {
                 retry_after_s: maintenance.retry_after_s,
             }),
             withdrawn: self.withdrawn.clone(),
+            split: self.split.as_ref().and_then(SplitEntry::record),
         }
     }
 }

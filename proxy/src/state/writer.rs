@@ -16,13 +16,13 @@ use super::file::{ServiceEntry, StateFile};
 use super::store::Store;
 
 /// How long a switch waits for the disk before it replies that its state isn't saved yet.
-pub const PERSIST_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const PERSIST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The time between two attempts after a failure.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// Hands states to the writer thread.
-pub struct StateWriter {
+pub(crate) struct StateWriter {
     inbox: Arc<Inbox>,
     progress: watch::Receiver<Progress>,
     /// The last entry of every service, including those that are no longer configured: a service may have been removed
@@ -44,7 +44,7 @@ struct Inbox {
 
 /// What changed in a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StateChange {
+pub(crate) enum StateChange {
     /// The routing.
     Routing,
     /// Only a backend's health or version.
@@ -74,7 +74,7 @@ impl StateWriter {
     ///
     /// # Errors
     /// The thread can't be started.
-    pub fn start(
+    pub(crate) fn start(
         store: Store,
         known: BTreeMap<ServiceName, ServiceEntry>,
         reserved: Arc<AtomicU64>,
@@ -90,18 +90,18 @@ impl StateWriter {
 
     /// Whether the current routing is saved to disk.
     #[must_use]
-    pub fn is_persisted(&self) -> bool {
+    pub(crate) fn is_persisted(&self) -> bool {
         self.inbox.done.load(Ordering::Acquire) >= self.routing()
     }
 
     /// The revision of the last routing change, for [`StateWriter::wait`].
     #[must_use]
-    pub fn routing(&self) -> u64 {
+    pub(crate) fn routing(&self) -> u64 {
         self.inbox.routing.load(Ordering::Acquire)
     }
 
     /// Queues this state for writing, and returns its revision for [`StateWriter::wait`].
-    pub fn submit(&self, mut state: StateFile, change: StateChange) -> u64 {
+    pub(crate) fn submit(&self, mut state: StateFile, change: StateChange) -> u64 {
         let mut known = self.known.lock();
         known.extend(std::mem::take(&mut state.services));
         state.services.clone_from(&known);
@@ -116,14 +116,14 @@ impl StateWriter {
     }
 
     /// Waits until this revision was attempted, for at most `at_most`. For the start, which has no runtime yet.
-    pub fn wait_until_tried(&self, revision: u64, at_most: Duration) {
+    pub(crate) fn wait_until_tried(&self, revision: u64, at_most: Duration) {
         let mut slot = self.inbox.slot.lock();
         self.inbox.tried.wait_while_for(&mut slot, |slot| slot.tried < revision, at_most);
     }
 
     /// The last entry of a service that isn't configured now.
     #[must_use]
-    pub fn entry(&self, service: &ServiceName) -> Option<ServiceEntry> {
+    pub(crate) fn entry(&self, service: &ServiceName) -> Option<ServiceEntry> {
         self.known.lock().get(service).cloned()
     }
 
@@ -131,7 +131,7 @@ impl StateWriter {
     ///
     /// # Errors
     /// If writing failed or took too long; it is retried in any case.
-    pub async fn wait(&self, revision: u64) -> Result<(), String> {
+    pub(crate) async fn wait(&self, revision: u64) -> Result<(), String> {
         let mut progress = self.progress.clone();
         let decided = progress.wait_for(|progress| {
             progress.done >= revision || progress.failed.as_ref().is_some_and(|(tried, _)| *tried >= revision)

@@ -22,7 +22,7 @@ const MOST_BYTES: u64 = 1 << 20;
 
 /// A certificate that can be served.
 #[derive(Debug)]
-pub struct Certificate {
+pub(crate) struct Certificate {
     /// Identifies it in logs, status and metrics: its first DNS name, or its file if it has none.
     pub name: String,
     /// The DNS names it covers, in lower case; `*.` covers one label.
@@ -39,27 +39,16 @@ pub struct Certificate {
 
 /// Where a certificate comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// The configuration names its files.
     Files(CertificateFiles, Stamps),
     /// A certificate authority issued it by ACME. It is in this file, with its key.
     Acme(PathBuf),
 }
 
-impl Source {
-    /// Its label in status and on the command line.
-    #[must_use]
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Files(..) => "file",
-            Self::Acme(_) => "acme",
-        }
-    }
-}
-
 /// Identifies the contents of a certificate's files as they were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamps([Stamp; 2]);
+pub(crate) struct Stamps([Stamp; 2]);
 
 /// Detects whether a file was replaced or written. Symbolic links are followed, because tools such as certbot and
 /// Kubernetes change only the target of a link.
@@ -161,7 +150,10 @@ impl Certificate {
     ///
     /// # Errors
     /// If they can't be served.
-    pub fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Self, CertificateError> {
+    pub(crate) fn load(
+        files: &CertificateFiles,
+        provider: &CryptoProvider,
+    ) -> Result<Self, CertificateError> {
         let ((cert_pem, cert_stamp), (key_pem, key_stamp)) = (read(&files.cert)?, read(&files.key)?);
         let source = Source::Files(files.clone(), Stamps([cert_stamp, key_stamp]));
         Self::parse(files, &cert_pem, &key_pem, source, provider)
@@ -171,7 +163,11 @@ impl Certificate {
     ///
     /// # Errors
     /// If they can't be served.
-    pub fn load_acme(path: &Path, name: &str, provider: &CryptoProvider) -> Result<Self, CertificateError> {
+    pub(crate) fn load_acme(
+        path: &Path,
+        name: &str,
+        provider: &CryptoProvider,
+    ) -> Result<Self, CertificateError> {
         let (pem, _) = read(path)?;
         Self::of_acme(&pem, path, name, provider)
     }
@@ -180,7 +176,7 @@ impl Certificate {
     ///
     /// # Errors
     /// If they can't be served.
-    pub fn of_acme(
+    pub(crate) fn of_acme(
         pem: &[u8],
         path: &Path,
         name: &str,
@@ -194,14 +190,14 @@ impl Certificate {
     /// The key identifier of its authority and its serial number, which together identify it; `None` if it has no such
     /// key identifier.
     #[must_use]
-    pub fn identity(&self) -> Option<(&[u8], &[u8])> {
+    pub(crate) fn identity(&self) -> Option<(&[u8], &[u8])> {
         let leaf = self.key.cert.first()?;
         Some((der::authority_key_identifier(leaf)?, der::serial_number(leaf)?))
     }
 
     /// Whether every local user can read its key.
     #[must_use]
-    pub fn is_key_exposed(&self) -> bool {
+    pub(crate) fn is_key_exposed(&self) -> bool {
         let key = self.files().map(|files| &files.key);
         key.and_then(|key| fs::metadata(key).ok()).is_some_and(|key| key.mode() & 0o004 != 0)
     }
@@ -237,7 +233,7 @@ impl Certificate {
 
     /// The files that the configuration names for it.
     #[must_use]
-    pub fn files(&self) -> Option<&CertificateFiles> {
+    pub(crate) fn files(&self) -> Option<&CertificateFiles> {
         match &self.source {
             Source::Files(files, _) => Some(files),
             Source::Acme(_) => None,
@@ -246,7 +242,7 @@ impl Certificate {
 
     /// The file that contains it.
     #[must_use]
-    pub fn file(&self) -> &Path {
+    pub(crate) fn file(&self) -> &Path {
         match &self.source {
             Source::Files(files, _) => &files.cert,
             Source::Acme(file) => file,
@@ -255,7 +251,7 @@ impl Certificate {
 
     /// Whether one of its files has changed since it was read.
     #[must_use]
-    pub fn has_changed(&self) -> bool {
+    pub(crate) fn has_changed(&self) -> bool {
         let Source::Files(files, Stamps(stamps)) = &self.source else { return false };
         [&files.cert, &files.key].into_iter().zip(*stamps).any(|(path, stamp)| {
             // Counts as changed: the attempt to read the file then reports the error.
@@ -265,7 +261,7 @@ impl Certificate {
 
     /// Whether both have the same certificate chain.
     #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.key.cert == other.key.cert
     }
 
@@ -273,7 +269,7 @@ impl Certificate {
     ///
     /// # Errors
     /// If it has expired or isn't valid yet.
-    pub fn check_dates(&self, now: Timestamp) -> Result<(), CertificateError> {
+    pub(crate) fn check_dates(&self, now: Timestamp) -> Result<(), CertificateError> {
         let at = |second| Timestamp::from_second(second).unwrap_or_default();
         let path = || self.file().to_owned();
         if now.as_second() > self.not_after {
@@ -287,7 +283,7 @@ impl Certificate {
 
     /// Whether it covers this host, which must be in lower case.
     #[must_use]
-    pub fn covers(&self, host: &str) -> bool {
+    pub(crate) fn covers(&self, host: &str) -> bool {
         self.names.iter().any(|name| match name.strip_prefix("*.") {
             Some(parent) => {
                 host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == parent)

@@ -13,13 +13,13 @@ use rustls::ServerConfig;
 use rustls::server::ClientHello;
 
 /// The directory of HTTP-01 challenges (RFC 8555 §8.3).
-pub const PREFIX: &[u8] = b"/.well-known/acme-challenge/";
+pub(crate) const PREFIX: &[u8] = b"/.well-known/acme-challenge/";
 
 /// The protocol that a CA asks for in a TLS-ALPN-01 handshake, and in no other (RFC 8737 §4).
-pub const ALPN: &[u8] = b"acme-tls/1";
+pub(crate) const ALPN: &[u8] = b"acme-tls/1";
 
 /// What proves control of one host.
-pub enum Proof {
+pub(crate) enum Proof {
     /// The key authorization for a token.
     Http {
         /// The last part of the path.
@@ -51,7 +51,7 @@ struct Board {
 
 /// The proofs that are shown now.
 #[derive(Default)]
-pub struct Challenges(ArcSwap<Board>);
+pub(crate) struct Challenges(ArcSwap<Board>);
 
 impl fmt::Debug for Challenges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,14 +61,14 @@ impl fmt::Debug for Challenges {
 
 /// Shows proofs until it is dropped.
 #[must_use]
-pub struct Showing {
+pub(crate) struct Showing {
     challenges: Arc<Challenges>,
     asked: Arc<AtomicU64>,
 }
 
 impl Showing {
     /// How often clients have asked for these proofs.
-    pub fn asked(&self) -> u64 {
+    pub(crate) fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
 }
@@ -81,7 +81,7 @@ impl Drop for Showing {
 
 impl Challenges {
     /// Shows these proofs instead of any other: there is one order at a time.
-    pub fn show(self: &Arc<Self>, proofs: Vec<Proof>) -> Showing {
+    pub(crate) fn show(self: &Arc<Self>, proofs: Vec<Proof>) -> Showing {
         let asked = Arc::new(AtomicU64::new(0));
         let mut board = Board::default();
         for proof in proofs {
@@ -97,7 +97,7 @@ impl Challenges {
 
     /// The body for a request's path, if it is that of a proof.
     #[must_use]
-    pub fn text(&self, path: &[u8]) -> Option<String> {
+    pub(crate) fn text(&self, path: &[u8]) -> Option<String> {
         let token = str::from_utf8(path.strip_prefix(PREFIX)?).ok()?;
         let board = self.0.load();
         let shown = board.by_token.get(token)?;
@@ -108,7 +108,7 @@ impl Challenges {
 
     /// The settings for a handshake in which a CA asks for a proof; `None` for any other handshake.
     #[must_use]
-    pub fn handshake(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
+    pub(crate) fn handshake(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
         let mut offered = hello.alpn()?;
         // RFC 8737 §3: it is the only protocol that the CA offers.
         if offered.next() != Some(ALPN) || offered.next().is_some() {

@@ -9,7 +9,7 @@ use crate::observe::log_rate_limit::LogRateLimit;
 
 /// Why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HandshakeFailure {
+pub(crate) enum HandshakeFailure {
     /// The client closed the connection before the handshake was complete.
     Closed,
     /// The handshake timed out.
@@ -40,7 +40,7 @@ pub enum HandshakeFailure {
 
 impl HandshakeFailure {
     /// All reasons, in declaration order.
-    pub const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Closed,
         Self::TimedOut,
         Self::UnknownHost,
@@ -58,7 +58,7 @@ impl HandshakeFailure {
 
     /// Its label in logs and metrics.
     #[must_use]
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Closed => "closed",
             Self::TimedOut => "timeout",
@@ -78,7 +78,7 @@ impl HandshakeFailure {
 
     /// What happened, and what to do if anything can be done.
     #[must_use]
-    pub fn description(self) -> &'static str {
+    pub(crate) fn description(self) -> &'static str {
         match self {
             Self::Closed => "the client closed the connection before the handshake was complete",
             Self::TimedOut => "it wasn't complete within server.limits.tls_handshake_timeout",
@@ -111,7 +111,7 @@ impl HandshakeFailure {
 
     /// The reason behind an error of the handshake.
     #[must_use]
-    pub fn of(error: &io::Error) -> Self {
+    pub(crate) fn of(error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
             Some(error) => Self::of_tls(error),
             None => Self::Closed,
@@ -148,14 +148,14 @@ impl HandshakeFailure {
 }
 
 /// The versions that a handshake can negotiate, by index.
-pub const VERSIONS: [&str; 2] = ["1.2", "1.3"];
+pub(crate) const VERSIONS: [&str; 2] = ["1.2", "1.3"];
 
 /// Whether the handshake was full or resumed a session, by index.
-pub const KINDS: [&str; 2] = ["full", "resumed"];
+pub(crate) const KINDS: [&str; 2] = ["full", "resumed"];
 
 /// Counts handshakes since the start. They are shared by all workers: a handshake costs far more than its counter.
 #[derive(Debug, Default)]
-pub struct HandshakeCounts {
+pub(crate) struct HandshakeCounts {
     done: [[AtomicU64; VERSIONS.len()]; KINDS.len()],
     failed: [AtomicU64; HandshakeFailure::ALL.len()],
     logged: [LogRateLimit; HandshakeFailure::ALL.len()],
@@ -164,7 +164,7 @@ pub struct HandshakeCounts {
 
 /// Counts one handshake as in progress until it is dropped.
 #[derive(Debug)]
-pub struct InProgress<'a>(&'a AtomicU64);
+pub(crate) struct InProgress<'a>(&'a AtomicU64);
 
 impl Drop for InProgress<'_> {
     fn drop(&mut self) {
@@ -174,20 +174,20 @@ impl Drop for InProgress<'_> {
 
 impl HandshakeCounts {
     /// Counts a handshake that begins.
-    pub fn begins(&self) -> InProgress<'_> {
+    pub(crate) fn begins(&self) -> InProgress<'_> {
         self.in_progress.fetch_add(1, Ordering::Relaxed);
         InProgress(&self.in_progress)
     }
 
     /// Counts a completed handshake.
-    pub fn done(&self, version: Option<ProtocolVersion>, kind: Option<HandshakeKind>) {
+    pub(crate) fn done(&self, version: Option<ProtocolVersion>, kind: Option<HandshakeKind>) {
         let version = usize::from(version == Some(ProtocolVersion::TLSv1_3));
         let kind = usize::from(kind == Some(HandshakeKind::Resumed));
         self.done[kind][version].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a failed handshake, and logs it with a rate limit for each reason.
-    pub fn failed(&self, failure: HandshakeFailure, client: &str, sni: Option<&str>) {
+    pub(crate) fn failed(&self, failure: HandshakeFailure, client: &str, sni: Option<&str>) {
         let index = failure as usize;
         self.failed[index].fetch_add(1, Ordering::Relaxed);
         if !failure.is_warning() {
@@ -211,7 +211,7 @@ impl HandshakeCounts {
 
     /// Completed handshakes as kind, version and count.
     #[must_use]
-    pub fn complete(&self) -> Vec<(&'static str, &'static str, u64)> {
+    pub(crate) fn complete(&self) -> Vec<(&'static str, &'static str, u64)> {
         let each = KINDS.iter().zip(&self.done);
         each.flat_map(|(kind, counts)| {
             VERSIONS
@@ -224,14 +224,14 @@ impl HandshakeCounts {
 
     /// Failed handshakes as reason and count.
     #[must_use]
-    pub fn failures(&self) -> Vec<(&'static str, u64)> {
+    pub(crate) fn failures(&self) -> Vec<(&'static str, u64)> {
         let each = HandshakeFailure::ALL.iter().zip(&self.failed);
         each.map(|(failure, count)| (failure.label(), count.load(Ordering::Relaxed))).collect()
     }
 
     /// Handshakes in progress.
     #[must_use]
-    pub fn in_progress(&self) -> u64 {
+    pub(crate) fn in_progress(&self) -> u64 {
         self.in_progress.load(Ordering::Relaxed)
     }
 }

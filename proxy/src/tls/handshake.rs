@@ -27,7 +27,7 @@ const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// What a handshake has negotiated.
 #[derive(Debug)]
-pub struct TlsSession {
+pub(crate) struct TlsSession {
     /// `TLSv1.3`, as nginx and OpenSSL write it.
     pub version: &'static str,
     /// The cipher suite's registered name.
@@ -43,7 +43,7 @@ pub struct TlsSession {
 impl TlsSession {
     /// The fields for the access log.
     #[must_use]
-    pub fn fields(&self) -> TlsFields<'_> {
+    pub(crate) fn fields(&self) -> TlsFields<'_> {
         TlsFields {
             version: self.version,
             cipher: self.cipher,
@@ -54,7 +54,7 @@ impl TlsSession {
 }
 
 /// The result of a handshake that didn't fail.
-pub enum Negotiated {
+pub(crate) enum Negotiated {
     /// The client speaks TLS.
     Tls(Box<TlsStream<TcpStream>>, Arc<TlsSession>),
     /// The client speaks plain HTTP. None of its bytes have been read.
@@ -64,13 +64,13 @@ pub enum Negotiated {
 }
 
 /// Why a handshake failed, and the host that the client asked for, if known.
-pub struct FailedHandshake(pub HandshakeFailure, pub Option<Box<str>>);
+pub(crate) struct FailedHandshake(pub HandshakeFailure, pub Option<Box<str>>);
 
 /// Performs a handshake, and counts it if it completes. The caller must set a deadline.
 ///
 /// # Errors
 /// If the handshake failed; the connection is closed.
-pub async fn negotiate(
+pub(crate) async fn negotiate(
     stream: TcpStream,
     server: &Server,
     pending: &PendingHandshakes,
@@ -150,6 +150,6 @@ fn cipher(suite: CipherSuite) -> &'static str {
 /// Whether a read failed because the client closed TCP without `close_notify`. The bytes before are still valid: a
 /// request's own framing says where it ends.
 #[must_use]
-pub fn is_end_without_notice(error: &io::Error) -> bool {
+pub(crate) fn is_end_without_notice(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::UnexpectedEof
 }

@@ -13,7 +13,7 @@ use super::Certificate;
 
 /// The certificates, by the names they cover.
 #[derive(Debug, Default)]
-pub struct Names {
+pub(crate) struct Names {
     exact: HashMap<String, Vec<Arc<Certificate>>>,
     /// By the part after `*.`.
     wildcard: HashMap<String, Vec<Arc<Certificate>>>,
@@ -23,7 +23,7 @@ pub struct Names {
 impl Names {
     /// Indexes certificates by name. Clients that send no SNI get the first one.
     #[must_use]
-    pub fn new(all: Vec<Arc<Certificate>>) -> Self {
+    pub(crate) fn new(all: Vec<Arc<Certificate>>) -> Self {
         let mut names = Self::default();
         for certificate in &all {
             for name in &certificate.names {
@@ -40,19 +40,19 @@ impl Names {
 
     /// All certificates, in configuration order.
     #[must_use]
-    pub fn all(&self) -> &[Arc<Certificate>] {
+    pub(crate) fn all(&self) -> &[Arc<Certificate>] {
         &self.all
     }
 
     /// Whether a certificate covers a host.
     #[must_use]
-    pub fn covers(&self, host: &str) -> bool {
+    pub(crate) fn covers(&self, host: &str) -> bool {
         !self.of_host(host).is_empty()
     }
 
     /// The certificate for a client that asks for this host (`None`: no SNI) and supports these signature schemes.
     #[must_use]
-    pub fn find(&self, host: Option<&str>, schemes: &[SignatureScheme]) -> Option<&Arc<Certificate>> {
+    pub(crate) fn find(&self, host: Option<&str>, schemes: &[SignatureScheme]) -> Option<&Arc<Certificate>> {
         let candidates = match host {
             Some(host) => self.of_host(host),
             None => self.all.get(..1).unwrap_or_default(),

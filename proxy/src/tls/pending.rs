@@ -22,7 +22,7 @@ const AT_ONCE: usize = 2;
 
 /// The handshakes in progress on one worker.
 #[derive(Debug)]
-pub struct PendingHandshakes {
+pub(crate) struct PendingHandshakes {
     next: AtomicU64,
     /// Oldest first, each with the channel that evicts it.
     in_progress: Mutex<VecDeque<(u64, oneshot::Sender<()>)>>,
@@ -31,7 +31,7 @@ pub struct PendingHandshakes {
 
 /// One handshake in progress. Dropping it frees its slot.
 #[derive(Debug)]
-pub struct PendingHandshake {
+pub(crate) struct PendingHandshake {
     pending: Arc<PendingHandshakes>,
     number: u64,
     evicted: oneshot::Receiver<()>,
@@ -45,7 +45,7 @@ impl Default for PendingHandshakes {
 
 impl PendingHandshakes {
     /// Registers a handshake. If there are `most` already, the oldest is evicted.
-    pub fn enter(self: &Arc<Self>, most: usize) -> PendingHandshake {
+    pub(crate) fn enter(self: &Arc<Self>, most: usize) -> PendingHandshake {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (evict, evicted) = oneshot::channel();
         let mut in_progress = self.in_progress.lock();
@@ -60,7 +60,7 @@ impl PendingHandshakes {
     }
 
     /// Waits for a turn, then runs a handshake whose first step is the expensive one.
-    pub async fn in_turn<F: Future + Unpin>(&self, mut handshake: F) -> F::Output {
+    pub(crate) async fn in_turn<F: Future + Unpin>(&self, mut handshake: F) -> F::Output {
         if let Ok(turn) = self.turns.acquire().await {
             let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut handshake).poll(cx))).await;
             if let Poll::Ready(output) = first {
@@ -76,7 +76,7 @@ impl PendingHandshakes {
 
 impl PendingHandshake {
     /// Whether the handshake was evicted. If not, the task is woken when it is.
-    pub fn poll_evicted(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn poll_evicted(&mut self, cx: &mut Context<'_>) -> bool {
         matches!(Pin::new(&mut self.evicted).poll(cx), Poll::Ready(Ok(())))
     }
 }

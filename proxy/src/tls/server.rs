@@ -23,13 +23,13 @@ use crate::config::{Tls, TlsVersion};
 use crate::observe::metrics::TlsCounts;
 
 /// The protocols offered by ALPN (RFC 7301), best first.
-pub const ALPN: [&[u8]; 2] = [HTTP2.as_bytes(), b"http/1.1"];
+pub(crate) const ALPN: [&[u8]; 2] = [HTTP2.as_bytes(), b"http/1.1"];
 
 /// HTTP/2 over TLS (RFC 9113 §3.2).
-pub const HTTP2: &str = "h2";
+pub(crate) const HTTP2: &str = "h2";
 
 /// Holds everything that TLS connections need.
-pub struct Server {
+pub(crate) struct Server {
     provider: Arc<CryptoProvider>,
     tickets: Arc<dyn ProducesTickets>,
     names: Arc<CertificateResolver>,
@@ -62,7 +62,7 @@ pub enum TlsError {
 
 /// Certificates and settings that have been checked.
 #[derive(Debug)]
-pub struct CheckedTls {
+pub(crate) struct CheckedTls {
     certificates: Vec<Arc<Certificate>>,
     min_version: TlsVersion,
 }
@@ -70,13 +70,13 @@ pub struct CheckedTls {
 impl CheckedTls {
     /// The certificates.
     #[must_use]
-    pub fn certificates(&self) -> &[Arc<Certificate>] {
+    pub(crate) fn certificates(&self) -> &[Arc<Certificate>] {
         &self.certificates
     }
 
     /// Whether a certificate covers a configured host, which may be a wildcard.
     #[must_use]
-    pub fn serves(&self, host: &str) -> bool {
+    pub(crate) fn serves(&self, host: &str) -> bool {
         self.certificates.iter().any(|certificate| {
             certificate.names.iter().any(|name| name == host)
                 || !host.starts_with('*') && certificate.covers(host)
@@ -88,7 +88,7 @@ impl CheckedTls {
 ///
 /// # Errors
 /// If a certificate can't be served.
-pub fn check(tls: &Tls) -> Result<CheckedTls, TlsError> {
+pub(crate) fn check(tls: &Tls) -> Result<CheckedTls, TlsError> {
     let provider = provider();
     let mut errors = Vec::new();
     let mut certificates = Vec::new();
@@ -109,7 +109,7 @@ impl Server {
     ///
     /// # Errors
     /// If rustls rejects them, which isn't expected.
-    pub fn new(checked: CheckedTls) -> Result<Self, TlsError> {
+    pub(crate) fn new(checked: CheckedTls) -> Result<Self, TlsError> {
         let provider = Arc::new(provider());
         // One key for all workers, in memory only. It changes every 6 hours, and the previous one is still accepted.
         let tickets = aws_lc_rs::Ticketer::new()?;
@@ -132,7 +132,8 @@ impl Server {
     ///
     /// # Errors
     /// If rustls rejects the settings, which isn't expected; nothing has changed then.
-    pub fn replace(&self, checked: CheckedTls) -> Result<bool, TlsError> {
+    pub(crate) fn replace(&self, checked: CheckedTls) -> Result<bool, TlsError> {
+        self.age_tickets();
         let settings = settings(&self.provider, &self.tickets, &self.names, checked.min_version)?;
         self.settings.store(Arc::new(settings));
         let new = self.install(checked.certificates, |certificate| certificate.files().is_none());
@@ -140,8 +141,14 @@ impl Server {
         Ok(new)
     }
 
+    /// Changes the key of session tickets if it is old enough. rustls does so only when it uses the key: without handshakes,
+    /// an old one would stay in memory and be accepted.
+    pub(crate) fn age_tickets(&self) {
+        let _unused = self.tickets.encrypt(&[]);
+    }
+
     /// Replaces the certificates from ACME, from the next handshake on. Those from files stay.
-    pub fn install_acme(&self, certificates: Vec<Arc<Certificate>>) {
+    pub(crate) fn install_acme(&self, certificates: Vec<Arc<Certificate>>) {
         self.install(certificates, |certificate| certificate.files().is_some());
     }
 
@@ -173,7 +180,7 @@ impl Server {
     ///
     /// # Errors
     /// If a new certificate has expired or isn't valid yet.
-    pub fn may_replace(&self, checked: &CheckedTls) -> Result<(), TlsError> {
+    pub(crate) fn may_replace(&self, checked: &CheckedTls) -> Result<(), TlsError> {
         let (names, now) = (self.names(), Timestamp::now());
         let bad = |(index, new): (usize, &Arc<Certificate>)| {
             let error = new.check_dates(now).err()?;
@@ -186,7 +193,7 @@ impl Server {
 
     /// Reloads every certificate whose files have changed. If one can't be served, the previous one stays, and the next
     /// call tries again. Reads files, so it may block.
-    pub fn reload_changed(&self) {
+    pub(crate) fn reload_changed(&self) {
         let before = self.names();
         let mut changed = false;
         let again = |old: &Arc<Certificate>| {
@@ -214,7 +221,7 @@ impl Server {
 
     /// The values for the metrics.
     #[must_use]
-    pub fn counts(&self) -> TlsCounts {
+    pub(crate) fn counts(&self) -> TlsCounts {
         let mut expiries = BTreeMap::new();
         for certificate in self.names().all() {
             // If several share a name, report the one that expires first.
@@ -231,7 +238,7 @@ impl Server {
     }
 
     /// Logs the certificates that have expired since the last call, while they are served.
-    pub fn log_expired(&self, since: Timestamp, now: Timestamp) {
+    pub(crate) fn log_expired(&self, since: Timestamp, now: Timestamp) {
         for certificate in self.names().all() {
             if (since.as_second()..now.as_second()).contains(&certificate.not_after) {
                 let what_next = match certificate.source {
@@ -246,13 +253,13 @@ impl Server {
 
     /// Why a certificate's changed files can't be served; `None` if they can or haven't changed.
     #[must_use]
-    pub fn problem(&self, certificate: &Certificate) -> Option<String> {
+    pub(crate) fn problem(&self, certificate: &Certificate) -> Option<String> {
         self.reloads.problem(certificate)
     }
 
     /// The current certificates.
     #[must_use]
-    pub fn names(&self) -> Arc<Names> {
+    pub(crate) fn names(&self) -> Arc<Names> {
         self.names.0.load_full()
     }
 
@@ -289,7 +296,7 @@ fn log_new(before: &Names, now: &Names) -> bool {
 }
 
 /// Logs if every local user can read a certificate's key.
-pub fn warn_of_exposed_key(certificate: &Certificate) {
+pub(crate) fn warn_of_exposed_key(certificate: &Certificate) {
     if certificate.is_key_exposed()
         && let Some(files) = certificate.files()
     {

@@ -1,4 +1,5 @@
-//! Polls the certificate files and reloads those that have changed. Also logs certificates that expire.
+//! Polls the certificate files and reloads those that have changed. Also logs certificates that expire, and ages session
+//! tickets.
 //!
 //! Polling instead of inotify: files on network disks, in bind mounts and behind swapped links change without an event.
 
@@ -11,13 +12,13 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::Server;
 
 /// The polling interval. A check costs microseconds; a renewed certificate can wait for half a minute.
-pub const INTERVAL: Duration = Duration::from_secs(30);
+pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long a check may take before it is logged, so that a hanging disk is noticed.
 const SLOW_AFTER: Duration = Duration::from_secs(5);
 
 /// Polls until the process ends.
-pub async fn run(server: Arc<Server>) {
+pub(crate) async fn run(server: Arc<Server>) {
     let mut ticks = interval(INTERVAL);
     // The start has logged the certificates that had expired before.
     let mut checked_at = Timestamp::now();
@@ -26,6 +27,7 @@ pub async fn run(server: Arc<Server>) {
         ticks.tick().await;
         let now = Timestamp::now();
         server.log_expired(checked_at, now);
+        server.age_tickets();
         checked_at = now;
         let server = Arc::clone(&server);
         let mut check = tokio::task::spawn_blocking(move || server.reload_changed());

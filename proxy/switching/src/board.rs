@@ -1,6 +1,8 @@
 //! The switchboard: the one place where routing changes, and from which requests pick.
 
 mod orders;
+mod split;
+mod switch;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -13,18 +15,21 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use uh_protocol::{BackendName, ServiceName};
 
-pub use orders::{RegisterOrder, RegisterOutcome, SwitchOrder, SwitchOutcome, Target, Withdrawal};
+pub use orders::{RegisterOrder, RegisterOutcome, Withdrawal};
+pub use split::{SplitEnd, SplitOrder, SplitOutcome};
+pub use switch::{Move, Moved, Refusals, SwitchOrder, SwitchOutcome, Target, Tried};
 
 use crate::backend::Health;
-use crate::change::{Change, Outcome, unknown_backend, unknown_service};
+use crate::change::{Change, Outcome, in_split, unknown_backend, unknown_service};
 use crate::drain::{self, Drain, Holding};
 use crate::generations::Generations;
 use crate::lease::{Activation, Lease, Ledger};
-use crate::live::{ActivationInfo, Fittings, Live, LiveService, Registered, live_service};
+use crate::live::{ActivationInfo, Fittings, Live, LiveService, Picked, Registered, live_service};
 use crate::record::ServiceRecord;
 use crate::refusal::Refusal;
 use crate::service::Service;
 use crate::snapshot::{Maintenance, ServiceState, Snapshot};
+use crate::split::{Assigned, ClientKey};
 use crate::view::{BackendView, RoutingView, ServiceView};
 
 /// What happens to a new request.
@@ -33,8 +38,20 @@ pub enum Entry<F: Fittings> {
     Nowhere,
     /// The service is in maintenance. Nothing was counted.
     Closed(Arc<F::Service>, Arc<Maintenance>),
-    /// A lease on the active backend.
-    Open(Lease<ActivationInfo<F>, F::Lane>),
+    /// A lease on the active backend, or where a split sends the client.
+    Open(Lease<ActivationInfo<F>, F::Lane>, Option<Assigned>),
+}
+
+/// What there is for a request that names the backend which is to answer it.
+pub enum Named<F: Fittings> {
+    /// It is active.
+    Active(Lease<ActivationInfo<F>, F::Lane>),
+    /// It stands by.
+    Standby(Lease<ActivationInfo<F>, F::Lane>),
+    /// It is withdrawn: it may be stopped at any time.
+    Withdrawn,
+    /// The service has no such backend.
+    Unknown,
 }
 
 pub(crate) type InfoLedger<F> = Arc<Ledger<ActivationInfo<F>>>;
@@ -49,8 +66,8 @@ pub struct Applied<S> {
     pub outcome: Outcome,
     /// How long the swap itself took.
     pub swap_took: Duration,
-    /// What was in flight on the ended activations when traffic moved.
-    pub in_flight_before: Holding,
+    /// What was in flight when traffic moved on the activations that it has left, by service and backend.
+    pub in_flight_before: BTreeMap<(ServiceName, BackendName), Holding>,
 }
 
 /// The one place where routing changes.
@@ -123,7 +140,7 @@ impl<F: Fittings> Switchboard<F> {
         let before = Arc::clone(&live.snapshot);
         if !outcome.changed {
             let after = Arc::clone(&before);
-            let (swap_took, in_flight_before) = (Duration::ZERO, Holding::default());
+            let (swap_took, in_flight_before) = (Duration::ZERO, BTreeMap::new());
             return Ok(Applied { before, after, outcome, swap_took, in_flight_before });
         }
         let next = Arc::new(self.make(&mut ledgers, &live, snapshot));
@@ -134,7 +151,12 @@ impl<F: Fittings> Switchboard<F> {
         let old = self.live.swap(next);
         let swap_took = self.fittings.clock().saturating_duration_since(start);
         self.changed.notify_waiters();
-        let in_flight_before = drain::sum(&ended);
+        let held = |ledger: &InfoLedger<F>| {
+            let info = ledger.owner();
+            let of = (info.service.name().clone(), info.backend.name().clone());
+            (of, drain::sum(std::slice::from_ref(ledger)))
+        };
+        let in_flight_before = ended.iter().map(held).collect();
         drop(old);
         Ok(Applied { before, after, outcome, swap_took, in_flight_before })
     }
@@ -175,24 +197,81 @@ impl<F: Fittings> Switchboard<F> {
         activation
     }
 
-    /// Finds the service for a new request, and takes a lease on its active backend unless the service is in
-    /// maintenance.
-    pub fn enter(&self, host: &[u8], path: &[u8], worker: usize) -> Entry<F> {
+    /// Finds the service for a new request, and takes a lease for it unless the service is in maintenance. `key` is its
+    /// client's, and is only asked for if the service's traffic is split.
+    pub fn enter(
+        &self,
+        host: &[u8],
+        path: &[u8],
+        worker: usize,
+        key: impl FnOnce(&F::Service) -> ClientKey,
+    ) -> Entry<F> {
         let live = self.live.load();
         match live.route(host, path) {
             None => Entry::Nowhere,
             Some(LiveService {
                 state: ServiceState { config, maintenance: Some(maintenance), .. }, ..
             }) => Entry::Closed(Arc::clone(config), Arc::clone(maintenance)),
-            Some(service) => Entry::Open(service.active.lease(worker)),
+            Some(service) => {
+                let (lease, assigned) = service.lease(worker, key);
+                Entry::Open(lease, assigned)
+            }
         }
     }
 
-    /// Finds the service for a request and takes a lease on its active backend: pick and count in one step. For
-    /// requests already admitted: maintenance that began since doesn't affect them. `None`: no service is configured
-    /// for this host and path.
-    pub fn pick(&self, host: &[u8], path: &[u8], worker: usize) -> Option<Lease<ActivationInfo<F>, F::Lane>> {
+    /// Finds the service for a request and takes a lease for it: pick and count in one step. For requests already
+    /// admitted: maintenance that began since doesn't affect them. `None`: no service is configured for this host and
+    /// path.
+    pub fn pick(
+        &self,
+        host: &[u8],
+        path: &[u8],
+        worker: usize,
+        key: impl FnOnce(&F::Service) -> ClientKey,
+    ) -> Option<Picked<F>> {
+        Some(self.live.load().route(host, path)?.lease(worker, key))
+    }
+
+    /// A lease on the backend that may be asked for what `other` has nothing for, if there is one: the one that was active
+    /// before the active backend; and for a split's new side, the active backend.
+    pub fn pick_previous(
+        &self,
+        host: &[u8],
+        path: &[u8],
+        worker: usize,
+        other: &BackendName,
+    ) -> Option<Lease<ActivationInfo<F>, F::Lane>> {
+        let live = self.live.load();
+        let service = live.route(host, path)?;
+        let of_split = service.state.split_to(other).is_some() && service.state.config.asks_previous();
+        let asked = if of_split { &service.active } else { service.previous.as_ref()? };
+        Some(asked.lease(worker))
+    }
+
+    /// A lease on the active backend, however traffic is split.
+    pub fn pick_active(
+        &self,
+        host: &[u8],
+        path: &[u8],
+        worker: usize,
+    ) -> Option<Lease<ActivationInfo<F>, F::Lane>> {
         Some(self.live.load().route(host, path)?.active.lease(worker))
+    }
+
+    /// A lease on the backend with this name, whichever is active and however traffic is split.
+    pub fn pick_named(&self, host: &[u8], path: &[u8], worker: usize, name: &str) -> Named<F> {
+        let live = self.live.load();
+        let Some(service) = live.route(host, path) else { return Named::Unknown };
+        if service.state.active.backend.as_str() == name {
+            return Named::Active(service.active.lease(worker));
+        }
+        match service.standby(name) {
+            Some(standby) => Named::Standby(standby.lease(worker)),
+            None if service.state.withdrawn.iter().any(|withdrawn| withdrawn.as_str() == name) => {
+                Named::Withdrawn
+            }
+            None => Named::Unknown,
+        }
     }
 
     /// The current routing, as a value.
@@ -236,15 +315,34 @@ impl<F: Fittings> Switchboard<F> {
         Health::of_any(backend.endpoints.iter().map(|endpoint| self.fittings.health(endpoint)))
     }
 
-    /// Calls back with every active activation; for housekeeping on a worker's own lane.
+    /// Calls back with every current activation; for housekeeping on a worker's own lane.
     pub fn for_each_active(&self, mut visit: impl FnMut(&Activation<ActivationInfo<F>, F::Lane>)) {
-        self.live.load().services.iter().for_each(|service| visit(&service.active));
+        let live = self.live.load();
+        live.services.iter().flat_map(LiveService::activations).for_each(|activation| visit(activation));
     }
 
-    /// A handle on the exchanges still in flight on a standby.
+    /// The configuration of a service of which this standby may be previewed.
     ///
     /// # Errors
-    /// If the backend is active.
+    /// If the backend is active, withdrawn or unknown.
+    pub fn try_preview(&self, service: &str, name: &BackendName) -> Result<Arc<F::Service>, Refusal> {
+        let snapshot = self.snapshot();
+        let state = snapshot.service(service).ok_or_else(|| unknown_service(&snapshot.services, service))?;
+        state.backend(name).ok_or_else(|| unknown_backend(state, name))?;
+        if state.is_active(name) {
+            return Err(Refusal::PreviewOfActive { backend: name.clone() });
+        }
+        if state.is_withdrawn(name) {
+            return Err(Refusal::Withdrawn { backend: name.clone(), active: state.active.backend.clone() });
+        }
+        Ok(Arc::clone(&state.config))
+    }
+
+    /// A handle on the exchanges still in flight on a standby, from when it got new requests. Those of requests that name
+    /// it, and of what it is asked as the previous one, are included once it is withdrawn.
+    ///
+    /// # Errors
+    /// If the backend gets new requests: it is active, or a split sends some there.
     pub fn drain(&self, service: &str, name: &BackendName) -> Result<Drain<F>, Refusal> {
         let ledgers = self.ledgers.lock();
         let live = self.live.load();
@@ -254,7 +352,13 @@ impl<F: Fittings> Switchboard<F> {
         if state.is_active(name) {
             return Err(Refusal::Active { backend: name.clone() });
         }
-        Ok(Drain { ledgers: of(&ledgers, state.config.name(), name) })
+        in_split(state, name).map_or(Ok(()), Err)?;
+        let standby = live.service(service).and_then(|service| service.standby(name.as_str()));
+        let goes_on =
+            |ledger: &InfoLedger<F>| standby.is_some_and(|standby| Arc::ptr_eq(standby.ledger(), ledger));
+        let mut ledgers = of(&ledgers, state.config.name(), name);
+        ledgers.retain(|ledger| !goes_on(ledger));
+        Ok(Drain { ledgers })
     }
 
     /// What is in flight on a backend, in its current and all its past activations.
@@ -278,10 +382,11 @@ fn of<F: Fittings>(
 
 /// The ledgers of activations that get no new requests.
 fn ended<F: Fittings>(before: &Live<F>, after: &Live<F>) -> Vec<InfoLedger<F>> {
-    let goes_on =
-        |activation: &Arc<_>| after.services.iter().any(|service| Arc::ptr_eq(&service.active, activation));
-    let active = before.services.iter().map(|service| &service.active);
-    active
+    let goes_on = |activation: &Arc<_>| {
+        after.services.iter().flat_map(LiveService::serving).any(|other| Arc::ptr_eq(other, activation))
+    };
+    let serving = before.services.iter().flat_map(LiveService::serving);
+    serving
         .filter(|activation| !goes_on(activation))
         .map(|activation| Arc::clone(activation.ledger()))
         .collect()

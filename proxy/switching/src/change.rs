@@ -3,6 +3,7 @@
 
 mod register;
 mod reload;
+mod split;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,9 @@ use crate::record::ServiceRecord;
 use crate::refusal::Refusal;
 use crate::service::Service;
 use crate::snapshot::{Active, Maintenance, ServiceState, Snapshot};
+use crate::split::{Salt, Term, Weight};
+
+pub(crate) use split::in_split;
 
 /// A change of the routing: all of its steps, or none.
 #[derive(Debug, Clone)]
@@ -72,6 +76,35 @@ pub enum Step<S> {
         /// The backend.
         backend: BackendName,
     },
+    /// Send a part of the clients to a backend that isn't active, change how many, or renew that. The active backend stays
+    /// the active one. A renewal alone leaves the generation as it is.
+    Split {
+        /// The service.
+        service: String,
+        /// The backend of the new side.
+        to: BackendName,
+        /// The share of clients that go there.
+        weight: Weight,
+        /// Which ones, if the split begins. One that goes on keeps its own.
+        salt: Salt,
+        /// How long it lasts.
+        term: Term,
+        /// When it ends unless it is renewed.
+        until: Timestamp,
+        /// The health of the backend. It must be good if more clients are to go there.
+        health: Health,
+        /// The time of this change.
+        at: Timestamp,
+    },
+    /// End a split: all clients go to the active backend again.
+    EndSplit {
+        /// The service.
+        service: String,
+        /// Refuse if it is to another backend.
+        to: Option<BackendName>,
+        /// Do nothing if it isn't this one any more.
+        only: Option<OneSplit>,
+    },
     /// Turn maintenance on or off. If only the message changes, the start time is kept. The generation stays the same:
     /// the active backend doesn't change, and a deploy in progress continues.
     Maintain {
@@ -87,6 +120,15 @@ pub enum Step<S> {
         /// The state of services that aren't routed now.
         known: BTreeMap<ServiceName, ServiceRecord>,
     },
+}
+
+/// A split as somebody has seen it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OneSplit {
+    /// Its salt.
+    pub salt: Salt,
+    /// If this has changed, it was renewed.
+    pub until: Option<Timestamp>,
 }
 
 impl<S> Change<S> {
@@ -110,9 +152,9 @@ pub struct Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Effect {
     Nothing,
-    /// The active backend can't change.
+    /// Only what is said about the routing, or how long it lasts.
     Words,
-    /// The active backend, or what may become active, changes: the generation increases.
+    /// Where requests go, or what may become active, changes: the generation increases.
     Routing,
 }
 
@@ -159,6 +201,12 @@ impl<S: Service> Draft<'_, S> {
             }
             Step::Unset { service, backend, force } => self.unset(service, backend, *force),
             Step::Withdraw { service, backend } => self.withdraw(service, backend),
+            Step::Split { service, to, weight, salt, term, until, health, at } => {
+                let wanted =
+                    split::Wanted { to, weight: *weight, salt: *salt, term: *term, until: *until, at: *at };
+                self.split(service, &wanted, *health)
+            }
+            Step::EndSplit { service, to, only } => self.end_split(service, to.as_ref(), *only),
             Step::Maintain { service, wanted } => self.maintain(service, wanted.as_ref()),
             Step::Reload { services, known } => self.reload(services, known),
         }
@@ -186,6 +234,8 @@ impl<S: Service> Draft<'_, S> {
         }
         let active = std::mem::replace(&mut state.active, Active { backend: to.clone(), since });
         state.previous = Some(active.backend);
+        // It was between the old active backend and another one.
+        state.split = None;
         state.last_switch = Some(at);
         Ok(Effect::Routing)
     }

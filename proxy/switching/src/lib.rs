@@ -8,6 +8,8 @@
 //!    └── Ledgers: what every activation, current or past, still holds (weak: they keep nothing alive)
 //! ```
 //!
+//! While a service's traffic is split, it has two activations that get requests: see [`split`].
+//!
 //! A change of routing is decided on values alone ([`Snapshot::after`]); what must survive a restart is a value, too
 //! ([`RoutingRecord`]). The [`Switchboard`] takes its lock, decides, makes what the decision needs, and swaps.
 //!
@@ -32,20 +34,22 @@ pub mod refusal;
 pub mod route;
 pub mod service;
 pub mod snapshot;
+pub mod split;
 pub mod sync;
 pub mod view;
 
 pub use backend::{Backend, EndpointId, Health};
-pub use board::{Applied, Entry, Switchboard};
-pub use change::{Change, Outcome, Step};
+pub use board::{Applied, Entry, Named, Switchboard};
+pub use change::{Change, OneSplit, Outcome, Step};
 pub use drain::{Drain, Holding};
 pub use generations::{Earlier, Generations};
 pub use lease::{Activation, LanePayload, Lease, Ledger};
-pub use live::{ActivationInfo, Bare, CloseSchedule, Fittings, Live, LiveService, Registered};
+pub use live::{ActivationInfo, Bare, CloseSchedule, Fittings, Live, LiveService, Picked, Registered};
 pub use record::{Registration, RoutingRecord, ServiceRecord};
 pub use refusal::Refusal;
 pub use service::{BackendDefinition, Service};
 pub use snapshot::{Active, Maintenance, ServiceState, Snapshot};
+pub use split::{Assigned, Assignment, BadWeight, ClientKey, Salt, Side, Split, SplitRecord, Term, Weight};
 pub use view::{BackendView, RoutingView, ServiceView};
 
 #[cfg(test)]

@@ -10,10 +10,11 @@ use tokio::time::Instant;
 use uh_protocol::{BackendName, ServiceName};
 
 use crate::backend::{Backend, EndpointId, Health};
-use crate::lease::{Activation, LanePayload, LedgerOwner};
+use crate::lease::{Activation, LanePayload, Lease, LedgerOwner};
 use crate::route::Routes;
 use crate::service::Service;
-use crate::snapshot::{ServiceState, Snapshot};
+use crate::snapshot::{Active, ServiceState, Snapshot};
+use crate::split::{Assigned, Assignment, ClientKey, Side};
 
 /// What a program attaches to its routing. The core creates it when needed and drops it when it is over, but never
 /// inspects it.
@@ -162,6 +163,24 @@ pub struct LiveService<F: Fittings> {
     pub backends: Vec<Arc<Registered<F::Endpoint>>>,
     /// The current activation.
     pub(crate) active: Arc<Activation<ActivationInfo<F>, F::Lane>>,
+    /// An activation of each standby that isn't withdrawn, for the requests that name it. Its exchanges hold leases like
+    /// all others, and are waited for once the backend is withdrawn or has become active.
+    pub(crate) standbys: Vec<Arc<Activation<ActivationInfo<F>, F::Lane>>>,
+    /// That of the previous backend, for requests that the active one has nothing for.
+    pub(crate) previous: Option<Arc<Activation<ActivationInfo<F>, F::Lane>>>,
+    /// The new side of a split.
+    pub(crate) split: Option<LiveSplit<F>>,
+}
+
+/// A lease for a request, and where a split has put its client, if there is one.
+pub type Picked<F> = (Lease<ActivationInfo<F>, <F as Fittings>::Lane>, Option<Assigned>);
+
+/// The new side of a split.
+pub(crate) struct LiveSplit<F: Fittings> {
+    /// The current activation of its backend.
+    pub(crate) activation: Arc<Activation<ActivationInfo<F>, F::Lane>>,
+    /// Which clients go there.
+    pub(crate) assignment: Assignment,
 }
 
 impl<F: Fittings> LiveService<F> {
@@ -177,11 +196,39 @@ impl<F: Fittings> LiveService<F> {
         &self.active.ledger().owner().backend
     }
 
-    /// The number of idle connections to a backend: only the active one has any.
+    /// A lease for an exchange of a client: on the active backend, or where a split sends the client. `key` is only asked
+    /// for if there is a split.
+    pub(crate) fn lease(&self, worker: usize, key: impl FnOnce(&F::Service) -> ClientKey) -> Picked<F> {
+        let Some(split) = &self.split else { return (self.active.lease(worker), None) };
+        let (key, by) = (key(&self.state.config), split.assignment);
+        let side = by.side(key);
+        let activation = match side {
+            Side::Old => &self.active,
+            Side::New => &split.activation,
+        };
+        (activation.lease(worker), Some(Assigned { key, side, by }))
+    }
+
+    /// The activations that get new requests: of the active backend, and of a split's.
+    pub(crate) fn serving(&self) -> impl Iterator<Item = &Arc<Activation<ActivationInfo<F>, F::Lane>>> {
+        std::iter::once(&self.active).chain(self.split.iter().map(|split| &split.activation))
+    }
+
+    /// The current activations: those that get new requests, and of the standbys.
+    pub(crate) fn activations(&self) -> impl Iterator<Item = &Arc<Activation<ActivationInfo<F>, F::Lane>>> {
+        self.serving().chain(&self.standbys)
+    }
+
+    /// The activation of a standby that isn't withdrawn.
+    pub(crate) fn standby(&self, name: &str) -> Option<&Arc<Activation<ActivationInfo<F>, F::Lane>>> {
+        self.standbys.iter().find(|standby| standby.ledger().owner().backend.name().as_str() == name)
+    }
+
+    /// The number of idle connections to a backend: only those with a current activation have any.
     #[must_use]
     pub fn idle(&self, name: &BackendName) -> u64 {
-        let kept = || self.active.lanes().map(|lane| lane.payload().idle() as u64).sum();
-        if self.state.is_active(name) { kept() } else { 0 }
+        let of = self.activations().filter(|activation| activation.ledger().owner().backend.name() == name);
+        of.flat_map(|activation| activation.lanes()).map(|lane| lane.payload().idle() as u64).sum()
     }
 }
 
@@ -220,15 +267,41 @@ pub(crate) fn live_service<F: Fittings>(
     fittings: &F,
     before: Option<&LiveService<F>>,
     state: &ServiceState<F::Service>,
-    activate: impl FnOnce(&Arc<Registered<F::Endpoint>>) -> Arc<Activation<ActivationInfo<F>, F::Lane>>,
+    mut activate: impl FnMut(&Arc<Registered<F::Endpoint>>) -> Arc<Activation<ActivationInfo<F>, F::Lane>>,
 ) -> Option<LiveService<F>> {
     let backends: Vec<_> =
         state.backends.iter().map(|backend| registered(fittings, before, state, backend)).collect();
+    let mut begin =
+        |of: &Active| backends.iter().find(|backend| *backend.name() == of.backend).map(&mut activate);
     let active = match before.filter(|before| before.state.active == state.active) {
         Some(before) => Arc::clone(&before.active),
-        None => activate(backends.iter().find(|backend| state.is_active(backend.name()))?),
+        None => begin(&state.active)?,
     };
-    Some(LiveService { state: state.clone(), backends, active })
+    let split = state.split.as_ref().and_then(|split| {
+        let goes_on =
+            |before: &&LiveService<F>| before.state.split.as_ref().is_some_and(|b| b.new == split.new);
+        let kept = before.filter(goes_on).and_then(|before| before.split.as_ref());
+        let activation = kept.map_or_else(|| begin(&split.new), |kept| Some(Arc::clone(&kept.activation)));
+        Some(LiveSplit { activation: activation?, assignment: split.assignment })
+    });
+    let stands_by = |backend: &&Arc<Registered<F::Endpoint>>| {
+        !state.is_active(backend.name()) && !state.is_withdrawn(backend.name())
+    };
+    let standby = |backend: &Arc<Registered<F::Endpoint>>| {
+        let before = before.and_then(|before| before.standby(backend.name().as_str()));
+        let kept = before.filter(|kept| {
+            let info = kept.ledger().owner();
+            info.backend.backend == backend.backend && Arc::ptr_eq(&info.service, &state.config)
+        });
+        kept.map_or_else(|| activate(backend), Arc::clone)
+    };
+    let standbys: Vec<_> = backends.iter().filter(stands_by).map(standby).collect();
+    let asked = state.asked_previous();
+    let is_asked = |standby: &&Arc<Activation<ActivationInfo<F>, F::Lane>>| {
+        asked.is_some_and(|asked| *asked == standby.ledger().owner().backend.backend)
+    };
+    let previous = standbys.iter().find(is_asked).cloned();
+    Some(LiveService { state: state.clone(), backends, active, standbys, previous, split })
 }
 
 fn registered<F: Fittings>(

@@ -10,6 +10,7 @@ use crate::change::{Change, Outcome};
 use crate::refusal::Refusal;
 use crate::service::{Service, definition};
 use crate::snapshot::{Maintenance, ServiceState, Snapshot};
+use crate::split::{Split, SplitRecord};
 
 /// The routing state that must survive a restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct ServiceRecord {
     pub maintenance: Option<Maintenance>,
     /// Backends that are withdrawn.
     pub withdrawn: BTreeSet<BackendName>,
+    /// The split of its traffic, if there is one.
+    pub split: Option<SplitRecord>,
 }
 
 /// A backend registered at run time.
@@ -65,7 +68,15 @@ impl ServiceRecord {
             registered: registered.collect(),
             maintenance: state.maintenance.as_deref().cloned(),
             withdrawn: state.withdrawn.clone(),
+            split: state.split.as_ref().map(Split::record),
         }
+    }
+
+    /// The same without a split whose time is up at this moment.
+    #[must_use]
+    pub fn at(mut self, now: Timestamp) -> Self {
+        self.split.take_if(|split| split.until <= now);
+        self
     }
 }
 

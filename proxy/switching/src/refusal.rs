@@ -3,6 +3,7 @@
 use uh_protocol::{BackendName, ServiceName};
 
 use crate::backend::Health;
+use crate::split::Weight;
 
 /// Why a change was refused. Nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -104,5 +105,45 @@ pub enum Refusal {
     Active {
         /// The backend.
         backend: BackendName,
+    },
+    /// A split sends a part of the traffic to it.
+    #[error(
+        "{backend} gets {weight} of the traffic of {service} by a split: end the split first, with uh-proxy split off --service {service}; nothing was changed"
+    )]
+    InSplit {
+        /// The service.
+        service: ServiceName,
+        /// The backend.
+        backend: BackendName,
+        /// Its share.
+        weight: Weight,
+    },
+    /// A split is between the active backend and another one.
+    #[error(
+        "{backend} is active, so it gets all traffic that a split doesn't send elsewhere: name another backend; nothing was changed"
+    )]
+    SplitToActive {
+        /// The backend.
+        backend: BackendName,
+    },
+    /// Only a standby can be previewed.
+    #[error("{backend} is active, so everybody gets it already: name a standby")]
+    PreviewOfActive {
+        /// The backend.
+        backend: BackendName,
+    },
+    /// There is another split.
+    #[error(
+        "{weight} of the traffic of {service} already goes to {current}, not to {asked}: end that split first, with uh-proxy split off --service {service}; nothing was changed"
+    )]
+    OtherSplit {
+        /// The service.
+        service: ServiceName,
+        /// The requested backend.
+        asked: BackendName,
+        /// The split's backend.
+        current: BackendName,
+        /// Its share.
+        weight: Weight,
     },
 }

@@ -158,12 +158,17 @@ pub fn without_port(host: &[u8]) -> &[u8] {
 }
 
 /// Whether a path is under a prefix: `/app` holds `/app`, `/app/x` and `/app?q`, not `/apple`, nor `/app/../x`.
-fn is_under(path: &[u8], prefix: &[u8]) -> bool {
-    if prefix.is_empty() {
-        return true;
-    }
+/// The prefix has no final slash; an empty one holds every path.
+#[must_use]
+pub fn is_under(path: &[u8], prefix: &[u8]) -> bool {
+    starts_with(path, prefix) && (prefix.is_empty() || !climbs_out(&path[prefix.len()..]))
+}
+
+/// Whether a path starts with a prefix, in whole segments. It may leave it through dot segments.
+#[must_use]
+pub fn starts_with(path: &[u8], prefix: &[u8]) -> bool {
     let rest = path.strip_prefix(prefix);
-    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'/' | b'?')) && !climbs_out(rest))
+    rest.is_some_and(|rest| prefix.is_empty() || matches!(rest.first(), None | Some(b'/' | b'?')))
 }
 
 /// Whether a path can leave the folder it starts in: whether a `..` has no segment before it to undo.

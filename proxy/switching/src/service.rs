@@ -19,6 +19,11 @@ pub trait Service: Send + Sync + 'static {
     /// The active backend when there is no earlier state.
     fn first_active(&self) -> &BackendName;
 
+    /// Whether requests that the active backend has nothing for may be asked of the previous one.
+    fn asks_previous(&self) -> bool {
+        false
+    }
+
     /// Whether its endpoints are probed.
     fn is_probed(&self) -> bool;
 

@@ -9,6 +9,7 @@ use uh_protocol::{BackendName, ServiceName};
 use crate::backend::Backend;
 use crate::record::ServiceRecord;
 use crate::service::{BackendDefinition, Service};
+use crate::split::Split;
 
 /// What a service in maintenance tells its clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub struct ServiceState<S> {
     /// Standbys that can't become active until they are registered again, since they are about to be stopped. Never the
     /// active one.
     pub withdrawn: BTreeSet<BackendName>,
+    /// The split of its traffic, if there is one: to another of its backends, which isn't withdrawn.
+    pub split: Option<Split>,
 }
 
 impl<S> ServiceState<S> {
@@ -56,6 +59,12 @@ impl<S> ServiceState<S> {
     #[must_use]
     pub fn is_active(&self, name: &BackendName) -> bool {
         self.active.backend == *name
+    }
+
+    /// The split that sends a part of the traffic to this backend.
+    #[must_use]
+    pub fn split_to(&self, name: &BackendName) -> Option<&Split> {
+        self.split.as_ref().filter(|split| split.new.backend == *name)
     }
 
     /// Whether it can't become active until it is registered again.
@@ -72,6 +81,16 @@ impl<S> ServiceState<S> {
 }
 
 impl<S: Service> ServiceState<S> {
+    /// The backend that was active before, if it may still be asked: it isn't about to be stopped, and hasn't been
+    /// registered again since, as the next version is.
+    #[must_use]
+    pub fn asked_previous(&self) -> Option<&Arc<Backend>> {
+        let previous = self.backend(self.previous.as_ref()?).filter(|_| self.config.asks_previous())?;
+        let is_that_one = previous.endpoints.iter().all(|endpoint| endpoint.since <= self.active.since);
+        let stands_by = !self.is_active(&previous.name) && !self.is_withdrawn(&previous.name);
+        (is_that_one && stands_by).then_some(previous)
+    }
+
     /// A service that is routed for the first time, in this generation. `known`: its earlier state. `None`: it has no
     /// backend.
     pub(crate) fn first(config: Arc<S>, known: Option<&ServiceRecord>, generation: u64) -> Option<Self> {
@@ -87,8 +106,13 @@ impl<S: Service> ServiceState<S> {
         let active = first_active(&*config, &backends, known)?;
         let named = |name: &BackendName| backends.iter().any(|backend| backend.name == *name);
         let withdrawn = known.map(|known| &known.withdrawn).into_iter().flatten();
+        let withdrawn: BTreeSet<_> =
+            withdrawn.filter(|&name| *name != active && named(name)).cloned().collect();
+        let may_split = |to: &BackendName| *to != active && named(to) && !withdrawn.contains(to);
+        let split = known.and_then(|known| known.split.as_ref()).filter(|split| may_split(&split.to));
         Some(Self {
-            withdrawn: withdrawn.filter(|&name| *name != active && named(name)).cloned().collect(),
+            split: split.map(|split| split.split(generation)),
+            withdrawn,
             previous: known.and_then(|known| known.previous.clone()).filter(|name| named(name)),
             last_switch: known.and_then(|known| known.last_switch),
             maintenance: known.and_then(|known| known.maintenance.clone()).map(Arc::new),
@@ -127,6 +151,7 @@ impl<S> Clone for ServiceState<S> {
             last_switch: self.last_switch,
             maintenance: self.maintenance.clone(),
             withdrawn: self.withdrawn.clone(),
+            split: self.split.clone(),
         }
     }
 }

@@ -12,18 +12,24 @@ use proptest::prelude::*;
 use uh_protocol::{Address, BackendName, ServiceName};
 
 use crate::backend::{EndpointId, Health};
-use crate::board::{RegisterOrder, SwitchOrder, SwitchOutcome};
+use crate::board::{Move, Refusals, RegisterOrder, SplitEnd, SplitOrder, SwitchOrder, SwitchOutcome};
 use crate::change::{Change, Step};
 use crate::drain::Holding;
 use crate::lease::Lease;
 use crate::live::{ActivationInfo, Fittings, Registered};
 use crate::refusal::Refusal;
 use crate::service::{BackendDefinition, Service};
+use crate::split::{Assignment, ClientKey, Salt, Side, Term, Weight};
 use crate::{Entry, Maintenance, Switchboard};
 
+mod split;
+mod switch;
 mod values;
 
 const NAMES: [&str; 3] = ["blue", "green", "red"];
+
+/// Of every split.
+const SALT: Salt = Salt::new(11);
 
 fn name(text: &str) -> BackendName {
     text.parse().unwrap()
@@ -37,6 +43,7 @@ struct Conf {
     backends: Vec<BackendDefinition>,
     /// Its health checks, if any.
     probed: Option<u8>,
+    asks_previous: bool,
 }
 
 impl Service for Conf {
@@ -58,6 +65,10 @@ impl Service for Conf {
 
     fn first_active(&self) -> &BackendName {
         &self.active
+    }
+
+    fn asks_previous(&self) -> bool {
+        self.asks_previous
     }
 
     fn is_probed(&self) -> bool {
@@ -85,6 +96,7 @@ fn conf() -> Conf {
         active: name("blue"),
         backends: NAMES.iter().enumerate().map(backend).collect(),
         probed: Some(0),
+        asks_previous: false,
     }
 }
 
@@ -129,15 +141,22 @@ fn board(workers: usize) -> Board {
 }
 
 fn order(to: &str) -> SwitchOrder {
-    SwitchOrder { to: name(to), expect_active: None, expect_generation: None, force: true }
+    SwitchOrder { force: true, ..SwitchOrder::one("app", name(to)) }
 }
 
-fn switch(board: &Board, order: &SwitchOrder) -> Result<SwitchOutcome, Refusal> {
-    board.switch("app", order, Timestamp::UNIX_EPOCH)
+fn switch(board: &Board, order: &SwitchOrder) -> Result<SwitchOutcome, Refusals> {
+    board.switch(order, Timestamp::UNIX_EPOCH)
 }
 
 fn pick(board: &Board, worker: usize) -> Lease<ActivationInfo<HealthOnly>, ()> {
-    board.pick(b"", b"/", worker).unwrap()
+    pick_for(board, worker, ANYBODY)
+}
+
+/// For tests without a split.
+const ANYBODY: ClientKey = ClientKey::V4(0);
+
+fn pick_for(board: &Board, worker: usize, client: ClientKey) -> Lease<ActivationInfo<HealthOnly>, ()> {
+    board.pick(b"", b"/", worker, |_| client).unwrap().0
 }
 
 #[test]
@@ -145,7 +164,10 @@ fn a_switch_moves_the_next_pick_and_leaves_the_old_exchange() {
     let board = board(2);
     let old = pick(&board, 0);
     let outcome = switch(&board, &order("green")).unwrap();
-    assert_eq!((outcome.generation, outcome.in_flight_previous, outcome.changed), (1, 1, true));
+    assert_eq!(
+        (outcome.generation, outcome.services["app"].in_flight_previous, outcome.changed),
+        (1, 1, true)
+    );
     assert_eq!(*pick(&board, 1).owner().backend.name(), name("green"));
     assert_eq!(*old.owner().backend.name(), name("blue"));
     assert!(old.is_retired());
@@ -170,7 +192,7 @@ fn a_tunnel_is_counted_as_one() {
 fn an_unproven_backend_is_refused_unless_forced() {
     let board = board(1);
     let polite = SwitchOrder { force: false, ..order("green") };
-    assert!(matches!(switch(&board, &polite), Err(Refusal::Unhealthy { .. })));
+    assert!(matches!(switch(&board, &polite).unwrap_err()["app"], Refusal::Unhealthy { .. }));
     *board.live().services[0].backends[1].endpoints[0].lock() = Health::Healthy;
     assert!(switch(&board, &polite).unwrap().changed);
 }
@@ -218,10 +240,10 @@ fn maintenance_answers_new_requests_and_ends_no_activation() {
     let wanted = Maintenance { message: "soon".to_owned(), retry_after_s: 5, since: Timestamp::UNIX_EPOCH };
     assert!(board.set_maintenance("app", Some(wanted.clone())).unwrap().1);
     assert!(!board.set_maintenance("app", Some(wanted)).unwrap().1);
-    assert!(matches!(board.enter(b"", b"/", 0), Entry::Closed(..)));
-    assert!(board.pick(b"", b"/", 0).is_some(), "a request that has entered before goes on");
+    assert!(matches!(board.enter(b"", b"/", 0, |_| ANYBODY), Entry::Closed(..)));
+    assert!(board.pick(b"", b"/", 0, |_| ANYBODY).is_some(), "a request that has entered before goes on");
     assert!(board.set_maintenance("app", None).unwrap().1);
-    assert!(matches!(board.enter(b"", b"/", 0), Entry::Open(_)));
+    assert!(matches!(board.enter(b"", b"/", 0, |_| ANYBODY), Entry::Open(..)));
     assert!(!lease.is_retired());
     assert_eq!(board.snapshot().generation, 0);
 }
@@ -253,6 +275,57 @@ async fn a_drain_waits_for_the_last_exchange() {
     tokio::time::timeout(Duration::from_secs(10), drain.wait()).await.unwrap();
     assert!(drain.is_drained());
     release.join().unwrap();
+}
+
+fn pick_previous(board: &Board) -> Option<Lease<ActivationInfo<HealthOnly>, ()>> {
+    let active = board.snapshot().services[0].active.backend.clone();
+    board.pick_previous(b"", b"/", 0, &active)
+}
+
+#[test]
+fn the_previous_backend_is_asked_as_long_as_it_stands_by() {
+    let asking = Arc::new(Conf { asks_previous: true, ..conf() });
+    let board = Switchboard::new(HealthOnly, &[asking], &BTreeMap::new(), 0, 1);
+    assert!(pick_previous(&board).is_none(), "there is none yet");
+    let switched = pick(&board, 0);
+    switch(&board, &order("green")).unwrap();
+    let drain = board.drain("app", &name("blue")).unwrap();
+    let asked = pick_previous(&board).unwrap();
+    assert_eq!(*asked.owner().backend.name(), name("blue"));
+    assert_eq!(board.holding(&"app".parse().unwrap(), &name("blue")).requests, 2);
+    drop(switched);
+    assert!(drain.is_drained(), "what is asked of the previous backend holds up no deploy");
+    assert!(board.drain("app", &name("blue")).unwrap().is_drained());
+    // Withdrawn, it gets no more, and what it still answers is waited for.
+    board.withdraw("app", &name("blue"), None).unwrap();
+    assert!(pick_previous(&board).is_none() && asked.is_retired());
+    let drain = board.drain("app", &name("blue")).unwrap();
+    assert!(!drain.is_drained());
+    drop(asked);
+    assert!(drain.is_drained());
+}
+
+#[test]
+fn what_is_registered_after_a_switch_is_not_what_was_active_before_it() {
+    let asking = Arc::new(Conf { asks_previous: true, ..conf() });
+    let board = Switchboard::new(HealthOnly, &[asking], &BTreeMap::new(), 0, 1);
+    switch(&board, &order("green")).unwrap();
+    let order_next =
+        RegisterOrder { addresses: &[at(9)], version: None, expect_generation: None, force: false };
+    board.set_backend("app", &name("blue"), &order_next).unwrap();
+    assert!(pick_previous(&board).is_none(), "this is the next version");
+    switch(&board, &order("blue")).unwrap();
+    assert_eq!(*pick_previous(&board).unwrap().owner().backend.name(), name("green"));
+    // A rollback.
+    switch(&board, &order("green")).unwrap();
+    assert_eq!(*pick_previous(&board).unwrap().owner().backend.name(), name("blue"));
+}
+
+#[test]
+fn a_service_that_does_not_ask_the_previous_backend_keeps_nothing_for_it() {
+    let board = board(1);
+    switch(&board, &order("green")).unwrap();
+    assert!(pick_previous(&board).is_none());
 }
 
 /// Threads pick as fast as they can while another one switches and drains. Detects a pick that returns a drained
@@ -322,13 +395,15 @@ fn no_pick_slips_behind_a_drain() {
 enum Op {
     Switch { to: usize, expect_active: Option<usize>, expect_generation: Option<u64>, force: bool },
     Health { backend: usize, healthy: bool },
-    Pick { worker: usize },
+    Pick { worker: usize, client: u32 },
     Release { nth: usize },
     Tunnel { nth: usize },
     Drain { backend: usize },
     Register { backend: usize, port: u16 },
     Unset { backend: usize },
     Withdraw { backend: usize, expect_generation: Option<u64> },
+    Split { to: usize, percent: u32, expect_generation: Option<u64> },
+    EndSplit { to: Option<usize> },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -342,14 +417,17 @@ fn op() -> impl Strategy<Value = Op> {
                 force
             }),
         (backend.clone(), any::<bool>()).prop_map(|(backend, healthy)| Op::Health { backend, healthy }),
-        (0usize..4).prop_map(|worker| Op::Pick { worker }),
+        (0usize..4, 0u32..16).prop_map(|(worker, client)| Op::Pick { worker, client }),
         (0usize..8).prop_map(|nth| Op::Release { nth }),
         (0usize..8).prop_map(|nth| Op::Tunnel { nth }),
         backend.clone().prop_map(|backend| Op::Drain { backend }),
         (backend.clone(), 1u16..4).prop_map(|(backend, port)| Op::Register { backend, port }),
         backend.clone().prop_map(|backend| Op::Unset { backend }),
-        (backend, prop::option::of(0u64..6))
+        (backend.clone(), prop::option::of(0u64..6))
             .prop_map(|(backend, expect_generation)| Op::Withdraw { backend, expect_generation }),
+        (backend.clone(), 1u32..=100, prop::option::weighted(0.2, 0u64..6))
+            .prop_map(|(to, percent, expect_generation)| Op::Split { to, percent, expect_generation }),
+        prop::option::of(backend).prop_map(|to| Op::EndSplit { to }),
     ]
 }
 
@@ -360,6 +438,8 @@ struct Model {
     healthy: [Option<bool>; 3],
     ports: [u16; 3],
     withdrawn: [bool; 3],
+    /// Backend, percent.
+    split: Option<(usize, u32)>,
     /// Backend, tunnel, lease.
     held: Vec<(usize, bool, Lease<ActivationInfo<HealthOnly>, ()>)>,
 }
@@ -379,12 +459,10 @@ proptest! {
 fn apply(board: &Board, model: &mut Model, op: Op) -> Result<(), TestCaseError> {
     match op {
         Op::Switch { to, expect_active, expect_generation, force } => {
-            let order = SwitchOrder {
-                to: name(NAMES[to]),
-                expect_active: expect_active.map(|backend| name(NAMES[backend])),
-                expect_generation,
-                force,
-            };
+            let expected = expect_active.map(|backend| name(NAMES[backend]));
+            let wanted = Move { to: name(NAMES[to]), expect_active: expected };
+            let moves = BTreeMap::from([("app".to_owned(), wanted)]);
+            let order = SwitchOrder { moves, expect_generation, force };
             let expected = expect_active.is_none_or(|backend| backend == model.active)
                 && expect_generation.is_none_or(|generation| generation == model.generation)
                 && (to == model.active || !model.withdrawn[to] && (force || model.healthy[to] == Some(true)));
@@ -394,9 +472,10 @@ fn apply(board: &Board, model: &mut Model, op: Op) -> Result<(), TestCaseError> 
                 prop_assert_eq!(outcome.changed, to != model.active);
                 let held = model.held.iter().filter(|(backend, ..)| *backend == model.active).count() as u64;
                 // Of its current activation only: earlier ones of the same backend may hold more.
-                prop_assert!(outcome.in_flight_previous <= held);
+                prop_assert!(outcome.services["app"].in_flight_previous <= held);
                 model.generation += u64::from(outcome.changed);
                 model.active = to;
+                model.split.take_if(|_| outcome.changed);
             }
         }
         Op::Health { backend, healthy } => {
@@ -404,10 +483,17 @@ fn apply(board: &Board, model: &mut Model, op: Op) -> Result<(), TestCaseError> 
             *board.live().services[0].backends[backend].endpoints[0].lock() = health;
             model.healthy[backend] = Some(healthy);
         }
-        Op::Pick { worker } => {
-            let lease = pick(board, worker);
-            prop_assert_eq!(lease.owner().backend.name().as_str(), NAMES[model.active]);
-            model.held.push((model.active, false, lease));
+        Op::Pick { worker, client } => {
+            let client = ClientKey::V4(client);
+            let (lease, assigned) = board.pick(b"", b"/", worker, |_| client).unwrap();
+            let is_new = |(_, percent): &(usize, u32)| {
+                let weight = Weight::from_percent(f64::from(*percent)).unwrap().unwrap();
+                Assignment { weight, salt: SALT }.side(client) == Side::New
+            };
+            let expected = model.split.filter(is_new).map_or(model.active, |(to, _)| to);
+            prop_assert_eq!(lease.owner().backend.name().as_str(), NAMES[expected]);
+            prop_assert_eq!(assigned.map(|assigned| assigned.key), model.split.map(|_| client));
+            model.held.push((expected, false, lease));
         }
         Op::Release { nth } => {
             if nth < model.held.len() {
@@ -422,7 +508,7 @@ fn apply(board: &Board, model: &mut Model, op: Op) -> Result<(), TestCaseError> 
         }
         Op::Drain { backend } => {
             let drain = board.drain("app", &name(NAMES[backend]));
-            prop_assert_eq!(drain.is_err(), backend == model.active);
+            prop_assert_eq!(drain.is_err(), model.serves(backend));
             if let Ok(drain) = drain {
                 let held = model.held.iter().any(|(of, ..)| *of == backend);
                 prop_assert_eq!(drain.is_drained(), !held);
@@ -442,7 +528,7 @@ fn apply(board: &Board, model: &mut Model, op: Op) -> Result<(), TestCaseError> 
         Op::Withdraw { backend, expect_generation } => {
             let result = board.withdraw("app", &name(NAMES[backend]), expect_generation);
             let expected = expect_generation.is_none_or(|generation| generation == model.generation)
-                && backend != model.active;
+                && !model.serves(backend);
             prop_assert_eq!(result.is_ok(), expected, "{:?}", result);
             if let Ok(done) = result {
                 let held = model.held.iter().filter(|(of, ..)| *of == backend).count() as u64;
@@ -453,8 +539,44 @@ fn apply(board: &Board, model: &mut Model, op: Op) -> Result<(), TestCaseError> 
                 prop_assert_eq!(done.generation, model.generation);
             }
         }
+        Op::Split { to, percent, expect_generation } => {
+            let weight = Weight::from_percent(f64::from(percent)).unwrap().unwrap();
+            let term = Term::Hold(Duration::from_secs(60));
+            let order = SplitOrder { to: name(NAMES[to]), weight, salt: SALT, term, expect_generation };
+            let result = board.split("app", &order, Timestamp::UNIX_EPOCH);
+            let grows = model.split.is_none_or(|(_, now)| now < percent);
+            let expected = expect_generation.is_none_or(|generation| generation == model.generation)
+                && to != model.active
+                && !model.withdrawn[to]
+                && model.split.is_none_or(|(now, _)| now == to)
+                && (!grows || model.healthy[to] == Some(true));
+            prop_assert_eq!(result.is_ok(), expected, "{:?}", result);
+            if let Ok(outcome) = result {
+                prop_assert_eq!(outcome.moved, model.split != Some((to, percent)));
+                model.generation += u64::from(outcome.moved);
+                model.split = Some((to, percent));
+            }
+        }
+        Op::EndSplit { to } => {
+            let end = SplitEnd { to: to.map(|to| name(NAMES[to])), ..SplitEnd::default() };
+            let result = board.end_split("app", &end);
+            let expected = model.split.is_none_or(|(now, _)| to.is_none_or(|to| to == now));
+            prop_assert_eq!(result.is_ok(), expected, "{:?}", result);
+            if let Ok(outcome) = result {
+                prop_assert_eq!(outcome.moved, model.split.is_some());
+                model.generation += u64::from(outcome.moved);
+                model.split = None;
+            }
+        }
     }
     Ok(())
+}
+
+impl Model {
+    /// Whether it gets new requests.
+    fn serves(&self, backend: usize) -> bool {
+        backend == self.active || self.split.is_some_and(|(to, _)| to == backend)
+    }
 }
 
 fn registered(model: &mut Model, backend: usize, port: u16, changed: bool) -> Result<(), TestCaseError> {
@@ -473,6 +595,8 @@ fn check(board: &Board, model: &Model) -> Result<(), TestCaseError> {
     let state = &snapshot.services[0];
     prop_assert_eq!(snapshot.generation, model.generation);
     prop_assert_eq!(state.active.backend.as_str(), NAMES[model.active]);
+    let split = state.split.as_ref();
+    prop_assert_eq!(split.map(|split| split.new.backend.as_str()), model.split.map(|(to, _)| NAMES[to]));
     for (index, backend) in NAMES.iter().enumerate() {
         let held = |wanted| {
             model.held.iter().filter(|(of, tunnel, _)| *of == index && *tunnel == wanted).count() as u64

@@ -3,11 +3,14 @@
 //! by more than a twentieth fails; one that shrinks is a figure to record.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test, helpers too may fail by panicking")]
 
+mod http2;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
 
+use http2::Http2Caller;
 use uh_protocol::client::Client;
 use uh_proxy::config;
 use uh_proxy::run::Start;
@@ -60,6 +63,20 @@ fn cases() -> Vec<Case> {
         },
         Case { name: "POST of 20 kB", request: post, answer_body: 0, reuse: true, recorded: 1.01 },
         Case {
+            name: "GET with a path rule and edited headers",
+            request: get("/150"),
+            answer_body: 150,
+            reuse: true,
+            recorded: 1.01,
+        },
+        Case {
+            name: "GET with a rate limit",
+            request: get("/160"),
+            answer_body: 160,
+            reuse: true,
+            recorded: 1.01,
+        },
+        Case {
             name: "GET on a new connection",
             request: get("/100"),
             answer_body: 100,
@@ -69,42 +86,71 @@ fn cases() -> Vec<Case> {
     ]
 }
 
+/// The same over HTTP/2: so many requests at a time on one connection.
+struct StreamCase {
+    name: &'static str,
+    streams: u64,
+    recorded: f64,
+}
+
+const STREAM_CASES: [StreamCase; 2] = [
+    StreamCase { name: "HTTP/2, a stream at a time", streams: 1, recorded: 7.04 },
+    StreamCase { name: "HTTP/2, ten streams at a time", streams: 10, recorded: 7.04 },
+];
+
+/// What a browser sends.
+const FIELDS: [(&str, &str); 7] = [
+    (":method", "GET"),
+    (":scheme", "http"),
+    (":path", "/100"),
+    (":authority", "app.example.com"),
+    ("user-agent", "guard"),
+    ("accept", "*/*"),
+    ("accept-encoding", "gzip"),
+];
+
 #[test]
 fn a_request_allocates_no_more_than_recorded() {
     let profiler = dhat::Profiler::builder().testing().build();
     let dir = tempfile::Builder::new().prefix("uh-proxy-test-").tempdir().unwrap();
-    let address = front_door(dir.path(), backend());
+    let [plain, http2] = front_door(dir.path(), backend());
     let mut faults = Vec::new();
     for case in cases() {
-        let mut client = Caller::new(address, &case);
-        client.call(WARM_UP);
-        let (blocks, bytes) = (0..ROUNDS)
-            .map(|_| count(&mut client))
-            .min_by(|(one, _), (other, _)| one.total_cmp(other))
-            .unwrap();
-        let line = format!(
-            "{}: {blocks:.2} allocations, {bytes:.0} bytes a request; recorded: {:.2}",
-            case.name, case.recorded
-        );
-        #[allow(clippy::print_stdout, reason = "the figures to record")]
-        {
-            println!("{line}");
-        }
-        if blocks > case.recorded * GROWTH {
-            faults.push(line);
-        }
+        let mut client = Caller::new(plain, &case);
+        let counted = count(|times| client.call(times));
+        faults.extend(judge(case.name, case.recorded, counted));
+    }
+    for case in STREAM_CASES {
+        let mut client = Http2Caller::new(http2, &FIELDS);
+        let counted = count(|times| (0..times / case.streams).for_each(|_| client.call(case.streams)));
+        faults.extend(judge(case.name, case.recorded, counted));
     }
     drop(profiler);
     assert!(faults.is_empty(), "more than recorded:\n{}", faults.join("\n"));
 }
 
-/// Allocations and bytes per request.
-fn count(client: &mut Caller<'_>) -> (f64, f64) {
-    let before = dhat::HeapStats::get();
-    client.call(COUNTED);
-    let after = dhat::HeapStats::get();
-    let each = |after: u64, before: u64| (after - before) as f64 / COUNTED as f64;
-    (each(after.total_blocks, before.total_blocks), each(after.total_bytes, before.total_bytes))
+/// What is wrong with what was counted.
+fn judge(name: &str, recorded: f64, (blocks, bytes): (f64, f64)) -> Option<String> {
+    let line =
+        format!("{name}: {blocks:.2} allocations, {bytes:.0} bytes a request; recorded: {recorded:.2}");
+    #[allow(clippy::print_stdout, reason = "the figures to record")]
+    {
+        println!("{line}");
+    }
+    (blocks > recorded * GROWTH).then_some(line)
+}
+
+/// Allocations and bytes per request, the fewest of all rounds. `call` sends so many requests.
+fn count(mut call: impl FnMut(u64)) -> (f64, f64) {
+    call(WARM_UP);
+    let round = |_| {
+        let before = dhat::HeapStats::get();
+        call(COUNTED);
+        let after = dhat::HeapStats::get();
+        let each = |after: u64, before: u64| (after - before) as f64 / COUNTED as f64;
+        (each(after.total_blocks, before.total_blocks), each(after.total_bytes, before.total_bytes))
+    };
+    (0..ROUNDS).map(round).min_by(|(one, _), (other, _)| one.total_cmp(other)).unwrap()
 }
 
 /// A client that doesn't allocate between its calls.
@@ -194,10 +240,30 @@ fn serve(mut stream: TcpStream) {
     }
 }
 
-/// Runs uh-proxy in this process, with all features on, and returns its address.
-fn front_door(dir: &Path, backend: SocketAddr) -> SocketAddr {
-    let setup = Setup::new(dir, backend, backend).server("threads = 1");
-    let setup = setup.service("[services.app.health]\nenabled = false");
+/// With rules that most requests are compared with in vain, and one for a path.
+const SERVICE: &str = "\
+response_headers = { set = { X-Frame-Options = \"DENY\" }, remove = [\"X-Powered-By\"] }
+[services.app.health]
+enabled = false
+[[services.app.paths]]
+match = [\"/admin\", \"/internal\"]
+allow = [\"10.0.0.0/8\"]
+[[services.app.paths]]
+suffixes = [\".js\", \".css\"]
+timeouts = { read = \"5s\" }
+[[services.app.paths]]
+match = \"/160\"
+rate = { per_second = 10000, burst = 100000 }
+[[services.app.paths]]
+match = \"/150\"
+response_headers = { set = { Content-Type = \"text/html\" }, default = { Cache-Control = \"no-cache\" } }
+request_headers = { set = { X-Api-Key = \"0123456789\" }, remove = [\"Accept-Encoding\"] }
+";
+
+/// Runs uh-proxy in this process, with all features on, and returns its addresses for HTTP/1.1 and HTTP/2.
+fn front_door(dir: &Path, backend: SocketAddr) -> [SocketAddr; 2] {
+    let setup = Setup::new(dir, backend, backend).server("threads = 1\nlisten_h2c = [\"127.0.0.1:0\"]");
+    let setup = setup.service(SERVICE);
     let (path, text) = (setup.config_file(), setup.config());
     let config = config::parse(&text).unwrap();
     let start = Start { path, text, config, inherited: Inherited::default() };
@@ -205,5 +271,5 @@ fn front_door(dir: &Path, backend: SocketAddr) -> SocketAddr {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = Client::new(setup.socket());
     let status = until_blocking("uh-proxy answers", || runtime.block_on(client.status()).ok()).unwrap();
-    status.proxy.listen[0].parse().unwrap()
+    [&status.proxy.listen, &status.proxy.listen_h2c].map(|addresses| addresses[0].parse().unwrap())
 }

@@ -8,3 +8,4 @@ mod failures;
 mod issuing;
 mod planning;
 mod renewing;
+mod showing;

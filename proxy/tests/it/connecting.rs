@@ -114,3 +114,21 @@ async fn a_request_that_waits_for_a_connection_is_overdue_too() {
     })
     .await;
 }
+
+/// What it sends was written by the old rule, so what it gets is, too.
+#[tokio::test]
+async fn a_request_that_moves_to_another_backend_after_a_reload_keeps_its_rule() {
+    let green = SampleApp::start("green", "2").await;
+    let rule = "\n[[services.app.paths]]\nmatch = \"/\"\nresponse_headers = { set = { X-Mark = \"one\" } }\n";
+    let (_hole, home, proxy, mut wire) = connecting_beside(green.address, "", rule).await;
+    home.write_config(&home.config().replace("\"one\"", "\"two\""));
+    proxy.client.reload().await.unwrap();
+    proxy.switch_by_force("green").await;
+    let request = DrainRequest { timeout_ms: Some(300), cut: Some(true) };
+    proxy.client.drain(&app(), &backend("blue"), &request).await.unwrap();
+    for mark in ["one", "two"] {
+        let response = wire.response().await;
+        assert_eq!((response.header("x-backend"), response.header("x-mark")), (Some("green"), Some(mark)));
+        wire.send(get("/")).await;
+    }
+}

@@ -6,6 +6,7 @@ use uh_protocol::request::{SwitchRequest, WithdrawRequest};
 use uh_protocol::status::Role;
 
 use crate::harness::{Home, SampleApp, app, backend};
+use crate::release;
 use crate::wire::Wire;
 
 /// What a restart must serve after a crash at a point: the last acknowledged switch was to green, and one to blue was
@@ -40,6 +41,36 @@ async fn a_crash_at_any_step_of_a_switch_loses_nothing_acknowledged() {
         let served = Wire::connect(proxy.address).await.get("/").await;
         assert_eq!(served.header("x-backend"), Some(service.active.as_str()), "{point}");
         assert!(proxy.status().await.warnings.is_empty(), "{point}: damage was left behind");
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_of_a_release_leaves_both_services_old_or_both_new() {
+    let mut apps = Vec::new();
+    for name in ["blue", "green", "blue", "green"] {
+        apps.push(SampleApp::start(name, "1").await);
+    }
+    let addresses = [&apps[0], &apps[1], &apps[2], &apps[3]].map(|app| app.address.to_string());
+    for (point, allowed) in POINTS {
+        let home = release::two_services(addresses.clone(), "interval = \"50ms\"\nhealthy_after = 1\n");
+        let fault = home.path("fault");
+        let mut command = home.command();
+        command.env("UH_PROXY_FAULT_FILE", &fault);
+        let mut proxy = home.start_as(command).await;
+        proxy.until_healthy().await;
+        assert!(proxy.client.release(&release::both("green")).await.unwrap().persisted);
+        fs::write(&fault, point).unwrap();
+        let broken = proxy.client.release(&release::both("blue")).await;
+        assert!(broken.is_err(), "{point}: the switch was acknowledged");
+        assert!(proxy.ended().await.code().is_none(), "{point}: it was not killed");
+        let proxy = home.start().await;
+        let [app, web] = release::active(&proxy).await;
+        assert!(app == web && allowed.contains(&app.as_str()), "{point}: {app} and {web} are active");
+        // The caller, who got no reply, asks again.
+        proxy.until_healthy().await;
+        let again = proxy.client.release(&release::both("blue")).await.unwrap();
+        assert_eq!(again.changed, app == "green", "{point}");
+        assert_eq!(release::active(&proxy).await, ["blue"; 2], "{point}");
     }
 }
 

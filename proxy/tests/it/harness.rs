@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use uh_protocol::request::{SwitchRequest, Switched};
 use uh_protocol::status::{BackendStatus, ServiceStatus, Status};
 use uh_protocol::{BackendName, ServiceName};
+use uh_testkit::log::json_lines;
 use uh_testkit::uh_proxy::{Setup, UhProxy, cli as command_of};
 use uh_testkit::wait;
 
@@ -104,8 +105,7 @@ impl Home {
 
     /// The access log's lines so far.
     pub(crate) fn access_log(&self) -> Vec<serde_json::Value> {
-        let text = fs::read_to_string(self.setup.access_log()).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        json_lines(&self.setup.access_log()).unwrap()
     }
 }
 
@@ -140,6 +140,12 @@ impl Proxy {
     /// Waits until both backends are known to be healthy.
     pub(crate) async fn until_healthy(&self) {
         self.0.until_healthy().await.unwrap();
+    }
+
+    /// Waits until the metrics contain this. An exchange is counted just after its client has its end.
+    pub(crate) async fn until_counted(&self, text: &str) {
+        let counted = async || self.client.metrics().await.unwrap().contains(text).then_some(());
+        until(&format!("{text:?} is in the metrics"), counted).await;
     }
 
     /// Waits until a backend has nothing in flight.

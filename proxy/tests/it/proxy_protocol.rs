@@ -1,5 +1,7 @@
 //! The PROXY protocol: load balancers in `server.proxy_protocol_from` name the client, and nobody else can.
 
+mod http2;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,5 @@
 //! Large and slow bodies, and idle tunnels.
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,14 +9,26 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::exchanges::WEBSOCKET;
+use crate::floods::memory_kib;
 use crate::harness::{Home, Proxy, SampleApp, Scripted, Then, soon, until};
 use crate::wire::{Wire, get};
 
 /// uh-proxy's peak resident memory, in KiB.
-fn peak_kib(proxy: &Proxy) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
+pub(crate) fn peak_kib(proxy: &Proxy) -> u64 {
+    memory_kib(proxy, "VmHWM")
+}
+
+/// How much an app has written once it can't write more, because all sockets on the way are full.
+pub(crate) async fn written_until_it_stalls(written: &AtomicU64) -> u64 {
+    let mut last = 0;
+    until("the backend has to wait", async || {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let now = written.load(Ordering::Relaxed);
+        let waits = now > 0 && now == std::mem::replace(&mut last, now);
+        waits.then_some(())
+    })
+    .await;
+    last
 }
 
 #[tokio::test]
@@ -69,15 +80,7 @@ async fn a_client_that_does_not_read_slows_the_backend_down() {
     let before = peak_kib(&proxy);
     let mut wire = Wire::connect(proxy.address).await;
     wire.send(get("/")).await;
-    // It stalls when all sockets on the way are full.
-    let mut last = 0;
-    until("the backend has to wait", async || {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let now = written.load(Ordering::Relaxed);
-        let waits = now > 0 && now == std::mem::replace(&mut last, now);
-        waits.then_some(())
-    })
-    .await;
+    let last = written_until_it_stalls(&written).await;
     assert!(last < 64 << 20, "{last} bytes went into buffers");
     assert!(peak_kib(&proxy) - before < 8 << 10, "uh-proxy kept what its client didn't read");
 }

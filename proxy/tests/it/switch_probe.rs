@@ -18,11 +18,11 @@ const ONCE: &str = "[services.app.health]\ninterval = \"1h\"\ntimeout = \"5s\"\n
 
 /// How an app answers its probes.
 const GOOD: u8 = 0;
-const BAD: u8 = 1;
-const NEVER: u8 = 2;
+pub(crate) const BAD: u8 = 1;
+pub(crate) const NEVER: u8 = 2;
 
 /// An app with configurable probe responses.
-async fn probed() -> (SocketAddr, Arc<AtomicU8>) {
+pub(crate) async fn probed() -> (SocketAddr, Arc<AtomicU8>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mode = Arc::new(AtomicU8::new(GOOD));

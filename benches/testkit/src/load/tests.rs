@@ -143,6 +143,35 @@ async fn a_slow_server_can_not_hide_the_wait_it_causes() {
     assert!(longest >= Duration::from_millis(100), "{longest:?}");
 }
 
+#[tokio::test]
+async fn each_request_names_one_of_the_users() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let plan = Plan {
+        target: listener.local_addr().unwrap(),
+        groups: vec![Group { path: "/".to_owned(), clients: 1, rate: 500.0, reuse: Reuse::KeepAlive }],
+        request_timeout: Duration::from_secs(10),
+    };
+    let load = Load::start_for_users(plan, NonZeroU32::new(3).unwrap()).unwrap();
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut named = Vec::new();
+    for _ in 0..60 {
+        let mut request = [0; 1024];
+        let length = stream.read(&mut request).await.unwrap();
+        let request = std::str::from_utf8(&request[..length]).unwrap();
+        let user = request.split_once("x-forwarded-for: ").unwrap().1.lines().next().unwrap();
+        named.push(user.parse::<Ipv4Addr>().unwrap());
+        stream.write_all(BLUE.as_bytes()).await.unwrap();
+    }
+    drop(stream);
+    drop(listener);
+    let recording = load.stop().await.unwrap();
+    let recorded: Vec<_> = recording.samples.iter().take(60).map(|sample| sample.user.unwrap()).collect();
+    assert_eq!(recorded, named);
+    named.sort_unstable();
+    named.dedup();
+    assert_eq!(named, [[10, 0, 0, 0], [10, 0, 0, 1], [10, 0, 0, 2]].map(Ipv4Addr::from));
+}
+
 #[test]
 fn random_arrivals_have_the_same_mean() {
     let period = Duration::from_millis(10);

@@ -22,9 +22,11 @@ const REFERENCES: [Reference; 2] = [
 
 /// The sources of a module with its parts, without its tests.
 fn sources(module: &str) -> Vec<String> {
-    let parts = root().join(module).read_dir().unwrap().map(|entry| entry.unwrap().file_name());
-    let parts = parts.map(|name| name.into_string().unwrap()).filter(|name| name != "tests.rs");
-    parts.map(|name| format!("{module}/{name}")).chain([format!("{module}.rs")]).collect()
+    let parts = root().join(module).read_dir().into_iter().flatten().map(|entry| entry.unwrap().file_name());
+    let parts = parts.filter_map(|name| name.into_string().unwrap().strip_suffix(".rs").map(str::to_owned));
+    let parts = parts.filter(|name| name != "tests");
+    let below = parts.flat_map(|name| sources(&format!("{module}/{name}")));
+    [format!("{module}.rs")].into_iter().chain(below).collect()
 }
 
 /// How the code asks for a key: the methods of a section, and one closure of that kind.
@@ -71,6 +73,7 @@ fn documented(page: &str) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
     for chapter in page.split("\n## `[").skip(1) {
         let (table, rest) = chapter.split_once("]`").unwrap();
+        let table = table.trim_matches(['[', ']']);
         for row in rows(rest).filter(|row| row.len() >= 3 && row[0].starts_with('`')) {
             keys.insert(format!("{table}.{}", row[0].trim_matches('`')), row[1].to_owned());
         }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use uh_protocol::Code;
 
@@ -70,12 +71,17 @@ fn every_reason_of_a_broken_request_is_documented() {
     assert_eq!(reasons, first_cells(&page, "### Broken requests"), "the code, and docs/metrics.md");
 }
 
+/// The text of all files in a folder and below.
+fn all_text(folder: &Path) -> String {
+    let paths = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    paths
+        .map(|path| if path.is_dir() { all_text(&path) } else { fs::read_to_string(path).unwrap() })
+        .collect()
+}
+
 #[test]
 fn every_invariant_is_a_test() {
-    let sources = ["proxy/tests/it", "controller/tests/it"].map(|folder| {
-        let files = root().join(folder).read_dir().unwrap().map(|entry| entry.unwrap().path());
-        files.filter(|path| path.is_file()).map(|path| fs::read_to_string(path).unwrap()).collect::<String>()
-    });
+    let sources = ["proxy/tests/it", "controller/tests/it"].map(|folder| all_text(&root().join(folder)));
     let page = text("docs/invariants.md");
     let mut seen = 0;
     for row in rows(&page).filter(|row| row[0].parse::<u32>().is_ok()) {

@@ -85,6 +85,18 @@ async fn a_bad_version_can_hang_or_cut_its_answers_and_looks_healthy() {
 }
 
 #[tokio::test]
+async fn a_slow_version_answers_late_and_may_get_better() {
+    let late = [("FAIL_PERCENT", "100"), ("FAIL_HOW", "late"), ("FAIL_FOR_MS", "300")];
+    let app = TestApp::start(&late).await;
+    let begun = Instant::now();
+    assert_eq!(app.get("/").await.status, StatusCode::OK);
+    assert!(begun.elapsed() >= Duration::from_millis(400));
+    let begun = Instant::now();
+    assert_eq!(app.get("/").await.status, StatusCode::OK);
+    assert!(begun.elapsed() < Duration::from_millis(400));
+}
+
+#[tokio::test]
 async fn an_unhealthy_app_reports_it_and_still_serves() {
     let app = TestApp::start(&[("UNHEALTHY", "1")]).await;
     let health = app.get("/api/health").await;

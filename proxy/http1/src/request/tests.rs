@@ -10,6 +10,7 @@ fn caller<'a>(text: &'a str, headers: &'a HeaderPolicy) -> Caller<'a> {
         request_start: None,
         scheme: Scheme::Http,
         http2: false,
+        hides_cookies: false,
         headers,
     }
 }
@@ -250,4 +251,26 @@ fn a_request_over_http2_is_logged_and_announced_as_such_and_otherwise_the_same()
     let without_id =
         |text: String| text.lines().filter(|l| !l.starts_with("X-Request-Id")).collect::<String>();
     assert_eq!(without_id(text(&two)), without_id(text(&one)).replace("Via: 1.1", "Via: 2.0"));
+}
+
+#[test]
+fn cookies_of_uh_proxy_s_are_hidden_once_there_can_be_any() {
+    let head = b"GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\r\nCookie: a=1; __uh-client=2\r\nX-B: 2\r\ncookie: __uh-x=3\r\n\
+                 Cookie: b=4\r\nX-C: 3\r\n\r\n";
+    let headers = HeaderPolicy::default();
+    for (hides_cookies, cookies, first) in [
+        (
+            false,
+            "X-A: 1\r\nCookie: a=1; __uh-client=2\r\nX-B: 2\r\ncookie: __uh-x=3\r\nCookie: b=4\r\nX-C: 3\r\n",
+            "",
+        ),
+        (true, "X-A: 1\r\nCookie: a=1\r\nX-B: 2\r\nCookie: b=4\r\nX-C: 3\r\n", "a=1; __uh-client=2"),
+    ] {
+        let caller = Caller { hides_cookies, ..caller("192.0.2.7", &headers) };
+        let mut out = Vec::new();
+        let request = translate(head, &caller, &mut out).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.contains(&format!("Host: a\r\n{cookies}X-Forwarded-For")), "{out}");
+        assert_eq!(request.cookie.of_head(head), first.as_bytes());
+    }
 }

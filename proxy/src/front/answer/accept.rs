@@ -1,11 +1,12 @@
 //! The form that a client prefers, by its `Accept` fields (RFC 9110 §12.5.1): a page for a browser, a problem for a
 //! program that asks for JSON, and plain text for everything else, such as curl with its `*/*`.
 
+use uh_http1::accept::quality;
 use uh_http1::field::values;
 
 /// The form of an answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// No preference: the operator's page if there is one, otherwise text.
     #[default]
     Any,
@@ -23,7 +24,7 @@ type Preference = (u16, u8);
 impl Form {
     /// The preference of the client that sent this head, which need not be complete or well-formed.
     #[must_use]
-    pub fn preferred(head: &[u8]) -> Self {
+    pub(crate) fn preferred(head: &[u8]) -> Self {
         let (mut html, mut json, mut text) = (Weight::default(), Weight::default(), Weight::default());
         for value in values(head, b"accept") {
             for range in value.split(|&b| b == b',') {
@@ -87,22 +88,6 @@ impl Weight {
     }
 }
 
-/// `q=0.8` → 800. A malformed quality counts as 0.
-fn quality(parameter: &[u8]) -> Option<u16> {
-    let value = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q="))?;
-    let (whole, fraction) = match value {
-        [whole] => (whole, &b""[..]),
-        [whole, b'.', fraction @ ..] if fraction.len() <= 3 => (whole, fraction),
-        _ => return Some(0),
-    };
-    if !matches!(whole, b'0' | b'1') || !fraction.iter().all(u8::is_ascii_digit) {
-        return Some(0);
-    }
-    let digits = fraction.iter().chain(b"000").take(3);
-    let thousandths = digits.fold(u16::from(whole - b'0'), |sum, digit| sum * 10 + u16::from(digit - b'0'));
-    Some(thousandths.min(1000))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,7 +133,6 @@ mod tests {
         #[test]
         fn no_bytes_panic_it(head in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
             let _ = Form::preferred(&head);
-            let _ = quality(&head);
         }
     }
 }

@@ -36,13 +36,13 @@ enum For {
 
 /// The pages. Cheap to clone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Pages {
+pub(crate) struct Pages {
     own: Arc<BTreeMap<For, String>>,
 }
 
 /// What a page shows.
 #[derive(Debug, Clone, Copy)]
-pub struct Values<'a> {
+pub(crate) struct Values<'a> {
     /// `{{status}}`
     pub status: u16,
     /// `{{reason}}`
@@ -81,7 +81,7 @@ impl Pages {
     ///
     /// # Errors
     /// Everything that is wrong, each with its file.
-    pub fn load(directory: Option<&Path>) -> io::Result<Self> {
+    pub(crate) fn load(directory: Option<&Path>) -> io::Result<Self> {
         let Some(directory) = directory else { return Ok(Self::default()) };
         let mut own = BTreeMap::new();
         let mut faults = Vec::new();
@@ -105,15 +105,9 @@ impl Pages {
         }
     }
 
-    /// The number of custom pages.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.own.len()
-    }
-
     /// The operator's page for an answer, with its values.
     #[must_use]
-    pub fn own(&self, values: &Values<'_>) -> Option<String> {
+    pub(crate) fn own(&self, values: &Values<'_>) -> Option<String> {
         let of = |target| self.own.get(&target);
         let maintenance = if values.maintenance { of(For::Maintenance) } else { None };
         let template = maintenance
@@ -124,7 +118,7 @@ impl Pages {
 
     /// The built-in page, with its values.
     #[must_use]
-    pub fn built_in(values: &Values<'_>) -> String {
+    pub(crate) fn built_in(values: &Values<'_>) -> String {
         Self::fill(BUILT_IN, values)
     }
 
@@ -239,7 +233,7 @@ mod tests {
             ("maintenance.html", "m"),
         ];
         let pages = load(&files).unwrap();
-        assert_eq!(pages.count(), 3);
+        assert_eq!(pages.own.len(), 3);
         let own = |values: Values<'_>| pages.own(&values);
         assert_eq!(own(VALUES).as_deref(), Some("own 504"));
         assert_eq!(own(Values { status: 502, ..VALUES }).as_deref(), Some("any &lt;slow&gt; {{ x }}"));

@@ -17,9 +17,10 @@ pub(super) const MAINTENANCE: &str = "Down for maintenance";
 /// The text for a status.
 pub(super) fn of(status: u16) -> Words {
     match status {
-        308 => {
+        301..=308 => {
             words("This page has moved", "It is at another address. Your browser should go there by itself.")
         }
+        403 => words("You can't open this page", "This page is only available from certain networks."),
         404 => words("Page not found", "There is no site at this address. Check it for typing errors."),
         408 => words(
             "The request took too long",

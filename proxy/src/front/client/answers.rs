@@ -24,7 +24,7 @@ impl<L: ClientLink> Client<L> {
     ///
     /// # Errors
     /// The client has left, or takes nothing.
-    pub async fn send(&mut self, head: &[u8], content: &[u8]) -> io::Result<()> {
+    pub(crate) async fn send(&mut self, head: &[u8], content: &[u8]) -> io::Result<()> {
         let deadline = Instant::now() + self.settings.limits.header_timeout;
         let mut sent = 0;
         poll_fn(|cx| {
@@ -43,7 +43,7 @@ impl<L: ClientLink> Client<L> {
     }
 
     /// Answers a head that isn't a request.
-    pub async fn refuse_bad(&mut self, bad: BadRequest) -> AfterExchange {
+    pub(crate) async fn refuse_bad(&mut self, bad: BadRequest) -> AfterExchange {
         if bad == BadRequest::Tls {
             self.worker.admission.refuse(Refused::Tls, &self.address);
         }
@@ -52,7 +52,12 @@ impl<L: ClientLink> Client<L> {
     }
 
     /// Answers an invalid request and closes: it isn't certain where the next one would begin.
-    pub async fn refuse(&mut self, status: u16, detail: &str, termination: Termination) -> AfterExchange {
+    pub(crate) async fn refuse(
+        &mut self,
+        status: u16,
+        detail: &str,
+        termination: Termination,
+    ) -> AfterExchange {
         let id = RequestId::make();
         let head = self.request_head();
         let answer = Answer {
@@ -88,6 +93,8 @@ impl<L: ClientLink> Client<L> {
             referer: b"",
             user_agent: b"",
             termination,
+            preview: false,
+            rescued_from: None,
             reason: None,
             tls: self.tls.as_deref().map(TlsSession::fields),
         });
@@ -98,7 +105,7 @@ impl<L: ClientLink> Client<L> {
     ///
     /// # Errors
     /// See [`Client::send`].
-    pub async fn send_answer(&mut self, written: &[u8], content: u64) -> io::Result<()> {
+    pub(crate) async fn send_answer(&mut self, written: &[u8], content: u64) -> io::Result<()> {
         let content = usize::try_from(content).unwrap_or(0).min(written.len());
         let (head, content) = written.split_at(written.len() - content);
         self.send(head, content).await

@@ -20,7 +20,7 @@ use uh_http1::response::Coding;
 
 /// A client's connection, plain or encrypted.
 #[derive(Debug)]
-pub enum Http1 {
+pub(crate) enum Http1 {
     /// Plain HTTP.
     Plain(TcpStream),
     /// HTTPS.
@@ -32,7 +32,7 @@ impl Http1 {
     ///
     /// # Errors
     /// The connection is broken.
-    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
@@ -41,7 +41,7 @@ impl Http1 {
 
     /// The socket, to ask the kernel about: what it carries may be encrypted.
     #[must_use]
-    pub fn socket(&self) -> &TcpStream {
+    pub(crate) fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
             Self::Tls(stream) => stream.get_ref().0,

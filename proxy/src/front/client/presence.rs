@@ -12,7 +12,7 @@ const TCP_CLOSE_WAIT: u8 = 8;
 
 /// Whether a client is still there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Presence {
+pub(crate) enum Presence {
     /// As far as is known.
     There,
     /// It has closed its sending side (FIN). It may still read.
@@ -22,7 +22,7 @@ pub enum Presence {
 }
 
 /// Checks whether the client is still there.
-pub fn presence(socket: &TcpStream) -> Presence {
+pub(crate) fn presence(socket: &TcpStream) -> Presence {
     match info(socket).map(|info| info.tcpi_state) {
         Some(TCP_CLOSE) => Presence::Gone,
         Some(TCP_CLOSE_WAIT) => Presence::HalfClosed,
@@ -31,7 +31,7 @@ pub fn presence(socket: &TcpStream) -> Presence {
 }
 
 /// Whether the client's side has acknowledged everything that was written; `None`: not yet.
-pub fn has_taken_all(socket: &TcpStream) -> Option<bool> {
+pub(crate) fn has_taken_all(socket: &TcpStream) -> Option<bool> {
     let Some(info) = info(socket) else { return Some(true) };
     if info.tcpi_state == TCP_CLOSE {
         return Some(false);
@@ -40,7 +40,7 @@ pub fn has_taken_all(socket: &TcpStream) -> Option<bool> {
 }
 
 /// Bytes that the client's side has acknowledged, if the system can tell.
-pub fn taken(socket: &TcpStream) -> Option<u64> {
+pub(crate) fn taken(socket: &TcpStream) -> Option<u64> {
     info(socket).map(|info| info.tcpi_bytes_acked)
 }
 

@@ -24,12 +24,17 @@ impl Budget {
         Self { since: now, spent: 0 }
     }
 
-    /// Spends one of `most`.
+    /// Spends `count` of `most`.
     ///
     /// # Errors
     /// More than that were spent within [`WINDOW`].
-    pub(super) fn spend(&mut self, most: u32, now: impl FnOnce() -> Instant) -> Result<(), Exceeded> {
-        self.spent = self.spent.saturating_add(1);
+    pub(super) fn spend(
+        &mut self,
+        count: u32,
+        most: u32,
+        now: impl FnOnce() -> Instant,
+    ) -> Result<(), Exceeded> {
+        self.spent = self.spent.saturating_add(count);
         if self.spent <= most {
             return Ok(());
         }
@@ -38,8 +43,8 @@ impl Budget {
         if !elapsed {
             return Err(Exceeded);
         }
-        (self.since, self.spent) = (now, 1);
-        if most == 0 { Err(Exceeded) } else { Ok(()) }
+        (self.since, self.spent) = (now, count);
+        if count > most { Err(Exceeded) } else { Ok(()) }
     }
 
     /// Gives back what turned out to be worth something.
@@ -57,15 +62,15 @@ mod tests {
         let start = Instant::now();
         let mut budget = Budget::new(start);
         for _ in 0..100 {
-            assert_eq!(budget.spend(100, || start), Ok(()));
+            assert_eq!(budget.spend(1, 100, || start), Ok(()));
         }
-        assert_eq!(budget.spend(100, || start + WINDOW / 2), Err(Exceeded));
-        assert_eq!(budget.spend(100, || start + WINDOW), Ok(()), "a new window");
+        assert_eq!(budget.spend(1, 100, || start + WINDOW / 2), Err(Exceeded));
+        assert_eq!(budget.spend(1, 100, || start + WINDOW), Ok(()), "a new window");
         let mut budget = Budget::new(start);
         for second in 0..1000 {
             let now = start + Duration::from_secs(second);
             for _ in 0..9 {
-                assert_eq!(budget.spend(100, || now), Ok(()), "{second}");
+                assert_eq!(budget.spend(1, 100, || now), Ok(()), "{second}");
             }
         }
     }
@@ -75,7 +80,7 @@ mod tests {
         let start = Instant::now();
         let mut budget = Budget::new(start);
         for _ in 0..1000 {
-            assert_eq!(budget.spend(10, || start), Ok(()));
+            assert_eq!(budget.spend(1, 10, || start), Ok(()));
             budget.earn(1);
         }
     }
@@ -83,6 +88,6 @@ mod tests {
     #[test]
     fn a_budget_of_nothing_allows_nothing() {
         let start = Instant::now();
-        assert_eq!(Budget::new(start).spend(0, || start + 2 * WINDOW), Err(Exceeded));
+        assert_eq!(Budget::new(start).spend(1, 0, || start + 2 * WINDOW), Err(Exceeded));
     }
 }

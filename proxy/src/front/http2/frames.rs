@@ -56,6 +56,11 @@ impl FrameScanner {
         Self { skip: 0, head: [0; HEAD_BYTES + CODE_BYTES], have: 0, need: HEAD_BYTES }
     }
 
+    /// Whether the last frame isn't complete.
+    pub(super) fn is_in_frame(&self) -> bool {
+        self.skip > 0 || self.have > 0
+    }
+
     /// Reads the next bytes, and reports the frames that begin in them.
     pub(super) fn scan(&mut self, mut bytes: &[u8], mut found: impl FnMut(FrameKind)) {
         loop {

@@ -7,8 +7,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
 
-use super::{head, response};
+use super::head::{self, Content};
+use super::response;
 use crate::front::client::presence::Presence;
 use crate::front::client::{ClientLink, Watched};
 use crate::front::pump::ends::{Parts, PumpSink, PumpSource};
@@ -20,9 +22,16 @@ use uh_http1::response::Coding;
 /// The most content that is handed over at once, so that streams take turns.
 const MOST_AT_ONCE: usize = 64 << 10;
 
+/// A map of more fields isn't kept for the response.
+const MOST_KEPT_FIELDS: usize = 64;
+
 /// One stream.
 pub(super) struct StreamLink {
     body: RecvStream,
+    /// The request has no body.
+    bodyless: bool,
+    /// The first stream of its connection.
+    first: bool,
     /// What was received and isn't in a buffer yet.
     pending: Bytes,
     /// What is in buffers, and still counts against the window.
@@ -30,6 +39,8 @@ pub(super) struct StreamLink {
     /// The trailers of the request, as field lines.
     trailers: Vec<u8>,
     respond: SendResponse<Bytes>,
+    /// The map of the request's fields, to be used again for those of the response.
+    fields: HeaderMap,
     /// Once the final head was sent.
     send: Option<SendStream<Bytes>>,
     /// Bytes of the response that were taken.
@@ -72,14 +83,27 @@ pub(super) enum ResponseProgress {
 }
 
 impl StreamLink {
-    /// A stream whose header list has arrived.
-    pub(super) fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
+    /// A stream whose header list has arrived, the `first` of its connection or not. `fields` isn't needed any more, but
+    /// for its memory.
+    pub(super) fn new(
+        (body, content): (RecvStream, Content),
+        respond: SendResponse<Bytes>,
+        mut fields: HeaderMap,
+        first: bool,
+    ) -> Self {
+        fields.clear();
+        if fields.capacity() > MOST_KEPT_FIELDS {
+            fields = HeaderMap::new();
+        }
         Self {
             body,
+            bodyless: content == Content::None,
+            first,
             pending: Bytes::new(),
             unreleased: 0,
             trailers: Vec::new(),
             respond,
+            fields,
             send: None,
             taken: 0,
             ended: false,
@@ -103,7 +127,7 @@ impl StreamLink {
 
     /// Whether the whole request has arrived.
     pub(super) fn request_is_read(&self) -> bool {
-        self.pending.is_empty() && self.body.is_end_stream()
+        self.bodyless || self.pending.is_empty() && self.body.is_end_stream()
     }
 
     /// Breaks the stream off.
@@ -164,7 +188,8 @@ impl StreamLink {
     /// Sends a head, and returns its length.
     fn send_head(&mut self, parts: &Parts<'_>) -> io::Result<usize> {
         let broken = || io::Error::from(io::ErrorKind::InvalidData);
-        let (response, length) = response::head(parts.head).ok_or_else(broken)?;
+        let fields = std::mem::take(&mut self.fields);
+        let (response, length) = response::head(parts.head, fields, self.first).ok_or_else(broken)?;
         if response.status().is_informational() {
             self.respond.send_informational(response).map_err(|error| self.note_gone(&error))?;
             return Ok(length);
@@ -293,7 +318,7 @@ impl PumpSink for StreamLink {
             return Poll::Ready(Ok(()));
         }
         let Some(send) = &mut self.send else { return Poll::Ready(Err(io::ErrorKind::InvalidData.into())) };
-        let trailers = response::fields(trailers).filter(|trailers| !trailers.is_empty());
+        let trailers = response::trailers(trailers).filter(|trailers| !trailers.is_empty());
         let sent = match trailers {
             Some(trailers) => send.send_trailers(trailers),
             None => send.send_data(Bytes::new(), true),

@@ -1,40 +1,48 @@
 //! One HTTP/2 connection: accepts streams, and ends when it is idle, evicted, abused, or when uh-proxy stops.
 //!
-//! A task of its own drives it. Each stream is a task on the same thread.
+//! One task drives it and its streams: see [`Streams`].
 
-use std::future::{Future as _, poll_fn};
-use std::pin::pin;
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::server::{Builder, Connection, SendResponse};
+use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::budget::Budget;
+use super::handshake::handshake;
 use super::shared::{OpenConnection, OpenStream, SharedSession};
-use super::stream;
+use super::stream::{self, Ended, NewStream, Reused, Served};
+use super::streams::Streams;
+use super::wakers::Wakers;
 use super::wire::{Wire, WireState};
-use crate::config::ServerLimits;
 use crate::front::admission::ConnectionSlot;
 use crate::front::broadcast::{StopStage, Subscription};
 use crate::front::connection::{Arrival, OpenGuard};
 use crate::front::lazy_timer::LazyTimer;
 use crate::front::pool::millis;
+use crate::front::pump::give_way;
+use crate::front::settings::Settings;
 use crate::observe::http2::GoAwayReason;
 use crate::tls::TlsSession;
 
-/// What a stream may have waiting to be sent, in memory of our own: enough for a round of the event loop.
-const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// How many streams are polled before other tasks on this thread get their turn.
+const TURN_STREAMS: usize = 32;
 
-/// Streams that `h2` resets because their client breaks the protocol, before the connection is ended.
-const MOST_BROKEN_STREAMS: usize = 100;
+/// After this time, other tasks get their turn, too. Each stream may move two buffers.
+const TURN_TIME: Duration = Duration::from_micros(250);
+
+/// The clock is read after so many streams.
+const TIMED_STREAMS: usize = 4;
+
+/// How long an idle connection keeps the memory of its streams: clients often pause between two requests.
+const MEMORY_KEPT: Duration = Duration::from_secs(1);
 
 /// After a connection was ended, how long the last frames may take to be sent.
 const END_TIME: Duration = Duration::from_secs(2);
@@ -58,96 +66,59 @@ where
     let counted = (!settings.headers.trusts(ip)).then_some(ip);
     let limited = counted.zip(limits.requests_in_flight_per_address);
     let requests = limited.map(|(ip, most)| worker.admission.requests_of(ip, most));
-    let mut subscription = Subscription::new(Arc::clone(&worker.broadcast));
-    let mut timer = LazyTimer::default();
     let (wire, wire_state) = Wire::new(stream, Arc::clone(&worker), limits.h2_control_frames);
     let _counted = OpenConnection::new(&worker);
     let begun = Instant::now();
-    let Some(connection) =
-        handshake(limits, wire, &wire_state, &mut subscription, &mut timer, begun + limits.header_timeout)
-            .await
-    else {
-        return;
-    };
-    let shared = Arc::new(SharedSession {
-        ip,
-        address,
-        tls,
-        open: AtomicUsize::new(0),
-        cancelled: Mutex::new(Budget::new(begun.into_std())),
-        most_cancelled: limits.h2_cancelled_requests,
-        abused: AtomicBool::new(false),
-        waker: Mutex::default(),
-        requests,
-        worker,
-    });
+    let subscription = Subscription::new(Arc::clone(&worker.broadcast));
+    let deadline = begun + limits.header_timeout;
+    let Some(connection) = handshake(limits, wire, &wire_state, subscription, deadline).await else { return };
+    let wakers = Wakers::default();
+    wire_state.notify_of_input(wakers.of_connection());
     let session = Http2Session {
         connection,
-        shared,
+        subscription: Subscription::new(Arc::clone(&worker.broadcast)),
+        wakers,
+        streams: Streams::new(stream::serve),
+        shared: Arc::new(SharedSession { ip, address, tls, requests, worker }),
         wire: wire_state,
         place,
-        subscription,
-        timer,
+        timer: LazyTimer::default(),
+        cancelled: Budget::new(begun.into_std()),
+        abused: false,
         accepted: 0,
-        most_requests: limits.requests_per_connection,
-        first_wait: limits.header_timeout,
-        idle_timeout: limits.idle_timeout,
         quiet_since: Some(begun),
         resting: false,
         written: 0,
         announced: false,
         ends_at: None,
+        current: Arc::clone(&settings),
+        settings,
         _open: open,
     };
-    session.run().await;
-}
-
-/// Exchanges the prefaces. `None`: the client doesn't speak HTTP/2, or not in time.
-async fn handshake<S>(
-    limits: &ServerLimits,
-    wire: Wire<S>,
-    wire_state: &WireState,
-    subscription: &mut Subscription,
-    timer: &mut LazyTimer,
-    deadline: Instant,
-) -> Option<Connection<Wire<S>, Bytes>>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut builder = Builder::new();
-    builder
-        .initial_window_size(limits.h2_stream_window)
-        .initial_connection_window_size(limits.h2_connection_window)
-        .max_concurrent_streams(limits.h2_streams)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .max_local_error_reset_streams(Some(MOST_BROKEN_STREAMS))
-        .max_send_buffer_size(SEND_BUFFER_BYTES);
-    let mut handshake = pin!(builder.handshake(wire));
-    poll_fn(|cx| {
-        subscription.poll(cx);
-        wire_state.begin_turn();
-        if let Poll::Ready(result) = handshake.as_mut().poll(cx) {
-            return Poll::Ready(result.ok());
-        }
-        let over = subscription.stage() == StopStage::Cutting || timer.poll_expired(cx, deadline);
-        if over { Poll::Ready(None) } else { Poll::Pending }
-    })
-    .await
+    // It ends its turns itself. A budget that ran out between two streams would make sockets seem silent that aren't.
+    unconstrained(session.run()).await;
 }
 
 /// A connection after the prefaces.
-struct Http2Session<S> {
-    connection: Connection<Wire<S>, Bytes>,
+struct Http2Session<W, S, F> {
+    connection: Connection<Wire<W>, Bytes>,
+    wakers: Wakers,
+    streams: Streams<S, F>,
     shared: Arc<SharedSession>,
     wire: Arc<WireState>,
     place: ConnectionSlot,
     subscription: Subscription,
     timer: LazyTimer,
+    /// Requests that were cancelled before they were answered.
+    cancelled: Budget,
+    /// More were cancelled than allowed.
+    abused: bool,
     /// Streams so far.
     accepted: u32,
-    most_requests: u32,
-    first_wait: Duration,
-    idle_timeout: Duration,
+    /// In force when the connection came: its limits.
+    settings: Arc<Settings>,
+    /// In force when the last stream came.
+    current: Arc<Settings>,
     /// Since when no stream has been served, or the client has taken nothing of what is still to be sent; `None`: one is
     /// being served.
     quiet_since: Option<Instant>,
@@ -162,9 +133,17 @@ struct Http2Session<S> {
     _open: OpenGuard,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Http2Session<S> {
+impl<W, S, F> Http2Session<W, S, F>
+where
+    W: AsyncRead + AsyncWrite + Unpin,
+    S: Fn(NewStream, Option<Reused>) -> F,
+    F: Future<Output = Served>,
+{
     async fn run(mut self) {
-        poll_fn(|cx| self.poll(cx)).await;
+        // A broadcast is for the connection and all its streams.
+        let (all, own) = (self.wakers.of_all(), self.wakers.of_connection());
+        self.subscription.poll(&mut Context::from_waker(&all));
+        poll_fn(|cx| self.poll(cx, &own)).await;
         let Self { connection, shared, .. } = &mut self;
         if connection.has_streams() {
             tracing::debug!(client = &*shared.address, "HTTP/2 connection closed with open streams");
@@ -174,33 +153,87 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Session<S> {
 
     /// The connection is gone: its streams notice it, and log and count their requests.
     async fn until_streams_end(self) {
-        let Self { connection, shared, _open: open, place, .. } = self;
+        let Self { connection, mut streams, mut wakers, subscription, place, _open: open, .. } = self;
         drop((connection, place));
+        streams.all_ready(&wakers);
         poll_fn(|cx| {
-            shared.listen(cx);
-            if shared.has_streams() { Poll::Pending } else { Poll::Ready(()) }
+            if wakers.begin(cx) {
+                streams.all_ready(&wakers);
+            }
+            for _ in 0..TURN_STREAMS {
+                if streams.is_empty() {
+                    return Poll::Ready(());
+                }
+                // What its end has woken it for doesn't matter any more.
+                wakers.take_connection();
+                match wakers.take_stream() {
+                    Some(stream) => drop(streams.poll(stream)),
+                    None if wakers.rests() => return Poll::Pending,
+                    None => {}
+                }
+            }
+            give_way(cx);
+            Poll::Pending
         })
         .await;
-        drop(open);
+        drop((subscription, open));
     }
 
-    /// Ready when the connection is closed, or is to be.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.subscription.poll(cx);
-        self.shared.listen(cx);
+    /// Ready when the connection is closed, or is to be. `own` is the connection's own waker.
+    fn poll(&mut self, cx: &mut Context<'_>, own: &Waker) -> Poll<()> {
+        if self.wakers.begin(cx) {
+            self.wakers.connection_ready();
+            self.streams.all_ready(&self.wakers);
+            self.wire.may_have_input();
+        }
         self.wire.begin_turn();
+        let mut began = None;
+        for polled in 1..=TURN_STREAMS {
+            if polled % TIMED_STREAMS == 0 && is_over(&mut began) {
+                break;
+            }
+            // Streams first: what they send leaves together.
+            if let Some(stream) = self.wakers.take_stream() {
+                if let Some((ended, at)) = self.streams.poll(stream) {
+                    self.stream_ended(ended, at);
+                }
+            } else if self.wakers.take_connection() {
+                if self.poll_connection(&mut Context::from_waker(own)).is_ready() {
+                    return Poll::Ready(());
+                }
+            } else if self.wakers.rests() {
+                return Poll::Pending;
+            }
+        }
+        // However many streams are ready, what they send leaves, too.
+        if self.wakers.take_connection() && self.poll_connection(&mut Context::from_waker(own)).is_ready() {
+            return Poll::Ready(());
+        }
+        give_way(cx);
+        Poll::Pending
+    }
+
+    /// Reads and writes frames. Ready when the connection is closed, or is to be.
+    fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             match self.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.accept(request, respond);
-                    continue;
+                    // Each look for another polls the whole connection, which has been done.
+                    if self.wire.accepted_one() {
+                        continue;
+                    }
                 }
                 Poll::Ready(Some(Err(error))) => {
                     self.note_error(&error);
                     return Poll::Ready(());
                 }
                 Poll::Ready(None) => return Poll::Ready(()),
-                Poll::Pending => {}
+                Poll::Pending => self.wire.accepted_all(),
+            }
+            if self.wire.holds() {
+                // What was gathered leaves when the connection is polled again.
+                self.wakers.connection_ready();
             }
             match self.poll_end(cx) {
                 // The frames that say so are sent when the connection is polled again.
@@ -220,9 +253,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Session<S> {
             return respond.send_reset(Reason::REFUSED_STREAM);
         }
         self.accepted = self.accepted.saturating_add(1);
-        let settings = self.shared.worker.settings();
+        self.shared.worker.settings.refresh(&mut self.current);
+        let settings = Arc::clone(&self.current);
         let open = OpenStream::new(&self.shared);
-        drop(tokio::spawn(stream::serve(open, settings, request, respond)));
+        let first = self.accepted == 1;
+        self.streams.begin(NewStream { open, settings, request, respond, first }, &mut self.wakers);
+    }
+
+    /// `at`: when the last byte of a complete response was written.
+    fn stream_ended(&mut self, ended: Ended, at: Option<Instant>) {
+        if ended == Ended::Cancelled {
+            let most = self.settings.limits.h2_cancelled_requests;
+            self.abused |= self.cancelled.spend(1, most, std::time::Instant::now).is_err();
+        }
+        if self.abused || self.streams.is_empty() {
+            // It may be time to end it, or it is idle.
+            self.quiet_since = at;
+            self.wakers.connection_ready();
+        }
     }
 
     /// Whether it is time to end the connection, and how. Pending: not now.
@@ -241,18 +289,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Session<S> {
         if self.wire.is_flooded() {
             return self.end(GoAwayReason::Flood);
         }
-        if self.shared.abused.load(Ordering::Relaxed) {
+        if self.abused {
             return self.end(GoAwayReason::CancelledRequests);
         }
         if !self.announced {
-            if stage != StopStage::Running {
+            // A client that has just connected gets its answer first, as over HTTP/1: there may be nobody else to ask.
+            if stage != StopStage::Running && self.accepted > 0 {
                 return self.announce(GoAwayReason::Stopping);
             }
-            if self.accepted >= self.most_requests {
+            if self.accepted >= self.settings.limits.requests_per_connection {
                 return self.announce(GoAwayReason::RequestsPerConnection);
             }
         }
-        if self.shared.has_streams() {
+        if !self.streams.is_empty() {
             self.quiet_since = None;
             return Poll::Pending;
         }
@@ -277,11 +326,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Session<S> {
         if self.resting && self.place.slot.is_evicted() {
             return self.end(GoAwayReason::Evicted);
         }
-        let wait = if self.accepted == 0 { self.first_wait } else { self.idle_timeout };
+        let limits = &self.settings.limits;
+        let wait = if self.accepted == 0 { limits.header_timeout } else { limits.idle_timeout };
         let mut deadline = since + wait;
         if let (StopStage::Stopping, Some(timetable), false) = (stage, self.subscription.timetable(), unsent)
         {
             deadline = deadline.min(timetable.idle_until);
+        }
+        if self.streams.hold_memory() {
+            if !self.timer.poll_expired(cx, deadline.min(since + MEMORY_KEPT)) {
+                return Poll::Pending;
+            }
+            self.streams.free_memory();
         }
         if !self.timer.poll_expired(cx, deadline) {
             return Poll::Pending;
@@ -320,6 +376,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http2Session<S> {
         let worker = &self.shared.worker;
         worker.meters.worker(worker.index).http2.went_away(reason);
     }
+}
+
+/// Whether a turn that began at the first call has taken long enough.
+fn is_over(began: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    now.duration_since(*began.get_or_insert(now)) >= TURN_TIME
 }
 
 /// What to do with a connection.

@@ -2,12 +2,8 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Waker};
+use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
-
-use super::budget::Budget;
 use crate::front::in_flight::{AddressRequests, RequestInFlight};
 use crate::front::worker::Worker;
 use crate::tls::TlsSession;
@@ -18,45 +14,8 @@ pub(super) struct SharedSession {
     pub ip: IpAddr,
     pub address: Arc<str>,
     pub tls: Option<Arc<TlsSession>>,
-    /// Streams being served.
-    pub open: AtomicUsize,
-    /// Requests that were cancelled before they were answered.
-    pub cancelled: Mutex<Budget>,
-    pub most_cancelled: u32,
-    /// More were cancelled than allowed.
-    pub abused: AtomicBool,
-    /// Wakes the connection's task.
-    pub waker: Mutex<Option<Waker>>,
     /// Counts the requests of the client's address; `None`: it has no limit.
     pub requests: Option<AddressRequests>,
-}
-
-impl SharedSession {
-    /// The client has cancelled a request that wasn't answered yet.
-    pub(super) fn client_cancelled(&self) {
-        if self.cancelled.lock().spend(self.most_cancelled, std::time::Instant::now).is_err() {
-            self.abused.store(true, Ordering::Relaxed);
-            self.wake();
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = self.waker.lock().as_ref() {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// Makes sure that the connection's task is woken for what its streams report.
-    pub(super) fn listen(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.lock();
-        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
-        }
-    }
-
-    pub(super) fn has_streams(&self) -> bool {
-        self.open.load(Ordering::Relaxed) > 0
-    }
 }
 
 /// A stream that is being served, counted for as long as this lives.
@@ -68,7 +27,6 @@ pub(super) struct OpenStream {
 
 impl OpenStream {
     pub(super) fn new(shared: &Arc<SharedSession>) -> Self {
-        shared.open.fetch_add(1, Ordering::Relaxed);
         let place = shared.requests.as_ref().and_then(AddressRequests::begin);
         let worker = &shared.worker;
         worker.meters.worker(worker.index).http2.stream_opened();
@@ -85,14 +43,6 @@ impl OpenStream {
     /// Whether its address has too many requests in flight.
     pub(super) fn is_one_too_many(&self) -> bool {
         self.shared.requests.is_some() && self.place.is_none()
-    }
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        if self.shared.open.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.shared.wake();
-        }
     }
 }
 

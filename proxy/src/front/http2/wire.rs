@@ -3,15 +3,16 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::budget::Budget;
 use super::frames::{FrameKind, FrameScanner};
+use super::gather::Gather;
 use crate::front::lazy_timer::LazyTimer;
 use crate::front::pump::give_way;
 use crate::front::worker::Worker;
@@ -22,7 +23,10 @@ use crate::observe::http2::Direction;
 const TURN_BYTES: usize = 64 << 10;
 
 /// How much of that a frame costs in addition to its bytes: handling it takes about as long as copying so much.
-const FRAME_COST: usize = 256;
+const FRAME_COST: usize = 1 << 10;
+
+/// The same of a frame that may begin a request.
+const REQUEST_COST: usize = 3 << 10;
 
 /// After the last frame was sent, how long to read on and discard what arrives: a socket that is closed with unread input
 /// is reset, and the client would lose what was sent, such as the reason for the end (RFC 9113 §6.8).
@@ -37,6 +41,9 @@ const BYTES_PER_UPDATE: u64 = 1 << 10;
 /// How many control frames come with a request, for free: priorities, its window, its end.
 const CONTROL_PER_REQUEST: u32 = 8;
 
+/// `REFUSED_STREAM` (RFC 9113 §7): there are as many streams as the client may open.
+const REFUSED: u32 = 7;
+
 /// What a session and its connection know of each other. They are the same task.
 #[derive(Debug, Default)]
 pub(super) struct WireState {
@@ -46,6 +53,16 @@ pub(super) struct WireState {
     turn: AtomicUsize,
     /// Bytes that the client's side was sent.
     written: AtomicU64,
+    /// Something that was written waits for a flush.
+    holds: AtomicBool,
+    /// There was nothing more to read, and `input` is woken when there is. On its own, since `input` refers to it.
+    silent: Arc<AtomicBool>,
+    /// What is woken by input, once the session is there.
+    input: OnceLock<Waker>,
+    /// Frames that may have completed the header list of a request, since the session has accepted all requests.
+    heads: AtomicUsize,
+    /// The last frame that was read isn't complete.
+    in_frame: AtomicBool,
 }
 
 impl WireState {
@@ -54,9 +71,44 @@ impl WireState {
         self.turn.store(0, Ordering::Relaxed);
     }
 
+    /// From now on, input wakes this. The connection is polled for many reasons; for input, it looks only if there may be
+    /// some.
+    pub(super) fn notify_of_input(&self, connection: Waker) {
+        let silent = Arc::clone(&self.silent);
+        let _ = self.input.set(Arc::new(OfInput { silent, connection }).into());
+        self.may_have_input();
+    }
+
+    /// The connection looks for input when it is polled again.
+    pub(super) fn may_have_input(&self) {
+        self.silent.store(false, Ordering::SeqCst);
+    }
+
+    /// The session has accepted a request. Returns whether there may be another.
+    pub(super) fn accepted_one(&self) -> bool {
+        let heads = self.heads.load(Ordering::Relaxed).saturating_sub(1);
+        self.heads.store(heads, Ordering::Relaxed);
+        heads > 0
+    }
+
+    /// There was no request to accept.
+    pub(super) fn accepted_all(&self) {
+        // Otherwise, not all that was read was looked at.
+        if self.silent.load(Ordering::Relaxed) {
+            let rest = self.in_frame.load(Ordering::Relaxed);
+            self.heads.store(rest.into(), Ordering::Relaxed);
+        }
+    }
+
     /// Whether the client has sent too many frames that are good for nothing.
     pub(super) fn is_flooded(&self) -> bool {
         self.flooded.load(Ordering::Relaxed)
+    }
+
+    /// Whether something that was written waits for a flush, which comes when the connection is polled again. Never while
+    /// the socket takes nothing.
+    pub(super) fn holds(&self) -> bool {
+        self.holds.load(Ordering::Relaxed)
     }
 
     /// Bytes written so far.
@@ -65,9 +117,26 @@ impl WireState {
     }
 }
 
+/// Woken by input.
+struct OfInput {
+    silent: Arc<AtomicBool>,
+    connection: Waker,
+}
+
+impl Wake for OfInput {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.silent.store(false, Ordering::SeqCst);
+        self.connection.wake_by_ref();
+    }
+}
+
 /// A client connection under `h2`.
 pub(super) struct Wire<S> {
-    stream: S,
+    stream: Gather<S>,
     state: Arc<WireState>,
     worker: Arc<Worker>,
     received: FrameScanner,
@@ -94,7 +163,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub(super) fn new(stream: S, worker: Arc<Worker>, most_control: u32) -> (Self, Arc<WireState>) {
         let state = Arc::new(WireState::default());
         let wire = Self {
-            stream,
+            stream: Gather::new(stream),
             state: Arc::clone(&state),
             worker,
             received: FrameScanner::of_client(),
@@ -111,20 +180,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn count(&mut self, bytes: &[u8]) {
         let (control, most, unpaid) = (&mut self.control, self.most_control, &mut self.unpaid);
         let meters = &self.worker.meters.worker(self.worker.index).http2;
-        let (mut exceeded, mut frames) = (false, 0);
+        let (mut exceeded, mut cost, mut heads) = (false, bytes.len(), 0);
         self.received.scan(bytes, |kind| {
-            frames += 1;
+            cost += if kind == FrameKind::Headers { REQUEST_COST } else { FRAME_COST };
+            // A CONTINUATION frame is a control frame.
+            heads += usize::from(matches!(kind, FrameKind::Headers | FrameKind::Control));
             match kind {
                 FrameKind::Headers => control.earn(CONTROL_PER_REQUEST),
                 FrameKind::Content => {}
                 FrameKind::Reset(code) => meters.was_reset(Direction::Received, code),
                 FrameKind::WindowUpdate if *unpaid >= BYTES_PER_UPDATE => *unpaid -= BYTES_PER_UPDATE,
                 FrameKind::WindowUpdate | FrameKind::Control => {
-                    exceeded |= control.spend(most, Instant::now).is_err();
+                    exceeded |= control.spend(1, most, Instant::now).is_err();
                 }
             }
         });
-        self.state.turn.fetch_add(bytes.len() + frames * FRAME_COST, Ordering::Relaxed);
+        self.state.heads.fetch_add(heads, Ordering::Relaxed);
+        self.state.in_frame.store(self.received.is_in_frame(), Ordering::Relaxed);
+        self.state.turn.fetch_add(cost, Ordering::Relaxed);
         if exceeded {
             self.state.flooded.store(true, Ordering::Relaxed);
         }
@@ -136,19 +209,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         parts: impl Iterator<Item = &'a [u8]>,
         result: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        if result.is_pending() {
+            // The socket takes no more: it wakes the task.
+            self.state.holds.store(false, Ordering::Relaxed);
+        }
         if let Poll::Ready(Ok(written)) = result {
             self.unpaid += written as u64;
             self.state.written.fetch_add(written as u64, Ordering::Relaxed);
             let meters = &self.worker.meters.worker(self.worker.index).http2;
-            let mut left = written;
+            let (control, most) = (&mut self.control, self.most_control);
+            let (mut left, mut exceeded) = (written, false);
             for part in parts {
                 let of_part = left.min(part.len());
                 left -= of_part;
                 self.sent.scan(&part[..of_part], |kind| {
                     if let FrameKind::Reset(code) = kind {
                         meters.was_reset(Direction::Sent, code);
+                        // A request that is refused isn't worth more than a control frame, and earns none.
+                        let cost = if code == REFUSED { 1 + CONTROL_PER_REQUEST } else { 0 };
+                        exceeded |= cost > 0 && control.spend(cost, most, Instant::now).is_err();
                     }
                 });
+            }
+            if exceeded {
+                self.state.flooded.store(true, Ordering::Relaxed);
             }
         }
         result
@@ -162,6 +246,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             shut: false,
             left: LINGER_BYTES,
         });
+        // What is held leaves before the end.
+        self.state.holds.store(false, Ordering::Relaxed);
         if !linger.shut {
             match Pin::new(&mut self.stream).poll_shutdown(cx) {
                 Poll::Ready(Ok(())) => linger.shut = true,
@@ -201,17 +287,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.state.is_flooded() {
+        if self.state.is_flooded() || self.state.silent.load(Ordering::Relaxed) {
             return Poll::Pending;
         }
         if self.state.turn.load(Ordering::Relaxed) >= TURN_BYTES {
             give_way(cx);
             return Poll::Pending;
         }
+        let this = &mut *self;
         let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let read = &buf.filled()[before..];
-        self.count(read);
+        let result = match this.state.input.get() {
+            Some(input) => {
+                // Before it looks: input that arrives meanwhile takes it back.
+                this.state.silent.store(true, Ordering::SeqCst);
+                Pin::new(&mut this.stream).poll_read(&mut Context::from_waker(input), buf)
+            }
+            None => Pin::new(&mut this.stream).poll_read(cx, buf),
+        };
+        if result.is_ready() {
+            this.state.may_have_input();
+            this.count(&buf.filled()[before..]);
+        }
         result
     }
 }
@@ -236,11 +332,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.state.holds.store(self.stream.holds() && !result.is_pending(), Ordering::Relaxed);
+        result
     }
 
     /// Closes the sending side, and reads on until the client closes its own.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_linger(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_is_gone_leaves_nothing_behind() {
+        let state = Arc::new(WireState::default());
+        state.notify_of_input(Waker::noop().clone());
+        let gone = Arc::downgrade(&state);
+        drop(state);
+        assert!(gone.upgrade().is_none(), "what is woken by input keeps the state");
+    }
+
+    #[test]
+    fn input_takes_back_that_there_is_none() {
+        let state = WireState::default();
+        state.notify_of_input(Waker::noop().clone());
+        state.silent.store(true, Ordering::SeqCst);
+        state.input.get().unwrap().wake_by_ref();
+        assert!(!state.silent.load(Ordering::SeqCst));
     }
 }

@@ -14,11 +14,12 @@ use pingora::protocols::{Stream, UniqueID as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::{PumpError, Waiting};
 use crate::front::descriptor;
 use uh_http1::buffer::Buffer;
 
 /// Where a pump reads a body.
-pub trait PumpSource {
+pub(crate) trait PumpSource {
     /// Reads more into a buffer borrowed from the thread's stock for as long as it holds bytes. Ready with 0 at the end
     /// of the input. A pump calls this only when everything read before has been written.
     ///
@@ -32,15 +33,33 @@ pub trait PumpSource {
         let _ = out;
     }
 
+    /// Sends more to this socket by itself, if it can, without a way through our memory. A pump calls this only when
+    /// everything read before has been written, and for content that leaves as it is.
+    fn poll_send(&mut self, cx: &mut Context<'_>, to: PlainSocket<'_>) -> Option<Sending> {
+        let _ = (cx, to);
+        None
+    }
+
     /// The socket, if its bytes are the content itself.
     fn plain(&self) -> Option<PlainSocket<'_>> {
         None
     }
 }
 
+/// What has become of [`PumpSource::poll_send`].
+#[derive(Debug)]
+pub(crate) enum Sending {
+    /// So many bytes were sent; 0 at the end of the input.
+    Moved(usize),
+    /// The task is woken when there is more to send, or when the socket takes more.
+    Waits(Waiting),
+    /// No more can be sent.
+    Failed(PumpError),
+}
+
 /// What a pump writes next, in this order.
 #[derive(Debug, Clone, Copy)]
-pub struct Parts<'a> {
+pub(crate) struct Parts<'a> {
     /// Complete heads, or their rest.
     pub head: &'a [u8],
     /// Chunk framing before the content.
@@ -55,11 +74,11 @@ pub struct Parts<'a> {
 
 impl Parts<'_> {
     /// Nothing, at the end of a message.
-    pub const LAST: Self = Self { head: b"", before: b"", content: b"", after: b"", last: true };
+    pub(crate) const LAST: Self = Self { head: b"", before: b"", content: b"", after: b"", last: true };
 }
 
 /// Where a pump writes a message.
-pub trait PumpSink {
+pub(crate) trait PumpSink {
     /// Takes the first bytes of the parts, and returns how many.
     ///
     /// # Errors
@@ -98,7 +117,7 @@ pub trait PumpSink {
 
 /// A socket with nothing between it and the content.
 #[derive(Debug, Clone, Copy)]
-pub struct PlainSocket<'a>(Held<'a>);
+pub(crate) struct PlainSocket<'a>(Held<'a>);
 
 #[derive(Debug, Clone, Copy)]
 enum Held<'a> {
@@ -110,16 +129,25 @@ enum Held<'a> {
 impl<'a> PlainSocket<'a> {
     /// The socket of a stream that is nothing more; `None`: something lies between the two.
     #[must_use]
-    pub fn of_stream(stream: &'a Stream) -> Option<Self> {
+    pub(crate) fn of_stream(stream: &'a Stream) -> Option<Self> {
         // Of what is in the box: the box is a stream, too.
         (**stream).as_any().downcast_ref().map(|socket| Self(Held::Pingora(socket)))
+    }
+
+    /// The connection, if it is a client's.
+    #[must_use]
+    pub(crate) fn tcp(self) -> Option<&'a TcpStream> {
+        match self.0 {
+            Held::Tcp(socket) => Some(socket),
+            Held::Pingora(_) => None,
+        }
     }
 
     /// A descriptor of our own for it.
     ///
     /// # Errors
     /// No descriptors are left.
-    pub fn copy(self) -> io::Result<OwnedFd> {
+    pub(crate) fn copy(self) -> io::Result<OwnedFd> {
         match self.0 {
             Held::Tcp(socket) => socket.as_fd().try_clone_to_owned(),
             Held::Pingora(socket) => descriptor::copy(socket.id()),
@@ -155,7 +183,7 @@ impl PumpSink for Stream {
 }
 
 /// [`PumpSource::poll_fill`] for a stream of bytes.
-pub fn fill_from<S: AsyncRead + Unpin>(
+pub(crate) fn fill_from<S: AsyncRead + Unpin>(
     from: &mut S,
     cx: &mut Context<'_>,
     slot: &mut Option<Buffer>,
@@ -177,7 +205,7 @@ pub fn fill_from<S: AsyncRead + Unpin>(
 }
 
 /// [`PumpSink::poll_write`] for a stream of bytes: in one system call, however many parts there are.
-pub fn write_to<S: AsyncWrite + Unpin>(
+pub(crate) fn write_to<S: AsyncWrite + Unpin>(
     to: &mut S,
     cx: &mut Context<'_>,
     parts: Parts<'_>,

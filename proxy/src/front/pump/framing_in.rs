@@ -58,6 +58,11 @@ impl FramingIn {
         self.frames.as_ref().is_some_and(|frames| frames.at_boundary() && !frames.closed())
     }
 
+    /// The frames that have arrived, if they are followed.
+    pub(super) fn frames(&self) -> Option<&Frames> {
+        self.frames.as_deref()
+    }
+
     /// Whether the whole body has arrived.
     pub(super) fn is_done(&self) -> bool {
         self.scanner.is_done()
@@ -104,7 +109,7 @@ impl FramingIn {
                     cleared += n;
                     seen += n;
                 }
-                Step::Trailer(n) if self.coding == Coding::Frame => {
+                Step::Trailer(n) if matches!(self.coding, Coding::Frame | Coding::Chunk) => {
                     self.trailers.extend_from_slice(&buffer.filled()[seen..seen + n]);
                     seen += n;
                 }
@@ -125,8 +130,8 @@ impl FramingIn {
             return Ok(Step::Data(frames.follow(input, self.ending)));
         }
         let step = match self.coding {
-            Coding::Unchunk | Coding::Frame => self.scanner.step(input),
-            Coding::AsItIs | Coding::Chunk => self.scanner.take(input).map(Step::Data),
+            Coding::Unchunk | Coding::Frame | Coding::Chunk => self.scanner.step(input),
+            Coding::AsItIs => self.scanner.take(input).map(Step::Data),
         };
         step.map_err(|_| PumpError::BadBody)
     }

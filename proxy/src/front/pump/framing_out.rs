@@ -1,6 +1,7 @@
 //! The framing in which a body leaves: chunks, where uh-proxy makes them.
 
 use super::ends::PumpSource;
+use super::framing_in::FramingIn;
 use uh_http1::field::write_hex;
 use uh_http1::response::Coding;
 
@@ -22,6 +23,8 @@ struct Chunk {
     before_sent: usize,
     /// What goes after it.
     after: &'static [u8],
+    /// The last chunk was made.
+    ended: bool,
 }
 
 impl FramingOut {
@@ -50,13 +53,19 @@ impl FramingOut {
         chunk.after = LINE_END;
     }
 
-    /// The content is over. Everything before has left.
-    pub(super) fn end<F: PumpSource>(&mut self, from: &mut F) {
-        let Some(chunk) = &mut self.0 else { return };
+    /// The content is over. Everything before has left. Returns whether something follows: the last chunk, and the
+    /// trailers.
+    pub(super) fn end<F: PumpSource>(&mut self, from: &mut F, framing_in: &FramingIn) -> bool {
+        let Some(chunk) = &mut self.0 else { return false };
+        if std::mem::replace(&mut chunk.ended, true) {
+            return false;
+        }
         chunk.restart();
         chunk.before.extend_from_slice(LAST_CHUNK);
         from.write_trailers(&mut chunk.before);
+        chunk.before.extend_from_slice(framing_in.trailers());
         chunk.before.extend_from_slice(LINE_END);
+        true
     }
 
     /// Of so many bytes that have left: how many were before the content.

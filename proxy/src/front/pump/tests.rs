@@ -9,6 +9,8 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use pingora::protocols::Stream;
 
+mod compressed;
+
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
@@ -35,7 +37,7 @@ async fn a_first_write_that_fails_has_sent_nothing_and_is_repeated_in_full() {
     let mut from: Stream = Box::new(Socket::from(client));
     let mut to: Stream = Box::new(Socket::from(dead));
     let failed = pump_once(&mut pump, &mut from, &mut to).await;
-    assert!(matches!(failed, Err(PumpError::Write(_))), "{failed:?}");
+    assert!(matches!(failed, Err(PumpError::Write)), "{failed:?}");
     assert_eq!((pump.sent(), pump.body_sent()), (0, 0));
 
     let (alive, mut peer) = pair().await;
@@ -90,7 +92,7 @@ async fn unwrapping_chunks_costs_by_the_byte_and_not_by_the_chunk() {
     let mut from: Stream = Box::new(Socket::from(near));
     let mut to: Stream = Box::new(Socket::from(sink));
     let mut pump = Pump::new(Vec::new(), Framing::None, Coding::AsItIs, None);
-    pump.begin_body(Framing::Chunked, Coding::Unchunk, None);
+    pump.begin_body(Framing::Chunked, Coding::Unchunk, None, None);
     let mut most = 0;
     std::future::poll_fn(|cx| {
         let before = pump.taken;
@@ -235,7 +237,7 @@ async fn the_first_bytes_of_a_large_body_are_kept_until_one_is_sent() {
     let (mut from, mut to): (Stream, Stream) = (Box::new(Socket::from(near)), Box::new(Socket::from(dead)));
     let mut pump = Pump::new(Vec::new(), Framing::Length(body.len() as u64), Coding::AsItIs, None);
     let failed = pump_once(&mut pump, &mut from, &mut to).await;
-    assert!(matches!(failed, Err(PumpError::Write(_))), "{failed:?}");
+    assert!(matches!(failed, Err(PumpError::Write)), "{failed:?}");
     assert_eq!(pump.body_sent(), 0);
 
     let (alive, mut peer) = pair().await;
@@ -302,7 +304,7 @@ async fn a_request_that_leaves_in_chunks_can_be_sent_again_in_full() {
     client.write_all(b"body").await.unwrap();
     client.shutdown().await.unwrap();
     let failed = pump_once(&mut pump, &mut from, &mut to).await;
-    assert!(matches!(failed, Err(PumpError::Write(_))), "{failed:?}");
+    assert!(matches!(failed, Err(PumpError::Write)), "{failed:?}");
     assert_eq!(pump.body_sent(), 0);
 
     pump.rewind();

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Awaiting, ExchangeFailure, Progress, Relay, RelayContext, Unconnected};
-use crate::config::{Limits, Timeouts};
+use super::{Awaiting, ExchangeFailure, Progress, Relay, Unconnected};
+use crate::config::{Limits, PathSettings, Timeouts};
 use crate::front::Lease;
 use crate::front::broadcast::{StopStage, Subscription};
 use crate::front::client::ClientLink;
@@ -27,11 +27,15 @@ struct Due {
     leaves: Option<Instant>,
     /// The client is checked.
     look: Option<Instant>,
+    /// It counts as slow in a trial.
+    slow: Option<Instant>,
+    /// It counts as overdue in a trial.
+    late: Option<Instant>,
 }
 
 impl Due {
     fn earliest(self) -> Option<Instant> {
-        [self.overdue, self.leaves, self.look].into_iter().flatten().min()
+        [self.overdue, self.leaves, self.look, self.slow, self.late].into_iter().flatten().min()
     }
 }
 
@@ -40,25 +44,29 @@ impl Relay {
     pub(super) fn check<L: ClientLink>(
         &mut self,
         cx: &mut Context<'_>,
-        around: &mut RelayContext<'_, L>,
+        caller: &mut Unconnected<'_, L>,
     ) -> Result<(), ExchangeFailure> {
-        check_cut(cx, around.client, around.lease, around.subscription)?;
+        check_cut(caller.lease, caller.subscription)?;
+        if !self.this_poll.client_watched {
+            check_cancelled(cx, caller.client)?;
+        }
         loop {
-            let service = &around.lease.owner().service;
-            let (limit, failure) = self.limit(&service.timeouts);
-            let paced = self.pace(&service.limits, around.client)?;
+            let PathSettings { timeouts, limits, .. } = caller.settings;
+            let (limit, failure) = self.limit(timeouts);
+            let paced = self.pace(limits, caller.client)?;
             let deadline = self.last_move + limit;
-            let due = self.due::<L>(&service.timeouts);
+            let late = timeouts.overdue.and_then(|_| self.overdue_at(caller.trial.overdue_after()));
+            let due = Due { slow: caller.trial.slow_at(), late, ..self.due::<L>(timeouts) };
             let next = [paced, due.earliest()].into_iter().flatten().fold(deadline, Instant::min);
-            if !around.timer.poll_expired(cx, next) {
+            if !caller.timer.poll_expired(cx, next) {
                 return Ok(());
             }
             let now = Instant::now();
-            self.meet(due, now, around.client, around.lease)?;
+            self.meet(due, now, caller)?;
             // A client that acknowledged data gets its full time again; if checked twice in a row, it has acknowledged
             // none.
             let deadline = self.last_move + limit;
-            if now >= deadline && !self.client_takes(around.client) {
+            if now >= deadline && !self.client_takes(caller.client) {
                 return Err(failure);
             }
         }
@@ -69,25 +77,29 @@ impl Relay {
     ///
     /// # Errors
     /// It is over.
-    pub fn check_unconnected<L: ClientLink>(
+    pub(crate) fn check_unconnected<L: ClientLink>(
         &mut self,
         cx: &mut Context<'_>,
         caller: &mut Unconnected<'_, L>,
     ) -> Result<(), ExchangeFailure> {
-        check_cut(cx, caller.client, caller.lease, caller.subscription)?;
+        check_cut(caller.lease, caller.subscription)?;
+        check_cancelled(cx, caller.client)?;
         loop {
-            let timeouts = &caller.lease.owner().service.timeouts;
+            let timeouts = &caller.settings.timeouts;
             let overdue = timeouts.overdue.filter(|_| self.may_be_overdue());
+            let late = overdue.and_then(|_| caller.trial.overdue_after());
             let due = Due {
                 overdue: overdue.map(|overdue| self.last_move + overdue),
+                late: late.map(|late| self.last_move + late),
                 leaves: self.leaves_at(timeouts.half_closed),
                 look: (L::NEEDS_LOOKS && !self.client_ended()).then(|| self.next_look()),
+                slow: caller.trial.slow_at(),
             };
             let Some(next) = due.earliest() else { return Ok(()) };
             if !caller.timer.poll_expired(cx, next) {
                 return Ok(());
             }
-            self.meet(due, Instant::now(), caller.client, caller.lease)?;
+            self.meet(due, Instant::now(), caller)?;
         }
     }
 
@@ -96,18 +108,24 @@ impl Relay {
         &mut self,
         due: Due,
         now: Instant,
-        client: &L,
-        lease: &Lease,
+        caller: &mut Unconnected<'_, L>,
     ) -> Result<(), ExchangeFailure> {
         let has_come = |at: Option<Instant>| at.is_some_and(|at| now >= at);
+        if has_come(due.slow) {
+            caller.trial.is_slow();
+        }
+        if has_come(due.late) {
+            caller.trial.is_late();
+        }
         if has_come(due.overdue) {
             self.awaiting = self.awaiting.map(|awaiting| Awaiting { overdue: true, ..awaiting });
-            lease.owner().meters.lane(lease.worker()).is_overdue();
+            caller.lease.owner().meters.lane(caller.lease.worker()).is_overdue();
+            caller.trial.is_overdue();
         }
         if has_come(due.look) {
-            self.look(client, now)?;
+            self.look(caller.client, now)?;
         }
-        if has_come(due.leaves) && !self.client_takes(client) {
+        if has_come(due.leaves) && !self.client_takes(caller.client) {
             return Err(ExchangeFailure::Client(Termination::ClientGone));
         }
         Ok(())
@@ -120,7 +138,7 @@ impl Relay {
         limits: &Limits,
         client: &L,
     ) -> Result<Option<Instant>, ExchangeFailure> {
-        let sends = self.is_sending() && self.up.waiting() == Waiting::Source && limits.min_body_rate > 0;
+        let sends = self.awaits_body() && limits.min_body_rate > 0;
         let reads = !self.down.is_flushed() && limits.min_response_rate > 0;
         if !sends && !reads && !self.up_pace.is_waiting() && !self.down_pace.is_waiting() {
             return Ok(None);
@@ -150,6 +168,8 @@ impl Relay {
             overdue: self.overdue_at(timeouts.overdue),
             leaves: self.leaves_at(timeouts.half_closed),
             look: if L::NEEDS_LOOKS { self.look_at() } else { None },
+            slow: None,
+            late: None,
         }
     }
 
@@ -183,7 +203,7 @@ impl Relay {
         let reads = match self.request {
             Progress::Refused(_) => false,
             Progress::Sent(_) => self.up.surplus().as_mut().is_none_or(|ahead| !ahead.room().is_empty()),
-            Progress::Sending => self.up.waiting() == Waiting::Source,
+            Progress::Sending => self.awaits_body(),
         };
         if reads || self.client_ended() {
             return None;
@@ -200,6 +220,13 @@ impl Relay {
     fn still_sends(&self) -> bool {
         let only_waits = self.up.sent() == 0 && self.up.body_complete();
         self.is_sending() && !only_waits
+    }
+
+    /// Whether more of the request is awaited from the client.
+    fn awaits_body(&self) -> bool {
+        self.is_sending()
+            && self.up.waiting() == Waiting::Source
+            && self.buffered.as_ref().is_none_or(|body| body.awaits_client())
     }
 
     fn is_sending(&self) -> bool {
@@ -241,28 +268,28 @@ impl Relay {
             (timeouts.read, ExchangeFailure::UpstreamTimeout)
         } else if self.up.waiting() == Waiting::Sink {
             (timeouts.write, ExchangeFailure::UpstreamTimeout)
-        } else {
+        } else if self.awaits_body() {
             (timeouts.client, client)
+        } else {
+            (timeouts.read, ExchangeFailure::Storage)
         }
     }
 }
 
-/// Whether the exchange is to be cut, or its client has cancelled it.
-fn check_cut<L: ClientLink>(
-    cx: &mut Context<'_>,
-    client: &mut L,
-    lease: &Lease,
-    subscription: &Subscription,
-) -> Result<(), ExchangeFailure> {
+/// Whether the exchange is to be cut.
+fn check_cut(lease: &Lease, subscription: &Subscription) -> Result<(), ExchangeFailure> {
     if lease.is_cut() {
         Err(ExchangeFailure::Cut(Termination::Drain))
     } else if subscription.stage() == StopStage::Cutting {
         Err(ExchangeFailure::Cut(Termination::Stop))
-    } else if client.poll_cancelled(cx) {
-        Err(ExchangeFailure::Client(Termination::ClientGone))
     } else {
         Ok(())
     }
+}
+
+/// Whether the client has cancelled the exchange.
+fn check_cancelled<L: ClientLink>(cx: &mut Context<'_>, client: &mut L) -> Result<(), ExchangeFailure> {
+    if client.poll_cancelled(cx) { Err(ExchangeFailure::Client(Termination::ClientGone)) } else { Ok(()) }
 }
 
 /// What the client has acknowledged; if the system doesn't report that, what was written.

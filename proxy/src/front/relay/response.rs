@@ -37,7 +37,7 @@ impl Relay {
     ///
     /// # Errors
     /// See [`ExchangeFailure`].
-    pub async fn await_response<L: ClientLink>(
+    pub(crate) async fn await_response<L: ClientLink>(
         &mut self,
         around: &mut RelayContext<'_, L>,
         to: Recipient<'_>,
@@ -56,7 +56,7 @@ impl Relay {
         around.subscription.poll(cx);
         loop {
             self.poll_request(cx, around)?;
-            if let Some(head) = self.scan_head(awaited, around.subscription)? {
+            if let Some(head) = self.scan_head(awaited, around)? {
                 if !head.is_interim() {
                     self.awaiting = None;
                     return Poll::Ready(Ok(head));
@@ -81,7 +81,7 @@ impl Relay {
                     if awaited.to.request.expects_continue && self.continue_is_due(cx, around.timer) {
                         continue;
                     }
-                    self.check(cx, around)?;
+                    self.check(cx, &mut around.caller())?;
                     self.waits();
                     return Poll::Pending;
                 }
@@ -90,7 +90,7 @@ impl Relay {
     }
 
     /// Whether the client's connection may be kept after a response that arrives now.
-    fn may_keep_alive(&mut self, to: Recipient<'_>, subscription: &Subscription) -> bool {
+    pub(super) fn may_keep_alive(&mut self, to: Recipient<'_>, subscription: &Subscription) -> bool {
         // A client that still waits for "100 Continue" when the final response arrives may or may not send its body:
         // it's unknown where its next request begins, so the connection is closed after this one.
         let unread = to.request.expects_continue && self.up.body_sent() == 0;
@@ -113,26 +113,36 @@ impl Relay {
         due
     }
 
-    fn scan_head(
+    fn scan_head<L>(
         &mut self,
         awaited: &mut Awaited<'_, '_>,
-        subscription: &Subscription,
+        around: &RelayContext<'_, L>,
     ) -> Result<Option<ResponseHead>, ExchangeFailure> {
         let Some(buffer) = awaited.spare else { return Ok(None) };
         let bare =
             |_| ExchangeFailure::UpstreamProtocol("a line of the response head ends in a bare line feed");
         let Some(range) = awaited.scanner.scan(buffer.filled()).map_err(bare)? else { return Ok(None) };
         let end = range.end;
-        let keep_alive = self.may_keep_alive(awaited.to, subscription);
+        let keep_alive = self.may_keep_alive(awaited.to, around.subscription);
         let before = self.down.head().len();
         self.before_answer = self.down.sent_with_head();
         let to = Recipient { keep_alive, ..awaited.to };
         let head = response::translate(&buffer.filled()[range], to, self.down.head());
         let head = head.map_err(|e| ExchangeFailure::UpstreamProtocol(e.0))?;
+        if !head.is_interim() {
+            around.settings.response_headers.edits().apply(self.down.head(), before);
+            if let Some(cookie) = around.cookie {
+                cookie.add(head.status, before, self.down.head());
+            }
+        }
         if head.status == 100
             && let Some(awaiting) = &mut self.awaiting
             && std::mem::replace(&mut awaiting.continued, true)
         {
+            self.down.head().truncate(before);
+        }
+        // The first backend's response may still be the answer, and must not follow hints of another one.
+        if head.is_interim() && self.asked_again {
             self.down.head().truncate(before);
         }
         buffer.consume(end);

@@ -12,7 +12,7 @@ use super::{ExchangeFailure, Relay, RelayContext};
 use crate::front::broadcast::StopStage;
 use crate::front::client::ClientLink;
 use crate::front::pump::{Pump, PumpError};
-use crate::front::websocket;
+use crate::front::websocket::{self, Frames};
 use crate::observe::termination::Termination;
 use uh_http1::body::Framing;
 use uh_http1::response::Coding;
@@ -25,7 +25,7 @@ const LAST_FRAME: Duration = Duration::from_millis(500);
 
 /// The protocol in a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     /// WebSocket frames: a close frame can be inserted between them.
     WebSocket,
     /// Anything else: opaque bytes.
@@ -51,9 +51,26 @@ struct Leaving {
     until: Instant,
 }
 
+/// A WebSocket of which a close frame was seen.
+#[derive(Debug, Clone, Copy)]
+struct Closing {
+    /// The client has begun: the first close frame was its, or it had ended its side before.
+    by_client: bool,
+    at: Instant,
+}
+
+/// How an app has closed a tunnel, before its client began to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClosedByApp {
+    /// When.
+    pub at: Instant,
+    /// Because of an error of its own.
+    pub internal_error: bool,
+}
+
 /// An exchange that has become a tunnel.
 #[derive(Debug)]
-pub struct Tunnel {
+pub(crate) struct Tunnel {
     /// Client to backend.
     pub up: Pump,
     /// Backend to client.
@@ -66,6 +83,7 @@ pub struct Tunnel {
     /// Its position in the spread when its backend's tunnels are closed, from 0 to 1.
     share: f32,
     leaving: Option<Leaving>,
+    closing: Option<Closing>,
     last_move: Instant,
     moved: u64,
 }
@@ -73,11 +91,12 @@ pub struct Tunnel {
 impl Relay {
     /// From now on the connection is a tunnel: what the client has already sent is the first part of it.
     #[must_use]
-    pub fn into_tunnel(mut self, protocol: Protocol) -> Box<Tunnel> {
+    pub(crate) fn into_tunnel(mut self, protocol: Protocol) -> Box<Tunnel> {
         let early = self.up.surplus().take();
-        self.up.begin_body(Framing::UntilClose, Coding::AsItIs, early);
+        self.up.begin_body(Framing::UntilClose, Coding::AsItIs, None, early);
         if protocol == Protocol::WebSocket {
             self.down.follow_frames();
+            self.up.follow_frames();
         }
         Box::new(Tunnel {
             client_side: ClientSide::Open,
@@ -85,6 +104,7 @@ impl Relay {
             before_answer: self.before_answer,
             share: fastrand::f32(),
             leaving: None,
+            closing: None,
             last_move: self.last_move,
             moved: self.moved,
             up: self.up,
@@ -98,7 +118,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// See [`ExchangeFailure`].
-    pub async fn run<L: ClientLink>(
+    pub(crate) async fn run<L: ClientLink>(
         &mut self,
         around: &mut RelayContext<'_, L>,
     ) -> Result<(), ExchangeFailure> {
@@ -107,37 +127,55 @@ impl Tunnel {
 
     /// When a byte last moved.
     #[must_use]
-    pub fn last_move(&self) -> Instant {
+    pub(crate) fn last_move(&self) -> Instant {
         self.last_move
     }
 
     /// Bytes sent to the client.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.down.body_sent()
     }
 
     /// Whether the client has not even received the response that opens the tunnel.
     #[must_use]
-    pub fn is_untold(&self) -> bool {
+    pub(crate) fn is_untold(&self) -> bool {
         self.down.sent() == self.before_answer
     }
 
     /// Whether the client has begun to close: what the backend does then may be its reaction.
     #[must_use]
-    pub fn client_leaves(&self) -> bool {
+    pub(crate) fn client_leaves(&self) -> bool {
+        self.closing.map_or_else(|| self.client_has_ended(), |closing| closing.by_client)
+    }
+
+    fn client_has_ended(&self) -> bool {
         self.ended_early.is_some() || matches!(self.client_side, ClientSide::Closed | ClientSide::Passed)
+    }
+
+    /// How the app has closed it, if it was the first to: with a close frame, or by closing its connection. `over`: it has
+    /// done that.
+    #[must_use]
+    pub(crate) fn closed_by_app(&self, over: bool) -> Option<ClosedByApp> {
+        if self.client_leaves() || self.leaving.is_some() {
+            return None;
+        }
+        let Some(closing) = self.closing else {
+            return over.then(|| ClosedByApp { at: Instant::now(), internal_error: false });
+        };
+        let code = self.down.frames().and_then(Frames::close_code);
+        Some(ClosedByApp { at: closing.at, internal_error: code == Some(websocket::INTERNAL_ERROR) })
     }
 
     /// Whether the client had closed its side before the backend's response arrived.
     #[must_use]
-    pub fn client_ended_first(&self) -> bool {
+    pub(crate) fn client_ended_first(&self) -> bool {
         self.ended_early == Some(true)
     }
 
     /// The close frame for a client whose tunnel is being closed, if one can still be sent.
     #[must_use]
-    pub fn last_words(&self) -> Option<&'static [u8]> {
+    pub(crate) fn last_words(&self) -> Option<&'static [u8]> {
         (self.leaving.is_some() && self.down.may_add_frame()).then_some(websocket::GOING_AWAY)
     }
 
@@ -183,7 +221,7 @@ impl Tunnel {
                 self.last_move = Instant::now();
                 Ok(())
             }
-            Poll::Ready(Err(PumpError::Write(_))) => {
+            Poll::Ready(Err(PumpError::Write)) => {
                 self.client_side = ClientSide::Refused;
                 Ok(())
             }
@@ -193,9 +231,15 @@ impl Tunnel {
 
     fn note_moves(&mut self) {
         let moved = self.up.sent() + self.down.sent();
-        if moved != self.moved {
-            self.moved = moved;
-            self.last_move = Instant::now();
+        if moved == self.moved {
+            return;
+        }
+        self.moved = moved;
+        self.last_move = Instant::now();
+        let closed = |pump: &Pump| pump.frames().is_some_and(Frames::closed);
+        if self.closing.is_none() && (closed(&self.up) || closed(&self.down)) {
+            let by_client = closed(&self.up) || self.client_has_ended();
+            self.closing = Some(Closing { by_client, at: self.last_move });
         }
     }
 
@@ -212,7 +256,7 @@ impl Tunnel {
         let (limit, why) = match self.client_side {
             ClientSide::Closed | ClientSide::Passed => (LAST_WORDS, Termination::ClientGone),
             ClientSide::Open | ClientSide::Refused => {
-                (around.lease.owner().service.timeouts.tunnel_idle, Termination::ClientTimeout)
+                (around.settings.timeouts.tunnel_idle, Termination::ClientTimeout)
             }
         };
         let late = around.timer.poll_expired(cx, self.last_move + limit);

@@ -25,7 +25,7 @@ pub(super) struct Batch {
 
 /// Lines handed to the writer thread and not written yet. What is left when the process ends is lost.
 #[derive(Debug, Default)]
-pub struct Pending {
+pub(crate) struct Pending {
     lines: AtomicU64,
     bytes: AtomicU64,
 }
@@ -33,7 +33,7 @@ pub struct Pending {
 impl Pending {
     /// How many there are, including the batch that is being written.
     #[must_use]
-    pub fn lines(&self) -> u64 {
+    pub(crate) fn lines(&self) -> u64 {
         self.lines.load(Ordering::Relaxed)
     }
 

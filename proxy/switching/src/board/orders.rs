@@ -1,61 +1,19 @@
-//! Operators' requests: each is a [`Change`] of one step.
+//! Operators' requests other than switches: each is a [`Change`] of one step.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use jiff::Timestamp;
 use uh_protocol::{Address, BackendName, ServiceName};
 
 use super::{Applied, Switchboard};
-use crate::backend::{Backend, Health};
+use crate::backend::Backend;
 use crate::change::{Change, Outcome, Step, unknown_backend, unknown_service};
 use crate::drain::Holding;
-use crate::live::{Fittings, Live, Registered};
+use crate::live::Fittings;
 use crate::record::ServiceRecord;
 use crate::refusal::Refusal;
 use crate::service::Service;
 use crate::snapshot::{Maintenance, ServiceState};
-
-/// A requested switch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SwitchOrder {
-    /// The backend to make active.
-    pub to: BackendName,
-    /// Refuse unless this backend is active.
-    pub expect_active: Option<BackendName>,
-    /// Refuse unless this is the current generation.
-    pub expect_generation: Option<u64>,
-    /// Switch even if it isn't known to be healthy.
-    pub force: bool,
-}
-
-/// The target of a switch.
-pub struct Target<F: Fittings> {
-    /// The service.
-    pub service: Arc<F::Service>,
-    /// The backend.
-    pub backend: Arc<Registered<F::Endpoint>>,
-}
-
-/// The result of a switch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SwitchOutcome {
-    /// Active before.
-    pub from: BackendName,
-    /// Whether the active backend changed.
-    pub changed: bool,
-    /// The current generation.
-    pub generation: u64,
-    /// When the active backend last changed.
-    pub switched_at: Option<Timestamp>,
-    /// What was in flight on the old backend when traffic moved.
-    pub in_flight_previous: u64,
-    /// How long the swap itself took.
-    pub swap_took: Duration,
-    /// The health of the new active backend.
-    pub health: Health,
-}
 
 /// A requested registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,70 +51,6 @@ pub struct Withdrawal {
 }
 
 impl<F: Fittings> Switchboard<F> {
-    /// The target of a switch: the service and the backend; `None` if it is already active. Changes nothing; the switch
-    /// itself checks everything again.
-    ///
-    /// # Errors
-    /// If it would be refused.
-    pub fn target(&self, service: &str, order: &SwitchOrder) -> Result<Option<Target<F>>, Refusal> {
-        let live = self.live();
-        let (change, _) = self.switch_change(&live, service, order, Timestamp::UNIX_EPOCH);
-        let (_, outcome) = live.snapshot.after(&change)?;
-        let found = live.service(service).filter(|_| outcome.changed);
-        Ok(found.and_then(|service| {
-            let backend = Arc::clone(service.backend(&order.to)?);
-            Some(Target { service: Arc::clone(&service.state.config), backend })
-        }))
-    }
-
-    /// Makes another backend active.
-    ///
-    /// # Errors
-    /// If refused; nothing has changed then.
-    pub fn switch(
-        &self,
-        service: &str,
-        order: &SwitchOrder,
-        at: Timestamp,
-    ) -> Result<SwitchOutcome, Refusal> {
-        let mut health = Health::Unknown;
-        let applied = self.apply(|live| {
-            let (change, found) = self.switch_change(live, service, order, at);
-            health = found;
-            change
-        })?;
-        let (before, after) = applied.service(service)?;
-        Ok(SwitchOutcome {
-            from: before.active.backend.clone(),
-            changed: applied.outcome.changed,
-            generation: applied.outcome.generation,
-            switched_at: after.last_switch,
-            in_flight_previous: applied.in_flight_before.requests + applied.in_flight_before.tunnels,
-            swap_took: applied.swap_took,
-            health,
-        })
-    }
-
-    fn switch_change(
-        &self,
-        live: &Live<F>,
-        service: &str,
-        order: &SwitchOrder,
-        at: Timestamp,
-    ) -> (Change<F::Service>, Health) {
-        let target = live.service(service).and_then(|service| service.backend(&order.to));
-        let health = target.map_or(Health::Unknown, |target| self.health(target));
-        let step = Step::Switch {
-            service: service.to_owned(),
-            to: order.to.clone(),
-            expect_active: order.expect_active.clone(),
-            force: order.force,
-            health,
-            at,
-        };
-        (Change::one(order.expect_generation, step), health)
-    }
-
     /// Registers a backend's endpoints and version, and ends its withdrawal. If anything changes, it gets new idle
     /// pools and its probes start again.
     ///
@@ -246,7 +140,7 @@ impl<F: Fittings> Switchboard<F> {
 
 impl<S: Service> Applied<S> {
     /// The previous and the current state of a service.
-    fn service(&self, name: &str) -> Result<(&ServiceState<S>, &ServiceState<S>), Refusal> {
+    pub(super) fn service(&self, name: &str) -> Result<(&ServiceState<S>, &ServiceState<S>), Refusal> {
         let unknown = || unknown_service(&self.after.services, name);
         let both = self.before.service(name).zip(self.after.service(name));
         both.ok_or_else(unknown)

@@ -30,6 +30,10 @@ impl<S: Service> Draft<'_, S> {
         if moved && state.is_active(name) && !force {
             return Err(Refusal::ActiveMoved { backend: name.clone() });
         }
+        if moved && !force {
+            self.check_not_in_split(service, name)?;
+        }
+        let state = &mut self.services[service];
         let backend = Arc::new(Backend::new(name.clone(), version, endpoints, since));
         for slot in state.backends.iter_mut().filter(|slot| slot.name == *name) {
             *slot = Arc::clone(&backend);
@@ -37,6 +41,9 @@ impl<S: Service> Draft<'_, S> {
         state.withdrawn.remove(name);
         if state.is_active(name) {
             state.active.since = since;
+        }
+        if let Some(split) = state.split.as_mut().filter(|split| split.new.backend == *name) {
+            split.new.since = since;
         }
         Ok(Effect::Routing)
     }
@@ -64,6 +71,8 @@ impl<S: Service> Draft<'_, S> {
         if state.is_active(name) {
             return Err(Refusal::Active { backend: name.clone() });
         }
+        self.check_not_in_split(service, name)?;
+        let state = &mut self.services[service];
         Ok(if state.withdrawn.insert(name.clone()) { Effect::Routing } else { Effect::Nothing })
     }
 }

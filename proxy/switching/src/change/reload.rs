@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use uh_protocol::{Address, ServiceName};
 
+use super::split::in_split;
 use super::{Draft, Effect};
 use crate::backend::Backend;
 use crate::record::ServiceRecord;
 use crate::refusal::Refusal;
 use crate::service::{BackendDefinition, Service, definition};
 use crate::snapshot::{Active, ServiceState};
+use crate::split::Split;
 
 impl<S: Service> Draft<'_, S> {
     /// A changed service begins a new activation of its active backend; exchanges in flight finish with the settings
@@ -42,10 +44,11 @@ impl<S: Service> Draft<'_, S> {
 
 fn check<S: Service>(state: &ServiceState<S>, service: &S) -> Result<(), Refusal> {
     let active = &state.active.backend;
-    if definition(service, active).is_some() {
-        return Ok(());
+    if definition(service, active).is_none() {
+        return Err(Refusal::ActiveRemoved { service: service.name().clone(), backend: active.clone() });
     }
-    Err(Refusal::ActiveRemoved { service: service.name().clone(), backend: active.clone() })
+    let removed = state.split.as_ref().filter(|split| definition(service, &split.new.backend).is_none());
+    removed.and_then(|split| in_split(state, &split.new.backend)).map_or(Ok(()), Err)
 }
 
 /// A service under the new configuration. Its active backend is one of its backends.
@@ -61,6 +64,7 @@ fn renewed<S: Service>(old: &ServiceState<S>, service: &Arc<S>, since: u64) -> S
         last_switch: old.last_switch,
         maintenance: old.maintenance.clone(),
         withdrawn: old.withdrawn.iter().filter(|name| has(name)).cloned().collect(),
+        split: old.split.clone().map(|split| Split { new: Active { since, ..split.new }, ..split }),
     }
 }
 

@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::{Conf, at, conf, name};
 use crate::backend::Health;
-use crate::change::{Change, Step};
+use crate::change::{Change, OneSplit, Step};
 use crate::record::RoutingRecord;
 use crate::refusal::Refusal;
 use crate::snapshot::{Maintenance, Snapshot};
+use crate::split::{Salt, Term, Weight};
 
 const SERVICES: [&str; 2] = ["app", "web"];
 
@@ -49,27 +51,39 @@ fn step() -> impl Strategy<Value = Step<Conf>> {
     let (service, backend) = (some_service, some_backend);
     let time = |s: u8| Timestamp::from_second(i64::from(s)).unwrap();
     prop_oneof![
-        (service(), backend(), prop::option::of(backend()), any::<bool>(), some_health(), any::<u8>())
+        1 => (service(), backend(), prop::option::of(backend()), any::<bool>(), some_health(), any::<u8>())
             .prop_map(move |(service, to, expect_active, force, health, at)| {
                 Step::Switch { service, to, expect_active, force, health, at: time(at) }
             }),
-        (service(), backend(), 1u16..5, prop::option::of("[12]"), any::<bool>()).prop_map(
+        1 => (service(), backend(), 1u16..5, prop::option::of("[12]"), any::<bool>()).prop_map(
             |(service, backend, port, version, force)| {
                 Step::Register { service, backend, endpoints: vec![at(port)], version, force }
             }
         ),
-        (service(), backend(), any::<bool>()).prop_map(|(service, backend, force)| Step::Unset {
+        1 => (service(), backend(), any::<bool>()).prop_map(|(service, backend, force)| Step::Unset {
             service,
             backend,
             force
         }),
-        (service(), backend()).prop_map(|(service, backend)| Step::Withdraw { service, backend }),
-        (service(), prop::option::of(("[ab]", any::<u8>()))).prop_map(move |(service, words)| {
+        1 => (service(), backend()).prop_map(|(service, backend)| Step::Withdraw { service, backend }),
+        2 => (service(), backend(), 1u32..4, 0u128..3, 1u64..3, some_health(), any::<u8>()).prop_map(
+            move |(service, to, weight, salt, length, health, at)| {
+                let term = Term::Lease(Duration::from_secs(length));
+                let (weight, salt) = (Weight::from_millionths(weight).unwrap(), Salt::new(salt));
+                Step::Split { service, to, weight, salt, term, until: term.until(time(at)), health, at: time(at) }
+            }
+        ),
+        1 => (service(), prop::option::of(backend()), prop::option::of((0u128..3, prop::option::of(any::<u8>()))))
+            .prop_map(move |(service, to, only)| {
+                let only = only.map(|(salt, until)| OneSplit { salt: Salt::new(salt), until: until.map(time) });
+                Step::EndSplit { service, to, only }
+            }),
+        1 => (service(), prop::option::of(("[ab]", any::<u8>()))).prop_map(move |(service, words)| {
             let maintenance =
                 |(message, since)| Maintenance { message, retry_after_s: 1, since: time(since) };
             Step::Maintain { service, wanted: words.map(maintenance) }
         }),
-        (1usize..4, 1usize..3, any::<bool>()).prop_map(|(backends, services, probed)| {
+        1 => (1usize..4, 1usize..3, any::<bool>()).prop_map(|(backends, services, probed)| {
             let conf = |name: &&str| {
                 let mut conf = Conf { probed: probed.then_some(0), ..named(name) };
                 conf.backends.truncate(backends);
@@ -99,6 +113,15 @@ fn check(snapshot: &Snapshot<Conf>) -> Result<(), TestCaseError> {
             state
         );
         prop_assert!(state.active.since <= snapshot.generation);
+        if let Some(split) = &state.split {
+            let to = &split.new.backend;
+            prop_assert!(
+                state.backend(to).is_some() && !state.is_active(to) && !state.is_withdrawn(to),
+                "{:?}",
+                state
+            );
+            prop_assert!(split.new.since <= snapshot.generation);
+        }
         let names: Vec<_> = state.backends.iter().map(|backend| &backend.name).collect();
         prop_assert!(
             names.iter().copied().eq(state.config.backends.iter().map(|configured| &configured.name))
@@ -199,6 +222,34 @@ proptest! {
         let again = Snapshot::first(&configured(&now), &record.services, record.generation);
         prop_assert_eq!(RoutingRecord::of(&again), record);
         check(&again)?;
+    }
+}
+
+proptest! {
+    /// Of what a service's split may become by one step.
+    #[test]
+    fn a_split_keeps_its_clients_and_ends_by_a_switch(
+        before in prop::collection::vec(change(), 0..12),
+        step in step(),
+    ) {
+        let start = before.iter().fold(first(), |now, change| now.after(change).map_or(now, |(after, _)| after));
+        let Ok((after, outcome)) = start.after(&Change::one(None, step)) else { return Ok(()) };
+        for old in &start.services {
+            let Some(new) = after.service(old.config.name.as_str()) else { continue };
+            match (&old.split, &new.split) {
+                (Some(old), Some(new)) if old.began == new.began => {
+                    prop_assert_eq!(old.assignment.salt, new.assignment.salt);
+                    prop_assert_eq!(&old.new.backend, &new.new.backend);
+                    let moved = old.assignment != new.assignment;
+                    prop_assert!(!moved || outcome.generation > start.generation);
+                }
+                (None, None) => {}
+                _ => prop_assert!(outcome.generation > start.generation),
+            }
+            if old.active.backend != new.active.backend {
+                prop_assert!(new.split.is_none());
+            }
+        }
     }
 }
 

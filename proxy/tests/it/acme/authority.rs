@@ -199,11 +199,24 @@ impl Apps {
         acme: &str,
         service: &str,
     ) -> Home {
+        self.home_with(directory, ca_file, ports, "", acme, service)
+    }
+
+    /// The same, with lines in `[server]`.
+    pub(crate) fn home_with(
+        &self,
+        directory: &str,
+        ca_file: PathBuf,
+        ports: Ports,
+        server: &str,
+        acme: &str,
+        service: &str,
+    ) -> Home {
         let Ports { http, tls } = ports;
         let home = Home::new(self.0.address, self.1.address);
         let state = home.path("acme");
         home.server(&format!(
-            "listen = [\"127.0.0.1:{http}\"]\nlisten_tls = [\"127.0.0.1:{tls}\"]\n[server.acme]\n\
+            "{server}\nlisten = [\"127.0.0.1:{http}\"]\nlisten_tls = [\"127.0.0.1:{tls}\"]\n[server.acme]\n\
              directory = {directory:?}\nca_file = {ca_file:?}\nstate_dir = {state:?}\n{acme}"
         ))
         .service(service)

@@ -19,10 +19,13 @@ use crate::harness::{Home, cli};
 use crate::tls::certificates::{Authority, Pair};
 
 /// A reply of the stub: status, fields, body.
-type Reply = (u16, String, String);
+pub(super) type Reply = (u16, String, String);
 
 /// Serves HTTPS for `localhost`; `answer` gets the method and the path.
-async fn serve(pair: &Pair, answer: impl Fn(&str, &str) -> Reply + Send + Sync + 'static) -> SocketAddr {
+pub(super) async fn serve(
+    pair: &Pair,
+    answer: impl Fn(&str, &str) -> Reply + Send + Sync + 'static,
+) -> SocketAddr {
     let chain = CertificateDer::pem_slice_iter(pair.cert.as_bytes()).map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -62,7 +65,7 @@ async fn serve(pair: &Pair, answer: impl Fn(&str, &str) -> Reply + Send + Sync +
     address
 }
 
-fn problem(status: u16, fields: &str, kind: &str, detail: &str) -> Reply {
+pub(super) fn problem(status: u16, fields: &str, kind: &str, detail: &str) -> Reply {
     let body =
         json!({"type": format!("urn:ietf:params:acme:error:{kind}"), "detail": detail, "status": status});
     (status, format!("Content-Type: application/problem+json\r\n{fields}"), body.to_string())

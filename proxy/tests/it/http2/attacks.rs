@@ -1,21 +1,14 @@
 //! Clients that want to exhaust uh-proxy: each is stopped at a limit that has a name, and others aren't harmed.
 
-use std::fs;
 use std::time::Duration;
 
 use super::clients::{Client, before, metric, pair};
 use super::raw::{
-    CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, PING, RST_STREAM, Raw,
-    SETTINGS, WINDOW_UPDATE, block, request,
+    CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, HEADERS, INTERNAL_ERROR, PING,
+    REFUSED_STREAM, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, block, request,
 };
-use crate::harness::{Proxy, Scripted, Then, until};
-
-/// The resident memory of uh-proxy, in KiB.
-pub(super) fn memory_kib(proxy: &Proxy) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
+use crate::floods::memory_kib;
+use crate::harness::{Scripted, Then, until};
 
 /// An app that never answers.
 async fn silent() -> Scripted {
@@ -84,6 +77,28 @@ async fn requests_that_were_answered_may_be_cancelled() {
     assert_eq!(raw.end_of(1001).await, None);
 }
 
+/// A client that has as many streams as it may and opens more, again and again.
+#[tokio::test]
+async fn a_client_may_be_refused_so_many_streams_and_no_more() {
+    let app = silent().await;
+    let limits = "limits = { h2_streams = 10, h2_control_frames = 300 }";
+    let (_home, proxy, address) = before(app.address, limits, "").await;
+    let mut raw = Raw::connect(address, b"").await;
+    for n in 0..30 {
+        raw.get(2 * n + 1, "/").await;
+    }
+    for n in 10..30 {
+        assert_eq!(raw.end_of(2 * n + 1).await, Some(REFUSED_STREAM), "{n}");
+    }
+    until("those that were accepted are in flight", async || (app.seen() == 10).then_some(())).await;
+    for n in 30..100 {
+        raw.get(2 * n + 1, "/").await;
+    }
+    assert_eq!(raw.go_away().await, Some(ENHANCE_YOUR_CALM));
+    proxy.until_counted("uh_proxy_http2_goaways_total{reason=\"flood\"} 1").await;
+    proxy.until_idle("blue").await;
+}
+
 #[tokio::test]
 async fn frames_that_move_nothing_are_limited() {
     let (home, proxy, address, _apps) = pair("limits = { h2_control_frames = 200 }", "").await;
@@ -108,7 +123,8 @@ async fn frames_that_move_nothing_are_limited() {
     let part = super::raw::frame(CONTINUATION, 0, 1, &block(&[("x", "y")])).repeat(300);
     raw.bytes(&part).await;
     assert_eq!(raw.go_away().await, Some(ENHANCE_YOUR_CALM), "CONTINUATION");
-    assert_eq!(metric(&proxy, "uh_proxy_http2_goaways_total{reason=\"flood\"}").await, 7);
+    // One that `h2` ends is counted after the client knows.
+    proxy.until_counted("uh_proxy_http2_goaways_total{reason=\"flood\"} 7").await;
     // As many as that within one request's time do no harm.
     let mut raw = Raw::connect(address, b"").await;
     for n in 0..100 {
@@ -126,7 +142,7 @@ async fn frames_that_move_nothing_are_limited() {
 async fn large_heads_on_all_streams_of_a_connection_take_little_memory() {
     let app = silent().await;
     let (_home, proxy, address) = before(app.address, "threads = 1", "").await;
-    let before = memory_kib(&proxy);
+    let before = memory_kib(&proxy, "VmRSS");
     let value = "v".repeat(280);
     let names: Vec<String> = (0..90).map(|n| format!("x-{n:02}")).collect();
     let fields: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), value.as_str())).collect();
@@ -140,12 +156,12 @@ async fn large_heads_on_all_streams_of_a_connection_take_little_memory() {
         raw.send(CONTINUATION, END_HEADERS, stream, parts[1]).await;
     }
     until("all are in flight", async || (app.seen() == 128).then_some(())).await;
-    let taken = memory_kib(&proxy).saturating_sub(before);
+    let taken = memory_kib(&proxy, "VmRSS").saturating_sub(before);
     assert!(taken < 8 << 10, "{taken} KiB for 128 streams");
     // One more than allowed is refused, and may be sent again.
     raw.get(257, "/").await;
     let refused = raw.until("a reset", |frame| frame.kind == RST_STREAM).await.unwrap();
-    assert_eq!((refused.stream, refused.code()), (257, 7));
+    assert_eq!((refused.stream, refused.code()), (257, REFUSED_STREAM));
     // A bomb: 4,000 references to one field of 4 KB in the table, in 8 KB.
     let mut bomb = block(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")]);
     bomb.push(0x40);
@@ -153,7 +169,7 @@ async fn large_heads_on_all_streams_of_a_connection_take_little_memory() {
     bomb.extend([0x80 | 1, 30]);
     bomb.extend(vec![b'v'; 127 + 1 + 30 * 128]);
     bomb.extend(vec![0x80 | 62; 4000]);
-    let before = memory_kib(&proxy);
+    let before = memory_kib(&proxy, "VmRSS");
     let client = Raw::connect(address, b"");
     let mut raw = client.await;
     for n in 0..200_u32 {
@@ -165,8 +181,40 @@ async fn large_heads_on_all_streams_of_a_connection_take_little_memory() {
     }
     raw.send(PING, 0, 0, &[7; 8]).await;
     let _ = raw.until("an answer", |frame| frame.kind == PING).await;
-    let taken = memory_kib(&proxy).saturating_sub(before);
+    let taken = memory_kib(&proxy, "VmRSS").saturating_sub(before);
     assert!(taken < 8 << 10, "{taken} KiB for a header bomb");
     assert_eq!(app.seen(), 128, "a bomb reached the app");
     let _ = Client::plain(address).await;
+}
+
+/// A window that stays shut holds a stream, its request at the app and its memory. Each stream has its own deadline.
+#[tokio::test]
+async fn streams_whose_window_stays_shut_end_at_their_deadline() {
+    let service = "[services.app.timeouts]\nclient = \"700ms\"";
+    let (home, proxy, address, _apps) = pair("", service).await;
+    // The windows of the streams, then that of the connection, which is 64 KiB.
+    for (window, streams) in [(0_u32, 10), (1 << 20, 4)] {
+        let mut raw = Raw::connect(address, &[&[0, 4][..], &window.to_be_bytes()].concat()).await;
+        for n in 0..streams {
+            raw.get(2 * n + 1, "/bytes/1000000").await;
+        }
+        let mut ended = Vec::new();
+        while ended.len() < usize::try_from(streams).unwrap() {
+            let frame =
+                raw.until("a reset", |frame| frame.kind == RST_STREAM).await.expect("the connection is kept");
+            assert_eq!(frame.code(), INTERNAL_ERROR, "{frame:?}");
+            ended.push(frame.stream);
+        }
+        proxy.until_idle("blue").await;
+        // What the app had answered was given up, and others are served on the same connection.
+        raw.send(WINDOW_UPDATE, 0, 0, &(1_u32 << 20).to_be_bytes()).await;
+        raw.send(HEADERS, END_HEADERS | END_STREAM, 1001, &request("HEAD", "/", &[])).await;
+        assert_eq!(raw.end_of(1001).await, None);
+    }
+    let cut = until("all are logged", async || {
+        let lines = home.access_log();
+        (lines.len() == 16).then(|| lines.iter().filter(|line| line["termination"] == "DT").count())
+    })
+    .await;
+    assert_eq!(cut, 14);
 }

@@ -1,30 +1,20 @@
-//! Floods: what a client can do to exhaust memory or time, as fast as it can, again and again. Other clients are served
-//! as before. One second each, or as many as `UH_FLOOD_SECONDS` says.
+//! Floods over HTTP/2, each as fast as a few clients can. Other clients are served as before. What is demanded is described
+//! in [`crate::floods`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::attacks::memory_kib;
-use super::clients::pair;
+use super::clients::{Client, H2C, h2c};
 use super::raw::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Raw, SETTINGS, block, frame,
-    request,
 };
-use crate::harness::Proxy;
+use crate::floods::{Flood, FloodedApp, Targets, decoy, measure, workers};
+use crate::harness::{Home, Proxy, SampleApp};
 use crate::wire::Wire;
 
-/// The most memory that a flood may take, in KiB.
-const MOST_KIB: u64 = 16 << 10;
-
-/// How long each flood lasts, and what other clients may wait longer than twice as long. On a machine that is busy with
-/// other tests, that isn't a measurement but an upper bound.
-fn settings() -> (Duration, Duration) {
-    let seconds = std::env::var("UH_FLOOD_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
-    let noise_ms = if seconds.is_some() { 5 } else { 1000 };
-    (Duration::from_secs(seconds.unwrap_or(1)), Duration::from_millis(noise_ms))
-}
+/// Flooding clients.
+const FLOODERS: usize = 4;
 
 /// The bytes of one round of a flood. Rounds are numbered, since each stream can be used only once.
 type Round = fn(u32) -> Vec<u8>;
@@ -33,12 +23,16 @@ fn streams(round: u32, count: u32, of_stream: impl Fn(u32) -> Vec<u8>) -> Vec<u8
     (0..count).flat_map(|n| of_stream(2 * (round * count + n) + 1)).collect()
 }
 
+fn request(method: &str, path: &str) -> Vec<u8> {
+    block(&[(":method", method), (":scheme", "http"), (":path", path), (":authority", "flooded.test")])
+}
+
 fn get(stream: u32) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS | END_STREAM, stream, &request("GET", "/", &[]))
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, &request("GET", "/"))
 }
 
 fn post(stream: u32) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS, stream, &request("POST", "/upload", &[]))
+    frame(HEADERS, END_HEADERS, stream, &request("POST", "/upload"))
 }
 
 const FLOODS: [(&str, Round); 8] = [
@@ -46,8 +40,7 @@ const FLOODS: [(&str, Round); 8] = [
         streams(round, 50, |stream| [get(stream), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat())
     }),
     ("continuations", |round| {
-        let open =
-            if round == 0 { frame(HEADERS, END_STREAM, 1, &request("GET", "/", &[])) } else { Vec::new() };
+        let open = if round == 0 { frame(HEADERS, END_STREAM, 1, &request("GET", "/")) } else { Vec::new() };
         [open, frame(CONTINUATION, 0, 1, &block(&[("x", "y")])).repeat(500)].concat()
     }),
     ("pings", |_| frame(PING, 0, 0, &[0; 8]).repeat(500)),
@@ -62,13 +55,17 @@ const FLOODS: [(&str, Round); 8] = [
     }),
     ("shut windows", |round| {
         streams(round, 20, |stream| {
-            frame(HEADERS, END_HEADERS | END_STREAM, stream, &request("GET", "/bytes/1000000", &[]))
+            frame(HEADERS, END_HEADERS | END_STREAM, stream, &request("GET", "/bytes/1000000"))
         })
     }),
     ("header bombs", |round| {
         streams(round, 5, |stream| {
-            let mut bomb =
-                block(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")]);
+            let mut bomb = block(&[
+                (":method", "GET"),
+                (":scheme", "http"),
+                (":path", "/"),
+                (":authority", "flooded.test"),
+            ]);
             // A field of 4,000 bytes is put into the table, and then named in one byte, again and again.
             bomb.extend([0x40, 1, b'x', 0x7f, 0x80 | 1, 30]);
             bomb.extend(vec![b'v'; 127 + 1 + 30 * 128]);
@@ -78,52 +75,59 @@ const FLOODS: [(&str, Round); 8] = [
     }),
 ];
 
-/// Sends rounds, and connects again whenever the connection is closed.
-async fn flood(address: SocketAddr, round: Round, stop: Arc<AtomicBool>, closed: Arc<AtomicU64>) {
-    while !stop.load(Ordering::Relaxed) {
+/// Sends rounds, and connects again whenever the connection is closed. Counts the rounds.
+async fn send_rounds(address: SocketAddr, round: Round, flood: Arc<Flood>) {
+    while flood.begins().await {
         let mut raw = Raw::connect(address, &[0, 4, 0, 0, 0, 0]).await;
         let mut number = 0;
-        while !stop.load(Ordering::Relaxed) {
+        while flood.goes_on() {
             let sent = tokio::time::timeout(Duration::from_millis(200), raw.bytes(&round(number))).await;
             number += 1;
             if sent != Ok(true) {
-                closed.fetch_add(1, Ordering::Relaxed);
                 break;
             }
+            flood.count();
         }
     }
 }
 
-/// The 99th percentile of the time that another client waits, and the most memory meanwhile.
-async fn observe(proxy: &Proxy) -> (Duration, u64) {
-    let (mut times, mut most) = (Vec::new(), 0);
-    let mut wire = Wire::connect(proxy.address).await;
-    let until = Instant::now() + settings().0;
-    while Instant::now() < until {
-        let begun = Instant::now();
-        assert_eq!(wire.get("/").await.status, 200);
-        times.push(begun.elapsed());
-        most = most.max(memory_kib(proxy));
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    times.sort_unstable();
-    (times[times.len() * 99 / 100], most)
+/// A uh-proxy with a service that is flooded, and one for the others, each with an app of its own.
+async fn flooded_and_visited() -> (Home, Proxy, SocketAddr, (FloodedApp, SampleApp)) {
+    let apps = (FloodedApp::start(), SampleApp::start("visited", "1").await);
+    let flooded = format!(
+        "[services.flooded]\nhosts = [\"flooded.test\"]\nactive = \"only\"\n\
+         [services.flooded.backends.only]\nendpoints = [\"{}\"]",
+        apps.0.address
+    );
+    let home = Home::new(apps.1.address, "127.0.0.1:9").server(H2C).server(workers()).service(&flooded);
+    let proxy = home.start().await;
+    let address = h2c(&proxy).await;
+    (home, proxy, address, apps)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_take_little_memory_and_harm_no_other_client() {
+    let mut faults = Vec::new();
     for (what, round) in FLOODS {
-        let (_home, proxy, address, _apps) = pair("", "").await;
-        let (calm, before) = observe(&proxy).await;
-        let (stop, closed) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let flood = tokio::spawn(flood(address, round, Arc::clone(&stop), Arc::clone(&closed)));
-        let (under_flood, most) = observe(&proxy).await;
-        stop.store(true, Ordering::Relaxed);
-        flood.await.unwrap();
-        let taken = most.saturating_sub(before);
-        let closed = closed.load(Ordering::Relaxed);
-        println!("{what}: p99 {calm:?} -> {under_flood:?}, {taken} KiB, {closed} connections closed");
-        assert!(taken < MOST_KIB, "{what}: {taken} KiB");
-        assert!(under_flood < 2 * calm + settings().1, "{what}: {calm:?} -> {under_flood:?}");
+        let (_home, proxy, address, _apps) = flooded_and_visited().await;
+        // What the first requests allocate once isn't the flood's.
+        let client = Client::plain(address).await;
+        for _ in 0..50 {
+            assert_eq!(client.get("/bytes/100000").await.status, 200);
+        }
+        let mut visitors = Vec::new();
+        for _ in 0..4 {
+            visitors.push(Wire::connect(proxy.address).await);
+        }
+        let decoy = decoy(flooded_and_visited()).await;
+        let targets = Targets {
+            proxy: (&proxy, address),
+            decoy: decoy.as_ref().map(|(_, proxy, address, _)| (proxy, *address)),
+        };
+        let flooder = move |address, flood| Box::pin(send_rounds(address, round, flood)) as _;
+        let harm = measure(what, targets, visitors, FLOODERS, flooder).await;
+        assert!(harm.count > 10, "{what} was no flood: {harm:?}");
+        faults.extend(harm.faults);
     }
+    assert!(faults.is_empty(), "{faults:#?}");
 }

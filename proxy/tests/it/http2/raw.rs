@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 
 use crate::harness::soon;
@@ -25,6 +25,7 @@ pub(crate) const END_HEADERS: u8 = 4;
 pub(crate) const NO_ERROR: u32 = 0;
 pub(crate) const PROTOCOL_ERROR: u32 = 1;
 pub(crate) const INTERNAL_ERROR: u32 = 2;
+pub(crate) const REFUSED_STREAM: u32 = 7;
 pub(crate) const CANCEL: u32 = 8;
 pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -115,9 +116,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
         raw
     }
 
+    /// Its two directions, for two tasks.
+    pub(crate) fn split(self) -> (Raw<ReadHalf<S>>, Raw<WriteHalf<S>>) {
+        let (read, write) = tokio::io::split(self.stream);
+        (Raw { stream: read }, Raw { stream: write })
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Raw<S> {
     /// Sends bytes; the other side may have closed.
     pub(crate) async fn bytes(&mut self, bytes: &[u8]) -> bool {
-        soon("room to send", self.stream.write_all(bytes)).await.is_ok()
+        let write = async {
+            self.stream.write_all(bytes).await?;
+            // TLS keeps what a full socket doesn't accept.
+            self.stream.flush().await
+        };
+        soon("room to send", write).await.is_ok()
     }
 
     pub(crate) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
@@ -128,7 +142,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
     pub(crate) async fn get(&mut self, stream: u32, path: &str) -> bool {
         self.send(HEADERS, END_HEADERS | END_STREAM, stream, &request("GET", path, &[])).await
     }
+}
 
+impl<S: AsyncRead + Unpin> Raw<S> {
     /// The next frame; `None`: the connection is closed.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 9];

@@ -3,11 +3,14 @@
 use http::{Method, Request, StatusCode, header};
 
 use super::clients::{Client, H2C, before, get, h2c, metric, pair, tls_stream, url};
-use super::raw::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, PROTOCOL_ERROR, Raw, block, request};
+use super::raw::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PROTOCOL_ERROR, Raw, block, frame,
+    request,
+};
 use crate::harness::{Home, until};
 use crate::recorder::{End, OK, Recorder};
-use crate::tls::certificates::Site;
-use crate::tls::clients::curl;
+use crate::tls::certificates::{self, Authority, Site};
+use crate::tls::clients::{Rustls, curl};
 use crate::wire::Wire;
 
 fn ok(_: &str) -> (Vec<u8>, End) {
@@ -35,8 +38,15 @@ async fn a_request_is_answered_over_tls_and_without() {
         (lines.len() == 5).then_some(lines)
     })
     .await;
-    assert_eq!((&lines[0]["protocol"], &lines[0]["alpn"]), (&"HTTP/2.0".into(), &"h2".into()));
-    assert_eq!((&lines[0]["method"], &lines[0]["path"]), (&"GET".into(), &"/headers".into()));
+    // In any order: each worker writes its own.
+    let http2: Vec<_> = lines.iter().filter(|line| line["protocol"] == "HTTP/2.0").collect();
+    assert_eq!(http2.len(), 4);
+    for line in http2 {
+        assert_eq!(
+            (&line["alpn"], &line["method"], &line["path"]),
+            (&"h2".into(), &"GET".into(), &"/headers".into())
+        );
+    }
 
     let (_home, proxy, address, _apps) = pair("", "").await;
     let client = Client::plain(address).await;
@@ -44,6 +54,30 @@ async fn a_request_is_answered_over_tls_and_without() {
     assert!(answer.status == 200 && answer.text().contains("\"x-forwarded-proto\",\"http\""));
     assert_eq!(metric(&proxy, "uh_proxy_http2_connections").await, 1);
     assert_eq!(metric(&proxy, "uh_proxy_http2_streams_total").await, 1);
+}
+
+/// A request whose frames arrive in two parts, the next one with the second part, must not wait for more input.
+#[tokio::test]
+async fn requests_are_answered_wherever_their_frames_are_cut() {
+    let (_home, _proxy, address, _apps) = pair("", "").await;
+    let get = request("GET", "/", &[]);
+    let whole = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &get);
+    let (front, back) = get.split_at(get.len() / 2);
+    let in_two = [frame(HEADERS, END_STREAM, 3, front), frame(CONTINUATION, END_HEADERS, 3, back)].concat();
+    let (first, rest) = (whole(1), [in_two, whole(5), whole(7)].concat());
+    for cut in 0..=rest.len() {
+        let mut raw = Raw::connect(address, b"").await;
+        let mut ended = Vec::new();
+        // Once the first is answered, all of the first part was read.
+        raw.bytes(&[&first[..], &rest[..cut]].concat()).await;
+        while !ended.contains(&1) {
+            ended.push(raw.until("the first answer", Frame::ends).await.unwrap().stream);
+        }
+        raw.bytes(&rest[cut..]).await;
+        while ended.len() < 4 {
+            ended.push(raw.until("an answer", Frame::ends).await.unwrap().stream);
+        }
+    }
 }
 
 #[tokio::test]
@@ -183,6 +217,80 @@ async fn a_host_that_the_connections_certificate_does_not_cover_is_misdirected()
     assert_eq!(status("APP.test:8443").await, 200);
     assert_eq!(status("elsewhere.test").await, 421);
     assert_eq!(status("app.test").await, 200, "the connection is kept");
+}
+
+/// Browsers use one connection for all hosts that its certificate covers (RFC 9113 §9.1.1), and only for those.
+#[tokio::test]
+async fn a_connection_serves_all_hosts_of_its_certificate_and_no_others() {
+    let recorder = Recorder::start(ok).await;
+    let authority = Authority::new();
+    let (shared, own) = (authority.issue(&["a.test", "b.test", "*.c.test"]), authority.issue(&["d.test"]));
+    let pairs = [("shared", &shared), ("own", &own)];
+    let home = certificates::home((recorder.address, recorder.address), &authority, &pairs, "", "");
+    let proxy = home.start().await;
+    let address = certificates::address(&proxy).await;
+    let rustls =
+        Rustls::with(&authority, rustls::ALL_VERSIONS, |config| config.alpn_protocols = vec![b"h2".to_vec()]);
+    for (sni, host, status) in [
+        ("a.test", "b.test", 200),
+        ("a.test", "x.c.test", 200),
+        ("x.c.test", "y.c.test", 200),
+        ("x.c.test", "a.test", 200),
+        ("a.test", "x.y.c.test", 421),
+        ("a.test", "c.test", 421),
+        // Another certificate of the same uh-proxy covers it.
+        ("a.test", "d.test", 421),
+        ("d.test", "a.test", 421),
+        ("d.test", "127.0.0.1", 421),
+    ] {
+        let client = Client::over(rustls.connect(address, sni).await.unwrap().stream).await;
+        let request = || Request::get(format!("https://{host}/")).body(()).unwrap();
+        let answer = client.send(request()).await.unwrap();
+        assert_eq!(answer.status, status, "{host} on a connection for {sni}");
+        assert_eq!(recorder.take().len(), usize::from(status == 200), "{host} on a connection for {sni}");
+    }
+}
+
+/// A body's end is known twice: by its length, and by its frames. If they differ, the app must not take it for complete, nor
+/// what follows for another request.
+#[tokio::test]
+async fn a_body_of_another_length_than_announced_is_reset() {
+    let recorder = Recorder::start(ok).await;
+    let (_home, proxy, address) = before(recorder.address, "", "").await;
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let too_long = format!("hello{smuggled}");
+    for (length, parts) in [
+        ("5", &["hel"][..]),
+        ("5", &[&too_long]),
+        ("5", &["hello", smuggled]),
+        ("0", &["x"]),
+        ("0", &[smuggled]),
+        ("5", &[]),
+    ] {
+        let mut raw = Raw::connect(address, b"").await;
+        // At once: an app may answer a request with a body of no bytes before they arrive.
+        let head = request("POST", "/first", &[("content-length", length)]);
+        let mut frames = frame(HEADERS, END_HEADERS, 1, &head);
+        parts.iter().for_each(|part| frames.extend(frame(DATA, 0, 1, part.as_bytes())));
+        frames.extend(frame(DATA, END_STREAM, 1, b""));
+        raw.bytes(&frames).await;
+        assert_eq!(raw.end_of(1).await, Some(PROTOCOL_ERROR), "{length}: {parts:?}");
+        raw.get(3, "/second").await;
+        assert_eq!(raw.end_of(3).await, None, "{length}: {parts:?}");
+        proxy.until_idle("blue").await;
+        let mut complete = Vec::new();
+        until("the second request arrives", async || {
+            complete.extend(recorder.take().into_iter().filter(|seen| seen.complete));
+            complete.iter().any(|seen| seen.head.starts_with("GET /second ")).then_some(())
+        })
+        .await;
+        // As much as was announced may be there before the rest is: the rest goes nowhere.
+        let first = &"hello"[..length.parse().unwrap()];
+        for seen in complete {
+            let is_first = seen.head.starts_with("POST /first ") && seen.body == first;
+            assert!(is_first || seen.head.starts_with("GET /second "), "{length}: {parts:?}: {seen:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,7 @@
 //! A browser: Chromium loads a page over HTTP/2, uploads, downloads, keeps a WebSocket, and notices nothing of a switch
 //! but the new version. Without `chromium`, this says so and is skipped.
 
-use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::certificates::{Authority, address, home};
+use crate::browser;
 use crate::harness::{Home, SampleApp, Scripted, Then};
 
 /// How long the browser may take, its start included, on a machine that does other things too.
@@ -55,7 +55,7 @@ struct Said {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_in_a_browser_notices_nothing_of_a_switch() {
-    let Some(version) = chromium_version() else { return };
+    let Some(version) = browser::version() else { return };
     let said = Arc::new(Mutex::new(Said::default()));
     let told = Arc::clone(&said);
     let page = Scripted::start(move |head, stream| page(head, stream, Arc::clone(&told))).await;
@@ -71,8 +71,7 @@ async fn a_page_in_a_browser_notices_nothing_of_a_switch() {
     proxy.until_healthy().await;
     let port = address(&proxy).await.port();
 
-    let log = home.path("chromium.log");
-    let mut browser = chromium(&home, port).stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+    let mut browser = chromium(&home, port).spawn().unwrap();
     let outcome = tokio::time::timeout(WITHIN, async {
         until_said(&said, |said| said.ready.then_some(())).await;
         proxy.switch("green").await;
@@ -81,7 +80,7 @@ async fn a_page_in_a_browser_notices_nothing_of_a_switch() {
     .await;
     browser.kill().unwrap();
     browser.wait().unwrap();
-    let said = fs::read_to_string(&log).unwrap();
+    let said = browser::said(&home);
     let results = outcome.unwrap_or_else(|_| panic!("{version} tells nothing: {said}"));
 
     let results: serde_json::Value = serde_json::from_str(&results).unwrap();
@@ -132,16 +131,7 @@ async fn until_said<T>(said: &Mutex<Said>, look: impl Fn(&Said) -> Option<T>) ->
     }
 }
 
-/// The installed Chromium's version; without one, says that the test is skipped.
-fn chromium_version() -> Option<String> {
-    let Ok(output) = Command::new("chromium").arg("--version").stderr(Stdio::null()).output() else {
-        eprintln!("skipped: chromium isn't installed (apt-get install chromium)");
-        return None;
-    };
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// Chromium on the page, in a profile of its own. It trusts the certificate by its key, and resolves no other name.
+/// Chromium on the page. It trusts the certificate by its key.
 fn chromium(home: &Home, port: u16) -> Command {
     let pin = format!(
         "openssl x509 -in '{}' -pubkey -noout | openssl pkey -pubin -outform der | \
@@ -149,21 +139,7 @@ fn chromium(home: &Home, port: u16) -> Command {
         home.path("app.crt").display()
     );
     let pin = Command::new("sh").args(["-c", &pin]).output().unwrap();
-    let mut command = Command::new("chromium");
-    command
-        .args([
-            "--headless=new",
-            "--no-sandbox",
-            "--no-first-run",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-        ])
-        .args(["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"])
-        .arg(format!("--user-data-dir={}", home.path("chromium").display()))
-        .arg(format!("--ignore-certificate-errors-spki-list={}", String::from_utf8(pin.stdout).unwrap()))
-        .arg("--host-resolver-rules=MAP app.test 127.0.0.1, MAP * ~NOTFOUND")
-        .arg(format!("https://app.test:{port}/page"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
+    let mut command = browser::chromium(home, &format!("https://app.test:{port}/page"));
+    command.arg(format!("--ignore-certificate-errors-spki-list={}", String::from_utf8(pin.stdout).unwrap()));
     command
 }

@@ -109,10 +109,16 @@ impl Site {
 
     /// Adds lines to `[server]` and `[server.tls]`.
     pub(crate) async fn start_with(server: &str, more: &str) -> Self {
+        Self::start_as(server, more, |home| home).await
+    }
+
+    /// The same, with a home that is changed before uh-proxy starts.
+    pub(crate) async fn start_as(server: &str, more: &str, change: impl FnOnce(Home) -> Home) -> Self {
         let authority = Authority::new();
         let pair = authority.issue(&["app.test"]);
         let apps = (SampleApp::start("blue", "1.0.0").await, SampleApp::start("green", "1.0.1").await);
-        let home = home((apps.0.address, apps.1.address), &authority, &[("app", &pair)], server, more);
+        let apps_at = (apps.0.address, apps.1.address);
+        let home = change(home(apps_at, &authority, &[("app", &pair)], server, more));
         let proxy = home.start().await;
         proxy.until_healthy().await;
         let address = address(&proxy).await;

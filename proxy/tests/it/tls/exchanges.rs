@@ -12,6 +12,7 @@ use super::certificates::{Authority, Site, address, home};
 use super::clients::{Rustls, Secure, curl, secure};
 use crate::exchanges::{WEBSOCKET, echo};
 use crate::harness::{Scripted, Then, soon, until};
+use crate::http2::clients as http2;
 use crate::wire::{Wire, get};
 
 /// Bytes recorded between a client and a server, by direction.
@@ -210,6 +211,26 @@ async fn head_and_body_of_a_small_response_are_one_record() {
     let mut client = client.connect(tap, "app.test").await.unwrap();
     assert_eq!(client.get("/").await.text(), "hello");
     assert_eq!(recorded.records().iter().filter(|kind| **kind == 23).count(), 1);
+}
+
+#[tokio::test]
+async fn over_http2_head_and_body_of_a_small_response_are_one_record() {
+    let (authority, _home, _proxy, address) = scripted("", |_, mut stream: TcpStream| async move {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").await.unwrap();
+        (stream, Then::KeepAlive)
+    })
+    .await;
+    let (tap, recorded) = Recorded::before(address).await;
+    let client = Rustls::with(&authority, &[&TLS12], |config| config.alpn_protocols = vec![b"h2".to_vec()]);
+    let client = http2::Client::over(client.connect(tap, "app.test").await.unwrap().stream).await;
+    // Settings and their acknowledgements come with the first.
+    assert_eq!(client.get("/").await.text(), "hello");
+    let data = || recorded.records().iter().filter(|kind| **kind == 23).count();
+    let before = data();
+    for _ in 0..10 {
+        assert_eq!(client.get("/").await.text(), "hello");
+    }
+    assert_eq!(data() - before, 10);
 }
 
 #[tokio::test]

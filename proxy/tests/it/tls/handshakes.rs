@@ -20,6 +20,13 @@ async fn failures(site: &Site, reason: &str) -> u64 {
     value.unwrap_or_else(|| panic!("{line}is missing in\n{metrics}")).parse().unwrap()
 }
 
+/// So many handshakes failed for this reason. A failure is counted after the client has seen it.
+async fn failed(site: &Site, reason: &str, times: u64) {
+    let what = format!("{reason} is counted");
+    let counted = until(&what, async || Some(failures(site, reason).await).filter(|&n| n >= times)).await;
+    assert_eq!(counted, times, "{reason}");
+}
+
 #[tokio::test]
 async fn the_certificate_is_selected_by_sni() {
     let authority = Authority::new();
@@ -55,7 +62,7 @@ async fn only_allowed_versions_are_negotiated() {
     let said = s_client(site.address, &old).await;
     assert!(said.contains("alert handshake failure") && said.contains("Cipher is (NONE)"), "{said}");
     site.home.until_said("is older than server.tls.min_version").await;
-    assert_eq!(failures(&site, "version").await, 1);
+    failed(&site, "version", 1).await;
     for (flag, version) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
         let said = s_client(site.address, &["-servername", "app.test", flag]).await;
         assert!(said.contains(&format!("New, {version}, Cipher is ")), "{said}");
@@ -113,7 +120,7 @@ async fn a_stalled_handshake_times_out() {
         let _ = soon("the end", stream.read_to_end(&mut rest)).await;
         assert_eq!(rest, b"", "it received something");
     }
-    assert_eq!(failures(&site, "timeout").await, 3);
+    failed(&site, "timeout", 3).await;
     site.home.until_said("server.limits.tls_handshake_timeout").await;
 }
 
@@ -140,14 +147,14 @@ async fn plain_http_on_the_https_port_gets_a_plain_400() {
     let response = Wire::connect(site.address).await.get("/").await;
     assert_eq!(response.status, 400);
     assert!(response.text().contains("use https://"), "{}", response.text());
-    assert_eq!(failures(&site, "plain_http").await, 1);
+    failed(&site, "plain_http", 1).await;
     // Anything else is closed at once, without an answer.
     let mut other = TcpStream::connect(site.address).await.unwrap();
     other.write_all(b"\x00\x01\x02").await.unwrap();
     let mut rest = Vec::new();
     let _ = soon("the end", other.read_to_end(&mut rest)).await;
     assert_eq!(rest, b"");
-    assert_eq!(failures(&site, "not_tls").await, 1);
+    failed(&site, "not_tls", 1).await;
 }
 
 #[tokio::test]
@@ -167,12 +174,33 @@ async fn a_connection_over_the_limit_is_closed_before_its_handshake() {
 }
 
 #[tokio::test]
+async fn a_connection_counts_before_its_first_byte() {
+    let site = Site::start_with("limits = { connections_per_address = 2 }", "").await;
+    let silent =
+        [TcpStream::connect(site.address).await.unwrap(), TcpStream::connect(site.address).await.unwrap()];
+    let mut third = TcpStream::connect(site.address).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = soon("the end", third.read_to_end(&mut answer)).await;
+    assert_eq!(answer, b"");
+    let metrics = site.proxy.client.metrics().await.unwrap();
+    assert!(
+        metrics.contains("uh_proxy_client_connections_refused_total{reason=\"address\"} 1\n"),
+        "{metrics}"
+    );
+    drop(silent);
+    until("the slots are free again", async || {
+        Rustls::new(&site.authority).connect(site.address, "app.test").await.ok().map(drop)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_client_that_rejects_the_certificate_is_logged() {
     let site = Site::start().await;
     let stranger = Rustls::new(&Authority::new());
     assert!(stranger.connect(site.address, "app.test").await.is_err());
     site.home.until_said("the client rejected the certificate").await;
-    assert_eq!(failures(&site, "distrusted").await, 1);
+    failed(&site, "distrusted", 1).await;
     let (code, _) = curl(&site, "/", &["--cacert", "/dev/null"]).await;
     assert_ne!(code, 0);
 }
@@ -186,7 +214,7 @@ async fn the_protocol_is_selected_by_alpn_and_others_than_http_are_rejected() {
         let said = s_client(site.address, &["-servername", "app.test", "-alpn", offered]).await;
         assert!(said.contains(&format!("ALPN protocol: {selected}\n")), "{said}");
     }
-    assert_eq!(failures(&site, "protocol").await, 1);
+    failed(&site, "protocol", 1).await;
 }
 
 #[tokio::test]

@@ -50,6 +50,7 @@ impl Clients {
                         done_at,
                         latency,
                         late: Duration::ZERO,
+                        user: None,
                         outcome,
                     });
                 }
@@ -77,7 +78,7 @@ impl Clients {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_switches_fail_no_request_and_no_answer_is_old() {
     const SWITCHES: usize = 1000;
-    let _alone = super::floods::ALONE.lock().await;
+    let _alone = crate::floods::ALONE.lock().await;
     let site = Site::start().await;
     let clients = Clients::start(&site, 8).await;
     let mut switches = Vec::with_capacity(SWITCHES);
@@ -100,7 +101,7 @@ async fn a_thousand_switches_fail_no_request_and_no_answer_is_old() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_certificate_swaps_fail_no_request_and_no_handshake() {
     const SWAPS: usize = 100;
-    let _alone = super::floods::ALONE.lock().await;
+    let _alone = crate::floods::ALONE.lock().await;
     let site = Site::start().await;
     let clients = Clients::start(&site, 16).await;
     let stop = Arc::new(AtomicBool::new(false));

@@ -1,0 +1,225 @@
+//! What a trial counts. While the traffic of a service is split, the failures and slow requests of both sides are
+//! compared: [`uh_trial`] decides, and `admin/trial.rs` asks it and acts.
+//!
+//! A good request costs two additions to counters of its worker. Only a client's first failure takes a lock.
+
+mod part;
+mod report;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use uh_protocol::status::TrialStatus;
+use uh_protocol::{BackendName, ServiceName};
+use uh_switching::{Assigned, Salt};
+use uh_trial::{Counts, History, Kind, Routes, Seen, Side, SideCounts, Weight};
+
+use crate::observe::metrics::TrialReading;
+pub(crate) use part::{FailureKind, ForTrial, InTrial, TrialPart, Who};
+
+/// How many ids of failed requests on the new side are kept as evidence.
+const REQUEST_IDS: usize = 5;
+
+/// The trials of all services, at most one each. Requests find theirs by the salt of the split.
+#[derive(Debug, Default)]
+pub(crate) struct Trials {
+    open: ArcSwap<Vec<Arc<OpenTrial>>>,
+    /// What was found by the last trial of a service that has none now.
+    ended: Mutex<BTreeMap<ServiceName, EndedTrial>>,
+}
+
+/// What is left of a trial.
+#[derive(Debug)]
+struct EndedTrial {
+    status: TrialStatus,
+    reading: TrialReading,
+}
+
+impl Trials {
+    /// The open trials.
+    pub(crate) fn open(&self) -> Arc<Vec<Arc<OpenTrial>>> {
+        self.open.load_full()
+    }
+
+    /// Replaces the open trials. Of those that aren't among them any more, the result is kept, until the service has
+    /// another one or is gone. For the admin side.
+    pub(crate) fn replace(&self, trials: Vec<Arc<OpenTrial>>, is_service: impl Fn(&ServiceName) -> bool) {
+        let mut ended = self.ended.lock();
+        let trials = Arc::new(trials);
+        let before = self.open.swap(Arc::clone(&trials));
+        for trial in before.iter() {
+            let result = EndedTrial { status: trial.status(true), reading: trial.read() };
+            ended.insert(trial.service.clone(), result);
+        }
+        let is_open = |name: &ServiceName| trials.iter().any(|trial| trial.service == *name);
+        ended.retain(|name, _| is_service(name) && !is_open(name));
+    }
+
+    /// For the status: the trial of a service's split, or else of its last one. `salt`: the split's, if there is one.
+    pub(crate) fn status(&self, service: &ServiceName, salt: Option<Salt>) -> Option<TrialStatus> {
+        let open = self.open.load();
+        if let Some(trial) = open.iter().find(|trial| trial.service == *service) {
+            return Some(trial.status(salt != Some(trial.shared.salt)));
+        }
+        self.ended.lock().get(service).map(|ended| ended.status.clone())
+    }
+
+    /// For a scrape.
+    pub(crate) fn read(&self) -> Vec<TrialReading> {
+        // In this order, no trial is in both.
+        let ended = self.ended.lock();
+        let open = self.open.load();
+        let ended = ended.values().map(|ended| ended.reading.clone());
+        open.iter().map(|trial| trial.read()).chain(ended).collect()
+    }
+
+    /// The part in a trial of a request that a split has assigned, and that a backend is asked `at` this time.
+    pub(crate) fn enter(&self, assigned: Assigned, who: Who, worker: usize, at: Instant) -> Option<InTrial> {
+        let open = self.open.load();
+        let trial = open.iter().find(|trial| trial.shared.salt == assigned.by.salt)?;
+        let lane = trial.lanes.get(worker % trial.lanes.len())?;
+        Some(InTrial::new(Arc::clone(lane), assigned, who, at))
+    }
+}
+
+/// One trial.
+#[derive(Debug)]
+pub(crate) struct OpenTrial {
+    /// The service.
+    pub service: ServiceName,
+    /// The backend of the new side.
+    pub backend: BackendName,
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    lanes: Box<[Arc<TrialLane>]>,
+}
+
+/// What all workers share of a trial.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// Which split it belongs to.
+    pub salt: Salt,
+    began: Instant,
+    /// Unset as long as too little is known of the old version.
+    pub patience: OnceLock<Patience>,
+    /// By [`Kind`]: the clients with a bad event.
+    seen: [Seen; 2],
+    judged: Mutex<Judged>,
+    /// By side and [`FailureKind`].
+    bad_requests: [[AtomicU64; FailureKind::ALL.len()]; 2],
+}
+
+/// How long requests may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Patience {
+    /// One that takes longer is slow.
+    pub slow_after: Duration,
+    /// One that has no response head after this time has failed, if [`Timeouts::overdue`](crate::config::Timeouts) doesn't come
+    /// first. `None`: too many of the old version take longer.
+    pub overdue_after: Option<Duration>,
+}
+
+/// What only first failures and the admin side touch.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    /// The statistics.
+    pub trial: uh_trial::Trial,
+    /// Where clients fail.
+    pub routes: Routes,
+    /// What was found at the last look.
+    pub status: uh_trial::Status,
+    /// Of requests that failed on the new side.
+    pub request_ids: Vec<String>,
+}
+
+/// A worker's counters. Only that worker's thread writes them.
+#[derive(Debug)]
+#[repr(align(128))]
+struct TrialLane {
+    shared: Arc<Shared>,
+    sides: [LaneCounts; 2],
+}
+
+#[derive(Debug, Default)]
+struct LaneCounts {
+    requests: AtomicU64,
+    failed: AtomicU64,
+    slow: AtomicU64,
+}
+
+impl OpenTrial {
+    /// A trial that begins now. `patience`: how long requests may take, if that is known.
+    pub(crate) fn new(
+        (service, backend, salt): (ServiceName, BackendName, Salt),
+        history: History,
+        patience: Option<Patience>,
+        workers: usize,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            salt,
+            began: Instant::now(),
+            patience: patience.map(OnceLock::from).unwrap_or_default(),
+            seen: Default::default(),
+            judged: Mutex::new(Judged {
+                trial: uh_trial::Trial::new(history, uh_trial::trial::WARM_UP),
+                routes: Routes::default(),
+                status: uh_trial::Status::Undecided,
+                request_ids: Vec::new(),
+            }),
+            bad_requests: Default::default(),
+        });
+        let lane = || Arc::new(TrialLane { shared: Arc::clone(&shared), sides: Default::default() });
+        let lanes = (0..workers.max(1)).map(|_| lane()).collect();
+        Self { service, backend, shared, lanes }
+    }
+
+    /// How long it has been open.
+    pub(crate) fn age(&self) -> Duration {
+        self.shared.began.elapsed()
+    }
+
+    /// Both sides' requests so far.
+    fn counts(&self) -> Counts {
+        let of = |side: Side| {
+            let sum = |counter: fn(&LaneCounts) -> &AtomicU64| {
+                let of_lane =
+                    |lane: &Arc<TrialLane>| counter(&lane.sides[side as usize]).load(Ordering::Relaxed);
+                self.lanes.iter().map(of_lane).sum()
+            };
+            SideCounts {
+                requests: sum(|counts| &counts.requests),
+                failed: sum(|counts| &counts.failed),
+                slow: sum(|counts| &counts.slow),
+            }
+        };
+        Counts { old: of(Side::Old), new: of(Side::New) }
+    }
+
+    /// Looks at the evidence, and returns what was found. `weight`: the present one.
+    pub(crate) fn look(&self, weight: Weight) -> uh_trial::Status {
+        let counts = self.counts();
+        let mut judged = self.shared.judged.lock();
+        judged.status = judged.trial.look(self.age(), weight, &counts);
+        judged.status
+    }
+
+    /// Reads what only first failures write.
+    pub(crate) fn judged<T>(&self, read: impl FnOnce(&Judged) -> T) -> T {
+        read(&self.shared.judged.lock())
+    }
+}
+
+impl Shared {
+    /// Whether this is the client's first bad event of a kind that counts. It is remembered.
+    fn is_first(&self, kind: Kind, who: Who) -> bool {
+        let counts = kind == Kind::Failure || self.began.elapsed() >= uh_trial::trial::WARM_UP;
+        counts && who.is_new_to(&self.seen[kind as usize])
+    }
+}
+
+#[cfg(test)]
+mod tests;

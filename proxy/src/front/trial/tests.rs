@@ -1,0 +1,78 @@
+//! Results outlive trials, a request counts once, and so does a client.
+
+use std::sync::Weak;
+
+use uh_switching::{Assignment, ClientKey};
+
+use super::*;
+use crate::front::admission::ClientNetwork;
+
+const PATIENCE: Patience = Patience { slow_after: Duration::from_millis(100), overdue_after: None };
+
+fn service(name: &str) -> ServiceName {
+    name.parse().unwrap()
+}
+
+fn trial(name: &str, salt: u128) -> Arc<OpenTrial> {
+    let of = (service(name), "green".parse().unwrap(), Salt::new(salt));
+    Arc::new(OpenTrial::new(of, History::default(), Some(PATIENCE), 2))
+}
+
+fn assigned(salt: u128, side: uh_switching::Side) -> Assigned {
+    let weight = uh_switching::Weight::from_millionths(500_000).unwrap();
+    Assigned { key: ClientKey::V4(1), side, by: Assignment { weight, salt: Salt::new(salt) } }
+}
+
+#[test]
+fn the_result_of_a_trial_stays_until_the_next_one_and_its_memory_does_not() {
+    let trials = Trials::default();
+    let first = trial("app", 1);
+    let memory: Weak<OpenTrial> = Arc::downgrade(&first);
+    trials.replace(vec![first], |_| true);
+    assert!(!trials.status(&service("app"), Some(Salt::new(1))).unwrap().ended);
+    trials.replace(Vec::new(), |_| true);
+    assert!(memory.upgrade().is_none());
+    assert!(trials.status(&service("app"), None).unwrap().ended);
+    assert_eq!(trials.read().len(), 1);
+    trials.replace(vec![trial("app", 2)], |_| true);
+    assert!(!trials.status(&service("app"), Some(Salt::new(2))).unwrap().ended);
+    assert_eq!(trials.read().len(), 1);
+    trials.replace(Vec::new(), |_| false);
+    assert!(trials.status(&service("app"), None).is_none(), "the service is gone");
+}
+
+#[test]
+fn a_request_counts_once_and_for_its_own_trial() {
+    let trials = Trials::default();
+    let trial = trial("app", 1);
+    trials.replace(vec![Arc::clone(&trial)], |_| true);
+    let (side, began) = (uh_switching::Side::New, Instant::now());
+    let who = Who::new(ClientNetwork::V4(1), ClientKey::V4(1));
+    assert!(trials.enter(assigned(2, side), who, 0, began).is_none(), "another split's");
+    let mut part = trials.enter(assigned(1, side), who, 5, began).unwrap();
+    assert!(!part.was_slow(began + Duration::from_millis(100)));
+    assert!(part.was_slow(began + Duration::from_millis(101)));
+    assert!(part.was_slow(began), "it stays slow");
+    part.opened();
+    let new = trial.counts().new;
+    assert_eq!((new.requests, new.slow, new.failed), (1, 1, 0));
+    // Tried again after the split has ended.
+    let part = trials.enter(assigned(1, side), who, 0, began).unwrap();
+    assert!(part.goes_on(None).is_none());
+    let part = trials.enter(assigned(1, side), who, 0, began).unwrap();
+    let mut part = part.goes_on(Some(assigned(1, uh_switching::Side::Old))).unwrap();
+    part.is_tunnel();
+    assert!(!part.was_slow(began + Duration::from_secs(3600)), "a tunnel may last");
+    assert_eq!((trial.counts().new.requests, trial.counts().old.requests), (1, 1));
+}
+
+#[test]
+fn a_client_is_new_if_neither_its_address_nor_its_cookie_was_seen() {
+    let seen = Seen::default();
+    let (v4, v6) = (ClientNetwork::V4(7), ClientNetwork::V6(7));
+    assert!(Who::new(v4, ClientKey::V4(7)).is_new_to(&seen));
+    assert!(Who::new(v6, ClientKey::V6(7)).is_new_to(&seen), "another network");
+    assert!(!Who::new(v4, ClientKey::Cookie(1 << 100)).is_new_to(&seen), "it has a cookie now");
+    assert!(!Who::new(ClientNetwork::V4(8), ClientKey::Cookie(1 << 100)).is_new_to(&seen), "it has moved");
+    assert!(Who::new(ClientNetwork::V4(9), ClientKey::Cookie(1 << 101)).is_new_to(&seen));
+}

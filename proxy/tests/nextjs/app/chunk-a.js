@@ -1,0 +1,1 @@
+export const version = 'a ' + process.env.VERSION;

@@ -1,0 +1,1 @@
+export const version = 'b ' + process.env.VERSION;

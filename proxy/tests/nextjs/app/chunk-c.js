@@ -1,0 +1,1 @@
+export const version = 'c ' + process.env.VERSION;
