@@ -3,6 +3,7 @@
 mod alive;
 mod args;
 mod blue_green;
+mod canary;
 mod exit;
 mod health_check;
 mod history;
@@ -13,6 +14,7 @@ mod monitor;
 mod operation;
 mod prune;
 mod recover;
+mod release;
 mod report;
 mod retire;
 mod rollback;
@@ -28,9 +30,12 @@ use clap::FromArgMatches as _;
 
 use args::{Args, Command};
 use exit::{CliError, Exit};
-use interrupts::Handlers;
+use interrupts::{Handlers, Interrupts};
+use release::Release;
 use report::{Form, Report};
 use session::Session;
+
+use crate::deploy::trial::TrialOrder;
 
 /// The result of a command.
 type Done = Result<Exit, CliError>;
@@ -57,15 +62,37 @@ fn carry_out(args: Args) -> Done {
         crate::runtime::process::supervisor::supervise(directory).context("the supervisor failed")?;
         return Ok(Exit::Done);
     }
+    let release = crate::config::release(&args.config)
+        .with_context(|| format!("can't use {}", args.config.display()))
+        .map_err(|e| CliError::usage(format!("{e:#}")))?;
+    if let Some(config) = release {
+        let release = Release::open(&args, config)?;
+        return run(
+            async |args| release::command(&release, &args.command).await,
+            &args,
+            &release.interrupts,
+            &release.report,
+        );
+    }
     let session = Session::open(&args)?;
+    run(async |args| command(&session, &args.command).await, &args, &session.interrupts, &session.report)
+}
+
+/// Runs a command until it ends, or until a signal does that no operation takes.
+fn run(
+    command: impl AsyncFnOnce(&Args) -> Done,
+    args: &Args,
+    interrupts: &Interrupts,
+    report: &Report,
+) -> Done {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("can't start the async runtime")?;
     let done = runtime.block_on(async {
         let mut handlers = Handlers::install().context("can't install signal handlers")?;
         tokio::select! {
-            done = command(&session, &args.command) => done,
-            interrupt = handlers.not_taken(&session.interrupts) => {
-                session.report.end_progress();
+            done = command(args) => done,
+            interrupt = handlers.not_taken(interrupts) => {
+                report.end_progress();
                 let message = format!("interrupted by {}", interrupt.name);
                 Err(CliError::new(Exit::Interrupted(interrupt.exit_code()), message))
             }
@@ -73,7 +100,7 @@ fn carry_out(args: Args) -> Done {
     });
     // Background tasks aren't waited for.
     runtime.shutdown_background();
-    session.report.finish();
+    report.finish();
     done
 }
 
@@ -81,6 +108,9 @@ async fn command(session: &Session, command: &Command) -> Done {
     match command {
         Command::Validate => validate::validate(session).await,
         Command::BlueGreen(args) => Box::pin(blue_green::blue_green(session, args)).await,
+        Command::Promote => canary::order(session, TrialOrder::Promote).await,
+        Command::Hold => canary::order(session, TrialOrder::Hold).await,
+        Command::Abort => canary::order(session, TrialOrder::Abort).await,
         Command::Monitor(args) => monitor::monitor(session, args).await,
         Command::Rollback(args) => rollback::rollback(session, args).await,
         Command::HealthCheck => health_check::health_check(session).await,

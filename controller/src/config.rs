@@ -4,12 +4,18 @@
 //! [`load`] reads a file, [`parse`] a text. The rest of the program works with these values. Relative paths start at
 //! the file's directory.
 
+mod canary;
 mod containers;
+mod files;
+mod release;
 mod sections;
 
 use std::path::{Path, PathBuf};
 
+pub use canary::{CanaryPlan, CanaryStep, OnNotEnoughData};
 pub use containers::{ComposeSettings, DockerSettings, Pull, Restart};
+pub use files::ServedFiles;
+pub use release::{ReleaseConfig, release};
 pub use sections::{
     BackendConfig, Deploy, GateSettings, Hooks, IdentityCheck, Monitor, Notice, ProcessSettings, ProxyFiles,
     RuntimeConfig, Secrets, Validate,
@@ -28,8 +34,12 @@ pub struct Config {
     pub backends: Vec<BackendConfig>,
     /// How instances of the app run.
     pub runtime: RuntimeConfig,
+    /// The files that uh-proxy serves; `None`: none are copied.
+    pub files: Option<ServedFiles>,
     /// The health gate of a candidate.
     pub gate: GateSettings,
+    /// The trial of a new version on some clients; `None`: everybody gets it at once.
+    pub canary: Option<CanaryPlan>,
     /// Thresholds of a watch.
     pub monitor: Monitor,
     /// What `validate` requires.
@@ -71,7 +81,9 @@ pub fn parse(text: &str, directory: &Path) -> Result<Config, ConfigError> {
         deploy: sections::deploy(&mut root.section("deploy")),
         backends: sections::backends(root),
         runtime: sections::runtime(&mut root.section("runtime")),
+        files: files::files(root),
         gate: sections::gate(&mut root.section("health")),
+        canary: canary::canary(root),
         monitor: sections::monitor(&mut root.section("monitor")),
         validate: sections::validate(&mut root.section("validate")),
         hooks: sections::hooks(&mut root.section("hooks")),

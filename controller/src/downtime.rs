@@ -37,6 +37,12 @@ impl TrafficSample {
         Self { pid, uptime_s, ..Self::count(metrics, service) }
     }
 
+    /// How many requests have ended since an earlier sample.
+    #[must_use]
+    pub fn requests_since(&self, earlier: &Self) -> u64 {
+        self.requests.saturating_sub(earlier.requests)
+    }
+
     fn count(metrics: &str, service: &str) -> Self {
         let mut sample = Self::default();
         for line in metrics.lines().filter(|line| !line.starts_with('#')) {

@@ -105,7 +105,7 @@ struct LogLine {
 impl LogLine {
     /// `-` is a normal end, `DC` a client that left; everything else broke off.
     fn has_failed(&self) -> bool {
-        self.status >= 500 || !matches!(self.termination.as_str(), "" | "-" | "DC")
+        self.status >= 500 || !matches!(self.termination.as_str(), "" | "-" | "DC" | "SF")
     }
 }
 

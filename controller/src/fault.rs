@@ -44,4 +44,4 @@ fn hold(name: &str) {
 /// Does nothing.
 #[cfg(not(feature = "fault-points"))]
 #[inline]
-pub fn point(_name: &str) {}
+pub(crate) fn point(_name: &str) {}

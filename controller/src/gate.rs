@@ -253,13 +253,18 @@ impl HealthGate<'_> {
     }
 
     async fn log(&self) -> Vec<Foreign> {
-        let lines = std::cell::RefCell::new(Vec::new());
-        let query = LogQuery { tail: Some(SHOWN_LOG_LINES), since: None, follow: false };
-        let keep = |line: &Foreign| lines.borrow_mut().push(line.clone());
-        // Without the log, the rest is still shown.
-        let _ = tokio::time::timeout(LOG_WITHIN, self.runtime.logs(self.instance, &query, &keep)).await;
-        lines.into_inner()
+        last_log_lines(self.runtime, self.instance).await
     }
+}
+
+/// The last lines of an instance's log: what can be read of them within [`LOG_WITHIN`]. Without the log, the rest of a
+/// failure is still shown.
+pub(crate) async fn last_log_lines(runtime: &dyn Runtime, instance: &InstanceId) -> Vec<Foreign> {
+    let lines = std::cell::RefCell::new(Vec::new());
+    let query = LogQuery { tail: Some(SHOWN_LOG_LINES), since: None, follow: false };
+    let keep = |line: &Foreign| lines.borrow_mut().push(line.clone());
+    let _ = tokio::time::timeout(LOG_WITHIN, runtime.logs(instance, &query, &keep)).await;
+    lines.into_inner()
 }
 
 /// A command that sends the same request as a probe.

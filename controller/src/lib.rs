@@ -6,8 +6,9 @@
 //! which uses `probe`; [`counters`] and [`verdict`] judge a backend, with `evidence` for a breach; `downtime`
 //! measures what users noticed; `notice` runs hooks and the webhook; `validate` checks everything before a deploy;
 //! [`cli`] is the command line, and the only place that prints. What is printed holds no secrets (`redact`). Helpers:
-//! `check`, `command`, [`env_file`], `files`, `time`, `fault`, `lines`, [`waiting`], `names`.
+//! `assets`, `check`, `command`, [`env_file`], `files`, `time`, `fault`, `lines`, [`waiting`], `names`.
 
+mod assets;
 mod check;
 pub mod cli;
 mod command;

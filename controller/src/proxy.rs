@@ -9,8 +9,11 @@ mod serving;
 pub(crate) use out_of_service::{OutOfService, WithdrawalProgress};
 pub(crate) use serving::Serving;
 use uh_protocol::client::{Client, ClientError};
-use uh_protocol::request::{BackendRequest, DrainRequest, Drained, SwitchRequest, Switched};
-use uh_protocol::status::{BackendStatus, Role, ServiceStatus, Status};
+use uh_protocol::request::{
+    BackendRequest, DrainRequest, Drained, ReleaseRequest, Released, SplitReply, SplitRequest, SwitchRequest,
+    Switched,
+};
+use uh_protocol::status::{BackendStatus, Role, ServiceStatus, SplitStatus, Status};
 use uh_protocol::{Address, BackendName, Code, ServiceName};
 
 use crate::config::Config;
@@ -65,10 +68,12 @@ impl ExpectedRouting {
 }
 
 /// The result of a registration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Registration {
     /// The generation now.
     pub generation: u64,
+    /// The split at this generation.
+    pub split: Option<SplitStatus>,
     /// Why it isn't on disk yet.
     pub persist_error: Option<String>,
 }
@@ -93,12 +98,16 @@ impl ProxyError {
     pub(crate) fn is_overtaken(&self) -> bool {
         match self {
             Self::Overtaken(_) => true,
+            Self::Call(ClientError::Problem(problem)) if problem.code == Code::Conflict => true,
             // The backend has become active since the last look.
-            Self::Call(ClientError::Problem(problem)) => {
-                matches!(problem.code, Code::Conflict | Code::BackendActive)
-            }
-            _ => false,
+            other => other.is_in_use(),
         }
+    }
+
+    /// Whether uh-proxy refused because the backend gets requests: it is active, or a split sends it a share.
+    #[must_use]
+    pub(crate) fn is_in_use(&self) -> bool {
+        matches!(self, Self::Call(ClientError::Problem(p)) if p.code == Code::BackendActive)
     }
 
     /// Whether uh-proxy didn't answer, or broke off.
@@ -137,6 +146,12 @@ impl ServiceView {
     #[must_use]
     pub(crate) fn is_withdrawn(&self, name: &BackendName) -> bool {
         self.backend(name).is_some_and(|backend| backend.role == Role::Withdrawn)
+    }
+
+    /// The split that gives this backend a share of the clients, if there is one.
+    #[must_use]
+    pub(crate) fn split_to(&self, name: &BackendName) -> Option<&SplitStatus> {
+        self.service.split.as_ref().filter(|split| split.to == *name)
     }
 
     /// What an operation that would switch to this backend relies on.
@@ -245,7 +260,11 @@ impl ProxyService {
                 after.service.active, after.generation
             )));
         }
-        Ok(Registration { generation: after.generation, persist_error: registered.persist_error })
+        Ok(Registration {
+            generation: after.generation,
+            split: after.service.split,
+            persist_error: registered.persist_error,
+        })
     }
 
     /// Makes a backend active.
@@ -254,6 +273,22 @@ impl ProxyService {
     /// uh-proxy refused, or the routing was changed by another command; then nothing was switched.
     pub(crate) async fn switch(&self, request: &SwitchRequest) -> Result<Switched, ProxyError> {
         Ok(self.client.switch(&self.service, request).await?)
+    }
+
+    /// Gives a backend a share of the clients, changes it, or ends it.
+    ///
+    /// # Errors
+    /// uh-proxy refused, or the routing was changed by another command; then nothing was changed.
+    pub(crate) async fn split(&self, request: &SplitRequest) -> Result<SplitReply, ProxyError> {
+        Ok(self.client.split(&self.service, request).await?)
+    }
+
+    /// Makes a backend of each of these services active, all at once.
+    ///
+    /// # Errors
+    /// uh-proxy refused, or the routing was changed by another command; then nothing was switched.
+    pub(crate) async fn release(&self, request: &ReleaseRequest) -> Result<Released, ProxyError> {
+        Ok(self.client.release(request).await?)
     }
 
     /// Waits for a standby's exchanges to finish.

@@ -25,7 +25,7 @@ mod instance;
 pub(crate) mod ports;
 pub mod process;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -75,6 +75,22 @@ pub trait Runtime {
     /// It can't be started; then nothing of that name is running. [`RuntimeError::PortTaken`] if the runtime finds
     /// that another process uses its port.
     async fn start(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError>;
+
+    /// Copies a directory of what was frozen to `to`, which doesn't exist yet and lies in a directory of its own. Leaves
+    /// nothing else behind, not even where an earlier call was interrupted.
+    ///
+    /// # Errors
+    /// There is no such directory, or it can't be copied.
+    async fn copy_files(&self, frozen: &Frozen, from: &str, to: &Path) -> Result<(), RuntimeError>;
+
+    /// Removes what an interrupted [`Runtime::copy_files`] for this backend has left, except at its destination. By
+    /// default, that is nothing.
+    ///
+    /// # Errors
+    /// The engine doesn't answer.
+    async fn end_copy(&self, _backend: &BackendName) -> Result<(), RuntimeError> {
+        Ok(())
+    }
 
     /// Whether what was frozen can still be started, as far as that is known without starting it. Called before
     /// anything is stopped for it. By default, it can.
@@ -325,6 +341,15 @@ pub enum RuntimeError {
     File {
         /// The file.
         path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The files that uh-proxy serves can't be put in place.
+    #[error("can't put the files of the candidate at {}", to.display())]
+    Files {
+        /// Where they are served.
+        to: PathBuf,
         /// Why.
         #[source]
         source: io::Error,

@@ -1,6 +1,7 @@
 //! Checks everything a deploy needs, without changing anything. Every check runs, whatever the result of the others.
 
 mod database;
+mod files;
 
 use std::path::Path;
 use std::process::Command;
@@ -48,6 +49,7 @@ pub(crate) async fn validate(config: &Config, runtime: &dyn Runtime) -> Vec<Chec
     checks.push(environment(config));
     checks.extend(database(config).await);
     checks.push(disk(config));
+    checks.extend(files::checks(config, &candidate));
     checks.push(memory(config));
     checks.extend(candidate_ports(config, runtime, &candidate, view).await);
     checks.push(clock(view));

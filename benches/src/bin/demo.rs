@@ -1,9 +1,11 @@
-//! The demo: the real programs under real load, with deploys, a rollback and bad versions.
+//! The demo: the real programs under real load, with deploys, a rollback, a canary deploy and bad versions.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -18,7 +20,7 @@ use uh_benches::picture::{Picture, Span};
 use uh_benches::workdir;
 use uh_testkit::http::Failure;
 use uh_testkit::judgement::{Switch, Verdict};
-use uh_testkit::load::{Group, Load, Plan, Recording, Reuse};
+use uh_testkit::load::{Group, Load, Plan, Recording, Reuse, Sample};
 use uh_testkit::process;
 use uh_testkit::uh_deploy::{CONFIG, UhDeploy};
 use uh_testkit::uh_proxy::{Setup, UhProxy};
@@ -40,6 +42,10 @@ const BREATH: Duration = Duration::from_secs(1);
 /// How long the WebSocket holds up the drain of the deploy that it is open across.
 const HOLD: Duration = Duration::from_secs(3);
 
+/// The load is that of a proxy with this many users behind it: a trial compares users.
+const USERS: NonZeroU32 = NonZeroU32::new(2_000).unwrap();
+const TRUSTED: &str = "trusted_proxies = [\"127.0.0.1\"]";
+
 /// One text and its echo.
 const ECHO_INTERVAL: Duration = Duration::from_millis(50);
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,12 +54,14 @@ const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 const HEALTH: &str = "[services.app.health]\ninterval = \"100ms\"\nhealthy_after = 1";
 
 /// What `uh-deploy` checks, before and after a deploy.
-const CHECKS: &str = "[validate]\nmin_disk = \"100MiB\"\nmin_memory = \"100MiB\"\n\
-                      [monitor]\ninterval = \"1s\"\nbreach_after = 1\n[health]\ninterval = \"100ms\"";
+const CHECKS: &str = "[monitor]\ninterval = \"1s\"\nbreach_after = 1\n[health]\ninterval = \"100ms\"";
 
 /// A version that never becomes healthy, and one that looks healthy.
 const UNHEALTHY: &str = "[health]\nwithin = \"1s\"\n[runtime.process]\nenv = { UNHEALTHY = \"1\" }";
 const FAILING: &str = "[runtime.process]\nenv = { FAIL_PERCENT = \"25\" }";
+
+/// Some of the users get a version first.
+const CANARY: &str = "[canary]";
 
 /// Exit codes of `uh-deploy`.
 const DONE: i32 = 0;
@@ -83,9 +91,10 @@ async fn run(dir: &Path, options: &Options) -> Result<()> {
     demo.forget_switches("blue")?;
 
     demo.step("Start the load, and deploy 1.0.1")?;
-    let load = Load::start(plan(demo.front_door.address))?;
+    let load = Load::start_for_users(plan(demo.front_door.address), USERS)?;
     demo.page
         .line("   64 keep-alive clients (16 of them wait 200 ms for each answer), 50 new connections/s,")?;
+    demo.page.line(format!("   all for {} users who are known by X-Forwarded-For,", grouped(users())))?;
     demo.page.line("   and one WebSocket, which stays on the version that accepted it")?;
     sleep(BREATH).await;
     let socket = Echo::open(demo.front_door.address, "blue").await?;
@@ -112,9 +121,13 @@ async fn run(dir: &Path, options: &Options) -> Result<()> {
     demo.step("Deploy 1.0.3, which looks healthy but fails every fourth request, and watch it")?;
     demo.controller.configure(CONFIG, FAILING)?;
     let watched = ["blue-green", "--version", "1.0.3", "--watch", "20s", "--auto-rollback"];
-    let before = Instant::now();
-    demo.switching(ROLLED_BACK, &watched, &["green", "blue"]).await?;
-    let bad = (before, Instant::now());
+    let watched = demo.bad_version("1.0.3", &watched, "Rolling back automatically").await?;
+    sleep(BREATH).await;
+
+    demo.step("Deploy 1.0.4, which is as bad, as a canary: one user in ten gets it first")?;
+    demo.controller.configure(CONFIG, &format!("{FAILING}\n{CANARY}"))?;
+    let tried = ["blue-green", "--version", "1.0.4"];
+    let canary = demo.bad_version("1.0.4", &tried, "Trial: fail").await?;
     sleep(BREATH).await;
 
     demo.step("History")?;
@@ -123,33 +136,61 @@ async fn run(dir: &Path, options: &Options) -> Result<()> {
     let Demo { page, front_door, controller, switches, spans, started } = demo;
     front_door.stop(STOP_WITHIN).await?;
     drop(controller);
-    summary(&page, &recording, &switches, rolled_back, bad)?;
+    let hit = summary(&page, &recording, &switches, rolled_back, [&watched, &canary])?;
     if let Some(file) = &options.picture {
         let backends = [("blue", "blue, 1.0.0"), ("green", "green, 1.0.1")];
         let from = recording.samples.first().context("no requests")?.sent_at;
-        let picture = Picture { samples: &recording.samples, backends, spans: &spans, from, to: bad.0 };
+        let picture =
+            Picture { samples: &recording.samples, backends, spans: &spans, from, to: watched.from };
         fs::write(file, picture.svg()).with_context(|| format!("can't write {}", file.display()))?;
     }
     page.line(format!(
-        "\nNo client noticed anything except 1.0.3's own errors. {:.1} s in total.\nNext: the same by hand, and with your app: docs/quickstart.md",
+        "\nNo client noticed anything except the bad versions' own errors. Without a trial, 1.0.3 hit {} of {} users.\nWith one, 1.0.4 hit {}, and its trial stopped it. {:.1} s in total.\nNext: the same by hand, and with your app: docs/quickstart.md",
+        grouped(hit[0]),
+        grouped(users()),
+        grouped(hit[1]),
         started.elapsed().as_secs_f64()
     ))
 }
 
-/// Prints what the clients saw, and fails if anything went wrong except the bad version's own errors.
+/// A version that fails requests, and when it was there.
+struct BadVersion {
+    version: &'static str,
+    from: Instant,
+    until: Instant,
+}
+
+impl BadVersion {
+    /// Whether this is an error of its own.
+    fn answered(&self, sample: &Sample) -> bool {
+        sample.outcome == Err(Failure::BadStatus(500))
+            && sample.sent_at >= self.from
+            && sample.done_at <= self.until
+    }
+}
+
+fn users() -> usize {
+    usize::try_from(USERS.get()).unwrap_or(usize::MAX)
+}
+
+/// Prints what the clients saw, and fails if anything went wrong except the bad versions' own errors. Returns how many
+/// users each of these hit.
 fn summary(
     page: &Page,
     recording: &Recording,
     switches: &[Switch],
     rolled_back: usize,
-    bad: (Instant, Instant),
-) -> Result<()> {
-    let by_the_bad_version = |sample: &&uh_testkit::load::Sample| {
-        sample.outcome == Err(Failure::BadStatus(500)) && sample.sent_at >= bad.0 && sample.done_at <= bad.1
-    };
-    let bad_answers = recording.samples.iter().filter(by_the_bad_version).count();
+    bad: [&BadVersion; 2],
+) -> Result<[usize; 2]> {
+    let own = bad.map(|bad| recording.samples.iter().filter(|s| bad.answered(s)).collect::<Vec<_>>());
+    let hit = own.each_ref().map(|own| own.iter().filter_map(|s| s.user).collect::<HashSet<_>>().len());
     let rest = Recording {
-        samples: recording.samples.iter().filter(|sample| !by_the_bad_version(sample)).cloned().collect(),
+        samples: recording
+            .samples
+            .iter()
+            .filter(|sample| !bad.iter().any(|bad| bad.answered(sample)))
+            .cloned()
+            .collect(),
         closed_by_server: recording.closed_by_server,
     };
     let verdict = Verdict::of(&rest, &"blue".parse()?, switches);
@@ -157,7 +198,10 @@ fn summary(
     let row = |label: &str, value: String| page.line(format!("   {label:<58}{value:>10}"));
     page.line("\nResults, as seen by the clients")?;
     row("requests", grouped(recording.samples.len()))?;
-    row("500 responses of version 1.0.3", grouped(bad_answers))?;
+    for ((bad, own), hit) in bad.iter().zip(&own).zip(hit) {
+        row(&format!("500 responses of version {}", bad.version), grouped(own.len()))?;
+        row(&format!("users who got one, of {}", grouped(users())), grouped(hit))?;
+    }
     row("other failures", grouped(verdict.failed()))?;
     row("client connections closed by uh-proxy", grouped(verdict.closed_by_server))?;
     row("responses from an inactive version", grouped(verdict.old_answers.len()))?;
@@ -166,8 +210,11 @@ fn summary(
     row("latency of quick requests, p99", milliseconds(quick.at(990)))?;
     let faults = verdict.faults();
     ensure!(faults.is_empty(), "{}", faults.join("; "));
-    ensure!(bad_answers > 0, "version 1.0.3 failed no request, so the demo shows nothing");
-    Ok(())
+    for (bad, own) in bad.iter().zip(&own) {
+        ensure!(!own.is_empty(), "version {} failed no request, so the demo shows nothing", bad.version);
+    }
+    ensure!(hit[1] < hit[0], "the canary hit {} users, and the whole deploy {}", hit[1], hit[0]);
+    Ok(hit)
 }
 
 fn plan(target: SocketAddr) -> Plan {
@@ -196,7 +243,7 @@ impl Demo {
         page.step("Start uh-proxy without a backend")?;
         let [blue, green] = [free_address(), free_address()];
         // Green is active at first, so that the first deploy goes to blue.
-        let setup = Setup::new(dir, blue, green).active("green").service(HEALTH);
+        let setup = Setup::new(dir, blue, green).active("green").server(TRUSTED).service(HEALTH);
         let front_door = setup.start().await?;
         page.fact("uh-proxy", front_door.address)?;
         page.fact("blue (once started)", blue)?;
@@ -212,8 +259,8 @@ impl Demo {
         self.page.step(title)
     }
 
-    /// Runs a command, shows its output, and checks its exit code.
-    async fn command(&mut self, code: i32, args: &[&str]) -> Result<()> {
+    /// Runs a command, shows its output, and checks its exit code. Returns the output.
+    async fn command(&mut self, code: i32, args: &[&str]) -> Result<String> {
         self.page.line(format!("   $ uh-deploy {}", args.join(" ")))?;
         let from = Instant::now();
         let finished = process::run(self.controller.command(CONFIG, args)?, COMMAND_TIMEOUT).await?;
@@ -224,18 +271,28 @@ impl Demo {
         }
         let ended = finished.status.code();
         ensure!(ended == Some(code), "uh-deploy {} ended with {ended:?}, not {code}", args.join(" "));
-        self.page.line(format!("   (exit code {code})"))
+        self.page.line(format!("   (exit code {code})"))?;
+        Ok(finished.output)
     }
 
     /// A command in which traffic moves to these backends, one after the other.
-    async fn switching(&mut self, code: i32, args: &[&str], to: &[&str]) -> Result<()> {
+    async fn switching(&mut self, code: i32, args: &[&str], to: &[&str]) -> Result<String> {
         let called_at = Instant::now();
-        self.command(code, args).await?;
+        let output = self.command(code, args).await?;
         let replied_at = Instant::now();
         for to in to {
             self.switches.push(Switch { to: to.parse()?, called_at, replied_at });
         }
-        Ok(())
+        Ok(output)
+    }
+
+    /// Deploys a version that gets clients and then loses them to blue, because it fails requests, and checks that the
+    /// command says this.
+    async fn bad_version(&mut self, version: &'static str, args: &[&str], says: &str) -> Result<BadVersion> {
+        let from = Instant::now();
+        let output = self.switching(ROLLED_BACK, args, &["green", "blue"]).await?;
+        ensure!(output.contains(says), "uh-deploy {} doesn't say {says:?}", args.join(" "));
+        Ok(BadVersion { version, from, until: Instant::now() })
     }
 
     /// The load begins now: earlier switches don't count.

@@ -18,6 +18,7 @@ use tokio::time::sleep;
 use uh_benches::workdir;
 use uh_testkit::http::Failure;
 use uh_testkit::load::{Group, Load, Plan, Reuse, Sample};
+use uh_testkit::log::json_lines;
 use uh_testkit::process::{self, Finished};
 use uh_testkit::uh_deploy::{CONFIG, UhDeploy};
 use uh_testkit::uh_proxy::{Setup, UhProxy};
@@ -71,8 +72,7 @@ const ROLLED_BACK_WITHIN: Duration = Duration::from_secs(10);
 const COMMAND_MARGIN: Duration = Duration::from_secs(60);
 
 /// How versions are judged.
-const SETTINGS: &str = "[validate]\nmin_disk = \"100MiB\"\nmin_memory = \"100MiB\"\n\
-                        [monitor]\ninterval = \"1s\"\n[health]\ninterval = \"100ms\"";
+const SETTINGS: &str = "[monitor]\ninterval = \"1s\"\n[health]\ninterval = \"100ms\"";
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -200,9 +200,7 @@ impl Trial {
     }
 
     fn history(&self) -> Result<Vec<Value>> {
-        let path = self.controller.state_dir().join("history.jsonl");
-        let text = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
-        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+        json_lines(&self.controller.state_dir().join("history.jsonl"))
     }
 
     /// From what the controller has written down: when uh-proxy switched, and when the rollback was over.

@@ -38,6 +38,8 @@ pub const DESCRIPTORS: u64 = 20_000;
 pub enum Proxy {
     /// Ours.
     UhProxy,
+    /// Another build of ours, such as the one before a change: the program `uh-proxy-before`, where there is one.
+    Before,
     /// With its access log written in batches, as ours is.
     Nginx,
     /// With its access log written line by line, as it is by default.
@@ -53,8 +55,9 @@ pub enum Proxy {
 }
 
 /// All of them, in the order of the tables.
-pub const ALL: [Proxy; 7] = [
+pub const ALL: [Proxy; 8] = [
     Proxy::UhProxy,
+    Proxy::Before,
     Proxy::Nginx,
     Proxy::NginxByLine,
     Proxy::Haproxy,
@@ -162,6 +165,7 @@ impl Proxy {
     pub fn name(self) -> &'static str {
         match self {
             Self::UhProxy => "uh-proxy",
+            Self::Before => "uh-proxy before",
             Self::Nginx => "nginx",
             Self::NginxByLine => "nginx, log by line",
             Self::Haproxy => "HAProxy",
@@ -176,6 +180,7 @@ impl Proxy {
     pub fn program(self) -> Option<PathBuf> {
         let name = match self {
             Self::UhProxy => return program("uh-proxy").ok(),
+            Self::Before => return program("uh-proxy-before").ok(),
             Self::Nginx | Self::NginxByLine => "nginx",
             Self::Haproxy => "haproxy",
             Self::Caddy => "caddy",
@@ -193,7 +198,7 @@ impl Proxy {
     pub fn version(self) -> Option<String> {
         let flag = match self {
             Self::Nginx | Self::NginxByLine | Self::Haproxy => "-v",
-            Self::UhProxy | Self::Envoy => "--version",
+            Self::UhProxy | Self::Before | Self::Envoy => "--version",
             Self::Caddy | Self::Traefik => "version",
         };
         let output = Command::new(self.program()?).arg(flag).stdin(Stdio::null()).output().ok()?;
@@ -221,7 +226,7 @@ impl Proxy {
         let (listen, admin) = (free_address(), free_address());
         let stage = ProxyInputs { program: &program, dir: &dir, listen, admin, terms };
         let mut command = match self {
-            Self::UhProxy => uh_proxy::command(&stage)?,
+            Self::UhProxy | Self::Before => uh_proxy::command(&stage)?,
             Self::Nginx => nginx::command(&stage, nginx::Log::InBatches)?,
             Self::NginxByLine => nginx::command(&stage, nginx::Log::ByLine)?,
             Self::Haproxy => haproxy::command(&stage)?,
@@ -289,7 +294,7 @@ impl Running {
             terms: &self.terms,
         };
         match self.proxy {
-            Proxy::UhProxy => uh_proxy::switch(&stage, to),
+            Proxy::UhProxy | Proxy::Before => uh_proxy::switch(&stage, to),
             Proxy::Nginx | Proxy::NginxByLine => nginx::switch(&stage, to),
             Proxy::Haproxy => haproxy::switch(&stage, to),
             Proxy::Caddy => caddy::switch(&stage, to),

@@ -148,7 +148,7 @@ impl Row {
     /// Whether this proxy takes part.
     #[must_use]
     pub fn has(&self, proxy: Proxy) -> bool {
-        let fast = matches!(proxy, Proxy::UhProxy | Proxy::Nginx | Proxy::Haproxy);
+        let fast = matches!(proxy, Proxy::UhProxy | Proxy::Before | Proxy::Nginx | Proxy::Haproxy);
         match (proxy, self.load) {
             (Proxy::NginxByLine, _) => self.name == USUAL,
             // More than the others can do on one core.

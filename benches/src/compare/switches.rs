@@ -43,7 +43,7 @@ pub struct SwitchCost {
 #[must_use]
 pub fn count(proxy: Proxy, quick: bool) -> usize {
     let count = match proxy {
-        Proxy::UhProxy | Proxy::Haproxy | Proxy::Envoy => 100,
+        Proxy::UhProxy | Proxy::Before | Proxy::Haproxy | Proxy::Envoy => 100,
         Proxy::Nginx | Proxy::NginxByLine | Proxy::Caddy => 30,
         Proxy::Traefik => 8,
     };

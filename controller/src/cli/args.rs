@@ -62,7 +62,7 @@ const GLOBAL: &str = "Global options";
 
 /// The headings of the top-level `--help`, each with its commands. Every command is in one of them.
 const GROUPS: [(&str, &[&str]); 3] = [
-    ("Deploy commands", &["validate", "blue-green", "monitor", "rollback"]),
+    ("Deploy commands", &["validate", "blue-green", "promote", "hold", "abort", "monitor", "rollback"]),
     ("Inspection commands", &["health-check", "logs", "history"]),
     ("Upkeep commands", &["recover", "start", "retire", "prune", "maintenance"]),
 ];
@@ -79,6 +79,27 @@ Exits with 1 if a check fails.")]
     Validate,
     /// Deploy a version to the inactive backend: start it, verify it, switch to it, drain the old one
     BlueGreen(BlueGreenArgs),
+    /// Give everybody the version on trial now, without waiting for the rest of its trial
+    #[command(after_help = "\
+Examples:
+  uh-deploy promote
+
+Tells the deploy that runs the trial; if that is gone, does it itself.")]
+    Promote,
+    /// Stop the trial at its present share of the clients, until `promote` or `abort`
+    #[command(after_help = "\
+Examples:
+  uh-deploy hold
+
+The deploy ends with 8. uh-proxy ends the split after services.NAME.split.hold_timeout.")]
+    Hold,
+    /// Give everybody the old version again, and remove the version on trial
+    #[command(after_help = "\
+Examples:
+  uh-deploy abort
+
+Tells the deploy that runs the trial; if that is gone, does it itself.")]
+    Abort,
     /// Watch the active backend's errors, latency and health; exit with 7 if they are too high
     Monitor(MonitorArgs),
     /// Undo the last deploy: switch back to the version that served before it
@@ -153,6 +174,9 @@ pub(super) struct BlueGreenArgs {
     /// If the candidate fails, leave it running, out of service, so that you can inspect it
     #[arg(long, help_heading = "Health checks")]
     pub(super) keep_failed: bool,
+    /// Give everybody the new version at once, without the trial of [canary]
+    #[arg(long)]
+    pub(super) no_canary: bool,
     /// Monitor the new version for this long after the switch; if this process is killed, `recover` or `retire` continues
     #[arg(long, help_heading = "After the switch", value_name = "DURATION", value_parser = parse_duration)]
     pub(super) watch: Option<Duration>,

@@ -10,13 +10,14 @@ use super::exit::{CliError, Exit};
 use super::monitor::{self, resume};
 use super::retire::retire;
 use super::session::Session;
-use super::{Done, alive, operation, rollback, wording};
-use crate::deploy::driver::OperationEnd;
+use super::{Done, alive, canary, operation, rollback, wording};
 use crate::deploy::facts::{OperationFacts, new_operation, who};
 use crate::deploy::link::WatchLink;
 use crate::deploy::machine::{FailureCause, OperationKind, Outcome};
+use crate::deploy::member::OperationEnd;
 use crate::deploy::progress::DeployStage;
 use crate::deploy::records::Records;
+use crate::deploy::trial::EarlierTrial;
 use crate::deploy::watch::WatchPlan;
 use crate::names::named;
 use crate::proxy::{ProxyError, ProxyService, ServiceView, Serving};
@@ -58,7 +59,8 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
         demand_nothing_served(&view)?;
     }
     wording::deploy_stage(session, DeployStage::Choose);
-    let mut facts = facts(session, &proxy, &view, &version, args)?;
+    let mut facts = facts(session, &proxy, &view, &version, args, new_operation(jiff::Timestamp::now()))?;
+    facts.canary = canary::plan(session, &view, args);
     let interval = session.config.monitor.interval;
     facts.watch = args.watch.map(|duration| WatchPlan::new(duration, interval, args.auto_rollback));
     report.line(&format!("Active: {} → Building: {}", facts.from, facts.to));
@@ -74,24 +76,10 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
             None => Ok(None),
         }
     });
-    let mut watched = None;
-    let ended = {
-        let deploy = operation::carry_out(
-            session,
-            &proxy,
-            OperationKind::Deploy,
-            facts,
-            expected_routing,
-            Some(&link),
-        );
-        let mut deploy = Box::pin(deploy);
-        loop {
-            tokio::select! {
-                done = &mut deploy => break done?,
-                ended = &mut watching, if watched.is_none() => watched = Some(ended),
-            }
-        }
-    };
+    let kind = OperationKind::Deploy;
+    let deploy = operation::carry_out(session, &proxy, kind, facts, expected_routing, Some(&link));
+    let (ended, watched) = monitor::in_parallel(deploy, watching.as_mut()).await;
+    let ended = ended?;
     link.set_over();
     let serves = operation::who_serves(&ended);
     match ended.outcome {
@@ -112,9 +100,14 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
                 "\n❌ Superseded: traffic was switched to {new} and then moved again; {serves}. {instance} keeps running"
             ));
         }
+        Outcome::Held => {}
         Outcome::Failed(failure) => {
             let what = if failure == FailureCause::Overtaken {
                 format!("Superseded: {version} wasn't deployed")
+            } else if failure == FailureCause::Worse {
+                format!("Rolled back: the trial found {new} worse, and all clients are back on {old}")
+            } else if ended.trial.is_some() {
+                format!("Not deployed: the trial of {new} was ended, and all clients are back on {old}")
             } else {
                 "Deployment failed; nothing has changed for users".to_owned()
             };
@@ -162,7 +155,7 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
 }
 
 /// What happens to the old version, and what a rollback to it takes.
-fn fate_of_old(session: &Session, old: &str) -> String {
+pub(super) fn fate_of_old(session: &Session, old: &str) -> String {
     let warm = session.config.deploy.warm;
     if warm.is_zero() {
         return format!("{old} isn't kept running (warm is 0s): a rollback has to start it first");
@@ -171,7 +164,7 @@ fn fate_of_old(session: &Session, old: &str) -> String {
 }
 
 /// Without a warm window, the old version is stopped here. If that fails, the deploy has still succeeded.
-async fn stop_old(session: &Session, old: &str) {
+pub(super) async fn stop_old(session: &Session, old: &str) {
     let problem = match retire(session, &RetireArgs { now: false }).await {
         Ok(Exit::Done) => return,
         Ok(_) => String::new(),
@@ -180,13 +173,13 @@ async fn stop_old(session: &Session, old: &str) {
     session.report.warn(&format!("{old} may still be running{problem}. Run `uh-deploy retire` to stop it"));
 }
 
-async fn say_rollback_cost(session: &Session, ended: &OperationEnd) {
+pub(super) async fn say_rollback_cost(session: &Session, ended: &OperationEnd) {
     if let Some(serving) = &ended.serving {
         session.report.say(&format!("   {}", rollback::cost(session, serving).await));
     }
 }
 
-fn version(args: &BlueGreenArgs) -> Result<String, CliError> {
+pub(super) fn version(args: &BlueGreenArgs) -> Result<String, CliError> {
     let version = args.deploy_version.clone().unwrap_or_default();
     if version.is_empty() {
         return Err(CliError::usage(
@@ -207,7 +200,7 @@ fn version(args: &BlueGreenArgs) -> Result<String, CliError> {
 ///
 /// # Errors
 /// Something was deployed, but the active backend doesn't answer: which version to start isn't ours to guess.
-async fn serves_already(session: &Session, proxy: &ProxyService) -> Result<bool, CliError> {
+pub(super) async fn serves_already(session: &Session, proxy: &ProxyService) -> Result<bool, CliError> {
     let records = Records::new(&session.config.deploy.state_dir);
     let mut deployed = Vec::new();
     for backend in &session.config.backends {
@@ -240,7 +233,7 @@ async fn serves_already(session: &Session, proxy: &ProxyService) -> Result<bool,
 
 /// Our records may be lost while uh-proxy's state isn't: a first deploy must not replace what uh-proxy serves or
 /// served.
-fn demand_nothing_served(view: &ServiceView) -> Result<(), CliError> {
+pub(super) fn demand_nothing_served(view: &ServiceView) -> Result<(), CliError> {
     let (service, active) = (&view.service, &view.service.active);
     let healthy = view.backend(active).and_then(|backend| backend.healthy) == Some(true);
     if service.last_switch.is_none() && service.previous.is_none() && !healthy {
@@ -273,12 +266,24 @@ fn choose(view: &ServiceView) -> Option<BackendName> {
     standbys.find(|name| Some(*name) != view.service.previous.as_ref()).cloned().or(first)
 }
 
-fn facts(
+/// While clients are split between two backends, neither can be replaced. Refused before anything is built.
+fn demand_no_split(view: &ServiceView) -> Result<(), CliError> {
+    let Some(split) = &view.service.split else { return Ok(()) };
+    let (service, to, weight) = (&view.service.name, &split.to, split.weight);
+    let message = format!(
+        "{weight} % of the clients of {service} go to {to} by a split; nothing was changed. If a canary deploy made it, run `uh-deploy promote` or `uh-deploy abort`. If not, end it with `uh-proxy split off --service {service}`, or move all to {to} with `uh-proxy switch {to} --service {service}`"
+    );
+    Err(CliError::new(Exit::Failed, message))
+}
+
+/// The facts of a deploy with this id.
+pub(super) fn facts(
     session: &Session,
     proxy: &ProxyService,
     view: &ServiceView,
     version: &str,
     args: &BlueGreenArgs,
+    operation: String,
 ) -> Result<OperationFacts, CliError> {
     let to = choose(view).ok_or_else(|| {
         CliError::new(
@@ -286,11 +291,12 @@ fn facts(
             "uh-proxy has only one backend for this service: a deploy needs a second one",
         )
     })?;
+    demand_no_split(view)?;
     let endpoints = operation::configured(session, view, &to)?.endpoints.clone();
     let from = view.service.active.clone();
-    let operation = new_operation(jiff::Timestamp::now());
     Ok(OperationFacts {
         service: proxy.service.clone(),
+        together_with: Vec::new(),
         from_version: view.version(&from),
         from,
         version: Some(version.to_owned()),
@@ -306,15 +312,18 @@ fn facts(
         why: None,
         breach: None,
         watch: None,
+        canary: None,
+        earlier_trial: view.service.trial.as_ref().map(EarlierTrial::new),
         began_at: iso_millis(jiff::Timestamp::now()),
     })
 }
 
 /// Shows what a deploy would do. Takes no lock, writes nothing.
-async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done {
+pub(super) async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done {
     let proxy = session.proxy().await?;
     let view = proxy.view().await?;
-    let facts = facts(session, &proxy, &view, version, args)?;
+    let mut facts = facts(session, &proxy, &view, version, args, new_operation(jiff::Timestamp::now()))?;
+    facts.canary = canary::plan(session, &view, args);
     let candidate = Candidate {
         service: facts.service.clone(),
         backend: facts.to.clone(),
@@ -350,6 +359,9 @@ async fn dry_run(session: &Session, args: &BlueGreenArgs, version: &str) -> Done
     } else {
         let (successes, within) = (gate.successes, span(gate.within));
         report.line(&format!("{successes} good answers in a row from {}, within {within}", gate.path));
+    }
+    if let Some(plan) = &facts.canary {
+        canary::say_plan(session, &proxy, plan).await?;
     }
     stage(DeployStage::Switch);
     report.line(&format!(

@@ -20,7 +20,7 @@ pub(super) enum Exit {
     Superseded,
     Attention,
     Breach,
-    /// Not enough data to decide, where a verdict was required.
+    /// Not enough data to decide, where a verdict was required or a trial is held.
     NotEnoughData,
     /// Ended by a signal: 128 plus its number.
     Interrupted(u8),
@@ -55,8 +55,9 @@ impl From<Outcome> for Exit {
         match outcome {
             Outcome::Deployed | Outcome::RolledBack => Self::Done,
             Outcome::Superseded | Outcome::Failed(FailureCause::Overtaken) => Self::Superseded,
+            Outcome::Failed(FailureCause::Undecided) | Outcome::Held => Self::NotEnoughData,
+            Outcome::Returned | Outcome::Failed(FailureCause::Worse) => Self::RolledBack,
             Outcome::Failed(_) => Self::Failed,
-            Outcome::Returned => Self::RolledBack,
             Outcome::Attention => Self::Attention,
         }
     }
@@ -135,7 +136,7 @@ impl From<ProxyError> for CliError {
             ProxyError::Call(ClientError::NoPermission { .. }) => "; nothing was changed",
             _ => "",
         };
-        let exit = if error.is_overtaken() { Exit::Superseded } else { Exit::Failed };
+        let exit = if error.is_overtaken() && !error.is_in_use() { Exit::Superseded } else { Exit::Failed };
         Self::new(exit, format!("{}{next}", crate::chain(&error)))
     }
 }

@@ -3,18 +3,20 @@
 pub(super) mod resume;
 mod watcher;
 
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
 
 use super::args::MonitorArgs;
 use super::exit::{CliError, Exit};
+use super::report::Report;
 use super::session::Session;
 use super::{Done, rollback, wording};
 use crate::deploy::history::HistoryEntry;
 use crate::deploy::link::WatchLink;
 use crate::deploy::watch::{self, WatchPlan};
-use crate::names::named;
+use crate::evidence::Breach;
 use crate::notice::{self, Hook, HookProgress};
 use crate::proxy::{ProxyService, ServiceView};
 use crate::time::span;
@@ -71,12 +73,12 @@ pub(super) async fn conclude(
             moved_on(session, watcher, &view);
             Ok(Exit::Superseded)
         }
-        WatchEnd::Breach(reason) => breached(session, proxy, watcher, reason).await,
+        WatchEnd::Breach(reason) => breached(session, proxy, watcher, &reason).await,
     }
 }
 
 /// The active backend has changed.
-fn moved_on(session: &Session, watcher: &mut Watcher<'_>, view: &ServiceView) {
+pub(super) fn moved_on(session: &Session, watcher: &mut Watcher<'_>, view: &ServiceView) {
     let (watched, active) = (&watcher.watched, &view.service.active);
     let reason = if view.is_active(watched) {
         format!("stopped watching: traffic was switched to {watched} again")
@@ -91,26 +93,8 @@ fn moved_on(session: &Session, watcher: &mut Watcher<'_>, view: &ServiceView) {
     watcher.finish("superseded");
 }
 
-async fn breached(
-    session: &Session,
-    proxy: &ProxyService,
-    watcher: &mut Watcher<'_>,
-    reason: String,
-) -> Done {
-    let report = &session.report;
-    let breach = watcher.evidence(reason.clone());
-    report.say(&format!("[{}] ❌ {reason}", clock()));
-    breach.lines().iter().for_each(|line| report.say(&format!("    {line}")));
-    report
-        .event("breach", serde_json::json!({"backend": watcher.watched, "reason": reason, "breach": breach}));
-    report.event("verdict", serde_json::json!({"verdict": "breach", "reason": reason}));
-    watcher.compare();
-    let line = HistoryEntry {
-        reason: Some(breach.reason.clone()),
-        breach: Some(breach.clone()),
-        ..watcher.line("breach")
-    };
-    session.remember(line.clone());
+async fn breached(session: &Session, proxy: &ProxyService, watcher: &mut Watcher<'_>, reason: &str) -> Done {
+    let (breach, line) = report_breach(session, watcher, reason);
     if watcher.plan().auto_rollback {
         let done = rollback::automatic(session, proxy, watcher, &breach).await;
         // A rollback that failed is left to the next command, because users still see errors.
@@ -125,13 +109,41 @@ async fn breached(
     }
     watcher.finish("breach");
     send_notice(session, &line).await;
+    Ok(suggest_rollback(&session.report))
+}
+
+/// Reports and records what a watch found, with its evidence.
+pub(super) fn report_breach(
+    session: &Session,
+    watcher: &Watcher<'_>,
+    reason: &str,
+) -> (Breach, HistoryEntry) {
+    let report = &session.report;
+    let breach = watcher.evidence(reason.to_owned());
+    report.say(&format!("[{}] ❌ {}{reason}", clock(), watcher.of_service()));
+    breach.lines().iter().for_each(|line| report.say(&format!("    {line}")));
+    report
+        .event("breach", serde_json::json!({"backend": watcher.watched, "reason": reason, "breach": breach}));
+    report.event("verdict", serde_json::json!({"verdict": "breach", "reason": reason}));
+    watcher.compare();
+    let line = HistoryEntry {
+        reason: Some(breach.reason.clone()),
+        breach: Some(breach.clone()),
+        ..watcher.line("breach")
+    };
+    session.remember(line.clone());
+    (breach, line)
+}
+
+/// Without automatic rollback, the operator decides.
+pub(super) fn suggest_rollback(report: &Report) -> Exit {
     report.say("⚠  WARNING: Deployment issues detected!");
     report.say("Consider rollback with: uh-deploy rollback");
-    Ok(Exit::Breach)
+    Exit::Breach
 }
 
 /// Notifies the hook and the webhook. An automatic rollback does that itself.
-async fn send_notice(session: &Session, line: &HistoryEntry) {
+pub(super) async fn send_notice(session: &Session, line: &HistoryEntry) {
     let event = serde_json::json!({"outcome": line});
     let listener = |progress: HookProgress<'_>| wording::hook(&session.report, progress);
     if let Err(e) = notice::hook(&session.config, Hook::OnFailure, &event, &listener).await {
@@ -172,8 +184,23 @@ pub(super) async fn after_switch<'a>(
     Ok((watcher, ended))
 }
 
+/// Runs a deploy to its end, with its watch in parallel. Returns the end of the watch too, if that came first.
+pub(super) async fn in_parallel<D, W>(
+    deploy: impl Future<Output = D>,
+    mut watching: Pin<&mut impl Future<Output = W>>,
+) -> (D, Option<W>) {
+    let mut deploy = Box::pin(deploy);
+    let mut watched = None;
+    loop {
+        tokio::select! {
+            done = &mut deploy => return (done, watched),
+            ended = &mut watching, if watched.is_none() => watched = Some(ended),
+        }
+    }
+}
+
 /// uh-proxy may be restarting. If it doesn't come back, `recover` finds the planned watch in the journal.
-async fn begin<'a>(
+pub(super) async fn begin<'a>(
     session: &'a Session,
     proxy: &'a ProxyService,
     operation: &str,
@@ -217,9 +244,4 @@ fn too_short(duration: Duration, interval: Duration, breach_after: u32) -> Optio
 /// The local time of day.
 fn clock() -> String {
     TimeZone::system().to_datetime(jiff::Timestamp::now()).strftime("%H:%M:%S").to_string()
-}
-
-/// `green (v1.0.1)`
-fn name_of(view: &ServiceView, backend: &uh_protocol::BackendName) -> String {
-    named(backend, view.version(backend).as_deref())
 }

@@ -2,14 +2,17 @@
 
 use uh_protocol::BackendName;
 
+use super::canary;
 use super::exit::{CliError, Exit, journal_failed};
+use super::report::Report;
 use super::session::Session;
 use super::wording;
-use crate::deploy::driver::{Driver, DriverError, OperationEnd, doing};
+use crate::deploy::driver::{Driver, DriverError};
 use crate::deploy::facts::OperationFacts;
 use crate::deploy::journal::{self, ReplayedOperation};
 use crate::deploy::link::WatchLink;
-use crate::deploy::machine::{OperationKind, Outcome};
+use crate::deploy::machine::{OperationKind, Outcome, doing};
+use crate::deploy::member::{Member, OperationEnd};
 use crate::deploy::progress::Progress;
 use crate::deploy::readmit;
 use crate::deploy::records::Records;
@@ -26,25 +29,17 @@ pub(super) async fn carry_out(
     link: Option<&WatchLink>,
 ) -> Result<OperationEnd, CliError> {
     let (journal, replayed) = session.journal()?;
-    if let Some(replayed) = replayed.filter(ReplayedOperation::is_unfinished) {
-        // Starting a second operation would make the end of the first one unreadable.
-        let message = format!(
-            "operation {} was interrupted while {} and is unfinished; nothing was changed. Run `uh-deploy recover`",
-            replayed.facts.operation,
-            doing(replayed.phase)
-        );
-        return Err(CliError::new(Exit::Attention, message));
-    }
+    demand_finished(replayed)?;
     let (operation, to) = (facts.operation.clone(), facts.to.clone());
     let listener = |progress: Progress<'_>| wording::progress(session, progress);
-    let driver = Driver::new(&session.config, &*session.runtime, proxy, &listener, journal, facts);
-    let mut driver = driver.linked(link);
+    let member = Member::new(&session.config, &*session.runtime, proxy, &listener, facts).linked(link);
+    let mut driver = Driver::new(journal, vec![member]);
     let name = tokio::select! {
-        ended = driver.run(kind, expected_routing) => {
+        ended = driver.run(kind, vec![expected_routing]) => {
             return match ended {
                 Ok(outcome) => {
                     readmit(session, proxy).await;
-                    Ok(look_again(session, proxy, driver.ended(outcome), &to).await)
+                    Ok(look_again(session, proxy, only(driver, outcome)?, &to).await)
                 }
                 Err(e) => Err(stopped(&e, proxy).await),
             };
@@ -52,17 +47,39 @@ pub(super) async fn carry_out(
         interrupt = session.interrupts.take() => interrupt.name,
     };
     drop(driver);
-    session.report.say(&format!(
-        "{name} received, rolling back (press Ctrl-C again to quit now, then run `uh-deploy recover`)"
-    ));
-    match recover_if_needed(session, proxy).await? {
+    say_undoing(&session.report, name);
+    match recover_or_keep(session, proxy).await? {
         Some((replayed, ended)) if replayed.facts.operation == operation => Ok(ended),
         _ => Err(CliError::new(Exit::Failed, "interrupted before anything was done")),
     }
 }
 
+/// Reports that a signal undoes the operation.
+pub(super) fn say_undoing(report: &Report, signal: &str) {
+    report.say(&format!(
+        "{signal} received, rolling back (press Ctrl-C again to quit now, then run `uh-deploy recover`)"
+    ));
+}
+
+/// Starting a second operation would make the end of the first one unreadable.
+pub(super) fn demand_finished(replayed: Option<ReplayedOperation>) -> Result<(), CliError> {
+    let Some(replayed) = replayed.filter(ReplayedOperation::is_unfinished) else { return Ok(()) };
+    let message = format!(
+        "operation {} was interrupted while {} and is unfinished; nothing was changed. Run `uh-deploy recover`",
+        replayed.facts.operation,
+        doing(replayed.phase)
+    );
+    Err(CliError::new(Exit::Attention, message))
+}
+
+/// The end of the only member.
+pub(super) fn only(driver: Driver<'_>, outcome: Outcome) -> Result<OperationEnd, CliError> {
+    let ended = driver.ended(outcome).pop();
+    ended.ok_or_else(|| CliError::new(Exit::Attention, "internal error: the operation has no member"))
+}
+
 /// Hooks may have taken a while since the final look, so the last lines of the output come from a fresh one.
-async fn look_again(
+pub(super) async fn look_again(
     session: &Session,
     proxy: &ProxyService,
     mut ended: OperationEnd,
@@ -89,15 +106,49 @@ pub(super) async fn readmit(session: &Session, proxy: &ProxyService) {
 }
 
 /// Finishes or undoes an interrupted operation, if there is one. The lock is held.
+///
+/// # Errors
+/// It can't be recovered, or it is a trial that waits for an operator: then nothing else may be changed.
 pub(super) async fn recover_if_needed(
+    session: &Session,
+    proxy: &ProxyService,
+) -> Result<Option<(ReplayedOperation, OperationEnd)>, CliError> {
+    let recovered = recover_or_keep(session, proxy).await?;
+    match &recovered {
+        Some((replayed, ended)) if ended.outcome == Outcome::Held => Err(canary::is_held(&replayed.facts)),
+        _ => Ok(recovered),
+    }
+}
+
+/// The same, but a trial that waits for an operator is fine.
+pub(super) async fn recover_or_keep(
     session: &Session,
     proxy: &ProxyService,
 ) -> Result<Option<(ReplayedOperation, OperationEnd)>, CliError> {
     let (journal, replayed) = session.journal()?;
     let Some(replayed) = replayed.filter(ReplayedOperation::is_unfinished) else { return Ok(None) };
     let facts = &replayed.facts;
-    session.report.say(&format!(
-        "Found operation {} ({} to {}), interrupted while {} (started {} by {})",
+    say_found(&session.report, &replayed);
+    demand_runtime(session, facts)?;
+    let listener = |progress: Progress<'_>| wording::progress(session, progress);
+    let member = Member::new(&session.config, &*session.runtime, proxy, &listener, facts.clone());
+    let mut driver = Driver::new(journal, vec![member]);
+    let outcome = match driver.recover(&replayed).await {
+        Ok(outcome) => outcome,
+        Err(e) => return Err(stopped(&e, proxy).await),
+    };
+    readmit(session, proxy).await;
+    let ended = only(driver, outcome)?;
+    session.report.say(&recovered(&ended));
+    Ok(Some((replayed, ended)))
+}
+
+/// Reports the operation to recover.
+pub(super) fn say_found(report: &Report, replayed: &ReplayedOperation) {
+    let facts = &replayed.facts;
+    let step = canary::step_of(replayed).map_or_else(String::new, |step| format!(" ({step})"));
+    report.say(&format!(
+        "Found operation {} ({} to {}), interrupted while {}{step} (started {} by {})",
         facts.operation,
         facts.version_or_unknown(),
         facts.to,
@@ -105,32 +156,26 @@ pub(super) async fn recover_if_needed(
         facts.began_at,
         facts.who
     ));
-    demand_runtime(session, facts)?;
-    let listener = |progress: Progress<'_>| wording::progress(session, progress);
-    let mut driver =
-        Driver::new(&session.config, &*session.runtime, proxy, &listener, journal, facts.clone());
-    let outcome = match driver.recover(&replayed).await {
-        Ok(outcome) => outcome,
-        Err(e) => return Err(stopped(&e, proxy).await),
-    };
-    readmit(session, proxy).await;
-    let ended = driver.ended(outcome);
-    let serves = who_serves(&ended);
-    session.report.say(&match outcome {
+}
+
+/// How a recovery ended.
+pub(super) fn recovered(ended: &OperationEnd) -> String {
+    let serves = who_serves(ended);
+    match ended.outcome {
         Outcome::Deployed | Outcome::RolledBack => format!("Finished: {serves}"),
         Outcome::Failed(_) => format!("Undone: the candidate was removed; {serves}"),
         Outcome::Returned => format!("Undone: traffic was moved back; {serves}"),
         Outcome::Superseded => format!("Superseded by a newer change: {serves}"),
+        Outcome::Held => format!("Still held: {}; {serves}", canary::WAYS_ON),
         Outcome::Attention => {
             let reason = ended.reason.iter().map(|reason| format!(" ({reason})")).collect::<String>();
             format!("Manual intervention required: {serves}{reason}")
         }
-    });
-    Ok(Some((replayed, ended)))
+    }
 }
 
 /// Only the runtime that started a candidate can check and stop it: to another one it seems gone.
-fn demand_runtime(session: &Session, facts: &OperationFacts) -> Result<(), CliError> {
+pub(super) fn demand_runtime(session: &Session, facts: &OperationFacts) -> Result<(), CliError> {
     let records = Records::new(&session.config.deploy.state_dir);
     let committed = records.of(&facts.to).map(|record| record.filter(|r| r.operation == facts.operation));
     let found = [records.candidate(&facts.operation), committed];
@@ -196,7 +241,7 @@ pub(super) fn configured<'a>(
     })
 }
 
-async fn stopped(error: &DriverError, proxy: &ProxyService) -> CliError {
+pub(super) async fn stopped(error: &DriverError, proxy: &ProxyService) -> CliError {
     if let DriverError::NotBegun(error) = error {
         let message = format!("{}; nothing was changed: {}", crate::chain(error), serving(proxy).await);
         return CliError::new(Exit::Failed, message).of_journal();

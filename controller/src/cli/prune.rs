@@ -8,12 +8,17 @@ use std::collections::HashSet;
 use super::Done;
 use super::args::PruneArgs;
 use super::exit::{CliError, Exit};
+use super::retire::remove_files;
 use super::session::Session;
 use crate::config::RuntimeConfig;
 use crate::deploy::history::History;
 
 pub(super) async fn prune(session: &Session, args: &PruneArgs) -> Done {
     let _lock = session.lock("prune")?;
+    remove_unused_files(session).await?;
+    if args.keep.is_none() && configured(session).is_none() && session.config.files.is_some() {
+        return Ok(Exit::Done);
+    }
     let keep = args.keep.or_else(|| configured(session)).ok_or_else(|| {
         CliError::usage(
             "no number of images to keep: pass --keep N, or set image_keep in [runtime.docker] or [runtime.compose]",
@@ -24,6 +29,25 @@ pub(super) async fn prune(session: &Session, args: &PruneArgs) -> Done {
         session.report.say("Nothing to prune.");
     }
     Ok(Exit::Done)
+}
+
+/// Removes the files that uh-proxy serves of backends that neither run nor are active, such as those of a deploy that
+/// was killed. Files of others stay: the active backend's are served even while its app is down.
+async fn remove_unused_files(session: &Session) -> Result<(), CliError> {
+    if session.config.files.is_none() {
+        return Ok(());
+    }
+    let view = session.proxy().await?.view().await?;
+    for backend in &session.config.backends {
+        let mut runs = view.is_active(&backend.name);
+        for instance in session.runtime.find(&backend.name).await? {
+            runs |= session.runtime.state(&instance).await?.is_running();
+        }
+        if !runs {
+            remove_files(session, &backend.name);
+        }
+    }
+    Ok(())
 }
 
 /// After a successful deploy and its watch. If it fails, the deploy has still succeeded. The lock isn't held.

@@ -29,7 +29,7 @@ pub(super) async fn recover(session: &Session) -> Done {
             return Ok(Exit::Done);
         }
     };
-    let recovered = operation::recover_if_needed(session, &proxy).await?;
+    let recovered = operation::recover_or_keep(session, &proxy).await?;
     if recovered.as_ref().is_some_and(|(_, ended)| ended.outcome == Outcome::Attention) {
         return Ok(Exit::Attention);
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
+use uh_protocol::ServiceName;
 
 use self::output::{Output, Wait};
 use crate::{redact, time};
@@ -114,6 +115,15 @@ impl Report {
         match self.form {
             Form::Text => self.print(text),
             Form::Json => self.json("line", json!({"text": text})),
+        }
+    }
+
+    /// Starts what concerns one of several services.
+    pub(super) fn service(&self, name: &ServiceName) {
+        self.end_progress();
+        match self.form {
+            Form::Text => self.print(&format!("── {name}")),
+            Form::Json => self.json("service", json!({"service": name})),
         }
     }
 

@@ -9,6 +9,7 @@ use super::exit::{CliError, Exit};
 use super::monitor::resume;
 use super::session::Session;
 use super::{Done, alive, operation, wording};
+use crate::assets::AssetsDir;
 use crate::deploy::history::HistoryEntry;
 use crate::deploy::machine::Outcome;
 use crate::fault;
@@ -95,6 +96,19 @@ fn warm_for(session: &Session, view: &ServiceView) -> Option<Duration> {
     (standby_for < warm).then(|| warm.saturating_sub(standby_for))
 }
 
+/// Removes the files that uh-proxy served for a backend that doesn't run any more. A rollback copies them again.
+pub(super) fn remove_files(session: &Session, backend: &BackendName) {
+    let Some(files) = &session.config.files else { return };
+    let to = files.to_of(backend);
+    match AssetsDir::new(&to).remove() {
+        Ok(true) => session.report.say(&format!("{} was removed", to.display())),
+        Ok(false) => {}
+        Err(error) => {
+            session.report.warn(&format!("{} wasn't removed: {}", to.display(), crate::chain(&error)));
+        }
+    }
+}
+
 /// Withdraws the backend, so that nothing can switch to it any more, and stops its instance. Returns whether it was
 /// stopped: a backend that has become active meanwhile isn't.
 async fn stop(
@@ -125,6 +139,7 @@ async fn stop(
         return Err(e.into());
     }
     fault::point("retire.stopped");
+    remove_files(session, backend);
     if !state.is_running() {
         // It had already exited. Stopping it also prevents a pending restart.
         return Ok(false);

@@ -7,13 +7,13 @@ use uh_protocol::BackendName;
 
 use super::args::RollbackArgs;
 use super::exit::{CliError, Exit};
-use super::monitor::resume;
+use super::monitor::{Watcher, resume};
 use super::session::Session;
 use super::{Done, operation, wording};
-use crate::deploy::driver::OperationEnd;
 use crate::deploy::facts::{OperationFacts, new_operation, who};
 use crate::deploy::history::{History, HistoryEntry};
 use crate::deploy::machine::{FailureCause, OperationKind, Outcome};
+use crate::deploy::member::OperationEnd;
 use crate::deploy::progress::RollbackStage;
 use crate::deploy::records::{BackendRecord, Records};
 use crate::evidence::Breach;
@@ -22,7 +22,7 @@ use crate::proxy::{ProxyService, Serving};
 use crate::runtime::InstanceId;
 use crate::time::{iso_millis, same_switch, span};
 
-pub(super) use automatic::automatic;
+pub(super) use automatic::{after, automatic, not_rolled_back};
 use undo::{Undo, UndoRequest};
 
 pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
@@ -110,6 +110,52 @@ impl From<NoRollback> for CliError {
     }
 }
 
+/// The facts of a rollback that undoes the last change of a member of a release, or the deploy of this version; and the
+/// operation that made that change.
+pub(super) fn facts_in_release(
+    session: &Session,
+    proxy: &ProxyService,
+    serving: &Serving,
+    of: Option<&str>,
+    operation: &str,
+) -> Result<(OperationFacts, Option<String>), CliError> {
+    let undo = find_undo(session, serving, of.map_or(UndoRequest::LastChange, UndoRequest::Of))?;
+    let facts = facts(session, proxy, serving, &undo.to, false, operation.to_owned())?;
+    Ok((facts, undo.operation))
+}
+
+/// The same, to a backend that the operator named.
+pub(super) fn facts_to_backend(
+    session: &Session,
+    proxy: &ProxyService,
+    serving: &Serving,
+    to: &BackendName,
+    again: bool,
+    operation: &str,
+) -> Result<OperationFacts, CliError> {
+    Ok(facts(session, proxy, serving, to, again, operation.to_owned())?)
+}
+
+/// The same, for the automatic rollback of a watched member of a release. Returns what serves now, too.
+pub(super) async fn facts_of_watched(
+    watcher: &Watcher<'_>,
+    breach: &Breach,
+    operation: &str,
+) -> Result<(OperationFacts, Option<String>, Serving), CliError> {
+    let (session, proxy) = (watcher.session(), watcher.proxy());
+    let (serving, undo) = automatic::undo_of_watched(session, proxy, watcher).await?;
+    let facts = facts(session, proxy, &serving, &undo.to, false, operation.to_owned());
+    let mut facts = facts.map_err(automatic::for_good)?;
+    facts.why = Some("monitor".to_owned());
+    facts.breach = Some(breach.clone());
+    Ok((facts, undo.operation, serving))
+}
+
+/// The operation that made the last change that was kept.
+pub(super) fn last_kept(session: &Session) -> Result<Option<String>, CliError> {
+    Ok(undo::last_kept(&history(session)?).and_then(|line| line.operation.clone()))
+}
+
 /// The change to undo, whose target must still hold the version that served before.
 fn find_undo(session: &Session, serving: &Serving, wanted: UndoRequest<'_>) -> Result<Undo, NoRollback> {
     let history = history(session)?;
@@ -132,15 +178,15 @@ fn record(session: &Session, backend: &BackendName) -> Result<Option<BackendReco
     record.map_err(|e| CliError::new(Exit::Failed, format!("{e}; nothing was changed")))
 }
 
-/// Rolls back from the active backend to another one. `breach`: what a watch found wrong. The lock is held.
-async fn roll_back(
+/// The facts of a rollback from the active backend to another one.
+fn facts(
     session: &Session,
     proxy: &ProxyService,
     serving: &Serving,
     to: &BackendName,
     again: bool,
-    breach: Option<&Breach>,
-) -> Result<OperationEnd, NoRollback> {
+    operation: String,
+) -> Result<OperationFacts, NoRollback> {
     let report = &session.report;
     let refuse = |why: String| Err(NoRollback::Refused(why));
     let view = serving.view();
@@ -160,9 +206,9 @@ async fn roll_back(
     wording::rollback_stage(session, RollbackStage::Read, to);
     report.fact("Active", &serving.name());
     report.fact("Previous", &named(to, version.as_deref()));
-    let operation = new_operation(jiff::Timestamp::now());
-    let facts = OperationFacts {
+    Ok(OperationFacts {
         service: proxy.service.clone(),
+        together_with: Vec::new(),
         from: serving.active().clone(),
         from_version: serving.version(),
         version,
@@ -175,11 +221,30 @@ async fn roll_back(
         skip_health: false,
         keep_failed: false,
         who: who(),
-        why: breach.is_some().then(|| "monitor".to_owned()),
-        breach: breach.cloned(),
+        why: None,
+        breach: None,
         watch: None,
+        canary: None,
+        earlier_trial: None,
         began_at: iso_millis(jiff::Timestamp::now()),
-    };
+    })
+}
+
+/// Rolls back from the active backend to another one. `breach`: what a watch found wrong. The lock is held.
+async fn roll_back(
+    session: &Session,
+    proxy: &ProxyService,
+    serving: &Serving,
+    to: &BackendName,
+    again: bool,
+    breach: Option<&Breach>,
+) -> Result<OperationEnd, NoRollback> {
+    let report = &session.report;
+    let view = serving.view();
+    let operation = new_operation(jiff::Timestamp::now());
+    let mut facts = facts(session, proxy, serving, to, again, operation)?;
+    facts.why = breach.is_some().then(|| "monitor".to_owned());
+    facts.breach = breach.cloned();
     let (expected_routing, from) = (view.expected_routing(&facts.to), serving.name());
     let ended =
         operation::carry_out(session, proxy, OperationKind::Rollback, facts, expected_routing, None).await?;
@@ -199,7 +264,7 @@ async fn roll_back(
         Outcome::Returned => report.say(&format!(
             "\n❌ The rollback failed: {to} died after the switch, so traffic was moved back; {serves}. Manual intervention required"
         )),
-        Outcome::Deployed | Outcome::Attention => operation::say_attention(session, proxy, &ended).await,
+        Outcome::Deployed | Outcome::Attention | Outcome::Held => operation::say_attention(session, proxy, &ended).await,
     }
     Ok(ended)
 }

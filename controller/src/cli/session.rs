@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use anyhow::Context as _;
 use super::args::Args;
 use super::exit::{CliError, Exit, journal_failed};
 use super::interrupts::Interrupts;
+use super::release::membership;
 use crate::cli::report::{Form, Report, complain};
 use crate::config::{self, Config};
 use crate::deploy::facts::{BY, who};
@@ -39,19 +41,24 @@ pub(super) struct Session {
 const LOCK_PATIENCE: Duration = Duration::from_secs(120);
 
 impl Session {
+    /// The command's session with its configuration.
     pub(super) fn open(args: &Args) -> Result<Self, CliError> {
-        let config = config::load(&args.config)
-            .with_context(|| format!("can't use {}", args.config.display()))
+        let form = if args.json { Form::Json } else { Form::Text };
+        Self::with(args, &args.config, Rc::new(Report::new(form)))
+    }
+
+    /// The same, with another configuration: that of a member of a release.
+    pub(super) fn with(args: &Args, file: &Path, report: Rc<Report>) -> Result<Self, CliError> {
+        let config = config::load(file)
+            .with_context(|| format!("can't use {}", file.display()))
             .map_err(|e| CliError::usage(format!("{e:#}")))?;
         if let Some(by) = args.by.clone().filter(|by| !by.trim().is_empty()) {
             let _ = BY.set(by);
         }
-        let form = if args.json { Form::Json } else { Form::Text };
         let state_dir = files::demand_ours_if_there(&config.deploy.state_dir);
         state_dir
             .map_err(|e| CliError::new(Exit::Failed, format!("{}; nothing was changed", crate::chain(&e))))?;
         redact::remember(redact::of_config(&config));
-        let report = Rc::new(Report::new(form));
         let said = Rc::clone(&report);
         let waiting = match args.command.only_shows() {
             true => Waiting::new(complain),
@@ -63,6 +70,13 @@ impl Session {
 
     /// Takes the lock, so that no other command changes anything.
     pub(super) fn lock(&self, what: &str) -> Result<Lock, CliError> {
+        let lock = self.lock_for_release(what)?;
+        membership::demand_finished(&self.config.deploy.state_dir)?;
+        Ok(lock)
+    }
+
+    /// The same, even if a release that this service is a member of is unfinished.
+    pub(super) fn lock_for_release(&self, what: &str) -> Result<Lock, CliError> {
         let lock = Lock::take(&self.config.deploy.state_dir, &holder(what))?;
         self.journal.replace(Rc::downgrade(&lock.journal()));
         Ok(lock)
@@ -70,10 +84,14 @@ impl Session {
 
     /// The same, for a command that must not give up because another one is running briefly.
     pub(super) async fn lock_patiently(&self, what: &str) -> Result<Lock, CliError> {
-        let waiting = |held: &LockError| {
-            self.report.say(&format!("Waiting up to {} for the lock: {held}", span(LOCK_PATIENCE)));
-        };
-        let lock = Lock::wait(&self.config.deploy.state_dir, &holder(what), LOCK_PATIENCE, waiting).await?;
+        let lock = self.lock_patiently_for_release(what).await?;
+        membership::demand_finished(&self.config.deploy.state_dir)?;
+        Ok(lock)
+    }
+
+    /// The same, even if a release that this service is a member of is unfinished.
+    pub(super) async fn lock_patiently_for_release(&self, what: &str) -> Result<Lock, CliError> {
+        let lock = wait_for_lock(&self.config.deploy.state_dir, what, &self.report).await?;
         self.journal.replace(Rc::downgrade(&lock.journal()));
         Ok(lock)
     }
@@ -104,7 +122,16 @@ impl Session {
     }
 }
 
-fn holder(what: &str) -> Holder {
+/// Takes the lock of a state directory once it is free.
+pub(super) async fn wait_for_lock(state_dir: &Path, what: &str, report: &Report) -> Result<Lock, CliError> {
+    let waiting = |held: &LockError| {
+        report.say(&format!("Waiting up to {} for the lock: {held}", span(LOCK_PATIENCE)));
+    };
+    Ok(Lock::wait(state_dir, &holder(what), LOCK_PATIENCE, waiting).await?)
+}
+
+/// This process, for the lock.
+pub(super) fn holder(what: &str) -> Holder {
     Holder {
         pid: std::process::id(),
         who: who(),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use uh_protocol::BackendName;
 
 use super::exit::{CliError, Exit};
+use super::release::membership;
 use super::session::Session;
 use super::{Done, blue_green, operation, wording};
 use crate::deploy::history::HistoryEntry;
@@ -63,7 +64,7 @@ pub(super) async fn start(session: &Session) -> Done {
         remember(session, &proxy, &record, "done", None);
     }
     // Only now: otherwise the recovery would blame the new version for a backend that is down.
-    if let Some((_, ended)) = operation::recover_if_needed(session, &proxy).await?
+    if let Some((_, ended)) = operation::recover_or_keep(session, &proxy).await?
         && ended.outcome == Outcome::Attention
     {
         return Ok(Exit::Attention);
@@ -80,7 +81,7 @@ pub(super) async fn start(session: &Session) -> Done {
 async fn lock_soon(session: &Session) -> Result<Lock, CliError> {
     let deadline = Instant::now() + LOCK_WITHIN;
     loop {
-        match session.lock("start") {
+        match session.lock_for_release("start") {
             Err(failed) if failed.exit() == Exit::Locked && Instant::now() < deadline => {
                 tokio::time::sleep(POLL).await;
             }
@@ -91,13 +92,17 @@ async fn lock_soon(session: &Session) -> Result<Lock, CliError> {
 
 /// What runs as the active backend: the candidate of a deploy that was interrupted after its switch, or else the
 /// backend's record.
-fn record_of(session: &Session, active: &BackendName) -> Result<Option<BackendRecord>, CliError> {
+pub(super) fn record_of(session: &Session, active: &BackendName) -> Result<Option<BackendRecord>, CliError> {
     let records = Records::new(&session.config.deploy.state_dir);
     let unreadable = |e: std::io::Error| CliError::new(Exit::Attention, format!("can't read a record: {e}"));
-    if let Some(replayed) = operation::unfinished(session)?.filter(|replayed| replayed.facts.to == *active)
-        && let Some(candidate) = records.candidate(&replayed.facts.operation).map_err(unreadable)?
-    {
-        return Ok(Some(candidate));
+    // Its own, or that of a release that it is a member of.
+    let own = operation::unfinished(session)?;
+    let interrupted = own.into_iter().chain(membership::unfinished(&session.config.deploy.state_dir)?);
+    for replayed in interrupted {
+        let candidate = records.candidate(&replayed.facts.operation).map_err(unreadable)?;
+        if let Some(candidate) = candidate.filter(|candidate| candidate.frozen.backend == *active) {
+            return Ok(Some(candidate));
+        }
     }
     records.of(active).map_err(unreadable)
 }

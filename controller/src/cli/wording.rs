@@ -2,6 +2,7 @@
 
 use uh_protocol::{Address, BackendName};
 
+use super::canary;
 use super::report::Report;
 use super::session::Session;
 use crate::chain;
@@ -51,6 +52,7 @@ pub(super) fn rollback_stage(session: &Session, stage: RollbackStage, to: &Backe
 pub(super) fn progress(session: &Session, progress: Progress<'_>) {
     let report = &*session.report;
     match progress {
+        Progress::Of(service) => report.service(service),
         Progress::Deploying(stage) => deploy_stage(session, stage),
         Progress::RollingBack { stage, to } => rollback_stage(session, stage, to),
         Progress::Hook(progress) => hook(report, progress),
@@ -75,6 +77,7 @@ pub(super) fn progress(session: &Session, progress: Progress<'_>) {
         Progress::Clearing(instance) => {
             report.line(&format!("Stopping {instance}, which was kept for a rollback"));
         }
+        Progress::FilesCopied(to) => report.fact("Files", &to.display().to_string()),
         Progress::Starting { instance, endpoints } => {
             report.fact(if runs_processes(session) { "Process" } else { "Container" }, instance.as_str());
             report.fact("Port", &ports(endpoints));
@@ -87,6 +90,7 @@ pub(super) fn progress(session: &Session, progress: Progress<'_>) {
             report.end_progress();
             report.line(&format!("Healthy ✓ ({successes} in a row, after {})", span(took)));
         }
+        Progress::Trial(progress) => canary::progress(report, progress),
         Progress::Moving { from, to } => {
             let of = |(backend, endpoints): (&BackendName, &[Address])| {
                 format!("{backend} ({})", ports(endpoints))
@@ -99,6 +103,7 @@ pub(super) fn progress(session: &Session, progress: Progress<'_>) {
                 Unwritten::Registration => "is registered",
                 Unwritten::Switch => "serves",
                 Unwritten::Return => "serves again",
+                Unwritten::Split => "gets a share of the clients",
             };
             report.warn(&format!("{backend} {state}, but uh-proxy couldn't write that to disk yet: {error}"));
         }
@@ -201,15 +206,21 @@ pub(super) fn withdrawal(report: &Report, progress: WithdrawalProgress<'_>) {
 /// Why a candidate was turned away.
 pub(super) fn diagnosis(report: &Report, diagnosis: &Diagnosis) {
     report.say(&format!("❌ {}", diagnosis.headline));
-    fn section(report: &Report, title: &str, lines: &[impl std::fmt::Display]) {
-        if !lines.is_empty() {
-            report.line(title);
-            indented(report, lines);
-        }
-    }
     section(report, "last probe:", &diagnosis.probe);
-    section(report, "last lines of its log:", &diagnosis.log);
+    last_log_lines(report, &diagnosis.log);
     section(report, "what to try:", &diagnosis.advice);
+}
+
+/// The end of a failed candidate's log.
+pub(super) fn last_log_lines(report: &Report, lines: &[impl std::fmt::Display]) {
+    section(report, "last lines of its log:", lines);
+}
+
+fn section(report: &Report, title: &str, lines: &[impl std::fmt::Display]) {
+    if !lines.is_empty() {
+        report.line(title);
+        indented(report, lines);
+    }
 }
 
 fn runtime_failed(report: &Report, error: &RuntimeError) {

@@ -1,17 +1,20 @@
 //! The effects, one function for each. Each can safely be performed twice, because after a crash it is unknown how
 //! far the first attempt got.
 
+mod assets;
 mod candidate;
 mod confirm;
 mod drain;
-mod traffic;
+mod hold;
+pub(super) mod traffic;
+mod trial;
 mod undo;
 
 use serde_json::Value;
 
-use super::driver::Driver;
 use super::facts::OperationFacts;
 use super::machine::{Effect, Event, FailureCause, OperationKind, Outcome};
+use super::member::Member;
 use super::progress::{DeployStage, Progress, RollbackStage};
 use crate::command::CommandFailed;
 use crate::gate::Diagnosis;
@@ -20,16 +23,19 @@ use crate::proxy::ProxyError;
 use crate::runtime::{self, RuntimeError};
 use crate::{chain, fault};
 
-impl Driver<'_> {
+impl Member<'_> {
     pub(super) async fn effect(&mut self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::Build => Some(self.build().await),
             Effect::Check => Some(self.check().await),
             Effect::Clear => self.clear().await,
+            Effect::Publish => self.publish().await,
             Effect::Start => Some(self.start().await),
             Effect::Prove => Some(self.prove().await),
             Effect::Register => self.register().await,
             Effect::Readmit => self.readmit().await,
+            Effect::Try(step) => Some(self.try_step(step).await),
+            Effect::Hold(step) => self.hold(step).await,
             Effect::Switch => Some(self.switch().await),
             Effect::Commit => self.commit(),
             Effect::Drain => Some(self.drain().await),
@@ -41,7 +47,7 @@ impl Driver<'_> {
         }
     }
 
-    fn fail(&mut self, failure: FailureCause, reason: impl Into<String>) -> Event {
+    pub(super) fn fail(&mut self, failure: FailureCause, reason: impl Into<String>) -> Event {
         self.results.reason = Some(reason.into());
         Event::Failed(failure)
     }
@@ -58,7 +64,7 @@ impl Driver<'_> {
         self.fail(FailureCause::Unhealthy, diagnosis.headline.clone())
     }
 
-    fn refused(&mut self, error: &ProxyError) -> Event {
+    pub(super) fn refused(&mut self, error: &ProxyError) -> Event {
         let failure = if error.is_overtaken() { FailureCause::Overtaken } else { FailureCause::Refused };
         let superseded = if error.is_overtaken() { "superseded by a newer change: " } else { "" };
         self.fail_aloud(failure, format!("{superseded}{}", chain(error)))
@@ -127,7 +133,7 @@ impl Driver<'_> {
         match outcome {
             Outcome::Deployed | Outcome::RolledBack => self.keep_running().await,
             Outcome::Superseded | Outcome::Attention => self.adopt().await,
-            Outcome::Failed(_) | Outcome::Returned => {}
+            Outcome::Failed(_) | Outcome::Returned | Outcome::Held => {}
         }
         self.measure_downtime().await;
         match (self.kind, outcome) {
@@ -158,7 +164,9 @@ impl Driver<'_> {
         let hook = match outcome {
             Outcome::Deployed => None,
             Outcome::RolledBack | Outcome::Returned => Some(Hook::OnRollback),
-            Outcome::Failed(_) | Outcome::Superseded | Outcome::Attention => Some(Hook::OnFailure),
+            Outcome::Failed(_) | Outcome::Superseded | Outcome::Attention | Outcome::Held => {
+                Some(Hook::OnFailure)
+            }
         };
         let event = serde_json::json!({"outcome": line});
         if let Some(hook) = hook

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use uh_protocol::{Address, BackendName, ServiceName};
 
+use super::trial::EarlierTrial;
 use super::watch::WatchPlan;
+use crate::config::CanaryPlan;
 use crate::evidence::Breach;
 use crate::runtime::InstanceId;
 
@@ -13,6 +15,9 @@ pub struct OperationFacts {
     /// Its id: the time and a random part, so that ids sort by time.
     pub operation: String,
     pub service: ServiceName,
+    /// The services that move together with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub together_with: Vec<ServiceName>,
     /// The active backend when it started.
     pub from: BackendName,
     /// The version there, if known.
@@ -46,6 +51,12 @@ pub struct OperationFacts {
     /// The planned watch of a deploy. In the journal from the start, so that it survives a crash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watch: Option<WatchPlan>,
+    /// The trial of a deploy, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryPlan>,
+    /// What uh-proxy had counted in an earlier trial when this one was planned: its status shows that until the next split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earlier_trial: Option<EarlierTrial>,
     /// When it started: ISO 8601, UTC.
     pub began_at: String,
 }

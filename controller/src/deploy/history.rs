@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
+use super::trial::TrialVerdict;
 use crate::downtime::Downtime;
 use crate::evidence::Breach;
 use crate::files;
@@ -40,7 +41,7 @@ pub struct HistoryEntry {
     /// Image digest or program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact: Option<String>,
-    /// How it ended: `deployed`, `rolled_back`, `failed`, `returned`, `superseded`, `attention` or `done`; for a
+    /// How it ended: `deployed`, `rolled_back`, `failed`, `returned`, `superseded`, `attention`, `held` or `done`; for a
     /// watch: `ok`, `not enough data`, `breach` or `superseded`.
     pub outcome: String,
     /// Why, in full.
@@ -49,6 +50,9 @@ pub struct HistoryEntry {
     /// Why a watch found the version bad, also for the rollback it caused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub breach: Option<Breach>,
+    /// What the trial of a deploy found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialVerdict>,
     /// Remarks: `health gate skipped`, `recovered after an interruption`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,

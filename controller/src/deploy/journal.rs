@@ -11,11 +11,14 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 
 use super::facts::OperationFacts;
-use super::machine::{Event, IllegalEvent, OperationKind, Phase, step};
+use super::machine::{Event, FailureCause, IllegalEvent, OperationKind, Phase, step};
 use crate::{fault, files, time};
 
-/// The version of the format. Version 1 had no final look at uh-proxy, and no settling after a rollback.
-pub const SCHEMA: u32 = 2;
+/// The version of the format. Version 1 had no final look at uh-proxy, and no settling after a rollback; 2 had no trials.
+pub const SCHEMA: u32 = 3;
+
+/// The version of entries that an earlier uh-deploy can read too.
+const SCHEMA_WITHOUT_TRIALS: u32 = 2;
 
 /// A longer journal is emptied before the next operation; the history keeps what matters.
 const MAX_BYTES: u64 = 1 << 20;
@@ -34,6 +37,9 @@ pub struct JournalEntry {
     /// In the first entry of an operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<OperationFacts>,
+    /// The facts of the other members, if several services move together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<OperationFacts>,
     /// A remark for operators, without secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -73,6 +79,8 @@ pub enum JournalError {
 pub struct ReplayedOperation {
     /// Its facts.
     pub facts: OperationFacts,
+    /// The facts of the other members, if several services move together.
+    pub others: Vec<OperationFacts>,
     /// The phase it reached.
     pub phase: Phase,
     /// The last note.
@@ -131,16 +139,17 @@ impl Journal {
         &mut self,
         operation: &str,
         event: Event,
-        facts: Option<&OperationFacts>,
+        facts: &[&OperationFacts],
         note: Option<String>,
     ) -> Result<(), JournalError> {
         let at = time::iso_millis(jiff::Timestamp::now());
         let entry = JournalEntry {
-            schema: SCHEMA,
+            schema: schema_of(event),
             at,
             operation: operation.to_owned(),
             event,
-            facts: facts.cloned(),
+            facts: facts.first().copied().cloned(),
+            others: facts.iter().skip(1).copied().cloned().collect(),
             note,
         };
         let name = event_name(event);
@@ -157,6 +166,17 @@ impl Journal {
         fault::point(&format!("journal.{name}.after"));
         Ok(())
     }
+}
+
+fn schema_of(event: Event) -> u32 {
+    let of_trial = matches!(
+        event,
+        Event::Step(_)
+            | Event::Passed
+            | Event::Held
+            | Event::Failed(FailureCause::Worse | FailureCause::Undecided | FailureCause::Aborted)
+    );
+    if of_trial { SCHEMA } else { SCHEMA_WITHOUT_TRIALS }
 }
 
 /// Reads the newest operation, without changing anything.
@@ -238,7 +258,8 @@ fn follow(replayed: &mut Option<ReplayedOperation>, entry: JournalEntry) -> Resu
         let facts = entry.facts.ok_or("an operation starts without its facts")?;
         let (phase, _) = step(Phase::Idle, entry.event).map_err(illegal)?;
         let kind = if phase == Phase::Checking { OperationKind::Rollback } else { OperationKind::Deploy };
-        *replayed = Some(ReplayedOperation { facts, phase, note: entry.note, kind, may_serve: false });
+        let (others, note) = (entry.others, entry.note);
+        *replayed = Some(ReplayedOperation { facts, others, phase, note, kind, may_serve: false });
         return Ok(());
     }
     let replayed = replayed.as_mut().filter(|replayed| replayed.facts.operation == entry.operation);
@@ -249,7 +270,7 @@ fn follow(replayed: &mut Option<ReplayedOperation>, entry: JournalEntry) -> Resu
         }
     }
     replayed.phase = step(replayed.phase, entry.event).map_err(illegal)?.0;
-    replayed.may_serve |= matches!(replayed.phase, Phase::Switching(_));
+    replayed.may_serve |= matches!(replayed.phase, Phase::Trying(_) | Phase::Switching(_));
     if entry.note.is_some() {
         replayed.note = entry.note;
     }

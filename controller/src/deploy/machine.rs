@@ -4,6 +4,7 @@
 //! deploy     Idle → Building → Starting → Probing → Switching → Draining → Confirming → Recording → Done
 //! rollback   Idle → Checking ───────────────────→ Switching → Settling → Confirming → Recording → Done
 //!                       └ gone → Starting → Probing ┘
+//! trial      Probing → Trying(0) → Trying(1) → … → Switching; each can become Held, which ends the command
 //! failure    before traffic moved:  → Undoing → Confirming → Recording → Done(Failed)
 //!            the candidate died:    Draining, Settling → Returning → Undoing → Confirming → Recording → Done(Returned)
 //! ```
@@ -65,6 +66,19 @@ pub enum FailureCause {
     Interrupted,
     /// The candidate died after the switch.
     Died,
+    /// The candidate's trial found it worse than the active version, or it ended or became unhealthy during it.
+    Worse,
+    /// Its trial could not decide, and the configuration says to abort then.
+    Undecided,
+    /// An operator aborted its trial.
+    Aborted,
+}
+
+impl FailureCause {
+    /// Whether a candidate that turns out to be active may be so by this operation's own switch.
+    fn may_be_ours(self) -> bool {
+        !matches!(self, Self::Died | Self::Overtaken | Self::Worse | Self::Undecided | Self::Aborted)
+    }
 }
 
 /// How an operation ended.
@@ -83,6 +97,8 @@ pub enum Outcome {
     Superseded,
     /// Manual intervention is required.
     Attention,
+    /// The trial waits for an operator. The operation hasn't ended.
+    Held,
 }
 
 /// Where an operation is.
@@ -99,6 +115,10 @@ pub enum Phase {
     Starting(OperationKind),
     /// The candidate is in the health gate.
     Probing(OperationKind),
+    /// Some clients get the candidate: this step of its trial, by its index.
+    Trying(u8),
+    /// Its trial was stopped at this step, and an operator decides.
+    Held(u8),
     /// Traffic is being moved to it.
     Switching(OperationTarget),
     /// Traffic has moved; the old backend drains, and the candidate is watched.
@@ -133,6 +153,12 @@ pub enum Event {
     Started,
     /// The candidate is healthy and reports the right identity.
     Proven,
+    /// The step of the trial with this index may begin. The first one also means that the candidate is proven.
+    Step(u8),
+    /// The trial has passed, or an operator ended it.
+    Passed,
+    /// The trial has to wait for an operator.
+    Held,
     /// Traffic goes to the candidate.
     Switched,
     /// The old backend has drained, or the time limit for that is over.
@@ -170,14 +196,20 @@ pub(crate) enum Effect {
     Check,
     /// Stop and remove whatever else runs as the candidate's backend.
     Clear,
+    /// Put the candidate's files where uh-proxy serves them.
+    Publish,
     /// Start the candidate. → `Started`
     Start,
-    /// Run the health gate. → `Proven`
+    /// Run the health gate. → `Proven`, or with a trial `Step(0)`
     Prove,
     /// Register the candidate's endpoints and version with uh-proxy.
     Register,
     /// Register the target of a rollback again if it was withdrawn but not stopped.
     Readmit,
+    /// Give the candidate this step's share of the clients, and wait for what its trial says. → `Step`, `Passed`, `Held`
+    Try(u8),
+    /// Leave the split as it is until an operator decides. The command ends.
+    Hold(u8),
     /// Move traffic. → `Switched`
     Switch,
     /// Make the candidate's record its backend's.
@@ -204,10 +236,13 @@ impl Effect {
             Self::Build => "build",
             Self::Check => "check",
             Self::Clear => "clear",
+            Self::Publish => "publish",
             Self::Start => "start",
             Self::Prove => "prove",
             Self::Register => "register",
             Self::Readmit => "readmit",
+            Self::Try(_) => "try",
+            Self::Hold(_) => "hold",
             Self::Switch => "switch",
             Self::Commit => "commit",
             Self::Drain => "drain",
@@ -241,6 +276,13 @@ pub(crate) fn step(phase: Phase, event: Event) -> Result<(Phase, Vec<Effect>), I
         (Phase::Checking, Event::Alive) => Phase::Switching(FOUND),
         (Phase::Starting(kind), Event::Started) => Phase::Probing(kind),
         (Phase::Probing(kind), Event::Proven) => Phase::Switching(ours(kind)),
+        (Phase::Probing(OperationKind::Deploy), Event::Step(0)) => Phase::Trying(0),
+        (Phase::Trying(present), Event::Step(next)) if next.checked_sub(1) == Some(present) => {
+            Phase::Trying(next)
+        }
+        (Phase::Trying(_) | Phase::Held(_), Event::Passed) => Phase::Switching(ours(OperationKind::Deploy)),
+        (Phase::Trying(present), Event::Held) => Phase::Held(present),
+        (Phase::Held(_), Event::Interrupted) => phase,
         (Phase::Switching(target), Event::Switched) => after_switch(target),
         (Phase::Draining(_), Event::Drained) => Phase::Confirming(Outcome::Deployed),
         (Phase::Settling(_), Event::Settled) => Phase::Confirming(Outcome::RolledBack),
@@ -248,9 +290,9 @@ pub(crate) fn step(phase: Phase, event: Event) -> Result<(Phase, Vec<Effect>), I
         (Phase::Returning(target), Event::Returned) => Phase::Undoing(target, FailureCause::Died),
         (Phase::Undoing(_, FailureCause::Died), Event::Undone) => Phase::Confirming(Outcome::Returned),
         (Phase::Undoing(_, failure), Event::Undone) => Phase::Confirming(Outcome::Failed(failure)),
-        // An unanswered switch was carried out after all. If the routing was changed by another command and our
-        // candidate serves anyway, manual intervention is required.
-        (Phase::Undoing(_, FailureCause::Died | FailureCause::Overtaken), Event::Serves) => {
+        // An unanswered switch was carried out after all. If our candidate serves for another reason, manual intervention
+        // is required.
+        (Phase::Undoing(_, failure), Event::Serves) if !failure.may_be_ours() => {
             Phase::Recording(Outcome::Attention)
         }
         (Phase::Undoing(target, _), Event::Serves) => after_switch(target),
@@ -289,7 +331,7 @@ fn after_switch(target: OperationTarget) -> Phase {
 
 fn undoing(phase: Phase, failure: FailureCause) -> Option<Phase> {
     let target = match phase {
-        Phase::Building => ours(OperationKind::Deploy),
+        Phase::Building | Phase::Trying(_) | Phase::Held(_) => ours(OperationKind::Deploy),
         Phase::Checking => FOUND,
         Phase::Starting(kind) | Phase::Probing(kind) => ours(kind),
         Phase::Switching(target) => target,
@@ -303,8 +345,11 @@ fn effects(phase: Phase) -> Vec<Effect> {
         Phase::Idle | Phase::Done(_) => vec![],
         Phase::Building => vec![Effect::Build],
         Phase::Checking => vec![Effect::Check],
-        Phase::Starting(_) => vec![Effect::Clear, Effect::Start],
+        Phase::Starting(_) => vec![Effect::Clear, Effect::Publish, Effect::Start],
         Phase::Probing(_) => vec![Effect::Prove],
+        Phase::Trying(0) => vec![Effect::Register, Effect::Try(0)],
+        Phase::Trying(step) => vec![Effect::Try(step)],
+        Phase::Held(step) => vec![Effect::Hold(step)],
         Phase::Switching(OperationTarget { origin: InstanceOrigin::Ours, .. }) => {
             vec![Effect::Register, Effect::Switch]
         }
@@ -321,6 +366,28 @@ fn effects(phase: Phase) -> Vec<Effect> {
         }
         Phase::Confirming(outcome) => vec![Effect::Confirm(outcome)],
         Phase::Recording(outcome) => vec![Effect::Record(outcome)],
+    }
+}
+
+/// What an operation was doing, for messages.
+#[must_use]
+pub(crate) fn doing(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Idle => "starting",
+        Phase::Building => "building",
+        Phase::Checking => "checking the rollback target",
+        Phase::Starting(_) => "starting the candidate",
+        Phase::Probing(_) => "waiting for health checks",
+        Phase::Trying(_) => "trying the candidate on some clients",
+        Phase::Held(_) => "holding the trial of the candidate",
+        Phase::Switching(_) => "switching traffic",
+        Phase::Draining(_) => "draining the old backend",
+        Phase::Settling(_) => "watching the rollback target",
+        Phase::Returning(_) => "moving traffic back",
+        Phase::Undoing(..) => "undoing its changes",
+        Phase::Confirming(_) => "checking which backend serves",
+        Phase::Recording(_) => "writing the history",
+        Phase::Done(_) => "done",
     }
 }
 

@@ -1,11 +1,13 @@
 //! What an operation reports while it runs: stages, and facts within them. The command line numbers and words them.
 
 use std::fmt::Display;
+use std::path::Path;
 use std::time::Duration;
 
-use uh_protocol::{Address, BackendName};
+use uh_protocol::{Address, BackendName, ServiceName};
 
 use super::history::HistoryEntry;
+use super::trial::TrialVerdict;
 use crate::gate::{Diagnosis, GateProgress};
 use crate::notice::{Hook, HookProgress};
 use crate::proxy::{ProxyError, Serving, WithdrawalProgress};
@@ -56,11 +58,30 @@ pub(crate) enum Unwritten {
     Switch,
     /// The switch back.
     Return,
+    /// The candidate's share of the clients.
+    Split,
+}
+
+/// What happens during a trial.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TrialProgress<'a> {
+    /// A step begins: this percentage of the clients go to the candidate.
+    Step { number: u8, of: usize, weight: f64, to: &'a BackendName },
+    /// The share of clients changes because of a suspicion, or because one is settled.
+    CrossCheck { suspicious: bool, weight: f64 },
+    /// It has a verdict.
+    Verdict(&'a TrialVerdict),
+    /// It waits for an operator: this percentage of the clients stay with the candidate until then.
+    Held { new: &'a str, weight: f64, until: &'a str },
+    /// Its split was ended.
+    SplitEnded { to: &'a BackendName, weight: f64 },
 }
 
 /// What happens during an operation. The reasons and remarks are in the words that the history keeps.
 #[derive(Clone, Copy)]
 pub(crate) enum Progress<'a> {
+    /// What follows is about this one of several services.
+    Of(&'a ServiceName),
     /// A stage of a deploy begins.
     Deploying(DeployStage),
     /// A stage of a rollback to this backend begins.
@@ -85,6 +106,8 @@ pub(crate) enum Progress<'a> {
     Withdrawal(WithdrawalProgress<'a>),
     /// An instance that was kept for a rollback is stopped, to make room.
     Clearing(&'a InstanceId),
+    /// The candidate's files were copied to where uh-proxy serves them.
+    FilesCopied(&'a Path),
     /// The candidate is started.
     Starting { instance: &'a InstanceId, endpoints: &'a [Address] },
     /// The candidate is at the health gate.
@@ -93,6 +116,8 @@ pub(crate) enum Progress<'a> {
     GateSkipped,
     /// It has passed.
     Proven { successes: u32, took: Duration },
+    /// A trial is under way.
+    Trial(TrialProgress<'a>),
     /// Traffic is about to move between these backends.
     Moving { from: (&'a BackendName, &'a [Address]), to: (&'a BackendName, &'a [Address]) },
     /// A change of the routing is lost if uh-proxy is restarted now.

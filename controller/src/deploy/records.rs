@@ -20,8 +20,20 @@ pub struct BackendRecord {
     pub instance: InstanceId,
     /// What it runs.
     pub frozen: Frozen,
+    /// The files that uh-proxy serves for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<RecordedFiles>,
     /// The operation that started it.
     pub operation: String,
+}
+
+/// The files of a version that uh-proxy serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedFiles {
+    /// The directory they come from, as the runtime understands it.
+    pub from: String,
+    /// Where they are served.
+    pub to: PathBuf,
 }
 
 /// The records of a state directory.

@@ -34,6 +34,10 @@ pub struct WatchPlan {
     pub interval_ms: u64,
     /// Whether a breach causes a rollback.
     pub auto_rollback: bool,
+    /// Whether all services of a release are watched together. Then only a command for the release continues it, because
+    /// a rollback moves all of them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_release: bool,
 }
 
 impl WatchPlan {
@@ -41,7 +45,13 @@ impl WatchPlan {
     #[must_use]
     pub fn new(duration: Duration, interval: Duration, auto_rollback: bool) -> Self {
         let ms = |length: Duration| u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
-        Self { duration_ms: ms(duration), interval_ms: ms(interval), auto_rollback }
+        Self { duration_ms: ms(duration), interval_ms: ms(interval), auto_rollback, of_release: false }
+    }
+
+    /// The same, for a member of a release.
+    #[must_use]
+    pub fn of_release(self) -> Self {
+        Self { of_release: true, ..self }
     }
 
     /// How long to watch.

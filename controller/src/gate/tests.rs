@@ -28,6 +28,10 @@ impl Runtime for BlackHole {
         std::future::pending().await
     }
 
+    async fn copy_files(&self, _: &Frozen, _: &str, _: &std::path::Path) -> Result<(), RuntimeError> {
+        std::future::pending().await
+    }
+
     async fn start(&self, _: &InstanceId, _: &Frozen) -> Result<(), RuntimeError> {
         std::future::pending().await
     }

@@ -277,6 +277,14 @@ impl Runtime for ComposeRuntime {
         })
     }
 
+    async fn copy_files(&self, frozen: &Frozen, from: &str, to: &Path) -> Result<(), RuntimeError> {
+        self.engine.copy_files(&frozen.backend, &frozen.artifact, from, to, self.build_timeout).await
+    }
+
+    async fn end_copy(&self, backend: &BackendName) -> Result<(), RuntimeError> {
+        self.engine.end_copy(backend).await
+    }
+
     async fn start(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError> {
         if self.state(instance).await?.is_running() {
             return Ok(());

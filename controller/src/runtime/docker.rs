@@ -7,6 +7,7 @@ mod context;
 mod image;
 mod spec;
 
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -197,6 +198,14 @@ impl Runtime for DockerRuntime {
             spec: serde_json::to_value(&spec)
                 .map_err(|e| RuntimeError::Build { reason: e.to_string(), log: Vec::new() })?,
         })
+    }
+
+    async fn copy_files(&self, frozen: &Frozen, from: &str, to: &Path) -> Result<(), RuntimeError> {
+        self.engine.copy_files(&frozen.backend, &frozen.artifact, from, to, self.build_timeout).await
+    }
+
+    async fn end_copy(&self, backend: &BackendName) -> Result<(), RuntimeError> {
+        self.engine.end_copy(backend).await
     }
 
     async fn start(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError> {

@@ -6,6 +6,7 @@
 
 mod credentials;
 mod error;
+mod files;
 mod owner;
 mod places;
 mod prune;

@@ -26,7 +26,8 @@ mod stop;
 pub(crate) mod supervisor;
 mod tree;
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -38,6 +39,7 @@ use self::spec::{ProcessSpec, resolve};
 use super::{
     Candidate, DryRunPlan, Ending, Frozen, InstanceId, LogQuery, Runtime, RuntimeError, State, ports,
 };
+use crate::assets::copy_tree;
 use crate::check::Check;
 use crate::config::{Config, ProcessSettings};
 use crate::fault;
@@ -160,6 +162,19 @@ impl Runtime for ProcessRuntime {
         self.freeze(candidate)
     }
 
+    async fn copy_files(&self, _frozen: &Frozen, from: &str, to: &Path) -> Result<(), RuntimeError> {
+        let (source, target) = (PathBuf::from(from), to.to_owned());
+        let copied = tokio::task::spawn_blocking(move || copy_tree(&source, &target));
+        let copied = tokio::time::timeout(self.build_timeout, copied).await;
+        let late =
+            || io::Error::other(format!("not finished within {}", crate::time::span(self.build_timeout)));
+        let copied = copied.map_err(|_| late()).and_then(|joined| joined.map_err(io::Error::other)).flatten();
+        copied.map_err(|source| RuntimeError::Files {
+            to: to.to_owned(),
+            source: io::Error::other(format!("{from}: {}", crate::chain(&source))),
+        })
+    }
+
     async fn start(&self, instance: &InstanceId, frozen: &Frozen) -> Result<(), RuntimeError> {
         let failed = failed("start", instance);
         let dir = self.dir(instance);
@@ -237,12 +252,12 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn find(&self, backend: &BackendName) -> Result<Vec<InstanceId>, RuntimeError> {
-        let unreadable = |source: std::io::Error| RuntimeError::Unreachable {
+        let unreadable = |source: io::Error| RuntimeError::Unreachable {
             what: self.instances.display().to_string(),
             source: source.into(),
         };
         let entries = match std::fs::read_dir(&self.instances) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(unreadable)?,
         };
         let mut found = Vec::new();

@@ -14,7 +14,9 @@ fn written_out(text: &str, kind: &str) -> String {
         if bare.starts_with('[') && bare.ends_with(']') {
             table = bare.to_owned();
         }
-        let other = table.starts_with("[runtime.") && table != format!("[runtime.{kind}]");
+        // A release has a file of its own.
+        let other =
+            table.starts_with("[runtime.") && table != format!("[runtime.{kind}]") || table == "[release]";
         let name = bare.split(" = ").next().unwrap_or_default();
         let assignment = bare.contains(" = ") && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         if line.starts_with("kind = ") {
@@ -49,6 +51,24 @@ fn the_commented_file_is_valid_and_shows_every_default() {
         assert_eq!(commented.hooks.timeout, written_out.hooks.timeout);
         assert_eq!(commented.validate.min_disk, written_out.validate.min_disk);
     }
+}
+
+#[test]
+fn the_commented_release_is_valid_and_shows_the_default() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/uh-deploy.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let release = text.split("# [release]").nth(1).unwrap();
+    let assigned =
+        |line: &str| line.strip_prefix("# ").filter(|line| line.contains(" = ")).map(str::to_owned);
+    let lines: Vec<String> = release.lines().filter_map(assigned).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let written = |lines: &[String]| {
+        let file = dir.path().join("release.toml");
+        std::fs::write(&file, format!("[release]\n{}\n", lines.join("\n"))).unwrap();
+        config::release(&file).unwrap().unwrap()
+    };
+    assert_eq!(written(&lines), written(&lines[..1]));
+    assert!(config::release(&path).unwrap().is_none(), "the file itself is of one service");
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub(crate) struct Harbour {
     host: Option<String>,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Kind {
     Docker,
     Compose,
@@ -175,6 +175,67 @@ fn deployed_and_rolled_back_under_load(harbour: &Harbour) {
     assert_eq!(harbour.stage.served(), "green 1.0.1");
     load.must_be_unharmed();
     harbour.expect(0, &["logs", "--backend", "green"]).says("listening as green 1.0.1");
+}
+
+/// The static files that uh-proxy serves.
+#[test]
+fn files_are_copied_out_of_the_image() {
+    if !compose_or_skip("files of containers") {
+        return;
+    }
+    for kind in [Kind::Docker, Kind::Compose] {
+        let harbour = Harbour::new(kind, None);
+        let from = |path: &str| format!("[files]\nfrom = {path:?}\nto = \"srv/app-{{backend}}/public\"\n");
+        harbour.dockerfile("COPY public /app/public\nCMD [\"perl\", \"/app.pl\"]");
+        harbour.configure(&from("/app/public"));
+        let served = |backend: &str| {
+            let name = format!("srv/app-{backend}/public/sub/version.txt");
+            fs::read_to_string(harbour.stage.path(&name)).ok()
+        };
+        for (version, backend) in [("1.0.0", "blue"), ("1.0.1", "green")] {
+            fs::create_dir_all(harbour.stage.path("public/sub")).unwrap();
+            fs::write(harbour.stage.path("public/sub/version.txt"), version).unwrap();
+            harbour.deploy(version);
+            assert_eq!(served(backend).as_deref(), Some(version), "{kind:?}");
+        }
+        harbour.expect(0, &["retire", "--now"]);
+        assert_eq!((served("blue"), served("green").as_deref()), (None, Some("1.0.1")), "{kind:?}");
+        harbour.expect(0, &["rollback"]);
+        assert_eq!(served("blue").as_deref(), Some("1.0.0"), "{kind:?}: from the old image");
+        harbour.configure(&from("/app/nothing"));
+        harbour.expect(1, &["blue-green", "--version", "1.0.2"]).says("/app/nothing");
+        assert_eq!(served("blue").as_deref(), Some("1.0.0"), "{kind:?}: what serves keeps its files");
+        let left =
+            harbour.docker(&["ps", "-a", "--filter", "name=uh-deploy-files", "--format", "{{.Names}}"]);
+        assert_eq!(left, "", "{kind:?}");
+    }
+}
+
+/// The copy uses a container that is never started.
+#[cfg(feature = "fault-points")]
+#[test]
+fn a_kill_while_files_are_copied_out_of_the_image_leaves_no_container() {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    if !engine_or_skip("files of killed deploys") {
+        return;
+    }
+    let harbour = Harbour::new(Kind::Docker, None);
+    harbour.dockerfile("COPY public /app/public\nCMD [\"perl\", \"/app.pl\"]");
+    harbour.configure("[files]\nfrom = \"/app/public\"\nto = \"srv/app-{backend}/public\"\n");
+    fs::create_dir_all(harbour.stage.path("public")).unwrap();
+    fs::write(harbour.stage.path("public/version.txt"), "1").unwrap();
+    harbour.deploy("1.0.0");
+    let fault = harbour.stage.path("fault");
+    fs::write(&fault, "files.created").unwrap();
+    let mut deploy = harbour.stage.command(&["blue-green", "--version", "1.0.1"]);
+    let output = deploy.env("UH_DEPLOY_FAULT_FILE", &fault).output().unwrap();
+    assert_eq!(output.status.signal(), Some(9), "{output:?}");
+    let left = || harbour.docker(&["ps", "-a", "--filter", "name=uh-deploy-files", "--format", "{{.Names}}"]);
+    assert_ne!(left(), "", "the test needs something to clean up");
+    harbour.expect(0, &["recover"]).says("Undone");
+    assert_eq!((left(), harbour.stage.served().as_str()), (String::new(), "blue 1.0.0"));
+    assert!(!harbour.stage.path("srv/app-green").read_dir().is_ok_and(|mut left| left.next().is_some()));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::harness::{Stage, until};
+use crate::hooks::Webhook;
 
 #[test]
 fn a_deploy_takes_seven_steps_and_a_rollback_four() {
@@ -216,30 +217,21 @@ fn secrets_stay_out_of_output_journal_and_history() {
 #[test]
 fn hooks_and_the_webhook_get_the_event_and_only_pre_deploy_can_veto() {
     let stage = Stage::new();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/deploys", listener.local_addr().unwrap());
-    let took = std::thread::spawn(move || {
-        use std::io::{Read as _, Write as _};
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut text = String::new();
-        while !text.contains("\"outcome\":\"deployed\"") {
-            let mut buffer = [0; 4096];
-            let read = stream.read(&mut buffer).unwrap();
-            assert!(read > 0, "{text}");
-            text.push_str(&String::from_utf8_lossy(&buffer[..read]));
-        }
-        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
-        text
-    });
+    let webhook = Webhook::start();
     let write = |name: &str, end: &str| format!("[\"sh\", \"-c\", \"cat > {name}.json; exit {end}\"]");
     let hooks = format!(
-        "[hooks]\npre_deploy = {}\npost_switch = {}\n[notice]\nwebhook = {url:?}",
+        "[hooks]\npre_deploy = {}\npost_switch = {}\n[notice]\nwebhook = {:?}",
         write("pre", "0"),
-        write("post", "1")
+        write("post", "1"),
+        webhook.url
     );
     stage.configure("uh-deploy.toml", &hooks);
     stage.deploy("1.0.0").says("the hook post_switch failed (sh failed: exit status: 1); traffic has moved");
-    assert!(took.join().unwrap().starts_with("POST /deploys HTTP/1.1"));
+    let (request, event) = webhook.event();
+    assert_eq!(
+        (request.as_str(), &event["outcome"]["outcome"]),
+        ("post /deploys http/1.1", &"deployed".into())
+    );
     for name in ["pre.json", "post.json"] {
         let text = fs::read_to_string(stage.path(name)).unwrap();
         assert!(text.contains("\"version\":\"1.0.0\""), "{name}: {text}");

@@ -15,6 +15,7 @@ use uh_protocol::client::Client;
 use uh_protocol::status::{ServiceStatus, Status};
 use uh_testkit::http::{self, Failure};
 use uh_testkit::load::{Group, Plan, Reuse};
+use uh_testkit::log::json_lines;
 use uh_testkit::process::{self, Finished};
 use uh_testkit::uh_deploy::{UhDeploy, instances};
 use uh_testkit::uh_proxy::{Setup, UhProxy};
@@ -51,16 +52,21 @@ pub(crate) struct Stage {
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Makes everything quick.
-const QUICK: &str = "[deploy]\nsettle = \"50ms\"\ndrain_timeout = \"2s\"\nstop_timeout = \"5s\"\nready_timeout = \"10s\"\n\
+pub(crate) const QUICK: &str = "[deploy]\nsettle = \"50ms\"\ndrain_timeout = \"2s\"\nstop_timeout = \"5s\"\nready_timeout = \"10s\"\n\
                      [health]\ninterval = \"20ms\"\nwithin = \"10s\"\nsuccesses = 2";
 
 impl Stage {
     /// A uh-proxy whose active backend, green, isn't running yet.
     pub(crate) fn new() -> Self {
+        Self::with("")
+    }
+
+    /// The same, with more lines in uh-proxy's `[server]`.
+    pub(crate) fn with(server: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ports = [free_port(), free_port()];
         let [blue, green] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let setup = Setup::new(dir.path(), blue, green).active("green").server("threads = 1");
+        let setup = Setup::new(dir.path(), blue, green).active("green").server("threads = 1").server(server);
         let proxy = block(setup.start()).unwrap();
         let mut deploy = UhDeploy::new(dir.path(), &setup.socket(), [blue, green]).unwrap();
         deploy.add(QUICK);
@@ -184,8 +190,7 @@ impl Stage {
     }
 
     pub(crate) fn history(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.deploy.state_dir().join("history.jsonl")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        json_lines(&self.deploy.state_dir().join("history.jsonl")).unwrap()
     }
 
     /// Starts load from several keep-alive clients, and waits for its first request.
@@ -216,7 +221,7 @@ fn kill(pid: i32) {
 }
 
 /// Lets the supervisors kill their descendants: nothing else finds an app that has cleared its environment.
-fn end_instances(state_dir: &Path) {
+pub(crate) fn end_instances(state_dir: &Path) {
     let mut supervisors = Vec::new();
     for (dir, saved) in instances(state_dir) {
         let _ = fs::write(dir.join("stop"), "");
@@ -232,7 +237,7 @@ fn end_instances(state_dir: &Path) {
 }
 
 /// Kills everything of every instance, supervisors first: they would restart their apps.
-fn kill_instances(state_dir: &Path) {
+pub(crate) fn kill_instances(state_dir: &Path) {
     for (_, saved) in instances(state_dir) {
         if let Some(known) = alive(&saved["supervisor"]) {
             kill(known.pid);
@@ -300,7 +305,7 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
 }
 
 /// Clients that send requests at a steady rate, and count.
-pub(crate) struct Load(uh_testkit::load::Load);
+pub(crate) struct Load(pub(crate) uh_testkit::load::Load);
 
 impl Load {
     /// Stops it, and returns the number of requests, and the failures.

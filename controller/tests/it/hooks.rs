@@ -1,9 +1,56 @@
-//! Hooks that leave a child behind, and hooks that print an endless line.
+//! Hooks that leave a child behind, and hooks that print an endless line. And who receives a webhook.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use crate::harness::Stage;
+use serde_json::Value;
+
+use crate::harness::{REQUEST_TIMEOUT, Stage};
+
+/// Receives one event of a webhook.
+pub(crate) struct Webhook {
+    pub(crate) url: String,
+    event: Receiver<(String, Value)>,
+}
+
+impl Webhook {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/deploys", listener.local_addr().unwrap());
+        let (sender, event) = channel();
+        // If nobody calls, it is left behind, and ends with the test's process.
+        std::thread::spawn(move || sender.send(receive(listener.accept().unwrap().0)));
+        Self { url, event }
+    }
+
+    /// The request line and the event. It has been sent, or is about to be.
+    #[track_caller]
+    pub(crate) fn event(&self) -> (String, Value) {
+        self.event.recv_timeout(REQUEST_TIMEOUT).expect("no event was sent to the webhook")
+    }
+}
+
+fn receive(stream: TcpStream) -> (String, Value) {
+    stream.set_read_timeout(Some(REQUEST_TIMEOUT)).unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut head = Vec::new();
+    loop {
+        let mut line = String::new();
+        assert!(reader.read_line(&mut line).unwrap() > 0, "{head:?}");
+        if line.trim().is_empty() {
+            break;
+        }
+        head.push(line.trim().to_ascii_lowercase());
+    }
+    let length = head.iter().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    let mut body = vec![0; length.parse().unwrap()];
+    reader.read_exact(&mut body).unwrap();
+    reader.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+    (head.swap_remove(0), serde_json::from_slice(&body).unwrap())
+}
 
 /// A background process, such as a build daemon, that keeps the hook's output open.
 #[test]

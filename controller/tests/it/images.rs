@@ -43,10 +43,7 @@ fn engine() -> SocketAddr {
 fn validate(stage: &Stage, image: &str, engine: SocketAddr) -> Ran {
     let process = std::fs::read_to_string(stage.path("uh-deploy.toml")).unwrap();
     let (before, _) = process.split_once("[runtime.process]").unwrap();
-    let text = format!(
-        "{before}[runtime]\nkind = \"docker\"\n[runtime.docker]\nimage = {image:?}\n\
-         [validate]\nmin_disk = \"1MiB\"\nmin_memory = \"1MiB\"\n"
-    );
+    let text = format!("{before}[runtime]\nkind = \"docker\"\n[runtime.docker]\nimage = {image:?}\n");
     std::fs::write(stage.path("docker.toml"), text).unwrap();
     let mut command = stage.command_with("docker.toml", &["validate"]);
     Ran::of(command.env("DOCKER_HOST", format!("tcp://{engine}")).output().unwrap())

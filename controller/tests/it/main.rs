@@ -9,11 +9,13 @@
 #![allow(clippy::needless_pass_by_value, reason = "helpers of tests read better that way")]
 
 mod bad_versions;
+mod canary;
 mod config_files;
 mod container_deploys;
 mod containers;
 mod deploys;
 #[cfg(feature = "fault-points")]
+mod files;
 mod final_look;
 mod front_door_gone;
 mod full_disk;
@@ -28,10 +30,15 @@ mod pipelines;
 mod reboots;
 mod redaction;
 mod registries;
+#[cfg(feature = "fault-points")]
+mod release_sweep;
+mod release_watch;
+mod releases;
 mod rivals;
 mod rollback_time;
 mod seams;
 #[cfg(feature = "fault-points")]
+mod splits;
 mod supervision;
 #[cfg(feature = "fault-points")]
 mod sweep;

@@ -69,8 +69,7 @@ const GUIDE: &str = "```yaml
         run: npm run deploy:rollback
 ```";
 
-const SMALL: &str =
-    "[validate]\nmin_disk = \"1MiB\"\nmin_memory = \"1MiB\"\n[monitor]\ninterval = \"100ms\"\n";
+const SMALL: &str = "[monitor]\ninterval = \"100ms\"\n";
 
 fn ours() -> String {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/ci-cd.md");

@@ -6,17 +6,23 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::files;
 use crate::harness::{Ran, Stage};
 
 /// What is killed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Killed {
     Deploy,
+    /// A deploy with a trial of two steps.
+    Trial,
     /// The target is running.
     Rollback,
     /// The target was retired, and is started again.
     RollbackToStopped,
 }
+
+/// The load comes from one address, so a step may not get any requests: then it goes on without.
+const TRIAL: &str = "[canary]\nwatch = \"off\"\nstep_timeout = \"1s\"\non_not_enough_data = \"promote\"\nsteps = [{ weight = \"50%\", at_least = \"0ms\", requests = 1 }, { weight = \"90%\", at_least = \"0ms\", requests = 1 }]\n";
 
 struct Sweep {
     stage: Stage,
@@ -27,7 +33,9 @@ struct Sweep {
 impl Sweep {
     fn new(killed: Killed) -> Self {
         let stage = Stage::new();
-        stage.configure("uh-deploy.toml", "[deploy]\nsettle = \"20ms\"\n[health]\nsuccesses = 1");
+        let quick = "[deploy]\nsettle = \"20ms\"\n[health]\nsuccesses = 1";
+        let trial = if killed == Killed::Trial { TRIAL } else { "" };
+        stage.configure("uh-deploy.toml", &format!("{quick}\n{}\n{trial}", files::FILES));
         let sweep = Self { stage, killed, versions: AtomicUsize::new(0) };
         sweep.deploy();
         sweep.deploy();
@@ -35,7 +43,9 @@ impl Sweep {
     }
 
     fn next_version(&self) -> String {
-        format!("1.0.{}", self.versions.fetch_add(1, Ordering::SeqCst))
+        let version = format!("1.0.{}", self.versions.fetch_add(1, Ordering::SeqCst));
+        files::write_release(&self.stage.path(""), &version);
+        version
     }
 
     fn deploy(&self) {
@@ -48,7 +58,7 @@ impl Sweep {
 
     /// Sets up what the operation needs: a running or a stopped standby.
     fn prepare(&self) {
-        if self.killed != Killed::Deploy && !self.standby_runs() {
+        if !matches!(self.killed, Killed::Deploy | Killed::Trial) && !self.standby_runs() {
             self.deploy();
         }
         if self.killed == Killed::RollbackToStopped {
@@ -58,7 +68,9 @@ impl Sweep {
 
     fn arguments(&self) -> Vec<String> {
         match self.killed {
-            Killed::Deploy => ["blue-green", "--version", &self.next_version()].map(str::to_owned).to_vec(),
+            Killed::Deploy | Killed::Trial => {
+                ["blue-green", "--version", &self.next_version()].map(str::to_owned).to_vec()
+            }
             Killed::Rollback | Killed::RollbackToStopped => {
                 let standby = if self.stage.active() == "blue" { "green" } else { "blue" };
                 ["rollback", "--to", standby, "--again"].map(str::to_owned).to_vec()
@@ -106,13 +118,15 @@ impl Sweep {
             served.starts_with(&format!("{active} ")),
             "{what}: {active} is active, but {served} answers"
         );
+        assert_eq!(self.stage.service().split, None, "{what}");
+        files::belong_to(&self.stage.path(""), &served, &what);
         if served == before {
             let standby = if active == "blue" { ".green." } else { ".blue." };
             let running =
                 self.stage.app_pids().into_iter().filter(|(name, _)| name.contains(standby)).count();
             // A rollback doesn't stop a target that it found running. What a deploy replaced was stopped before.
             let may_run = match self.killed {
-                Killed::Deploy => {
+                Killed::Deploy | Killed::Trial => {
                     let cleared = self.stage.answers(standby.trim_matches('.'));
                     let newest = format!("1.0.{}", self.versions.load(Ordering::SeqCst) - 1);
                     assert!(
@@ -190,7 +204,7 @@ fn after_a_kill_anywhere_the_new_serves_or_the_old_serves_and_the_candidate_is_g
         load.must_be_unharmed();
         count
     });
-    let kinds = [Killed::Deploy, Killed::Rollback, Killed::RollbackToStopped];
+    let kinds = [Killed::Deploy, Killed::Trial, Killed::Rollback, Killed::RollbackToStopped];
     // Wait for all of them first, so that none leaves processes behind if another has failed.
     let (sweeps, recoveries) = (kinds.map(sweep).map(std::thread::JoinHandle::join), recoveries.join());
     for sweep in sweeps {

@@ -1,5 +1,8 @@
-//! Apps under a real systemd, which runs as process 1 of a container: an app outlives the unit that deployed it. Needs a
-//! Docker Engine, and Debian's packages to make the image from; without them the test says so in a line.
+//! A real systemd, which runs as process 1 of a container: an app outlives the unit that deployed it, and the shipped units of
+//! uh-proxy keep its sockets. Needs a Docker Engine, and Debian's packages to make the image from; without them the test says
+//! so in a line.
+
+mod sockets;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -35,10 +38,12 @@ fn image_or_skip(name: &str) -> bool {
     built.code == Some(0) || skip(name, "no image with systemd can be made here")
 }
 
-/// A machine: systemd, uh-proxy as a unit, and `uh-deploy`.
+/// A machine: systemd, and the programs in `/opt/uh`.
 struct Machine {
-    _dir: TempDir,
+    /// Its `/srv/uh`.
+    dir: TempDir,
     name: String,
+    /// Where its port 80 is published.
     address: SocketAddr,
 }
 
@@ -58,7 +63,6 @@ impl Machine {
     fn boot_or_skip(test: &str) -> Option<Self> {
         let dir = tempfile::Builder::new().prefix("uh-systemd-").tempdir().unwrap();
         let programs = program("uh-deploy").parent().unwrap().display().to_string();
-        Self::configure(dir.path());
         let name = dir.path().file_name().unwrap().to_str().unwrap().replace('.', "");
         let volumes =
             [format!("--volume={}:/srv/uh", dir.path().display()), format!("--volume={programs}:/opt/uh:ro")];
@@ -66,7 +70,7 @@ impl Machine {
         args.extend(RIGHTS);
         args.push(IMAGE);
         let run = docker(&args);
-        let mut machine = Self { _dir: dir, name, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let mut machine = Self { dir, name, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
         if run.code != Some(0) {
             skip(test, &format!("the engine can't run systemd: {}", run.text.trim()));
             return None;
@@ -78,6 +82,13 @@ impl Machine {
             skip(test, "systemd doesn't start in a container here");
             return None;
         }
+        Some(machine)
+    }
+
+    /// With uh-proxy as a unit, and configured for `uh-deploy`.
+    fn with_uh_proxy_or_skip(test: &str) -> Option<Self> {
+        let machine = Self::boot_or_skip(test)?;
+        Self::configure(machine.dir.path());
         let front = ["/opt/uh/uh-proxy", "run", "--config", "/srv/uh/uh-proxy.toml"];
         machine.expect(&[&["systemd-run", "--unit=front"][..], &front].concat());
         until("uh-proxy listens", || get(machine.address, "/").ok());
@@ -158,7 +169,7 @@ fn an_app_outlives_the_unit_that_deployed_it_in_a_scope_of_its_own() {
     if !image_or_skip(test) {
         return;
     }
-    let Some(machine) = Machine::boot_or_skip(test) else { return };
+    let Some(machine) = Machine::with_uh_proxy_or_skip(test) else { return };
     machine.deploy_in_a_unit(PATH, &["blue-green", "--version", "1.0.0"]);
     assert_eq!(get(machine.address, "/").unwrap().trim(), "blue 1.0.0");
     let scopes = machine.scopes();
@@ -188,7 +199,7 @@ fn without_systemd_run_an_app_ends_with_the_unit_that_deployed_it() {
     if !image_or_skip(test) {
         return;
     }
-    let Some(machine) = Machine::boot_or_skip(test) else { return };
+    let Some(machine) = Machine::with_uh_proxy_or_skip(test) else { return };
     machine.deploy_in_a_unit("/nowhere", &["blue-green", "--version", "1.0.0"]);
     assert!(machine.scopes().is_empty());
     until("systemd has ended the app", || machine.app().is_none().then_some(()));

@@ -130,7 +130,7 @@ fn configure(stage: &Stage, url: Option<&str>) {
     let program = crate::harness::program("uh-proxy");
     let extra = format!(
         "[runtime.process]\nenv_file = {file:?}\n[validate]\nrequired_env = [\"DATABASE_URL\"]\ndatabase_url_env = \"DATABASE_URL\"\n\
-         min_disk = \"1MiB\"\nmin_memory = \"1MiB\"\n[deploy.proxy]\nconfig = {proxy:?}\nprogram = {program:?}",
+         [deploy.proxy]\nconfig = {proxy:?}\nprogram = {program:?}",
     );
     stage.configure("uh-deploy.toml", &extra);
 }
@@ -236,7 +236,6 @@ fn a_database_without_required_tls_fails_the_check() {
 #[test]
 fn an_empty_list_of_required_variables_is_reported_as_unchecked() {
     let stage = Stage::new();
-    stage.configure("uh-deploy.toml", "[validate]\nmin_disk = \"1MiB\"\nmin_memory = \"1MiB\"");
     let ran = stage.run(&["validate"]);
     ran.says("Environment variables set: none checked");
     assert!(!ran.text.contains("0 required"), "{}", ran.text);

@@ -42,6 +42,7 @@ impl Traffic {
     }
 }
 
+/// A version that fails this share of its requests.
 pub(crate) fn failing(percent: u32, extra: &str) -> String {
     format!("[runtime.process]\nenv = {{ FAIL_PERCENT = \"{percent}\" }}\n{extra}")
 }

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use uh_protocol::BackendName;
 use uh_protocol::status::Status;
 use uh_testkit::process::{Finished, run};
+use uh_testkit::uh_deploy::SMALL_HOST;
 use uh_testkit::wait::{free_address, until_within};
 
 use crate::repository;
@@ -34,6 +35,8 @@ const IMAGES: [(&str, &str); 2] =
 pub struct Stack {
     /// Where uh-proxy is published.
     pub address: SocketAddr,
+    /// Where its HTTPS is published, with an overlay that does.
+    pub https: SocketAddr,
     project: String,
     files: Vec<PathBuf>,
     variables: BTreeMap<String, String>,
@@ -57,10 +60,11 @@ impl Stack {
     /// # Errors
     /// If there is no free port, or a file can't be read or written.
     pub fn new(name: &str, files: &[&str]) -> Result<Self> {
-        let address = free_address();
+        let (address, https) = (free_address(), free_address());
         let project = format!("uh-e2e-{name}-{}", std::process::id());
         let variables = [
             ("UH_HTTP", address.to_string()),
+            ("UH_HTTPS", https.to_string()),
             ("UH_METRICS", free_address().to_string()),
             ("UH_NETWORK", project.clone()),
             ("UH_VERSION", "e2e".to_owned()),
@@ -72,7 +76,7 @@ impl Stack {
         let of_the_test = dir.path().join("test.yml");
         std::fs::write(&of_the_test, overrides(dir.path()))?;
         files.push(of_the_test);
-        let stack = Self { address, project, files, variables, dir };
+        let stack = Self { address, https, project, files, variables, dir };
         stack.configure(&[])?;
         Ok(stack)
     }
@@ -94,8 +98,25 @@ impl Stack {
             for (shipped, ours) in IMAGES {
                 text = text.replace(shipped, ours);
             }
-            std::fs::write(self.dir.path().join(file), text)?;
+            std::fs::write(self.dir.path().join(file), text + "\n" + SMALL_HOST)?;
         }
+        Ok(())
+    }
+
+    /// A directory for files of the test, which is removed with the project.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Adds a compose file of the test.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn overlay(&mut self, text: &str) -> Result<()> {
+        let file = self.dir.path().join(format!("overlay-{}.yml", self.files.len()));
+        std::fs::write(&file, text)?;
+        self.files.push(file);
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use uh_testkit::wait::free_address;
 const RATE: f64 = 60.0;
 
 /// Makes a deploy quick.
-const QUICK: &str = "[deploy]\nsettle = \"20ms\"\ndrain_timeout = \"2s\"\nstop_timeout = \"5s\"\n[validate]\nmin_disk = \"100MiB\"\nmin_memory = \"100MiB\"\n\
+const QUICK: &str = "[deploy]\nsettle = \"20ms\"\ndrain_timeout = \"2s\"\nstop_timeout = \"5s\"\n\
                      [health]\ninterval = \"100ms\"\nsuccesses = 1";
 
 /// uh-proxy under load, and the deploys behind it.

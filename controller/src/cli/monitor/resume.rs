@@ -1,14 +1,17 @@
 //! Continues watches whose process is gone: a closed terminal, a cancelled CI job, a rebooted machine.
 
+use std::path::Path;
+
 use uh_protocol::BackendName;
 
 use super::{Watcher, conclude, moved_on};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::monitor::watcher::WatchEnd;
+use crate::cli::release::membership;
 use crate::cli::session::Session;
 use crate::deploy::facts::OperationFacts;
 use crate::deploy::history::HistoryEntry;
-use crate::deploy::journal;
+use crate::deploy::journal::{self, ReplayedOperation};
 use crate::deploy::machine::{Outcome, Phase};
 use crate::deploy::watch::{self, Watch, WatchFile, WatchPlan};
 use crate::names::named;
@@ -28,7 +31,7 @@ pub(in crate::cli) async fn finish(
 pub(in crate::cli) async fn if_needed(session: &Session) -> Result<Option<Exit>, CliError> {
     let state_dir = &session.config.deploy.state_dir;
     let newest = watch::look(state_dir).map_err(|e| unusable(&e))?;
-    let open = newest.as_ref().is_some_and(|watch| !watch.has_ended());
+    let open = newest.as_ref().is_some_and(|watch| !watch.has_ended() && !watch.plan.of_release);
     let lost = lost(session, newest.as_ref())?.is_some();
     if !open && !lost {
         return Ok(None);
@@ -86,6 +89,15 @@ pub(in crate::cli) fn needs(session: &Session) -> Option<(BackendName, BackendNa
 
 async fn go_on(session: &Session, proxy: &ProxyService, to_its_end: bool) -> Result<Option<Exit>, CliError> {
     let mut watcher = match orphan(session)? {
+        Some((_, watch)) if watch.plan.of_release => {
+            let config = membership::config(&session.config.deploy.state_dir)?;
+            session.report.warn(&format!(
+                "the process that watched the release of {} is gone; run `uh-deploy recover --config {}` to continue its watch",
+                named(&watch.backend, watch.version.as_deref()),
+                config.display()
+            ));
+            return Ok(None);
+        }
         Some((file, watch)) => {
             say(session, &watch, to_its_end);
             Watcher::of_record(session, proxy, file, watch)
@@ -124,7 +136,7 @@ fn say(session: &Session, watch: &Watch, to_its_end: bool) {
 }
 
 /// An open watch that no process holds.
-fn orphan(session: &Session) -> Result<Option<(WatchFile, Watch)>, CliError> {
+pub(in crate::cli) fn orphan(session: &Session) -> Result<Option<(WatchFile, Watch)>, CliError> {
     let state_dir = &session.config.deploy.state_dir;
     let open = || watch::look(state_dir).map(|watch| watch.filter(|watch| !watch.has_ended()));
     if open().map_err(|e| unusable(&e))?.is_none() {
@@ -137,12 +149,23 @@ fn orphan(session: &Session) -> Result<Option<(WatchFile, Watch)>, CliError> {
 
 /// A deploy that was killed after its switch and before its watch was saved, and the planned watch.
 fn lost(session: &Session, newest: Option<&Watch>) -> Result<Option<(OperationFacts, WatchPlan)>, CliError> {
-    let replayed = journal::look(&session.config.deploy.state_dir);
+    let facts = last_deploy(&session.config.deploy.state_dir)?.map(|replayed| replayed.facts);
+    Ok(facts.and_then(|facts| {
+        let plan = never_began(&facts, newest)?;
+        Some((facts, plan))
+    }))
+}
+
+/// The last operation of a journal, if it was a deploy that succeeded.
+pub(in crate::cli) fn last_deploy(state_dir: &Path) -> Result<Option<ReplayedOperation>, CliError> {
+    let replayed = journal::look(state_dir);
     let replayed = replayed.map_err(|e| CliError::new(Exit::Attention, crate::chain(&e)))?;
-    let deployed = replayed.filter(|replayed| replayed.phase == Phase::Done(Outcome::Deployed));
-    let Some(facts) = deployed.map(|replayed| replayed.facts) else { return Ok(None) };
-    let known = newest.is_some_and(|watch| watch.operation == facts.operation);
-    Ok(facts.watch.clone().filter(|_| !known).map(|plan| (facts, plan)))
+    Ok(replayed.filter(|replayed| replayed.phase == Phase::Done(Outcome::Deployed)))
+}
+
+/// The planned watch of a deploy, if the newest saved watch isn't it.
+pub(in crate::cli) fn never_began(facts: &OperationFacts, newest: Option<&Watch>) -> Option<WatchPlan> {
+    facts.watch.clone().filter(|_| newest.is_none_or(|watch| watch.operation != facts.operation))
 }
 
 async fn never_started<'a>(
@@ -159,7 +182,7 @@ async fn never_started<'a>(
     Ok(Some(watcher))
 }
 
-fn unusable(error: &std::io::Error) -> CliError {
+pub(in crate::cli) fn unusable(error: &std::io::Error) -> CliError {
     let message = format!("can't continue the watch: {error}. Fix the cause, or move the file away");
     CliError::new(Exit::Attention, message)
 }

@@ -8,15 +8,14 @@ use jiff::Timestamp;
 use uh_protocol::BackendName;
 
 use self::show::figures;
-use super::{BEGIN_POLL, MAX_SILENCE, name_of};
+use super::{BEGIN_POLL, MAX_SILENCE};
 use crate::cli::exit::{CliError, Exit};
-use crate::cli::operation;
 use crate::cli::session::Session;
+use crate::cli::start;
 use crate::counters::{Answers, Counters, Reading};
 use crate::deploy::activation::{self, ActivationFile, PreviousActivation};
 use crate::deploy::history::HistoryEntry;
 use crate::deploy::link::WatchLink;
-use crate::deploy::records::Records;
 use crate::deploy::watch::{self, Watch, WatchFile, WatchPlan};
 use crate::evidence::Breach;
 use crate::fault;
@@ -141,7 +140,7 @@ impl<'a> Watcher<'a> {
             session,
             proxy,
             watched: watch.backend.clone(),
-            name: named(&watch.backend, watch.version.as_deref()),
+            name: name_of(proxy, &watch.plan, &watch.backend, watch.version.as_deref()),
             last_switch: watch.last_switch.clone(),
             instance: instance(session, &watch.backend),
             plan: watch.plan.clone(),
@@ -167,7 +166,7 @@ impl<'a> Watcher<'a> {
         Self {
             session,
             proxy,
-            name: name_of(view, &watched),
+            name: name_of(proxy, &plan, &watched, view.version(&watched).as_deref()),
             last_switch: view.service.last_switch.clone(),
             instance: instance(session, &watched),
             watched,
@@ -181,8 +180,26 @@ impl<'a> Watcher<'a> {
         }
     }
 
+    pub(in crate::cli) fn session(&self) -> &'a Session {
+        self.session
+    }
+
+    pub(in crate::cli) fn proxy(&self) -> &'a ProxyService {
+        self.proxy
+    }
+
+    /// `app: ` in a watch of several services, otherwise nothing.
+    pub(in crate::cli) fn of_service(&self) -> String {
+        of_service(self.proxy, &self.plan)
+    }
+
+    /// What it watches, for messages.
+    pub(in crate::cli) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The remaining time of a saved watch.
-    pub(super) fn left(&self, now: Timestamp) -> Duration {
+    pub(in crate::cli) fn left(&self, now: Timestamp) -> Duration {
         self.record.as_ref().map_or(Duration::ZERO, |record| record.watch.left(now))
     }
 
@@ -283,7 +300,7 @@ impl<'a> Watcher<'a> {
     }
 
     /// An extra tick.
-    pub(super) async fn look(&mut self) -> Result<Option<WatchEnd>, ProxyError> {
+    pub(in crate::cli) async fn look(&mut self) -> Result<Option<WatchEnd>, ProxyError> {
         let ended = self.instance_end(None).await;
         self.tick(ended).await
     }
@@ -377,11 +394,14 @@ impl<'a> Watcher<'a> {
 }
 
 fn instance(session: &Session, backend: &BackendName) -> Option<InstanceId> {
-    let records = Records::new(&session.config.deploy.state_dir);
-    // A candidate's record becomes its backend's only at the end of the deploy.
-    let unfinished = operation::unfinished(session).ok().flatten();
-    let unfinished = unfinished.filter(|replayed| replayed.facts.to == *backend);
-    let candidate =
-        unfinished.and_then(|replayed| records.candidate(&replayed.facts.operation).ok().flatten());
-    candidate.or_else(|| records.of(backend).ok().flatten()).map(|record| record.instance)
+    start::record_of(session, backend).ok().flatten().map(|record| record.instance)
+}
+
+/// `green (v1.0.1)`, in a watch of several services with the service.
+fn name_of(proxy: &ProxyService, plan: &WatchPlan, backend: &BackendName, version: Option<&str>) -> String {
+    format!("{}{}", of_service(proxy, plan), named(backend, version))
+}
+
+fn of_service(proxy: &ProxyService, plan: &WatchPlan) -> String {
+    if plan.of_release { format!("{}: ", proxy.service) } else { String::new() }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::undo::UndoRequest;
+use super::undo::{Undo, UndoRequest};
 use super::{NoRollback, find_undo, roll_back};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::monitor::Watcher;
@@ -13,8 +13,8 @@ use crate::cli::session::Session;
 use crate::cli::{Done, alive, operation};
 use crate::counters::Answers;
 use crate::deploy::activation;
-use crate::deploy::driver::OperationEnd;
 use crate::deploy::machine::Outcome;
+use crate::deploy::member::OperationEnd;
 use crate::evidence::Breach;
 use crate::proxy::{ProxyService, Serving};
 use crate::time::{same_switch, span};
@@ -40,22 +40,26 @@ pub(in crate::cli) async fn automatic(
 ) -> Done {
     let (reason, watched) = (&breach.reason, &watcher.watched);
     session.report.say(&format!("Rolling back automatically from {watched}: {reason}"));
-    match roll_back_from(session, proxy, watcher, breach).await {
-        Ok(ended) if ended.outcome == Outcome::RolledBack => {
-            Ok(after(session, proxy, watcher.answers_before(ended.serving.as_ref())).await)
-        }
-        Ok(ended) if ended.outcome == Outcome::Superseded => Ok(Exit::Superseded),
-        Ok(ended) => Err(CliError::new(
+    let ended = roll_back_from(session, proxy, watcher, breach).await;
+    if let Ok(OperationEnd { outcome: Outcome::RolledBack, serving, .. }) = &ended {
+        return Ok(after(session, proxy, watcher.answers_before(serving.as_ref())).await);
+    }
+    let ended = ended.map(|ended| (ended.outcome, operation::who_serves(&ended)));
+    not_rolled_back(&format!("{watched} is failing ({reason})"), ended)
+}
+
+/// The result of a watch whose rollback isn't complete. `failing`: what it found; `ended`: how the rollback ended, and who
+/// serves.
+pub(in crate::cli) fn not_rolled_back(failing: &str, ended: Result<(Outcome, String), CliError>) -> Done {
+    match ended {
+        Ok((Outcome::Superseded, _)) => Ok(Exit::Superseded),
+        Ok((_, serves)) => Err(CliError::new(
             Exit::Attention,
-            format!(
-                "{watched} is failing ({reason}) and couldn't be rolled back: {}. Manual intervention required",
-                operation::who_serves(&ended)
-            ),
+            format!("{failing} and couldn't be rolled back: {serves}. Manual intervention required"),
         )),
         Err(failed) if matches!(failed.exit(), Exit::Superseded | Exit::Breach) => Err(failed),
         Err(failed) => {
-            let message =
-                format!("{watched} is failing ({reason}) and couldn't be rolled back: {}", failed.message());
+            let message = format!("{failing} and couldn't be rolled back: {}", failed.message());
             Err(CliError::new(Exit::Attention, message))
         }
     }
@@ -75,6 +79,21 @@ async fn roll_back_from(
     {
         return Ok(ended);
     }
+    let (serving, undo) = undo_of_watched(session, proxy, watcher).await?;
+    roll_back(session, proxy, &serving, &undo.to, false, Some(breach)).await.map_err(for_good)
+}
+
+/// The change that a watch may undo.
+///
+/// # Errors
+/// [`Exit::Superseded`]: another command has moved traffic since the switch that was watched. [`Exit::Breach`]: there is
+/// nothing to return to, or the deploy is too old to be the cause.
+pub(super) async fn undo_of_watched(
+    session: &Session,
+    proxy: &ProxyService,
+    watcher: &Watcher<'_>,
+) -> Result<(Serving, Undo), CliError> {
+    let watched = &watcher.watched;
     let serving = proxy.serving_soon().await?;
     if serving.is(watched) && !is_same(watcher, &serving) {
         let message = format!(
@@ -101,11 +120,11 @@ async fn roll_back_from(
         );
         return Err(CliError::new(Exit::Breach, message));
     }
-    roll_back(session, proxy, &serving, &undo.to, false, Some(breach)).await.map_err(for_good)
+    Ok((serving, undo))
 }
 
 /// After a refusal, the result is the breach. Any other failure may pass.
-fn for_good(no: NoRollback) -> CliError {
+pub(super) fn for_good(no: NoRollback) -> CliError {
     match no {
         NoRollback::Refused(why) => CliError::new(Exit::Breach, why),
         NoRollback::Failed(failed) => failed,
@@ -118,7 +137,7 @@ fn is_same(watcher: &Watcher<'_>, serving: &Serving) -> bool {
 }
 
 /// Reports if the rollback hasn't helped: then the cause is elsewhere.
-async fn after(session: &Session, proxy: &ProxyService, before: Option<Answers>) -> Exit {
+pub(in crate::cli) async fn after(session: &Session, proxy: &ProxyService, before: Option<Answers>) -> Exit {
     let Ok(serving) = proxy.serving_soon().await else {
         session.report.warn("can't check whether the rollback helped: uh-proxy doesn't answer");
         return Exit::RolledBack;

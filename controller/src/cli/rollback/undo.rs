@@ -27,6 +27,8 @@ pub(super) struct Undo {
     version: Option<String>,
     /// When that change ended.
     pub(super) at: Option<Timestamp>,
+    /// The operation that made it.
+    pub(super) operation: Option<String>,
 }
 
 impl Undo {
@@ -132,7 +134,12 @@ fn target(line: &HistoryEntry, serving: &Serving) -> Result<Undo, String> {
     let to = line.from.clone().or_else(|| serving.view().service.previous.clone());
     let to =
         to.ok_or_else(|| format!("nothing to roll back to: {}. Nothing was changed", serving.sentence()))?;
-    Ok(Undo { to, version: line.from_version.clone(), at: line.at.parse().ok() })
+    Ok(Undo {
+        to,
+        version: line.from_version.clone(),
+        at: line.at.parse().ok(),
+        operation: line.operation.clone(),
+    })
 }
 
 /// A deploy, however it ended, or a rollback that moved traffic. A failed rollback can be repeated.
@@ -146,6 +153,11 @@ fn is_kept(line: &HistoryEntry) -> bool {
         (line.command.as_str(), line.outcome.as_str()),
         ("deploy", "deployed") | ("rollback", "rolled_back")
     )
+}
+
+/// The last change that moved traffic and left it there.
+pub(super) fn last_kept(history: &[HistoryEntry]) -> Option<&HistoryEntry> {
+    history.iter().rev().find(|line| is_kept(line))
 }
 
 fn describe(line: &HistoryEntry) -> String {
@@ -219,7 +231,12 @@ mod tests {
     fn an_unknown_version_is_none_that_a_deploy_has_put_there() {
         let failed = line("deploy", "failed", ("green", "1"), ("blue", "2"));
         let may_be = |before: Option<&str>, held: &str| {
-            let undo = Undo { to: "blue".parse().unwrap(), version: before.map(str::to_owned), at: None };
+            let undo = Undo {
+                to: "blue".parse().unwrap(),
+                version: before.map(str::to_owned),
+                at: None,
+                operation: None,
+            };
             undo.may_be_its_version(held, std::slice::from_ref(&failed))
         };
         assert!(may_be(Some("0"), "0") && !may_be(Some("0"), "9"));

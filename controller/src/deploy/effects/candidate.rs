@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use uh_protocol::Address;
 
 use super::traffic::ELSEWHERE_ROUNDS;
-use crate::deploy::driver::Driver;
 use crate::deploy::machine::{Event, FailureCause, OperationKind};
+use crate::deploy::member::Member;
 use crate::deploy::progress::{DeployStage, Progress, RollbackStage};
 use crate::deploy::records::BackendRecord;
 use crate::gate::{self, Diagnosis};
@@ -23,7 +23,7 @@ const CHECKS: u32 = 5;
 /// The time between two probes.
 const CHECK_PAUSE: Duration = Duration::from_millis(200);
 
-impl Driver<'_> {
+impl Member<'_> {
     pub(super) async fn build(&mut self) -> Event {
         let event = serde_json::json!({"hook": "pre_deploy", "operation": self.facts});
         if let Err(e) = self.hook(Hook::PreDeploy, &event).await {
@@ -47,6 +47,7 @@ impl Driver<'_> {
         self.propose(&BackendRecord {
             instance: self.facts.instance.clone(),
             frozen,
+            files: self.frozen_files(),
             operation: self.facts.operation.clone(),
         })
         .unwrap_or(Event::Built)
@@ -123,6 +124,7 @@ impl Driver<'_> {
                 let record = BackendRecord {
                     instance: facts.instance.clone(),
                     frozen: record.frozen,
+                    files: record.files,
                     operation: facts.operation.clone(),
                 };
                 self.propose(&record).unwrap_or(Event::Gone)
@@ -227,7 +229,7 @@ impl Driver<'_> {
         }
         if self.facts.skip_health {
             self.tell(Progress::GateSkipped);
-            return Event::Proven;
+            return self.proven();
         }
         let facts = self.facts.clone();
         let candidate = gate::HealthGate {
@@ -243,13 +245,18 @@ impl Driver<'_> {
             Ok(()) => {
                 let successes = self.config.gate.successes;
                 self.tell(Progress::Proven { successes, took: start.elapsed() });
-                Event::Proven
+                self.proven()
             }
             Err(mut diagnosis) => {
                 diagnosis.advice.extend(self.ways_to_ask());
                 self.turned_away(&diagnosis)
             }
         }
+    }
+
+    /// A proven candidate gets everybody, or first the clients of its trial.
+    fn proven(&self) -> Event {
+        if self.facts.canary.is_some() { Event::Step(0) } else { Event::Proven }
     }
 
     /// What an operator can try to find out why the candidate failed.

@@ -1,12 +1,12 @@
 //! The final look at uh-proxy. That an operation has switched doesn't mean that its target still serves at the end:
 //! traffic may have been switched again, and a restarted uh-proxy may have lost the switch.
 
-use crate::deploy::driver::Driver;
 use crate::deploy::machine::{Event, Outcome};
+use crate::deploy::member::Member;
 use crate::proxy::ServiceView;
 use crate::time::same_switch;
 
-impl Driver<'_> {
+impl Member<'_> {
     /// `None`: uh-proxy doesn't answer, so the active backend is unknown. The journal stays as it is, for `recover`
     /// to continue.
     pub(super) async fn confirm(&mut self, outcome: Outcome) -> Option<Event> {
@@ -51,7 +51,7 @@ impl Driver<'_> {
             Outcome::Deployed => view.is_active(&facts.to) && view.has_endpoints(&facts.to, &facts.endpoints),
             Outcome::RolledBack => view.is_active(&facts.to),
             Outcome::Returned => view.is_active(&facts.from),
-            Outcome::Failed(_) | Outcome::Superseded | Outcome::Attention => true,
+            Outcome::Failed(_) | Outcome::Superseded | Outcome::Attention | Outcome::Held => true,
         };
         let moved = matches!(outcome, Outcome::Deployed | Outcome::RolledBack);
         match (holds, moved && self.was_forgotten(view)) {

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use uh_protocol::request::Drained;
 
-use crate::deploy::driver::Driver;
 use crate::deploy::link::WatchLink;
 use crate::deploy::machine::{Event, OperationKind};
+use crate::deploy::member::Member;
 use crate::deploy::progress::{DeployStage, Progress};
 use crate::gate;
 use crate::notice::{self, Hook, HookProgress};
@@ -16,7 +16,7 @@ use crate::runtime::{InstanceId, State};
 /// How often to check the candidate after the switch.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 
-impl Driver<'_> {
+impl Member<'_> {
     pub(super) async fn drain(&mut self) -> Event {
         self.tell(Progress::Deploying(DeployStage::Drain));
         self.tell(Progress::Draining { in_flight: self.results.in_flight });

@@ -6,23 +6,26 @@ use uh_protocol::BackendName;
 use uh_protocol::request::{SwitchRequest, Switched};
 
 use crate::deploy::activation::{ActivationFile, Handover};
-use crate::deploy::driver::{Driver, SwitchedAt};
 use crate::deploy::machine::{Event, FailureCause, OperationKind};
+use crate::deploy::member::{Member, SwitchedAt};
 use crate::deploy::progress::{DeployStage, Progress, RollbackStage, Unwritten};
 use crate::gate;
-use crate::proxy::{ProxyError, Registration};
+use crate::proxy::{ProxyError, Registration, ServiceView};
 use crate::{chain, fault};
 
 /// How often to ask uh-proxy whether it has found the candidate healthy.
-const READY_POLL: Duration = Duration::from_millis(50);
+pub(in crate::deploy) const READY_POLL: Duration = Duration::from_millis(50);
 
 /// After this, a switch is tried even if uh-proxy doesn't report the candidate as healthy: it may not probe at all.
-const TRY_ANYWAY_AFTER: Duration = Duration::from_secs(1);
+pub(in crate::deploy) const TRY_ANYWAY_AFTER: Duration = Duration::from_secs(1);
+
+/// How long to wait for the state of the candidate, far shorter than the lease of a split. Engines may take 30 s.
+const STATE_WITHIN: Duration = Duration::from_secs(2);
 
 /// How often a change is retried because other services of uh-proxy have changed: they share its generation.
-pub(super) const ELSEWHERE_ROUNDS: u32 = 20;
+pub(in crate::deploy) const ELSEWHERE_ROUNDS: u32 = 20;
 
-impl Driver<'_> {
+impl Member<'_> {
     pub(super) async fn register(&mut self) -> Option<Event> {
         match self.try_to_register().await {
             Ok(registered) => {
@@ -43,13 +46,13 @@ impl Driver<'_> {
             }
             Err(e) => {
                 self.may_serve |= !e.is_unsent();
-                Some(self.refused(&e))
+                Some(self.lost(&e).await)
             }
         }
     }
 
     /// Registers the target of a rollback again if it was withdrawn but not stopped.
-    pub(super) async fn readmit(&mut self) -> Option<Event> {
+    pub(in crate::deploy) async fn readmit(&mut self) -> Option<Event> {
         match self.proxy.view_soon().await {
             Ok(view) if view.is_withdrawn(&self.facts.to) => self.register().await,
             Ok(_) => None,
@@ -67,17 +70,22 @@ impl Driver<'_> {
                 Err(e) if e.is_overtaken() && rounds < ELSEWHERE_ROUNDS => {
                     generation = self.moved_elsewhere(e).await?;
                 }
-                other => return other,
+                Ok(registered) => {
+                    self.demand_our_split(registered.split.as_ref())?;
+                    return Ok(registered);
+                }
+                Err(e) => return Err(e),
             }
             rounds += 1;
         }
     }
 
-    /// The current generation, if only other services have changed.
+    /// The current generation, if only other services have changed. The end of a split is a change too: a candidate that
+    /// uh-proxy has found worse must not get everybody.
     ///
     /// # Errors
     /// This service has changed, or uh-proxy doesn't answer.
-    pub(super) async fn moved_elsewhere(&self, overtaken: ProxyError) -> Result<u64, ProxyError> {
+    pub(in crate::deploy) async fn moved_elsewhere(&self, overtaken: ProxyError) -> Result<u64, ProxyError> {
         let view = self.proxy.view().await?;
         let now = view.expected_routing(&self.facts.to);
         let version = self.facts.version.as_deref();
@@ -85,24 +93,17 @@ impl Driver<'_> {
             .expected_routing
             .as_ref()
             .is_some_and(|expected_routing| expected_routing.holds(now, version));
-        if same { Ok(view.generation) } else { Err(overtaken) }
+        // If it isn't active, it is in use by a split. That doesn't pass by itself.
+        if !same || overtaken.is_in_use() {
+            return Err(overtaken);
+        }
+        self.demand_our_split(view.service.split.as_ref())?;
+        Ok(view.generation)
     }
 
     pub(super) async fn switch(&mut self) -> Event {
+        self.tell_of_switch();
         let facts = self.facts.clone();
-        match self.kind {
-            OperationKind::Deploy => {
-                self.tell(Progress::Deploying(DeployStage::Switch));
-                let config = self.config;
-                let endpoints =
-                    |name| config.backend(name).map_or(&[][..], |backend| backend.endpoints.as_slice());
-                let (from, to) = (&facts.from, &facts.to);
-                self.tell(Progress::Moving { from: (from, endpoints(from)), to: (to, endpoints(to)) });
-            }
-            OperationKind::Rollback => {
-                self.tell(Progress::RollingBack { stage: RollbackStage::Switch, to: &self.facts.to });
-            }
-        }
         let request = SwitchRequest {
             to: facts.to.clone(),
             expect_active: Some(facts.from.clone()),
@@ -110,10 +111,36 @@ impl Driver<'_> {
             force: facts.skip_health,
         };
         let handover = self.hand_over(&facts.to).await;
-        let (switched, pid) = match self.switch_when_ready(request).await {
-            Ok(switched) => switched,
-            Err(event) => return event,
-        };
+        match self.switch_when_ready(request).await {
+            Ok((switched, pid)) => self.has_switched(handover, &switched, pid),
+            Err(event) => event,
+        }
+    }
+
+    /// Reports that traffic is about to move.
+    pub(in crate::deploy) fn tell_of_switch(&self) {
+        match self.kind {
+            OperationKind::Deploy => {
+                self.tell(Progress::Deploying(DeployStage::Switch));
+                let config = self.config;
+                let endpoints =
+                    |name| config.backend(name).map_or(&[][..], |backend| backend.endpoints.as_slice());
+                let (from, to) = (&self.facts.from, &self.facts.to);
+                self.tell(Progress::Moving { from: (from, endpoints(from)), to: (to, endpoints(to)) });
+            }
+            OperationKind::Rollback => {
+                self.tell(Progress::RollingBack { stage: RollbackStage::Switch, to: &self.facts.to });
+            }
+        }
+    }
+
+    /// Keeps what uh-proxy replied to a switch. `pid`: of its process.
+    pub(in crate::deploy) fn has_switched(
+        &mut self,
+        handover: Option<Handover>,
+        switched: &Switched,
+        pid: u32,
+    ) -> Event {
         self.begin_activation(handover, switched.switched_at.clone());
         if let Some(link) = self.link {
             link.switched();
@@ -127,19 +154,19 @@ impl Driver<'_> {
         self.results.in_flight = Some(switched.in_flight_previous);
         self.results.generation = Some(switched.generation);
         if let Some(error) = &switched.persist_error {
-            self.unwritten(Unwritten::Switch, &facts.to, error);
+            self.unwritten(Unwritten::Switch, &self.facts.to, error);
             self.results.remarks.push(format!("the switch wasn't written to disk immediately: {error}"));
         }
         self.tell(Progress::Switched);
         Event::Switched
     }
 
-    fn unwritten(&self, what: Unwritten, backend: &BackendName, error: &str) {
+    pub(in crate::deploy) fn unwritten(&self, what: Unwritten, backend: &BackendName, error: &str) {
         self.tell(Progress::Unwritten { what, backend, error });
     }
 
     /// Reads the counters before the switch, with which the new activation is compared later.
-    async fn hand_over(&mut self, to: &BackendName) -> Option<Handover> {
+    pub(in crate::deploy) async fn hand_over(&mut self, to: &BackendName) -> Option<Handover> {
         match ActivationFile::new(&self.config.deploy.state_dir).hand_over(self.proxy, to).await {
             Ok(handover) => Some(handover),
             Err(e) => {
@@ -151,7 +178,7 @@ impl Driver<'_> {
         }
     }
 
-    fn begin_activation(&mut self, handover: Option<Handover>, since: Option<String>) {
+    pub(in crate::deploy) fn begin_activation(&mut self, handover: Option<Handover>, since: Option<String>) {
         let Some((handover, since)) = handover.zip(since) else { return };
         if let Err(e) = ActivationFile::new(&self.config.deploy.state_dir).begin(handover, since) {
             self.tell(Progress::CountersLost(&e));
@@ -165,11 +192,12 @@ impl Driver<'_> {
         let mut rounds = 0;
         let mut try_at = start + if request.force { Duration::ZERO } else { TRY_ANYWAY_AFTER };
         loop {
-            let view = match self.kind {
-                OperationKind::Deploy => self.proxy.view().await,
-                OperationKind::Rollback => self.proxy.view_soon().await,
-            };
-            let view = view.map_err(|e| self.refused(&e))?;
+            let view = self.view_for_switch().await.map_err(|e| self.refused(&e))?;
+            if self.split.given.is_some()
+                && let Some(event) = self.ended_by_proxy(&view).await
+            {
+                return Err(event);
+            }
             let healthy = view.backend(&request.to).is_some_and(|backend| backend.healthy == Some(true));
             if healthy || Instant::now() >= try_at {
                 let sent = self.proxy.switch(&request).await;
@@ -178,8 +206,10 @@ impl Driver<'_> {
                     Ok(switched) => return Ok((switched, view.status.proxy.pid)),
                     Err(e) if e.is_overtaken() && rounds < ELSEWHERE_ROUNDS => {
                         rounds += 1;
-                        let generation = self.moved_elsewhere(e).await.map_err(|e| self.refused(&e))?;
-                        request.expect_generation = Some(generation);
+                        match self.moved_elsewhere(e).await {
+                            Ok(generation) => request.expect_generation = Some(generation),
+                            Err(e) => return Err(self.lost(&e).await),
+                        }
                         continue;
                     }
                     Err(e) if e.is_unhealthy() && Instant::now() < deadline => {}
@@ -192,14 +222,34 @@ impl Driver<'_> {
                 }
                 try_at = Instant::now() + TRY_ANYWAY_AFTER;
             }
-            let instance = self.facts.instance.clone();
-            let ended = self.runtime.state(&instance).await.ok().as_ref().and_then(gate::end_of);
-            if let Some(ending) = ended {
-                let why = format!("{instance} exited before traffic was switched to it: {ending}");
-                return Err(self.fail_aloud(FailureCause::Unhealthy, why));
+            if let Some(event) = self.ended_early().await {
+                return Err(event);
             }
             tokio::time::sleep(READY_POLL).await;
         }
+    }
+
+    pub(in crate::deploy) async fn view_for_switch(&self) -> Result<ServiceView, ProxyError> {
+        match self.kind {
+            OperationKind::Deploy => self.proxy.view().await,
+            OperationKind::Rollback => self.proxy.view_soon().await,
+        }
+    }
+
+    /// Fails if the candidate has exited before traffic was switched to it.
+    pub(in crate::deploy) async fn ended_early(&mut self) -> Option<Event> {
+        if self.split.given.is_some() {
+            return self.ended_in_trial().await;
+        }
+        let ending = self.ending().await?;
+        let why = format!("{} exited before traffic was switched to it: {ending}", self.facts.instance);
+        Some(self.fail_aloud(FailureCause::Unhealthy, why))
+    }
+
+    /// How the candidate ended, if it has. Unknown if its engine is slow: a split must be renewed meanwhile.
+    pub(super) async fn ending(&self) -> Option<String> {
+        let state = tokio::time::timeout(STATE_WITHIN, self.runtime.state(&self.facts.instance)).await;
+        gate::end_of(&state.ok()?.ok()?)
     }
 
     pub(super) fn commit(&mut self) -> Option<Event> {

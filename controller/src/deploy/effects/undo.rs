@@ -1,7 +1,7 @@
-//! The effect that undoes an operation before its switch: withdraws and stops the candidate.
+//! The effect that undoes an operation before its switch: ends the split of its trial, withdraws and stops the candidate.
 
-use crate::deploy::driver::Driver;
 use crate::deploy::machine::{Event, FailureCause, InstanceOrigin, OperationTarget};
+use crate::deploy::member::Member;
 use crate::deploy::progress::Progress;
 use crate::fault;
 use crate::proxy::{OutOfService, ProxyError, WithdrawalProgress};
@@ -18,7 +18,7 @@ enum CandidateStatus {
     Out(OutOfService),
 }
 
-impl Driver<'_> {
+impl Member<'_> {
     /// Afterwards the candidate is out of service and stopped, or it turned out to be active. A switch that was sent
     /// and never answered may still be in progress: once the candidate is withdrawn, uh-proxy refuses it.
     ///
@@ -49,6 +49,7 @@ impl Driver<'_> {
             // If it was found dead, its record may have been proposed for a new start.
             return Ok(self.forget_candidate());
         }
+        self.end_split().await?;
         if matches!(self.runtime.state(&self.facts.instance).await, Ok(runtime::State::Absent)) {
             // Stop it anyway: a killed controller may have been about to start it.
             let out = OutOfService::since_before_its_start(&self.facts.to, self.facts.generation);
@@ -76,6 +77,7 @@ impl Driver<'_> {
             return self.runtime_failed(FailureCause::Start, &e);
         }
         fault::point("effect.undo.stopped");
+        self.unpublish().await;
         self.forget_candidate()
     }
 
@@ -88,6 +90,7 @@ impl Driver<'_> {
 
     async fn take_candidate_out(&self) -> Result<CandidateStatus, ProxyError> {
         let facts = &self.facts;
+        let mut last = ProxyError::Overtaken("the routing keeps changing".to_owned());
         for _ in 0..UNDO_ROUNDS {
             let view = self.proxy.view_soon().await?;
             if let Some(out) = OutOfService::elsewhere(&view, &facts.to, &facts.endpoints) {
@@ -102,10 +105,12 @@ impl Driver<'_> {
                     out.drain(self.proxy, self.config.deploy.drain_timeout, &listener).await?;
                     return Ok(CandidateStatus::Out(out));
                 }
+                // It isn't active, or the next look will say so. Else a split sends it a share.
+                Err(e) if e.is_in_use() => last = e,
                 Err(e) if e.is_overtaken() => {}
                 Err(e) => return Err(e),
             }
         }
-        Err(ProxyError::Overtaken("the routing keeps changing".to_owned()))
+        Err(last)
     }
 }

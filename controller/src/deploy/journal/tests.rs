@@ -12,6 +12,7 @@ pub(crate) fn facts(operation: &str) -> OperationFacts {
         operation: operation.to_owned(),
         instance: InstanceId::new(&service, &green, operation),
         service,
+        together_with: Vec::new(),
         from: blue,
         from_version: Some("1".to_owned()),
         to: green,
@@ -25,6 +26,8 @@ pub(crate) fn facts(operation: &str) -> OperationFacts {
         why: None,
         breach: None,
         watch: None,
+        canary: None,
+        earlier_trial: None,
         began_at: "2026-11-25T10:00:00.000Z".to_owned(),
     }
 }
@@ -46,9 +49,9 @@ fn open(directory: &Path) -> (Journal, Option<ReplayedOperation>) {
 
 fn write_all(directory: &Path, operation: &str, events: &[Event]) {
     let (mut journal, _) = open(directory);
-    journal.write(operation, Event::Begun(OperationKind::Deploy), Some(&facts(operation)), None).unwrap();
+    journal.write(operation, Event::Begun(OperationKind::Deploy), &[&facts(operation)], None).unwrap();
     for event in events {
-        journal.write(operation, *event, None, None).unwrap();
+        journal.write(operation, *event, &[], None).unwrap();
     }
 }
 
@@ -104,7 +107,7 @@ fn a_journal_that_was_moved_away_is_not_written() {
             std::fs::write(path(dir.path()), "").unwrap();
         }
         let error =
-            journal.write("two", Event::Begun(OperationKind::Deploy), Some(&facts("two")), None).unwrap_err();
+            journal.write("two", Event::Begun(OperationKind::Deploy), &[&facts("two")], None).unwrap_err();
         assert!(matches!(error, JournalError::Replaced { .. }), "{error}");
     }
 }
@@ -124,9 +127,9 @@ fn a_long_journal_is_emptied_once_nothing_is_unfinished() {
     std::fs::write(path(dir.path()), &text).unwrap();
     let (mut journal, replayed) = open(dir.path());
     assert!(replayed.unwrap().is_unfinished());
-    journal.write("one", Event::Undone, None, None).unwrap();
-    journal.write("one", Event::Confirmed, None, None).unwrap();
-    journal.write("one", Event::Recorded, None, None).unwrap();
+    journal.write("one", Event::Undone, &[], None).unwrap();
+    journal.write("one", Event::Confirmed, &[], None).unwrap();
+    journal.write("one", Event::Recorded, &[], None).unwrap();
     let (_, replayed) = open(dir.path());
     assert_eq!(replayed.unwrap().phase, Phase::Done(Outcome::Failed(FailureCause::Build)));
     assert!(look(dir.path()).unwrap().is_none());
@@ -147,7 +150,7 @@ proptest! {
         let (mut journal, replayed) = open(dir.path());
         prop_assert_eq!(replayed.is_some(), whole > 0);
         if replayed.is_some() {
-            journal.write("one", Event::Interrupted, None, None).unwrap();
+            journal.write("one", Event::Interrupted, &[], None).unwrap();
             let after = look(dir.path()).unwrap().unwrap();
             prop_assert!(after.is_unfinished());
         }

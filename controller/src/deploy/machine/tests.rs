@@ -6,7 +6,7 @@ use super::*;
 
 fn failures() -> Vec<FailureCause> {
     use FailureCause::*;
-    vec![Declined, Build, Start, Unhealthy, Refused, Overtaken, Interrupted, Died]
+    vec![Declined, Build, Start, Unhealthy, Refused, Overtaken, Interrupted, Died, Worse, Undecided, Aborted]
 }
 
 fn all_events() -> Vec<Event> {
@@ -21,7 +21,7 @@ fn all_events() -> Vec<Event> {
         Proven,
     ];
     events.extend([Switched, Drained, Settled, Died, Returned, Undone, Serves, Recorded, Interrupted]);
-    events.extend([Confirmed, Superseded, Lost]);
+    events.extend([Confirmed, Superseded, Lost, Step(0), Step(1), Step(2), Passed, Held]);
     events.extend(failures().into_iter().map(Failed));
     events
 }
@@ -68,9 +68,38 @@ fn a_successful_deploy_takes_these_steps() {
         done.extend(effects.iter().map(|effect| effect.name()));
     }
     assert_eq!(phase, Phase::Done(Outcome::Deployed));
-    let all =
-        ["build", "clear", "start", "prove", "register", "switch", "drain", "commit", "confirm", "record"];
+    let all = [
+        "build", "clear", "publish", "start", "prove", "register", "switch", "drain", "commit", "confirm",
+        "record",
+    ];
     assert_eq!(done, all);
+}
+
+#[test]
+fn a_trial_goes_step_by_step_and_can_be_held_and_decided() {
+    use Event::*;
+    let at = |phase, event| step(phase, event).map(|(next, _)| next);
+    assert_eq!(at(Phase::Probing(OperationKind::Deploy), Step(0)), Ok(Phase::Trying(0)));
+    assert_eq!(at(Phase::Trying(0), Step(1)), Ok(Phase::Trying(1)));
+    for (phase, event) in [
+        (Phase::Probing(OperationKind::Deploy), Step(1)),
+        (Phase::Probing(OperationKind::Rollback), Step(0)),
+        (Phase::Trying(0), Step(2)),
+        (Phase::Trying(1), Step(1)),
+        (Phase::Trying(1), Switched),
+    ] {
+        at(phase, event).unwrap_err();
+    }
+    let switching = Phase::Switching(ours(OperationKind::Deploy));
+    assert_eq!(at(Phase::Trying(1), Held), Ok(Phase::Held(1)));
+    assert_eq!(at(Phase::Held(1), Interrupted), Ok(Phase::Held(1)));
+    for phase in [Phase::Trying(1), Phase::Held(1)] {
+        assert_eq!(at(phase, Passed), Ok(switching));
+        let undoing = Phase::Undoing(ours(OperationKind::Deploy), FailureCause::Aborted);
+        assert_eq!(at(phase, Failed(FailureCause::Aborted)), Ok(undoing));
+        assert_eq!(at(undoing, Serves), Ok(Phase::Recording(Outcome::Attention)));
+    }
+    assert!(matches!(at(Phase::Trying(1), Interrupted), Ok(Phase::Undoing(_, FailureCause::Interrupted))));
 }
 
 proptest! {
@@ -84,10 +113,10 @@ proptest! {
         let (mut proven, mut served, mut looked) = (false, false, false);
         for event in events {
             let Ok((next, effects)) = step(phase, event) else { continue };
-            proven |= matches!(event, Event::Proven | Event::Alive);
+            proven |= matches!(event, Event::Proven | Event::Alive | Event::Step(0));
             looked |= matches!(event, Event::Confirmed | Event::Superseded);
             served |= matches!(event, Event::Switched | Event::Serves);
-            if effects.contains(&Effect::Switch) {
+            if effects.iter().any(|effect| matches!(effect, Effect::Switch | Effect::Try(_))) {
                 prop_assert!(proven, "switched from {phase:?} by {event:?}");
             }
             if effects.contains(&Effect::Commit) {
@@ -116,7 +145,7 @@ proptest! {
             return Ok(());
         }
         let mut at = step(phase, Event::Interrupted).unwrap();
-        for _ in 0..6 {
+        for _ in 0..7 {
             let event = match at.1.last() {
                 None => break,
                 Some(Effect::Drain) => Event::Drained,
@@ -125,6 +154,8 @@ proptest! {
                 Some(Effect::SwitchBack) => Event::Returned,
                 Some(Effect::Undo(_)) => Event::Undone,
                 Some(Effect::Record(_)) => Event::Recorded,
+                // Its split has ended meanwhile.
+                Some(Effect::Hold(_)) => Event::Failed(FailureCause::Aborted),
                 other => panic!("{other:?} after an interruption"),
             };
             at = step(at.0, event).unwrap();

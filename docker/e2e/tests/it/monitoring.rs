@@ -7,7 +7,7 @@ use std::time::Duration;
 use uh_e2e::dashboard::{self, Query};
 use uh_e2e::prometheus::{LabelledValue, Prometheus};
 use uh_e2e::repository;
-use uh_protocol::request::SwitchRequest;
+use uh_protocol::request::{SplitRequest, SwitchRequest};
 use uh_testkit::load::{Group, Load, Plan, Reuse};
 use uh_testkit::process::run;
 use uh_testkit::sample_app::SampleApp;
@@ -73,7 +73,11 @@ async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_versi
     let blue = SampleApp::start("blue", "1.0.0", dir.path()).await.unwrap();
     let bad = [("FAIL_PERCENT", "10")];
     let green = SampleApp::start_with(&bad, "green", "1.0.1", dir.path()).await.unwrap();
-    let front_door = Setup::new(dir.path(), blue.address, green.address).start().await.unwrap();
+    // So that they have series.
+    let features =
+        "rate = { per_second = 10_000, burst = 1_000 }\ncompress = true\nsplit = { rescue = true }";
+    let front_door =
+        Setup::new(dir.path(), blue.address, green.address).service(features).start().await.unwrap();
     front_door.until_healthy().await.unwrap();
     let prometheus = Prometheus::start(dir.path(), &front_door.metrics.to_string()).await.unwrap();
     let group =
@@ -113,6 +117,20 @@ async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_versi
         sample.label("alertname") == "HighErrorRate" && sample.label("backend") == "green"
     };
     assert!(fired.iter().any(high), "{fired:?}");
+
+    // A split is a trial, so that the panels about trials have series.
+    let to_blue = SplitRequest {
+        to: Some("blue".parse().unwrap()),
+        weight: 50.0,
+        ttl_ms: None,
+        expect_generation: None,
+    };
+    front_door.client.split(service, &to_blue).await.unwrap();
+    prometheus.wait_for("uh_proxy_split_weight == 0.5", SOON, only("blue")).await.unwrap();
+    for test in ["failures_coin", "failures_history", "slowness_coin", "slowness_history"] {
+        let evidence = format!("uh_proxy_trial_log_evidence{{test=\"{test}\"}}");
+        prometheus.wait_for(&evidence, SOON, only("blue")).await.unwrap();
+    }
 
     for Query { title, expression } in dashboard_queries() {
         let samples = prometheus.query(&expression).await.unwrap();

@@ -3,6 +3,8 @@
 //! Each test prints its measurements. Ignored by default: they need a Docker Engine and the images of
 //! docker/ci/images.
 
+mod https;
+
 use std::time::{Duration, Instant};
 
 use uh_e2e::stack::{Stack, is_healthy};

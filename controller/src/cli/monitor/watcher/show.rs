@@ -31,8 +31,9 @@ impl Watcher<'_> {
         let (answers, p95, in_flight) = (tick.answers(), tick.p95(), self.in_flight);
         let report = &self.session.report;
         if report.form() == Form::Text {
+            let whose = if self.plan.of_release { format!("{} | ", self.name) } else { String::new() };
             report.say(&format!(
-                "[{}] Health: {health} | Errors: {} | Latency: {} | Requests: {} | In flight: {in_flight}",
+                "[{}] {whose}Health: {health} | Errors: {} | Latency: {} | Requests: {} | In flight: {in_flight}",
                 clock(),
                 answers.bad,
                 milliseconds(p95),
@@ -42,7 +43,7 @@ impl Watcher<'_> {
         report.event(
             "tick",
             serde_json::json!({
-                "backend": self.watched, "health": health, "requests": tick.requests(), "errors": answers.bad,
+                "service": self.proxy.service, "backend": self.watched, "health": health, "requests": tick.requests(), "errors": answers.bad,
                 "error_rate": answers.rate(), "p95_ms": p95.map(|p95| p95.as_millis()), "in_flight": in_flight,
             }),
         );
