@@ -1,7 +1,7 @@
 # The commands of this project. Cargo runs one at a time, whatever `make -j` says.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fuzz testssl stack faults soak tsan bench lint
+.PHONY: help build demo test fuzz testssl nextjs stack faults soak tsan bench lint
 
 CARGO ?= cargo
 
@@ -26,11 +26,11 @@ build: ## build all programs
 
 # The first success should come soon: only what the demo starts is compiled, and not optimised.
 demo: PROFILE = quick
-demo: ## deploy good and bad versions of a live app under load, and roll back; compiles for about two minutes, then runs 16 seconds
+demo: ## deploy good and bad versions of a live app under load, and roll back; compiles for about two minutes, then runs 20 seconds
 	@.ci/needs build
 	@test -x $(BIN_DIR)/demo || printf '%s\n' \
-		'Compiling uh-proxy, uh-deploy, a sample app and the demo with what they depend on: about 280 crates, once.' \
-		'On two free cores this takes about two minutes. The demo starts right after it, and takes 16 seconds.'
+		'Compiling uh-proxy, uh-deploy, a sample app and the demo with what they depend on: about 300 crates, once.' \
+		'On two free cores this takes about two minutes. The demo starts right after it, and takes about 20 seconds.'
 	$(CARGO) build --locked --profile $(PROFILE) --bin demo --bin uh-proxy --bin uh-deploy --bin uh-sample-app
 	@$(BIN_DIR)/demo $(ARGS)
 
@@ -47,6 +47,10 @@ fuzz: ## fuzz, guided by coverage, everything that reads bytes from outside, a m
 
 testssl: build ## check HTTPS with testssl.sh, if it is installed: two to three minutes
 	@benches/testssl/run $(BIN_DIR)
+
+nextjs: ## keep a page of a Next.js app open across a switch and a rollback, in Chromium; downloads Next.js and builds it twice, once: three minutes
+	@.ci/needs nextjs
+	$(TEST) --test it nextjs:: -- --ignored --nocapture
 
 stack: ## build the shipped images and drive the compose files, if a Docker Engine answers
 	@if docker/ci/engine status; then \
