@@ -11,6 +11,10 @@ use super::response::split_line;
 /// Lines that a thread remembers at most.
 const MOST_LINES: usize = 64;
 
+/// How many lines with the same lower bits in their hashes are remembered. With one, two lines of every response that
+/// happen to meet would drive out each other: of ten lines, every second time.
+const TOGETHER: usize = 4;
+
 /// Longer lines aren't remembered.
 const MOST_BYTES: usize = 128;
 
@@ -23,8 +27,10 @@ thread_local! {
 
 /// What a thread remembers.
 struct Remembered {
-    /// Lines by their hashes.
+    /// Groups of places, by the hashes of the lines.
     places: [Place; MOST_LINES],
+    /// How many lines have been new: the next one takes another place of its group.
+    new: usize,
     /// The place of the first known line of the last head.
     first: usize,
 }
@@ -32,8 +38,8 @@ struct Remembered {
 /// A line's place.
 struct Place {
     known: Option<Known>,
-    /// The hash of the last line that wasn't the known one. It becomes the known one if it comes again, and a line that
-    /// comes only once doesn't.
+    /// The hash of a line that wasn't known. It becomes the known one if it comes again, and a line that comes only once
+    /// doesn't.
     seen: u64,
     /// The place of the known line that came after it the last time: it is expected again.
     next: usize,
@@ -63,7 +69,7 @@ pub(super) fn read(lines: &[u8], add: impl FnMut(HeaderName, HeaderValue) -> boo
 }
 
 impl Remembered {
-    const EMPTY: Self = Self { places: [const { Place::EMPTY }; MOST_LINES], first: 0 };
+    const EMPTY: Self = Self { places: [const { Place::EMPTY }; MOST_LINES], new: 0, first: 0 };
 
     fn read<'a>(
         &mut self,
@@ -111,17 +117,26 @@ impl Remembered {
             return Some((field(line)?, None));
         }
         let hash = hash(with_end);
-        let index = hash as usize % MOST_LINES;
-        let place = &mut self.places[index];
-        if let Some(known) = &place.known
-            && *known.line == *with_end
+        let group = hash as usize % (MOST_LINES / TOGETHER) * TOGETHER;
+        let mut places = self.places[group..group + TOGETHER].iter();
+        let known =
+            |place: &Place| place.known.as_ref().filter(|known| *known.line == *with_end).map(Known::field);
+        if let Some((at, field)) =
+            places.clone().enumerate().find_map(|(at, place)| Some((at, known(place)?)))
         {
-            return Some((known.field(), Some(index)));
+            return Some((field, Some(group + at)));
         }
         let (name, value) = field(line)?;
-        if std::mem::replace(&mut place.seen, hash) != hash || !may_be_remembered(&name) {
+        let Some(at) = places.position(|place| place.seen == hash) else {
+            self.places[group + self.new % TOGETHER].seen = hash;
+            self.new = self.new.wrapping_add(1);
+            return Some(((name, value), None));
+        };
+        if !may_be_remembered(&name) {
             return Some(((name, value), None));
         }
+        let index = group + at;
+        let place = &mut self.places[index];
         place.known = Some(Known { line: with_end.into(), name: name.clone(), value: value.clone() });
         Some(((name, value), Some(index)))
     }
@@ -218,6 +233,17 @@ mod tests {
             one(&format!("etag: {n}"));
         }
         assert!(is_known("server: app"));
+    }
+
+    #[test]
+    fn lines_that_meet_are_all_remembered() {
+        let meets = |line: &String| hash(format!("{line}\r\n").as_bytes()) as usize % MOST_LINES == 0;
+        let lines: Vec<_> = (0..).map(|n| format!("etag: {n}")).filter(meets).take(TOGETHER).collect();
+        for _ in 0..3 {
+            lines.iter().for_each(|line| assert!(one(line).is_some()));
+        }
+        let known = lines.iter().filter(|line| is_known(line)).count();
+        assert_eq!(known, TOGETHER);
     }
 
     proptest! {
