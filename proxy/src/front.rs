@@ -34,6 +34,7 @@ mod http2;
 pub(crate) mod idle;
 pub(crate) mod in_flight;
 pub(crate) mod lazy_timer;
+pub(crate) mod listener;
 pub(crate) mod own_cookies;
 pub(crate) mod pace;
 mod pick;

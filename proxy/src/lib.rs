@@ -4,7 +4,7 @@
 //! In reading order: [`config`] says what there is; [`uh_switching`] decides which backend gets a request, and counts;
 //! `tls` holds certificates and speaks TLS; `acme` gets certificates; [`uh_http1`] parses messages; `front`
 //! forwards them; `health` probes backends; [`state`] persists the routing; [`observe`] logs and measures; `lock` keeps other processes away from it;
-//! [`import`] reads nginx's configuration; `admin` takes orders; [`systemd`] speaks with the service manager; [`run`] puts it all together; [`cli`] is what an
+//! [`import`] reads nginx's configuration; `admin` takes orders; `keeper` gets listening sockets from uh-keeper; [`systemd`] speaks with the service manager; [`run`] puts it all together; [`cli`] is what an
 //! operator types.
 
 mod acme;
@@ -15,6 +15,7 @@ mod fault;
 mod front;
 mod health;
 pub mod import;
+mod keeper;
 mod lock;
 pub mod observe;
 mod random;

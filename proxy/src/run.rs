@@ -7,13 +7,14 @@
 //! acme            gets certificates, if configured
 //! state           writes the state file
 //! access-log      writes the access log
+//! keeper          notices the end of uh-keeper, if configured
 //! ```
 
+mod bind;
 mod signals;
 mod supervise;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -21,7 +22,6 @@ use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use signal_hook::iterator::Signals;
 use tokio::sync::{Mutex, Notify, watch};
 use uh_switching::{Earlier, Generations};
 use uh_system::plain;
@@ -29,26 +29,28 @@ use uh_system::plain;
 use crate::acme::{Acme, AcmeError, Plan};
 use crate::admin::control::{Control, Reloading};
 use crate::admin::server;
-use crate::admin::socket::{Access, AdminSocket, SocketError};
+use crate::admin::socket::{AdminSocket, SocketError};
 use crate::config::{Config, Server, Service, Tls};
 use crate::front::Board;
 use crate::front::admission::Admission;
 use crate::front::broadcast::Broadcast;
 use crate::front::fittings::Fittings;
+use crate::front::listener::{Listener, Speaks};
 use crate::front::own_cookies::OwnCookies;
 use crate::front::pool::RetiredConnections;
 use crate::front::settings::{Settings, SettingsCell};
 use crate::front::sticky::StickyKey;
 use crate::front::trial::Trials;
 use crate::front::upstream::Connector;
-use crate::front::worker::{self, Holder, Listener, Speaks, Worker};
+use crate::front::worker::{self, Worker};
 use crate::health::prober::{self, HealthNews};
+use crate::keeper::KeeperError;
 use crate::observe::access_log::{self, LogLane};
 use crate::observe::meters::Meters;
 use crate::observe::metrics::{Metrics, ReadAcme, ReadTls};
 use crate::state::cookie_key::CookieKey;
 use crate::state::file::StateFile;
-use crate::state::store::{Loaded, Store, StoreError};
+use crate::state::store::{Loaded, StoreError};
 use crate::state::writer::{StateChange, StateWriter};
 use crate::systemd::{self, Inherited, InheritedError};
 use crate::tls;
@@ -86,6 +88,9 @@ pub enum RunError {
     /// A socket passed by systemd can't be used.
     #[error(transparent)]
     Inherited(#[from] InheritedError),
+    /// uh-keeper doesn't give the listening sockets.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     /// The state file isn't available.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -116,15 +121,6 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
     move |source| RunError::System { what, source }
 }
 
-/// Everything that is needed before the first request. If one of them isn't available, uh-proxy doesn't start.
-struct Bound {
-    listeners: Vec<Listener>,
-    metrics: Option<TcpListener>,
-    admin: AdminSocket,
-    store: Store,
-    signals: Signals,
-}
-
 /// Runs uh-proxy until a signal stops it.
 ///
 /// # Errors
@@ -136,7 +132,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let settings = Settings::load(&config.server).map_err(system("use the configuration"))?;
     let tls = config.server.tls.as_ref().map(|settings| start_tls(config, settings)).transpose()?;
     let (tls, acme) = tls.unzip();
-    let bound = bind(&config.server, inherited)?;
+    let bound = bind::bind(&config.server, inherited)?;
     let descriptors = raise_descriptor_limit();
     let mut loaded = bound.store.load()?;
     let workers = config.server.threads;
@@ -172,9 +168,9 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let log = access_log::start(&config.server.access_log, workers, &meters)
         .map_err(system("open the access log"))?;
     let (stop, stopped) = watch::channel(false);
-    let listen = addresses(&bound.listeners, Speaks::Http)?;
-    let listen_tls = addresses(&bound.listeners, Speaks::Https)?;
-    let listen_h2c = addresses(&bound.listeners, Speaks::Http2)?;
+    let listen = bind::addresses(&bound.listeners, Speaks::Http)?;
+    let listen_tls = bind::addresses(&bound.listeners, Speaks::Https)?;
+    let listen_h2c = bind::addresses(&bound.listeners, Speaks::Http2)?;
     let trials = Arc::new(Trials::default());
     let control = Arc::new(Control {
         metrics: Metrics::new(
@@ -222,13 +218,20 @@ pub fn run(start: Start) -> Result<(), RunError> {
         listen: listen.clone(),
         listen_tls: listen_tls.clone(),
         listen_h2c: listen_h2c.clone(),
-        metrics_address: bound.metrics.as_ref().and_then(|m| m.local_addr().ok()).map(|a| a.to_string()),
+        metrics_address: bound
+            .metrics
+            .as_ref()
+            .and_then(|m| m.socket.local_addr().ok())
+            .map(|a| a.to_string()),
         warnings: loaded.warnings,
     });
     let (events, inbox) = channel();
     let threads =
         start_workers(&control, &retired_connections, &admission, log.lanes, &bound.listeners, &stopped)?;
     supervise::start_joiner(threads, log.writer, events.clone()).map_err(system("start a thread"))?;
+    if let Some(keeper) = bound.keeper {
+        keeper.start(stopped).map_err(system("start the keeper thread"))?;
+    }
     supervise::start_signals(bound.signals, events).map_err(system("start a thread"))?;
     let admin = Arc::new(parking_lot::Mutex::new(bound.admin));
     start_admin(Arc::clone(&admin), bound.metrics, &control, &config.server)
@@ -256,35 +259,6 @@ pub fn run(start: Start) -> Result<(), RunError> {
     // The admin thread, which shares it, continues until the process ends.
     admin.lock().remove();
     ended
-}
-
-fn bind(server: &Server, mut inherited: Inherited) -> Result<Bound, RunError> {
-    let mut listen = |address: &SocketAddr, key, speaks| match inherited.claim(*address) {
-        Some(socket) => Ok(Listener { socket, holder: Holder::ServiceManager, speaks }),
-        None => worker::bind(*address)
-            .map(|socket| Listener { socket, holder: Holder::Us, speaks })
-            .map_err(|source| RunError::Bind { address: address.to_string(), key, source }),
-    };
-    let http = server.listen.iter().map(|address| (address, "server.listen", Speaks::Http));
-    let https = server.listen_tls.iter().map(|address| (address, "server.listen_tls", Speaks::Https));
-    let h2c = server.listen_h2c.iter().map(|address| (address, "server.listen_h2c", Speaks::Http2));
-    let listeners: Vec<Listener> = http
-        .chain(https)
-        .chain(h2c)
-        .map(|(address, key, speaks)| listen(address, key, speaks))
-        .collect::<Result<_, _>>()?;
-    let metrics = server.metrics.as_ref().map(|address| listen(address, "server.metrics", Speaks::Http));
-    let metrics = metrics.transpose()?;
-    inherited.finish()?;
-    let signals = Signals::new(signals::HANDLED).map_err(system("handle signals"))?;
-    let access = if server.admin_users.is_empty() { Access::Owner } else { Access::Listed };
-    Ok(Bound {
-        listeners,
-        metrics: metrics.map(|listener| listener.socket),
-        admin: AdminSocket::bind(&server.admin_socket, access)?,
-        store: Store::open(&server.state_file)?,
-        signals,
-    })
 }
 
 /// Raises the soft limit of file descriptors to the hard one: each client and each backend connection takes one.
@@ -389,16 +363,6 @@ fn start_tls(config: &Config, settings: &Tls) -> Result<(Arc<tls::Server>, Arc<A
     Ok((server, acme))
 }
 
-fn addresses(listeners: &[Listener], speaks: Speaks) -> Result<Vec<String>, RunError> {
-    let address = |listener: &Listener| listener.socket.local_addr().map(|address| address.to_string());
-    listeners
-        .iter()
-        .filter(|listener| listener.speaks == speaks)
-        .map(address)
-        .collect::<io::Result<_>>()
-        .map_err(system("read the bound addresses"))
-}
-
 fn start_workers(
     control: &Control,
     retired_connections: &Arc<RetiredConnections>,
@@ -438,20 +402,23 @@ fn start_workers(
 
 fn start_admin(
     socket: Arc<parking_lot::Mutex<AdminSocket>>,
-    metrics: Option<TcpListener>,
+    metrics: Option<Listener>,
     control: &Arc<Control>,
     server: &Server,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let metrics = {
         let _guard = runtime.enter();
-        metrics.map(tokio::net::TcpListener::from_std).transpose()?
+        let into_tokio = |Listener { socket, holder, .. }| {
+            Ok::<_, io::Error>((tokio::net::TcpListener::from_std(socket)?, holder))
+        };
+        metrics.map(into_tokio).transpose()?
     };
     let (control, users) = (Arc::clone(control), server.admin_users.clone());
     thread::Builder::new().name("admin".to_owned()).spawn(move || {
         runtime.block_on(async move {
-            if let Some(metrics) = metrics {
-                tokio::spawn(server::serve_metrics(metrics, Arc::clone(&control)));
+            if let Some((metrics, holder)) = metrics {
+                tokio::spawn(server::serve_metrics(metrics, holder, Arc::clone(&control)));
             }
             tokio::spawn(prober::run(Arc::clone(&control.board), Arc::clone(&control.news)));
             tokio::spawn(Arc::clone(&control).reload_when_wanted());

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::workspace::{Workspace, is_pingora};
 
 /// For every member: the members it uses, and those that only its tests use.
-const ARROWS: [(&str, &[&str], &[&str]); 13] = [
+const ARROWS: [(&str, &[&str], &[&str]); 14] = [
     ("uh-http1", &[], &[]),
+    ("uh-keeper", &["uh-system"], &["uh-testkit"]),
     ("uh-protocol", &[], &[]),
     ("uh-settings", &[], &[]),
     ("uh-switching", &["uh-protocol"], &[]),
@@ -14,7 +15,7 @@ const ARROWS: [(&str, &[&str], &[&str]); 13] = [
     ("uh-trial", &[], &[]),
     (
         "uh-proxy",
-        &["uh-http1", "uh-protocol", "uh-settings", "uh-switching", "uh-system", "uh-trial"],
+        &["uh-http1", "uh-keeper", "uh-protocol", "uh-settings", "uh-switching", "uh-system", "uh-trial"],
         &["uh-sample-app", "uh-testkit"],
     ),
     ("uh-controller", &["uh-protocol", "uh-settings", "uh-system", "uh-trial"], &["uh-testkit"]),

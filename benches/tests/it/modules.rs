@@ -18,7 +18,7 @@ const LAYERS: [Layers; 3] = [
         src: "proxy/src",
         order: &[
             "cli", "import", "run", "admin", "health", "front", "acme", "tls", "observe", "state", "config",
-            "fault", "lock", "random", "systemd",
+            "keeper", "fault", "lock", "random", "systemd",
         ],
     },
     Layers {

@@ -23,6 +23,7 @@ use uh_system::plain;
 use super::api;
 use super::control::Control;
 use super::socket::{AdminSocket, Peer, SocketFile};
+use crate::front::listener::Holder;
 
 /// How long a request head may take. Idle connections are closed after this.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -196,10 +197,22 @@ fn admit(stream: &UnixStream, users: &[u32], callers: &mut Callers) -> Result<Pe
 }
 
 /// Serves the metrics indefinitely.
-pub(crate) async fn serve_metrics(listener: TcpListener, control: Arc<Control>) {
+pub(crate) async fn serve_metrics(mut listener: TcpListener, mut holder: Holder, control: Arc<Control>) {
     let calls = Arc::new(Semaphore::new(MAX_CALLS));
     loop {
-        let Some(stream) = accepted(listener.accept().await).await else { continue };
+        let connected = tokio::select! {
+            connected = listener.accept() => connected,
+            renewed = holder.renewed() => {
+                match renewed {
+                    Ok(renewed) => listener = renewed,
+                    Err(error) => {
+                        tracing::error!(error = %plain(&error), "cannot use a new socket of uh-keeper for metrics");
+                    }
+                }
+                continue;
+            }
+        };
+        let Some(stream) = accepted(connected).await else { continue };
         // Beyond the limit, the connection is closed: Prometheus scrapes again.
         let Ok(permit) = Arc::clone(&calls).try_acquire_owned() else { continue };
         let control = Arc::clone(&control);

@@ -12,8 +12,9 @@ use super::exit::Exit;
 use super::{Done, complain, say, target};
 use crate::acme::{self, Plan};
 use crate::config::{self, Config};
+use crate::front::listener;
 use crate::front::settings::Settings;
-use crate::front::worker;
+use crate::keeper;
 use crate::lock::{self, LockError};
 use crate::systemd;
 use crate::tls;
@@ -28,6 +29,8 @@ pub(super) fn check(path: &Path) -> Done {
     // systemd has bound them for uh-proxy, whether it runs or not.
     serving.extend(held.iter().map(ToString::to_string));
     socket_unit(&config, &held, &mut faults);
+    let kept = sockets_of_the_keeper(&config, &held, &mut faults);
+    serving.extend(kept.iter().map(ToString::to_string));
     for address in &config.server.listen {
         try_bind("server.listen", *address, &serving, &mut faults);
     }
@@ -84,6 +87,61 @@ fn socket_unit(config: &Config, held: &[SocketAddr], faults: &mut Vec<String>) {
         faults.push(format!(
             "{}: {address} is in none of server.listen, server.listen_tls, server.listen_h2c and server.metrics; add it there, or remove it from the unit",
             systemd::SOCKET_UNIT
+        ));
+    }
+}
+
+/// Compares the configuration with what uh-keeper holds, which is returned. An address of the keeper that nobody serves is a
+/// fault, too: its clients would wait without an answer.
+fn sockets_of_the_keeper(
+    config: &Config,
+    by_systemd: &[SocketAddr],
+    faults: &mut Vec<String>,
+) -> Vec<SocketAddr> {
+    let Some(path) = &config.server.keeper else { return Vec::new() };
+    match keeper::look(path) {
+        Err(error) => {
+            faults.push(format!("server.keeper: {}", plain(&error)));
+            // Binding them says nothing: the keeper may hold them.
+            clients(config).chain(&config.server.metrics).copied().collect()
+        }
+        Ok(answer) => {
+            let held: Vec<SocketAddr> = answer.held.iter().map(|(address, _)| *address).collect();
+            compare_with_keeper(config, &held, &answer.missing, by_systemd, faults);
+            clients(config).copied().chain(held).collect()
+        }
+    }
+}
+
+fn compare_with_keeper(
+    config: &Config,
+    held: &[SocketAddr],
+    missing: &[(SocketAddr, String)],
+    by_systemd: &[SocketAddr],
+    faults: &mut Vec<String>,
+) {
+    let server = &config.server;
+    for (key, addresses) in [
+        ("server.listen", &server.listen),
+        ("server.listen_tls", &server.listen_tls),
+        ("server.listen_h2c", &server.listen_h2c),
+    ] {
+        for address in
+            addresses.iter().filter(|address| !held.contains(address) && !by_systemd.contains(address))
+        {
+            faults.push(match missing.iter().find(|(missing, _)| missing == address) {
+                Some((_, reason)) => format!("{key}: uh-keeper cannot bind {address}: {reason}"),
+                None => format!(
+                    "{key}: uh-keeper doesn't hold {address} (it holds {}): start uh-keeper with {address} too, or remove it here",
+                    keeper::list(held.iter())
+                ),
+            });
+        }
+    }
+    let is_configured = |address| clients(config).chain(&server.metrics).any(|other| other == address);
+    for address in held.iter().filter(|address| !is_configured(*address)) {
+        faults.push(format!(
+            "server.keeper: uh-keeper holds {address}, which is in none of server.listen, server.listen_tls, server.listen_h2c and server.metrics, so its clients wait without an answer: add it there, or remove it from uh-keeper's arguments"
         ));
     }
 }
@@ -157,7 +215,7 @@ fn addresses_of_a_running_one(config: &Config) -> (Vec<String>, Option<String>) 
 }
 
 fn try_bind(key: &str, address: SocketAddr, serving: &[String], faults: &mut Vec<String>) {
-    match worker::bind(address) {
+    match listener::bind(address) {
         Err(error) if !serving.contains(&address.to_string()) => {
             faults.push(format!("{key}: {address}: {error}"));
         }
@@ -207,5 +265,36 @@ mod tests {
             "{faults:?}"
         );
         assert_eq!(only_ours, ["0.0.0.0:443".parse().unwrap()]);
+    }
+
+    #[test]
+    fn the_keeper_and_the_configuration_must_agree() {
+        let text = "[server]\nlisten = [\"0.0.0.0:80\"]\nlisten_h2c = [\"0.0.0.0:81\"]\nmetrics = \"127.0.0.1:9145\"\n\
+                    keeper = \"/k\"\n[services.app]\nactive = \"blue\"\n\
+                    [services.app.backends.blue]\nendpoints = [\"127.0.0.1:1\"]\n";
+        let config = config::parse(text).unwrap();
+        let compare = |held: &[&str], missing: &[&str], by_systemd: &[&str]| {
+            let parse = |texts: &[&str]| -> Vec<SocketAddr> {
+                texts.iter().map(|address| address.parse().unwrap()).collect()
+            };
+            let missing: Vec<_> =
+                parse(missing).into_iter().map(|address| (address, "in use".to_owned())).collect();
+            let mut faults = Vec::new();
+            compare_with_keeper(&config, &parse(held), &missing, &parse(by_systemd), &mut faults);
+            faults
+        };
+        assert!(compare(&["0.0.0.0:80", "0.0.0.0:81"], &[], &[]).is_empty(), "metrics may be bound here");
+        assert!(compare(&["0.0.0.0:80", "0.0.0.0:81", "127.0.0.1:9145"], &[], &[]).is_empty());
+        assert!(compare(&["0.0.0.0:80"], &[], &["0.0.0.0:81"]).is_empty());
+        let faults = compare(&["0.0.0.0:80", "[::]:80"], &[], &[]);
+        assert!(faults[0].starts_with(
+            "server.listen_h2c: uh-keeper doesn't hold 0.0.0.0:81 (it holds 0.0.0.0:80, [::]:80)"
+        ));
+        assert!(
+            faults[1].starts_with("server.keeper: uh-keeper holds [::]:80, which is in none of"),
+            "{faults:?}"
+        );
+        let faults = compare(&["0.0.0.0:81"], &["0.0.0.0:80"], &[]);
+        assert_eq!(faults, ["server.listen: uh-keeper cannot bind 0.0.0.0:80: in use"]);
     }
 }

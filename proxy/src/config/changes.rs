@@ -3,9 +3,10 @@
 use toml::{Table, Value};
 
 /// The keys of `[server]` that only take effect at a restart: bound sockets, held files and running threads.
-const AT_START: [&str; 9] = [
+const AT_START: [&str; 10] = [
     "admin_socket",
     "admin_users",
+    "keeper",
     "listen",
     "listen_h2c",
     "listen_tls",

@@ -27,6 +27,8 @@ pub struct Server {
     pub tls: Option<Tls>,
     /// How to get certificates, if not only from files.
     pub acme: Option<Acme>,
+    /// The Unix socket of the uh-keeper that holds the listening sockets; `None`: they are bound here.
+    pub keeper: Option<PathBuf>,
     /// Where Prometheus scrapes.
     pub metrics: Option<SocketAddr>,
     /// The path of the admin socket.
@@ -175,6 +177,7 @@ pub(super) fn server(section: &mut Section) -> Server {
         listen_h2c: listen_h2c.into_iter().map(|address| address.0).collect(),
         tls,
         acme,
+        keeper: section.has("keeper").then(|| section.path("keeper", "")),
         metrics: section.parsed::<ListenAddress>("metrics").map(|address| address.0),
         admin_socket: section.path("admin_socket", uh_protocol::DEFAULT_ADMIN_SOCKET),
         admin_users: section.numbers("admin_users"),

@@ -17,7 +17,8 @@ use super::admission::Refused;
 use super::broadcast::{StopStage, Subscription};
 use super::connection::Arrival;
 use super::lazy_timer::LazyTimer;
-use super::worker::{self, Speaks};
+use super::listener::Speaks;
+use super::worker;
 
 /// How long a header may still take once uh-proxy is stopping.
 const STOP_GRACE: Duration = Duration::from_secs(1);

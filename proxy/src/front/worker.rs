@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use uh_system::plain;
@@ -19,6 +18,7 @@ use super::broadcast::Broadcast;
 use super::client::http1::Http1;
 use super::connection::{Arrival, Connection};
 use super::http2;
+use super::listener::{self, BACKLOG, Holder, Listener, Speaks, UNBLOCK_EVERY};
 use super::own_cookies::OwnCookies;
 use super::pool::RetiredConnections;
 use super::proxy_header;
@@ -26,7 +26,6 @@ use super::secure;
 use super::settings::{Settings, SettingsCell};
 use super::sticky::StickyKey;
 use super::trial::Trials;
-use super::unsent;
 use super::upstream::Connector;
 use crate::observe::access_log::{HAND_OVER_AFTER, LogLane};
 use crate::observe::meters::Meters;
@@ -36,43 +35,9 @@ use crate::tls::pending::PendingHandshakes;
 /// How often idle upstream connections are checked. Until the next check, a dead one costs a file descriptor.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// Connections that the kernel completes before a worker accepts them.
-const BACKLOG: i32 = 4096;
-
 /// The pause after a failed accept, for example when no file descriptors are left: retrying immediately would only take
 /// CPU time from the connections whose end would free some.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// A listening socket and its holder.
-#[derive(Debug)]
-pub(crate) struct Listener {
-    /// The socket, ready for workers.
-    pub socket: TcpListener,
-    /// Who else holds it.
-    pub holder: Holder,
-    /// What its clients speak.
-    pub speaks: Speaks,
-}
-
-/// What is spoken on a listening socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Speaks {
-    /// Plain HTTP.
-    Http,
-    /// HTTP over TLS.
-    Https,
-    /// HTTP/2 without TLS.
-    Http2,
-}
-
-/// Who holds a listening socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Holder {
-    /// Only this process: when it closes the socket, connections in its queue are reset.
-    Us,
-    /// systemd as well: connections in its queue are served by the next process.
-    ServiceManager,
-}
 
 /// What all connections of one worker thread share.
 pub(crate) struct Worker {
@@ -139,24 +104,6 @@ impl Worker {
     }
 }
 
-/// Binds a listening socket, ready for workers.
-///
-/// # Errors
-/// The address is in use, not local, or needs a privilege.
-pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // So that a restart need not wait for the old connections' TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
 /// The most threads of a worker that wait for the disk, to open and read files. The rest wait their turn: more would make
 /// no disk faster.
 const MOST_READERS: usize = 16;
@@ -178,9 +125,9 @@ pub(crate) fn spawn(
     let guard = runtime.enter();
     let mut accepting = Vec::new();
     for listener in listeners {
-        prepare(&listener.socket)?;
+        listener::prepare(&listener.socket, &listener.holder)?;
         let socket = tokio::net::TcpListener::from_std(listener.socket.try_clone()?)?;
-        let (holder, speaks) = (listener.holder, listener.speaks);
+        let (holder, speaks) = (listener.holder.clone(), listener.speaks);
         accepting.push(runtime.spawn(accept(Arc::clone(&worker), socket, holder, speaks, stopped.clone())));
     }
     drop(guard);
@@ -198,22 +145,17 @@ pub(crate) fn spawn(
     })
 }
 
-/// Sets socket options on the listening socket, since accepted connections inherit them.
-fn prepare(listener: &TcpListener) -> io::Result<()> {
-    unsent::limit(listener);
-    // An answer that is written in two parts must not wait for the first to be acknowledged.
-    SockRef::from(listener).set_tcp_nodelay(true)
-}
-
-/// Accepts connections until `stopped` turns true, then those still in the queue.
+/// Accepts connections until `stopped` turns true, then those still in the queue if no other process will.
 async fn accept(
     worker: Arc<Worker>,
-    listener: tokio::net::TcpListener,
-    holder: Holder,
+    mut listener: tokio::net::TcpListener,
+    mut holder: Holder,
     speaks: Speaks,
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut failing = false;
+    let is_shared = holder.is_shared();
+    let mut check = tokio::time::interval(UNBLOCK_EVERY);
     let stopped = stopped.wait_for(|stopped| *stopped);
     tokio::pin!(stopped);
     loop {
@@ -221,6 +163,20 @@ async fn accept(
             biased;
             _ = &mut stopped => break,
             accepted = listener.accept() => accepted,
+            renewed = holder.renewed() => {
+                match renewed {
+                    // The keeper of the old one is gone, so no other process would serve its queue.
+                    Ok(renewed) => close(&worker, std::mem::replace(&mut listener, renewed), speaks),
+                    Err(error) => {
+                        tracing::error!(error = %plain(&error), "cannot use a new socket of uh-keeper; keeping the old one");
+                    }
+                }
+                continue;
+            }
+            _ = check.tick(), if is_shared => {
+                listener::unblock(&listener);
+                continue;
+            }
         };
         match accepted {
             Ok((stream, address)) => {
@@ -235,10 +191,15 @@ async fn accept(
             }
         }
     }
-    if holder == Holder::Us
-        && let Ok(listener) = listener.into_std()
-    {
-        empty(&worker, &listener, speaks);
+    if !is_shared {
+        close(&worker, listener, speaks);
+    }
+}
+
+/// Closes a listening socket after the connections in its queue.
+fn close(worker: &Arc<Worker>, listener: tokio::net::TcpListener, speaks: Speaks) {
+    if let Ok(listener) = listener.into_std() {
+        empty(worker, &listener, speaks);
     }
 }
 
@@ -295,20 +256,5 @@ async fn keep_house(worker: Arc<Worker>) {
             swept = Instant::now();
             worker.sweep();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn connections_inherit_what_saves_a_system_call_for_each() {
-        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        prepare(&listener).unwrap();
-        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
-        assert!(accepted.nodelay().unwrap(), "small writes would wait for acknowledgements");
     }
 }

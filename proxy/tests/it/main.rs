@@ -36,6 +36,7 @@ mod http;
 mod http2;
 mod import;
 mod invariants;
+mod keeper;
 mod leaving;
 mod lifecycle;
 mod limits;

@@ -181,7 +181,7 @@ async fn an_inherited_socket_is_served_whether_it_blocks_or_not() {
 
 /// Clients that send requests until stopped, each on a connection that it keeps as long as possible, or on a new one
 /// each time. Any failure fails the test.
-fn clients(
+pub(crate) fn clients(
     address: SocketAddr,
     stop: &Arc<AtomicBool>,
     answers: &Arc<AtomicUsize>,
