@@ -111,7 +111,7 @@ fn why(facts: &OperationFacts, figures: Option<&TrialStatus>) -> String {
     let new = named(&facts.to, facts.version.as_deref());
     let old = named(&facts.from, facts.from_version.as_deref());
     let Some(figures) = figures else { return format!("{new} is worse than {old}") };
-    let slow = figures.slowness.as_ref().filter(|slow| slow.ln_coin > figures.failures.ln_coin);
+    let slow = figures.slowness.as_ref().filter(|slow| slow.ln_same_moment() > figures.failures.ln_coin);
     let (what, of) = match slow {
         Some(slow) => ("is slow", slow),
         None => ("fails", &figures.failures),
@@ -307,6 +307,7 @@ mod tests {
             old_clients: old.0,
             before_percent: 0.1,
             ln_coin: 0.0,
+            ln_windows: None,
             ln_history: 0.0,
             not_worse_by_points: 7.25,
         }

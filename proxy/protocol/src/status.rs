@@ -170,10 +170,21 @@ pub struct TrialFigures {
     pub before_percent: f64,
     /// Natural logarithm of the evidence of the coin test.
     pub ln_coin: f64,
+    /// Natural logarithm of the evidence of the window test, for slowness.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ln_windows: Option<f64>,
     /// Natural logarithm of the evidence of the history test.
     pub ln_history: f64,
     /// The new version isn't worse by more than this many points.
     pub not_worse_by_points: f64,
+}
+
+impl TrialFigures {
+    /// Natural logarithm of the evidence that compares both versions at the same moment.
+    #[must_use]
+    pub fn ln_same_moment(&self) -> f64 {
+        self.ln_windows.map_or(self.ln_coin, |windows| windows.min(self.ln_coin))
+    }
 }
 
 /// Where clients failed.

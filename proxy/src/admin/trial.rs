@@ -102,7 +102,8 @@ fn log(trial: &OpenTrial, kind: &'static str, figures: &Figures) {
         new_percent = percent(figures.new.rate()), new_requests = figures.new.all(), new_bad = figures.new.bad(),
         old_percent = percent(figures.old.rate()), old_requests = figures.old.all(), old_bad = figures.old.bad(),
         before_percent = percent(figures.before.rate()), clients_new = figures.clients_new,
-        clients_old = figures.clients_old, ln_coin = figures.ln_coin, ln_history = figures.ln_history,
+        clients_old = figures.clients_old, ln_coin = figures.ln_coin,
+        ln_windows = figures.ln_windows, ln_history = figures.ln_history,
         after_s = trial.age().as_secs_f64(), routes, request_ids,
         "the new version is worse: all clients return to the old one");
 }

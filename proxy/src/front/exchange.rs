@@ -361,7 +361,7 @@ impl<L: ClientLink> Exchange<'_, L> {
     fn open_tunnel(&mut self, lease: &mut Lease, relay: Relay) -> Box<Tunnel> {
         lease.becomes_tunnel();
         if let Some(part) = &mut self.record.trial.part {
-            part.is_tunnel();
+            part.ended();
         }
         let protocol = allowed_upgrade(self.request, self.client.request_head(), lease);
         let websocket = protocol.is_some_and(is_websocket);

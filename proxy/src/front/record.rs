@@ -193,7 +193,7 @@ impl ExchangeRecord {
         if let Some(failure) = failure.or((left && slow).then_some(FailureKind::Left)) {
             part.has_failed(failure, request, head);
         }
-        part.opened();
+        part.ended();
     }
 
     /// How the version failed, if it did.

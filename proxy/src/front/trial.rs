@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use uh_protocol::status::TrialStatus;
 use uh_protocol::{BackendName, ServiceName};
 use uh_switching::{Assigned, Salt};
+use uh_trial::trial::WARM_UP;
 use uh_trial::{Counts, History, Kind, Routes, Seen, Side, SideCounts, Weight};
 
 use crate::observe::metrics::TrialReading;
@@ -104,6 +105,8 @@ pub(crate) struct Shared {
     /// Which split it belongs to.
     pub salt: Salt,
     began: Instant,
+    /// When the first request was sent to the new version: the warm-up begins.
+    first_on_new: OnceLock<Instant>,
     /// Unset as long as too little is known of the old version.
     pub patience: OnceLock<Patience>,
     /// By [`Kind`]: the clients with a bad event.
@@ -148,7 +151,9 @@ struct TrialLane {
 struct LaneCounts {
     requests: AtomicU64,
     failed: AtomicU64,
+    untimed: AtomicU64,
     slow: AtomicU64,
+    slow_ended: AtomicU64,
 }
 
 impl OpenTrial {
@@ -162,10 +167,11 @@ impl OpenTrial {
         let shared = Arc::new(Shared {
             salt,
             began: Instant::now(),
+            first_on_new: OnceLock::new(),
             patience: patience.map(OnceLock::from).unwrap_or_default(),
             seen: Default::default(),
             judged: Mutex::new(Judged {
-                trial: uh_trial::Trial::new(history, uh_trial::trial::WARM_UP),
+                trial: uh_trial::Trial::new(history),
                 routes: Routes::default(),
                 status: uh_trial::Status::Undecided,
                 request_ids: Vec::new(),
@@ -193,7 +199,9 @@ impl OpenTrial {
             SideCounts {
                 requests: sum(|counts| &counts.requests),
                 failed: sum(|counts| &counts.failed),
+                untimed: sum(|counts| &counts.untimed),
                 slow: sum(|counts| &counts.slow),
+                slow_ended: sum(|counts| &counts.slow_ended),
             }
         };
         Counts { old: of(Side::Old), new: of(Side::New) }
@@ -214,10 +222,19 @@ impl OpenTrial {
 }
 
 impl Shared {
-    /// Whether this is the client's first bad event of a kind that counts. It is remembered.
+    /// Whether this is the client's first bad event of this kind. It is remembered.
     fn is_first(&self, kind: Kind, who: Who) -> bool {
-        let counts = kind == Kind::Failure || self.began.elapsed() >= uh_trial::trial::WARM_UP;
-        counts && who.is_new_to(&self.seen[kind as usize])
+        who.is_new_to(&self.seen[kind as usize])
+    }
+
+    /// Whether the time counts that a request takes which is sent to this side `at` this time: not if it begins during the
+    /// warm-up.
+    fn is_warm(&self, side: Side, at: Instant) -> bool {
+        let first = match side {
+            Side::New => Some(self.first_on_new.get_or_init(|| at)),
+            Side::Old => self.first_on_new.get(),
+        };
+        first.is_some_and(|first| at.saturating_duration_since(*first) >= WARM_UP)
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::coin::CoinTest;
 use crate::history::HistoryTest;
 use crate::share::{Share, Side, Weight};
+use crate::windows::{Ended, WindowTest};
 
 /// A decision must be seen again this much later.
 pub const SEEN_AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -17,6 +18,9 @@ pub struct Rule {
     /// E₁ that the history test needs. In an outage, when its own guarantee is void, at most 1 of so many healthy versions
     /// is stopped.
     pub seconded: f64,
+    /// Whether E₁ is the smaller of the coin's evidence and that of windows: a pause of a process makes many clients slow, and
+    /// is one event.
+    pub windows: bool,
     /// E₂ at which half of the clients are given back if there is no control group that is large enough.
     pub suspicious: f64,
     /// Clients that fail on the new side.
@@ -29,10 +33,17 @@ pub struct Rule {
 
 impl Rule {
     /// For failures.
-    pub const FAILURES: Self =
-        Self { error: 5e-5, seconded: 200.0, suspicious: 1000.0, clients: 3, excess: 0.005, ratio: 1.5 };
-    /// For slow requests.
-    pub const SLOWNESS: Self = Self { excess: 0.03, ..Self::FAILURES };
+    pub const FAILURES: Self = Self {
+        error: 5e-5,
+        seconded: 200.0,
+        windows: false,
+        suspicious: 1000.0,
+        clients: 3,
+        excess: 0.005,
+        ratio: 1.5,
+    };
+    /// For slow requests. A starved machine is more frequent than an outage, and lasts for the whole trial.
+    pub const SLOWNESS: Self = Self { seconded: 2000.0, windows: true, excess: 0.03, ..Self::FAILURES };
 
     /// The logarithm of the evidence that decides. There are two tests, and each has half of `α`.
     fn ln_decides(&self) -> f64 {
@@ -62,8 +73,10 @@ pub struct Figures {
     pub clients_new: u64,
     /// Clients that failed on the old version.
     pub clients_old: u64,
-    /// Natural logarithm of E₁.
+    /// Natural logarithm of the coin test's evidence: of E₁, unless windows say less.
     pub ln_coin: f64,
+    /// Natural logarithm of the window test's evidence, where there is one.
+    pub ln_windows: Option<f64>,
     /// Natural logarithm of E₂, less what repeated cross-checks cost.
     pub ln_history: f64,
 }
@@ -94,6 +107,7 @@ pub struct Judge {
     before: Share,
     coin: CoinTest,
     history: HistoryTest,
+    windows: WindowTest,
     /// Where the history test began: requests and failing clients on the new side.
     base: (u64, u64),
     /// Whether the new side had more than half of the clients at the last look.
@@ -113,6 +127,7 @@ impl Judge {
             before,
             coin: CoinTest::default(),
             history: HistoryTest::new(before),
+            windows: WindowTest::default(),
             base: (0, 0),
             above_half: None,
             restarts: 0,
@@ -123,6 +138,11 @@ impl Judge {
     /// The first bad event of a client. `weight` is the one that its request was assigned with.
     pub fn record(&mut self, side: Side, weight: Weight) {
         self.coin.record(side, weight);
+    }
+
+    /// Looks at what has ended, for judges with windows. Before each [`Self::look`].
+    pub fn look_at_windows(&mut self, at: Duration, weight: Weight, ended: Ended) {
+        self.windows.look(at, weight, ended);
     }
 
     /// Looks at the evidence. `at`: since the trial began; `weight`: the present one; `new` and `old`: all requests since
@@ -156,6 +176,7 @@ impl Judge {
             clients_new: self.coin.clients(Side::New),
             clients_old: self.coin.clients(Side::Old),
             ln_coin: self.coin.ln_evidence(),
+            ln_windows: self.rule.windows.then(|| self.windows.ln_evidence()),
             ln_history: self.ln_history(new),
         }
     }
@@ -169,12 +190,18 @@ impl Judge {
         if !material {
             return None;
         }
-        let (coin, enough) = (self.coin.ln_evidence(), self.rule.ln_decides());
-        if coin >= enough {
+        let (same_moment, enough) = (self.ln_same_moment(), self.rule.ln_decides());
+        if same_moment >= enough {
             return Some(By::Coin);
         }
-        let seconded = !above_half && coin >= self.rule.seconded.ln();
+        let seconded = !above_half && same_moment >= self.rule.seconded.ln();
         (seconded && self.ln_history(new) >= enough).then_some(By::History)
+    }
+
+    /// The natural logarithm of E₁.
+    fn ln_same_moment(&self) -> f64 {
+        let coin = self.coin.ln_evidence();
+        if self.rule.windows { coin.min(self.windows.ln_evidence()) } else { coin }
     }
 
     fn is_suspicious(&self, new: Share) -> bool {

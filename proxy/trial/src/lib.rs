@@ -10,7 +10,7 @@
 //! ```text
 //! clients' first failures ──▶ CoinTest ────┐
 //! requests of the new one ──▶ HistoryTest ─┼─▶ Judge ─┐ (failures)
-//!                                          └─▶ Judge ─┼─▶ Trial ──▶ Decision
+//! slow moments ─────────────▶ WindowTest ──┴─▶ Judge ─┼─▶ Trial ──▶ Decision
 //! Seen: was this client's first?       (slowness)     │
 //!                                 Plan: may the weight grow? ◀── the caller
 //! ```
@@ -30,6 +30,7 @@ pub mod seen;
 pub mod share;
 pub mod slowness;
 pub mod trial;
+pub mod windows;
 
 pub use bound::excluded;
 pub use coin::CoinTest;
@@ -41,6 +42,7 @@ pub use seen::Seen;
 pub use share::{Share, Side, Weight};
 pub use slowness::{SlowBound, overdue_bound, slow_bound};
 pub use trial::{Counts, History, Kind, SideCounts, Status, Trial};
+pub use windows::{Ended, WindowTest};
 
 #[cfg(test)]
 mod tests;

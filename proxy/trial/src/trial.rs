@@ -1,12 +1,14 @@
-//! A trial: a judge of failures and a judge of slowness, the warm-up, and cross-checks.
+//! A trial: a judge of failures, a judge of slowness, and cross-checks.
 
 use std::time::Duration;
 
 use crate::bound::excluded;
 use crate::judge::{By, Decision, Figures, Judge, Rule};
 use crate::share::{Share, Side, Weight};
+use crate::windows::Ended;
 
-/// How long slowness isn't judged after the new version has got its first clients: caches fill, code is compiled.
+/// From the first request on the new version on, requests that begin within this time are never slow, on either side: caches
+/// fill, code is compiled.
 pub const WARM_UP: Duration = Duration::from_secs(10);
 
 /// How long half of the clients stay on each side after a suspicion.
@@ -28,8 +30,20 @@ pub struct SideCounts {
     pub requests: u64,
     /// Those that failed.
     pub failed: u64,
-    /// Those that took longer than the slow bound. Counted when the time has passed.
+    /// Those whose time doesn't count: they began during the warm-up, or before it was known what is slow.
+    pub untimed: u64,
+    /// Of the others, those that took longer than the slow bound. Counted when the time has passed.
     pub slow: u64,
+    /// The slow ones that have ended.
+    pub slow_ended: u64,
+}
+
+impl SideCounts {
+    /// Requests that have ended and whose time counts, and the slow ones of them.
+    fn ended(self) -> Share {
+        let open = self.slow.saturating_sub(self.slow_ended);
+        Share::new(self.slow_ended, self.requests.saturating_sub(self.untimed).saturating_sub(open))
+    }
 }
 
 /// Both sides' requests since the trial began.
@@ -63,10 +77,12 @@ impl Kind {
         }
     }
 
-    fn of(self, counts: SideCounts) -> Share {
+    /// A side's requests that are judged, and the bad ones of them.
+    #[must_use]
+    pub fn of(self, counts: SideCounts) -> Share {
         match self {
             Self::Failure => Share::new(counts.failed, counts.requests),
-            Self::Slowness => Share::new(counts.slow, counts.requests),
+            Self::Slowness => Share::new(counts.slow, counts.requests.saturating_sub(counts.untimed)),
         }
     }
 }
@@ -94,36 +110,23 @@ pub enum Status {
 pub struct Trial {
     failures: Judge,
     slowness: Judge,
-    warm_up: Duration,
-    /// The requests when the warm-up was over; slowness is judged from then on.
-    warm: Option<Counts>,
     cross_check_until: Option<Duration>,
     bad: Option<Status>,
 }
 
 impl Trial {
-    /// Before the first request. `warm_up` is usually [`WARM_UP`].
+    /// Before the first request.
     #[must_use]
-    pub fn new(history: History, warm_up: Duration) -> Self {
+    pub fn new(history: History) -> Self {
         Self {
             failures: Judge::new(Rule::FAILURES, history.failures),
             slowness: Judge::new(Rule::SLOWNESS, history.slowness),
-            warm_up,
-            warm: None,
             cross_check_until: None,
             bad: None,
         }
     }
 
-    /// Whether bad events of this kind count, `at` so long after the trial began: slowness during the warm-up doesn't, on
-    /// either side. Ask this before a client is remembered as [seen](crate::Seen).
-    #[must_use]
-    pub fn counts(&self, kind: Kind, at: Duration) -> bool {
-        kind == Kind::Failure || at >= self.warm_up
-    }
-
-    /// A client's first bad event of this kind, of those that [count](Self::counts). `weight` is the one that its request
-    /// was assigned with.
+    /// A client's first bad event of this kind. `weight` is the one that its request was assigned with.
     pub fn record(&mut self, kind: Kind, side: Side, weight: Weight) {
         match kind {
             Kind::Failure => self.failures.record(side, weight),
@@ -136,13 +139,12 @@ impl Trial {
         if let Some(bad) = self.bad {
             return bad;
         }
-        if self.warm.is_none() && at >= self.warm_up {
-            self.warm = Some(*counts);
-        }
+        let ended = Ended { new: counts.new.ended(), old: counts.old.ended() };
+        self.slowness.look_at_windows(at, weight, ended);
         let checking = self.cross_check_until.is_some_and(|until| at < until);
         let mut suspicious = false;
         for kind in Kind::ALL {
-            let Some((new, old)) = self.shares(kind, counts) else { continue };
+            let (new, old) = shares(kind, counts);
             let judge = match kind {
                 Kind::Failure => &mut self.failures,
                 Kind::Slowness => &mut self.slowness,
@@ -163,35 +165,25 @@ impl Trial {
         if suspicious || checking { Status::Suspicious } else { Status::Undecided }
     }
 
-    /// What is known about one kind of events; for slowness, `None` during the warm-up.
+    /// What is known about one kind of events.
     #[must_use]
-    pub fn figures(&self, kind: Kind, counts: &Counts) -> Option<Figures> {
-        let (new, old) = self.shares(kind, counts)?;
-        Some(match kind {
+    pub fn figures(&self, kind: Kind, counts: &Counts) -> Figures {
+        let (new, old) = shares(kind, counts);
+        match kind {
             Kind::Failure => self.failures.figures(new, old),
             Kind::Slowness => self.slowness.figures(new, old),
-        })
+        }
     }
 
     /// The largest excess rate of the new version that isn't excluded, from 0 to 1: "not worse by more than this".
     #[must_use]
     pub fn excluded(&self, kind: Kind, counts: &Counts) -> f64 {
-        self.shares(kind, counts).map_or(1.0, |(new, old)| excluded(new, old))
+        let (new, old) = shares(kind, counts);
+        excluded(new, old)
     }
+}
 
-    /// The requests of both sides that count: new, then old.
-    fn shares(&self, kind: Kind, counts: &Counts) -> Option<(Share, Share)> {
-        let base = match kind {
-            Kind::Failure => Counts::default(),
-            Kind::Slowness => self.warm?,
-        };
-        let since = |now: SideCounts, base: SideCounts| {
-            kind.of(SideCounts {
-                requests: now.requests.saturating_sub(base.requests),
-                failed: now.failed.saturating_sub(base.failed),
-                slow: now.slow.saturating_sub(base.slow),
-            })
-        };
-        Some((since(counts.new, base.new), since(counts.old, base.old)))
-    }
+/// The requests of both sides that count: new, then old.
+fn shares(kind: Kind, counts: &Counts) -> (Share, Share) {
+    (kind.of(counts.new), kind.of(counts.old))
 }

@@ -127,7 +127,8 @@ async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_versi
     };
     front_door.client.split(service, &to_blue).await.unwrap();
     prometheus.wait_for("uh_proxy_split_weight == 0.5", SOON, only("blue")).await.unwrap();
-    for test in ["failures_coin", "failures_history", "slowness_coin", "slowness_history"] {
+    for test in ["failures_coin", "failures_history", "slowness_coin", "slowness_windows", "slowness_history"]
+    {
         let evidence = format!("uh_proxy_trial_log_evidence{{test=\"{test}\"}}");
         prometheus.wait_for(&evidence, SOON, only("blue")).await.unwrap();
     }

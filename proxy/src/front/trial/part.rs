@@ -91,10 +91,12 @@ pub(crate) struct InTrial {
     side: Side,
     /// What the request was assigned with.
     weight: Weight,
-    /// When it counts as slow; `None`: it was counted, or there is no bound.
+    /// When the slow bound is passed; `None`: it was, or there is no bound.
     slow_at: Option<Instant>,
     /// It took longer than the slow bound.
     slow: bool,
+    /// Its time counts: it began after the warm-up, when it was known what is slow.
+    timed: bool,
     /// It was counted as failed.
     failed: bool,
     /// It was counted as a request.
@@ -105,7 +107,8 @@ impl InTrial {
     pub(super) fn new(lane: Arc<TrialLane>, assigned: Assigned, who: Who, at: Instant) -> Self {
         let slow_at = lane.shared.patience.get().and_then(|patience| at.checked_add(patience.slow_after));
         let (side, weight) = of(assigned);
-        Self { lane, who, side, weight, slow_at, slow: false, failed: false, counted: false }
+        let timed = lane.shared.is_warm(side, at) && slow_at.is_some();
+        Self { lane, who, side, weight, slow_at, slow: false, timed, failed: false, counted: false }
     }
 
     /// The request is tried again, perhaps on the other side. `None`: the trial is over.
@@ -117,8 +120,11 @@ impl InTrial {
 
     /// It has taken longer than the slow bound, and may still be open.
     fn is_slow(&mut self) {
-        if self.slow_at.take().is_some() {
-            self.slow = true;
+        if self.slow_at.take().is_none() {
+            return;
+        }
+        self.slow = true;
+        if self.timed {
             self.opened();
             add(&self.counts().slow);
             self.bad(FailureKind::Slow, None);
@@ -147,17 +153,23 @@ impl InTrial {
         self.slow
     }
 
-    /// It is over, or has become a tunnel: it counts as a request, once.
-    pub(crate) fn opened(&mut self) {
+    /// It counts as a request, once.
+    fn opened(&mut self) {
         if !std::mem::replace(&mut self.counted, true) {
             add(&self.counts().requests);
+            if !self.timed {
+                add(&self.counts().untimed);
+            }
         }
     }
 
-    /// It has become a tunnel, which may last for days: only the time until then can be too long.
-    pub(crate) fn is_tunnel(&mut self) {
+    /// It is over, or has become a tunnel. A tunnel may last for days: only the time until it is open can be too long.
+    pub(crate) fn ended(&mut self) {
         self.opened();
         self.slow_at = None;
+        if self.slow && std::mem::take(&mut self.timed) {
+            add(&self.counts().slow_ended);
+        }
     }
 
     fn counts(&self) -> &LaneCounts {

@@ -13,6 +13,7 @@ impl OpenTrial {
     /// For the status. `ended`: its split has ended.
     pub(super) fn status(&self, ended: bool) -> TrialStatus {
         let counts = self.counts();
+        let is_timed = Kind::Slowness.of(counts.new).all() + Kind::Slowness.of(counts.old).all() > 0;
         let slow_after = self.shared.patience.get().map(|patience| patience.slow_after);
         self.judged(|judged| TrialStatus {
             backend: self.backend.clone(),
@@ -23,8 +24,8 @@ impl OpenTrial {
             },
             ended,
             slow_after_ms: slow_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
-            failures: figures(judged, Kind::Failure, &counts).unwrap_or_else(nothing),
-            slowness: figures(judged, Kind::Slowness, &counts).filter(|_| slow_after.is_some()),
+            failures: figures(judged, Kind::Failure, &counts),
+            slowness: is_timed.then(|| figures(judged, Kind::Slowness, &counts)),
             routes: judged.routes.top().into_iter().map(route).collect(),
             request_ids: judged.request_ids.clone(),
         })
@@ -40,17 +41,20 @@ impl OpenTrial {
             })
         });
         self.judged(|judged| {
-            let evidence = |kind, coin, history| {
-                let figures = judged.trial.figures(kind, &counts);
-                figures.map(|figures| [(coin, figures.ln_coin), (history, figures.ln_history)])
-            };
-            let failures = evidence(Kind::Failure, "failures_coin", "failures_history");
-            let slowness = evidence(Kind::Slowness, "slowness_coin", "slowness_history");
+            let failures = judged.trial.figures(Kind::Failure, &counts);
+            let slowness = judged.trial.figures(Kind::Slowness, &counts);
+            let windows = slowness.ln_windows.map(|ln_windows| ("slowness_windows", ln_windows));
+            let ln_evidence = [
+                ("failures_coin", failures.ln_coin),
+                ("failures_history", failures.ln_history),
+                ("slowness_coin", slowness.ln_coin),
+                ("slowness_history", slowness.ln_history),
+            ];
             TrialReading {
                 service: self.service.clone(),
                 backend: self.backend.clone(),
                 failures: bad_requests.collect(),
-                ln_evidence: failures.into_iter().chain(slowness).flatten().collect(),
+                ln_evidence: ln_evidence.into_iter().chain(windows).collect(),
                 state: match judged.status {
                     Status::Undecided => 0,
                     Status::Suspicious => 1,
@@ -61,10 +65,10 @@ impl OpenTrial {
     }
 }
 
-fn figures(judged: &Judged, kind: Kind, counts: &Counts) -> Option<TrialFigures> {
-    let Figures { new, old, before, clients_new, clients_old, ln_coin, ln_history } =
-        judged.trial.figures(kind, counts)?;
-    Some(TrialFigures {
+fn figures(judged: &Judged, kind: Kind, counts: &Counts) -> TrialFigures {
+    let Figures { new, old, before, clients_new, clients_old, ln_coin, ln_windows, ln_history } =
+        judged.trial.figures(kind, counts);
+    TrialFigures {
         new_requests: new.all(),
         new_bad: new.bad(),
         new_clients: clients_new,
@@ -73,24 +77,9 @@ fn figures(judged: &Judged, kind: Kind, counts: &Counts) -> Option<TrialFigures>
         old_clients: clients_old,
         before_percent: before.rate() * 100.0,
         ln_coin,
+        ln_windows,
         ln_history,
         not_worse_by_points: points(judged.trial.excluded(kind, counts)),
-    })
-}
-
-/// Before anything is known.
-fn nothing() -> TrialFigures {
-    TrialFigures {
-        new_requests: 0,
-        new_bad: 0,
-        new_clients: 0,
-        old_requests: 0,
-        old_bad: 0,
-        old_clients: 0,
-        before_percent: 0.0,
-        ln_coin: 0.0,
-        ln_history: 0.0,
-        not_worse_by_points: 100.0,
     }
 }
 

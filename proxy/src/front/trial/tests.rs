@@ -50,20 +50,52 @@ fn a_request_counts_once_and_for_its_own_trial() {
     let who = Who::new(ClientNetwork::V4(1), ClientKey::V4(1));
     assert!(trials.enter(assigned(2, side), who, 0, began).is_none(), "another split's");
     let mut part = trials.enter(assigned(1, side), who, 5, began).unwrap();
+    assert!(part.was_slow(began + Duration::from_secs(20)));
+    part.ended();
+    let new = trial.counts().new;
+    assert_eq!((new.requests, new.untimed, new.slow), (1, 1, 0), "it began in the warm-up");
+    let began = began + WARM_UP;
+    let mut part = trials.enter(assigned(1, side), who, 5, began).unwrap();
     assert!(!part.was_slow(began + Duration::from_millis(100)));
     assert!(part.was_slow(began + Duration::from_millis(101)));
     assert!(part.was_slow(began), "it stays slow");
-    part.opened();
+    assert_eq!((trial.counts().new.slow, trial.counts().new.slow_ended), (1, 0));
+    part.ended();
+    part.ended();
     let new = trial.counts().new;
-    assert_eq!((new.requests, new.slow, new.failed), (1, 1, 0));
+    assert_eq!((new.requests, new.untimed, new.slow, new.slow_ended, new.failed), (2, 1, 1, 1, 0));
     // Tried again after the split has ended.
     let part = trials.enter(assigned(1, side), who, 0, began).unwrap();
     assert!(part.goes_on(None).is_none());
     let part = trials.enter(assigned(1, side), who, 0, began).unwrap();
     let mut part = part.goes_on(Some(assigned(1, uh_switching::Side::Old))).unwrap();
-    part.is_tunnel();
+    part.ended();
     assert!(!part.was_slow(began + Duration::from_secs(3600)), "a tunnel may last");
-    assert_eq!((trial.counts().new.requests, trial.counts().old.requests), (1, 1));
+    assert_eq!((trial.counts().new.requests, trial.counts().old.requests), (2, 1));
+}
+
+/// Not from the beginning of the trial: the new version may have no clients for a while.
+#[test]
+fn the_warm_up_begins_with_the_first_request_on_the_new_side() {
+    let trials = Trials::default();
+    let trial = trial("app", 1);
+    trials.replace(vec![Arc::clone(&trial)], |_| true);
+    let began = Instant::now();
+    let who = Who::new(ClientNetwork::V4(1), ClientKey::V4(1));
+    let slow = |side, second| {
+        let at = began + Duration::from_secs(second);
+        let mut part = trials.enter(assigned(1, side), who, 0, at).unwrap();
+        part.was_slow(at + Duration::from_secs(1));
+        part.ended();
+        let counts = trial.counts();
+        counts.old.slow + counts.new.slow
+    };
+    assert_eq!(slow(uh_switching::Side::Old, 60), 0);
+    assert_eq!(slow(uh_switching::Side::New, 60), 0);
+    assert_eq!(slow(uh_switching::Side::Old, 69), 0);
+    assert_eq!(slow(uh_switching::Side::New, 69), 0);
+    assert_eq!(slow(uh_switching::Side::Old, 70), 1);
+    assert_eq!(slow(uh_switching::Side::New, 70), 2);
 }
 
 #[test]

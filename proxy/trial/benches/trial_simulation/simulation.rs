@@ -1,5 +1,6 @@
 //! Simulates trials, request by request, with the rule that decides in uh-proxy. Deterministic for a seed.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -26,6 +27,20 @@ pub(crate) struct Outage {
     pub(crate) fails: f64,
 }
 
+/// How many ticks a slow request takes that isn't caused by a pause.
+const SLOW_TICKS: usize = 4;
+
+/// Processes do nothing for a while, and all of their requests are slow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pauses {
+    /// The mean time between two, in seconds.
+    pub(crate) every: f64,
+    /// The mean length, in seconds. Both have exponential distributions.
+    pub(crate) lasts: f64,
+    /// Both versions pause at the same moment: uh-proxy pauses, or the machine.
+    pub(crate) together: bool,
+}
+
 /// The parameters of a trial.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct World {
@@ -40,6 +55,8 @@ pub(crate) struct World {
     /// The new version fails as the old one until then, in seconds.
     pub(crate) turns_bad_after: f64,
     pub(crate) outage: Option<Outage>,
+    /// The history has none.
+    pub(crate) pauses: Option<Pauses>,
     /// How often a client whose request failed repeats it on average, with the same result.
     pub(crate) repeats: f64,
     /// Requests come from this many clients; 0: each from another.
@@ -59,6 +76,7 @@ impl World {
             before: fails,
             turns_bad_after: 0.0,
             outage: None,
+            pauses: None,
             repeats: 0.0,
             clients: 0,
             always_fail: 0,
@@ -123,6 +141,12 @@ struct Course<'a> {
     salt: u64,
     weight: Weight,
     outage_at: f64,
+    /// When the new version has got its first request.
+    first_on_new: Option<Duration>,
+    /// By side: for how many more ticks it pauses.
+    paused: [usize; 2],
+    /// By tick and side: slow requests that end then.
+    ending: VecDeque<[u64; 2]>,
     suspicions: u64,
 }
 
@@ -135,12 +159,15 @@ impl<'a> Course<'a> {
             slowness: Share::new(bad(rng, world.slow.0), requests),
         };
         Self {
-            trial: Trial::new(history, world.warm_up),
+            trial: Trial::new(history),
             counts: Counts::default(),
             seen: (world.clients > 0).then(Default::default),
             salt: rng.u64(..),
             weight: Weight::NONE,
             outage_at: world.outage.map_or(f64::INFINITY, |_| rng.f64() * OUTAGE_WITHIN),
+            first_on_new: None,
+            paused: [0; 2],
+            ending: VecDeque::new(),
             suspicions: 0,
             world,
             rng,
@@ -181,8 +208,16 @@ impl<'a> Course<'a> {
         let new_fails = if seconds >= turns_bad_after { fails.1 } else { fails.0 };
         let fails = [fails.0, new_fails].map(|own| 1.0 - (1.0 - own) * (1.0 - shared));
         let slow = [slow.0, slow.1];
+        self.pause();
+        let [old_ended, new_ended] = self.ending.pop_front().unwrap_or_default();
+        self.counts.old.slow_ended += old_ended;
+        self.counts.new.slow_ended += new_ended;
         for _ in 0..poisson(self.rng, self.world.rate * TICK.as_secs_f64()) {
             let (client, side) = self.client();
+            if side == Side::New {
+                self.first_on_new.get_or_insert(at);
+            }
+            let timed = self.first_on_new.is_some_and(|first| at >= first + self.world.warm_up);
             let counts = match side {
                 Side::Old => &mut self.counts.old,
                 Side::New => &mut self.counts.new,
@@ -192,7 +227,7 @@ impl<'a> Course<'a> {
             let fails = client < self.world.always_fail || draw < fails[place];
             let kind = if fails {
                 Some(Kind::Failure)
-            } else if draw > 1.0 - slow[place] {
+            } else if timed && (self.paused[place] > 0 || draw > 1.0 - slow[place]) {
                 Some(Kind::Slowness)
             } else {
                 None
@@ -203,11 +238,34 @@ impl<'a> Course<'a> {
                     requests += 1;
                 }
             }
-            count(counts, kind, requests);
-            let Some(kind) = kind.filter(|kind| self.trial.counts(*kind, at)) else { continue };
+            count(counts, kind, requests, timed);
+            let Some(kind) = kind else { continue };
+            if kind == Kind::Slowness {
+                let ticks = if self.paused[place] > 0 { self.paused[place] } else { SLOW_TICKS };
+                if self.ending.len() < ticks {
+                    self.ending.resize(ticks, [0; 2]);
+                }
+                self.ending[ticks - 1][place] += 1;
+            }
             if self.seen.as_ref().is_none_or(|seen| seen[kind as usize].first(client)) {
                 self.trial.record(kind, side, self.weight);
             }
+        }
+    }
+
+    /// Processes begin to pause, and go on.
+    fn pause(&mut self) {
+        let Some(pauses) = self.world.pauses else { return };
+        for place in 0..2 {
+            self.paused[place] = self.paused[place].saturating_sub(1);
+            let begins = self.rng.f64() < -(-TICK.as_secs_f64() / pauses.every).exp_m1();
+            if begins && self.paused[place] == 0 && (place == 0 || !pauses.together) {
+                let lasts = -(1.0 - self.rng.f64()).ln() * pauses.lasts;
+                self.paused[place] = (lasts / TICK.as_secs_f64()).ceil().max(1.0) as usize;
+            }
+        }
+        if pauses.together {
+            self.paused[1] = self.paused[0];
         }
     }
 
@@ -224,8 +282,11 @@ impl<'a> Course<'a> {
     }
 }
 
-fn count(counts: &mut SideCounts, kind: Option<Kind>, requests: u64) {
+fn count(counts: &mut SideCounts, kind: Option<Kind>, requests: u64, timed: bool) {
     counts.requests += requests;
+    if !timed {
+        counts.untimed += requests;
+    }
     match kind {
         Some(Kind::Failure) => counts.failed += requests,
         Some(Kind::Slowness) => counts.slow += requests,

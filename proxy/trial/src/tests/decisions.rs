@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::trial::{CROSS_CHECK, WARM_UP};
+use crate::trial::CROSS_CHECK;
 use crate::*;
 
 const TICK: Duration = Duration::from_millis(100);
@@ -24,7 +24,7 @@ struct Course {
 
 impl Course {
     fn new() -> Self {
-        Self { trial: Trial::new(HISTORY(), WARM_UP), counts: Counts::default(), at: Duration::ZERO }
+        Self { trial: Trial::new(HISTORY()), counts: Counts::default(), at: Duration::ZERO }
     }
 
     fn good(mut self, new: u64, old: u64) -> Self {
@@ -37,11 +37,13 @@ impl Course {
     fn bad(mut self, kind: Kind, side: Side, clients: u64, w: Weight) -> Self {
         let counts = if side == Side::New { &mut self.counts.new } else { &mut self.counts.old };
         counts.requests += clients;
-        let bad = if kind == Kind::Failure { &mut counts.failed } else { &mut counts.slow };
-        *bad += clients;
-        if self.trial.counts(kind, self.at) {
-            (0..clients).for_each(|_| self.trial.record(kind, side, w));
+        if kind == Kind::Failure {
+            counts.failed += clients;
+        } else {
+            counts.slow += clients;
+            counts.slow_ended += clients;
         }
+        (0..clients).for_each(|_| self.trial.record(kind, side, w));
         self
     }
 
@@ -94,7 +96,7 @@ fn an_outage_of_both_versions_is_no_fault_of_the_new_one() {
         course = course.bad(Kind::Failure, Side::New, 5, w).bad(Kind::Failure, Side::Old, 5, w).good(5, 5);
         assert_eq!(course.look(w), Status::Undecided);
     }
-    let figures = course.trial.figures(Kind::Failure, &course.counts).unwrap();
+    let figures = course.trial.figures(Kind::Failure, &course.counts);
     assert!(figures.ln_history > 1000.0 && figures.ln_coin < 0.0, "{figures:?}");
 }
 
@@ -106,7 +108,7 @@ fn what_is_not_material_is_not_bad() {
     course = course.good(99_600, 99_950);
     assert_eq!(course.look(w), Status::Undecided);
     assert_eq!(course.look(w), Status::Undecided);
-    let figures = course.trial.figures(Kind::Failure, &course.counts).unwrap();
+    let figures = course.trial.figures(Kind::Failure, &course.counts);
     assert!(figures.ln_coin > 100.0, "{figures:?}");
     // And 5.2 % against 4 % isn't 1.5 times as much.
     let mut course =
@@ -126,21 +128,65 @@ fn one_client_that_retries_is_one_event() {
     assert_eq!(course.look(w), Status::Undecided);
 }
 
-#[test]
-fn slowness_has_thresholds_of_its_own_and_a_warm_up() {
+/// A second after another, with so many new clients that are slow on each side.
+fn seconds(mut course: Course, number: u32, (new, old): (u64, u64)) -> (Course, Status) {
     let w = Weight::HALF;
-    let slow = |mut course: Course| {
-        course =
-            course.bad(Kind::Slowness, Side::New, 30, w).bad(Kind::Slowness, Side::Old, 5, w).good(70, 95);
-        course.look(w);
-        course.look(w)
-    };
-    // Within the warm-up, nothing counts.
-    assert_eq!(slow(Course::new()), Status::Undecided);
-    let mut course = Course::new();
-    course.at = WARM_UP;
-    course.look(w);
-    is_bad(slow(course), Kind::Slowness, By::History);
+    let mut status = Status::Undecided;
+    for tick in 0..number * 10 {
+        if tick % 10 == 0 {
+            course = course.bad(Kind::Slowness, Side::New, new, w).bad(Kind::Slowness, Side::Old, old, w);
+            course = course.good(50 - new, 50 - old);
+        }
+        status = course.look(w);
+    }
+    (course, status)
+}
+
+#[test]
+fn slowness_at_many_moments_is_bad() {
+    let (course, status) = seconds(Course::new(), 11, (15, 2));
+    assert_eq!(status, Status::Undecided);
+    is_bad(seconds(course, 3, (15, 2)).1, Kind::Slowness, By::History);
+    // Less than three points, and less than one and a half times as often.
+    assert_eq!(seconds(Course::new(), 100, (4, 3)).1, Status::Undecided);
+}
+
+/// A pause of the new version's process makes 50 clients slow, and none of the old one's.
+#[test]
+fn slowness_at_one_moment_is_one_event() {
+    let (course, _) = seconds(Course::new(), 5, (2, 2));
+    let (course, status) = seconds(course, 1, (50, 0));
+    assert_eq!(status, Status::Undecided);
+    let figures = course.trial.figures(Kind::Slowness, &course.counts);
+    assert!(figures.ln_coin > 15.0 && figures.ln_history > 15.0, "{figures:?}");
+    assert!(figures.ln_windows.unwrap() < 1.0, "{figures:?}");
+}
+
+/// It answers nothing for ten seconds, and then everything.
+#[test]
+fn a_long_pause_is_one_event() {
+    let w = Weight::HALF;
+    let (mut course, _) = seconds(Course::new(), 5, (2, 2));
+    for _ in 0..100 {
+        course.counts.new.requests += 5;
+        course.counts.new.slow += 5;
+        (0..5).for_each(|_| course.trial.record(Kind::Slowness, Side::New, w));
+        course = course.good(0, 5);
+        assert_eq!(course.look(w), Status::Undecided);
+    }
+    course.counts.new.slow_ended = course.counts.new.slow;
+    let (course, status) = seconds(course, 5, (2, 2));
+    assert_eq!(status, Status::Undecided);
+    assert!(course.trial.figures(Kind::Slowness, &course.counts).ln_windows.unwrap() < 1.0);
+}
+
+#[test]
+fn a_request_whose_time_does_not_count_is_never_slow() {
+    let mut course = Course::new().good(100, 100);
+    (course.counts.new.untimed, course.counts.old.untimed) = (100, 100);
+    course.look(Weight::HALF);
+    assert_eq!(course.trial.figures(Kind::Slowness, &course.counts).new, Share::default());
+    assert_eq!(course.trial.figures(Kind::Failure, &course.counts).new, Share::new(0, 100));
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::trial::WARM_UP;
 use crate::*;
 
 fn shares() -> impl Strategy<Value = Share> {
@@ -88,14 +87,14 @@ proptest! {
         steps in proptest::collection::vec(
             (sides(), weights(), any::<bool>(), proptest::array::uniform6(counts()), any::<u64>()), 0..60),
     ) {
-        let mut trial = Trial::new(History { failures: history.0, slowness: history.1 }, WARM_UP);
+        let mut trial = Trial::new(History { failures: history.0, slowness: history.1 });
         let mut bad = false;
         for (side, weight, failed, [a, b, c, d, e, f], at) in steps {
             let kind = if failed { Kind::Failure } else { Kind::Slowness };
             trial.record(kind, side, weight);
             let counts = Counts {
-                old: SideCounts { requests: a, failed: b, slow: c },
-                new: SideCounts { requests: d, failed: e, slow: f },
+                old: SideCounts { requests: a, failed: b, untimed: d, slow: c, slow_ended: e },
+                new: SideCounts { requests: d, failed: e, untimed: b, slow: f, slow_ended: c },
             };
             let status = trial.look(Duration::from_millis(at), weight, &counts);
             let is_bad = matches!(status, Status::Bad { .. });
@@ -103,9 +102,9 @@ proptest! {
             bad = is_bad;
             for kind in Kind::ALL {
                 prop_assert!((0.0..=1.0).contains(&trial.excluded(kind, &counts)));
-                if let Some(figures) = trial.figures(kind, &counts) {
-                    prop_assert!(figures.ln_coin.is_finite() && figures.ln_history.is_finite());
-                }
+                let figures = trial.figures(kind, &counts);
+                let logs = [Some(figures.ln_coin), Some(figures.ln_history), figures.ln_windows];
+                prop_assert!(logs.into_iter().flatten().all(f64::is_finite));
             }
         }
     }
