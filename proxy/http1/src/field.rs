@@ -436,9 +436,12 @@ pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// The values of all fields with this name, in a head that need not be complete or well-formed. Scans the whole head,
 /// so it is only for rare cases.
 pub fn values<'a>(head: &'a [u8], name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-    head.split(|&b| b == b'\n').skip(1).filter_map(move |line| {
-        let colon = memchr::memchr(b':', line)?;
-        line[..colon].eq_ignore_ascii_case(name).then(|| line[colon + 1..].trim_ascii())
+    // From each line feed to the next one; only what has the name is read to its end.
+    memchr::memchr_iter(b'\n', head).filter_map(move |line_feed| {
+        let (field, rest) = head.get(line_feed + 1..)?.split_at_checked(name.len())?;
+        let value = rest.strip_prefix(b":").filter(|_| field.eq_ignore_ascii_case(name))?;
+        let end = memchr::memchr(b'\n', value).unwrap_or(value.len());
+        Some(value.get(..end)?.trim_ascii())
     })
 }
 

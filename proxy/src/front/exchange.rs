@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Lease;
+use super::admission::ClientNetwork;
 use super::answer::{Answer, Form};
 use super::applied::{Applied, Choice};
 use super::broadcast::StopStage;
@@ -28,7 +29,7 @@ use super::relay::{ExchangeFailure, Protocol, Relay, RelayContext, RestOfRequest
 use super::request_buffer::BufferedBody;
 use super::scratch::Scratch;
 use super::sticky;
-use super::trial::{ForTrial, InTrial, TrialPart, Who};
+use super::trial::{ForTrial, InSplit, InTrial, TrialPart, Who};
 use super::upstream::Upstream;
 use crate::config::{PathSettings, Replacement};
 use crate::observe::broken::Broken;
@@ -41,6 +42,7 @@ use uh_http1::field;
 use uh_http1::prefix;
 use uh_http1::request::{RequestHead, is_websocket, write_upgrade};
 use uh_http1::response::{Coding, ResponseHead};
+use uh_switching::{Assigned, ClientKey};
 
 /// How long to wait for a client that has closed its sending side to acknowledge its response: longer than most round
 /// trips, and short enough not to delay a drain.
@@ -73,8 +75,7 @@ pub(crate) async fn run<L: ClientLink>(client: &mut Client<L>, mut request: Requ
     let (next, lease) = match course {
         Course::Backend { mut lease, assigned, applied, health_in_maintenance } => {
             exchange.applied = applied;
-            exchange.record.assigned = assigned;
-            exchange.record.trial.part = exchange.in_trial(&lease);
+            exchange.record.trial.split = assigned.map(|assigned| exchange.in_split(&lease, assigned));
             exchange.record.health_in_maintenance = health_in_maintenance;
             match exchange.forward(&mut lease).await {
                 Forwarded::Ended(next) => (next, Some(lease)),
@@ -241,16 +242,29 @@ impl<L: ClientLink> Exchange<'_, L> {
         })
     }
 
+    /// What is known of a request that a split has assigned.
+    fn in_split(&self, lease: &Lease, assigned: Assigned) -> Box<InSplit> {
+        Box::new(InSplit { assigned, part: self.in_trial(lease, assigned) })
+    }
+
     /// The request's part in a trial. Health checks of a load balancer have none: there may be more of them than of all other
     /// requests. Neither have requests that name the other side's version, which answers them.
-    fn in_trial(&self, lease: &Lease) -> Option<InTrial> {
-        let assigned = self.record.assigned.filter(|_| self.applied.choice == Choice::Routed)?;
+    fn in_trial(&self, lease: &Lease, assigned: Assigned) -> Option<InTrial> {
+        if self.applied.choice != Choice::Routed {
+            return None;
+        }
         let (client, request) = (&*self.client, &*self.request);
         let (service, settings) = (&lease.owner().service, self.applied.settings(lease));
         if is_health_check(service, settings, request, client.request_head()) {
             return None;
         }
-        let who = Who::new(client.network(request), assigned.key);
+        // Whose key is an address was asked for it already.
+        let address = match assigned.key {
+            ClientKey::V4(address) => ClientNetwork::V4(address),
+            ClientKey::V6(network) => ClientNetwork::V6(network),
+            ClientKey::Cookie(_) => client.network(request),
+        };
+        let who = Who::new(address, assigned.key);
         client.worker.trials.enter(assigned, who, client.worker.index, self.record.asked.into_std())
     }
 
@@ -360,7 +374,7 @@ impl<L: ClientLink> Exchange<'_, L> {
     /// The response opens a tunnel.
     fn open_tunnel(&mut self, lease: &mut Lease, relay: Relay) -> Box<Tunnel> {
         lease.becomes_tunnel();
-        if let Some(part) = &mut self.record.trial.part {
+        if let Some(part) = self.record.trial.part() {
             part.ended();
         }
         let protocol = allowed_upgrade(self.request, self.client.request_head(), lease);

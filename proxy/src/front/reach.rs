@@ -154,7 +154,7 @@ impl<L: ClientLink> Search<'_, L> {
         let to =
             Recipient { compress, ..recipient(self.request, request_head, server, settings, self.lease) };
         let (upstream, lease) = (&mut upstream.stream, &*self.lease);
-        let (assigned, service) = (self.record.assigned, &lease.owner().service);
+        let (assigned, service) = (self.record.trial.assigned(), &lease.owner().service);
         let cookie = NewCookie::of(self.request, assigned, service, &worker.cookies);
         let (known, request) = (&mut self.record.trial, self.request);
         let trial = TrialPart { known, request, head: request_head };
@@ -216,7 +216,7 @@ impl<L: ClientLink> Search<'_, L> {
         self.replace_lease(named.unwrap_or(active))?;
         self.record.assigned_again(assigned);
         if is_named {
-            self.record.trial.part = None;
+            self.record.trial.take_part();
         }
         Some(())
     }

@@ -15,7 +15,7 @@ use super::fittings::Fittings;
 use super::pool::millis;
 use super::preview;
 use super::relay::ClosedByApp;
-use super::trial::{FailureKind, ForTrial};
+use super::trial::{FailureKind, ForTrial, InSplit};
 use crate::config::PathSettings;
 use crate::observe::broken::Broken;
 use crate::observe::line::AccessLine;
@@ -47,9 +47,7 @@ pub(super) struct ExchangeRecord {
     pub termination: Termination,
     /// The endpoint that answered, or was tried last.
     pub endpoint: Option<usize>,
-    /// Where a split has put the client, and what the client is recognised by.
-    pub assigned: Option<Assigned>,
-    /// What is known for the trial of that split, or the next one.
+    /// Where a split has put the client, and what is known for the trial of that split, or the next one.
     pub trial: ForTrial,
     /// The backend on the new side of a split, if the old side has answered instead.
     pub rescued_from: Option<BackendName>,
@@ -78,7 +76,6 @@ impl ExchangeRecord {
             upstream_time: None,
             termination: Termination::Done,
             endpoint: None,
-            assigned: None,
             trial: ForTrial::default(),
             rescued_from: None,
             reason: None,
@@ -100,6 +97,8 @@ impl ExchangeRecord {
         lease: Option<&Lease>,
         applied: &Applied,
     ) {
+        // One reading of the clock for all that follows.
+        self.ended.get_or_insert_with(Instant::now);
         let logged = applied.any_settings(lease).is_none_or(|settings| settings.access_log);
         let Some(lease) = lease else {
             client.worker.meters.worker(client.worker.index).unrouted.fetch_add(1, Ordering::Relaxed);
@@ -135,7 +134,9 @@ impl ExchangeRecord {
     /// side's failure is counted when that has answered, or else at the end.
     pub(super) fn leave_new_side(&mut self, at: Instant) -> FailedSide {
         // A file of the old side comes from none of its endpoints.
-        FailedSide { at, endpoint: self.endpoint.take(), trial: std::mem::take(&mut self.trial) }
+        let split = self.trial.assigned().map(|assigned| Box::new(InSplit { assigned, part: None }));
+        let trial = std::mem::replace(&mut self.trial, ForTrial { split, failure: None });
+        FailedSide { at, endpoint: self.endpoint.take(), trial }
     }
 
     /// The old side has no answer.
@@ -188,7 +189,7 @@ impl ExchangeRecord {
         } else if left {
             meters.history.client_left(took);
         }
-        let Some(mut part) = self.trial.part.take() else { return };
+        let Some(mut part) = self.trial.take_part() else { return };
         let slow = part.was_slow(self.ended.unwrap_or_else(Instant::now).into_std());
         if let Some(failure) = failure.or((left && slow).then_some(FailureKind::Left)) {
             part.has_failed(failure, request, head);
@@ -218,8 +219,11 @@ impl ExchangeRecord {
 
     /// The request is tried again, perhaps on the other side of a split.
     pub(super) fn assigned_again(&mut self, assigned: Option<Assigned>) {
-        self.assigned = assigned;
-        self.trial.part = self.trial.part.take().and_then(|part| part.goes_on(assigned));
+        let part = self.trial.take_part();
+        self.trial.split = assigned.map(|assigned| {
+            let part = part.and_then(|part| part.goes_on(assigned));
+            Box::new(InSplit { assigned, part })
+        });
     }
 
     /// Whether it was cut by a drain or at shutdown.

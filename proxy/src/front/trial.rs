@@ -20,7 +20,7 @@ use uh_trial::trial::WARM_UP;
 use uh_trial::{Counts, History, Kind, Routes, Seen, Side, SideCounts, Weight};
 
 use crate::observe::metrics::TrialReading;
-pub(crate) use part::{FailureKind, ForTrial, InTrial, TrialPart, Who};
+pub(crate) use part::{FailureKind, ForTrial, InSplit, InTrial, TrialPart, Who};
 
 /// How many ids of failed requests on the new side are kept as evidence.
 const REQUEST_IDS: usize = 5;

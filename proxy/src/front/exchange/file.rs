@@ -49,7 +49,7 @@ impl<L: ClientLink> Exchange<'_, L> {
             Ok(FileFound::Nothing | FileFound::NoRoot(_)) if files.only => {
                 if previous && let Some((other, file)) = self.previous_file(lease, relay, files).await {
                     *lease = other;
-                    self.record.trial.part = None;
+                    self.record.trial.take_part();
                     return Some(self.send_file(lease, relay, file).await);
                 }
                 let missing = Answer { status: 404, detail: "there is no such file", ..Answer::default() };
@@ -124,7 +124,7 @@ impl<L: ClientLink> Exchange<'_, L> {
         if self.applied.is_preview() {
             PRIVATE.apply(relay.down.head(), start);
         }
-        let (assigned, service) = (self.record.assigned, &lease.owner().service);
+        let (assigned, service) = (self.record.trial.assigned(), &lease.owner().service);
         if let Some(cookie) = NewCookie::of(self.request, assigned, service, &worker.cookies) {
             cookie.add(response.status, start, relay.down.head());
         }

@@ -128,7 +128,7 @@ impl<L: ClientLink> Exchange<'_, L> {
         {
             note(&previous, true);
             *lease = previous;
-            self.record.trial.part = None;
+            self.record.trial.take_part();
             drop(relay.hold_response());
             return Err(self.send_file(lease, relay, file).await);
         }
@@ -141,7 +141,7 @@ impl<L: ClientLink> Exchange<'_, L> {
         note(&previous, again.is_some());
         if let Some(again) = again {
             *lease = previous;
-            self.record.trial.part = None;
+            self.record.trial.take_part();
             return Ok(again);
         }
         self.record.endpoint = endpoint;
@@ -177,14 +177,14 @@ impl<L: ClientLink> Exchange<'_, L> {
             Ok(again) => {
                 note_action(&previous, ActionResult::Answered);
                 *lease = previous;
-                self.record.trial.part = None;
+                self.record.trial.take_part();
                 return Ok(again);
             }
             Err(Miss::Unsent(_)) => ActionResult::Failed,
             Err(Miss::Unanswered { failure, .. }) => {
                 note_action(&previous, ActionResult::Failed);
                 *lease = previous;
-                self.record.trial.part = None;
+                self.record.trial.take_part();
                 return Err(self.not_answered(lease, relay, &failure.refusal()).await);
             }
         };

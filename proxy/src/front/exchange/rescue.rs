@@ -34,7 +34,7 @@ impl<L: ClientLink> Exchange<'_, L> {
             Err(refusal) => refusal.broken.is_some(),
         };
         failed
-            && self.record.assigned.is_some_and(|assigned| assigned.side == Side::New)
+            && self.record.trial.assigned().is_some_and(|assigned| assigned.side == Side::New)
             && lease.owner().service.split.rescue
             && self.applied.choice == Choice::Routed
             && self.request.method.is_read()

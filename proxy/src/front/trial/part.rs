@@ -112,10 +112,9 @@ impl InTrial {
     }
 
     /// The request is tried again, perhaps on the other side. `None`: the trial is over.
-    pub(crate) fn goes_on(self, assigned: Option<Assigned>) -> Option<Self> {
-        let again = assigned.filter(|again| again.by.salt == self.lane.shared.salt)?;
+    pub(crate) fn goes_on(self, again: Assigned) -> Option<Self> {
         let (side, weight) = of(again);
-        Some(Self { side, weight, ..self })
+        (again.by.salt == self.lane.shared.salt).then_some(Self { side, weight, ..self })
     }
 
     /// It has taken longer than the slow bound, and may still be open.
@@ -206,14 +205,40 @@ fn add(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
+/// What an exchange knows about the split of its service.
+#[derive(Debug)]
+pub(crate) struct InSplit {
+    /// Where the split has put the client, and what the client is recognised by.
+    pub assigned: Assigned,
+    /// Its part in the trial of the split, if it has one.
+    pub part: Option<InTrial>,
+}
+
 /// What an exchange knows about trials.
 #[derive(Debug, Default)]
 pub(crate) struct ForTrial {
-    /// Its part in the present one, if it has one.
-    pub part: Option<InTrial>,
+    /// Only while traffic is split: apart, so that other exchanges have no room for it.
+    pub split: Option<Box<InSplit>>,
     /// What the backend has done wrong, other than to answer with an error: also without a trial, since it is the history
     /// that the next one compares with.
     pub failure: Option<FailureKind>,
+}
+
+impl ForTrial {
+    /// Where a split has put the client.
+    pub(in crate::front) fn assigned(&self) -> Option<Assigned> {
+        self.split.as_ref().map(|split| split.assigned)
+    }
+
+    /// Its part in a trial.
+    pub(in crate::front) fn part(&mut self) -> Option<&mut InTrial> {
+        self.split.as_mut()?.part.as_mut()
+    }
+
+    /// It has no part in a trial any more.
+    pub(in crate::front) fn take_part(&mut self) -> Option<InTrial> {
+        self.split.as_mut()?.part.take()
+    }
 }
 
 /// The same, with the request, while an exchange waits.
@@ -234,19 +259,19 @@ impl TrialPart<'_> {
 
     /// When it counts as slow, unless it was counted already.
     pub(crate) fn slow_at(&self) -> Option<tokio::time::Instant> {
-        self.known.part.as_ref()?.slow_at.map(tokio::time::Instant::from_std)
+        self.known.split.as_ref()?.part.as_ref()?.slow_at.map(tokio::time::Instant::from_std)
     }
 
     /// It has taken longer than the slow bound.
     pub(crate) fn is_slow(&mut self) {
-        if let Some(part) = &mut self.known.part {
+        if let Some(part) = self.known.part() {
             part.is_slow();
         }
     }
 
     /// How long it may be without a response head, in its trial. `None` once it has failed.
     pub(crate) fn overdue_after(&self) -> Option<Duration> {
-        self.known.part.as_ref()?.overdue_after()
+        self.known.split.as_ref()?.part.as_ref()?.overdue_after()
     }
 
     /// The response's head is overdue, also for those who know of no trial.
@@ -257,7 +282,7 @@ impl TrialPart<'_> {
 
     /// The response's head is overdue in its trial.
     pub(crate) fn is_late(&mut self) {
-        if let Some(part) = &mut self.known.part {
+        if let Some(part) = self.known.part() {
             part.has_failed(FailureKind::Overdue, self.request, self.head);
         }
     }

@@ -66,9 +66,9 @@ fn a_request_counts_once_and_for_its_own_trial() {
     assert_eq!((new.requests, new.untimed, new.slow, new.slow_ended, new.failed), (2, 1, 1, 1, 0));
     // Tried again after the split has ended.
     let part = trials.enter(assigned(1, side), who, 0, began).unwrap();
-    assert!(part.goes_on(None).is_none());
+    assert!(part.goes_on(assigned(2, side)).is_none());
     let part = trials.enter(assigned(1, side), who, 0, began).unwrap();
-    let mut part = part.goes_on(Some(assigned(1, uh_switching::Side::Old))).unwrap();
+    let mut part = part.goes_on(assigned(1, uh_switching::Side::Old)).unwrap();
     part.ended();
     assert!(!part.was_slow(began + Duration::from_secs(3600)), "a tunnel may last");
     assert_eq!((trial.counts().new.requests, trial.counts().old.requests), (2, 1));
