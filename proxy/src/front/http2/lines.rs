@@ -237,7 +237,8 @@ mod tests {
 
     #[test]
     fn lines_that_meet_are_all_remembered() {
-        let meets = |line: &String| hash(format!("{line}\r\n").as_bytes()) as usize % MOST_LINES == 0;
+        let meets =
+            |line: &String| (hash(format!("{line}\r\n").as_bytes()) as usize).is_multiple_of(MOST_LINES);
         let lines: Vec<_> = (0..).map(|n| format!("etag: {n}")).filter(meets).take(TOGETHER).collect();
         for _ in 0..3 {
             lines.iter().for_each(|line| assert!(one(line).is_some()));
