@@ -152,8 +152,8 @@ mod tests {
     /// other one's, it is ahead as often as behind.
     #[test]
     fn neither_of_two_equal_sides_is_ahead() {
-        for (others, chance) in [(1, 0.1), (7, 0.25), (20, 0.6), (40, 1.0)] {
-            let mut probability = (1.0 - chance as f64).powi(others);
+        for (others, chance) in [(1, 0.1_f64), (7, 0.25), (20, 0.6), (40, 1.0)] {
+            let mut probability = (1.0 - chance).powi(others);
             let mut mean = 0.0;
             for number in 0..=others {
                 mean += probability * ahead(number as u64, others as u64, chance);
