@@ -35,7 +35,7 @@ type Done = Result<Exit, Failed>;
 pub fn main() -> ExitCode {
     let args = Args::from_arg_matches(&args::command().get_matches()).unwrap_or_else(|error| error.exit());
     let done = match &args.command {
-        Command::Run { config } => run::run(config),
+        Command::Run { config, take_over } => run::run(config, *take_over),
         Command::Check { config } => check::check(config),
         Command::Import(ImportCommand::Nginx { file }) => import::nginx(file),
         Command::Switch(args) => switch::switch(args),

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 mod fault;
 mod front;
+mod handover;
 mod health;
 pub mod import;
 mod keeper;

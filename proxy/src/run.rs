@@ -13,24 +13,28 @@
 mod bind;
 mod signals;
 mod supervise;
+mod take_over;
 
 use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, Notify, oneshot, watch};
 use uh_switching::{Earlier, Generations};
 use uh_system::plain;
 
 use crate::acme::{Acme, AcmeError, Plan};
 use crate::admin::control::{Control, Reloading};
-use crate::admin::server;
+use crate::admin::leadership::Leadership;
 use crate::admin::socket::{AdminSocket, SocketError};
-use crate::config::{Config, Server, Service, Tls};
+use crate::admin::{server, successor};
+use crate::config::{Config, Service, Tls};
+use crate::fault;
 use crate::front::Board;
 use crate::front::admission::Admission;
 use crate::front::broadcast::Broadcast;
@@ -43,6 +47,7 @@ use crate::front::sticky::StickyKey;
 use crate::front::trial::Trials;
 use crate::front::upstream::Connector;
 use crate::front::worker::{self, Worker};
+use crate::handover::predecessor::Predecessor;
 use crate::health::prober::{self, HealthNews};
 use crate::keeper::KeeperError;
 use crate::observe::access_log::{self, LogLane};
@@ -54,6 +59,8 @@ use crate::state::store::{Loaded, StoreError};
 use crate::state::writer::{StateChange, StateWriter};
 use crate::systemd::{self, Inherited, InheritedError};
 use crate::tls;
+use supervise::Event;
+use take_over::TakeOverError;
 
 /// What uh-proxy starts from.
 #[derive(Debug)]
@@ -66,6 +73,17 @@ pub struct Start {
     pub config: Config,
     /// Sockets passed by systemd.
     pub inherited: Inherited,
+    /// Whether to replace a uh-proxy that runs.
+    pub take_over: TakeOver,
+}
+
+/// Whether to replace a uh-proxy that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakeOver {
+    /// If there is one.
+    IfRunning,
+    /// Never: two at once are a mistake.
+    Never,
 }
 
 /// Why uh-proxy didn't start, or stopped by itself.
@@ -94,6 +112,9 @@ pub enum RunError {
     /// The state file isn't available.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The uh-proxy that leads goes on.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
     /// Another system call failed.
     #[error("cannot {what}")]
     System {
@@ -126,15 +147,19 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 /// # Errors
 /// If it can't start, or a worker thread ends unexpectedly.
 pub fn run(start: Start) -> Result<(), RunError> {
-    let Start { path, text, config, inherited } = start;
+    let Start { path, text, config, inherited, take_over } = start;
     let config = &config;
     let started = Instant::now();
     let settings = Settings::load(&config.server).map_err(system("use the configuration"))?;
     let tls = config.server.tls.as_ref().map(|settings| start_tls(config, settings)).transpose()?;
     let (tls, acme) = tls.unzip();
-    let bound = bind::bind(&config.server, inherited)?;
+    let leader = take_over::join_if(take_over, &config.server)?;
+    let bound = bind::bind(&config.server, inherited, leader.is_some())?;
     let descriptors = raise_descriptor_limit();
-    let mut loaded = bound.store.load()?;
+    let mut loaded = match &leader {
+        Some(leader) => Loaded { state: Some(leader.state.clone()), warnings: Vec::new() },
+        None => bound.store.load()?,
+    };
     let workers = config.server.threads;
     let meters = Arc::new(Meters::new(workers));
     let retired_connections = Arc::new(RetiredConnections::default());
@@ -147,7 +172,9 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let known = loaded.state.as_ref().map(|state| state.services.clone()).unwrap_or_default();
     let state_writer = StateWriter::start(bound.store, known, board.reserved());
     let state_writer = Arc::new(state_writer.map_err(system("start the state thread"))?);
-    reserve_generations(&state_writer, &board);
+    if leader.is_none() {
+        reserve_generations(&state_writer, &board);
+    }
     let broadcasts: Vec<Arc<Broadcast>> = (0..workers).map(|_| Arc::default()).collect();
     let settings = (0..workers).map(|_| Arc::new(SettingsCell::new(settings.clone()))).collect();
     let admission = Arc::new(Admission::new(descriptors, workers));
@@ -172,11 +199,16 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let listen_tls = bind::addresses(&bound.listeners, Speaks::Https)?;
     let listen_h2c = bind::addresses(&bound.listeners, Speaks::Http2)?;
     let trials = Arc::new(Trials::default());
+    let predecessor = Arc::<Predecessor>::default();
     let control = Arc::new(Control {
         metrics: Metrics::new(
             {
-                let board = Arc::clone(&board);
-                Box::new(move || board.view())
+                let (board, predecessor) = (Arc::clone(&board), Arc::clone(&predecessor));
+                Box::new(move || {
+                    let mut view = board.view();
+                    predecessor.add_to(&mut view);
+                    view
+                })
             },
             Arc::clone(&meters),
             Arc::clone(&state_writer),
@@ -212,6 +244,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
         sticky: Arc::new(sticky),
         cookies: Arc::new(OwnCookies::new(&config.server.state_file)),
         trials,
+        predecessor,
         news: Arc::default(),
         split_health: Notify::new(),
         started,
@@ -226,16 +259,38 @@ pub fn run(start: Start) -> Result<(), RunError> {
         warnings: loaded.warnings,
     });
     let (events, inbox) = channel();
+    let lead = start_admin(&control).map_err(system("start the admin thread"))?;
+    let (admin, predecessor) = match (leader, bound.admin) {
+        (None, Some(admin)) => (admin, None),
+        (Some(leader), _) => {
+            let (admin, stream) = take_over::take_over(leader, &control, &config.server)?;
+            reserve_generations(&control.state_writer, &board);
+            (admin, stream)
+        }
+        // Never: without a leader, it is bound.
+        (None, None) => return Err(RunError::WorkerLost),
+    };
     let threads =
         start_workers(&control, &retired_connections, &admission, log.lanes, &bound.listeners, &stopped)?;
     supervise::start_joiner(threads, log.writer, events.clone()).map_err(system("start a thread"))?;
     if let Some(keeper) = bound.keeper {
         keeper.start(stopped).map_err(system("start the keeper thread"))?;
     }
-    supervise::start_signals(bound.signals, events).map_err(system("start a thread"))?;
-    let admin = Arc::new(parking_lot::Mutex::new(bound.admin));
-    start_admin(Arc::clone(&admin), bound.metrics, &control, &config.server)
-        .map_err(system("start the admin thread"))?;
+    supervise::start_signals(bound.signals, events.clone()).map_err(system("start a thread"))?;
+    let successors = config.server.keeper.as_ref().map(|_| admin.for_successors()).transpose()?;
+    let admin = Arc::new(parking_lot::Mutex::new(admin));
+    fault::point("takeover_accepting");
+    let lead_now = Lead {
+        socket: Arc::clone(&admin),
+        users: config.server.admin_users.clone(),
+        metrics: bound.metrics,
+        successors,
+        predecessor,
+        events,
+    };
+    if lead.send(lead_now).is_err() {
+        return Err(RunError::WorkerLost);
+    }
     // The workers have their own listening sockets: the port closes when they close theirs.
     drop(bound.listeners);
     for state in &board.snapshot().services {
@@ -400,40 +455,66 @@ fn start_workers(
         .map_err(system("start a worker"))
 }
 
-fn start_admin(
+/// What the admin thread needs to lead.
+struct Lead {
     socket: Arc<parking_lot::Mutex<AdminSocket>>,
+    users: Vec<u32>,
     metrics: Option<Listener>,
-    control: &Arc<Control>,
-    server: &Server,
-) -> io::Result<()> {
+    successors: Option<UnixListener>,
+    predecessor: Option<UnixStream>,
+    events: Sender<Event>,
+}
+
+/// Starts the admin thread, which probes at once, and leads when it is sent what it needs for that.
+fn start_admin(control: &Arc<Control>) -> io::Result<oneshot::Sender<Lead>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let metrics = {
-        let _guard = runtime.enter();
-        let into_tokio = |Listener { socket, holder, .. }| {
-            Ok::<_, io::Error>((tokio::net::TcpListener::from_std(socket)?, holder))
-        };
-        metrics.map(into_tokio).transpose()?
-    };
-    let (control, users) = (Arc::clone(control), server.admin_users.clone());
+    let (lead, leads) = oneshot::channel::<Lead>();
+    let control = Arc::clone(control);
     thread::Builder::new().name("admin".to_owned()).spawn(move || {
         runtime.block_on(async move {
-            if let Some((metrics, holder)) = metrics {
-                tokio::spawn(server::serve_metrics(metrics, holder, Arc::clone(&control)));
-            }
             tokio::spawn(prober::run(Arc::clone(&control.board), Arc::clone(&control.news)));
-            tokio::spawn(Arc::clone(&control).reload_when_wanted());
-            tokio::spawn(Arc::clone(&control).reopen_log_when_wanted());
             tokio::spawn(supervise::beat(Arc::clone(&control)));
-            if let Some(server) = &control.tls {
-                tokio::spawn(tls::watch::run(Arc::clone(server)));
+            tokio::spawn(Arc::clone(&control).reopen_log_when_wanted());
+            // Its end is the end of the process.
+            if let Ok(lead) = leads.await {
+                self::lead(lead, control).await;
             }
-            tokio::spawn(persist_health(Arc::clone(&control), Arc::clone(&control.news)));
-            tokio::spawn(Arc::clone(&control).end_splits());
-            tokio::spawn(Arc::clone(&control).judge_trials());
-            server::serve_admin(socket, control, users).await;
         });
     })?;
-    Ok(())
+    Ok(lead)
+}
+
+async fn lead(lead: Lead, control: Arc<Control>) {
+    let Lead { socket, users, metrics, successors, predecessor, events } = lead;
+    tokio::spawn(Arc::clone(&control).reload_when_wanted());
+    if let Some(server) = &control.tls {
+        tokio::spawn(tls::watch::run(Arc::clone(server)));
+    }
+    tokio::spawn(persist_health(Arc::clone(&control), Arc::clone(&control.news)));
+    let metrics = metrics.and_then(|Listener { socket, holder, .. }| {
+        let listener = tokio::net::TcpListener::from_std(socket);
+        let failed = |error: &io::Error| tracing::error!(error = %plain(error), "cannot serve metrics");
+        let listener = listener.inspect_err(failed).ok()?;
+        Some(tokio::spawn(server::serve_metrics(listener, holder, Arc::clone(&control))).abort_handle())
+    });
+    let superseded = move || {
+        // If nobody listens, the process is about to end anyway.
+        let _ = events.send(Event::Superseded);
+        if let Some(metrics) = &metrics {
+            metrics.abort();
+        }
+    };
+    let leadership = Leadership::begin(Arc::clone(&control), Arc::clone(&socket), superseded);
+    if let Some(successors) = successors {
+        match tokio::net::UnixListener::from_std(successors) {
+            Ok(listener) => drop(tokio::spawn(successor::serve(listener, leadership))),
+            Err(error) => tracing::error!(error = %plain(&error), "cannot wait for a successor"),
+        }
+    }
+    if let Some(stream) = predecessor {
+        tokio::spawn(take_over::lead_after(stream, Arc::clone(&control)));
+    }
+    server::serve_admin(socket, control, users).await;
 }
 
 /// Keeps the state file's `healthy` and `version` up to date, and wakes what ends splits to unhealthy backends.

@@ -17,8 +17,8 @@ const LAYERS: [Layers; 3] = [
     Layers {
         src: "proxy/src",
         order: &[
-            "cli", "import", "run", "admin", "health", "front", "acme", "tls", "observe", "state", "config",
-            "keeper", "fault", "lock", "random", "systemd",
+            "cli", "import", "run", "admin", "health", "handover", "front", "acme", "tls", "observe",
+            "state", "config", "keeper", "fault", "lock", "random", "systemd",
         ],
     },
     Layers {

@@ -1,7 +1,7 @@
 //! The admin client: one call, one connection over the Unix socket, one deadline.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::name::{BackendName, ServiceName};
-use crate::problem::Problem;
+use crate::problem::{Code, Problem};
 use crate::request::{
     BackendRequest, DrainRequest, Drained, Maintained, MaintenanceRequest, PreviewReply, PreviewRequest,
     Registered, ReleaseRequest, Released, Reloaded, SplitReply, SplitRequest, SwitchRequest, Switched,
@@ -30,6 +30,13 @@ const RELOAD_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How long closing many tunnels one after the other may take at the end of a drain.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a call that is refused as `busy` is repeated: while uh-proxy is replaced, no process takes changes for some
+/// milliseconds. Nothing was changed then.
+const BUSY_FOR: Duration = Duration::from_secs(3);
+
+/// The pause before it is repeated.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The largest reply that is read, so that a wrong socket can't exhaust memory.
 const MAX_REPLY_BYTES: usize = 16 << 20;
@@ -271,9 +278,20 @@ impl Client {
         body: Bytes,
         timeout: Duration,
     ) -> Result<Bytes, ClientError> {
-        match tokio::time::timeout(timeout, self.exchange(method, path, body)).await {
-            Ok(result) => result,
-            Err(_) => Err(ClientError::TimedOut { path: self.socket.clone(), after: timeout }),
+        let begun = Instant::now();
+        loop {
+            let exchange = self.exchange(method.clone(), path, body.clone());
+            match tokio::time::timeout(timeout, exchange).await {
+                Ok(Err(ClientError::Problem(problem)))
+                    if problem.code == Code::Busy && begun.elapsed() < BUSY_FOR =>
+                {
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                Ok(result) => return result,
+                Err(_) => {
+                    return Err(ClientError::TimedOut { path: self.socket.clone(), after: timeout });
+                }
+            }
         }
     }
 

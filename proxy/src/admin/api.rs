@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -202,7 +202,11 @@ pub(super) fn problem_response(problem: &Problem) -> Response<Full<Bytes>> {
     let mut text = serde_json::to_vec(problem).unwrap_or_default();
     text.push(b'\n');
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    reply(status, PROBLEM_MEDIA_TYPE, text.into())
+    let mut response = reply(status, PROBLEM_MEDIA_TYPE, text.into());
+    if problem.code == Code::Busy {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
 }
 
 fn reply(status: StatusCode, media_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {

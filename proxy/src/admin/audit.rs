@@ -196,6 +196,8 @@ impl Control {
             Wait::LastChange => self.state_writer.wait(self.state_writer.routing()).await,
             Wait::Nothing => Ok(()),
         };
+        // In any case: the reply must be true of the process that this one has replaced, too.
+        self.follow().await;
         audit.done(&did, persisted.is_ok());
         Persisted(persisted)
     }
@@ -210,6 +212,7 @@ impl Control {
     /// Explains a refusal to the caller: the current state, and what to do. `force_helps`: the call can be forced.
     pub(super) fn explain(&self, service: &str, refusal: &Refusal, force_helps: bool) -> Problem {
         let code = match refusal {
+            Refusal::Frozen => Code::Busy,
             Refusal::UnknownService { .. } => Code::UnknownService,
             Refusal::UnknownBackend { .. } => Code::UnknownBackend,
             Refusal::NotActive { .. } | Refusal::OtherGeneration { .. } | Refusal::OtherSplit { .. } => {

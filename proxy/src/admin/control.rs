@@ -18,6 +18,7 @@ use crate::front::rate::RateLimiter;
 use crate::front::settings::SettingsCell;
 use crate::front::sticky::StickyKey;
 use crate::front::trial::Trials;
+use crate::handover::predecessor::Predecessor;
 use crate::health::prober::HealthNews;
 use crate::observe::access_log::LogControl;
 use crate::observe::meters::{BackendMeters, Meters};
@@ -50,6 +51,8 @@ pub(crate) struct Control {
     pub cookies: Arc<OwnCookies>,
     /// What trials count.
     pub trials: Arc<Trials>,
+    /// The process that this one has replaced.
+    pub predecessor: Arc<Predecessor>,
     /// Wakes the prober.
     pub news: Arc<HealthNews>,
     /// Notified when an endpoint's health has changed, which may end a split.
@@ -117,6 +120,11 @@ impl Control {
         if let Some(state) = StateFile::of(&self.board.view()) {
             self.state_writer.submit(state, StateChange::BackendInfo);
         }
+    }
+
+    /// Waits until the process that this one has replaced has followed the current routing. Without one, nothing happens.
+    pub(crate) async fn follow(&self) {
+        self.predecessor.synced(|| StateFile::of(&self.board.view())).await;
     }
 
     pub(super) async fn persist(&self) -> Result<(), String> {

@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use uh_protocol::request::{DrainRequest, Drained, MAX_DRAIN_TIMEOUT_MS};
-use uh_protocol::{BackendName, Code, Problem};
-use uh_switching::CloseSchedule;
+use uh_protocol::{BackendName, Code, Problem, ServiceName};
+use uh_switching::{CloseSchedule, Holding, Refusal};
 
 use super::audit::Audit;
 use super::control::{Control, cut};
 use super::socket::Peer;
 use crate::config::TunnelsAtDrain;
 use crate::front::fittings::Fittings;
+use crate::handover::wire::FromSuccessor;
 
 /// Concurrent drains: fewer than concurrent calls, so that they can't block a switch.
 const MAX_DRAINS: i64 = 64;
@@ -60,34 +61,50 @@ impl Control {
         // Repeated at each switch until nothing is left, since the backend may have been active again in between. If it
         // is active now, the reply must be an error, so that the caller doesn't stop it.
         let mut drain = handle()?;
-        let before = drain.remaining();
+        // What a process that this one has replaced holds counts, once it follows.
+        self.follow().await;
+        let predecessor = || self.predecessor.draining(service, backend);
+        let all = |drain: &Drain| sum(drain.remaining(), predecessor().0);
+        let is_over = |drain: &Drain| drain.is_drained() && predecessor().1;
+        let before = all(&drain);
         let meters = self.backend_meters(service, backend)?;
         let cut_before = meters.cut_total();
         let (policy, spread) = self.tunnel_policy(service);
         if request.cut.unwrap_or(policy == TunnelsAtDrain::Close) && policy == TunnelsAtDrain::Close {
-            self.close_tunnels(&drain, spread);
+            self.close_tunnels(service, backend, &drain, spread);
         }
         loop {
             // Before the look: what changes after it ends the wait.
             let changed = self.board.changed();
+            let mut theirs = self.predecessor.changes();
             drain = handle()?;
+            if self.board.is_frozen() {
+                return Err(self.refuse(audit, &Refusal::Frozen));
+            }
             let over = async {
                 tokio::select! {
-                    () = drain.wait() => {}
+                    () = drain.wait(), if !drain.is_drained() => {}
                     () = changed => {}
+                    () = theirs.next() => {}
                 }
             };
-            if drain.is_drained() || tokio::time::timeout_at(deadline.into(), over).await.is_err() {
+            if is_over(&drain) || tokio::time::timeout_at(deadline.into(), over).await.is_err() {
                 break;
             }
         }
-        if !drain.is_drained() && request.cut.unwrap_or(policy != TunnelsAtDrain::Keep) {
+        if !is_over(&drain) && request.cut.unwrap_or(policy != TunnelsAtDrain::Keep) {
             if request.cut == Some(true) {
                 drain.cut();
+                self.of_predecessor(service, |service| FromSuccessor::Cut {
+                    service,
+                    backend: backend.clone(),
+                });
             }
-            self.close_tunnels(&drain, spread);
+            self.close_tunnels(service, backend, &drain, spread);
             let is_standby = || self.board.drain(service, backend).is_ok();
-            self.await_tunnels(&drain, request.cut == Some(true), spread + CUT_GRACE, is_standby).await;
+            let remaining = || all(&drain);
+            self.await_tunnels(&drain, remaining, request.cut == Some(true), spread + CUT_GRACE, is_standby)
+                .await;
             drain = handle().map_err(|mut problem| {
                 let cut = meters.cut_total() - cut_before;
                 problem.detail = format!("{} ({cut} requests were cut before that)", problem.detail);
@@ -95,8 +112,8 @@ impl Control {
             })?;
         }
         let was_cut = meters.cut_total() - cut_before;
-        let drained = drain.is_drained();
-        let remaining = drain.remaining();
+        let drained = is_over(&drain);
+        let remaining = all(&drain);
         let total = before.requests + before.tunnels;
         let reply = Drained {
             drained,
@@ -115,10 +132,24 @@ impl Control {
     }
 
     /// Closes tunnels, one after the other.
-    fn close_tunnels(&self, drain: &Drain, spread: Duration) {
-        let over = CloseSchedule::length(drain.remaining().tunnels, spread);
+    fn close_tunnels(&self, service: &str, backend: &BackendName, drain: &Drain, spread: Duration) {
+        let tunnels = sum(drain.remaining(), self.predecessor.draining(service, backend).0).tunnels;
+        let over = CloseSchedule::length(tunnels, spread);
+        let over_ms = u64::try_from(over.as_millis()).unwrap_or(u64::MAX);
+        self.of_predecessor(service, |service| FromSuccessor::CloseTunnels {
+            service,
+            backend: backend.clone(),
+            over_ms,
+        });
         drain.close_tunnels(CloseSchedule { from: tokio::time::Instant::now(), over });
         self.broadcasts.iter().for_each(|broadcast| broadcast.wake_all());
+    }
+
+    /// Sends an order about a service to the process that this one has replaced.
+    fn of_predecessor(&self, service: &str, order: impl FnOnce(ServiceName) -> FromSuccessor) {
+        if let Ok(service) = service.parse() {
+            self.predecessor.order(order(service));
+        }
     }
 
     /// Waits until the tunnels are gone (and the requests, if `requests`), up to a limit and as long as it is a
@@ -126,15 +157,19 @@ impl Control {
     async fn await_tunnels(
         &self,
         drain: &Drain,
+        remaining: impl Fn() -> Holding,
         requests: bool,
         at_most: Duration,
         is_standby: impl Fn() -> bool,
     ) {
         let deadline = Instant::now() + at_most;
-        while Instant::now() < deadline && is_standby() && (requests || drain.remaining().tunnels > 0) {
-            if tokio::time::timeout(LOOK_EVERY, drain.wait()).await.is_ok() {
+        while Instant::now() < deadline && is_standby() && (requests || remaining().tunnels > 0) {
+            if tokio::time::timeout(LOOK_EVERY, drain.wait()).await.is_ok()
+                && remaining() == Holding::default()
+            {
                 return;
             }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
@@ -156,4 +191,8 @@ impl Control {
         let configured = snapshot.service(service).map_or(Duration::ZERO, |state| state.config.drain_timeout);
         Ok(asked_ms.map_or(configured, Duration::from_millis))
     }
+}
+
+fn sum(one: Holding, other: Holding) -> Holding {
+    Holding { requests: one.requests + other.requests, tunnels: one.tunnels + other.tunnels }
 }

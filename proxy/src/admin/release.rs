@@ -15,7 +15,8 @@ use crate::fault;
 use crate::state::time::iso_millis;
 
 /// The code of a refusal is the first of these that any of its services has.
-const BY_WEIGHT: [Code; 5] = [
+const BY_WEIGHT: [Code; 6] = [
+    Code::Busy,
     Code::UnknownService,
     Code::UnknownBackend,
     Code::Conflict,

@@ -274,6 +274,7 @@ fn unusable(path: &Path, reason: &str) -> Problem {
 fn refused(refusal: &Refusal) -> Problem {
     let code = match refusal {
         Refusal::ActiveRemoved { .. } | Refusal::InSplit { .. } => Code::BackendActive,
+        Refusal::Frozen => Code::Busy,
         _ => Code::Conflict,
     };
     Problem::new(code, refusal.to_string())

@@ -104,7 +104,10 @@ impl SocketWatch {
     /// Checks the socket's file, and returns whether it had to be recreated.
     fn has_renewed(&mut self) -> bool {
         let mut socket = self.socket.lock();
-        if socket.is_removed() {
+        if socket.has_returned() {
+            return true;
+        }
+        if socket.is_removed() || socket.is_released() {
             return false;
         }
         let place = socket.place();

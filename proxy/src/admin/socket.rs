@@ -123,9 +123,12 @@ pub(crate) enum SocketFile {
 pub(crate) struct AdminSocket {
     path: PathBuf,
     access: Access,
-    lock: File,
+    /// `None`: another process has it, after a hand-over.
+    lock: Option<File>,
     bound: BoundSocket,
     removed: bool,
+    /// Bound again, which its server hasn't noticed yet.
+    returned: bool,
 }
 
 /// A listening socket and the identity of its file.
@@ -145,7 +148,55 @@ impl AdminSocket {
         prepare_directory(path, access)?;
         let lock = lock(path)?;
         let bound = bind(path, access)?;
-        Ok(Self { path: path.to_owned(), access, lock, bound, removed: false })
+        Ok(Self { path: path.to_owned(), access, lock: Some(lock), bound, removed: false, returned: false })
+    }
+
+    /// Replaces the socket of another process, which has released its lock. At no time is there no socket.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub(crate) fn take_over(path: &Path, access: Access) -> Result<Self, SocketError> {
+        prepare_directory(path, access)?;
+        let lock = lock(path)?;
+        let bound = bind_over(path, access)?;
+        Ok(Self { path: path.to_owned(), access, lock: Some(lock), bound, removed: false, returned: false })
+    }
+
+    /// A listening socket next to this one, for successors.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub(crate) fn for_successors(&self) -> Result<UnixListener, SocketError> {
+        Ok(bind_over(&successors_of(&self.path), Access::Owner)?.listener)
+    }
+
+    /// Lets another process take its place.
+    pub(crate) fn release(&mut self) {
+        self.lock = None;
+    }
+
+    /// Takes its place back.
+    ///
+    /// # Errors
+    /// See [`SocketError`]. Another process may have it.
+    pub(crate) fn take_back(&mut self) -> Result<(), SocketError> {
+        let lock = lock(&self.path)?;
+        if self.place() != SocketFile::Ours {
+            self.bound = bind_over(&self.path, self.access)?;
+            self.returned = true;
+        }
+        self.lock = Some(lock);
+        Ok(())
+    }
+
+    /// Whether it has been bound again since the last call.
+    pub(crate) fn has_returned(&mut self) -> bool {
+        std::mem::take(&mut self.returned)
+    }
+
+    /// Whether another process has taken its place, or may.
+    pub(crate) fn is_released(&self) -> bool {
+        self.lock.is_none()
     }
 
     /// The listening socket, for the server.
@@ -181,12 +232,13 @@ impl AdminSocket {
     /// See [`SocketError`]; the old, unreachable socket is kept then.
     pub(crate) fn renew(&mut self) -> Result<(), SocketError> {
         prepare_directory(&self.path, self.access)?;
-        let ours = self.lock.metadata().is_ok_and(|ours| {
+        let held = self.lock.as_ref().and_then(|lock| lock.metadata().ok());
+        let ours = held.is_some_and(|ours| {
             fs::symlink_metadata(with_suffix(&self.path, ".lock"))
                 .is_ok_and(|there| identity(&there) == identity(&ours))
         });
         if !ours {
-            self.lock = lock(&self.path)?;
+            self.lock = Some(lock(&self.path)?);
         }
         self.bound = bind(&self.path, self.access)?;
         Ok(())
@@ -214,6 +266,12 @@ impl Drop for AdminSocket {
     }
 }
 
+/// Where the owner of this admin socket waits for its successor.
+#[must_use]
+pub(crate) fn successors_of(path: &Path) -> PathBuf {
+    with_suffix(path, ".successor")
+}
+
 /// The lock makes check and replacement atomic among instances that start at the same time.
 fn lock(path: &Path) -> Result<File, SocketError> {
     lock::take(&with_suffix(path, ".lock")).map_err(|error| match error {
@@ -224,8 +282,13 @@ fn lock(path: &Path) -> Result<File, SocketError> {
 
 /// Bound under another name and renamed into place, so that it never has another mode at its real path.
 fn bind(path: &Path, access: Access) -> Result<BoundSocket, SocketError> {
-    let failed = |source| SocketError::Failed { path: path.to_owned(), source };
     check_replaceable(path)?;
+    bind_over(path, access)
+}
+
+/// The same without a look at what is there.
+fn bind_over(path: &Path, access: Access) -> Result<BoundSocket, SocketError> {
+    let failed = |source| SocketError::Failed { path: path.to_owned(), source };
     let temporary = with_suffix(path, ".new");
     match fs::remove_file(&temporary) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),

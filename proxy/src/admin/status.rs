@@ -57,6 +57,7 @@ impl Control {
 
     pub(super) fn backend_status(&self, service: &LiveService, backend: &Backend) -> BackendStatus {
         let view = self.board.backend_view(service, backend);
+        let theirs = self.predecessor.holding(&service.state.config.name, backend.name());
         let meters = self.meters.backend(&service.state.config.name, backend.name());
         BackendStatus {
             name: backend.name().clone(),
@@ -73,8 +74,8 @@ impl Control {
                     last_probe: endpoint.last_probe(),
                 })
                 .collect(),
-            requests_in_flight: view.holding.requests,
-            tunnels: view.holding.tunnels,
+            requests_in_flight: view.holding.requests + theirs.requests,
+            tunnels: view.holding.tunnels + theirs.tunnels,
             connections: meters.connections(view.idle),
         }
     }

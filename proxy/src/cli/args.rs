@@ -56,6 +56,9 @@ SIGUSR1 reopens the access log.")]
         /// Configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Replace the uh-proxy that runs, if there is one: needs server.keeper
+        #[arg(long)]
+        take_over: bool,
     },
     /// List every mistake in a configuration, including names that don't resolve and addresses that are taken
     #[command(after_help = "\

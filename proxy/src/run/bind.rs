@@ -18,13 +18,14 @@ pub(super) struct Bound {
     pub(super) listeners: Vec<Listener>,
     pub(super) metrics: Option<Listener>,
     pub(super) keeper: Option<KeeperWatch>,
-    pub(super) admin: AdminSocket,
+    /// `None`: another process has it still.
+    pub(super) admin: Option<AdminSocket>,
     pub(super) store: Store,
     pub(super) signals: Signals,
 }
 
-/// Binds all of it.
-pub(super) fn bind(server: &Server, inherited: Inherited) -> Result<Bound, RunError> {
+/// Binds all of it, except what belongs to the process that leads if there is one (`joins`).
+pub(super) fn bind(server: &Server, inherited: Inherited, joins: bool) -> Result<Bound, RunError> {
     let http = server.listen.iter().map(|address| (*address, "server.listen", Speaks::Http));
     let https = server.listen_tls.iter().map(|address| (*address, "server.listen_tls", Speaks::Https));
     let h2c = server.listen_h2c.iter().map(|address| (*address, "server.listen_h2c", Speaks::Http2));
@@ -44,15 +45,17 @@ pub(super) fn bind(server: &Server, inherited: Inherited) -> Result<Bound, RunEr
     sources.inherited.finish()?;
     let keeper = sources.keeper.map(KeeperSockets::finish);
     let signals = Signals::new(signals::HANDLED).map_err(system("handle signals"))?;
-    let access = if server.admin_users.is_empty() { Access::Owner } else { Access::Listed };
-    Ok(Bound {
-        listeners,
-        metrics,
-        keeper,
-        admin: AdminSocket::bind(&server.admin_socket, access)?,
-        store: Store::open(&server.state_file)?,
-        signals,
-    })
+    let (admin, store) = if joins {
+        (None, Store::of_another(&server.state_file))
+    } else {
+        (Some(AdminSocket::bind(&server.admin_socket, access(server))?), Store::open(&server.state_file)?)
+    };
+    Ok(Bound { listeners, metrics, keeper, admin, store, signals })
+}
+
+/// Who may use the admin socket.
+pub(super) fn access(server: &Server) -> Access {
+    if server.admin_users.is_empty() { Access::Owner } else { Access::Listed }
 }
 
 /// Whether an address is for clients. One for metrics may be bound here although there is a keeper.

@@ -33,6 +33,8 @@ const EXTRA_TIME: Duration = Duration::from_secs(4);
 pub(super) enum Event {
     /// One of [`signals::HANDLED`].
     Signal(i32),
+    /// Another process leads and accepts.
+    Superseded,
     /// A worker has ended.
     WorkerEnded,
     /// All workers have.
@@ -85,24 +87,37 @@ pub(super) fn supervise(
     log: &Pending,
 ) -> Result<(), RunError> {
     let settings = |control: &Control| control.reloading.settings.first().map(|cell| cell.load());
-    let signal = until_stop_signal(inbox, control)?;
+    let why = until_stop(inbox, control)?;
     let (timeout, idle_grace) = settings(control)
         .map_or_else(Default::default, |settings| (settings.shutdown_timeout, settings.shutdown_idle_grace));
     let active = || control.meters.sum(|worker| &worker.client_active);
     let lost_before = lines_lost(control);
-    tracing::info!(signal, in_flight = active(), timeout_s = timeout.as_secs(), "stopping");
+    match why {
+        Why::Signal(signal) => {
+            tracing::info!(signal, in_flight = active(), timeout_s = timeout.as_secs(), "stopping");
+        }
+        Why::Superseded => {
+            tracing::info!(
+                in_flight = active(),
+                timeout_s = timeout.as_secs(),
+                "stopping: another uh-proxy has taken over"
+            );
+        }
+    }
     systemd::stopping(timeout + CUT_GRACE + LOG_GRACE + EXTRA_TIME);
     let timetable = StopDeadlines::new(tokio::time::Instant::now(), idle_grace, timeout, control.tunnels());
     control.broadcasts.iter().for_each(|broadcast| broadcast.stop(timetable));
     stop.send_replace(true);
-    let ended = until_ended(inbox, timeout, control, Event::WorkersEnded);
+    // Somebody who stops a process that another one has replaced only says so for the first time.
+    let mut patience = u32::from(why == Why::Superseded);
+    let ended = until_ended(inbox, timeout, control, Event::WorkersEnded, &mut patience);
     let cut = active();
     if ended == Ended::Late {
         control.broadcasts.iter().for_each(|broadcast| broadcast.cut());
-        let _ended = until_ended(inbox, CUT_GRACE, control, Event::WorkersEnded);
+        let _ended = until_ended(inbox, CUT_GRACE, control, Event::WorkersEnded, &mut patience);
     }
     if ended != Ended::Hurried {
-        let _ended = until_ended(inbox, LOG_GRACE, control, Event::LogEnded);
+        let _ended = until_ended(inbox, LOG_GRACE, control, Event::LogEnded, &mut patience);
     }
     let lines = lines_lost(control).saturating_sub(lost_before).saturating_add(log.lines());
     if lines > 0 {
@@ -126,16 +141,26 @@ fn lines_lost(control: &Control) -> u64 {
     control.meters.sum(|worker| &worker.log_lines_lost)
 }
 
-/// Serves until a stop signal arrives, and returns it.
-fn until_stop_signal(inbox: &Receiver<Event>, control: &Control) -> Result<i32, RunError> {
+/// Why the process stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// A stop signal.
+    Signal(i32),
+    /// Another process has taken over.
+    Superseded,
+}
+
+/// Serves until there is a reason to stop, and returns it.
+fn until_stop(inbox: &Receiver<Event>, control: &Control) -> Result<Why, RunError> {
     let mut watchdog = Watchdog::new();
     loop {
         match watchdog.next_event(inbox, control) {
             Ok(Event::Signal(signal)) => {
                 if signals::carry_out(signal, control) == SignalAction::Stop {
-                    return Ok(signal);
+                    return Ok(Why::Signal(signal));
                 }
             }
+            Ok(Event::Superseded) => return Ok(Why::Superseded),
             Ok(Event::WorkerEnded | Event::WorkersEnded | Event::LogEnded) | Err(_) => {
                 return Err(RunError::WorkerLost);
             }
@@ -154,8 +179,14 @@ enum Ended {
     Hurried,
 }
 
-/// Waits for an event, at most this long.
-fn until_ended(inbox: &Receiver<Event>, timeout: Duration, control: &Control, wanted: Event) -> Ended {
+/// Waits for an event, at most this long. `patience`: how many more stop signals don't hurry it.
+fn until_ended(
+    inbox: &Receiver<Event>,
+    timeout: Duration,
+    control: &Control,
+    wanted: Event,
+    patience: &mut u32,
+) -> Ended {
     let deadline = Instant::now() + timeout;
     // Threads are expected to end now, so this thread's own progress is enough for the watchdog.
     let interval = systemd::watchdog_interval();
@@ -165,10 +196,13 @@ fn until_ended(inbox: &Receiver<Event>, timeout: Duration, control: &Control, wa
             Ok(event) if event == wanted => return Ended::InTime,
             Ok(Event::Signal(signal)) => {
                 if signals::carry_out(signal, control) == SignalAction::Stop {
-                    return Ended::Hurried;
+                    match patience.checked_sub(1) {
+                        Some(less) => *patience = less,
+                        None => return Ended::Hurried,
+                    }
                 }
             }
-            Ok(Event::WorkerEnded | Event::WorkersEnded | Event::LogEnded) => {}
+            Ok(Event::Superseded | Event::WorkerEnded | Event::WorkersEnded | Event::LogEnded) => {}
             Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => systemd::alive(),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ended::Late,
         }

@@ -8,6 +8,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use uh_system::plain;
@@ -22,11 +23,14 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 /// The mode of a directory created here: a user who may write to it could hold the lock.
 const DIRECTORY_MODE: u32 = 0o755;
 
-/// The state file, locked against other processes for as long as this lives.
+/// The state file, locked against other processes for as long as this lives, except during a hand-over.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    lock: Mutex<File>,
+    /// `None`: another process has it, after or before a hand-over.
+    lock: Mutex<Option<File>>,
+    /// The same, for those who must not wait for a disk.
+    ours: AtomicBool,
     new: bool,
 }
 
@@ -112,11 +116,42 @@ impl Store {
         }
         let lock_path = with_suffix(path, ".lock");
         let new = fs::symlink_metadata(&lock_path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
-        let lock = lock::take(&lock_path).map_err(|error| match error {
-            LockError::Taken { .. } => StoreError::Taken { path: path.to_owned() },
-            source => StoreError::Lock { path: path.to_owned(), source },
+        let store = Self { path: path.to_owned(), lock: Mutex::new(None), ours: AtomicBool::new(false), new };
+        store.acquire()?;
+        Ok(store)
+    }
+
+    /// The state file while another process has its lock.
+    #[must_use]
+    pub fn of_another(path: &Path) -> Self {
+        Self { path: path.to_owned(), lock: Mutex::new(None), ours: AtomicBool::new(false), new: false }
+    }
+
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// If another process has it, or it isn't available.
+    pub fn acquire(&self) -> Result<(), StoreError> {
+        let path = &self.path;
+        let lock = lock::take(&with_suffix(path, ".lock")).map_err(|error| match error {
+            LockError::Taken { .. } => StoreError::Taken { path: path.clone() },
+            source => StoreError::Lock { path: path.clone(), source },
         })?;
-        Ok(Self { path: path.to_owned(), lock: Mutex::new(lock), new })
+        *self.lock.lock() = Some(lock);
+        self.ours.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Releases the lock, after a write that has begun. Nothing is written from then on.
+    pub fn release(&self) {
+        self.ours.store(false, Ordering::Release);
+        *self.lock.lock() = None;
+    }
+
+    /// Whether this process has the lock.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.ours.load(Ordering::Acquire)
     }
 
     /// Whether there was no earlier run: not even a lock existed, which no run removes.
@@ -169,14 +204,16 @@ impl Store {
     /// # Errors
     /// If writing fails, or another process has taken the lock. The file is unchanged then.
     pub fn save(&self, state: &StateFile) -> io::Result<()> {
-        self.keep_lock()?;
+        // Held until the end, so that a release waits for the write.
+        let mut lock = self.lock.lock();
+        let Some(ours) = lock.as_mut() else { return Ok(()) };
+        self.keep_lock(ours)?;
         replace(&self.path, state).map_err(|e| named(&self.path, &e))
     }
 
     /// Takes the lock again if its file was removed, since it would no longer exclude other processes.
-    fn keep_lock(&self) -> io::Result<()> {
+    fn keep_lock(&self, ours: &mut File) -> io::Result<()> {
         let path = with_suffix(&self.path, ".lock");
-        let mut ours = self.lock.lock();
         let mine = lock::identity(&ours.metadata()?);
         if fs::symlink_metadata(&path).is_ok_and(|there| lock::identity(&there) == mine) {
             return Ok(());
@@ -202,6 +239,10 @@ impl Store {
     /// # Errors
     /// If writing fails.
     pub fn save_copy(&self, state: &StateFile) -> io::Result<()> {
+        let lock = self.lock.lock();
+        if lock.is_none() {
+            return Ok(());
+        }
         let copy = with_suffix(&self.path, ".last-good");
         replace(&copy, state).map_err(|e| named(&copy, &e))
     }

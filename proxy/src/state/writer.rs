@@ -13,7 +13,7 @@ use uh_protocol::ServiceName;
 use uh_system::plain;
 
 use super::file::{ServiceEntry, StateFile};
-use super::store::Store;
+use super::store::{Loaded, Store, StoreError};
 
 /// How long a switch waits for the disk before it replies that its state isn't saved yet.
 pub(crate) const PERSIST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,6 +23,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// Hands states to the writer thread.
 pub(crate) struct StateWriter {
+    store: Arc<Store>,
     inbox: Arc<Inbox>,
     progress: watch::Receiver<Progress>,
     /// The last entry of every service, including those that are no longer configured: a service may have been removed
@@ -82,10 +83,12 @@ impl StateWriter {
         let inbox = Arc::new(Inbox::default());
         let (report, progress) = watch::channel(Progress::default());
         let thread_inbox = Arc::clone(&inbox);
+        let store = Arc::new(store);
+        let thread_store = Arc::clone(&store);
         thread::Builder::new()
             .name("state".to_owned())
-            .spawn(move || keep(&store, &thread_inbox, &reserved, &report))?;
-        Ok(Self { inbox, progress, known: Mutex::new(known) })
+            .spawn(move || keep(&thread_store, &thread_inbox, &reserved, &report))?;
+        Ok(Self { store, inbox, progress, known: Mutex::new(known) })
     }
 
     /// Whether the current routing is saved to disk.
@@ -106,6 +109,10 @@ impl StateWriter {
         known.extend(std::mem::take(&mut state.services));
         state.services.clone_from(&known);
         let mut slot = self.inbox.slot.lock();
+        if !self.store.is_ours() {
+            // Another process writes it.
+            return slot.revision;
+        }
         slot.revision += 1;
         slot.wanted = Some(state);
         if change == StateChange::Routing {
@@ -119,6 +126,32 @@ impl StateWriter {
     pub(crate) fn wait_until_tried(&self, revision: u64, at_most: Duration) {
         let mut slot = self.inbox.slot.lock();
         self.inbox.tried.wait_while_for(&mut slot, |slot| slot.tried < revision, at_most);
+    }
+
+    /// Releases the state file to another process. What is to be on disk must be there already.
+    pub(crate) fn release(&self) {
+        self.inbox.slot.lock().wanted = None;
+        self.store.release();
+    }
+
+    /// Takes it.
+    ///
+    /// # Errors
+    /// Another process has it.
+    pub(crate) fn acquire(&self) -> Result<(), StoreError> {
+        self.store.acquire()
+    }
+
+    /// Reads what another process has left.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub(crate) fn load(&self) -> Result<Loaded, StoreError> {
+        let loaded = self.store.load()?;
+        if let Some(state) = &loaded.state {
+            self.known.lock().extend(state.services.clone());
+        }
+        Ok(loaded)
     }
 
     /// The last entry of a service that isn't configured now.

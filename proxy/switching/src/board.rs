@@ -1,11 +1,12 @@
 //! The switchboard: the one place where routing changes, and from which requests pick.
 
+mod follow;
 mod orders;
 mod split;
 mod switch;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ pub struct Switchboard<F: Fittings> {
     /// The ledgers of all activations with exchanges in flight. Its lock serialises changes; requests never take it.
     ledgers: Mutex<Vec<InfoLedger<F>>>,
     generations: Generations,
+    /// Another process leads, or is about to: changes are refused.
+    frozen: AtomicBool,
     /// Wakes tasks that depend on the routing.
     changed: Notify,
     workers: usize,
@@ -96,6 +99,7 @@ impl<F: Fittings> Switchboard<F> {
             live: ArcSwap::from_pointee(Live::new(nothing, Vec::new())),
             ledgers: Mutex::default(),
             generations: Generations::free(),
+            frozen: AtomicBool::new(false),
             changed: Notify::new(),
             workers,
             fittings,
@@ -134,6 +138,9 @@ impl<F: Fittings> Switchboard<F> {
         change: impl FnOnce(&Live<F>) -> Change<F::Service>,
     ) -> Result<Applied<F::Service>, Refusal> {
         let mut ledgers = self.ledgers.lock();
+        if self.frozen.load(Ordering::Acquire) {
+            return Err(Refusal::Frozen);
+        }
         let live = self.live.load_full();
         let leap = self.generations.leap(live.snapshot.generation);
         let (snapshot, outcome) = live.snapshot.leaving_out(leap).after(&change(&live))?;

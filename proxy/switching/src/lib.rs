@@ -26,6 +26,7 @@ pub mod backend;
 pub mod board;
 pub mod change;
 pub mod drain;
+mod follow;
 pub mod generations;
 pub mod lease;
 pub mod live;

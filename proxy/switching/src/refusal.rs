@@ -8,6 +8,9 @@ use crate::split::Weight;
 /// Why a change was refused. Nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// Another process decides, or is about to.
+    #[error("uh-proxy is being replaced: ask again in a second; nothing was changed")]
+    Frozen,
     /// No such service.
     #[error("no service is named {asked}; configured services: {}", known.join(", "))]
     UnknownService {

@@ -18,7 +18,7 @@ use crate::systemd::clients;
 use crate::wire::Wire;
 
 /// A keeper in the directory of a [`Home`].
-struct Keeper {
+pub(crate) struct Keeper {
     process: Process,
     socket: PathBuf,
     /// Where it was started, for the next one.
@@ -26,7 +26,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn start(directory: &Path, addresses: &[SocketAddr]) -> Self {
+    pub(crate) async fn start(directory: &Path, addresses: &[SocketAddr]) -> Self {
         Self::start_as(Command::new(program("uh-keeper").unwrap()), directory, addresses).await
     }
 
@@ -108,18 +108,18 @@ async fn twenty_restarts_with_a_keeper_refuse_no_connection_and_fail_no_request(
 }
 
 /// What a load saw.
-#[derive(Default)]
-struct Seen {
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
     answered: AtomicUsize,
     /// No connection was made.
-    refused: AtomicUsize,
+    pub(crate) refused: AtomicUsize,
     /// The exchange was inside the process when it died.
-    cut: AtomicUsize,
+    pub(crate) cut: AtomicUsize,
     longest_ms: AtomicUsize,
 }
 
 /// Clients with a new connection for each request, until stopped.
-fn new_clients(
+pub(crate) fn new_clients(
     address: SocketAddr,
     stop: &Arc<AtomicBool>,
     seen: &Arc<Seen>,

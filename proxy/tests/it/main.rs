@@ -59,6 +59,7 @@ mod stopping;
 mod streams;
 mod switch_probe;
 mod systemd;
+mod take_over;
 mod tls;
 mod truth;
 mod tunnels;

@@ -128,7 +128,11 @@ impl<F: Fittings> Switchboard<F> {
             }
             Change { expect_generation: order.expect_generation, steps }
         });
-        let applied = applied.map_err(|_| refused)?;
+        let applied = applied.map_err(|refusal| {
+            // No single service stands in the way.
+            let of_all = || order.moves.keys().map(|name| (name.clone(), refusal.clone())).collect();
+            if refused.is_empty() { of_all() } else { refused }
+        })?;
         let moved = |(name, wanted): (&String, &Move)| {
             let (before, after) = applied.service(name).ok()?;
             let from = (after.config.name().clone(), before.active.backend.clone());

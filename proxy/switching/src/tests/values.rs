@@ -295,3 +295,36 @@ fn a_record_keeps_what_is_known_of_services_that_are_not_configured() {
     assert_eq!(after.services.keys().map(|name| name.as_str()).collect::<Vec<_>>(), SERVICES);
     assert_eq!(after.services.values().next().unwrap().withdrawn, BTreeSet::from([name("red")]));
 }
+
+proptest! {
+    /// Whatever the leader does, and however many of its changes a follower receives at once.
+    #[test]
+    fn a_follower_routes_as_its_leader(
+        changes in prop::collection::vec((change(), any::<bool>()), 0..20),
+    ) {
+        let (mut leader, mut follower) = (first(), first());
+        for (change, follows) in changes {
+            // A follower has a configuration of its own.
+            let reloads = change.steps.iter().any(|step| matches!(step, Step::Reload { .. }));
+            if reloads {
+                continue;
+            }
+            leader = leader.after(&change).map_or(leader, |(after, _)| after);
+            if !follows {
+                continue;
+            }
+            let record = RoutingRecord::of(&leader);
+            let before = follower.clone();
+            follower = follower.following(&record);
+            prop_assert_eq!(RoutingRecord::of(&follower), record.clone());
+            check(&follower)?;
+            prop_assert_eq!(&follower.following(&record), &follower);
+            for (old, new) in before.services.iter().zip(&follower.services) {
+                // What hasn't changed goes on: its activation, and with it its counts and connections.
+                let same = old.active.backend == new.active.backend
+                    && old.backend(&old.active.backend) == new.backend(&old.active.backend);
+                prop_assert!(!same || old.active == new.active);
+            }
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The hand-over between a uh-proxy and its successor: what they say to each other ([`wire`]), and what the successor
+//! knows of its predecessor while that one ends ([`predecessor`]).
+//!
+//! ```text
+//! successor                       predecessor, which leads
+//! join ─────────────────────────▶
+//!      ◀──────────────── joined   its routing and health
+//! (probes, until it knows as much)
+//! yield ────────────────────────▶ refuses changes, writes the state, releases its locks
+//!      ◀─────────────── yielded   the generation
+//! (takes the locks, reads the state, replaces the admin socket, accepts)
+//! leading ──────────────────────▶ stops accepting, finishes its requests
+//! follow: routing ──────────────▶ takes it over
+//!      ◀──────────────── counts   what it still holds; also on its own, when that changes
+//! ```
+//!
+//! Who has the lock of the state file leads, and nobody else writes it or changes the routing. If the successor is gone
+//! before it leads, the predecessor takes the locks back.
+
+pub(crate) mod predecessor;
+pub(crate) mod wire;

@@ -1,0 +1,244 @@
+//! Messages: one JSON object a line.
+
+use std::io;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use uh_protocol::{BackendName, ServiceName};
+use uh_switching::Holding;
+
+use crate::state::file::StateFile;
+
+/// The longest message: a state file, whose size is limited to 4 MiB.
+pub(crate) const MAX_MESSAGE_BYTES: u64 = 5 << 20;
+
+/// Messages that wait to be read by their receiver.
+const QUEUE: usize = 16;
+
+/// How long the other process may take to read a message.
+const SEND_WITHIN: Duration = Duration::from_secs(1);
+
+/// What a successor says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "snake_case")]
+pub(crate) enum FromSuccessor {
+    /// It wants to take over.
+    Join {
+        /// Its version.
+        version: String,
+    },
+    /// It knows enough: refuse changes and release the locks.
+    Yield,
+    /// It accepts connections: stop doing so.
+    Leading,
+    /// The routing that is in force from now on.
+    Follow {
+        /// Increases with every message.
+        seq: u64,
+        /// The routing, as it is on disk.
+        state: Box<StateFile>,
+    },
+    /// Cut what a standby still holds.
+    Cut {
+        /// The service.
+        service: ServiceName,
+        /// The backend.
+        backend: BackendName,
+    },
+    /// Close a standby's tunnels, one after the other.
+    CloseTunnels {
+        /// The service.
+        service: ServiceName,
+        /// The backend.
+        backend: BackendName,
+        /// How long that takes.
+        over_ms: u64,
+    },
+}
+
+/// What a predecessor says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "snake_case")]
+pub(crate) enum FromPredecessor {
+    /// It leads, and this is what it knows.
+    Joined {
+        /// Its version.
+        version: String,
+        /// Its process id.
+        pid: u32,
+        /// The routing.
+        state: Box<StateFile>,
+        /// The endpoints that pass its probes.
+        healthy: Vec<EndpointName>,
+    },
+    /// It goes on leading.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// It has released the locks.
+    Yielded {
+        /// The generation of the routing on disk.
+        generation: u64,
+    },
+    /// What it still holds.
+    Counts(Counts),
+}
+
+/// An endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EndpointName {
+    pub(crate) service: ServiceName,
+    pub(crate) backend: BackendName,
+    pub(crate) address: String,
+}
+
+/// What a predecessor still holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    /// The last routing that it follows.
+    pub(crate) seq: u64,
+    /// Open connections of clients.
+    pub(crate) connections: u64,
+    /// Every backend.
+    pub(crate) backends: Vec<BackendCounts>,
+}
+
+/// What a predecessor holds on a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BackendCounts {
+    pub(crate) service: ServiceName,
+    pub(crate) backend: BackendName,
+    /// In all its activations.
+    pub(crate) holding: InFlight,
+    /// In those that get no new requests; `None`: it gets new requests.
+    pub(crate) past: Option<InFlight>,
+    /// Whether the past ones are drained, exactly.
+    pub(crate) drained: bool,
+}
+
+/// Requests and tunnels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct InFlight {
+    pub(crate) requests: u64,
+    pub(crate) tunnels: u64,
+}
+
+impl From<Holding> for InFlight {
+    fn from(Holding { requests, tunnels }: Holding) -> Self {
+        Self { requests, tunnels }
+    }
+}
+
+impl From<InFlight> for Holding {
+    fn from(InFlight { requests, tunnels }: InFlight) -> Self {
+        Self { requests, tunnels }
+    }
+}
+
+/// A message as a line.
+///
+/// # Errors
+/// Never for these values.
+pub(crate) fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Where messages are sent to.
+pub(crate) struct Sender(OwnedWriteHalf);
+
+impl Sender {
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// The other process is gone, or doesn't read.
+    pub(crate) async fn send(&mut self, message: &impl Serialize) -> io::Result<()> {
+        let line = line(message)?;
+        tokio::time::timeout(SEND_WITHIN, self.0.write_all(&line)).await?
+    }
+}
+
+/// Splits a connection into received messages, whose end is that of the connection, and where to send some.
+pub(crate) fn messages<T: DeserializeOwned + Send + 'static>(
+    stream: UnixStream,
+) -> (mpsc::Receiver<T>, Sender) {
+    let (from, to) = stream.into_split();
+    let (queue, received) = mpsc::channel(QUEUE);
+    tokio::spawn(async move {
+        let mut from = BufReader::new(from);
+        loop {
+            let message = tokio::select! {
+                message = next(&mut from) => message,
+                () = queue.closed() => return,
+            };
+            match message {
+                Ok(Some(message)) => {
+                    if queue.send(message).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(error = %uh_system::plain(&error), "cannot read a message of the other uh-proxy");
+                    return;
+                }
+            }
+        }
+    });
+    (received, Sender(to))
+}
+
+async fn next<T: DeserializeOwned>(from: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<T>> {
+    let mut line = Vec::new();
+    from.take(MAX_MESSAGE_BYTES).read_until(b'\n', &mut line).await?;
+    match line.last() {
+        None => Ok(None),
+        Some(b'\n') => Ok(Some(serde_json::from_slice(&line)?)),
+        Some(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_arrive_in_order_and_end_with_the_connection() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let (mut received, _to) = messages::<FromSuccessor>(there);
+        let (_from, mut sender) = messages::<FromPredecessor>(here);
+        sender.send(&FromSuccessor::Join { version: "1".to_owned() }).await.unwrap();
+        sender.send(&FromSuccessor::Yield).await.unwrap();
+        assert!(matches!(received.recv().await, Some(FromSuccessor::Join { .. })));
+        assert!(matches!(received.recv().await, Some(FromSuccessor::Yield)));
+        drop((_from, sender));
+        assert!(received.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn half_a_message_is_none() {
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let (mut received, _to) = messages::<FromSuccessor>(there);
+        here.write_all(b"{\"say\":\"yield\"}\n{\"say\":\"lead").await.unwrap();
+        drop(here);
+        assert!(matches!(received.recv().await, Some(FromSuccessor::Yield)));
+        assert!(received.recv().await.is_none());
+    }
+
+    #[test]
+    fn counts_are_one_message() {
+        let counts = FromPredecessor::Counts(Counts { seq: 1, ..Counts::default() });
+        let text = String::from_utf8(line(&counts).unwrap()).unwrap();
+        assert!(
+            matches!(serde_json::from_str(&text), Ok(FromPredecessor::Counts(Counts { seq: 1, .. }))),
+            "{text}"
+        );
+    }
+}

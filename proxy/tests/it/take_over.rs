@@ -1,0 +1,284 @@
+//! One uh-proxy replaces another one under load: nobody is refused, no request fails, no change is lost, and what the old
+//! one still holds counts.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use uh_protocol::request::DrainRequest;
+use uh_testkit::process::Process;
+use uh_testkit::wait::free_address;
+
+use crate::harness::{Home, Proxy, SampleApp, app, backend, soon, until};
+use crate::keeper::{Keeper, Seen, new_clients};
+use crate::systemd::clients;
+use crate::wire::{self, Wire};
+
+struct Stage {
+    home: Home,
+    _keeper: Keeper,
+    _apps: [SampleApp; 2],
+}
+
+async fn stage() -> (Stage, Proxy) {
+    let apps = [SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await];
+    let (address, metrics) = (free_address(), free_address());
+    let home = Home::new(apps[0].address, apps[1].address);
+    let socket = home.path("keeper/sock");
+    let home =
+        home.server(&format!("listen = [\"{address}\"]\nmetrics = \"{metrics}\"\nkeeper = {socket:?}"));
+    let keeper = Keeper::start(&home.path("."), &[address, metrics]).await;
+    let proxy = home.start().await;
+    proxy.until_healthy().await;
+    (Stage { home, _keeper: keeper, _apps: apps }, proxy)
+}
+
+impl Stage {
+    fn command(&self) -> std::process::Command {
+        let mut command = self.home.command();
+        command.arg("--take-over");
+        command
+    }
+
+    /// Starts one that takes over, and waits until it leads.
+    async fn replace(&self) -> Proxy {
+        self.home.start_as(self.command()).await
+    }
+}
+
+/// Whoever calls is asked to call again while no process decides.
+async fn switch(proxy: &Proxy, to: &str) {
+    until("the switch is accepted", async || {
+        let request = uh_protocol::request::SwitchRequest::to(backend(to));
+        proxy.client.switch(&app(), &request).await.ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_take_overs_refuse_nobody_and_fail_no_request() {
+    let (stage, mut proxy) = stage().await;
+    let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::new(Seen::default());
+    let clients = clients(proxy.address, &stop, &answers);
+    let others = new_clients(proxy.address, &stop, &seen);
+    for turn in 0..20 {
+        let before = answers.load(Ordering::Relaxed);
+        let next = stage.replace().await;
+        assert_eq!(proxy.ended().await.code(), Some(0), "{}", stage.home.messages());
+        proxy = next;
+        until("it answers", async || (answers.load(Ordering::Relaxed) > before).then_some(())).await;
+        switch(&proxy, if turn % 2 == 0 { "green" } else { "blue" }).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        soon("a client's end", client).await.unwrap();
+    }
+    for client in others {
+        tokio::task::spawn_blocking(|| client.join().unwrap()).await.unwrap();
+    }
+    println!(
+        "20 take-overs: {} requests on kept and new connections, {:?}",
+        answers.load(Ordering::Relaxed),
+        seen
+    );
+    assert_eq!((seen.refused.load(Ordering::Relaxed), seen.cut.load(Ordering::Relaxed)), (0, 0));
+}
+
+#[tokio::test]
+async fn what_the_old_one_holds_counts_and_follows_a_switch() {
+    let (stage, mut old) = stage().await;
+    let mut download = Wire::connect(old.address).await;
+    download.send(wire::get("/slow?ms=3000")).await;
+    until("it is in flight", async || (old.backend("blue").await.requests_in_flight == 1).then_some(()))
+        .await;
+    let mut kept = Wire::connect(old.address).await;
+    assert_eq!(kept.get("/").await.header("x-backend"), Some("blue"));
+    let new = stage.replace().await;
+    until("the new one counts it", async || {
+        (new.backend("blue").await.requests_in_flight == 1).then_some(())
+    })
+    .await;
+    switch(&new, "green").await;
+    // On a connection of the old one, sent after the reply.
+    kept.send(wire::get("/")).await;
+    if let Some(response) = kept.read(false).await {
+        assert_eq!(response.header("x-backend"), Some("green"));
+    }
+    let drain = |timeout_ms| DrainRequest { timeout_ms: Some(timeout_ms), cut: Some(false) };
+    let reply = new.client.drain(&app(), &backend("blue"), &drain(100)).await.unwrap();
+    assert!(!reply.drained && reply.remaining.requests == 1, "{reply:?}");
+    let reply = new.client.drain(&app(), &backend("blue"), &drain(10_000)).await.unwrap();
+    assert!(reply.drained && reply.waited_ms > 100, "{reply:?}");
+    let response = download.response().await;
+    assert!(response.status == 200 && response.complete, "{response:?}");
+    assert_eq!(old.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_routing_of_the_old_one_is_that_of_the_new_one() {
+    let (stage, mut old) = stage().await;
+    switch(&old, "green").await;
+    let before = old.status().await;
+    let withdrawn = old.client.withdraw(&app(), &backend("blue"), &Default::default()).await.unwrap();
+    let new = stage.replace().await;
+    let after = new.status().await;
+    assert_eq!(after.generation, withdrawn.generation);
+    assert_eq!(after.services[0].active, before.services[0].active);
+    assert_eq!(after.services[0].last_switch.is_some(), before.services[0].last_switch.is_some());
+    assert_eq!(new.backend("blue").await.role, uh_protocol::status::Role::Withdrawn);
+    assert_eq!(old.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn without_an_old_one_it_simply_starts_and_without_a_keeper_it_refuses() {
+    let (stage, mut old) = stage().await;
+    old.kill();
+    let _new = stage.replace().await;
+    let home = Home::new("127.0.0.1:9", "127.0.0.1:9");
+    let mut command = home.command();
+    command.arg("--take-over");
+    let mut child = command.spawn().unwrap();
+    let status = until("it has ended", async || child.try_wait().unwrap()).await;
+    assert_eq!(status.code(), Some(1));
+    assert!(home.messages().contains("--take-over needs server.keeper"), "{}", home.messages());
+}
+
+/// One that says that it takes over, and then hangs, with or without the locks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_that_hangs_stops_neither_requests_nor_for_long_changes() {
+    let (stage, proxy) = stage().await;
+    let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
+    let load = new_clients(proxy.address, &stop, &seen);
+    let path = stage.home.path("run/admin.sock.successor");
+    for with_locks in [false, true] {
+        let stream = UnixStream::connect(&path).unwrap();
+        let mut stream = BufReader::new(stream);
+        let mut ask = |line: &str| {
+            stream.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_line(&mut answer).unwrap();
+            answer
+        };
+        assert!(ask(r#"{"say":"join","version":"0"}"#).contains("joined"));
+        assert!(ask(r#"{"say":"yield"}"#).contains("yielded"));
+        let locks = [
+            stage.home.state_file().with_file_name(".deployment-state.json.lock"),
+            stage.home.path("run/admin.sock.lock"),
+        ]
+        .map(|path| File::options().append(true).open(path).unwrap());
+        if with_locks {
+            locks.iter().for_each(|lock| lock.try_lock().unwrap());
+            stage.home.until_said("has the locks and doesn't lead").await;
+            assert_eq!(Wire::connect(proxy.address).await.get("/").await.status, 200);
+        }
+        let request = uh_protocol::request::SwitchRequest::to(backend("green"));
+        let problem = proxy.client.switch(&app(), &request).await;
+        if with_locks {
+            let problem = problem.unwrap_err().to_string();
+            assert!(problem.contains("being replaced: ask again"), "{problem}");
+        }
+        drop(locks);
+        switch(&proxy, if with_locks { "blue" } else { "green" }).await;
+    }
+    // It can be replaced still.
+    let mut proxy = proxy;
+    let next = stage.replace().await;
+    assert_eq!(proxy.ended().await.code(), Some(0));
+    assert_eq!(next.service().await.active, backend("blue"));
+    stop.store(true, Ordering::Relaxed);
+    for client in load {
+        tokio::task::spawn_blocking(|| client.join().unwrap()).await.unwrap();
+    }
+    assert_eq!((seen.refused.load(Ordering::Relaxed), seen.cut.load(Ordering::Relaxed)), (0, 0));
+}
+
+/// How long until exactly one process leads again.
+const LEADS_WITHIN: Duration = Duration::from_secs(10);
+
+async fn generation_served(address: SocketAddr) -> String {
+    let response = Wire::connect(address).await.get("/").await;
+    assert_eq!(response.status, 200);
+    response.header("x-backend").unwrap().to_owned()
+}
+
+#[cfg(feature = "fault-points")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_is_killed_at_any_step_one_leads_and_nobody_is_refused() {
+    const OLD: [&str; 4] =
+        ["handover_frozen", "handover_released", "handover_superseded", "handover_followed"];
+    const NEW: [&str; 7] = [
+        "takeover_joined",
+        "takeover_probed",
+        "takeover_yielded",
+        "takeover_locked",
+        "takeover_renamed",
+        "takeover_accepting",
+        "takeover_followed",
+    ];
+    for point in OLD.into_iter().chain(NEW) {
+        let (stage, mut proxy) = stage().await;
+        let address = proxy.address;
+        switch(&proxy, "green").await;
+        proxy.kill();
+        let fault = stage.home.path("fault");
+        let of_old = OLD.contains(&point);
+        let mut command = stage.home.command();
+        if of_old {
+            command.env("UH_PROXY_FAULT_FILE", &fault);
+        }
+        let mut old = stage.home.start_as(command).await;
+        old.until_healthy().await;
+        let before = old.status().await.generation;
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
+        let load = new_clients(address, &stop, &seen);
+        std::fs::write(&fault, point).unwrap();
+        let mut command = stage.command();
+        if !of_old {
+            command.env("UH_PROXY_FAULT_FILE", &fault);
+        }
+        // Ended if this fails.
+        let mut new = Process::spawn_as("successor", &mut command, &stage.home.log()).unwrap();
+        let died = async || {
+            let ended = if of_old { !old.is_running() } else { new.status().unwrap().is_some() };
+            ended.then_some(())
+        };
+        until(&format!("{point}: it is killed"), died).await;
+        let begun = Instant::now();
+        // The old one doesn't accept any more: clients wait for the next one.
+        let mut next = None;
+        if point == "takeover_followed" {
+            assert_eq!(old.ended().await.code(), Some(0));
+            next = Some(stage.home.start().await);
+        }
+        let client = uh_protocol::client::Client::new(stage.home.socket());
+        let led = async || {
+            let status = client.status().await.ok()?;
+            let request = uh_protocol::request::SwitchRequest::to(backend("blue"));
+            assert!(status.generation >= before, "{point}: generation {} after {before}", status.generation);
+            client.switch(&app(), &request).await.ok()
+        };
+        let what = format!("{point}: one leads");
+        let switched = uh_testkit::wait::until_within(LEADS_WITHIN, &what, led);
+        switched.await.unwrap_or_else(|e| panic!("{e:#}\n{}", stage.home.messages()));
+        println!("{point}: switched {} ms after the kill", begun.elapsed().as_millis());
+        assert_eq!(generation_served(address).await, "blue", "{point}");
+        stop.store(true, Ordering::Relaxed);
+        for client in load {
+            tokio::task::spawn_blocking(|| client.join().unwrap()).await.unwrap();
+        }
+        let cut = seen.cut.load(Ordering::Relaxed);
+        println!("{point}: {seen:?}");
+        assert_eq!(seen.refused.load(Ordering::Relaxed), 0, "{point}");
+        // Each client has one request at a time.
+        assert!(cut <= 8, "{point}: {cut} were cut");
+        drop(next);
+        // One of them has ended already.
+        let _ = new.kill();
+        old.kill();
+    }
+}
