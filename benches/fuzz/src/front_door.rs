@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 use uh_proxy::config;
-use uh_proxy::run::{self, Start};
+use uh_proxy::run::{self, Start, TakeOver};
 use uh_proxy::systemd::Inherited;
 use uh_testkit::uh_proxy::Setup;
 use uh_testkit::wait::{free_address, until_blocking};
@@ -28,7 +28,7 @@ pub(crate) fn start(blue: SocketAddr, green: SocketAddr) -> FrontDoor {
     let (path, text, admin_socket) = (setup.config_file(), setup.config(), setup.socket());
     std::fs::write(&path, &text).expect("the configuration can be written");
     let config = config::parse(&text).expect("the configuration is good");
-    let start = Start { path, text, config, inherited: Inherited::default() };
+    let start = Start { path, text, config, inherited: Inherited::default(), take_over: TakeOver::Never };
     std::thread::spawn(move || panic!("uh-proxy has ended: {:?}", run::run(start)));
     let listens = || (TcpStream::connect(address).is_ok() && admin_socket.exists()).then_some(());
     until_blocking("uh-proxy listens", listens).expect("it starts");

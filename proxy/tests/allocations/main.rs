@@ -13,7 +13,7 @@ use std::thread;
 use http2::Http2Caller;
 use uh_protocol::client::Client;
 use uh_proxy::config;
-use uh_proxy::run::Start;
+use uh_proxy::run::{Start, TakeOver};
 use uh_proxy::systemd::Inherited;
 use uh_testkit::uh_proxy::Setup;
 use uh_testkit::wait::{SOON, until_blocking};
@@ -266,7 +266,7 @@ fn front_door(dir: &Path, backend: SocketAddr) -> [SocketAddr; 2] {
     let setup = setup.service(SERVICE);
     let (path, text) = (setup.config_file(), setup.config());
     let config = config::parse(&text).unwrap();
-    let start = Start { path, text, config, inherited: Inherited::default() };
+    let start = Start { path, text, config, inherited: Inherited::default(), take_over: TakeOver::Never };
     thread::spawn(move || uh_proxy::run::run(start).unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = Client::new(setup.socket());
