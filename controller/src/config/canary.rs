@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use uh_protocol::request::MAX_WARM_UP_MS;
 use uh_settings::Section;
 use uh_settings::units::{DAY, HOUR, SECOND};
 use uh_trial::Weight;
 use uh_trial::plan::{Plan, PlanError, Step};
+use uh_trial::trial::WARM_UP;
+
+use crate::time::span;
 
 /// The weight of the watch: 5 % of the clients stay on the old version, as the control group.
 const WATCH_WEIGHT_PPM: u32 = 950_000;
@@ -29,6 +33,9 @@ pub struct CanaryPlan {
     pub step_timeout_ms: u64,
     /// What to do if a step doesn't get them.
     pub on_not_enough_data: OnNotEnoughData,
+    /// For how long slowness isn't judged, in milliseconds; `None`: as long as uh-proxy does without being told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up_ms: Option<u64>,
 }
 
 /// One step of a trial.
@@ -123,10 +130,12 @@ pub(super) fn canary(root: &mut Section) -> Option<CanaryPlan> {
         ("hold", OnNotEnoughData::Hold),
         ("abort", OnNotEnoughData::Abort),
     ];
+    let warm_up_ms = warm_up(&mut section, &steps);
     let plan = CanaryPlan {
         steps,
         step_timeout_ms: millis(section.duration("step_timeout", 900 * SECOND, (SECOND, MAX_TIME))),
         on_not_enough_data: section.choice("on_not_enough_data", OnNotEnoughData::Hold, &choices),
+        warm_up_ms,
     };
     let last_is_the_watch = watch.is_some();
     match plan.rules() {
@@ -138,6 +147,24 @@ pub(super) fn canary(root: &mut Section) -> Option<CanaryPlan> {
         Err(error) => section.mistake("steps", error.to_string()),
     }
     Some(plan)
+}
+
+/// uh-proxy decides if the key isn't there, so that an older one that doesn't know it isn't asked for it.
+fn warm_up(section: &mut Section, steps: &[CanaryStep]) -> Option<u64> {
+    if !section.has("warm_up") {
+        return None;
+    }
+    let longest = Duration::from_millis(MAX_WARM_UP_MS);
+    let warm_up = section.duration("warm_up", WARM_UP, (Duration::ZERO, longest));
+    let least: Duration = steps.iter().map(CanaryStep::at_least).sum();
+    if warm_up >= least && !least.is_zero() {
+        let reason = format!(
+            "slowness would never be judged: the steps and the watch together may be over after {}",
+            span(least)
+        );
+        section.mistake("warm_up", reason);
+    }
+    Some(millis(warm_up))
 }
 
 fn steps(section: &mut Section) -> Vec<CanaryStep> {
@@ -200,6 +227,14 @@ mod tests {
     }
 
     #[test]
+    fn the_warm_up_is_left_to_uh_proxy_unless_it_is_configured() {
+        let warm_up = |canary: &str| parse(canary).unwrap().unwrap().warm_up_ms;
+        assert_eq!(warm_up("[canary]\n"), None);
+        assert_eq!(warm_up("[canary]\nwarm_up = \"90s\"\n"), Some(90_000));
+        assert_eq!(warm_up("[canary]\nwarm_up = \"0s\"\n"), Some(0));
+    }
+
+    #[test]
     fn steps_that_cannot_be_a_trial_are_refused_with_the_reason() {
         for (canary, reason) in [
             ("steps = [{ weight = \"40%\" }, { weight = \"10%\" }]", "step 2: its weight must be larger"),
@@ -213,6 +248,12 @@ mod tests {
             ("steps = []", "expected at least one step"),
             ("watch = \"10s\"", "too short to decide"),
             ("on_not_enough_data = \"maybe\"", "canary.on_not_enough_data"),
+            ("warm_up = \"soon\"", "canary.warm_up"),
+            ("warm_up = \"11m\"", "canary.warm_up"),
+            (
+                "watch = \"off\"\nwarm_up = \"10s\"\nsteps = [{ weight = \"10%\", at_least = \"10s\" }]",
+                "slowness would never be judged: the steps and the watch together may be over after 10",
+            ),
         ] {
             let error = parse(&format!("[canary]\n{canary}\n")).unwrap_err();
             assert!(error.contains(reason), "{canary}: {error}");

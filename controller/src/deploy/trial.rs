@@ -295,6 +295,8 @@ impl EarlierTrial {
 
 #[cfg(test)]
 mod tests {
+    use uh_protocol::status::Suspect;
+
     use super::*;
 
     fn figures(new: (u64, u64), old: (u64, u64)) -> TrialFigures {
@@ -318,6 +320,7 @@ mod tests {
             backend: "green".parse().unwrap(),
             state: TrialState::Bad,
             ended,
+            suspect: Suspect::Split,
             slow_after_ms: Some(250),
             failures: figures(new, (9, 9000)),
             slowness: Some(figures((1, 994), (0, 0))),
@@ -356,7 +359,8 @@ mod tests {
     fn a_split_is_ours_by_its_backend_and_weight() {
         let split = |to: &str, weight| {
             let (since, until) = (String::new(), String::new());
-            SplitStatus { to: to.parse().unwrap(), weight, since, until, leased: true }
+            let suspect = Suspect::Split;
+            SplitStatus { to: to.parse().unwrap(), weight, since, until, leased: true, suspect }
         };
         let green = "green".parse().unwrap();
         let ours = OurSplit { given: Some(10.0), unanswered: None };

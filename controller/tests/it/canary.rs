@@ -20,7 +20,7 @@ use crate::watching::failing;
 const QUICK: &str = "[canary]\nwatch = \"off\"\nsteps = [{ weight = \"10%\", at_least = \"200ms\", requests = 5 }, { weight = \"50%\", at_least = \"300ms\", requests = 20 }]\n";
 
 /// Many clients, each of whom is another one for uh-proxy.
-struct Clients {
+pub(crate) struct Clients {
     stop: Arc<AtomicBool>,
     failed: Arc<AtomicU64>,
     next: Arc<AtomicU64>,
@@ -28,7 +28,7 @@ struct Clients {
 }
 
 impl Clients {
-    fn start(address: SocketAddr) -> Self {
+    pub(crate) fn start(address: SocketAddr) -> Self {
         let (stop, failed, next) =
             (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let thread = |_| {
@@ -48,12 +48,12 @@ impl Clients {
     }
 
     /// How many requests they have sent.
-    fn asked(&self) -> u64 {
+    pub(crate) fn asked(&self) -> u64 {
         self.next.load(Ordering::SeqCst)
     }
 
     /// Stops them, and returns how many requests failed.
-    fn end(mut self) -> u64 {
+    pub(crate) fn end(mut self) -> u64 {
         self.halt();
         self.failed.load(Ordering::SeqCst)
     }
@@ -205,8 +205,8 @@ fn spawn(stage: &Stage, version: &str) -> Child {
     stage.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Answers with 500 once a file is there, except at its health path.
-const TURNS_BAD: &str = r#"
+/// Answers with 500 as long as a file is there, except at its health path.
+pub(crate) const TURNS_BAD: &str = r#"
 import http.server, os, sys
 
 class App(http.server.BaseHTTPRequestHandler):
@@ -240,7 +240,7 @@ fn trying_with(stage: &Stage, app: &str) -> Child {
 }
 
 #[track_caller]
-fn ended(deploy: Child, code: i32) -> Ran {
+pub(crate) fn ended(deploy: Child, code: i32) -> Ran {
     let ran = Ran::of(deploy.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(code), "{}", ran.text);
     ran
@@ -262,6 +262,21 @@ fn a_running_trial_obeys_another_terminal() {
     assert_eq!((stage.served(), stage.service().split), ("green 1.0.1".to_owned(), None));
     assert!(last(&stage)["remarks"][0].as_str().unwrap().starts_with("promoted by "), "{}", last(&stage));
     assert_eq!(clients.end(), 0, "no request failed");
+}
+
+/// Without a warm-up, slowness is judged from the first request on, and not after 10 s.
+#[test]
+fn the_configured_warm_up_is_that_of_the_trial() {
+    let (stage, clients) = stage();
+    until("the old version has a history", || (clients.asked() > 100).then_some(()));
+    let deploy = trying_with(&stage, "warm_up = \"0s\"\n");
+    let began = Instant::now();
+    until("slowness is judged", || stage.service().trial?.slowness);
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    stage.expect(0, &["abort"]);
+    ended(deploy, 1);
+    stage.configure("uh-deploy.toml", "[canary]\nwarm_up = \"1h\"\n");
+    stage.expect(2, &["validate"]).says("canary.warm_up");
 }
 
 #[test]
@@ -566,7 +581,7 @@ fn a_killed_hold_is_held_or_undone() {
 /// Runs a command that is killed at this point.
 #[cfg(feature = "fault-points")]
 #[track_caller]
-fn killed_at(stage: &Stage, point: &str, args: &[&str]) {
+pub(crate) fn killed_at(stage: &Stage, point: &str, args: &[&str]) {
     let fault = stage.path("fault");
     std::fs::write(&fault, point).unwrap();
     let ran = Ran::of(stage.command(args).env("UH_DEPLOY_FAULT_FILE", &fault).output().unwrap());

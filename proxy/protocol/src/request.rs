@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::name::{BackendName, ServiceName};
-use crate::status::{BackendStatus, MaintenanceStatus, SplitStatus};
+use crate::status::{BackendStatus, MaintenanceStatus, SplitStatus, Suspect};
 
 /// The longest timeout of a drain: one day, so that a typo doesn't block a client indefinitely.
 pub const MAX_DRAIN_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
@@ -297,7 +297,7 @@ pub struct Withdrawn {
 }
 
 /// `POST /v1/services/{s}/split`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SplitRequest {
     /// The backend that gets a part of the traffic. May be left out if `weight` is 0.
@@ -312,7 +312,17 @@ pub struct SplitRequest {
     /// Refuse unless this is the current generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect_generation: Option<u64>,
+    /// Which side the trial suspects. A call for a split that goes on must say the same.
+    #[serde(default, skip_serializing_if = "Suspect::is_default")]
+    pub suspect: Suspect,
+    /// For how long from its beginning the trial doesn't judge slowness: at most [`MAX_WARM_UP_MS`]. If absent, 10 s. It counts
+    /// when the split begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up_ms: Option<u64>,
 }
+
+/// The longest `warm_up_ms` of a split: 10 minutes.
+pub const MAX_WARM_UP_MS: u64 = 600_000;
 
 /// The shortest `ttl_ms` of a split, so that a slow disk or a busy machine doesn't end one that is renewed.
 pub const MIN_SPLIT_TTL_MS: u64 = 100;

@@ -125,6 +125,9 @@ pub struct TrialStatus {
     pub state: TrialState,
     /// Whether its split has ended.
     pub ended: bool,
+    /// Whether it is the backend of the split, or the active one in a cross-check.
+    #[serde(default, skip_serializing_if = "Suspect::is_default")]
+    pub suspect: Suspect,
     /// A request that takes longer than this many milliseconds is slow. None: the old version has no history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_after_ms: Option<u64>,
@@ -211,6 +214,29 @@ pub struct SplitStatus {
     pub until: String,
     /// Whether it is a lease (`ttl_ms`). `false`: it ends after the service's `split.hold_timeout`.
     pub leased: bool,
+    /// Which side its trial suspects.
+    #[serde(default, skip_serializing_if = "Suspect::is_default")]
+    pub suspect: Suspect,
+}
+
+/// The side of a split that its trial suspects. The other one is what it is compared with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Suspect {
+    /// The backend of the split: a new version that gets some of the clients. If it is worse, the split ends.
+    #[default]
+    Split,
+    /// The active backend: a new version that has given some of its clients back for a cross-check. If it is worse, nothing
+    /// happens by itself, because all clients would get it.
+    Active,
+}
+
+impl Suspect {
+    /// Whether it is the one that needn't be said.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What a service in maintenance tells its clients.

@@ -215,9 +215,10 @@ impl Control {
             Refusal::Frozen => Code::Busy,
             Refusal::UnknownService { .. } => Code::UnknownService,
             Refusal::UnknownBackend { .. } => Code::UnknownBackend,
-            Refusal::NotActive { .. } | Refusal::OtherGeneration { .. } | Refusal::OtherSplit { .. } => {
-                Code::Conflict
-            }
+            Refusal::NotActive { .. }
+            | Refusal::OtherGeneration { .. }
+            | Refusal::OtherSplit { .. }
+            | Refusal::OtherSuspect { .. } => Code::Conflict,
             Refusal::Unhealthy { .. } | Refusal::FailedProbe { .. } => Code::BackendUnhealthy,
             Refusal::Withdrawn { .. } => Code::BackendWithdrawn,
             Refusal::Active { .. }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use uh_protocol::ServiceName;
+use uh_protocol::{BackendName, ServiceName};
 use uh_switching::ServiceState;
 use uh_trial::{History, Share, overdue_bound, slow_bound};
 
@@ -38,13 +38,23 @@ pub(super) struct Past {
 struct Known {
     /// The generation in which it became active.
     since: u64,
+    backend: BackendName,
     notes: VecDeque<HistoryReading>,
+    /// What served before, and what was known of it when it was replaced: what a cross-check compares with.
+    before: Option<(BackendName, History, Option<Patience>)>,
 }
 
 impl Past {
     /// Nothing is known.
     pub(super) fn new() -> Self {
         Self { known: BTreeMap::new(), noted: Instant::now() }
+    }
+
+    /// What is known of the backend that was active until the last switch. Nothing, if it isn't this one.
+    pub(super) fn before(&self, service: &ServiceName, backend: &BackendName) -> (History, Option<Patience>) {
+        let before = self.known.get(service).and_then(|known| known.before.as_ref());
+        let before = before.filter(|(name, ..)| name == backend);
+        before.map_or_else(Default::default, |(_, history, patience)| (*history, *patience))
     }
 }
 
@@ -59,13 +69,18 @@ impl Control {
         past.known.retain(|name, _| snapshot.service(name.as_str()).is_some());
         for state in &snapshot.services {
             let since = state.active.since;
-            let known = past.known.entry(state.config.name.clone());
-            let known = known.or_insert_with(|| Known { since, notes: VecDeque::new() });
+            let (name, backend) = (&state.config.name, &state.active.backend);
+            let known = past.known.entry(name.clone());
+            let new = || Known { since, backend: backend.clone(), notes: VecDeque::new(), before: None };
+            let known = known.or_insert_with(new);
             if known.since != since {
-                *known = Known { since, notes: VecDeque::new() };
+                let first = known.notes.front().copied().unwrap_or_default();
+                let (history, patience) = known_by(self.counted(name, &known.backend).since(&first));
+                let before = Some((known.backend.clone(), history, patience));
+                *known = Known { before, ..new() };
             }
             if due || known.notes.is_empty() {
-                known.notes.push_back(self.counted(state));
+                known.notes.push_back(self.counted(name, backend));
                 if known.notes.len() > NOTES {
                     known.notes.pop_front();
                 }
@@ -77,28 +92,32 @@ impl Control {
     /// to that. `None`: there were too few.
     pub(super) fn past_of(&self, state: &ServiceState<Service>, past: &Past) -> (History, Option<Patience>) {
         let first = past.known.get(&state.config.name).and_then(|known| known.notes.front().copied());
-        let since = self.counted(state).since(&first.unwrap_or_default());
-        let slow = Some(since.requests()).filter(|requests| *requests >= ENOUGH);
-        let slow = slow.and_then(|_| slow_bound(&BOUNDS_US[FIRST_BOUND..], &since.durations[FIRST_BOUND..]));
-        let overdue =
-            slow.and_then(|_| overdue_bound(&BOUNDS_US[FIRST_OVERDUE..], &since.durations[FIRST_OVERDUE..]));
-        // A response that took long may have begun soon: so at most so many were overdue.
-        let failed =
-            since.failed(slow.map(|slow| slow.bound)) + overdue.map_or(0, |overdue| overdue.history.bad());
-        let history = History {
-            failures: Share::new(failed.min(since.requests()), since.requests()),
-            slowness: slow.map(|slow| slow.history).unwrap_or_default(),
-        };
-        let patience = slow.map(|slow| Patience {
-            slow_after: Duration::from_micros(slow.bound),
-            overdue_after: overdue.map(|overdue| Duration::from_micros(overdue.bound)),
-        });
-        (history, patience)
+        known_by(self.counted(&state.config.name, &state.active.backend).since(&first.unwrap_or_default()))
     }
 
-    fn counted(&self, state: &ServiceState<Service>) -> HistoryReading {
-        self.meters.backend(&state.config.name, &state.active.backend).history()
+    fn counted(&self, service: &ServiceName, backend: &BackendName) -> HistoryReading {
+        self.meters.backend(service, backend).history()
     }
+}
+
+/// What these counts say.
+fn known_by(since: HistoryReading) -> (History, Option<Patience>) {
+    let slow = Some(since.requests()).filter(|requests| *requests >= ENOUGH);
+    let slow = slow.and_then(|_| slow_bound(&BOUNDS_US[FIRST_BOUND..], &since.durations[FIRST_BOUND..]));
+    let overdue =
+        slow.and_then(|_| overdue_bound(&BOUNDS_US[FIRST_OVERDUE..], &since.durations[FIRST_OVERDUE..]));
+    // A response that took long may have begun soon: so at most so many were overdue.
+    let failed =
+        since.failed(slow.map(|slow| slow.bound)) + overdue.map_or(0, |overdue| overdue.history.bad());
+    let history = History {
+        failures: Share::new(failed.min(since.requests()), since.requests()),
+        slowness: slow.map(|slow| slow.history).unwrap_or_default(),
+    };
+    let patience = slow.map(|slow| Patience {
+        slow_after: Duration::from_micros(slow.bound),
+        overdue_after: overdue.map(|overdue| Duration::from_micros(overdue.bound)),
+    });
+    (history, patience)
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use uh_protocol::request::{DrainRequest, MIN_SPLIT_TTL_MS, SplitReply, SplitRequest};
+use uh_protocol::request::{DrainRequest, MAX_WARM_UP_MS, MIN_SPLIT_TTL_MS, SplitReply, SplitRequest};
+use uh_protocol::status::Suspect;
 use uh_protocol::{BackendName, Code, Problem, ServiceName};
 use uh_switching::board::{SplitEnd, SplitOrder, SplitOutcome};
-use uh_switching::{Salt, Split, Term, Weight};
+use uh_switching::{Judging, Salt, Side, Split, Term, Weight};
 
 use super::audit::{Audit, Changed, Did, Wait};
 use super::control::{Control, internal};
@@ -52,6 +53,7 @@ impl Control {
                     weight,
                     salt: new_salt().map_err(refused)?,
                     term: self.term(service, request.ttl_ms).map_err(refused)?,
+                    judging: judging(&request).map_err(refused)?,
                     expect_generation: request.expect_generation,
                 };
                 self.probe_before(service, &order, audit).await?;
@@ -179,8 +181,22 @@ fn wanted(request: &SplitRequest) -> Result<Wanted, Problem> {
         (None, _) if request.ttl_ms.is_some() => {
             Err(invalid("ttl_ms is only valid with a weight above 0".to_owned()))
         }
+        (None, _) if request.warm_up_ms.is_some() || !request.suspect.is_default() => {
+            Err(invalid("warm_up_ms and suspect are only valid with a weight above 0".to_owned()))
+        }
         (None, to) => Ok(Wanted::End { to: to.clone() }),
     }
+}
+
+fn judging(request: &SplitRequest) -> Result<Judging, Problem> {
+    if let Some(ms) = request.warm_up_ms.filter(|ms| *ms > MAX_WARM_UP_MS) {
+        return Err(invalid(format!("warm_up_ms is {ms}: use 0 to {MAX_WARM_UP_MS}")));
+    }
+    let suspect = match request.suspect {
+        Suspect::Split => Side::New,
+        Suspect::Active => Side::Old,
+    };
+    Ok(Judging { suspect, warm_up: request.warm_up_ms.map(Duration::from_millis) })
 }
 
 /// `10 % to green`

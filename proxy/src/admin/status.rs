@@ -3,9 +3,9 @@
 use uh_protocol::BackendName;
 use uh_protocol::status::{
     BackendStatus, EndpointStatus, MaintenanceStatus, ProbeStatus, ProxyStatus, Role, ServiceStatus,
-    SplitStatus, Status,
+    SplitStatus, Status, Suspect,
 };
-use uh_switching::{Health, Maintenance, ServiceState, Split, Term};
+use uh_switching::{Health, Maintenance, ServiceState, Side, Split, Term};
 
 use super::control::Control;
 use crate::config::Service;
@@ -115,6 +115,10 @@ pub(super) fn split_status(split: &Split) -> SplitStatus {
         since: iso_millis(split.began),
         until: iso_millis(split.until),
         leased: matches!(split.term, Term::Lease(_)),
+        suspect: match split.judging.suspect {
+            Side::New => Suspect::Split,
+            Side::Old => Suspect::Active,
+        },
     }
 }
 

@@ -1,18 +1,20 @@
 //! Trials: every split is one. Opens a trial with each split, looks at it every 100 ms, and ends a split whose new side is
-//! worse: the fuse. It needs nobody else to be alive.
+//! worse: the fuse. It needs nobody else to be alive. In a cross-check, where the active side is the suspect, the end of the
+//! split would give that one all clients, so whoever asked for it acts.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
-use uh_switching::{OneSplit, ServiceState, Split};
-use uh_trial::{Figures, Side, Status, Weight};
+use uh_protocol::BackendName;
+use uh_switching::{OneSplit, ServiceState, Side, Split};
+use uh_trial::{Figures, History, Status};
 
 use super::control::Control;
 use super::history::{NOTE_EVERY, Past};
 use super::split_end::Reason;
 use crate::config::Service;
-use crate::front::trial::OpenTrial;
+use crate::front::trial::{OpenTrial, Patience};
 
 /// How often trials are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -60,42 +62,70 @@ impl Control {
 
     fn look(self: &Arc<Self>, trial: &OpenTrial, state: &ServiceState<Service>, split: &Split, past: &Past) {
         if trial.shared.patience.get().is_none()
-            && let (_, Some(patience)) = self.past_of(state, past)
+            && let (_, Some(patience)) = self.past_of_old(state, split, past)
         {
             // What the old version did before stays unknown: only the coin can decide.
             let _ = trial.shared.patience.set(patience);
         }
-        let weight = Weight::new(split.assignment.weight.share());
-        let Status::Bad { kind, figures, .. } = trial.look(weight) else { return };
+        let Status::Bad { kind, figures, .. } = trial.look(split.assignment.weight.share()) else { return };
+        if split.judging.suspect == Side::Old {
+            if trial.is_news() {
+                log(trial, kind.as_str(), &figures, "a cross-check has found the active version worse");
+            }
+            return;
+        }
         let only = OneSplit { salt: split.assignment.salt, until: None };
         if self.end_by_itself(&state.config.name, only, Reason::Worse) {
-            log(trial, kind.as_str(), &figures);
+            let what = "the new version is worse: all clients return to the old one";
+            log(trial, kind.as_str(), &figures, what);
         }
     }
 
-    /// Opens the trial of a service's split. The old version is known by what was counted since it became active, at most
-    /// 10 minutes ago.
+    /// What is known of the side that isn't suspected.
+    fn past_of_old(
+        &self,
+        state: &ServiceState<Service>,
+        split: &Split,
+        past: &Past,
+    ) -> (History, Option<Patience>) {
+        match split.judging.suspect {
+            Side::New => self.past_of(state, past),
+            Side::Old => past.before(&state.config.name, &split.new.backend),
+        }
+    }
+
+    /// Opens the trial of a service's split. The old version is known by what was counted in the last 10 minutes in which it
+    /// was active.
     fn open(&self, state: &ServiceState<Service>, split: &Split, past: &Past) -> OpenTrial {
-        let (history, patience) = self.past_of(state, past);
-        let (service, backend) = (&state.config.name, &split.new.backend);
-        tracing::info!(%service, old = %state.active.backend, new = %backend, requests = history.failures.all(),
+        let (history, patience) = self.past_of_old(state, split, past);
+        let (service, [old, backend]) = (&state.config.name, sides(state, split));
+        tracing::info!(%service, %old, new = %backend, requests = history.failures.all(),
             failed = history.failures.bad(),
             slow_after_ms = patience.map(|patience| patience.slow_after.as_millis() as u64),
             "a trial has begun");
         let of = (service.clone(), backend.clone(), split.assignment.salt);
-        OpenTrial::new(of, history, patience, self.broadcasts.len())
+        OpenTrial::new(of, split.judging, history, patience, self.broadcasts.len())
     }
 }
 
-/// Logs why a trial has ended.
-fn log(trial: &OpenTrial, kind: &'static str, figures: &Figures) {
+/// The backend that a trial compares with, and the suspect.
+fn sides<'a>(state: &'a ServiceState<Service>, split: &'a Split) -> [&'a BackendName; 2] {
+    let (active, other) = (&state.active.backend, &split.new.backend);
+    match split.judging.suspect {
+        Side::New => [active, other],
+        Side::Old => [other, active],
+    }
+}
+
+/// Logs what a trial has found.
+fn log(trial: &OpenTrial, kind: &'static str, figures: &Figures, what: &'static str) {
     let percent = |rate: f64| (rate * 10_000.0).round() / 100.0;
     let (routes, request_ids) = trial.judged(|judged| {
         let top = judged.routes.top();
         let named = top
             .iter()
             .take(LOGGED_ROUTES)
-            .map(|route| format!("{} ({})", route.template, route.coin.clients(Side::New)));
+            .map(|route| format!("{} ({})", route.template, route.coin.clients(uh_trial::Side::New)));
         (named.collect::<Vec<_>>().join(", "), judged.request_ids.join(", "))
     });
     tracing::warn!(service = %trial.service, backend = %trial.backend, kind,
@@ -104,6 +134,5 @@ fn log(trial: &OpenTrial, kind: &'static str, figures: &Figures) {
         before_percent = percent(figures.before.rate()), clients_new = figures.clients_new,
         clients_old = figures.clients_old, ln_coin = figures.ln_coin,
         ln_windows = figures.ln_windows, ln_history = figures.ln_history,
-        after_s = trial.age().as_secs_f64(), routes, request_ids,
-        "the new version is worse: all clients return to the old one");
+        after_s = trial.age().as_secs_f64(), routes, request_ids, "{what}");
 }

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use uh_protocol::request::{SplitReply, SplitRequest};
-use uh_protocol::status::SplitStatus;
+use uh_protocol::status::{SplitStatus, Suspect};
 
 use super::args::{SplitArgs, SplitTarget};
 use super::exit::{Exit, Failed};
@@ -22,7 +22,8 @@ pub(super) fn split(args: &SplitArgs) -> Done {
         let client = target::client(&args.client);
         let service = target::service(&client, &args.service).await?;
         let ttl_ms = args.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
-        let request = SplitRequest { to, weight, ttl_ms, expect_generation: args.expect_generation };
+        let expect_generation = args.expect_generation;
+        let request = SplitRequest { to, weight, ttl_ms, expect_generation, ..SplitRequest::default() };
         let reply = client.split(&service, &request).await?;
         if args.client.json {
             say_json(&reply)?;
@@ -58,9 +59,13 @@ fn report(reply: &SplitReply) -> Result<(), Failed> {
 
 /// `10% to green, 90% to blue, until 2026-11-30T20:00:00.000Z`
 pub(super) fn in_words(split: &SplitStatus, active: &impl Display) -> String {
-    let SplitStatus { to, weight, until, leased, .. } = split;
+    let SplitStatus { to, weight, until, leased, suspect, .. } = split;
     // A weight has four decimals at most.
     let rest = ((100.0 - weight) * 10_000.0).round() / 10_000.0;
     let ends = if *leased { "unless it is renewed, until" } else { "until" };
-    format!("{weight}% to {to}, {rest}% to {active}, {ends} {until}")
+    let why = match suspect {
+        Suspect::Split => String::new(),
+        Suspect::Active => format!(" (a cross-check of {active})"),
+    };
+    format!("{weight}% to {to}, {rest}% to {active}, {ends} {until}{why}")
 }

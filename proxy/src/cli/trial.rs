@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use uh_protocol::status::{TrialFigures, TrialState, TrialStatus};
+use uh_protocol::status::{Suspect, TrialFigures, TrialState, TrialStatus};
 
 /// How many routes are named.
 const ROUTES: usize = 5;
@@ -11,6 +11,12 @@ const ROUTES: usize = 5;
 pub(super) fn in_words(trial: &TrialStatus, active: &impl Display) -> Vec<String> {
     let TrialStatus { backend, state, failures, .. } = trial;
     let found = match (state, trial.ended) {
+        (TrialState::Undecided, false) if trial.suspect == Suspect::Active => {
+            "nothing says that it is worse than the other side so far".to_owned()
+        }
+        (TrialState::Bad, _) if trial.suspect == Suspect::Active => {
+            "it is worse than the other side, and a switch is needed to take its clients back".to_owned()
+        }
         (TrialState::Undecided, false) => format!("nothing says that it is worse than {active} so far"),
         (TrialState::Undecided, true) => "it ended without a decision".to_owned(),
         (TrialState::Suspicious, false) => format!(
@@ -20,7 +26,11 @@ pub(super) fn in_words(trial: &TrialStatus, active: &impl Display) -> Vec<String
         (TrialState::Bad, false) => "it is worse: its clients are being taken back".to_owned(),
         (TrialState::Bad, true) => "it was worse, so its clients were taken back".to_owned(),
     };
-    let mut lines = vec![format!("trial of {backend}: {found}")];
+    let what = match trial.suspect {
+        Suspect::Split => "trial",
+        Suspect::Active => "cross-check",
+    };
+    let mut lines = vec![format!("{what} of {backend}: {found}")];
     lines.push(format!("  failed: {}", figures(failures, trial)));
     if let (Some(slowness), Some(ms)) = (&trial.slowness, trial.slow_after_ms) {
         lines.push(format!("  slower than {ms} ms: {}", figures(slowness, trial)));

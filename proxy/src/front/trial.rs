@@ -7,7 +7,7 @@ mod part;
 mod report;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use uh_protocol::status::TrialStatus;
 use uh_protocol::{BackendName, ServiceName};
-use uh_switching::{Assigned, Salt};
+use uh_switching::{Assigned, Judging, Salt};
 use uh_trial::trial::WARM_UP;
 use uh_trial::{Counts, History, Kind, Routes, Seen, Side, SideCounts, Weight};
 
@@ -94,6 +94,8 @@ pub(crate) struct OpenTrial {
     pub service: ServiceName,
     /// The backend of the new side.
     pub backend: BackendName,
+    /// Whether its verdict was logged.
+    said: AtomicBool,
     /// What all workers share.
     pub shared: Arc<Shared>,
     lanes: Box<[Arc<TrialLane>]>,
@@ -107,6 +109,10 @@ pub(crate) struct Shared {
     began: Instant,
     /// When the first request was sent to the new version: the warm-up begins.
     first_on_new: OnceLock<Instant>,
+    /// Which side of the split is the new one of the trial: the suspect.
+    suspect: uh_switching::Side,
+    /// For how long slowness doesn't count.
+    warm_up: Duration,
     /// Unset as long as too little is known of the old version.
     pub patience: OnceLock<Patience>,
     /// By [`Kind`]: the clients with a bad event.
@@ -157,17 +163,22 @@ struct LaneCounts {
 }
 
 impl OpenTrial {
-    /// A trial that begins now. `patience`: how long requests may take, if that is known.
+    /// A trial of `backend`, which is the suspect of a split, that begins now. `patience`: how long requests may take, if
+    /// that is known.
     pub(crate) fn new(
         (service, backend, salt): (ServiceName, BackendName, Salt),
+        judging: Judging,
         history: History,
         patience: Option<Patience>,
         workers: usize,
     ) -> Self {
+        let warm_up = judging.warm_up.unwrap_or(WARM_UP);
         let shared = Arc::new(Shared {
             salt,
             began: Instant::now(),
             first_on_new: OnceLock::new(),
+            suspect: judging.suspect,
+            warm_up,
             patience: patience.map(OnceLock::from).unwrap_or_default(),
             seen: Default::default(),
             judged: Mutex::new(Judged {
@@ -180,12 +191,17 @@ impl OpenTrial {
         });
         let lane = || Arc::new(TrialLane { shared: Arc::clone(&shared), sides: Default::default() });
         let lanes = (0..workers.max(1)).map(|_| lane()).collect();
-        Self { service, backend, shared, lanes }
+        Self { service, backend, said: AtomicBool::new(false), shared, lanes }
     }
 
     /// How long it has been open.
     pub(crate) fn age(&self) -> Duration {
         self.shared.began.elapsed()
+    }
+
+    /// Whether its verdict wasn't logged yet. It is now.
+    pub(crate) fn is_news(&self) -> bool {
+        !self.said.swap(true, Ordering::Relaxed)
     }
 
     /// Both sides' requests so far.
@@ -207,8 +223,9 @@ impl OpenTrial {
         Counts { old: of(Side::Old), new: of(Side::New) }
     }
 
-    /// Looks at the evidence, and returns what was found. `weight`: the present one.
-    pub(crate) fn look(&self, weight: Weight) -> uh_trial::Status {
+    /// Looks at the evidence, and returns what was found. `share`: the split's present one.
+    pub(crate) fn look(&self, share: f64) -> uh_trial::Status {
+        let weight = self.shared.weight(share);
         let counts = self.counts();
         let mut judged = self.shared.judged.lock();
         judged.status = judged.trial.look(self.age(), weight, &counts);
@@ -222,6 +239,20 @@ impl OpenTrial {
 }
 
 impl Shared {
+    /// The weight of the suspect, if its split has this share.
+    fn weight(&self, share: f64) -> Weight {
+        Weight::new(match self.suspect {
+            uh_switching::Side::New => share,
+            uh_switching::Side::Old => 1.0 - share,
+        })
+    }
+
+    /// The side of the trial on which the split has put a request, and the weight.
+    fn side(&self, assigned: Assigned) -> (Side, Weight) {
+        let side = if assigned.side == self.suspect { Side::New } else { Side::Old };
+        (side, self.weight(assigned.by.weight.share()))
+    }
+
     /// Whether this is the client's first bad event of this kind. It is remembered.
     fn is_first(&self, kind: Kind, who: Who) -> bool {
         who.is_new_to(&self.seen[kind as usize])
@@ -234,7 +265,7 @@ impl Shared {
             Side::New => Some(self.first_on_new.get_or_init(|| at)),
             Side::Old => self.first_on_new.get(),
         };
-        first.is_some_and(|first| at.saturating_duration_since(*first) >= WARM_UP)
+        first.is_some_and(|first| at.saturating_duration_since(*first) >= self.warm_up)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::record::ServiceRecord;
 use crate::refusal::Refusal;
 use crate::service::Service;
 use crate::snapshot::{Active, Maintenance, ServiceState, Snapshot};
-use crate::split::{Salt, Term, Weight};
+use crate::split::{Judging, Salt, Term, Weight};
 
 pub(crate) use split::in_split;
 
@@ -89,6 +89,8 @@ pub enum Step<S> {
         salt: Salt,
         /// How long it lasts.
         term: Term,
+        /// How it is judged. One that goes on keeps that, and must suspect the same side.
+        judging: Judging,
         /// When it ends unless it is renewed.
         until: Timestamp,
         /// The health of the backend. It must be good if more clients are to go there.
@@ -201,9 +203,9 @@ impl<S: Service> Draft<'_, S> {
             }
             Step::Unset { service, backend, force } => self.unset(service, backend, *force),
             Step::Withdraw { service, backend } => self.withdraw(service, backend),
-            Step::Split { service, to, weight, salt, term, until, health, at } => {
-                let wanted =
-                    split::Wanted { to, weight: *weight, salt: *salt, term: *term, until: *until, at: *at };
+            Step::Split { service, to, weight, salt, term, judging, until, health, at } => {
+                let (weight, salt, term, judging) = (*weight, *salt, *term, *judging);
+                let wanted = split::Wanted { to, weight, salt, term, judging, until: *until, at: *at };
                 self.split(service, &wanted, *health)
             }
             Step::EndSplit { service, to, only } => self.end_split(service, to.as_ref(), *only),

@@ -50,7 +50,9 @@ pub use record::{Registration, RoutingRecord, ServiceRecord};
 pub use refusal::Refusal;
 pub use service::{BackendDefinition, Service};
 pub use snapshot::{Active, Maintenance, ServiceState, Snapshot};
-pub use split::{Assigned, Assignment, BadWeight, ClientKey, Salt, Side, Split, SplitRecord, Term, Weight};
+pub use split::{
+    Assigned, Assignment, BadWeight, ClientKey, Judging, Salt, Side, Split, SplitRecord, Term, Weight,
+};
 pub use view::{BackendView, RoutingView, ServiceView};
 
 #[cfg(test)]

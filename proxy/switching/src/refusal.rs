@@ -135,6 +135,18 @@ pub enum Refusal {
         /// The backend.
         backend: BackendName,
     },
+    /// There is a split whose trial suspects the other side.
+    #[error(
+        "{weight} of the traffic of {service} already goes to {current} by a split whose trial suspects the other side: end that split first, with uh-proxy split off --service {service}; nothing was changed"
+    )]
+    OtherSuspect {
+        /// The service.
+        service: ServiceName,
+        /// The split's backend.
+        current: BackendName,
+        /// Its share.
+        weight: Weight,
+    },
     /// There is another split.
     #[error(
         "{weight} of the traffic of {service} already goes to {current}, not to {asked}: end that split first, with uh-proxy split off --service {service}; nothing was changed"

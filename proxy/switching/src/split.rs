@@ -211,6 +211,21 @@ impl Term {
     }
 }
 
+/// What the trial of a split is told when it begins. It stays as it is while the split lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judging {
+    /// Which side may be worse than the other one.
+    pub suspect: Side,
+    /// For how long slowness isn't judged; `None`: as long as usual.
+    pub warm_up: Option<Duration>,
+}
+
+impl Default for Judging {
+    fn default() -> Self {
+        Self { suspect: Side::New, warm_up: None }
+    }
+}
+
 /// A split of a service's traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
@@ -224,15 +239,17 @@ pub struct Split {
     pub term: Term,
     /// When it ends unless it is renewed.
     pub until: Timestamp,
+    /// How it is judged.
+    pub judging: Judging,
 }
 
 impl Split {
     /// What of it must survive a restart.
     #[must_use]
     pub fn record(&self) -> SplitRecord {
-        let Self { new, assignment, began, term, until } = self;
+        let Self { new, assignment, began, term, until, judging } = self;
         let (to, assignment) = (new.backend.clone(), *assignment);
-        SplitRecord { to, assignment, began: *began, term: *term, until: *until }
+        SplitRecord { to, assignment, began: *began, term: *term, until: *until, judging: *judging }
     }
 }
 
@@ -249,14 +266,17 @@ pub struct SplitRecord {
     pub term: Term,
     /// When it ends unless it is renewed.
     pub until: Timestamp,
+    /// How it is judged.
+    pub judging: Judging,
 }
 
 impl SplitRecord {
     /// As a split that goes on in this generation.
     pub(crate) fn split(&self, since: u64) -> Split {
-        let Self { to, assignment, began, term, until } = self;
+        let Self { to, assignment, began, term, until, judging } = self;
         let new = Active { backend: to.clone(), since };
-        Split { new, assignment: *assignment, began: *began, term: *term, until: *until }
+        let (began, term, until) = (*began, *term, *until);
+        Split { new, assignment: *assignment, began, term, until, judging: *judging }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::lease::Lease;
 use crate::live::{ActivationInfo, Fittings, Registered};
 use crate::refusal::Refusal;
 use crate::service::{BackendDefinition, Service};
-use crate::split::{Assignment, ClientKey, Salt, Side, Term, Weight};
+use crate::split::{Assignment, ClientKey, Judging, Salt, Side, Term, Weight};
 use crate::{Entry, Maintenance, Switchboard};
 
 mod split;
@@ -542,7 +542,8 @@ fn apply(board: &Board, model: &mut Model, op: Op) -> Result<(), TestCaseError> 
         Op::Split { to, percent, expect_generation } => {
             let weight = Weight::from_percent(f64::from(percent)).unwrap().unwrap();
             let term = Term::Hold(Duration::from_secs(60));
-            let order = SplitOrder { to: name(NAMES[to]), weight, salt: SALT, term, expect_generation };
+            let (target, judging) = (name(NAMES[to]), Judging::default());
+            let order = SplitOrder { to: target, weight, salt: SALT, term, judging, expect_generation };
             let result = board.split("app", &order, Timestamp::UNIX_EPOCH);
             let grows = model.split.is_none_or(|(_, now)| now < percent);
             let expected = expect_generation.is_none_or(|generation| generation == model.generation)

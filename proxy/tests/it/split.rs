@@ -23,7 +23,7 @@ mod tunnels;
 
 /// A request for `weight` percent to green.
 fn green(weight: f64) -> SplitRequest {
-    SplitRequest { to: Some(backend("green")), weight, ttl_ms: None, expect_generation: None }
+    SplitRequest { to: Some(backend("green")), weight, ..SplitRequest::default() }
 }
 
 async fn split(proxy: &Proxy, request: &SplitRequest) -> SplitReply {

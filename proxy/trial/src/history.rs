@@ -37,6 +37,12 @@ impl HistoryTest {
         Self { p0: history.interval(Z).1.clamp(f64::MIN_POSITIVE, MAX_BEFORE) }
     }
 
+    /// With a `p₀` that was chosen otherwise, from 0 to 1.
+    #[must_use]
+    pub fn allowing(p0: f64) -> Self {
+        Self { p0: p0.clamp(f64::MIN_POSITIVE, MAX_RATE) }
+    }
+
     /// `p₀`, from 0 to 1.
     #[must_use]
     pub fn allowed(self) -> f64 {

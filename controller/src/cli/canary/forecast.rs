@@ -73,7 +73,7 @@ mod tests {
                 CanaryStep { weight_ppm: percent * 10_000, at_least_ms: seconds * 1000, requests }
             });
         let on_not_enough_data = OnNotEnoughData::Hold;
-        CanaryPlan { steps: steps.to_vec(), step_timeout_ms: 900_000, on_not_enough_data }
+        CanaryPlan { steps: steps.to_vec(), step_timeout_ms: 900_000, on_not_enough_data, warm_up_ms: None }
     }
 
     #[test]

@@ -56,8 +56,8 @@ impl Member<'_> {
                 let request = SplitRequest {
                     to: Some(self.facts.to.clone()),
                     weight: split.weight,
-                    ttl_ms: None,
                     expect_generation: Some(view.generation),
+                    ..SplitRequest::default()
                 };
                 match self.proxy.split(&request).await {
                     Ok(reply) => reply.split.map(|split| split.until),
@@ -115,8 +115,8 @@ impl Member<'_> {
             let request = SplitRequest {
                 to: Some(self.facts.to.clone()),
                 weight: Weight::NONE.share(),
-                ttl_ms: None,
                 expect_generation: Some(view.generation),
+                ..SplitRequest::default()
             };
             match self.proxy.split(&request).await {
                 Ok(_) => {

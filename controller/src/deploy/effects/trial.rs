@@ -358,15 +358,16 @@ impl Member<'_> {
 
     /// Sets the candidate's share of the clients, or renews it.
     async fn split(&mut self, weight: f64) -> Result<(), ProxyError> {
-        let mut generation = self.results.generation.unwrap_or(self.facts.generation);
+        let mut request = SplitRequest {
+            to: Some(self.facts.to.clone()),
+            weight,
+            ttl_ms: u64::try_from(LEASE.as_millis()).ok(),
+            expect_generation: Some(self.results.generation.unwrap_or(self.facts.generation)),
+            warm_up_ms: self.facts.canary.as_ref().and_then(|plan| plan.warm_up_ms),
+            ..SplitRequest::default()
+        };
         let mut rounds = 0;
         loop {
-            let request = SplitRequest {
-                to: Some(self.facts.to.clone()),
-                weight,
-                ttl_ms: u64::try_from(LEASE.as_millis()).ok(),
-                expect_generation: Some(generation),
-            };
             match self.proxy.split(&request).await {
                 Ok(reply) => {
                     self.results.generation = Some(reply.generation);
@@ -377,12 +378,11 @@ impl Member<'_> {
                     return Ok(());
                 }
                 Err(e) if e.is_overtaken() && rounds < ELSEWHERE_ROUNDS => {
-                    generation = self.moved_elsewhere(e).await?;
+                    request.expect_generation = Some(self.moved_elsewhere(e).await?);
                 }
                 Err(e) => {
-                    if e.is_unanswered() && !e.is_unsent() {
-                        self.split.unanswered = Some(weight);
-                    }
+                    let sent = e.is_unanswered() && !e.is_unsent();
+                    self.split.unanswered = sent.then_some(weight).or(self.split.unanswered);
                     return Err(e);
                 }
             }

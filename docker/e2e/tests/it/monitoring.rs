@@ -119,12 +119,7 @@ async fn prometheus_sees_a_switch_and_the_error_rate_alert_fires_for_a_bad_versi
     assert!(fired.iter().any(high), "{fired:?}");
 
     // A split is a trial, so that the panels about trials have series.
-    let to_blue = SplitRequest {
-        to: Some("blue".parse().unwrap()),
-        weight: 50.0,
-        ttl_ms: None,
-        expect_generation: None,
-    };
+    let to_blue = SplitRequest { to: Some("blue".parse().unwrap()), weight: 50.0, ..SplitRequest::default() };
     front_door.client.split(service, &to_blue).await.unwrap();
     prometheus.wait_for("uh_proxy_split_weight == 0.5", SOON, only("blue")).await.unwrap();
     for test in ["failures_coin", "failures_history", "slowness_coin", "slowness_windows", "slowness_history"]

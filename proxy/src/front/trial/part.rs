@@ -106,14 +106,14 @@ pub(crate) struct InTrial {
 impl InTrial {
     pub(super) fn new(lane: Arc<TrialLane>, assigned: Assigned, who: Who, at: Instant) -> Self {
         let slow_at = lane.shared.patience.get().and_then(|patience| at.checked_add(patience.slow_after));
-        let (side, weight) = of(assigned);
+        let (side, weight) = lane.shared.side(assigned);
         let timed = lane.shared.is_warm(side, at) && slow_at.is_some();
         Self { lane, who, side, weight, slow_at, slow: false, timed, failed: false, counted: false }
     }
 
     /// The request is tried again, perhaps on the other side. `None`: the trial is over.
     pub(crate) fn goes_on(self, again: Assigned) -> Option<Self> {
-        let (side, weight) = of(again);
+        let (side, weight) = self.lane.shared.side(again);
         (again.by.salt == self.lane.shared.salt).then_some(Self { side, weight, ..self })
     }
 
@@ -190,14 +190,6 @@ impl InTrial {
             judged.request_ids.extend(id.ok().map(str::to_owned));
         }
     }
-}
-
-fn of(assigned: Assigned) -> (Side, Weight) {
-    let side = match assigned.side {
-        uh_switching::Side::Old => Side::Old,
-        uh_switching::Side::New => Side::New,
-    };
-    (side, Weight::new(assigned.by.weight.share()))
 }
 
 /// Adds to a counter that only the calling thread writes.

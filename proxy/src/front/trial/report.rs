@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use uh_protocol::status::{TrialFigures, TrialRoute, TrialState, TrialStatus};
+use uh_protocol::status::{Suspect, TrialFigures, TrialRoute, TrialState, TrialStatus};
 use uh_trial::routes::Route;
 use uh_trial::{Counts, Figures, Kind, Side, Status};
 
@@ -23,6 +23,10 @@ impl OpenTrial {
                 Status::Bad { .. } => TrialState::Bad,
             },
             ended,
+            suspect: match self.shared.suspect {
+                uh_switching::Side::New => Suspect::Split,
+                uh_switching::Side::Old => Suspect::Active,
+            },
             slow_after_ms: slow_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
             failures: figures(judged, Kind::Failure, &counts),
             slowness: is_timed.then(|| figures(judged, Kind::Slowness, &counts)),

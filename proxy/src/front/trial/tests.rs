@@ -15,7 +15,7 @@ fn service(name: &str) -> ServiceName {
 
 fn trial(name: &str, salt: u128) -> Arc<OpenTrial> {
     let of = (service(name), "green".parse().unwrap(), Salt::new(salt));
-    Arc::new(OpenTrial::new(of, History::default(), Some(PATIENCE), 2))
+    Arc::new(OpenTrial::new(of, Judging::default(), History::default(), Some(PATIENCE), 2))
 }
 
 fn assigned(salt: u128, side: uh_switching::Side) -> Assigned {

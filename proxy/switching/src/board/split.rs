@@ -13,7 +13,7 @@ use crate::live::{Fittings, Live};
 use crate::refusal::Refusal;
 use crate::service::Service;
 use crate::snapshot::Snapshot;
-use crate::split::{Salt, Split, Term, Weight};
+use crate::split::{Judging, Salt, Split, Term, Weight};
 
 /// A requested split.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct SplitOrder {
     pub salt: Salt,
     /// How long it lasts from now on.
     pub term: Term,
+    /// How it is judged.
+    pub judging: Judging,
     /// Refuse unless this is the current generation.
     pub expect_generation: Option<u64>,
 }
@@ -107,6 +109,7 @@ impl<F: Fittings> Switchboard<F> {
             weight: order.weight,
             salt: order.salt,
             term: order.term,
+            judging: order.judging,
             until: order.term.until(at),
             health: target.map_or(Health::Unknown, |target| self.health(target)),
             at,

@@ -8,7 +8,7 @@ use crate::backend::Health;
 use crate::refusal::Refusal;
 use crate::service::Service;
 use crate::snapshot::{Active, ServiceState};
-use crate::split::{Assignment, Salt, Split, Term, Weight};
+use crate::split::{Assignment, Judging, Salt, Split, Term, Weight};
 
 /// The split that is asked for.
 pub(super) struct Wanted<'a> {
@@ -16,6 +16,7 @@ pub(super) struct Wanted<'a> {
     pub weight: Weight,
     pub salt: Salt,
     pub term: Term,
+    pub judging: Judging,
     pub until: Timestamp,
     pub at: Timestamp,
 }
@@ -34,6 +35,11 @@ impl<S: Service> Draft<'_, S> {
         let since = self.before.next_generation();
         let state = &mut self.services[service];
         check_target(state, wanted.to)?;
+        if let Some(split) = state.split.as_ref().filter(|now| now.judging.suspect != wanted.judging.suspect)
+        {
+            let (service, current) = (state.config.name().clone(), split.new.backend.clone());
+            return Err(Refusal::OtherSuspect { service, current, weight: split.assignment.weight });
+        }
         let now = state.split.as_ref().map(|split| split.assignment.weight);
         if now.is_none_or(|now| now < wanted.weight) && !health.is_good() {
             let (backend, active) = (wanted.to.clone(), state.active.backend.clone());
@@ -45,6 +51,7 @@ impl<S: Service> Draft<'_, S> {
             began: wanted.at,
             term: wanted.term,
             until: wanted.until,
+            judging: wanted.judging,
         });
         split.assignment.weight = wanted.weight;
         let renewed = (split.term, split.until) != (wanted.term, wanted.until);

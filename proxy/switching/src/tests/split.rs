@@ -17,7 +17,7 @@ use crate::drain::Holding;
 use crate::record::RoutingRecord;
 use crate::refusal::Refusal;
 use crate::snapshot::Snapshot;
-use crate::split::{Assignment, ClientKey, Salt, Side, Term, Weight};
+use crate::split::{Assignment, ClientKey, Judging, Salt, Side, Term, Weight};
 
 fn wanted(to: &str, percent: f64) -> SplitOrder {
     SplitOrder {
@@ -25,6 +25,7 @@ fn wanted(to: &str, percent: f64) -> SplitOrder {
         weight: Weight::from_percent(percent).unwrap().unwrap(),
         salt: SALT,
         term: Term::Hold(Duration::from_secs(3600)),
+        judging: Judging::default(),
         expect_generation: None,
     }
 }
@@ -271,4 +272,25 @@ fn no_pick_slips_behind_the_end_of_a_split() {
     });
     assert!(picks.load(Ordering::Relaxed) > 1_000, "the pickers hardly ran");
     assert_eq!(board.holding(&conf().name, &name("green")), Holding::default());
+}
+
+#[test]
+fn a_split_suspects_the_same_side_until_it_ends() {
+    let board = board(1);
+    let of_active = |percent| SplitOrder {
+        judging: Judging { suspect: Side::Old, warm_up: Some(Duration::ZERO) },
+        ..wanted("green", percent)
+    };
+    let split = |order: &SplitOrder| board.split("app", order, Timestamp::UNIX_EPOCH);
+    let begun = split(&of_active(50.0)).unwrap();
+    assert!(matches!(split(&wanted("green", 60.0)), Err(Refusal::OtherSuspect { .. })));
+    // What else it is told counts when it begins.
+    let renewed = split(&SplitOrder {
+        judging: Judging { warm_up: None, ..of_active(50.0).judging },
+        ..of_active(50.0)
+    });
+    assert_eq!(renewed.unwrap().now.map(|now| now.judging), begun.now.map(|now| now.judging));
+    off(&board);
+    split(&wanted("green", 60.0)).unwrap();
+    assert!(matches!(split(&of_active(50.0)), Err(Refusal::OtherSuspect { .. })));
 }

@@ -13,7 +13,7 @@ use crate::change::{Change, OneSplit, Step};
 use crate::record::RoutingRecord;
 use crate::refusal::Refusal;
 use crate::snapshot::{Maintenance, Snapshot};
-use crate::split::{Salt, Term, Weight};
+use crate::split::{Judging, Salt, Side, Term, Weight};
 
 const SERVICES: [&str; 2] = ["app", "web"];
 
@@ -66,11 +66,14 @@ fn step() -> impl Strategy<Value = Step<Conf>> {
             force
         }),
         1 => (service(), backend()).prop_map(|(service, backend)| Step::Withdraw { service, backend }),
-        2 => (service(), backend(), 1u32..4, 0u128..3, 1u64..3, some_health(), any::<u8>()).prop_map(
-            move |(service, to, weight, salt, length, health, at)| {
+        2 => (service(), backend(), 1u32..4, 0u128..3, 1u64..3, some_health(), any::<u8>(), any::<bool>()).prop_map(
+            move |(service, to, weight, salt, length, health, at, active)| {
                 let term = Term::Lease(Duration::from_secs(length));
                 let (weight, salt) = (Weight::from_millionths(weight).unwrap(), Salt::new(salt));
-                Step::Split { service, to, weight, salt, term, until: term.until(time(at)), health, at: time(at) }
+                let judging =
+                    Judging { suspect: if active { Side::Old } else { Side::New }, ..Judging::default() };
+                let (until, at) = (term.until(time(at)), time(at));
+                Step::Split { service, to, weight, salt, term, judging, until, health, at }
             }
         ),
         1 => (service(), prop::option::of(backend()), prop::option::of((0u128..3, prop::option::of(any::<u8>()))))

@@ -171,8 +171,7 @@ async fn files_of_the_previous_backend_are_found_with_and_without_an_app() {
 #[tokio::test]
 async fn a_page_of_one_side_of_a_split_gets_its_assets_on_the_new_side() {
     let (_home, proxy, ..) = apps(PREVIOUS).await;
-    let everybody =
-        SplitRequest { to: Some(backend("green")), weight: 100.0, ttl_ms: None, expect_generation: None };
+    let everybody = SplitRequest { to: Some(backend("green")), weight: 100.0, ..SplitRequest::default() };
     proxy.client.split(&app(), &everybody).await.unwrap();
     let mut wire = Wire::connect(proxy.address).await;
     assert_eq!(of(&mut wire, "/green.js").await, (200, "green.js".to_owned()));

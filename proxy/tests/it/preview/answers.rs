@@ -62,7 +62,7 @@ async fn rules_of_the_service_apply_and_those_of_old_tabs_and_splits_do_not() {
     // During a split, as without one: no other backend is asked, and the client gets no cookie of the split.
     for weight in [0.0, 100.0] {
         let to = Some(backend("green"));
-        let request = SplitRequest { to, weight, ttl_ms: None, expect_generation: None };
+        let request = SplitRequest { to, weight, ..SplitRequest::default() };
         proxy.client.split(&app(), &request).await.unwrap();
         let missing = get(&mut wire, "/missing", &by_field(&token)).await;
         assert_eq!((missing.status, missing.header("x-backend")), (404, Some("green")), "{weight}");

@@ -1,6 +1,7 @@
 //! Trials: what a split's two sides are judged by, and the fuse. No test has a controller: the fuse needs none.
 
 mod clients;
+mod cross_check;
 mod ends;
 mod kinds;
 mod open;
