@@ -14,13 +14,19 @@
 //! Sanden, Shirikian: Rapid Regression Detection in Software Deployments, KDD 2022.)
 //!
 //! Limitation: an outage that affects both versions at once looks like a failure of the new one. Only a control group
-//! that uses the old version at the same time could tell the two apart.
+//! that uses the old version at the same time can tell the two apart: `cross_check` decides from one.
 //!
-//! `judge` applies it tick by tick, with the other limits of `[monitor]`.
+//! `judge` applies the test tick by tick, with the other limits of `[monitor]`.
 
+pub(crate) mod cross_check;
 pub(crate) mod judge;
 
+use uh_trial::{HistoryTest, Share};
+
 use crate::counters::Answers;
+
+/// From this evidence on, a version is suspicious. If it can be compared with the old one, that decides.
+pub const SUSPICION: f64 = 1000.0;
 
 /// How certain a breach must be: wrong in at most 1 of 40,000 watches of a version that fails as often as allowed.
 pub const BREACH_EVIDENCE: f64 = 40_000.0;
@@ -38,14 +44,10 @@ const HISTORY_Z: f64 = 3.0;
 /// case.
 const MAX_FROM_HISTORY: f64 = 0.5;
 
-/// The excess rates that the test looks for, as shares of the range above p₀. Several, because it is unknown how bad
-/// a bad version is; the mean of several tests is as valid as one of them.
-const EXCESSES: [f64; 5] = [0.01, 0.02, 0.05, 0.2, 0.7];
-
 /// `p₀` is at least this: a limit of 0 % would make the first error infinitely strong evidence.
 const MIN_ALLOWED: f64 = 1e-4;
 
-/// No explanation assumes that everything fails: one success would be infinitely strong evidence against it.
+/// If more than this may fail, nothing is a breach.
 const MAX_RATE: f64 = 0.99;
 
 /// The share of requests that may fail (`p₀`).
@@ -76,23 +78,20 @@ impl Allowed {
         if p0 >= MAX_RATE {
             return f64::NEG_INFINITY;
         }
-        let (bad, good) = (answers.bad as f64, answers.good as f64);
-        let logs = EXCESSES.map(|excess| {
-            let p1 = (p0 + excess * (1.0 - p0)).min(MAX_RATE);
-            bad * (p1 / p0).ln() + good * ((1.0 - p1) / (1.0 - p0)).ln()
-        });
-        let largest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = logs.iter().map(|log| (log - largest).exp()).sum();
-        largest + (sum / EXCESSES.len() as f64).ln()
+        HistoryTest::allowing(p0).ln_evidence(Share::new(answers.bad, answers.all()))
     }
 
     /// Whether there is enough evidence that a version fails more than allowed.
     #[must_use]
     pub fn is_exceeded_by(self, answers: Answers) -> bool {
+        self.has_evidence(answers, BREACH_EVIDENCE)
+    }
+
+    /// Whether there is this much evidence that it does.
+    #[must_use]
+    pub fn has_evidence(self, answers: Answers, evidence: f64) -> bool {
         // At or below the allowed rate, no other explanation fits better.
-        answers.bad >= MIN_ERRORS
-            && answers.rate() > self.0
-            && self.ln_evidence(answers) >= BREACH_EVIDENCE.ln()
+        answers.bad >= MIN_ERRORS && answers.rate() > self.0 && self.ln_evidence(answers) >= evidence.ln()
     }
 }
 

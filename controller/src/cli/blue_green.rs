@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use uh_protocol::BackendName;
 use uh_protocol::client::ClientError;
+use uh_protocol::status::Suspect;
 
 use super::args::{BlueGreenArgs, RetireArgs};
 use super::exit::{CliError, Exit};
@@ -48,6 +49,8 @@ pub(super) async fn blue_green(session: &Session, args: &BlueGreenArgs) -> Done 
     {
         return Ok(Exit::Attention);
     }
+    // The watch goes on if this deploy can't.
+    demand_no_split(&proxy.view().await?)?;
     resume::supersede(session, &format!("the deploy of {version}"))?;
     // The recovery may just have finished a deploy.
     if args.first && serves_already(session, &proxy).await? {
@@ -273,6 +276,13 @@ fn demand_no_split(view: &ServiceView) -> Result<(), CliError> {
     let message = format!(
         "{weight} % of the clients of {service} go to {to} by a split; nothing was changed. If a canary deploy made it, run `uh-deploy promote` or `uh-deploy abort`. If not, end it with `uh-proxy split off --service {service}`, or move all to {to} with `uh-proxy switch {to} --service {service}`"
     );
+    let message = if split.suspect == Suspect::Active {
+        format!(
+            "half of the clients of {service} are on {to} for the cross-check of a watch, which takes 20 s or as long as both versions fail; nothing was changed. Try again then, or run `uh-deploy rollback`"
+        )
+    } else {
+        message
+    };
     Err(CliError::new(Exit::Failed, message))
 }
 

@@ -22,7 +22,7 @@ use crate::proxy::{ProxyService, Serving};
 use crate::runtime::InstanceId;
 use crate::time::{iso_millis, same_switch, span};
 
-pub(super) use automatic::{after, automatic, not_rolled_back};
+pub(super) use automatic::{after, automatic, not_rolled_back, obstacle};
 use undo::{Undo, UndoRequest};
 
 pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {
@@ -293,6 +293,12 @@ pub(super) async fn cost(session: &Session, serving: &Serving) -> String {
     };
     match text.await {
         Ok(cost) => format!("A rollback now: {cost}"),
-        Err(why) => format!("A rollback now: impossible ({})", why.trim_end_matches('.')),
+        Err(why) => format!("A rollback now: impossible ({})", in_short(&why)),
     }
+}
+
+/// A refusal without who serves, which is said already, and without what wasn't changed.
+fn in_short(why: &str) -> &str {
+    let why = why.strip_prefix("nothing to roll back to: ").unwrap_or(why);
+    why.split("; ").next().unwrap_or(why).trim_end_matches('.')
 }

@@ -29,6 +29,11 @@ pub(crate) fn counters(requests: u64, errors: u64) -> Counters {
     Counters { ended: own(ended), took: own(took), overdue: Some(0), ..Counters::default() }
 }
 
+/// `requests` of which no duration is known.
+pub(crate) fn untimed(requests: u64) -> Counters {
+    Counters { ended: [("GET 200".to_owned(), requests)].into(), ..Counters::default() }
+}
+
 fn green(metrics: &str) -> Counters {
     Counters::read(metrics, "app", "green")
 }

@@ -146,10 +146,25 @@ pub(crate) async fn read(
     proxy: &ProxyService,
     backend: &BackendName,
 ) -> Result<(ServiceView, Reading), ProxyError> {
+    let (view, [reading]) = read_all(proxy, [backend]).await?;
+    Ok((view, reading))
+}
+
+/// The counters of several backends, with the status at that moment.
+///
+/// # Errors
+/// uh-proxy doesn't answer.
+pub(crate) async fn read_all<const N: usize>(
+    proxy: &ProxyService,
+    backends: [&BackendName; N],
+) -> Result<(ServiceView, [Reading; N]), ProxyError> {
     let (view, metrics) = metrics_of_one_process(proxy).await?;
-    let counters = Counters::read(&metrics, proxy.service.as_str(), backend.as_str());
     let process = process(&view);
-    Ok((view, Reading { process, counters }))
+    let readings = backends.map(|backend| {
+        let counters = Counters::read(&metrics, proxy.service.as_str(), backend.as_str());
+        Reading { process: process.clone(), counters }
+    });
+    Ok((view, readings))
 }
 
 /// How often to retry if uh-proxy restarts between two calls. One restart is normal, one per attempt isn't.

@@ -17,9 +17,10 @@ use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
 use super::activation::PreviousActivation;
+use super::trial::EarlierTrial;
 use crate::counters::{Counters, Reading};
 use crate::files;
-use crate::verdict::judge::JudgeState;
+use crate::verdict::judge::{JudgeState, Suspicion};
 
 /// The version of the file's format.
 pub(crate) const SCHEMA: u32 = 1;
@@ -96,6 +97,24 @@ pub(crate) struct Watch {
     pub memory: JudgeState,
     /// Its verdict; `None`: it hasn't ended.
     pub verdict: Option<String>,
+    /// The cross-check that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cross_check: Option<Box<CrossCheck>>,
+}
+
+/// Half of the clients are on the old version, to see whether that one fails too. In the file before uh-proxy is asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CrossCheck {
+    /// The backend of the old version.
+    pub with: BackendName,
+    /// When it began: ISO 8601, UTC.
+    pub began_at: String,
+    /// Why.
+    pub suspicion: Suspicion,
+    /// What uh-proxy's status showed of an earlier trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earlier: Option<EarlierTrial>,
 }
 
 impl Watch {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Allowed;
+use super::{Allowed, BREACH_EVIDENCE, SUSPICION};
 use crate::config::Monitor;
 use crate::counters::{Answers, Counters};
 
@@ -43,6 +43,36 @@ impl WatchVerdict {
 pub(crate) struct JudgeState {
     bad_in_a_row: u32,
     last_reason: Option<String>,
+    /// What was counted until the last cross-check. The evidence begins again after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    settled: Option<Box<Counters>>,
+    /// How many cross-checks there were. After each of them the evidence could err once more, so it must be larger.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    cross_checks: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// What a tick has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// It leaves no doubt.
+    Certain(String),
+    /// The counters say so, and an outage of both versions might be the cause.
+    Counted(Suspicion),
+}
+
+/// A version seems to be worse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Suspicion {
+    pub reason: String,
+    /// Whether that is enough for a breach if nothing can be compared.
+    pub enough: bool,
+    /// Whether it is because of latency.
+    pub slow: bool,
 }
 
 /// Judges tick by tick.
@@ -78,48 +108,86 @@ impl<'a> Judge<'a> {
         self.allowed
     }
 
-    /// Judges one more tick, given its counters and those of the whole watch. `Some`: the reason of a breach.
+    /// Judges one more tick, given its counters and those of the whole watch. `Some`: a breach, if nothing can be compared.
     pub(crate) fn tick(
         &mut self,
         tick: &Counters,
         total: &Counters,
         condition: &Condition,
-    ) -> Option<String> {
+    ) -> Option<Finding> {
         // Nothing will restart it soon, and every moment counts.
         if let Condition::Ended(how) = condition {
-            return Some(how.clone());
+            return Some(Finding::Certain(how.clone()));
         }
+        let total = &self.unsettled(total);
         if let Some(reason) = self.fails_too_often(total) {
-            return Some(reason);
+            return Some(Finding::Counted(Suspicion { reason, enough: true, slow: false }));
         }
-        let reason = match condition {
-            Condition::Unhealthy(why) => Some(format!("unhealthy: {why}")),
-            _ => self.too_slow(tick, total),
+        let (reason, slow) = match condition {
+            Condition::Unhealthy(why) => (Some(format!("unhealthy: {why}")), false),
+            _ => (self.too_slow(tick, total), true),
         };
         self.memory.bad_in_a_row = if reason.is_some() { self.memory.bad_in_a_row + 1 } else { 0 };
         self.memory.last_reason.clone_from(&reason);
-        reason.filter(|_| self.memory.bad_in_a_row >= self.limits.breach_after)
+        let reason = reason.filter(|_| self.memory.bad_in_a_row >= self.limits.breach_after)?;
+        Some(if slow {
+            Finding::Counted(Suspicion { reason, enough: true, slow })
+        } else {
+            Finding::Certain(reason)
+        })
     }
 
-    /// `Some`: all counted requests together are enough evidence that it fails more of them than it may.
+    /// `Some`: all these requests together are enough evidence that it fails more of them than it may.
     #[must_use]
-    pub(crate) fn fails_too_often(&self, total: &Counters) -> Option<String> {
-        let answers = total.answers();
-        self.allowed.is_exceeded_by(answers).then(|| self.too_many(answers))
+    pub(crate) fn fails_too_often(&self, counted: &Counters) -> Option<String> {
+        self.has_evidence(counted, BREACH_EVIDENCE)
+    }
+
+    /// `Some`: all requests since the last cross-check together make it suspicious.
+    #[must_use]
+    pub(crate) fn suspects(&self, total: &Counters) -> Option<Suspicion> {
+        let total = self.unsettled(total);
+        let reason = self.has_evidence(&total, SUSPICION)?;
+        Some(Suspicion { reason, enough: self.fails_too_often(&total).is_some(), slow: false })
+    }
+
+    /// `Some`: these requests are this much evidence that it fails too often.
+    #[must_use]
+    pub(super) fn has_evidence(&self, counted: &Counters, evidence: f64) -> Option<String> {
+        let (answers, runs) = (counted.answers(), f64::from(self.memory.cross_checks) + 1.0);
+        self.allowed.has_evidence(answers, evidence * runs).then(|| self.too_many(answers))
+    }
+
+    /// A cross-check hasn't confirmed the suspicion. `total`: all requests until now.
+    pub(crate) fn settle(&mut self, total: &Counters) {
+        let cross_checks = self.memory.cross_checks.saturating_add(1);
+        self.memory =
+            JudgeState { settled: Some(Box::new(total.clone())), cross_checks, ..JudgeState::default() };
+    }
+
+    /// What was counted since the last cross-check.
+    fn unsettled(&self, total: &Counters) -> Counters {
+        self.memory.settled.as_ref().map_or_else(|| total.clone(), |settled| total.since(settled))
+    }
+
+    /// The limits.
+    pub(super) fn limits(&self) -> &'a Monitor {
+        self.limits
     }
 
     /// The verdict, if there was no breach.
     #[must_use]
     pub(crate) fn verdict(&self, total: &Counters) -> WatchVerdict {
-        let (answers, least) = (total.answers(), self.limits.min_requests);
-        let why = if answers.all() < least {
+        let (all, least) = (total.answers(), self.limits.min_requests);
+        let answers = self.unsettled(total).answers();
+        let why = if all.all() < least {
             let gone = total.clients_gone();
             let gone = if gone > 0 {
                 format!(", and {gone} clients left before they were answered")
             } else {
                 String::new()
             };
-            format!("{} requests were answered, and at least {least} are needed{gone}", answers.all())
+            format!("{} requests were answered, and at least {least} are needed{gone}", all.all())
         } else if answers.bad > 0 && answers.rate() > self.allowed.share() {
             format!("{}, but too few to be sure", self.too_many(answers))
         } else if let Some(reason) = &self.memory.last_reason {
@@ -189,12 +257,42 @@ mod tests {
         limits
     }
 
+    /// The reason of a breach that a cross-check may refute.
+    #[track_caller]
+    fn counted(finding: Option<Finding>) -> String {
+        let Some(Finding::Counted(Suspicion { reason, enough: true, .. })) = finding else {
+            panic!("{finding:?}")
+        };
+        reason
+    }
+
+    #[test]
+    fn the_evidence_begins_again_after_a_cross_check_and_must_be_larger() {
+        let mut limits = limits();
+        let mut judge = Judge::new(quick(&mut limits), None);
+        let outage = counters(1000, 100);
+        assert!(judge.suspects(&outage).unwrap().enough);
+        assert!(!judge.suspects(&counters(100, 8)).unwrap().enough, "suspicious first");
+        judge.settle(&outage);
+        assert_eq!(judge.suspects(&outage), None);
+        assert_eq!(judge.tick(&outage, &outage, &Condition::Well), None);
+        assert_eq!(judge.verdict(&outage), WatchVerdict::Ok);
+        let memory = serde_json::to_string(judge.memory()).unwrap();
+        let resumed = Judge::resume(&limits, None, serde_json::from_str(&memory).unwrap());
+        assert_eq!(resumed.suspects(&outage), None);
+        assert!(resumed.suspects(&counters(1100, 200)).unwrap().enough);
+        // Just enough without a cross-check before.
+        let fresh = Judge::new(&limits, None);
+        assert!(fresh.suspects(&counters(100, 8)).is_some());
+        assert_eq!(resumed.suspects(&counters(1100, 107)), None);
+    }
+
     #[test]
     fn the_first_tick_can_be_a_breach_of_the_error_rate() {
         let mut limits = limits();
         let limits = quick(&mut limits);
         let bad = counters(608, 608);
-        let breach = Judge::new(limits, None).tick(&bad, &bad, &Condition::Well).unwrap();
+        let breach = counted(Judge::new(limits, None).tick(&bad, &bad, &Condition::Well));
         assert_eq!(breach, "608 of 608 requests failed: 100.0%, more than 1.0%");
     }
 
@@ -245,10 +343,11 @@ mod tests {
         assert_eq!(judge.tick(&slow, &slow, &Condition::Well), None);
         // A resumed judge remembers the bad tick.
         let mut judge = Judge::resume(&limits, None, judge.memory().clone());
-        let breach = judge.tick(&slow, &slow, &Condition::Well).unwrap();
+        let breach = counted(judge.tick(&slow, &slow, &Condition::Well));
         assert_eq!(breach, "p95 is 95ms, more than 50ms");
         let ended = Condition::Ended("exit code 1".to_owned());
-        assert!(Judge::new(&limits, None).tick(&idle, &idle, &ended).is_some());
+        let ended = Judge::new(&limits, None).tick(&idle, &idle, &ended);
+        assert_eq!(ended, Some(Finding::Certain("exit code 1".to_owned())));
     }
 
     #[test]
@@ -257,7 +356,7 @@ mod tests {
         let limits = quick(&mut limits);
         let before = Some(counters(60_000, 1800).answers());
         let now = counters(3000, 600);
-        let breach = Judge::new(limits, before).tick(&now, &now, &Condition::Well).unwrap();
+        let breach = counted(Judge::new(limits, before).tick(&now, &now, &Condition::Well));
         assert!(breach.ends_with("%, the limit based on the old version's error rate"), "{breach}");
     }
 }

@@ -13,6 +13,7 @@ mod canary;
 mod config_files;
 mod container_deploys;
 mod containers;
+mod cross_checks;
 mod deploys;
 #[cfg(feature = "fault-points")]
 mod files;

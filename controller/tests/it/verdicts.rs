@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 
 use crate::harness::{Ran, Stage, get, until};
-use crate::watching::{Traffic, failing};
+use crate::watching::{Traffic, failing, turns_bad};
 
 const QUICK: &str = "[monitor]\ninterval = \"200ms\"";
 
@@ -100,15 +100,17 @@ fn errors_after_a_restart_are_not_hidden_by_earlier_errors() {
     stage.configure("uh-deploy.toml", &failing(100, ""));
     stage.deploy("0.9.1");
     (0..150).for_each(|_| drop(get(stage.address, "/")));
-    stage.configure("uh-deploy.toml", "[monitor]\ninterval = \"8s\"");
+    stage.configure("uh-deploy.toml", "");
     stage.deploy("1.0.0");
+    let bad = turns_bad(&stage, "[monitor]\ninterval = \"8s\"");
     let deploy = watched_deploy(&stage, "20s");
     until_deployed(&stage);
     stage.kill_front_door();
     stage.start_front_door();
-    for path in [["/status/500"; 120].as_slice(), &["/"; 60]].concat() {
-        drop(get(stage.address, path));
-    }
+    fs::write(&bad, "").unwrap();
+    (0..120).for_each(|_| drop(get(stage.address, "/")));
+    fs::remove_file(bad).unwrap();
+    (0..60).for_each(|_| drop(get(stage.address, "/")));
     let ran = Ran::of(deploy.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(3), "{}", ran.text);
     ran.says("uh-proxy was restarted").says("✅ Rollback complete");

@@ -2,12 +2,14 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use uh_testkit::load::{Group, Load, Plan, Reuse};
 
+use crate::canary::TURNS_BAD;
 use crate::harness::{REQUEST_TIMEOUT, Ran, Stage, get, until};
 
 /// Short intervals, so that a second stands for a minute.
@@ -62,6 +64,15 @@ fn lose_a_watch(stage: &Stage, args: &[&str]) {
     });
     deploy.kill().unwrap();
     deploy.wait().unwrap();
+}
+
+/// The file that makes the next version fail, and no other. A failure of both isn't a reason to roll back.
+pub(crate) fn turns_bad(stage: &Stage, extra: &str) -> PathBuf {
+    let (script, flag) = (stage.path("app.py"), stage.path("bad"));
+    std::fs::write(&script, TURNS_BAD).unwrap();
+    let app = format!("[runtime.process]\ncommand = [\"python3\", {script:?}, {flag:?}]\n");
+    stage.configure("uh-deploy.toml", &format!("{app}{extra}"));
+    flag
 }
 
 fn saved(stage: &Stage) -> Option<Value> {
@@ -175,10 +186,10 @@ fn occasional_errors_are_not_a_breach() {
 fn a_killed_watch_is_continued_by_recover() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
-    let traffic = Traffic::start(stage.address, 100, "/");
-    stage.configure("uh-deploy.toml", QUICK);
+    let _traffic = Traffic::start(stage.address, 100, "/");
+    let bad = turns_bad(&stage, QUICK);
     lose_a_watch(&stage, &["--watch", "10m", "--auto-rollback"]);
-    traffic.ask_for("/status/500");
+    std::fs::write(bad, "").unwrap();
     stage
         .expect(3, &["recover"])
         .says("The process that watched green (v1.0.1)")
@@ -193,10 +204,10 @@ fn a_killed_watch_is_continued_by_recover() {
 fn a_killed_watch_is_continued_by_the_timer_before_it_stops_anything() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
-    let traffic = Traffic::start(stage.address, 100, "/");
-    stage.configure("uh-deploy.toml", &format!("[deploy]\nwarm = \"1ms\"\n{QUICK}"));
+    let _traffic = Traffic::start(stage.address, 100, "/");
+    let bad = turns_bad(&stage, &format!("[deploy]\nwarm = \"1ms\"\n{QUICK}"));
     lose_a_watch(&stage, &["--watch", "10m", "--auto-rollback"]);
-    traffic.ask_for("/status/500");
+    std::fs::write(bad, "").unwrap();
     stage.expect(3, &["retire"]).says("✅ Rollback complete");
     assert_eq!((stage.served(), stage.apps()), ("blue 1.0.0".to_owned(), 2));
 }
@@ -207,12 +218,12 @@ fn monitor_continues_a_watch_with_automatic_rollback_that_lost_its_process() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let traffic = Traffic::start(stage.address, 100, "/");
-    stage.configure("uh-deploy.toml", QUICK);
+    let bad = turns_bad(&stage, QUICK);
     lose_a_watch(&stage, &["--watch", "10m", "--auto-rollback"]);
     let monitor = start(&stage, &["monitor", "--duration", "1s"]);
     // Longer than its own watch would take.
     traffic.wait_for(300);
-    traffic.ask_for("/status/500");
+    std::fs::write(bad, "").unwrap();
     let ran = Ran::of(monitor.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(3), "{}", ran.text);
     ran.says("continuing its watch for the remaining 9m").says("✅ Rollback complete");
@@ -242,11 +253,11 @@ fn what_happened_while_the_watch_had_no_process_counts() {
     let stage = Stage::new();
     stage.deploy("1.0.0");
     let traffic = Traffic::start(stage.address, 100, "/");
-    stage.configure("uh-deploy.toml", QUICK);
+    let bad = turns_bad(&stage, QUICK);
     lose_a_watch(&stage, &["--watch", "10m", "--auto-rollback"]);
-    traffic.ask_for("/status/500");
+    std::fs::write(&bad, "").unwrap();
     traffic.wait_for(150);
-    traffic.ask_for("/");
+    std::fs::remove_file(bad).unwrap();
     let began = Instant::now();
     stage.expect(3, &["recover"]).says("✅ Rollback complete");
     assert!(began.elapsed() < Duration::from_secs(60), "the first look decides");
@@ -367,7 +378,7 @@ fn a_restart_of_uh_proxy_during_the_watch_is_reported_and_loses_no_errors() {
     let mut stage = Stage::new();
     stage.deploy("1.0.0");
     let traffic = Traffic::start(stage.address, 200, "/");
-    stage.configure("uh-deploy.toml", QUICK);
+    let bad = turns_bad(&stage, QUICK);
     let deploy = start(&stage, &["blue-green", "--version", "1.0.1", "--watch", "5m", "--auto-rollback"]);
     until("it has seen many", || {
         saved(&stage).filter(|watch| watch["seen"]["ended"]["GET 200"].as_u64().unwrap_or(0) > 100)
@@ -375,7 +386,8 @@ fn a_restart_of_uh_proxy_during_the_watch_is_reported_and_loses_no_errors() {
     drop(traffic);
     stage.kill_front_door();
     stage.start_front_door();
-    let _traffic = Traffic::start(stage.address, 200, "/status/500");
+    std::fs::write(bad, "").unwrap();
+    let _traffic = Traffic::start(stage.address, 200, "/");
     let ran = Ran::of(deploy.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(3), "{}", ran.text);
     ran.says("uh-proxy was restarted").says("✅ Rollback complete");

@@ -108,7 +108,11 @@ async fn go_on(session: &Session, proxy: &ProxyService, to_its_end: bool) -> Res
         },
     };
     // Judge what happened meanwhile first.
-    let ended = match watcher.look().await? {
+    let ended = match watcher.resume_check().await? {
+        None => watcher.look().await?,
+        ended => ended,
+    };
+    let ended = match ended {
         Some(ended) => ended,
         None => {
             let left = watcher.left(jiff::Timestamp::now());

@@ -1,5 +1,8 @@
 //! Watches one backend: measures at every tick, judges, and saves its progress.
 
+mod course;
+mod cross_check;
+mod saved;
 mod show;
 
 use std::time::{Duration, Instant};
@@ -7,27 +10,21 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use uh_protocol::BackendName;
 
+use self::saved::SavedWatch;
 use self::show::figures;
-use super::{BEGIN_POLL, MAX_SILENCE};
-use crate::cli::exit::{CliError, Exit};
+use crate::cli::exit::CliError;
 use crate::cli::session::Session;
 use crate::cli::start;
 use crate::counters::{Answers, Counters, Reading};
 use crate::deploy::activation::{self, ActivationFile, PreviousActivation};
 use crate::deploy::history::HistoryEntry;
-use crate::deploy::link::WatchLink;
 use crate::deploy::watch::{self, Watch, WatchFile, WatchPlan};
 use crate::evidence::Breach;
-use crate::fault;
-use crate::gate::end_of;
 use crate::names::named;
 use crate::proxy::{ProxyError, ProxyService, ServiceView, Serving};
 use crate::runtime::InstanceId;
-use crate::time::{iso_millis, same_switch};
-use crate::verdict::judge::{Condition, Judge, WatchVerdict};
-
-/// How often to check the instance between ticks, so that a crash is noticed immediately.
-const INSTANCE_POLL: Duration = Duration::from_millis(200);
+use crate::time::iso_millis;
+use crate::verdict::judge::{Judge, WatchVerdict};
 
 /// How a watch ended.
 pub(in crate::cli) enum WatchEnd {
@@ -55,15 +52,12 @@ pub(in crate::cli) struct Watcher<'a> {
     in_flight: u64,
     judge: Judge<'a>,
     record: Option<SavedWatch>,
-}
-
-/// The saved form of a watch that must survive its process.
-struct SavedWatch {
-    /// `None`: another watch still holds the file.
-    file: Option<WatchFile>,
-    watch: Watch,
-    /// Whether a failed save was already reported.
-    complained: bool,
+    /// When this process began to watch, and the answered requests until then.
+    began: (Instant, u64),
+    /// Why the new version can't be compared with the old one, in this watch.
+    alone: Option<String>,
+    /// The last reason why it couldn't at a moment, so that it is said once.
+    not_now: Option<String>,
 }
 
 impl<'a> Watcher<'a> {
@@ -122,6 +116,7 @@ impl<'a> Watcher<'a> {
             seen: Counters::default(),
             memory: watcher.judge.memory().clone(),
             verdict: None,
+            cross_check: None,
         };
         watcher.record = Some(SavedWatch { file: None, watch, complained: false });
         watcher.save();
@@ -149,7 +144,10 @@ impl<'a> Watcher<'a> {
             seen: watch.seen.clone(),
             in_flight: 0,
             judge: Judge::resume(&session.config.monitor, answers, watch.memory.clone()),
+            began: (Instant::now(), watch.seen.answers().all()),
             record: Some(SavedWatch { file: Some(file), watch, complained: false }),
+            alone: None,
+            not_now: None,
         }
     }
 
@@ -177,6 +175,9 @@ impl<'a> Watcher<'a> {
             in_flight: 0,
             judge: Judge::new(&session.config.monitor, answers),
             record: None,
+            began: (Instant::now(), 0),
+            alone: None,
+            not_now: None,
         }
     }
 
@@ -235,106 +236,6 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// Watches for this long. `link`: to the operation it runs in parallel with.
-    pub(in crate::cli) async fn run(
-        &mut self,
-        duration: Duration,
-        link: Option<&WatchLink>,
-    ) -> Result<WatchEnd, CliError> {
-        let end = Instant::now() + duration;
-        let mut silent_since = None;
-        loop {
-            let next = (Instant::now() + self.plan.interval()).min(end);
-            let mut ended = if Instant::now() >= end { self.instance_end(link).await } else { None };
-            while Instant::now() < next && ended.is_none() {
-                let left = next.saturating_duration_since(Instant::now());
-                tokio::time::sleep(left.min(INSTANCE_POLL)).await;
-                ended = self.instance_end(link).await;
-            }
-            match self.tick(ended).await {
-                Ok(Some(done)) => return Ok(done),
-                Ok(None) if Instant::now() >= end => {
-                    fault::point("watch.tick");
-                    return Ok(WatchEnd::Well);
-                }
-                Ok(None) => silent_since = None,
-                Err(e) => {
-                    let is_last = Instant::now() >= end;
-                    if !is_last || silent_since.is_none() {
-                        self.session.report.warn(&crate::chain(&e));
-                    }
-                    if silent_since.get_or_insert_with(Instant::now).elapsed() >= MAX_SILENCE {
-                        return Err(self.silence(&e));
-                    }
-                    // One failed request, even the last one, doesn't decide the verdict.
-                    if is_last {
-                        tokio::time::sleep(BEGIN_POLL).await;
-                    }
-                }
-            }
-            fault::point("watch.tick");
-        }
-    }
-
-    /// Without uh-proxy the active backend is unknown. A saved watch stays open for the next command.
-    fn silence(&self, error: &ProxyError) -> CliError {
-        let next =
-            if self.is_recorded() { ", then run `uh-deploy recover` to continue the watch" } else { "" };
-        let message = format!(
-            "can't determine the active backend: uh-proxy stopped answering while {} was watched: {}. Check uh-proxy{next}",
-            self.name,
-            crate::chain(error)
-        );
-        CliError::new(Exit::Attention, message)
-    }
-
-    /// While a deploy settles, it checks the instance itself and moves traffic back.
-    async fn instance_end(&self, link: Option<&WatchLink>) -> Option<String> {
-        let settles = !self.session.config.deploy.settle.is_zero();
-        if settles && link.is_some_and(|link| !link.is_over()) {
-            return None;
-        }
-        let instance = self.instance.as_ref()?;
-        let state = self.session.runtime.state(instance).await.ok()?;
-        end_of(&state).map(|end| format!("{instance} exited: {end}"))
-    }
-
-    /// An extra tick.
-    pub(in crate::cli) async fn look(&mut self) -> Result<Option<WatchEnd>, ProxyError> {
-        let ended = self.instance_end(None).await;
-        self.tick(ended).await
-    }
-
-    async fn tick(&mut self, ended: Option<String>) -> Result<Option<WatchEnd>, ProxyError> {
-        let (view, now) = activation::read(self.proxy, &self.watched).await?;
-        let same = same_switch(view.service.last_switch.as_deref(), self.last_switch.as_deref());
-        if !view.is_active(&self.watched) || !same {
-            return Ok(Some(WatchEnd::MovedOn(Box::new(view))));
-        }
-        if !now.process.is(&self.last.process) {
-            self.session.report.warn(
-                "uh-proxy was restarted, so its counters start from zero; what it counted after the last measurement is lost",
-            );
-        }
-        let tick = now.since(&self.last);
-        self.seen = std::mem::take(&mut self.seen).plus(&tick);
-        self.last = now;
-        let backend = view.backend(&self.watched);
-        let condition = match (ended, backend.and_then(|backend| backend.healthy)) {
-            (Some(how), _) => Condition::Ended(how),
-            (None, Some(false)) => {
-                let error = backend.and_then(|b| b.last_probe.as_ref()).and_then(|probe| probe.error.clone());
-                Condition::Unhealthy(error.unwrap_or_default())
-            }
-            (None, _) => Condition::Well,
-        };
-        self.in_flight = backend.map_or(0, |backend| backend.requests_in_flight + backend.tunnels);
-        self.show(&tick, &condition);
-        let breach = self.judge.tick(&tick, &self.seen, &condition);
-        self.save();
-        Ok(breach.map(WatchEnd::Breach))
-    }
-
     pub(in crate::cli) fn evidence(&self, reason: String) -> Breach {
         let since = self.last_switch.clone().unwrap_or_default();
         let failures = self.seen.failures();
@@ -353,42 +254,6 @@ impl<'a> Watcher<'a> {
             outcome: outcome.to_owned(),
             remarks: vec![figures(&self.seen)],
             ..HistoryEntry::default()
-        }
-    }
-
-    /// Closes the watch, so that it isn't continued.
-    pub(in crate::cli) fn finish(&mut self, verdict: &str) {
-        if let Some(record) = &mut self.record {
-            record.watch.verdict = Some(verdict.to_owned());
-        }
-        self.save();
-    }
-
-    fn save(&mut self) {
-        let state_dir = &self.session.config.deploy.state_dir;
-        let Some(record) = &mut self.record else { return };
-        record.watch.last.clone_from(&self.last);
-        record.watch.seen.clone_from(&self.seen);
-        record.watch.memory.clone_from(self.judge.memory());
-        let mut save = || -> std::io::Result<Option<WatchFile>> {
-            let file = match record.file.take() {
-                Some(file) => Some(file),
-                None => WatchFile::claim(state_dir)?,
-            };
-            if let Some(file) = &file {
-                file.save(&record.watch)?;
-            }
-            Ok(file)
-        };
-        match save() {
-            Ok(file) => record.file = file,
-            Err(e) if !record.complained => {
-                record.complained = true;
-                self.session.report.warn(&format!(
-                    "can't save the watch, so it can't be continued if this process is killed: {e}"
-                ));
-            }
-            Err(_) => {}
         }
     }
 }

@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use uh_protocol::BackendName;
 
-use super::undo::{Undo, UndoRequest};
-use super::{NoRollback, find_undo, roll_back};
+use super::undo::{Undo, UndoRequest, was_rolled_back};
+use super::{NoRollback, find_undo, history, record, roll_back};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::monitor::Watcher;
 use crate::cli::session::Session;
@@ -16,6 +17,7 @@ use crate::deploy::activation;
 use crate::deploy::machine::Outcome;
 use crate::deploy::member::OperationEnd;
 use crate::evidence::Breach;
+use crate::names::named;
 use crate::proxy::{ProxyService, Serving};
 use crate::time::{same_switch, span};
 use crate::verdict::judge::Judge;
@@ -121,6 +123,31 @@ pub(super) async fn undo_of_watched(
         return Err(CliError::new(Exit::Breach, message));
     }
     Ok((serving, undo))
+}
+
+/// Why a watch couldn't roll back to this backend. Then it mustn't give clients to it either. `None`: it could.
+pub(in crate::cli) async fn obstacle(
+    session: &Session,
+    proxy: &ProxyService,
+    watcher: &Watcher<'_>,
+    to: &BackendName,
+) -> Option<String> {
+    match undo_of_watched(session, proxy, watcher).await {
+        Ok((_, undo)) if undo.to == *to => {
+            let version = match record(session, to) {
+                Ok(record) => record.map(|record| record.frozen.version),
+                Err(failed) => return Some(failed.message().to_owned()),
+            };
+            let lines = match history(session) {
+                Ok(lines) => lines,
+                Err(failed) => return Some(failed.message().to_owned()),
+            };
+            let was_bad = was_rolled_back(&lines, to, version.as_deref());
+            was_bad.then(|| format!("{} was rolled back before", named(to, version.as_deref())))
+        }
+        Ok((_, undo)) => Some(format!("a rollback would go to {}, not to {to}", undo.to)),
+        Err(refused) => Some(refused.message().to_owned()),
+    }
 }
 
 /// After a refusal, the result is the breach. Any other failure may pass.

@@ -1,0 +1,210 @@
+//! Decides a cross-check from what both versions answered at the same time, where the coin test of uh-proxy's trial can't: too
+//! few clients, or too little traffic. Pure: no I/O, no clock.
+//!
+//! uh-proxy's trial counts each failing client once, and decides as soon as the clients' sides prove it. That takes many clients.
+//! What is here counts requests, like the watch: it finds that both versions fail, that nothing can be compared, or that only
+//! the new one fails although all its clients together are too few for the coin.
+
+use std::time::Duration;
+
+use super::judge::{Judge, percent};
+use super::{BREACH_EVIDENCE, SUSPICION};
+use crate::counters::Counters;
+
+/// How long half of the clients stay on each version: as long as in a trial.
+pub(crate) const LASTS: Duration = uh_trial::trial::CROSS_CHECK;
+
+/// If all requests of at least this time are on one side, there is only one client to compare.
+const ONE_SIDED_AFTER: Duration = Duration::from_secs(1);
+
+/// If the requests of this time are too few, those of a whole cross-check will be.
+const SPARSE_AFTER: Duration = Duration::from_secs(5);
+
+/// A version that fails this share of its requests while the other one doesn't is bad, however few its clients are.
+const NO_DOUBT: f64 = 0.9;
+
+/// With fewer failing clients than this, the coin test can't decide alone at 50 %: each is worth a factor of 2 at most.
+const COIN_NEEDS: u64 = 16;
+
+/// What both versions answered at the same time.
+#[derive(Debug, Default)]
+pub(crate) struct Sides {
+    /// The version in question.
+    pub suspect: Counters,
+    /// The old one.
+    pub other: Counters,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// The new version is worse.
+    Worse(String),
+    /// Both fail: the comparison goes on as long as they do.
+    BothFail(String),
+    /// The new version isn't worse.
+    NotWorse(String),
+    /// There is nothing to compare, for this reason.
+    Incomparable(String),
+}
+
+/// Decides from what both sides answered since `elapsed`. `failing_clients`: those that uh-proxy's trial has counted on both
+/// sides; `slow`: whether it is about latency. `None`: not yet.
+#[must_use]
+pub(crate) fn decide(
+    judge: &Judge<'_>,
+    sides: &Sides,
+    failing_clients: u64,
+    slow: bool,
+    elapsed: Duration,
+) -> Option<Decision> {
+    let least = judge.limits().min_requests.max(1);
+    let (suspect, other) = (sides.suspect.answers(), sides.other.answers());
+    let fewest = suspect.all().min(other.all());
+    let over = elapsed >= LASTS;
+    if judge.has_evidence(&sides.other, SUSPICION).is_some() && (over || fewest == 0) {
+        return over.then(|| Decision::BothFail(at_the_same_time(sides)));
+    }
+    if fewest == 0 && suspect.all() + other.all() >= least && elapsed >= ONE_SIDED_AFTER {
+        return Some(Decision::Incomparable("all requests seem to come from one client".to_owned()));
+    }
+    let enough = fewest >= least;
+    if enough && suspect.rate() >= NO_DOUBT && other.rate() <= judge.allowed().share() {
+        return Some(Decision::Worse(at_the_same_time(sides)));
+    }
+    let expected = fewest as f64 * LASTS.as_secs_f64() / elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+    if elapsed >= SPARSE_AFTER && expected < least as f64 {
+        let why = format!(
+            "each version needs {least} requests in {} s, and got {} and {} in {} s",
+            LASTS.as_secs(),
+            suspect.all(),
+            other.all(),
+            elapsed.as_secs()
+        );
+        return Some(Decision::Incomparable(why));
+    }
+    if !over {
+        return None;
+    }
+    let few = failing_clients < COIN_NEEDS && judge.has_evidence(&sides.suspect, BREACH_EVIDENCE).is_some();
+    let max = judge.limits().max_p95;
+    let (p95, other_p95) = (sides.suspect.p95(), sides.other.p95());
+    let slower = slow && p95.is_some_and(|p95| p95 > max) && other_p95.is_none_or(|p95| p95 <= max);
+    Some(if few || slower {
+        Decision::Worse(at_the_same_time(sides))
+    } else {
+        Decision::NotWorse(at_the_same_time(sides))
+    })
+}
+
+/// `at the same time 9 of 161 requests failed on the new version (5.6%) and 0 of 158 on the old one (0.0%)`
+fn at_the_same_time(Sides { suspect, other }: &Sides) -> String {
+    let p95 = |counters: &Counters| {
+        let p95 = counters.p95();
+        p95.map_or_else(String::new, |p95| format!(", p95 {}ms", p95.as_millis()))
+    };
+    let (new, old) = (suspect.answers(), other.answers());
+    format!(
+        "at the same time {} of {} requests failed on the new version ({}{}) and {} of {} on the old one ({}{})",
+        new.bad,
+        new.all(),
+        percent(new.rate()),
+        p95(suspect),
+        old.bad,
+        old.all(),
+        percent(old.rate()),
+        p95(other)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Monitor;
+    use crate::counters::tests::counters;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn limits() -> Monitor {
+        Monitor {
+            duration: Duration::from_secs(300),
+            interval: Duration::from_secs(10),
+            max_error_rate: 0.01,
+            max_p95: Duration::from_millis(500),
+            min_requests: 20,
+            breach_after: 2,
+            require_verdict: false,
+            auto_rollback_within: Duration::from_secs(3600),
+        }
+    }
+
+    /// All and failed requests of both sides, and of how many clients.
+    fn decision(new: (u64, u64), old: (u64, u64), clients: u64, elapsed: Duration) -> Option<Decision> {
+        let limits = limits();
+        let judge = Judge::new(&limits, None);
+        let sides = Sides { suspect: counters(new.0, new.1), other: counters(old.0, old.1) };
+        decide(&judge, &sides, clients, false, elapsed)
+    }
+
+    #[test]
+    fn a_version_that_fails_everything_while_the_old_one_works_is_worse_at_once() {
+        let found = decision((20, 20), (20, 0), 1, SECOND / 2);
+        assert!(matches!(found, Some(Decision::Worse(_))), "{found:?}");
+        assert_eq!(decision((20, 20), (20, 4), 1, SECOND / 2), None);
+        assert_eq!(decision((19, 19), (20, 0), 1, SECOND / 2), None, "too few requests");
+    }
+
+    #[test]
+    fn as_long_as_both_fail_it_goes_on() {
+        for fails in [(1000, 300), (1000, 40)] {
+            assert_eq!(decision(fails, fails, 100, LASTS - SECOND), None);
+            let found = decision(fails, fails, 100, LASTS);
+            assert!(matches!(found, Some(Decision::BothFail(_))), "{found:?}");
+        }
+        // Also if all clients are on one side.
+        assert_eq!(decision((0, 0), (1000, 300), 1, 2 * SECOND), None);
+    }
+
+    #[test]
+    fn one_client_and_little_traffic_are_nothing_to_compare() {
+        for (new, old) in [((100, 100), (0, 0)), ((0, 0), (100, 0))] {
+            let found = decision(new, old, 1, SECOND);
+            assert!(matches!(found, Some(Decision::Incomparable(_))), "{found:?}");
+        }
+        assert_eq!(decision((100, 100), (0, 0), 1, SECOND / 2), None, "not yet");
+        let found = decision((4, 4), (3, 0), 4, SPARSE_AFTER);
+        assert!(matches!(found, Some(Decision::Incomparable(_))), "{found:?}");
+        assert_eq!(decision((5, 4), (5, 0), 4, SPARSE_AFTER), None);
+        assert_eq!(decision((4, 4), (3, 0), 4, SPARSE_AFTER - SECOND), None);
+    }
+
+    #[test]
+    fn few_failing_clients_are_judged_by_their_requests_and_many_by_the_coin() {
+        let found = decision((1000, 200), (1000, 0), 3, LASTS);
+        assert!(matches!(found, Some(Decision::Worse(_))), "{found:?}");
+        let found = decision((1000, 200), (1000, 0), 16, LASTS);
+        assert!(matches!(found, Some(Decision::NotWorse(_))), "{found:?}");
+        let found = decision((1000, 10), (1000, 9), 3, LASTS);
+        let Some(Decision::NotWorse(why)) = found else { panic!("{found:?}") };
+        assert!(
+            why.starts_with(
+                "at the same time 10 of 1000 requests failed on the new version (1.0%, p95 95ms) and 9 of"
+            ),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn latency_is_compared_with_the_old_version_s_at_the_same_time() {
+        let limits = Monitor { max_p95: Duration::from_millis(50), ..limits() };
+        let judge = Judge::new(&limits, None);
+        let sides = |other| Sides { suspect: counters(100, 0), other };
+        let of = |sides: &Sides, slow| decide(&judge, sides, 0, slow, LASTS);
+        let both = sides(counters(100, 0));
+        assert!(matches!(of(&both, true), Some(Decision::NotWorse(_))));
+        // No latency is known of the old version: nothing speaks against it.
+        let only = sides(crate::counters::tests::untimed(100));
+        assert!(matches!(of(&only, true), Some(Decision::Worse(_))));
+        assert!(matches!(of(&only, false), Some(Decision::NotWorse(_))));
+    }
+}
