@@ -19,6 +19,7 @@ mod report;
 mod retire;
 mod rollback;
 mod session;
+mod shell;
 mod start;
 mod validate;
 mod wording;
@@ -42,6 +43,7 @@ type Done = Result<Exit, CliError>;
 
 /// Parses the command line, runs the command, and returns its exit code.
 pub fn main() -> ExitCode {
+    uh_settings::shell::answer_shell(args::ungrouped);
     let args = Args::from_arg_matches(&args::command().get_matches()).unwrap_or_else(|error| error.exit());
     let json = args.json;
     match carry_out(args) {
@@ -58,6 +60,11 @@ pub fn main() -> ExitCode {
 }
 
 fn carry_out(args: Args) -> Done {
+    match &args.command {
+        Command::Completions { shell } => return shell::completions(*shell),
+        Command::Man { directory } => return shell::man(directory),
+        _ => {}
+    }
     if let Command::Supervise { directory } = args.command {
         crate::runtime::process::supervisor::supervise(directory).context("the supervisor failed")?;
         return Ok(Exit::Done);
@@ -121,6 +128,6 @@ async fn command(session: &Session, command: &Command) -> Done {
         Command::Prune(args) => prune::prune(session, args).await,
         Command::Retire(args) => retire::retire(session, args).await,
         Command::Maintenance(args) => maintenance::maintenance(session, args).await,
-        Command::Supervise { .. } => Ok(Exit::Usage),
+        Command::Supervise { .. } | Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Usage),
     }
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod backend;
+mod candidates;
 mod certificates;
 mod check;
 mod drain;
@@ -13,6 +14,7 @@ mod preview;
 mod release;
 mod reload;
 mod run;
+mod shell;
 mod split;
 mod status;
 mod switch;
@@ -33,6 +35,7 @@ type Done = Result<Exit, Failed>;
 
 /// Parses the command line, runs the command, and reports the result.
 pub fn main() -> ExitCode {
+    uh_settings::shell::answer_shell(args::ungrouped);
     let args = Args::from_arg_matches(&args::command().get_matches()).unwrap_or_else(|error| error.exit());
     let done = match &args.command {
         Command::Run { config, take_over } => run::run(config, *take_over),
@@ -49,6 +52,8 @@ pub fn main() -> ExitCode {
         Command::Backend(BackendCommand::Withdraw(args)) => backend::withdraw(args),
         Command::Maintenance(args) => maintenance::maintenance(args),
         Command::Reload(args) => reload::reload(args),
+        Command::Completions { shell } => shell::completions(*shell),
+        Command::Man { directory } => shell::man(directory),
     };
     match done {
         Ok(exit) => exit.into(),

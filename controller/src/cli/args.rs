@@ -4,11 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::ArgValueCandidates;
 use jiff::Timestamp;
 use uh_protocol::BackendName;
 
 use uh_settings::help;
+use uh_settings::shell::Shell;
 use uh_settings::units::parse_duration;
+
+use super::shell;
 
 /// Shown below the top-level `--help`.
 const AFTER_HELP: &str = "\
@@ -44,7 +48,7 @@ pub(super) struct Args {
         help_heading = GLOBAL,
         value_name = "FILE",
         env = "UH_DEPLOY_CONFIG",
-        default_value = "/etc/uh-deploy/uh-deploy.toml"
+        default_value = DEFAULT_CONFIG
     )]
     pub(super) config: PathBuf,
     /// Print JSON: one object per line for commands that change or watch something, otherwise one document
@@ -57,14 +61,18 @@ pub(super) struct Args {
     pub(super) command: Command,
 }
 
+/// The configuration file if none is given.
+pub(super) const DEFAULT_CONFIG: &str = "/etc/uh-deploy/uh-deploy.toml";
+
 /// The heading of the options that every command takes.
 const GLOBAL: &str = "Global options";
 
 /// The headings of the top-level `--help`, each with its commands. Every command is in one of them.
-const GROUPS: [(&str, &[&str]); 3] = [
+const GROUPS: [(&str, &[&str]); 4] = [
     ("Deploy commands", &["validate", "blue-green", "promote", "hold", "abort", "monitor", "rollback"]),
     ("Inspection commands", &["health-check", "logs", "history"]),
     ("Upkeep commands", &["recover", "start", "retire", "prune", "maintenance"]),
+    ("Shell commands", &["completions", "man"]),
 ];
 
 #[derive(Debug, Subcommand)]
@@ -136,6 +144,25 @@ Neither switches nor stops anything. To run it at boot: config/systemd/uh-deploy
     Prune(PruneArgs),
     /// Turn uh-proxy's maintenance page on or off
     Maintenance(MaintenanceArgs),
+    /// Print a script by which a shell completes commands, options and backends
+    #[command(after_help = "\
+Examples:
+  source <(uh-deploy completions bash)
+  uh-deploy completions zsh > /usr/local/share/zsh/site-functions/_uh-deploy
+  uh-deploy completions fish > ~/.config/fish/completions/uh-deploy.fish")]
+    Completions {
+        /// Shell that runs the script
+        shell: Shell,
+    },
+    /// Write the man pages of uh-deploy and its commands
+    #[command(after_help = "\
+Examples:
+  uh-deploy man /usr/local/share/man/man1")]
+    Man {
+        /// Directory for the pages
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
     /// Start an instance's app and supervise it; for uh-deploy itself
     #[command(hide = true, alias = "keep")]
     Supervise {
@@ -223,7 +250,7 @@ pub(super) struct RollbackArgs {
     #[arg(long, value_name = "VERSION", conflicts_with = "to")]
     pub(super) of: Option<String>,
     /// Backend to switch to [default: the one that served before the change to undo]
-    #[arg(long, value_name = "BACKEND")]
+    #[arg(long, value_name = "BACKEND", add = ArgValueCandidates::new(shell::backends))]
     pub(super) to: Option<BackendName>,
     /// With --to: return even to a version that was rolled back before
     #[arg(long, requires = "to")]
@@ -238,7 +265,7 @@ Examples:
   uh-deploy logs --backend green --since 10m")]
 pub(super) struct LogsArgs {
     /// Backend whose log to show [default: the active one]
-    #[arg(long, value_name = "BACKEND")]
+    #[arg(long, value_name = "BACKEND", add = ArgValueCandidates::new(shell::backends))]
     pub(super) backend: Option<BackendName>,
     /// Keep printing new lines; continues with the instance that takes over
     #[arg(long, short)]
@@ -311,9 +338,14 @@ pub(super) struct MaintenanceArgs {
     pub(super) retry_after: Option<u32>,
 }
 
+/// The command line, with its commands in one list.
+pub(super) fn ungrouped() -> clap::Command {
+    Args::command()
+}
+
 /// The command line, with its commands in groups.
 pub(super) fn command() -> clap::Command {
-    help::grouped(Args::command(), &GROUPS).override_usage("uh-deploy [OPTIONS] <COMMAND>")
+    help::grouped(ungrouped(), &GROUPS).override_usage("uh-deploy [OPTIONS] <COMMAND>")
 }
 
 fn moment(text: &str) -> Result<Timestamp, String> {

@@ -209,7 +209,7 @@ pub(super) async fn command(release: &Release, command: &Command) -> Done {
         Command::Promote | Command::Hold | Command::Abort => Err(CliError::usage(
             "a release has no trial; use the configuration of the service that is on trial",
         )),
-        Command::Supervise { .. } => Ok(Exit::Usage),
+        Command::Supervise { .. } | Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Usage),
     }
 }
 

@@ -14,6 +14,8 @@ mod lines;
 mod mistakes;
 #[cfg(feature = "toml")]
 mod section;
+#[cfg(feature = "shell")]
+pub mod shell;
 pub mod units;
 
 #[cfg(feature = "toml")]

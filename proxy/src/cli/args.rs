@@ -4,11 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::ArgValueCandidates;
 use uh_protocol::request::{MAX_PREVIEW_TTL_MS, MIN_PREVIEW_TTL_MS};
 use uh_protocol::{BackendName, ServiceName};
 
 use uh_settings::help;
+use uh_settings::shell::Shell;
 use uh_settings::units::parse_duration;
+
+use super::candidates;
 
 /// Shown below the top-level `--help`.
 const AFTER_HELP: &str = "\
@@ -18,7 +22,7 @@ Examples:
   uh-proxy status                               show backends, health and requests in flight
   uh-proxy switch green --wait-drain 30s        move traffic to green, wait until blue is idle
 
-All commands except run, check and import call a running uh-proxy over its admin socket.
+All commands except run, check, import, completions and man call a running uh-proxy over its admin socket.
 
 Exit codes:
   0  done
@@ -37,10 +41,11 @@ pub(super) struct Args {
 }
 
 /// The headings of the top-level `--help`, each with its commands. Every command is in one of them.
-const GROUPS: [(&str, &[&str]); 3] = [
+const GROUPS: [(&str, &[&str]); 4] = [
     ("Server commands", &["run", "check", "import", "reload", "certificates"]),
     ("Traffic commands", &["status", "switch", "split", "preview", "drain", "maintenance"]),
     ("Backend commands", &["backend"]),
+    ("Shell commands", &["completions", "man"]),
 ];
 
 #[derive(Debug, Subcommand)]
@@ -93,13 +98,36 @@ Exits with 1 if there is a mistake. Addresses used by a running uh-proxy with th
     /// Register a backend's endpoints, drop its registration, or withdraw it
     #[command(subcommand)]
     Backend(BackendCommand),
+    /// Print a script by which a shell completes commands, options, services and backends
+    #[command(after_help = "\
+Examples:
+  source <(uh-proxy completions bash)
+  uh-proxy completions zsh > /usr/local/share/zsh/site-functions/_uh-proxy
+  uh-proxy completions fish > ~/.config/fish/completions/uh-proxy.fish")]
+    Completions {
+        /// Shell that runs the script
+        shell: Shell,
+    },
+    /// Write the man pages of uh-proxy and its commands
+    #[command(after_help = "\
+Examples:
+  uh-proxy man /usr/local/share/man/man1")]
+    Man {
+        /// Directory for the pages
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
 }
 
 impl Command {
     /// Whether to print the reply as JSON, including a refusal.
     pub(super) fn wants_json(&self) -> bool {
         let client = match self {
-            Self::Run { .. } | Self::Check { .. } | Self::Import(_) => return false,
+            Self::Run { .. }
+            | Self::Check { .. }
+            | Self::Import(_)
+            | Self::Completions { .. }
+            | Self::Man { .. } => return false,
             Self::Switch(args) => &args.client,
             Self::Split(args) => &args.client,
             Self::Preview(args) => &args.client,
@@ -149,7 +177,7 @@ pub(super) struct ClientArgs {
 #[derive(Debug, ClapArgs)]
 pub(super) struct ServiceArgs {
     /// Service; not needed if there is only one
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(candidates::services))]
     pub(super) service: Option<ServiceName>,
 }
 
@@ -164,9 +192,10 @@ Examples:
 Several services move in one step, or none does. Exits with 3 if the switch is refused, and with 5 if it is done but not saved to disk.")]
 pub(super) struct SwitchArgs {
     /// Backend to make active
+    #[arg(add = ArgValueCandidates::new(candidates::backends))]
     pub(super) backend: BackendName,
     /// Refuse unless this backend is active now
-    #[arg(long, value_name = "BACKEND", help_heading = "Conditions")]
+    #[arg(long, value_name = "BACKEND", help_heading = "Conditions", add = ArgValueCandidates::new(candidates::backends))]
     pub(super) expect_active: Option<BackendName>,
     /// Refuse unless this is the current generation
     #[arg(long, value_name = "N", help_heading = "Conditions")]
@@ -178,7 +207,7 @@ pub(super) struct SwitchArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) wait_drain: Option<Duration>,
     /// Service; not needed if there is only one. Several, separated by commas, move together or not at all
-    #[arg(long = "service", value_name = "NAME", value_delimiter = ',')]
+    #[arg(long = "service", value_name = "NAME", value_delimiter = ',', add = ArgValueCandidates::new(candidates::services))]
     pub(super) services: Vec<ServiceName>,
     #[command(flatten)]
     pub(super) client: ClientArgs,
@@ -233,6 +262,7 @@ All others get the active backend as before. To end all links to a backend, with
 increase its preview.generation and reload.")]
 pub(super) struct PreviewArgs {
     /// Standby to look at
+    #[arg(add = ArgValueCandidates::new(candidates::backends))]
     pub(super) backend: BackendName,
     /// How long the link is valid: 1s to 168h [default: 1h]
     #[arg(long = "for", value_name = "DURATION", value_parser = preview_ttl)]
@@ -301,6 +331,7 @@ Examples:
 Exits with 1 if requests are still in flight when the time is up.")]
 pub(super) struct DrainArgs {
     /// Standby to drain
+    #[arg(add = ArgValueCandidates::new(candidates::backends))]
     pub(super) backend: BackendName,
     /// Wait at most this long [default: the service's drain_timeout]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
@@ -330,6 +361,7 @@ Examples:
   uh-proxy backend unset green")]
 pub(super) struct BackendUnsetArgs {
     /// Backend to return to the configuration file's endpoints
+    #[arg(add = ArgValueCandidates::new(candidates::backends))]
     pub(super) backend: BackendName,
     /// Refuse unless this is the current generation
     #[arg(long, value_name = "N")]
@@ -350,6 +382,7 @@ Examples:
   uh-proxy backend withdraw blue && docker stop app-blue")]
 pub(super) struct BackendWithdrawArgs {
     /// Standby to withdraw
+    #[arg(add = ArgValueCandidates::new(candidates::backends))]
     pub(super) backend: BackendName,
     /// Refuse unless this is the current generation
     #[arg(long, value_name = "N")]
@@ -367,6 +400,7 @@ Examples:
   uh-proxy backend set green --endpoint 10.0.0.1:3000 --endpoint 10.0.0.2:3000")]
 pub(super) struct BackendSetArgs {
     /// Backend to register
+    #[arg(add = ArgValueCandidates::new(candidates::backends))]
     pub(super) backend: BackendName,
     /// Address: host:port, [IPv6]:port or unix:/path; may be repeated
     #[arg(long = "endpoint", value_name = "ADDRESS", required = true)]
@@ -434,9 +468,14 @@ pub(super) struct CertificatesArgs {
     pub(super) client: ClientArgs,
 }
 
+/// The command line, with its commands in one list.
+pub(super) fn ungrouped() -> clap::Command {
+    Args::command()
+}
+
 /// The command line, with its commands in groups.
 pub(super) fn command() -> clap::Command {
-    help::grouped(Args::command(), &GROUPS)
+    help::grouped(ungrouped(), &GROUPS)
 }
 
 #[cfg(test)]

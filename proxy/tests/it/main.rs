@@ -51,6 +51,7 @@ mod recorder;
 mod release;
 mod reload;
 mod routing;
+mod shells;
 mod signals;
 mod split;
 mod stale;
