@@ -202,7 +202,7 @@ mod tests {
         let of = |sides: &Sides, slow| decide(&judge, sides, 0, slow, LASTS);
         let both = sides(counters(100, 0));
         assert!(matches!(of(&both, true), Some(Decision::NotWorse(_))));
-        // No latency is known of the old version: nothing speaks against it.
+        // No latency is known of the old version: no reason against it.
         let only = sides(crate::counters::tests::untimed(100));
         assert!(matches!(of(&only, true), Some(Decision::Worse(_))));
         assert!(matches!(of(&only, false), Some(Decision::NotWorse(_))));

@@ -211,7 +211,7 @@ impl Term {
     }
 }
 
-/// What the trial of a split is told when it begins. It stays as it is while the split lasts.
+/// What the trial of a split knows from its beginning. It stays as it is while the split lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Judging {
     /// Which side may be worse than the other one.

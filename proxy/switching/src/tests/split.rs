@@ -284,7 +284,7 @@ fn a_split_suspects_the_same_side_until_it_ends() {
     let split = |order: &SplitOrder| board.split("app", order, Timestamp::UNIX_EPOCH);
     let begun = split(&of_active(50.0)).unwrap();
     assert!(matches!(split(&wanted("green", 60.0)), Err(Refusal::OtherSuspect { .. })));
-    // What else it is told counts when it begins.
+    // The rest counts when it begins.
     let renewed = split(&SplitOrder {
         judging: Judging { warm_up: None, ..of_active(50.0).judging },
         ..of_active(50.0)

@@ -110,7 +110,7 @@ impl Watcher<'_> {
         match self.proxy.split(&request(&with, HALF, Some(view.generation))).await {
             Ok(_) => {}
             Err(e) if e.is_unanswered() => return Err(e),
-            // Another service has changed, or another command has come first: the next look knows more.
+            // Another service has changed, or another command was faster: the next look knows more.
             Err(e) if e.is_overtaken() && view.service.split.is_none() => {
                 self.forget_check();
                 return Ok(None);
