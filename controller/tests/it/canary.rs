@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use uh_protocol::status::TrialState;
 
+use crate::failing_apps;
 use crate::harness::{REQUEST_TIMEOUT, Ran, Stage, until};
 use crate::hooks::Webhook;
 use crate::watching::failing;
@@ -205,26 +206,6 @@ fn spawn(stage: &Stage, version: &str) -> Child {
     stage.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Answers with 500 as long as a file is there, except at its health path.
-pub(crate) const TURNS_BAD: &str = r#"
-import http.server, os, sys
-
-class App(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        bad = os.path.exists(sys.argv[1]) and self.path != "/api/health"
-        self.send_response(500 if bad else 200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"ok")
-
-    def log_message(self, *_):
-        pass
-
-http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), App).serve_forever()
-"#;
-
 /// A deploy that is in the middle of its trial.
 fn trying(stage: &Stage) -> Child {
     trying_with(stage, "")
@@ -411,7 +392,7 @@ fn a_held_trial_that_turns_bad_is_ended_by_uh_proxy_and_undone_by_recover() {
     let (stage, clients) = stage();
     let flag = stage.path("bad");
     let script = stage.path("app.py");
-    std::fs::write(&script, TURNS_BAD).unwrap();
+    std::fs::write(&script, failing_apps::turns_bad()).unwrap();
     let app = format!("[runtime.process]\ncommand = [\"python3\", {script:?}, {flag:?}]\n");
     let deploy = trying_with(&stage, &app);
     stage.expect(0, &["hold"]);
@@ -436,7 +417,7 @@ fn a_suspicion_in_the_watch_is_settled_by_half_of_the_clients() {
     until("the old version has a history", || (clients.asked() > 500).then_some(()));
     let flag = stage.path("bad");
     let script = stage.path("app.py");
-    std::fs::write(&script, TURNS_BAD).unwrap();
+    std::fs::write(&script, failing_apps::turns_bad()).unwrap();
     let watch =
         "[canary]\nwatch = \"10m\"\nsteps = [{ weight = \"50%\", at_least = \"0ms\", requests = 5 }]\n";
     let app = format!("[runtime.process]\ncommand = [\"python3\", {script:?}, {flag:?}]\n");
@@ -451,35 +432,13 @@ fn a_suspicion_in_the_watch_is_settled_by_half_of_the_clients() {
     is_undone(&stage);
 }
 
-/// Answers every tenth request with 500, except at its health path.
-const WAVERS: &str = r#"
-import http.server, itertools, os
-
-requests = itertools.count(1)
-
-class App(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        bad = self.path != "/api/health" and next(requests) % 10 == 0
-        self.send_response(500 if bad else 200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"ok")
-
-    def log_message(self, *_):
-        pass
-
-http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), App).serve_forever()
-"#;
-
 /// A step that is over by its time, and would be promoted, while half of the clients settle a suspicion.
 #[test]
 fn a_suspicion_is_settled_before_its_step_can_time_out() {
     let (stage, clients) = stage();
     until("the old version has a history", || (clients.asked() > 500).then_some(()));
     let script = stage.path("app.py");
-    std::fs::write(&script, WAVERS).unwrap();
+    std::fs::write(&script, failing_apps::wavers()).unwrap();
     let steps = "[canary]\nwatch = \"off\"\nstep_timeout = \"10s\"\non_not_enough_data = \"promote\"\n\
         steps = [{ weight = \"94%\", at_least = \"0ms\", requests = 1000000 }]\n";
     let app = format!("[runtime.process]\ncommand = [\"python3\", {script:?}]\n");
@@ -694,7 +653,7 @@ fn go_on(stage: &Stage) {
 fn a_split_that_ends_just_before_the_switch_prevents_it() {
     let (stage, _clients) = stage();
     let (flag, script) = (stage.path("bad"), stage.path("app.py"));
-    std::fs::write(&script, TURNS_BAD).unwrap();
+    std::fs::write(&script, failing_apps::turns_bad()).unwrap();
     let app = format!("[runtime.process]\ncommand = [\"python3\", {script:?}, {flag:?}]\n");
     stage.configure("uh-deploy.toml", &format!("{QUICK}{app}"));
     for (point, turns_bad) in

@@ -7,40 +7,9 @@ use serde_json::Value;
 use uh_protocol::status::Suspect;
 
 use crate::canary::{Clients, ended};
+use crate::failing_apps;
 use crate::harness::{Ran, Stage, until};
 use crate::watching::failing;
-
-/// Fails this share of its requests, in percent, except at its health path: its second argument, or what is in the file that the
-/// first one names. Several versions may have the same file, as they may have the same database.
-const FAILS: &str = r#"
-import http.server, itertools, os, sys
-
-requests = itertools.count(1)
-
-def percent():
-    try:
-        return max(int(sys.argv[2]), int(open(sys.argv[1]).read()))
-    except (OSError, ValueError):
-        return int(sys.argv[2])
-
-class App(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        bad = False
-        if self.path != "/api/health":
-            n, p = next(requests), percent()
-            bad = n * p // 100 > (n - 1) * p // 100
-        self.send_response(500 if bad else 200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"ok")
-
-    def log_message(self, *_):
-        pass
-
-http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), App).serve_forever()
-"#;
 
 /// What all versions share.
 const OUTAGE: &str = "outage";
@@ -48,7 +17,7 @@ const OUTAGE: &str = "outage";
 /// An app of which this share of requests fails also without an outage.
 fn app(stage: &Stage, percent: u32, extra: &str) {
     let script = stage.path("app.py");
-    std::fs::write(&script, FAILS).unwrap();
+    std::fs::write(&script, failing_apps::fails_a_share()).unwrap();
     let command = format!("command = [\"python3\", {script:?}, {:?}, \"{percent}\"]", stage.path(OUTAGE));
     stage.configure("uh-deploy.toml", &format!("[runtime.process]\n{command}\n{extra}"));
 }

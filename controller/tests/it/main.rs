@@ -16,6 +16,7 @@ mod containers;
 mod cross_checks;
 mod deploys;
 #[cfg(feature = "fault-points")]
+mod failing_apps;
 mod files;
 mod final_look;
 mod front_door_gone;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use uh_testkit::load::{Group, Load, Plan, Reuse};
 
-use crate::canary::TURNS_BAD;
+use crate::failing_apps;
 use crate::harness::{REQUEST_TIMEOUT, Ran, Stage, get, until};
 
 /// Short intervals, so that a second stands for a minute.
@@ -69,7 +69,7 @@ fn lose_a_watch(stage: &Stage, args: &[&str]) {
 /// The file that makes the next version fail, and no other. A failure of both isn't a reason to roll back.
 pub(crate) fn turns_bad(stage: &Stage, extra: &str) -> PathBuf {
     let (script, flag) = (stage.path("app.py"), stage.path("bad"));
-    std::fs::write(&script, TURNS_BAD).unwrap();
+    std::fs::write(&script, failing_apps::turns_bad()).unwrap();
     let app = format!("[runtime.process]\ncommand = [\"python3\", {script:?}, {flag:?}]\n");
     stage.configure("uh-deploy.toml", &format!("{app}{extra}"));
     flag

@@ -1,0 +1,53 @@
+//! Apps that fail on purpose. They are Python programs, and have a port from the environment.
+
+/// An app that answers with 500 where `bad`, a Python expression, is true, except at its health path. `first` are lines before.
+fn failing_app(first: &str, bad: &str) -> String {
+    format!(
+        r#"
+import http.server, itertools, os, sys
+
+requests = itertools.count(1)
+{first}
+class App(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        bad = self.path != "/api/health" and ({bad})
+        self.send_response(500 if bad else 200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_):
+        pass
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), App).serve_forever()
+"#
+    )
+}
+
+/// Fails as long as the file of its first argument is there.
+pub(crate) fn turns_bad() -> String {
+    failing_app("", "os.path.exists(sys.argv[1])")
+}
+
+/// Fails every tenth request.
+pub(crate) fn wavers() -> String {
+    failing_app("", "next(requests) % 10 == 0")
+}
+
+/// Fails this share of its requests, in percent: its second argument, or what is in the file that the first one names.
+/// Several versions may have the same file, as they may have the same database.
+pub(crate) fn fails_a_share() -> String {
+    let first = "
+def percent():
+    try:
+        return max(int(sys.argv[2]), int(open(sys.argv[1]).read()))
+    except (OSError, ValueError):
+        return int(sys.argv[2])
+
+def is_bad(n, p):
+    return n * p // 100 > (n - 1) * p // 100
+";
+    failing_app(first, "is_bad(next(requests), percent())")
+}
