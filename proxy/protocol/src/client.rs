@@ -31,8 +31,9 @@ const RELOAD_TIMEOUT: Duration = Duration::from_secs(25);
 /// How long closing many tunnels one after the other may take at the end of a drain.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a call that is refused as `busy` is repeated: while uh-proxy is replaced, no process takes changes for some
-/// milliseconds. Nothing was changed then.
+/// How long a call that is refused as `busy` is repeated, from the first refusal on: while uh-proxy is replaced, no
+/// process takes changes for some milliseconds. Nothing was changed then. The first refusal may be that of a drain that
+/// has waited for minutes.
 const BUSY_FOR: Duration = Duration::from_secs(3);
 
 /// The pause before it is repeated.
@@ -40,6 +41,19 @@ const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The largest reply that is read, so that a wrong socket can't exhaust memory.
 const MAX_REPLY_BYTES: usize = 16 << 20;
+
+/// For how long a call has been refused as `busy`.
+#[derive(Debug, Default)]
+struct Refusals {
+    first: Option<Instant>,
+}
+
+impl Refusals {
+    /// Whether to repeat a call that has just been refused.
+    fn may_repeat(&mut self, now: Instant) -> bool {
+        now.duration_since(*self.first.get_or_insert(now)) < BUSY_FOR
+    }
+}
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -278,12 +292,12 @@ impl Client {
         body: Bytes,
         timeout: Duration,
     ) -> Result<Bytes, ClientError> {
-        let begun = Instant::now();
+        let mut refusals = Refusals::default();
         loop {
             let exchange = self.exchange(method.clone(), path, body.clone());
             match tokio::time::timeout(timeout, exchange).await {
                 Ok(Err(ClientError::Problem(problem)))
-                    if problem.code == Code::Busy && begun.elapsed() < BUSY_FOR =>
+                    if problem.code == Code::Busy && refusals.may_repeat(Instant::now()) =>
                 {
                     tokio::time::sleep(BUSY_PAUSE).await;
                 }
@@ -341,5 +355,20 @@ impl Client {
 
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
         ClientError::Broken { path: self.socket.clone(), source: source.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_repeated_for_as_long_after_its_first_refusal_however_late_that_comes() {
+        let begun = Instant::now();
+        let refused = begun + Duration::from_secs(100);
+        let mut refusals = Refusals::default();
+        assert!(refusals.may_repeat(refused), "a drain was interrupted after 100 s");
+        assert!(refusals.may_repeat(refused + BUSY_FOR / 2));
+        assert!(!refusals.may_repeat(refused + BUSY_FOR));
     }
 }
