@@ -129,7 +129,7 @@ fn addresses(words: impl Iterator<Item = String>) -> Result<Vec<SocketAddr>, Str
             .parse()
             .map_err(|_| format!("{word:?} isn't an address: use IP:port, such as 0.0.0.0:80 or [::]:80"))?;
         if addresses.contains(&address) && address.port() != 0 {
-            return Err(format!("{address} is there twice"));
+            return Err(format!("duplicate address {address}"));
         }
         addresses.push(address);
     }
@@ -180,7 +180,7 @@ mod tests {
             ("start", "unknown command \"start\""),
             ("listen", "at least one address"),
             ("listen :80", "\":80\" isn't an address"),
-            ("listen 0.0.0.0:80 0.0.0.0:80", "0.0.0.0:80 is there twice"),
+            ("listen 0.0.0.0:80 0.0.0.0:80", "duplicate address 0.0.0.0:80"),
             ("listen --port 80", "unknown option --port"),
             ("list --socket", "--socket needs a path"),
             ("list 0.0.0.0:80", "unexpected argument"),
