@@ -39,7 +39,7 @@ use crate::front::Board;
 use crate::front::admission::Admission;
 use crate::front::broadcast::Broadcast;
 use crate::front::fittings::Fittings;
-use crate::front::listener::{Listener, Speaks};
+use crate::front::listener::{self, Listener, Speaks};
 use crate::front::own_cookies::OwnCookies;
 use crate::front::pool::RetiredConnections;
 use crate::front::settings::{Settings, SettingsCell};
@@ -492,7 +492,8 @@ async fn lead(lead: Lead, control: Arc<Control>) {
     }
     tokio::spawn(persist_health(Arc::clone(&control), Arc::clone(&control.news)));
     let metrics = metrics.and_then(|Listener { socket, holder, .. }| {
-        let listener = tokio::net::TcpListener::from_std(socket);
+        let prepared = listener::prepare(&socket, &holder);
+        let listener = prepared.and_then(|()| tokio::net::TcpListener::from_std(socket));
         let failed = |error: &io::Error| tracing::error!(error = %plain(error), "cannot serve metrics");
         let listener = listener.inspect_err(failed).ok()?;
         Some(tokio::spawn(server::serve_metrics(listener, holder, Arc::clone(&control))).abort_handle())

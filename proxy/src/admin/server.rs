@@ -23,7 +23,7 @@ use uh_system::plain;
 use super::api;
 use super::control::Control;
 use super::socket::{AdminSocket, Peer, SocketFile};
-use crate::front::listener::Holder;
+use crate::front::listener::{self, Holder, UNBLOCK_EVERY};
 
 /// How long a request head may take. Idle connections are closed after this.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -202,9 +202,15 @@ fn admit(stream: &UnixStream, users: &[u32], callers: &mut Callers) -> Result<Pe
 /// Serves the metrics indefinitely.
 pub(crate) async fn serve_metrics(mut listener: TcpListener, mut holder: Holder, control: Arc<Control>) {
     let calls = Arc::new(Semaphore::new(MAX_CALLS));
+    let is_shared = holder.is_shared();
+    let mut check = tokio::time::interval(UNBLOCK_EVERY);
     loop {
         let connected = tokio::select! {
             connected = listener.accept() => connected,
+            _ = check.tick(), if is_shared => {
+                listener::unblock(&listener);
+                continue;
+            }
             renewed = holder.renewed() => {
                 match renewed {
                     Ok(renewed) => listener = renewed,

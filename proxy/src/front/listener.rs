@@ -15,7 +15,7 @@ use crate::keeper::Renewals;
 pub(super) const BACKLOG: i32 = 4096;
 
 /// How often a socket that others hold as well is made non-blocking again.
-pub(super) const UNBLOCK_EVERY: Duration = Duration::from_secs(1);
+pub(crate) const UNBLOCK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long an accept may take on a socket that another holder has made blocking. The kernel rounds it up to a tick.
 const BLOCKED_AT_MOST: Duration = Duration::from_millis(1);
@@ -91,7 +91,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Sets socket options on the listening socket, since accepted connections inherit them.
-pub(super) fn prepare(listener: &TcpListener, holder: &Holder) -> io::Result<()> {
+pub(crate) fn prepare(listener: &TcpListener, holder: &Holder) -> io::Result<()> {
     unsent::limit(listener);
     let socket = SockRef::from(listener);
     if holder.is_shared() {
@@ -105,7 +105,7 @@ pub(super) fn prepare(listener: &TcpListener, holder: &Holder) -> io::Result<()>
 }
 
 /// Makes a socket non-blocking again if another holder has made it blocking.
-pub(super) fn unblock(listener: &tokio::net::TcpListener) {
+pub(crate) fn unblock(listener: &tokio::net::TcpListener) {
     let blocks =
         rustix::fs::fcntl_getfl(listener).is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK));
     if blocks {
