@@ -140,7 +140,15 @@ async fn hand_over(leadership: &Leadership, stream: UnixStream) -> Leads {
 }
 
 async fn within(at_most: Duration, from: &mut mpsc::Receiver<FromSuccessor>) -> Option<FromSuccessor> {
-    tokio::time::timeout(at_most, from.recv()).await.ok()?
+    let message = async {
+        loop {
+            match from.recv().await {
+                Some(FromSuccessor::Unknown) => {}
+                message => return message,
+            }
+        }
+    };
+    tokio::time::timeout(at_most, message).await.ok()?
 }
 
 /// Follows the leader until it is gone.
@@ -170,7 +178,12 @@ async fn follow(control: &Control, from: &mut mpsc::Receiver<FromSuccessor>, to:
                         control.broadcasts.iter().for_each(|broadcast| broadcast.wake_all());
                     }
                 }
-                Some(FromSuccessor::Join { .. } | FromSuccessor::Yield | FromSuccessor::Leading) => {}
+                Some(
+                    FromSuccessor::Join { .. }
+                    | FromSuccessor::Yield
+                    | FromSuccessor::Leading
+                    | FromSuccessor::Unknown,
+                ) => {}
             },
             _ = tick.tick() => {}
         }
@@ -201,7 +214,7 @@ fn counts(control: &Control, seq: u64) -> Counts {
         service.backends.iter().map(of_backend).collect::<Vec<_>>()
     };
     let backends = live.services.iter().flat_map(of_service).collect();
-    Counts { seq, connections: control.meters.sum(|worker| &worker.client_open), backends }
+    Counts { seq, backends }
 }
 
 /// A routing as it is on disk.

@@ -59,6 +59,9 @@ pub(crate) enum FromSuccessor {
         /// How long that takes.
         over_ms: u64,
     },
+    /// What a later version says, and this one ignores.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What a predecessor says.
@@ -88,6 +91,9 @@ pub(crate) enum FromPredecessor {
     },
     /// What it still holds.
     Counts(Counts),
+    /// What a later version says, and this one ignores.
+    #[serde(other)]
+    Unknown,
 }
 
 /// An endpoint.
@@ -100,11 +106,10 @@ pub(crate) struct EndpointName {
 
 /// What a predecessor still holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Counts {
     /// The last routing that it follows.
     pub(crate) seq: u64,
-    /// Open connections of clients.
-    pub(crate) connections: u64,
     /// Every backend.
     pub(crate) backends: Vec<BackendCounts>,
 }
@@ -115,15 +120,19 @@ pub(crate) struct BackendCounts {
     pub(crate) service: ServiceName,
     pub(crate) backend: BackendName,
     /// In all its activations.
+    #[serde(default)]
     pub(crate) holding: InFlight,
     /// In those that get no new requests; `None`: it gets new requests.
+    #[serde(default)]
     pub(crate) past: Option<InFlight>,
     /// Whether the past ones are drained, exactly.
+    #[serde(default)]
     pub(crate) drained: bool,
 }
 
 /// Requests and tunnels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct InFlight {
     pub(crate) requests: u64,
     pub(crate) tunnels: u64,
@@ -240,5 +249,17 @@ mod tests {
             matches!(serde_json::from_str(&text), Ok(FromPredecessor::Counts(Counts { seq: 1, .. }))),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_another_version_says_more_or_less_is_no_error() {
+        let read = |text| serde_json::from_str::<FromPredecessor>(text).unwrap();
+        assert!(matches!(read(r#"{"say":"farewell","until":1}"#), FromPredecessor::Unknown));
+        let text = r#"{"say":"counts","more":1,"backends":[{"service":"app","backend":"blue","more":[]}]}"#;
+        let FromPredecessor::Counts(counts) = read(text) else { panic!("no counts") };
+        assert_eq!(counts.seq, 0);
+        assert!(!counts.backends[0].drained && counts.backends[0].past.is_none());
+        let order: FromSuccessor = serde_json::from_str(r#"{"say":"pause"}"#).unwrap();
+        assert!(matches!(order, FromSuccessor::Unknown));
     }
 }

@@ -261,9 +261,10 @@ fn receive(stream: &mut BufReader<UnixStream>) -> Result<FromPredecessor, TakeOv
 fn unexpected(message: &FromPredecessor) -> TakeOverError {
     let reason = match message {
         FromPredecessor::Refused { reason } => reason.clone(),
-        FromPredecessor::Joined { .. } | FromPredecessor::Yielded { .. } | FromPredecessor::Counts(_) => {
-            "it sent an answer that this version doesn't expect".to_owned()
-        }
+        FromPredecessor::Joined { .. }
+        | FromPredecessor::Yielded { .. }
+        | FromPredecessor::Counts(_)
+        | FromPredecessor::Unknown => "it sent an answer that this version doesn't expect".to_owned(),
     };
     TakeOverError::Refused { reason }
 }
