@@ -486,6 +486,10 @@ fn start_admin(control: &Arc<Control>) -> io::Result<oneshot::Sender<Lead>> {
 
 async fn lead(lead: Lead, control: Arc<Control>) {
     let Lead { socket, users, metrics, successors, predecessor, events } = lead;
+    // First, so that no status reports fewer requests than there are. Callers wait for some seconds at most.
+    if let Some(stream) = predecessor {
+        take_over::lead_after(stream, &control).await;
+    }
     tokio::spawn(Arc::clone(&control).reload_when_wanted());
     if let Some(server) = &control.tls {
         tokio::spawn(tls::watch::run(Arc::clone(server)));
@@ -511,9 +515,6 @@ async fn lead(lead: Lead, control: Arc<Control>) {
             Ok(listener) => drop(tokio::spawn(successor::serve(listener, leadership))),
             Err(error) => tracing::error!(error = %plain(&error), "cannot wait for a successor"),
         }
-    }
-    if let Some(stream) = predecessor {
-        tokio::spawn(take_over::lead_after(stream, Arc::clone(&control)));
     }
     server::serve_admin(socket, control, users).await;
 }

@@ -1,6 +1,7 @@
 //! What a uh-proxy knows of the one that it has replaced, as long as that one ends: it follows each change of the routing
 //! before the change is replied to, and what it holds counts.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ use crate::state::file::StateFile;
 /// so that it can't delay a switch indefinitely, and ends what it still holds.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(1);
 
+/// How long it may take for the first one: it wakes all its connections for the stop at the same time.
+const FIRST_FOLLOWS_WITHIN: Duration = Duration::from_millis(2500);
+
 /// Orders that wait to be sent.
 const QUEUE: usize = 64;
 
@@ -32,6 +36,13 @@ pub(crate) struct Predecessor {
 struct Orders {
     to: Option<mpsc::Sender<FromSuccessor>>,
     seq: u64,
+}
+
+/// Why nothing more is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Gone,
+    CutOff,
 }
 
 /// What is known of it.
@@ -57,21 +68,22 @@ impl Predecessor {
         self.view.send_modify(|view| view.is_there = true);
         let predecessor = Arc::clone(self);
         tokio::spawn(async move {
-            predecessor.speak(stream, waiting).await;
-            predecessor.forget();
-            tracing::info!("the uh-proxy that this one has replaced is gone");
+            // If it was cut off, the log says so already.
+            if predecessor.speak(stream, waiting).await == Ended::Gone {
+                predecessor.forget();
+                tracing::info!("the uh-proxy that this one has replaced is gone");
+            }
         })
     }
 
-    async fn speak(&self, stream: UnixStream, mut orders: mpsc::Receiver<FromSuccessor>) {
+    async fn speak(&self, stream: UnixStream, mut orders: mpsc::Receiver<FromSuccessor>) -> Ended {
         let (mut from, mut to) = wire::messages::<FromPredecessor>(stream);
         let mut sent = to.send(&FromSuccessor::Leading).await;
         while sent.is_ok() {
             sent = tokio::select! {
                 order = orders.recv() => match order {
                     Some(order) => to.send(&order).await,
-                    // Cut off.
-                    None => return,
+                    None => return Ended::CutOff,
                 },
                 message = from.recv() => match message {
                     Some(FromPredecessor::Counts(counts)) => {
@@ -79,9 +91,16 @@ impl Predecessor {
                         Ok(())
                     }
                     Some(_) => Ok(()),
-                    None => return,
+                    None => return Ended::Gone,
                 },
             };
+        }
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                self.cut_off();
+                Ended::CutOff
+            }
+            _ => Ended::Gone,
         }
     }
 
@@ -113,14 +132,15 @@ impl Predecessor {
         };
         let mut view = self.view.subscribe();
         let followed = view.wait_for(|view| !view.is_there || view.counts.seq >= seq);
-        if tokio::time::timeout(FOLLOWS_WITHIN, followed).await.is_err() {
+        let at_most = if seq == 1 { FIRST_FOLLOWS_WITHIN } else { FOLLOWS_WITHIN };
+        if tokio::time::timeout(at_most, followed).await.is_err() {
             self.cut_off();
         }
     }
 
     fn cut_off(&self) {
         tracing::error!(
-            "the uh-proxy that this one has replaced doesn't follow a change of the routing; cutting it off, and its requests with it"
+            "the uh-proxy that this one has replaced doesn't follow the routing in time; cutting it off, and its requests with it"
         );
         self.forget();
     }

@@ -5,7 +5,6 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -138,8 +137,9 @@ fn acquire(control: &Control) -> Result<(), RunError> {
     }
 }
 
-/// Has the predecessor stop accepting and follow, and allows changes once it does.
-pub(super) async fn lead_after(stream: UnixStream, control: Arc<Control>) {
+/// Has the predecessor stop accepting and follow, and allows changes once it does. What it holds is known then: a
+/// status before that would report backends in use as idle.
+pub(super) async fn lead_after(stream: UnixStream, control: &Control) {
     match tokio::net::UnixStream::from_std(stream) {
         Ok(stream) => drop(control.predecessor.attend(stream)),
         Err(error) => tracing::error!(error = %plain(&error), "lost the connection to the uh-proxy that led"),
