@@ -12,7 +12,8 @@ use uh_protocol::client::Client;
 use uh_system::plain;
 
 use super::control::Control;
-use super::socket::{AdminSocket, SocketFile};
+use super::socket::{AdminSocket, SocketError, SocketFile};
+use crate::state::store::StoreError;
 
 /// How long another process may take to answer on the admin socket.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
@@ -76,9 +77,9 @@ impl Leadership {
     /// Another process leads.
     pub(super) async fn take_back(&self) -> Result<(), AnotherLeads> {
         let mut is_waiting = false;
-        while let Err(error) = self.try_take_back() {
+        while let Err(blocked) = self.try_take_back() {
             if !std::mem::replace(&mut is_waiting, true) {
-                tracing::error!(error = %plain(&error), "the uh-proxy that wanted to take over has the locks and doesn't lead: this one serves, but refuses changes until the other one is stopped");
+                blocked.report();
             }
             if self.is_replaced().await {
                 return Err(AnotherLeads);
@@ -104,15 +105,19 @@ impl Leadership {
             .is_ok_and(|status| status.is_ok())
     }
 
-    fn try_take_back(&self) -> io::Result<()> {
-        self.control.state_writer.acquire().map_err(io::Error::other)?;
-        let mut socket = self.socket.lock();
-        if let Err(error) = socket.take_back() {
-            drop(socket);
+    fn try_take_back(&self) -> Result<(), Blocked> {
+        self.control.state_writer.acquire().map_err(|error| match error {
+            StoreError::Taken { .. } => Blocked::Taken,
+            error => Blocked::Failed(plain(&error)),
+        })?;
+        let taken_back = self.socket.lock().take_back();
+        taken_back.map_err(|error| {
             self.control.state_writer.release();
-            return Err(io::Error::other(error));
-        }
-        Ok(())
+            match error {
+                SocketError::Taken { .. } => Blocked::Taken,
+                error => Blocked::Failed(plain(&error)),
+            }
+        })
     }
 
     fn resume(&self) {
@@ -147,6 +152,29 @@ impl Leadership {
     /// The running uh-proxy.
     pub(super) fn control(&self) -> &Arc<Control> {
         &self.control
+    }
+}
+
+/// Why the locks can't be taken back at the moment.
+#[derive(Debug)]
+enum Blocked {
+    /// Another process has them.
+    Taken,
+    /// Another error.
+    Failed(String),
+}
+
+impl Blocked {
+    fn report(&self) {
+        match self {
+            Self::Taken => tracing::error!(
+                "the uh-proxy that wanted to take over has the locks and doesn't lead: this one serves, but refuses changes until the other one is stopped"
+            ),
+            Self::Failed(error) => tracing::error!(
+                error,
+                "cannot take the locks back after a take-over that failed: this one serves, but refuses changes until it can; retrying"
+            ),
+        }
     }
 }
 

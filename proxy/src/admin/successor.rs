@@ -55,10 +55,9 @@ pub(crate) async fn serve(mut listener: UnixListener, leadership: Leadership) {
                 continue;
             }
         };
-        let allowed =
-            stream.peer_cred().is_ok_and(|peer| peer.uid() == geteuid().as_raw() || peer.uid() == 0);
-        if !allowed {
-            tracing::warn!("rejected a process of another user that wants to take over");
+        let uid = stream.peer_cred().map(|peer| peer.uid()).ok();
+        if !uid.is_some_and(|uid| uid == geteuid().as_raw() || uid == 0) {
+            tracing::warn!(uid, "rejected a process of another user that wants to take over");
             continue;
         }
         match hand_over(&leadership, stream).await {
@@ -118,9 +117,10 @@ async fn hand_over(leadership: &Leadership, stream: UnixStream) -> Leads {
             }
             Err(AnotherLeads) => {
                 tracing::error!(
-                    "another uh-proxy leads without having said so; finishing the requests in flight"
+                    "another uh-proxy leads, and this one can't follow it; closing all connections"
                 );
                 leadership.end();
+                control.broadcasts.iter().for_each(|broadcast| broadcast.cut());
                 Leads::NoMore
             }
         };
