@@ -154,7 +154,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let tls = config.server.tls.as_ref().map(|settings| start_tls(config, settings)).transpose()?;
     let (tls, acme) = tls.unzip();
     let leader = take_over::join_if(take_over, &config.server)?;
-    let bound = bind::bind(&config.server, inherited, leader.is_some())?;
+    let mut bound = bind::bind(&config.server, inherited, leader.is_some())?;
     let descriptors = raise_descriptor_limit();
     let mut loaded = match &leader {
         Some(leader) => Loaded { state: Some(leader.state.clone()), warnings: Vec::new() },
@@ -263,7 +263,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let (admin, predecessor) = match (leader, bound.admin) {
         (None, Some(admin)) => (admin, None),
         (Some(leader), _) => {
-            let (admin, stream) = take_over::take_over(leader, &control, &config.server)?;
+            let (admin, stream) = take_over::take_over(leader, &control, &config.server, &mut bound.signals)?;
             reserve_generations(&control.state_writer, &board);
             (admin, stream)
         }
@@ -276,10 +276,22 @@ pub fn run(start: Start) -> Result<(), RunError> {
     if let Some(keeper) = bound.keeper {
         keeper.start(stopped).map_err(system("start the keeper thread"))?;
     }
-    supervise::start_signals(bound.signals, events.clone()).map_err(system("start a thread"))?;
     let successors = config.server.keeper.as_ref().map(|_| admin.for_successors()).transpose()?;
     let admin = Arc::new(parking_lot::Mutex::new(admin));
     fault::point("takeover_accepting");
+    // The last moment at which the other process can go on.
+    let stop_asked =
+        predecessor.as_ref().and_then(|_| signals::carry_out_pending(&mut bound.signals, &control));
+    supervise::start_signals(bound.signals, events.clone()).map_err(system("start a thread"))?;
+    if let Some(signal) = stop_asked {
+        control.state_writer.release();
+        admin.lock().release();
+        // It takes the locks back, and this process finishes what it has accepted.
+        drop((lead, predecessor));
+        let _ = events.send(Event::Signal(signal));
+        supervise::supervise(&inbox, &stop, &control, &log.pending)?;
+        return Err(TakeOverError::Stopped { signal }.into());
+    }
     let lead_now = Lead {
         socket: Arc::clone(&admin),
         users: config.server.admin_users.clone(),

@@ -162,6 +162,8 @@ async fn follow(control: &Control, from: &mut mpsc::Receiver<FromSuccessor>, to:
                 None => return,
                 Some(FromSuccessor::Follow { seq: new, state }) => {
                     control.board.follow(&record(&state));
+                    // Its backends may have other endpoints.
+                    control.news.backends.notify_one();
                     fault::point("handover_followed");
                     seq = new;
                 }

@@ -1,6 +1,7 @@
 //! Signals. Scripts written for nginx send nginx's signals: none of them may end the process by its default action.
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+use signal_hook::iterator::Signals;
 
 use crate::admin::control::Control;
 
@@ -27,6 +28,12 @@ fn meaning(signal: i32) -> SignalAction {
         SIGUSR2 | SIGWINCH => SignalAction::Nothing,
         _ => SignalAction::Stop,
     }
+}
+
+/// Carries out the signals that have arrived so far, and returns the one that asks for a stop, if there is one.
+pub(super) fn carry_out_pending(signals: &mut Signals, control: &Control) -> Option<i32> {
+    // All of them: each is reported once.
+    signals.pending().filter(|signal| carry_out(*signal, control) == SignalAction::Stop).last()
 }
 
 /// Carries out a signal, except a stop, which is up to the caller.

@@ -8,13 +8,14 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use signal_hook::iterator::Signals;
 use uh_switching::Health;
 use uh_system::plain;
 
 use super::bind::access;
-use super::{RunError, TakeOver};
+use super::{RunError, TakeOver, signals};
 use crate::admin::control::Control;
-use crate::admin::socket::{AdminSocket, successors_of};
+use crate::admin::socket::{AdminSocket, SocketError, successors_of};
 use crate::admin::successor::record;
 use crate::config::Server;
 use crate::fault;
@@ -29,8 +30,11 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(8);
 /// How long the probes may take until they have found every endpoint healthy that the other process knows as healthy.
 const PROBES_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long a process that has died may have its locks.
+/// How long a process that says that it has released its locks may have them.
 const RELEASED_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long one that says nothing more may have them: the kernel frees much memory first when a process dies.
+const DIES_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often to look.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -50,6 +54,18 @@ pub enum TakeOverError {
     /// The connection broke.
     #[error("lost the connection to the uh-proxy that leads, and didn't take over")]
     Broken(#[source] io::Error),
+    /// It serves one successor at a time.
+    #[error(
+        "no answer from the uh-proxy that leads within {} s, so this one didn't take over: another one may be about to; try again when that one has ended",
+        ANSWERS_WITHIN.as_secs()
+    )]
+    Silent,
+    /// Somebody stopped this process meanwhile.
+    #[error("stopped by signal {signal}, and didn't take over")]
+    Stopped {
+        /// Which one.
+        signal: i32,
+    },
     /// The probes have found another picture.
     #[error(
         "the uh-proxy that leads finds these endpoints healthy, and this one doesn't, so it didn't take over: {endpoints}"
@@ -60,13 +76,13 @@ pub enum TakeOverError {
     },
     /// The state on disk isn't the one that the other process has left.
     #[error(
-        "the state file has generation {found}, but the uh-proxy that led reported {told}: not taking over"
+        "the state file has generation {found}, but the uh-proxy that led reported {reported}: not taking over"
     )]
     OtherGeneration {
         /// From the file.
         found: u64,
-        /// As reported.
-        told: u64,
+        /// By the other process.
+        reported: u64,
     },
 }
 
@@ -85,15 +101,22 @@ pub(super) fn join_if(wanted: TakeOver, server: &Server) -> Result<Option<Leader
 
 /// Takes over: when this returns, this process has the locks and the admin socket, and no change has been lost. Changes
 /// are refused until [`lead_after`]. If the other process has died, there is no connection to it.
+///
+/// Whoever stops this process meanwhile wants the other one to go on, so a stop ends it here.
 pub(super) fn take_over(
     mut leader: Leader,
     control: &Control,
     server: &Server,
+    signals: &mut Signals,
 ) -> Result<(AdminSocket, Option<UnixStream>), RunError> {
-    leader.wait_for_health(&control.board)?;
+    let mut may_go_on = || match signals::carry_out_pending(signals, control) {
+        Some(signal) => Err(TakeOverError::Stopped { signal }),
+        None => Ok(()),
+    };
+    leader.wait_for_health(&control.board, &mut may_go_on)?;
     fault::point("takeover_probed");
     control.board.freeze();
-    let told = match leader.yields() {
+    let reported = match leader.yields() {
         Ok(generation) => Some(generation),
         Err(TakeOverError::Broken(error)) => {
             tracing::warn!(error = %plain(&error), "lost the uh-proxy that leads; leading in its place if it is dead");
@@ -102,22 +125,27 @@ pub(super) fn take_over(
         Err(error) => return Err(error.into()),
     };
     fault::point("takeover_yielded");
-    acquire(control)?;
+    let deadline = Instant::now() + if reported.is_some() { RELEASED_WITHIN } else { DIES_WITHIN };
+    until_released(deadline, &mut may_go_on, || Ok(control.state_writer.acquire()?))?;
     fault::point("takeover_locked");
     let loaded = control.state_writer.load()?;
     for warning in &loaded.warnings {
         tracing::warn!("state: {warning}");
     }
     let found = loaded.state.as_ref().map_or(0, |state| state.generation);
-    if let Some(told) = told.filter(|told| *told != found) {
-        return Err(TakeOverError::OtherGeneration { found, told }.into());
+    if let Some(reported) = reported.filter(|reported| *reported != found) {
+        return Err(TakeOverError::OtherGeneration { found, reported }.into());
     }
     if let Some(state) = &loaded.state {
         control.board.follow(&record(state));
+        // Its backends may have other endpoints.
+        control.news.backends.notify_one();
     }
-    let socket = AdminSocket::take_over(&server.admin_socket, access(server))?;
+    let socket = until_released(deadline, &mut may_go_on, || {
+        Ok(AdminSocket::take_over(&server.admin_socket, access(server))?)
+    })?;
     fault::point("takeover_renamed");
-    if told.is_none() {
+    if reported.is_none() {
         control.board.unfreeze();
         return Ok((socket, None));
     }
@@ -125,14 +153,21 @@ pub(super) fn take_over(
     Ok((socket, Some(stream)))
 }
 
-/// Takes the lock of the state file. A process that has just died may have it for another moment; one that is alive keeps
-/// it.
-fn acquire(control: &Control) -> Result<(), RunError> {
-    let deadline = Instant::now() + RELEASED_WITHIN;
+/// Takes a lock. A process that is about to die may have it for another moment; one that is alive keeps it.
+fn until_released<T>(
+    deadline: Instant,
+    mut may_go_on: impl FnMut() -> Result<(), TakeOverError>,
+    mut take: impl FnMut() -> Result<T, RunError>,
+) -> Result<T, RunError> {
     loop {
-        match control.state_writer.acquire() {
-            Err(StoreError::Taken { .. }) if Instant::now() < deadline => thread::sleep(LOOK_EVERY),
-            result => return Ok(result?),
+        match take() {
+            Err(RunError::Store(StoreError::Taken { .. }) | RunError::Socket(SocketError::Taken { .. }))
+                if Instant::now() < deadline =>
+            {
+                may_go_on()?;
+                thread::sleep(LOOK_EVERY);
+            }
+            result => return result,
         }
     }
 }
@@ -175,7 +210,15 @@ impl Leader {
         }
         let mut stream = BufReader::new(stream);
         send(&mut stream, &FromSuccessor::Join { version: env!("CARGO_PKG_VERSION").to_owned() })?;
-        match receive(&mut stream)? {
+        let answer = receive(&mut stream).map_err(|error| match error {
+            TakeOverError::Broken(error)
+                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+            {
+                TakeOverError::Silent
+            }
+            error => error,
+        })?;
+        match answer {
             FromPredecessor::Joined { version, pid, state, healthy } => {
                 tracing::info!(version, pid, generation = state.generation, "joined the uh-proxy that leads");
                 Ok(Some(Self { stream, state: *state, healthy }))
@@ -186,9 +229,14 @@ impl Leader {
 
     /// Waits until the probes of this process have found what those of the other one have, or that one is gone. Endpoints
     /// that aren't configured here don't count.
-    fn wait_for_health(&mut self, board: &Board) -> Result<(), TakeOverError> {
+    fn wait_for_health(
+        &mut self,
+        board: &Board,
+        mut may_go_on: impl FnMut() -> Result<(), TakeOverError>,
+    ) -> Result<(), TakeOverError> {
         let deadline = Instant::now() + PROBES_WITHIN;
         loop {
+            may_go_on()?;
             let missing: Vec<&EndpointName> =
                 self.healthy.iter().filter(|endpoint| is_worse_here(board, endpoint)).collect();
             if missing.is_empty() {
@@ -267,4 +315,33 @@ fn unexpected(message: &FromPredecessor) -> TakeOverError {
         | FromPredecessor::Unknown => "it sent an answer that this version doesn't expect".to_owned(),
     };
     TakeOverError::Refused { reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken() -> RunError {
+        SocketError::Taken { path: "admin.sock".into() }.into()
+    }
+
+    #[test]
+    fn a_lock_of_a_process_that_dies_is_waited_for_until_the_deadline() {
+        let mut results = vec![Ok(1), Err(taken()), Err(StoreError::Taken { path: "state".into() }.into())];
+        let deadline = Instant::now() + DIES_WITHIN;
+        assert_eq!(until_released(deadline, || Ok(()), || results.pop().unwrap()).unwrap(), 1);
+        let late = until_released(Instant::now(), || Ok(()), || Err::<(), _>(taken()));
+        assert!(matches!(late, Err(RunError::Socket(SocketError::Taken { .. }))), "{late:?}");
+    }
+
+    #[test]
+    fn a_stop_ends_the_wait_for_a_lock() {
+        let deadline = Instant::now() + DIES_WITHIN;
+        let stop = || Err(TakeOverError::Stopped { signal: 2 });
+        let stopped = until_released(deadline, stop, || Err::<(), _>(taken()));
+        assert!(
+            matches!(stopped, Err(RunError::TakeOver(TakeOverError::Stopped { signal: 2 }))),
+            "{stopped:?}"
+        );
+    }
 }

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use uh_protocol::request::DrainRequest;
 use uh_testkit::process::Process;
-use uh_testkit::wait::free_address;
+use uh_testkit::wait::{SOON, free_address};
 
 use crate::harness::{Home, Proxy, SampleApp, app, backend, soon, until};
 use crate::keeper::{Keeper, Seen, new_clients};
@@ -123,6 +124,32 @@ async fn what_the_old_one_holds_counts_and_follows_a_switch() {
     assert_eq!(old.ended().await.code(), Some(0));
 }
 
+/// Whether a process handles a signal itself.
+fn handles(pid: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() & (1 << (signal.as_raw() - 1)) != 0
+}
+
+#[tokio::test]
+async fn a_stop_of_the_new_one_while_it_probes_leaves_the_old_one_in_the_lead() {
+    let (stage, mut old) = stage().await;
+    let mut command = stage.command();
+    // The new one asks a path that no backend has.
+    let config =
+        stage.home.config().replace("[services.app.health]", "[services.app.health]\npath = \"/no\"");
+    stage.home.write_config(&config);
+    let mut new = Process::spawn_as("successor", &mut command, &stage.home.log()).unwrap();
+    stage.home.until_said("joined the uh-proxy that leads").await;
+    until("it handles signals", async || handles(new.id(), Signal::INT).then_some(())).await;
+    new.signal(Signal::INT).unwrap();
+    assert_eq!(new.ended(SOON).await.unwrap().code(), Some(1));
+    stage.home.until_said("stopped by signal 2, and didn't take over").await;
+    switch(&old, "green").await;
+    assert_eq!(generation_served(old.address).await, "green");
+    assert!(old.is_running());
+}
+
 #[tokio::test]
 async fn the_routing_of_the_old_one_is_that_of_the_new_one() {
     let (stage, mut old) = stage().await;
@@ -213,8 +240,13 @@ async fn generation_served(address: SocketAddr) -> String {
 #[cfg(feature = "fault-points")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_is_killed_at_any_step_one_leads_and_nobody_is_refused() {
-    const OLD: [&str; 4] =
-        ["handover_frozen", "handover_released", "handover_superseded", "handover_followed"];
+    const OLD: [&str; 5] = [
+        "handover_joined",
+        "handover_frozen",
+        "handover_released",
+        "handover_superseded",
+        "handover_followed",
+    ];
     const NEW: [&str; 7] = [
         "takeover_joined",
         "takeover_probed",
