@@ -73,7 +73,10 @@ impl Control {
             let known = past.known.entry(name.clone());
             let new = || Known { since, backend: backend.clone(), notes: VecDeque::new(), before: None };
             let known = known.or_insert_with(new);
-            if known.since != since {
+            if known.since != since && known.backend == *backend {
+                // Its endpoints have changed, and what served before is the same.
+                *known = Known { before: known.before.take(), ..new() };
+            } else if known.since != since {
                 let first = known.notes.front().copied().unwrap_or_default();
                 let (history, patience) = known_by(self.counted(name, &known.backend).since(&first));
                 let before = Some((known.backend.clone(), history, patience));

@@ -1,18 +1,20 @@
 //! A trial in the words of `uh-proxy status`.
 
-use std::fmt::Display;
-
+use uh_protocol::BackendName;
 use uh_protocol::status::{Suspect, TrialFigures, TrialState, TrialStatus};
 
 /// How many routes are named.
 const ROUTES: usize = 5;
 
-/// The lines about a trial. `active`: the old version.
-pub(super) fn in_words(trial: &TrialStatus, active: &impl Display) -> Vec<String> {
+/// The lines about a trial. `active`: the old version, or the suspect of a cross-check until it is replaced.
+pub(super) fn in_words(trial: &TrialStatus, active: &BackendName) -> Vec<String> {
     let TrialStatus { backend, state, failures, .. } = trial;
     let found = match (state, trial.ended) {
         (TrialState::Undecided, false) if trial.suspect == Suspect::Active => {
             "nothing says that it is worse than the other side so far".to_owned()
+        }
+        (TrialState::Bad, _) if trial.suspect == Suspect::Active && *active != trial.backend => {
+            "it was worse than the other side".to_owned()
         }
         (TrialState::Bad, _) if trial.suspect == Suspect::Active => {
             "it is worse than the other side, and a switch is needed to take its clients back".to_owned()

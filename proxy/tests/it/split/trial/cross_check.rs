@@ -5,7 +5,7 @@ use uh_protocol::request::{MAX_WARM_UP_MS, SwitchRequest};
 use uh_protocol::status::Suspect;
 
 use super::*;
-use crate::harness::app;
+use crate::harness::{app, cli};
 
 /// Half of the clients go back to blue.
 fn half_back() -> SplitRequest {
@@ -70,6 +70,8 @@ async fn an_active_version_that_is_worse_is_found_and_nothing_moves_by_itself() 
     assert_eq!((trial.backend.as_str(), trial.suspect, trial.ended), ("green", Suspect::Active, false));
     assert!(trial.failures.new_clients >= 3 && trial.failures.old_clients == 0, "{trial:?}");
     assert!(trial.slow_after_ms.is_some(), "the old version's history is known: {trial:?}");
+    let (_, out, _) = cli(&setup.home.socket(), &["status"]).await;
+    assert!(out.contains("a switch is needed to take its clients back"), "{out}");
     let held = setup.proxy.service().await.split.unwrap();
     assert_eq!((held.to.as_str(), held.weight, held.suspect), ("blue", 50.0, Suspect::Active));
     // A restart keeps who is suspected; without a history the coin decides alone.
@@ -80,6 +82,9 @@ async fn an_active_version_that_is_worse_is_found_and_nothing_moves_by_itself() 
     until("it is judged again", async || setup.proxy.service().await.trial.map(drop)).await;
     let trial = bad(&setup, 20_000).await;
     assert_eq!((trial.backend.as_str(), trial.slow_after_ms), ("green", None));
+    setup.proxy.switch("blue").await;
+    let (_, out, _) = cli(&setup.home.socket(), &["status"]).await;
+    assert!(out.contains("it was worse than the other side"), "{out}");
 }
 
 #[tokio::test]
@@ -118,6 +123,22 @@ async fn what_makes_no_sense_is_refused_with_the_reason() {
     // A renewal says the same.
     let again = SplitRequest { expect_generation: Some(first.generation), ..half_back() };
     assert!(!split(&setup.proxy, &again).await.changed);
+}
+
+/// Other endpoints make the same backend active again. What served before it is still known.
+#[tokio::test]
+async fn a_registration_of_the_active_backend_keeps_the_old_version_s_history() {
+    let setup = Setup::switched().await;
+    let before = setup.proxy.service().await;
+    let green = before.backends.iter().find(|backend| backend.name.as_str() == "green").unwrap();
+    let endpoints: Vec<String> =
+        green.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
+    let mut args = vec!["backend", "set", "green", "--version", "other"];
+    args.extend(endpoints.iter().flat_map(|endpoint| ["--endpoint", endpoint.as_str()]));
+    let (code, out, err) = cli(&setup.home.socket(), &args).await;
+    assert_eq!(code, 0, "{out}{err}");
+    setup.cross_check().await;
+    assert!(setup.trial().await.slow_after_ms.is_some(), "the old version's history is known");
 }
 
 /// The warm-up of a trial is what its split says: without one, slow requests count from the first on.
