@@ -234,7 +234,7 @@ A client stays on its side, and a larger share only moves clients to the backend
 if the split is refused, and with 5 if it is done but not saved to disk.")]
 pub(super) struct SplitArgs {
     /// Backend that gets a share of the clients; off: all clients go to the active backend again
-    #[arg(value_name = "BACKEND|off", value_parser = split_target)]
+    #[arg(value_name = "BACKEND|off", value_parser = split_target, add = ArgValueCandidates::new(candidates::split_targets))]
     pub(super) target: SplitTarget,
     /// Share of the clients, such as 10%
     #[arg(value_name = "WEIGHT", value_parser = percentage)]

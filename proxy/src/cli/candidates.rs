@@ -8,7 +8,7 @@ use uh_protocol::client::Client;
 use uh_protocol::status::ServiceStatus;
 use uh_settings::shell;
 
-/// Somebody waits with a finger on the Tab key.
+/// How long a shell may wait for names after the Tab key.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
 
 /// The services' names.
@@ -16,20 +16,31 @@ pub(super) fn services() -> Vec<CompletionCandidate> {
     shell::candidates(running().into_iter().map(|service| service.name))
 }
 
-/// The names of all backends, or of those of the service in the line.
+/// The names of all backends, or of those of the services in the line.
 pub(super) fn backends() -> Vec<CompletionCandidate> {
+    shell::candidates(backend_names())
+}
+
+/// Where a share of the clients may go.
+pub(super) fn split_targets() -> Vec<CompletionCandidate> {
+    shell::candidates(backend_names().into_iter().chain(["off".to_owned()]))
+}
+
+fn backend_names() -> Vec<String> {
     let wanted = shell::option_in_line("--service");
-    let asked =
-        |service: &ServiceStatus| wanted.as_ref().is_none_or(|wanted| *wanted == *service.name.as_str());
+    let wanted = wanted.as_ref().map(|wanted| wanted.to_string_lossy());
+    let asked = |service: &ServiceStatus| {
+        wanted.as_ref().is_none_or(|wanted| wanted.split(',').any(|name| name == service.name.as_str()))
+    };
     let mut names: Vec<_> = running()
         .into_iter()
         .filter(asked)
         .flat_map(|service| service.backends)
-        .map(|backend| backend.name)
+        .map(|backend| backend.name.to_string())
         .collect();
     names.sort_unstable();
     names.dedup();
-    shell::candidates(names)
+    names
 }
 
 fn running() -> Vec<ServiceStatus> {
