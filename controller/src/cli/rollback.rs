@@ -22,7 +22,7 @@ use crate::proxy::{ProxyService, Serving};
 use crate::runtime::InstanceId;
 use crate::time::{iso_millis, same_switch, span};
 
-pub(super) use automatic::{after, automatic, not_rolled_back, obstacle};
+pub(super) use automatic::{Obstacle, after, automatic, not_rolled_back, obstacle};
 use undo::{Undo, UndoRequest};
 
 pub(super) async fn rollback(session: &Session, args: &RollbackArgs) -> Done {

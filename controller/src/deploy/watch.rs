@@ -22,8 +22,11 @@ use crate::counters::{Counters, Reading};
 use crate::files;
 use crate::verdict::judge::{JudgeState, Suspicion};
 
-/// The version of the file's format.
-pub(crate) const SCHEMA: u32 = 1;
+/// The newest version of the file's format: with what a cross-check leaves.
+pub(crate) const SCHEMA: u32 = 2;
+
+/// Its first version, which every uh-deploy can read.
+const FIRST_SCHEMA: u32 = 1;
 
 /// The planned watch of an operation. Part of its facts, and therefore in the journal before it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +127,20 @@ impl Watch {
         self.verdict.is_some()
     }
 
+    /// Ends it. Nobody continues it, so what its cross-checks left isn't needed any more.
+    pub(crate) fn end(&mut self, verdict: &str) {
+        self.verdict = Some(verdict.to_owned());
+        self.cross_check = None;
+        self.memory = self.memory.without_cross_checks();
+    }
+
+    /// The file's text, in the oldest format that has room for it.
+    fn text(&self) -> serde_json::Result<String> {
+        let is_first = self.cross_check.is_none() && self.memory == self.memory.without_cross_checks();
+        let schema = if is_first { FIRST_SCHEMA } else { SCHEMA };
+        serde_json::to_string(&Self { schema, ..self.clone() })
+    }
+
     /// Its remaining time. Never more than its whole duration, even if the clock was changed.
     #[must_use]
     pub(crate) fn left(&self, now: Timestamp) -> Duration {
@@ -166,7 +183,7 @@ impl WatchFile {
     /// # Errors
     /// The file can't be written.
     pub(crate) fn save(&self, watch: &Watch) -> io::Result<()> {
-        files::replace(&self.path, serde_json::to_string(watch)?.as_bytes())
+        files::replace(&self.path, watch.text()?.as_bytes())
     }
 }
 
@@ -195,8 +212,8 @@ pub(crate) fn look(state_dir: &Path) -> io::Result<Option<Watch>> {
 pub(crate) fn close(state_dir: &Path, operation: &str, verdict: &str) -> io::Result<()> {
     match look(state_dir)? {
         Some(mut watch) if watch.operation == operation && !watch.has_ended() => {
-            watch.verdict = Some(verdict.to_owned());
-            files::replace(&path(state_dir), serde_json::to_string(&watch)?.as_bytes())
+            watch.end(verdict);
+            files::replace(&path(state_dir), watch.text()?.as_bytes())
         }
         _ => Ok(()),
     }

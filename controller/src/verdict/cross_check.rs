@@ -20,6 +20,9 @@ const ONE_SIDED_AFTER: Duration = Duration::from_secs(1);
 /// If the requests of this time are too few, those of a whole cross-check will be.
 const SPARSE_AFTER: Duration = Duration::from_secs(5);
 
+/// A request that hangs counts as failed after `timeouts.overdue`, which is 30 s by default. One that takes longer is a long one.
+const MAY_HANG: Duration = Duration::from_secs(35);
+
 /// A version that fails this share of its requests while the other one doesn't is bad, however few its clients are.
 const NO_DOUBT: f64 = 0.9;
 
@@ -33,6 +36,19 @@ pub(crate) struct Sides {
     pub suspect: Counters,
     /// The old one.
     pub other: Counters,
+    /// The requests of both that aren't answered yet.
+    pub waiting: [u64; 2],
+}
+
+impl Sides {
+    /// Whether the side with fewer answers may only have none because its requests hang. Those of the other one that failed
+    /// may be from before the check.
+    fn may_hang(&self, elapsed: Duration) -> bool {
+        let (suspect, other) = (self.suspect.answers().all(), self.other.answers().all());
+        let [of_suspect, of_other] = self.waiting;
+        let waits = (suspect <= other && of_suspect > 0) || (other <= suspect && of_other > 0);
+        waits && elapsed < MAY_HANG
+    }
 }
 
 /// What to do.
@@ -42,6 +58,8 @@ pub(crate) enum Decision {
     Worse(String),
     /// Both fail: the comparison goes on as long as they do.
     BothFail(String),
+    /// The new version seems worse, without proof: the comparison goes on until the end of the watch.
+    Unclear(String),
     /// The new version isn't worse.
     NotWorse(String),
     /// There is nothing to compare, for this reason.
@@ -65,14 +83,19 @@ pub(crate) fn decide(
     if judge.has_evidence(&sides.other, SUSPICION).is_some() && (over || fewest == 0) {
         return over.then(|| Decision::BothFail(at_the_same_time(sides)));
     }
+    let enough = fewest >= least;
+    if !enough && sides.may_hang(elapsed) {
+        return over.then(|| Decision::Unclear(at_the_same_time(sides)));
+    }
     if fewest == 0 && suspect.all() + other.all() >= least && elapsed >= ONE_SIDED_AFTER {
         return Some(Decision::Incomparable("all requests seem to come from one client".to_owned()));
     }
-    let enough = fewest >= least;
-    if enough && suspect.rate() >= NO_DOUBT && other.rate() <= judge.allowed().share() {
+    let allowed = judge.allowed().share();
+    if enough && suspect.rate() >= NO_DOUBT && other.rate() <= allowed {
         return Some(Decision::Worse(at_the_same_time(sides)));
     }
-    let expected = fewest as f64 * LASTS.as_secs_f64() / elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+    let longer = LASTS.as_secs_f64() / elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+    let expected = fewest as f64 * longer.max(1.0);
     if elapsed >= SPARSE_AFTER && expected < least as f64 {
         let why = format!(
             "each version needs {least} requests in {} s, and got {} and {} in {} s",
@@ -92,13 +115,15 @@ pub(crate) fn decide(
     let slower = slow && p95.is_some_and(|p95| p95 > max) && other_p95.is_none_or(|p95| p95 <= max);
     Some(if few || slower {
         Decision::Worse(at_the_same_time(sides))
+    } else if suspect.rate() > allowed && other.rate() <= allowed {
+        Decision::Unclear(at_the_same_time(sides))
     } else {
         Decision::NotWorse(at_the_same_time(sides))
     })
 }
 
 /// `at the same time 9 of 161 requests failed on the new version (5.6%) and 0 of 158 on the old one (0.0%)`
-fn at_the_same_time(Sides { suspect, other }: &Sides) -> String {
+fn at_the_same_time(Sides { suspect, other, .. }: &Sides) -> String {
     let p95 = |counters: &Counters| {
         let p95 = counters.p95();
         p95.map_or_else(String::new, |p95| format!(", p95 {}ms", p95.as_millis()))
@@ -142,7 +167,7 @@ mod tests {
     fn decision(new: (u64, u64), old: (u64, u64), clients: u64, elapsed: Duration) -> Option<Decision> {
         let limits = limits();
         let judge = Judge::new(&limits, None);
-        let sides = Sides { suspect: counters(new.0, new.1), other: counters(old.0, old.1) };
+        let sides = Sides { suspect: counters(new.0, new.1), other: counters(old.0, old.1), waiting: [0, 0] };
         decide(&judge, &sides, clients, false, elapsed)
     }
 
@@ -178,12 +203,43 @@ mod tests {
         assert_eq!(decision((4, 4), (3, 0), 4, SPARSE_AFTER - SECOND), None);
     }
 
+    /// Only requests from before the check have failed, and they are all of the new version.
+    #[test]
+    fn nothing_is_concluded_while_the_side_without_answers_may_hang() {
+        let limits = limits();
+        let judge = Judge::new(&limits, None);
+        let of = |waiting, elapsed| {
+            let sides = Sides { suspect: counters(100, 100), other: counters(0, 0), waiting };
+            decide(&judge, &sides, 0, false, elapsed)
+        };
+        for elapsed in [SECOND, SPARSE_AFTER, LASTS - SECOND] {
+            assert_eq!(of([0, 7], elapsed), None);
+            assert!(matches!(of([7, 0], elapsed), Some(Decision::Incomparable(_))), "the other side waits");
+        }
+        assert!(matches!(of([0, 7], LASTS), Some(Decision::Unclear(_))));
+        // They are long ones.
+        assert!(matches!(of([0, 7], MAY_HANG), Some(Decision::Incomparable(_))));
+    }
+
+    #[test]
+    fn a_long_check_has_had_enough_traffic() {
+        let found = decision((30, 1), (30, 0), 1, 3 * LASTS);
+        assert!(matches!(found, Some(Decision::Unclear(_))), "{found:?}");
+    }
+
     #[test]
     fn few_failing_clients_are_judged_by_their_requests_and_many_by_the_coin() {
         let found = decision((1000, 200), (1000, 0), 3, LASTS);
         assert!(matches!(found, Some(Decision::Worse(_))), "{found:?}");
-        let found = decision((1000, 200), (1000, 0), 16, LASTS);
-        assert!(matches!(found, Some(Decision::NotWorse(_))), "{found:?}");
+        for elapsed in [LASTS, 5 * LASTS] {
+            let found = decision((1000, 200), (1000, 0), 16, elapsed);
+            assert!(matches!(found, Some(Decision::Unclear(_))), "{found:?}");
+        }
+        let found = decision((1000, 200), (1000, 11), 16, LASTS);
+        assert!(
+            matches!(found, Some(Decision::NotWorse(_))),
+            "the old one fails more than allowed, too: {found:?}"
+        );
         let found = decision((1000, 10), (1000, 9), 3, LASTS);
         let Some(Decision::NotWorse(why)) = found else { panic!("{found:?}") };
         assert!(
@@ -198,11 +254,11 @@ mod tests {
     fn latency_is_compared_with_the_old_version_s_at_the_same_time() {
         let limits = Monitor { max_p95: Duration::from_millis(50), ..limits() };
         let judge = Judge::new(&limits, None);
-        let sides = |other| Sides { suspect: counters(100, 0), other };
+        let sides = |other| Sides { suspect: counters(100, 0), other, waiting: [0, 0] };
         let of = |sides: &Sides, slow| decide(&judge, sides, 0, slow, LASTS);
         let both = sides(counters(100, 0));
         assert!(matches!(of(&both, true), Some(Decision::NotWorse(_))));
-        // No latency is known of the old version: no reason against it.
+        // No latency is known of the old version, so nothing is slow there.
         let only = sides(crate::counters::tests::untimed(100));
         assert!(matches!(of(&only, true), Some(Decision::Worse(_))));
         assert!(matches!(of(&only, false), Some(Decision::NotWorse(_))));

@@ -51,6 +51,19 @@ pub(crate) struct JudgeState {
     cross_checks: u32,
 }
 
+impl JudgeState {
+    /// The same without what cross-checks left.
+    #[must_use]
+    pub(crate) fn without_cross_checks(&self) -> Self {
+        Self {
+            bad_in_a_row: self.bad_in_a_row,
+            last_reason: self.last_reason.clone(),
+            settled: None,
+            cross_checks: 0,
+        }
+    }
+}
+
 fn is_zero(count: &u32) -> bool {
     *count == 0
 }

@@ -56,7 +56,7 @@ fn last_watch(stage: &Stage) -> Value {
 #[test]
 fn an_outage_of_both_versions_is_not_rolled_back() {
     let (stage, _clients) = known();
-    let deploy = spawn(&stage, &["blue-green", "--version", "1.0.1", "--watch", "12s", "--auto-rollback"]);
+    let deploy = spawn(&stage, &["blue-green", "--version", "1.0.1", "--watch", "30s", "--auto-rollback"]);
     until_watched(&stage);
     std::fs::write(stage.path(OUTAGE), "30").unwrap();
     until_halved(&stage);
@@ -185,7 +185,7 @@ fn a_killed_cross_check_of_a_good_version_ends_with_that_version() {
     app(&stage, 0, "");
     let fault = stage.path("fault");
     std::fs::write(&fault, "watch.cross_check").unwrap();
-    let args = ["blue-green", "--version", "1.0.1", "--watch", "5s", "--auto-rollback"];
+    let args = ["blue-green", "--version", "1.0.1", "--watch", "30s", "--auto-rollback"];
     let mut command = stage.command(&args);
     let command = command.env("UH_DEPLOY_FAULT_FILE", &fault);
     let deploy = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

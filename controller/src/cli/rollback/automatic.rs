@@ -125,28 +125,42 @@ pub(super) async fn undo_of_watched(
     Ok((serving, undo))
 }
 
+/// Why a version can't be compared with the one before it.
+pub(in crate::cli) enum Obstacle {
+    /// It may pass.
+    Now(String),
+    /// Nobody should try again in this watch.
+    Always(String),
+}
+
 /// Why a watch couldn't roll back to this backend. Then it mustn't give clients to it either. `None`: it could.
 pub(in crate::cli) async fn obstacle(
     session: &Session,
     proxy: &ProxyService,
     watcher: &Watcher<'_>,
     to: &BackendName,
-) -> Option<String> {
+) -> Option<Obstacle> {
+    let now = |failed: &CliError| Some(Obstacle::Now(failed.message().to_owned()));
     match undo_of_watched(session, proxy, watcher).await {
         Ok((_, undo)) if undo.to == *to => {
             let version = match record(session, to) {
                 Ok(record) => record.map(|record| record.frozen.version),
-                Err(failed) => return Some(failed.message().to_owned()),
+                Err(failed) => return now(&failed),
             };
             let lines = match history(session) {
                 Ok(lines) => lines,
-                Err(failed) => return Some(failed.message().to_owned()),
+                Err(failed) => return now(&failed),
             };
             let was_bad = was_rolled_back(&lines, to, version.as_deref());
-            was_bad.then(|| format!("{} was rolled back before", named(to, version.as_deref())))
+            let why = || format!("{} was rolled back before", named(to, version.as_deref()));
+            was_bad.then(|| Obstacle::Now(why()))
         }
-        Ok((_, undo)) => Some(format!("a rollback would go to {}, not to {to}", undo.to)),
-        Err(refused) => Some(refused.message().to_owned()),
+        Ok((_, undo)) => Some(Obstacle::Now(format!("a rollback would go to {}, not to {to}", undo.to))),
+        // Such as a deploy that is too old. The message names its age.
+        Err(refused) if refused.exit() == Exit::Breach => {
+            Some(Obstacle::Always(refused.message().to_owned()))
+        }
+        Err(failed) => now(&failed),
     }
 }
 

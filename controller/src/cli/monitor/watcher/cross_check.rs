@@ -5,6 +5,7 @@
 //! version again.
 
 mod found;
+mod saved;
 
 use std::time::{Duration, Instant};
 
@@ -12,18 +13,15 @@ use uh_protocol::BackendName;
 use uh_protocol::request::SplitRequest;
 use uh_protocol::status::{Suspect, TrialStatus};
 
-use self::found::{failing_clients, is_of, worse};
+use self::found::{failing_clients, is_of, lost, worse};
 use super::super::clock;
 use super::{WatchEnd, Watcher};
-use crate::cli::rollback;
+use crate::cli::rollback::{self, Obstacle};
 use crate::counters::Reading;
 use crate::deploy::activation;
-use crate::deploy::trial::EarlierTrial;
-use crate::deploy::watch::CrossCheck;
 use crate::fault;
 use crate::names::named;
 use crate::proxy::{ProxyError, ServiceView};
-use crate::time::iso_millis;
 use crate::verdict::cross_check::{Decision, LASTS, Sides, decide};
 use crate::verdict::judge::Suspicion;
 
@@ -39,16 +37,11 @@ const RENEW_EVERY: Duration = Duration::from_secs(4);
 /// How often to ask what uh-proxy's trial says.
 const POLL: Duration = Duration::from_millis(200);
 
+/// How often to try to end it if other commands change the routing at the same time.
+const ROUNDS: u32 = 3;
+
 /// How long uh-proxy may not answer before the check is left and the watch waits for it.
 const SILENT_FOR: Duration = Duration::from_secs(5);
-
-/// Why there is nothing to compare with.
-enum Obstacle {
-    /// It may pass.
-    Now(String),
-    /// Nobody should try again in this watch.
-    Always(String),
-}
 
 /// A check while it lasts.
 struct Course {
@@ -65,8 +58,14 @@ struct Course {
 enum Step {
     GoesOn,
     Ended(WatchEnd),
-    NotWorse(String),
-    Impossible(Obstacle),
+    /// At this generation.
+    NotWorse(String, u64),
+    /// It isn't, at this generation, and the watch is over.
+    Undecided(String, u64),
+    /// At what was read last.
+    Impossible(Obstacle, Box<ServiceView>, Reading),
+    /// Its split isn't there any more, for this reason.
+    Lost(String),
 }
 
 impl Watcher<'_> {
@@ -93,33 +92,38 @@ impl Watcher<'_> {
         let with = match self.old_version(&view, answered) {
             Ok(with) => match rollback::obstacle(self.session, self.proxy, self, &with).await {
                 None => Ok(with),
-                Some(why) => Err(Obstacle::Now(why)),
+                Some(obstacle) => Err(obstacle),
             },
             Err(obstacle) => Err(obstacle),
         };
         let with = match with {
             Ok(with) => with,
-            Err(obstacle) => {
-                if suspicion.enough {
-                    self.count(&view, now, None);
-                }
-                return Ok(self.goes_alone(obstacle, suspicion));
-            }
+            Err(obstacle) => return Ok(self.goes_alone(obstacle, suspicion, &view, now)),
         };
         self.keep_check(&view, &with, &suspicion);
         match self.proxy.split(&request(&with, HALF, Some(view.generation))).await {
             Ok(_) => {}
-            Err(e) if e.is_unanswered() => return Err(e),
-            // Another service has changed, or another command was faster: the next look knows more.
+            Err(e) if e.is_unanswered() => {
+                self.forget_check();
+                return Err(e);
+            }
+            // Another service has changed, or another command was faster. The next look knows more.
             Err(e) if e.is_overtaken() && view.service.split.is_none() => {
                 self.forget_check();
                 return Ok(None);
             }
-            Err(e) => return Ok(self.goes_alone(Obstacle::Now(crate::chain(&e)), suspicion)),
+            Err(e) => {
+                let obstacle = Obstacle::Now(crate::chain(&e));
+                return Ok(self.goes_alone(obstacle, suspicion, &view, now));
+            }
         }
         self.say_begun(&with, &suspicion);
         fault::point("watch.cross_check");
-        self.follow_check(&view, with, suspicion, end).await
+        let ended = self.follow_check(&view, with, stale(suspicion), end).await;
+        if ended.is_err() {
+            self.forget_check();
+        }
+        ended
     }
 
     async fn follow_check(
@@ -144,14 +148,25 @@ impl Watcher<'_> {
             match step {
                 Step::GoesOn => {}
                 Step::Ended(end) => return Ok(Some(end)),
-                Step::NotWorse(why) => {
-                    self.end_check(&course.with).await;
-                    self.say_settled(&why);
+                Step::NotWorse(why, generation) => {
+                    self.end_check(&course.with, generation).await;
+                    self.say_settled("✓ Not confirmed", "not_confirmed", &why);
                     return Ok(None);
                 }
-                Step::Impossible(obstacle) => {
-                    self.end_check(&course.with).await;
-                    return Ok(self.goes_alone(obstacle, course.suspicion));
+                Step::Undecided(why, generation) => {
+                    self.end_check(&course.with, generation).await;
+                    self.say_settled("⚠ Undecided at the end of the watch", "undecided", &why);
+                    return Ok(Some(WatchEnd::Well));
+                }
+                Step::Impossible(obstacle, view, now) => {
+                    self.end_check(&course.with, view.generation).await;
+                    return Ok(self.goes_alone(obstacle, course.suspicion, &view, now));
+                }
+                // It may be somebody else's by now. The next look begins another one.
+                Step::Lost(why) => {
+                    self.forget_check();
+                    self.say_lost(&why);
+                    return Ok(None);
                 }
             }
         }
@@ -178,9 +193,46 @@ impl Watcher<'_> {
             self.count(&view, now, None);
             return Ok(Step::Ended(WatchEnd::Breach(reason)));
         }
-        if let Some(obstacle) = lost(&view, &course.with) {
-            return Ok(Step::Impossible(obstacle));
+        if let Some(why) = lost(&view, &course.with) {
+            return Ok(Step::Lost(why));
         }
+        let failing = trial.map_or(0, |trial| failing_clients(trial, course.suspicion.slow));
+        let [suspect, other] = &readings;
+        let sides = Sides {
+            suspect: suspect.since(&course.start[0]),
+            other: other.since(&course.start[1]),
+            waiting: [&self.watched, &course.with]
+                .map(|side| view.backend(side).map_or(0, |backend| backend.requests_in_flight)),
+        };
+        let (elapsed, is_over) = (course.began.elapsed(), Instant::now() >= end);
+        let decision = match decide(&self.judge, &sides, failing, course.suspicion.slow, elapsed) {
+            Some(Decision::BothFail(_)) if !is_over => {
+                (course.began, course.start) = (Instant::now(), readings);
+                return self.renew_check(course, &view).await;
+            }
+            None => return self.renew_check(course, &view).await,
+            Some(Decision::Unclear(_)) if !is_over => return self.renew_check(course, &view).await,
+            Some(decision) => decision,
+        };
+        let [now, _] = readings;
+        if let Decision::Incomparable(why) = decision {
+            return Ok(Step::Impossible(Obstacle::Always(why), Box::new(view), now));
+        }
+        self.count(&view, now, None);
+        Ok(match decision {
+            Decision::Worse(why) => {
+                Step::Ended(WatchEnd::Breach(format!("{}; {why}", course.suspicion.reason)))
+            }
+            Decision::Unclear(why) | Decision::Incomparable(why) => Step::Undecided(why, view.generation),
+            Decision::BothFail(why) | Decision::NotWorse(why) => {
+                self.judge.settle(&self.seen);
+                Step::NotWorse(why, view.generation)
+            }
+        })
+    }
+
+    /// The check goes on.
+    async fn renew_check(&self, course: &mut Course, view: &ServiceView) -> Result<Step, ProxyError> {
         if course.renewed.elapsed() >= RENEW_EVERY {
             match self.proxy.split(&request(&course.with, HALF, Some(view.generation))).await {
                 Ok(_) => course.renewed = Instant::now(),
@@ -189,27 +241,7 @@ impl Watcher<'_> {
                 Err(e) => return Err(e),
             }
         }
-        let failing = trial.map_or(0, |trial| failing_clients(trial, course.suspicion.slow));
-        let [suspect, other] = &readings;
-        let sides = Sides { suspect: suspect.since(&course.start[0]), other: other.since(&course.start[1]) };
-        let decision = decide(&self.judge, &sides, failing, course.suspicion.slow, course.began.elapsed());
-        let Some(decision) = decision else { return Ok(Step::GoesOn) };
-        if matches!(decision, Decision::BothFail(_)) && Instant::now() < end {
-            (course.began, course.start) = (Instant::now(), readings);
-            return Ok(Step::GoesOn);
-        }
-        let [now, _] = readings;
-        self.count(&view, now, None);
-        Ok(match decision {
-            Decision::Worse(why) => {
-                Step::Ended(WatchEnd::Breach(format!("{}; {why}", course.suspicion.reason)))
-            }
-            Decision::BothFail(why) | Decision::NotWorse(why) => {
-                self.judge.settle(&self.seen);
-                Step::NotWorse(why)
-            }
-            Decision::Incomparable(why) => Step::Impossible(Obstacle::Always(why)),
-        })
+        Ok(Step::GoesOn)
     }
 
     /// The backend of the old version, if it can get clients. `answered`: requests of the whole watch.
@@ -241,8 +273,14 @@ impl Watcher<'_> {
         Ok(before.backend.clone())
     }
 
-    /// Nothing can be compared: what was counted has to be enough.
-    fn goes_alone(&mut self, obstacle: Obstacle, suspicion: Suspicion) -> Option<WatchEnd> {
+    /// Nothing can be compared: what is counted now has to be enough.
+    fn goes_alone(
+        &mut self,
+        obstacle: Obstacle,
+        suspicion: Suspicion,
+        view: &ServiceView,
+        now: Reading,
+    ) -> Option<WatchEnd> {
         self.forget_check();
         let (why, always) = match obstacle {
             Obstacle::Now(why) => (why, false),
@@ -260,71 +298,42 @@ impl Watcher<'_> {
             report.event("cross_check", serde_json::json!({"state": "impossible", "reason": why}));
             self.not_now = Some(why);
         }
-        by_itself(suspicion)
-    }
-
-    /// Continues the check that a process which is gone has begun. `None`: there was none, or the watch goes on.
-    pub(in crate::cli) async fn resume_check(&mut self) -> Result<Option<WatchEnd>, ProxyError> {
-        let Some(check) = self.record.as_ref().and_then(|record| record.watch.cross_check.clone()) else {
-            return Ok(None);
+        let suspicion = if suspicion.slow {
+            suspicion
+        } else {
+            let total = self.seen.clone().plus(&now.since(&self.last));
+            self.judge.suspects(&total)?
         };
-        let view = self.proxy.view().await?;
-        if self.has_moved_on(&view) {
-            return Ok(Some(WatchEnd::MovedOn(Box::new(view))));
+        let end = by_itself(suspicion);
+        if end.is_some() {
+            self.count(view, now, None);
         }
-        let trial = view.service.trial.as_ref().filter(|trial| is_of(trial, &self.watched, None));
-        let trial = trial.filter(|trial| check.earlier.as_ref() != Some(&EarlierTrial::new(trial)));
-        let found = trial.and_then(|trial| worse(trial, &check.suspicion, &check.with));
-        let report = &self.session.report;
-        let split = match lost(&view, &check.with) {
-            None => format!("half of the clients are still on {}", check.with),
-            Some(_) => format!("its split has ended meanwhile, so all clients are on {}", self.watched),
-        };
-        report.say(&format!(
-            "It was in a cross-check with {} (since {}): {}; {split}",
-            check.with, check.began_at, check.suspicion.reason
-        ));
-        if let Some(reason) = found {
-            report.say("uh-proxy has decided it since");
-            return Ok(Some(WatchEnd::Breach(reason)));
-        }
-        Box::pin(self.cross_check(check.suspicion, Instant::now())).await
+        end
     }
 
-    fn keep_check(&mut self, view: &ServiceView, with: &BackendName, suspicion: &Suspicion) {
-        let Some(record) = &mut self.record else { return };
-        let earlier = view.service.trial.as_ref().map(EarlierTrial::new);
-        let earlier = match &record.watch.cross_check {
-            Some(unfinished) => unfinished.earlier.clone(),
-            None => earlier,
-        };
-        record.watch.cross_check = Some(Box::new(CrossCheck {
-            with: with.clone(),
-            began_at: iso_millis(jiff::Timestamp::now()),
-            suspicion: suspicion.clone(),
-            earlier,
-        }));
-        self.save();
-    }
-
-    fn forget_check(&mut self) {
-        if let Some(record) = &mut self.record
-            && record.watch.cross_check.take().is_some()
-        {
-            self.save();
-        }
-    }
-
-    /// Everybody gets the new version again.
-    async fn end_check(&mut self, with: &BackendName) {
-        if let Err(e) = self.proxy.split(&request(with, 0.0, None)).await {
+    /// Everybody gets the new version again, unless the split is somebody else's by now. `generation`: in which it was ours.
+    async fn end_check(&mut self, with: &BackendName, mut generation: u64) {
+        self.forget_check();
+        let mut rounds = 1;
+        loop {
+            let Err(e) = self.proxy.split(&request(with, 0.0, Some(generation))).await else { return };
+            // Most likely another service has changed.
+            if e.is_overtaken() && rounds < ROUNDS {
+                rounds += 1;
+                match self.proxy.view().await {
+                    Ok(view) if lost(&view, with).is_some() => return,
+                    Ok(view) => generation = view.generation,
+                    Err(_) => {}
+                }
+                continue;
+            }
             self.session.report.warn(&format!(
                 "can't end the split of the cross-check, so it ends by itself within {} s: {}",
                 LEASE.as_secs(),
                 crate::chain(&e)
             ));
+            return;
         }
-        self.forget_check();
     }
 
     fn say_begun(&self, with: &BackendName, suspicion: &Suspicion) {
@@ -341,16 +350,27 @@ impl Watcher<'_> {
         );
     }
 
-    fn say_settled(&self, why: &str) {
+    fn say_settled(&self, found: &str, state: &str, why: &str) {
         let report = &self.session.report;
-        report.say(&format!("[{}] ✓ Not confirmed: {why}. {} gets all clients again", clock(), self.name));
-        report.event("cross_check", serde_json::json!({"state": "not_confirmed", "reason": why}));
+        report.say(&format!("[{}] {found}: {why}. {} gets all clients again", clock(), self.name));
+        report.event("cross_check", serde_json::json!({"state": state, "reason": why}));
+    }
+
+    fn say_lost(&self, why: &str) {
+        let report = &self.session.report;
+        report.say(&format!("[{}] The cross-check is interrupted: {why}", clock()));
+        report.event("cross_check", serde_json::json!({"state": "interrupted", "reason": why}));
     }
 }
 
 /// What follows if nothing can be compared.
 fn by_itself(suspicion: Suspicion) -> Option<WatchEnd> {
     suspicion.enough.then_some(WatchEnd::Breach(suspicion.reason))
+}
+
+/// A suspicion from before a check. What was slow then has to be slow again; failures are counted again anyway.
+fn stale(suspicion: Suspicion) -> Suspicion {
+    Suspicion { enough: false, ..suspicion }
 }
 
 /// A part of the clients goes to the old version, and the active one is the suspect. It has been serving for a while, so it has
@@ -368,16 +388,4 @@ fn request(with: &BackendName, weight: f64, expect_generation: Option<u64>) -> S
         suspect: Suspect::Active,
         warm_up_ms: Some(0),
     }
-}
-
-/// Why the split of the check isn't there any more.
-fn lost(view: &ServiceView, with: &BackendName) -> Option<Obstacle> {
-    if view.split_to(with).is_some_and(|split| split.suspect == Suspect::Active) {
-        return None;
-    }
-    if view.backend(with).is_some_and(|backend| backend.healthy == Some(false)) {
-        return Some(Obstacle::Now(format!("{with} has become unhealthy")));
-    }
-    let why = "another command ended its split, or it wasn't renewed in time";
-    Some(Obstacle::Always(why.to_owned()))
 }

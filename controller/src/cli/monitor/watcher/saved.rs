@@ -15,18 +15,23 @@ pub(super) struct SavedWatch {
 impl Watcher<'_> {
     /// Closes the watch, so that it isn't continued.
     pub(in crate::cli) fn finish(&mut self, verdict: &str) {
-        if let Some(record) = &mut self.record {
-            record.watch.verdict = Some(verdict.to_owned());
-        }
-        self.save();
+        self.keep(Some(verdict));
     }
 
     pub(super) fn save(&mut self) {
+        self.keep(None);
+    }
+
+    /// `verdict`: it has ended with this one.
+    fn keep(&mut self, verdict: Option<&str>) {
         let state_dir = &self.session.config.deploy.state_dir;
         let Some(record) = &mut self.record else { return };
         record.watch.last.clone_from(&self.last);
         record.watch.seen.clone_from(&self.seen);
         record.watch.memory.clone_from(self.judge.memory());
+        if let Some(verdict) = verdict {
+            record.watch.end(verdict);
+        }
         let mut save = || -> std::io::Result<Option<WatchFile>> {
             let file = match record.file.take() {
                 Some(file) => Some(file),

@@ -1,8 +1,9 @@
-//! What uh-proxy's trial of a cross-check has found, for the watch.
+//! What uh-proxy's status says of a cross-check.
 
 use uh_protocol::BackendName;
 use uh_protocol::status::{Suspect, TrialFigures, TrialState, TrialStatus};
 
+use crate::proxy::ServiceView;
 use crate::verdict::judge::Suspicion;
 
 /// Whether it is a cross-check of this backend, and not an earlier one.
@@ -15,7 +16,7 @@ pub(super) fn worse(trial: &TrialStatus, suspicion: &Suspicion, with: &BackendNa
     if trial.state != TrialState::Bad {
         return None;
     }
-    let slow = trial.slowness.as_ref().filter(|slow| slow.ln_coin > trial.failures.ln_coin);
+    let slow = trial.slowness.as_ref().filter(|slow| slow.ln_same_moment() > trial.failures.ln_coin);
     let (what, figures) = match slow {
         Some(slow) => ("were slow", slow),
         None => ("failed", &trial.failures),
@@ -30,4 +31,15 @@ pub(super) fn worse(trial: &TrialStatus, suspicion: &Suspicion, with: &BackendNa
 pub(super) fn failing_clients(trial: &TrialStatus, slow: bool) -> u64 {
     let figures = if slow { trial.slowness.as_ref() } else { Some(&trial.failures) };
     figures.map_or(0, |figures| figures.new_clients + figures.old_clients)
+}
+
+/// Why the split of the check isn't there any more.
+pub(super) fn lost(view: &ServiceView, with: &BackendName) -> Option<String> {
+    if view.split_to(with).is_some_and(|split| split.suspect == Suspect::Active) {
+        return None;
+    }
+    if view.backend(with).is_some_and(|backend| backend.healthy == Some(false)) {
+        return Some(format!("{with} has become unhealthy"));
+    }
+    Some("another command ended its split, or it wasn't renewed in time".to_owned())
 }
