@@ -258,7 +258,7 @@ impl<L: ClientLink> Exchange<'_, L> {
         if is_health_check(service, settings, request, client.request_head()) {
             return None;
         }
-        // Whose key is an address was asked for it already.
+        // A client that is known by its address has it as its key.
         let address = match assigned.key {
             ClientKey::V4(address) => ClientNetwork::V4(address),
             ClientKey::V6(network) => ClientNetwork::V6(network),

@@ -13,6 +13,10 @@
 //! many" is a random choice: each slow request of the side with more traffic is kept with the ratio of the traffic, so `s` is
 //! computed from a binomial distribution, and nothing is drawn.
 //!
+//! If slow requests come in bursts on a side, E is a supermartingale only at weights up to 50 %: a part of nearly every burst
+//! of the side with more traffic is kept, as if it had more bursts. Above 50 % that is the new side, and the mean of `s`
+//! exceeds 0.
+//!
 //! Slow requests count when they *end*. A paused process answers nothing, and then everything at once: a pause of any length is
 //! one window. A version that is slow answers in every window.
 
