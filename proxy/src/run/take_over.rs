@@ -116,6 +116,7 @@ pub(super) fn take_over(
     leader.wait_for_health(&control.board, &mut may_go_on)?;
     fault::point("takeover_probed");
     control.board.freeze();
+    may_go_on()?;
     let reported = match leader.yields() {
         Ok(generation) => Some(generation),
         Err(TakeOverError::Broken(error)) => {

@@ -150,6 +150,36 @@ async fn a_stop_of_the_new_one_while_it_probes_leaves_the_old_one_in_the_lead() 
     assert!(old.is_running());
 }
 
+/// Stops the new one at each step before it leads.
+#[cfg(feature = "fault-points")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wherever_the_new_one_is_stopped_before_it_leads_the_old_one_goes_on() {
+    let (stage, mut old) = stage().await;
+    let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
+    let load = new_clients(old.address, &stop, &seen);
+    let fault = stage.home.path("fault");
+    let points =
+        ["takeover_probed", "takeover_yielded", "takeover_locked", "takeover_renamed", "takeover_accepting"];
+    for (turn, point) in points.into_iter().enumerate() {
+        std::fs::write(&fault, format!("stop {point}")).unwrap();
+        let mut command = stage.command();
+        command.env("UH_PROXY_FAULT_FILE", &fault);
+        let mut new = Process::spawn_as("successor", &mut command, &stage.home.log()).unwrap();
+        let ended = new.ended(SOON).await.unwrap();
+        assert_eq!(ended.code(), Some(1), "{point}: {}", stage.home.messages());
+        let to = if turn % 2 == 0 { "green" } else { "blue" };
+        switch(&old, to).await;
+        assert_eq!(old.status().await.proxy.pid, old.pid(), "{point}");
+        assert_eq!(generation_served(old.address).await, to, "{point}");
+    }
+    assert!(old.is_running());
+    stop.store(true, Ordering::Relaxed);
+    for client in load {
+        tokio::task::spawn_blocking(|| client.join().unwrap()).await.unwrap();
+    }
+    assert_eq!((seen.refused.load(Ordering::Relaxed), seen.cut.load(Ordering::Relaxed)), (0, 0));
+}
+
 #[tokio::test]
 async fn the_routing_of_the_old_one_is_that_of_the_new_one() {
     let (stage, mut old) = stage().await;
