@@ -261,7 +261,11 @@ impl Leader {
         self.stream.get_ref().set_read_timeout(Some(at_most))?;
         let is_gone = match self.stream.fill_buf() {
             Ok(_) => true,
-            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+            // A signal interrupts it, too.
+            Err(error) => !matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+            ),
         };
         self.stream.get_ref().set_read_timeout(Some(ANSWERS_WITHIN))?;
         Ok(is_gone)

@@ -142,6 +142,10 @@ async fn a_stop_of_the_new_one_while_it_probes_leaves_the_old_one_in_the_lead() 
     let mut new = Process::spawn_as("successor", &mut command, &stage.home.log()).unwrap();
     stage.home.until_said("joined the uh-proxy that leads").await;
     until("it handles signals", async || handles(new.id(), Signal::INT).then_some(())).await;
+    // No reason to stop waiting for the probes.
+    new.signal(Signal::HUP).unwrap();
+    switch(&old, "green").await;
+    switch(&old, "blue").await;
     new.signal(Signal::INT).unwrap();
     assert_eq!(new.ended(SOON).await.unwrap().code(), Some(1));
     stage.home.until_said("stopped by signal 2, and didn't take over").await;
