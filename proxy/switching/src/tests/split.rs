@@ -276,7 +276,7 @@ fn no_pick_slips_behind_the_end_of_a_split() {
 
 #[test]
 fn a_split_suspects_the_same_side_until_it_ends() {
-    let board = board(1);
+    let board = healthy(board(1));
     let of_active = |percent| SplitOrder {
         judging: Judging { suspect: Side::Old, warm_up: Some(Duration::ZERO) },
         ..wanted("green", percent)
