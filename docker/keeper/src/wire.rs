@@ -19,8 +19,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
@@ -101,14 +102,14 @@ impl Link {
     /// # Errors
     /// There is none, or it runs as another user.
     pub fn connect(path: &Path) -> Result<Self, LinkError> {
-        let none =
-            |source: rustix::io::Errno| LinkError::NoKeeper { path: path.to_owned(), source: source.into() };
+        let no_keeper = |source| LinkError::NoKeeper { path: path.to_owned(), source };
+        let none = |source: rustix::io::Errno| no_keeper(source.into());
         let socket = new_socket().map_err(none)?;
         for timeout in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(&socket, timeout, Some(ANSWER_WITHIN)).map_err(none)?;
         }
         connect(&socket, &SocketAddrUnix::new(path).map_err(none)?).map_err(none)?;
-        let uid = peer(socket.as_fd()).map_err(none)?;
+        let uid = peer(socket.as_fd()).map_err(no_keeper)?;
         let user = geteuid().as_raw();
         if uid != user && uid != 0 && user != 0 {
             return Err(LinkError::Foreign { path: path.to_owned(), uid });
@@ -209,8 +210,10 @@ pub(crate) fn new_socket() -> rustix::io::Result<OwnedFd> {
 }
 
 /// The user at the other end, as the kernel reports it (SO_PEERCRED).
-pub(crate) fn peer(socket: BorrowedFd<'_>) -> rustix::io::Result<u32> {
-    Ok(socket_peercred(socket)?.uid.as_raw())
+///
+/// The process ID of a peer in another container is 0. rustix reads that as an error.
+pub(crate) fn peer(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(getsockopt(&socket, PeerCredentials)?.uid())
 }
 
 /// Sends a message.

@@ -220,3 +220,22 @@ async fn signals_end_it_at_once_and_a_hangup_does_not() {
         assert_eq!(keeper.ended(wait::SOON).await.unwrap().code(), Some(0), "{signal:?}");
     }
 }
+
+/// As in two containers: neither sees the other's process ID.
+#[tokio::test]
+async fn a_caller_in_another_pid_namespace_gets_the_sockets() {
+    let mut apart = Command::new("unshare");
+    apart.args(["--pid", "--fork"]);
+    let mut trial = Command::new("unshare");
+    trial.args(["--pid", "--fork", "true"]);
+    if !run(trial, wait::SOON).await.is_ok_and(|finished| finished.status.success()) {
+        eprintln!("skipped: a PID namespace of its own, which needs root");
+        return;
+    }
+    let home = Home::new();
+    let address = wait::free_address();
+    let _keeper = home.start(&[address]).await;
+    apart.arg(PROGRAM).args(["list", "--socket"]).arg(home.socket());
+    let listed = run(apart, wait::SOON).await.unwrap();
+    assert_eq!(listed.output.trim(), address.to_string());
+}
