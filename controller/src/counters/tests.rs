@@ -93,6 +93,7 @@ fn process(pid: u32, uptime_s: u64, monotonic_s: u64, boot: &str) -> ProxyProces
     let status = ProxyStatus {
         version: String::new(),
         pid,
+        host: String::new(),
         uptime_s,
         listen: Vec::new(),
         listen_tls: Vec::new(),

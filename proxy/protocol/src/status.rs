@@ -27,6 +27,9 @@ pub struct ProxyStatus {
     pub version: String,
     /// Process ID.
     pub pid: u32,
+    /// Name of the host, or of the container. Older versions don't say it.
+    #[serde(default)]
+    pub host: String,
     /// Seconds since start.
     pub uptime_s: u64,
     /// Bound addresses, with their actual ports.

@@ -1,5 +1,7 @@
 //! `GET /v1/status`: everything that is in force, and what probes and requests have found out.
 
+use std::sync::LazyLock;
+
 use uh_protocol::BackendName;
 use uh_protocol::status::{
     BackendStatus, EndpointStatus, MaintenanceStatus, ProbeStatus, ProxyStatus, Role, ServiceStatus,
@@ -14,6 +16,12 @@ use crate::front::endpoint::Endpoint;
 use crate::front::{Backend, LiveService};
 use crate::state::time::iso_millis;
 
+/// The host's name. Two containers of one front door both have process ID 1, but each has a name of its own.
+static HOST: LazyLock<String> = LazyLock::new(|| {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.map(|name| name.trim().to_owned()).unwrap_or_default()
+});
+
 impl Control {
     /// `GET /v1/status`
     pub(crate) fn status(&self) -> Status {
@@ -22,6 +30,7 @@ impl Control {
             proxy: ProxyStatus {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
+                host: HOST.clone(),
                 uptime_s: self.started.elapsed().as_secs(),
                 listen: self.listen.clone(),
                 listen_tls: self.listen_tls.clone(),

@@ -133,7 +133,28 @@ pub(super) fn supervise(
             tracing::warn!(cut, "stopped at the shutdown timeout; in-flight requests were cut");
         }
     }
+    if why == Why::Superseded && patience > 0 && is_process_1() {
+        wait_for_a_stop(inbox, control);
+    }
     Ok(())
+}
+
+/// Whether this is the main process of a container.
+fn is_process_1() -> bool {
+    std::process::id() == 1
+}
+
+/// A container that ends by itself is started again by its restart policy, and would take over from its own successor. So
+/// one that was replaced stays until somebody stops it.
+fn wait_for_a_stop(inbox: &Receiver<Event>, control: &Control) {
+    tracing::info!("replaced: this container can be stopped and removed");
+    while let Ok(event) = inbox.recv() {
+        if let Event::Signal(signal) = event
+            && signals::carry_out(signal, control) == SignalAction::Stop
+        {
+            return;
+        }
+    }
 }
 
 /// Lines of the access log that were lost since the start.
