@@ -54,7 +54,7 @@ impl Prometheus {
         let rules = repository::path("config/prometheus");
         let config = shipped
             .replace("interval: 5s", "interval: 1s")
-            .replace("proxy:9145", target)
+            .replace("keeper:9145", target)
             .replace("prometheus/", &format!("{}/", rules.display()));
         ensure!(config.contains(target) && config.contains("scrape_interval: 1s"), "{config}");
         let path = dir.join("prometheus.yml");

@@ -68,6 +68,7 @@ impl Stack {
             ("UH_METRICS", free_address().to_string()),
             ("UH_NETWORK", project.clone()),
             ("UH_VERSION", "e2e".to_owned()),
+            ("UH_KEEPER_VERSION", "e2e".to_owned()),
         ];
         let variables = variables.map(|(name, value)| (name.to_owned(), value)).into();
         let mut files: Vec<PathBuf> =
@@ -77,6 +78,7 @@ impl Stack {
         std::fs::write(&of_the_test, overrides(dir.path()))?;
         files.push(of_the_test);
         let stack = Self { address, https, project, files, variables, dir };
+        stack.write_variables()?;
         stack.configure(&[])?;
         Ok(stack)
     }
@@ -121,8 +123,12 @@ impl Stack {
     }
 
     /// Sets a variable that the compose files read.
-    pub fn set(&mut self, variable: &str, value: &str) {
+    ///
+    /// # Errors
+    /// If its file can't be written.
+    pub fn set(&mut self, variable: &str, value: &str) -> Result<()> {
         self.variables.insert(variable.to_owned(), value.to_owned());
+        self.write_variables()
     }
 
     /// Runs a compose command that must succeed.
@@ -139,8 +145,19 @@ impl Stack {
         for file in &self.files {
             command.arg("--file").arg(file);
         }
-        command.args(arguments).envs(&self.variables);
+        command.arg("--env-file").arg(self.variables_file()).args(arguments);
         command
+    }
+
+    /// What `.env` is for the shipped files.
+    fn variables_file(&self) -> PathBuf {
+        self.dir.path().join("variables")
+    }
+
+    fn write_variables(&self) -> Result<()> {
+        let lines = self.variables.iter().map(|(name, value)| format!("{name}={value}\n"));
+        std::fs::write(self.variables_file(), lines.collect::<String>())?;
+        Ok(())
     }
 
     /// Runs `uh-deploy …` in a new container, whether it succeeds or not.

@@ -245,7 +245,7 @@ async fn a_node_app_behind_the_shim_is_stopped_without_a_cut_response() {
     assert!(!drained.contains("Draining 0 "), "nothing was in flight: {log}");
 }
 
-/// The one step that costs requests, since uh-proxy is one process. Its state is kept.
+/// Clients wait in the keeper's queue meanwhile. The state is kept.
 #[tokio::test]
 #[ignore = "needs a Docker Engine"]
 async fn a_restarted_uh_proxy_serves_the_backend_that_was_active() {
@@ -271,8 +271,7 @@ async fn a_restarted_uh_proxy_serves_the_backend_that_was_active() {
         answers.into_iter().all(|backend| backend.as_str() == "green"),
         "blue answered after the restart"
     );
-    // New connections are refused meanwhile, but no accepted request gets a truncated response.
-    assert!(!failed.iter().any(|failure| failure.contains("within the")), "{failed:?}");
+    assert_eq!(failed, Vec::<String>::new());
 }
 
 #[tokio::test]

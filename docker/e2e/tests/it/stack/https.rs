@@ -142,7 +142,7 @@ async fn the_tls_overlay_serves_https_redirects_and_drops_nothing_at_a_switch_or
     fs::create_dir_all(&certificates).unwrap();
     const NAMES: [&str; 2] = ["fullchain.pem", "privkey.pem"];
     let first = authority.issue(HOST, &certificates, NAMES);
-    stack.set("UH_TLS", tls.to_str().unwrap());
+    stack.set("UH_TLS", tls.to_str().unwrap()).unwrap();
     let configuration = with_https(&stack);
     mount_configuration(&mut stack, &configuration, "");
     stack.compose(&["up", "--detach", "--no-build"]).await.unwrap();
@@ -216,7 +216,7 @@ async fn the_acme_overlay_gets_a_certificate_and_keeps_it_in_its_volume() {
     let management = free_address();
     // The authority finds uh-proxy by the host's name.
     let more = format!(
-        "      - {dir}/ca.pem:/etc/uh-proxy/ca.pem:ro\n    depends_on: [pebble]\n    networks:\n      default:\n        aliases: [{HOST}]\n\
+        "      - {dir}/ca.pem:/etc/uh-proxy/ca.pem:ro\n    depends_on: [pebble]\n  keeper:\n    networks:\n      default:\n        aliases: [{HOST}]\n\
          \x20 pebble:\n    image: debian:bookworm-slim\n    command: [/usr/bin/pebble, -config, /etc/pebble/pebble.json]\n\
          \x20   environment: {{PEBBLE_VA_NOSLEEP: \"1\", PEBBLE_AUTHZREUSE: \"0\"}}\n    volumes:\n\
          \x20     - {program}:/usr/bin/pebble:ro\n      - {dir}:/etc/pebble:ro\n    ports: [\"{management}:15000\"]\n",
