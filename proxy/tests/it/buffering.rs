@@ -6,6 +6,7 @@ mod limits;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -53,6 +54,15 @@ async fn until_in_flight(proxy: &Proxy) {
     until("a request is in flight", asked).await;
 }
 
+/// Waits until a part of a request is in memory.
+async fn until_buffered(proxy: &Proxy) {
+    let buffered = async || {
+        let metrics = proxy.client.metrics().await.unwrap();
+        (!metrics.contains("uh_proxy_request_buffer_bytes{place=\"memory\"} 0\n")).then_some(())
+    };
+    until("it is buffered", buffered).await;
+}
+
 async fn ok(wire: &mut Wire) -> Response {
     let response = wire.response().await;
     assert!(response.status == 200 && response.text() == "ok", "{response:?}");
@@ -61,14 +71,20 @@ async fn ok(wire: &mut Wire) -> Response {
 
 #[tokio::test]
 async fn a_slow_client_holds_nothing_of_the_app_until_its_request_is_complete() {
+    const PARTS: usize = 5;
+    const PAUSE: Duration = Duration::from_millis(20);
     let (home, proxy, app) = recorded(IN_MEMORY).await;
-    let body = patterned(5_000);
+    let body = patterned(PARTS * 1_000);
     let mut wire = Wire::connect(proxy.address).await;
     wire.send(post("/", &length(body.len()))).await;
-    for part in body.as_bytes().chunks(1_000) {
+    for (number, part) in (1..).zip(body.as_bytes().chunks(1_000)) {
         assert_eq!(proxy.backend("blue").await.requests_in_flight, 0);
         assert!(app.take().is_empty(), "the app was asked too early");
         wire.send(part).await;
+        if number < PARTS {
+            until_buffered(&proxy).await;
+            tokio::time::sleep(PAUSE).await;
+        }
     }
     ok(&mut wire).await;
     let seen = app.take();
@@ -87,7 +103,10 @@ async fn a_slow_client_holds_nothing_of_the_app_until_its_request_is_complete() 
     proxy.until_counted("uh_proxy_request_buffer_bytes{place=\"memory\"} 0").await;
     until("all is logged", async || (home.access_log().len() == 3).then_some(())).await;
     let line = home.access_log().remove(0);
-    assert!(line["upstream_time"].as_f64() < line["request_time"].as_f64(), "{line}");
+    // The app's time is without the client's pauses. Both are in whole milliseconds.
+    let waited = line["request_time"].as_f64().unwrap() - line["upstream_time"].as_f64().unwrap();
+    let pauses = PAUSE.as_secs_f64() * (PARTS - 1) as f64;
+    assert!(waited > pauses - 0.002, "{line}");
 }
 
 #[tokio::test]
@@ -247,11 +266,7 @@ async fn a_stop_waits_for_a_request_that_is_being_buffered() {
     let mut wire = Wire::connect(proxy.address).await;
     wire.send(post("/", &length(4))).await;
     wire.send("bo").await;
-    let counted = async || {
-        let metrics = proxy.client.metrics().await.unwrap();
-        (!metrics.contains("uh_proxy_request_buffer_bytes{place=\"memory\"} 0")).then_some(())
-    };
-    until("it is buffered", counted).await;
+    until_buffered(&proxy).await;
     proxy.signal(rustix::process::Signal::TERM);
     wire.send("dy").await;
     ok(&mut wire).await;

@@ -72,7 +72,9 @@ async fn a_bad_version_can_hang_or_cut_its_answers_and_looks_healthy() {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
-        let ended = timeout(Duration::from_millis(300), stream.read_to_end(&mut answer)).await;
+        // What hangs is looked at for a moment; what ends may take its time.
+        let patience = if expected.is_some() { Duration::from_secs(10) } else { Duration::from_millis(300) };
+        let ended = timeout(patience, stream.read_to_end(&mut answer)).await;
         assert_eq!(ended.is_ok(), expected.is_some(), "{how}");
         let answer = String::from_utf8_lossy(&answer);
         assert!(answer.starts_with(expected.unwrap_or_default()), "{answer}");
@@ -86,14 +88,19 @@ async fn a_bad_version_can_hang_or_cut_its_answers_and_looks_healthy() {
 
 #[tokio::test]
 async fn a_slow_version_answers_late_and_may_get_better() {
-    let late = [("FAIL_PERCENT", "100"), ("FAIL_HOW", "late"), ("FAIL_FOR_MS", "300")];
+    let late = [("FAIL_PERCENT", "100"), ("FAIL_HOW", "late"), ("FAIL_FOR_MS", "3000")];
     let app = TestApp::start(&late).await;
     let begun = Instant::now();
     assert_eq!(app.get("/").await.status, StatusCode::OK);
     assert!(begun.elapsed() >= Duration::from_millis(400));
-    let begun = Instant::now();
-    assert_eq!(app.get("/").await.status, StatusCode::OK);
-    assert!(begun.elapsed() < Duration::from_millis(400));
+    for _ in 0..100 {
+        let begun = Instant::now();
+        assert_eq!(app.get("/").await.status, StatusCode::OK);
+        if begun.elapsed() < Duration::from_millis(400) {
+            return;
+        }
+    }
+    panic!("it is late for ever");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use http::Request;
 
-use super::{IN_MEMORY, patterned};
+use super::{IN_MEMORY, patterned, until_buffered};
 use crate::harness::{Home, Proxy, until};
 use crate::http2::clients::{Client, H2C, complete, h2c, send_body, url};
 use crate::recorder::{End, OK, Recorder};
@@ -22,11 +22,7 @@ async fn a_slow_stream_holds_nothing_of_the_app_and_gets_a_length() {
     let request = Request::post(url("/")).body(()).unwrap();
     let (response, mut stream) = client.open(request, false).await;
     stream.send_data(bytes::Bytes::copy_from_slice(&body.as_bytes()[..1_000]), false).unwrap();
-    until("it is buffered", async || {
-        let metrics = proxy.client.metrics().await.unwrap();
-        (!metrics.contains("uh_proxy_request_buffer_bytes{place=\"memory\"} 0\n")).then_some(())
-    })
-    .await;
+    until_buffered(&proxy).await;
     assert!(proxy.backend("blue").await.requests_in_flight == 0 && app.take().is_empty());
     send_body(&mut stream, &body.as_bytes()[1_000..]).await.unwrap();
     assert_eq!(complete(response.await.unwrap()).await.unwrap().text(), "ok");
