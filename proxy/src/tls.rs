@@ -14,6 +14,7 @@
 //! In reading order: [`certificate`], `der`, [`names`], [`challenges`], [`server`], [`handshake`], [`pending`], [`failure`],
 //! [`watch`].
 
+pub(crate) mod carrier;
 pub(crate) mod certificate;
 pub(crate) mod challenges;
 mod der;

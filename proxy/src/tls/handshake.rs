@@ -11,8 +11,8 @@ use rustls::{CipherSuite, ProtocolVersion};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::server::TlsStream;
 
+use super::carrier::{Carrier, TlsClient};
 use super::certificate::Certificate;
 use super::failure::HandshakeFailure;
 use super::pending::PendingHandshakes;
@@ -56,7 +56,7 @@ impl TlsSession {
 /// The result of a handshake that didn't fail.
 pub(crate) enum Negotiated {
     /// The client speaks TLS.
-    Tls(Box<TlsStream<TcpStream>>, Arc<TlsSession>),
+    Tls(Box<TlsClient>, Arc<TlsSession>),
     /// The client speaks plain HTTP. None of its bytes have been read.
     PlainHttp(TcpStream),
     /// The client is a certificate authority and has seen the proof that it asked for. The connection is closed.
@@ -84,7 +84,7 @@ pub(crate) async fn negotiate(
         [byte] if byte.is_ascii_alphabetic() => return Ok(Negotiated::PlainHttp(stream)),
         _ => return Err(failed(HandshakeFailure::NotTls)),
     }
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await;
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), Carrier(stream)).await;
     let start = hello.map_err(|error| failed(HandshakeFailure::of(&error)))?;
     let hello = start.client_hello();
     let sni: Option<Box<str>> = hello.server_name().map(Box::from);
@@ -101,7 +101,7 @@ pub(crate) async fn negotiate(
     let names = server.names();
     let Some(certificate) = names.find(hello.server_name(), hello.signature_schemes()).cloned() else {
         // Nothing was sent before, so the socket's buffer has room for seven bytes.
-        let _ = start.io.try_write(&UNRECOGNIZED_NAME);
+        let _ = start.io.0.try_write(&UNRECOGNIZED_NAME);
         return Err(FailedHandshake(HandshakeFailure::UnknownHost, sni));
     };
     match pending.in_turn(start.into_stream(server.settings())).await {
@@ -115,11 +115,7 @@ pub(crate) async fn negotiate(
     }
 }
 
-fn session(
-    stream: &TlsStream<TcpStream>,
-    sni: Option<Box<str>>,
-    certificate: Arc<Certificate>,
-) -> TlsSession {
+fn session(stream: &TlsClient, sni: Option<Box<str>>, certificate: Arc<Certificate>) -> TlsSession {
     let (_, connection) = stream.get_ref();
     let version = match connection.protocol_version() {
         Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",

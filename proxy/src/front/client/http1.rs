@@ -7,11 +7,11 @@ use std::task::{Context, Poll};
 
 use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use super::presence::{self, Presence};
 use super::{ClientLink, Watched};
 use crate::front::pump::ends::{Parts, PlainSocket, PumpSink, PumpSource, fill_from, write_to};
+use crate::tls::carrier::TlsClient;
 use crate::tls::handshake::is_end_without_notice;
 use uh_http1::body::Framing;
 use uh_http1::buffer::Buffer;
@@ -24,7 +24,7 @@ pub(crate) enum Http1 {
     /// Plain HTTP.
     Plain(TcpStream),
     /// HTTPS.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsClient>),
 }
 
 impl Http1 {
@@ -44,7 +44,7 @@ impl Http1 {
     pub(crate) fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Tls(stream) => &stream.get_ref().0.0,
         }
     }
 }
