@@ -34,14 +34,26 @@ pub fn write_without_own(field: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// The type of pages.
+const HTML: &[u8] = b"text/html";
+
 /// Whether a response with this status and complete head is a page, as far as a browser is concerned.
 #[must_use]
 pub fn is_page(status: u16, head: &[u8]) -> bool {
     let is_html = |value: &[u8]| {
         let name = value.split(|&b| b == b';').next().unwrap_or_default();
-        name.trim_ascii().eq_ignore_ascii_case(b"text/html")
+        name.trim_ascii().eq_ignore_ascii_case(HTML)
     };
-    status != 206 && values(head, b"content-type").any(is_html)
+    status != 206 && holds_html(head) && values(head, b"content-type").any(is_html)
+}
+
+/// Whether the type of pages is anywhere in a head. Most responses are no pages, and a head has few slashes.
+fn holds_html(head: &[u8]) -> bool {
+    const BEFORE: usize = "text".len();
+    memchr::memchr_iter(b'/', head).any(|slash| {
+        let start = slash.saturating_sub(BEFORE);
+        head.get(start..start + HTML.len()).is_some_and(|text| text.eq_ignore_ascii_case(HTML))
+    })
 }
 
 /// The values of all cookies with this name in a request's head: a client may have several, of other paths.
@@ -270,7 +282,10 @@ mod tests {
             (200, "Content-Type: text/html\r\n", true),
             (404, "content-type:TEXT/HTML ; charset=utf-8\r\n", true),
             (206, "Content-Type: text/html\r\n", false),
+            (200, "Location: /a/text/html/b\r\nContent-Type:\ttext/htmL\r\n", true),
+            (200, "Location: /a/text/html/b\r\nContent-Type: image/png\r\n", false),
             (200, "Content-Type: text/html5\r\n", false),
+            (200, "Content-Type: text/htm", false),
             (200, "Content-Type: application/json\r\n", false),
             (200, "", false),
         ] {

@@ -179,7 +179,8 @@ impl ExchangeRecord {
         settings: &PathSettings,
     ) {
         let head = client.request_head();
-        if is_health_check(&info.service, settings, request, head) {
+        // Health checks have no part in a trial.
+        if self.trial.part().is_none() && is_health_check(&info.service, settings, request, head) {
             meters.history.health_check(took);
             return;
         }
