@@ -129,6 +129,7 @@ fn heads(c: &mut Criterion) {
         clock: SystemTime::now,
         hsts: None,
         compress: None,
+        seeks_page: false,
     };
     c.bench_function("response head: check and rewrite", |b| {
         b.iter(|| {

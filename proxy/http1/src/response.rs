@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::body::Framing;
 use super::compression::{Content, Offer, Verdict};
+use super::cookie;
 use super::date;
 use super::field::{
     self, ConnectionOptions, Copier, Kinds, Known, MAX_FIELDS, first_line_end, tokens, write_field,
@@ -34,6 +35,8 @@ pub struct Recipient<'a> {
     pub hsts: Option<&'a str>,
     /// Whether the response may be compressed.
     pub compress: Option<Offer<'a>>,
+    /// Whether anybody asks for [`ResponseHead::is_page`].
+    pub seeks_page: bool,
 }
 
 /// The relevant parts of a response.
@@ -53,6 +56,8 @@ pub struct ResponseHead {
     pub coding: Coding,
     /// What happens to its content.
     pub content: Content,
+    /// Whether it is a whole page, if [`Recipient::seeks_page`] asks for that.
+    pub is_page: bool,
 }
 
 /// How a response's body is recoded for the client.
@@ -108,6 +113,7 @@ struct HeadFields<'a> {
     has_id: bool,
     has_date: bool,
     has_hsts: bool,
+    is_html: bool,
     upgrade: &'a [u8],
 }
 
@@ -141,7 +147,7 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
     }
     let http11 = response.version == Some(1);
     let kinds = Kinds::of(response.headers);
-    let facts = read_fields(response.headers, &kinds)?;
+    let facts = read_fields(response.headers, &kinds, to.seeks_page)?;
     let asked = to.upgrade.is_some_and(|asked| facts.upgrade.eq_ignore_ascii_case(asked.as_bytes()));
     if status == 101 && !(asked && facts.connection.upgrade) {
         return Err(BadResponse("switched protocols without being asked"));
@@ -172,6 +178,7 @@ pub fn translate(head: &[u8], to: Recipient<'_>, out: &mut Vec<u8>) -> Result<Re
         client_keep_alive: false,
         coding,
         content: verdict.content,
+        is_page: facts.is_html && status != 206,
     };
     understood.client_keep_alive = to.keep_alive && !understood.ends_with_connection();
     if understood.is_interim() && to.request.version == Version::Http10 {
@@ -207,7 +214,11 @@ fn parse<'h, 'b>(
     }
 }
 
-fn read_fields<'a>(fields: &[httparse::Header<'a>], kinds: &Kinds) -> Result<HeadFields<'a>, BadResponse> {
+fn read_fields<'a>(
+    fields: &[httparse::Header<'a>],
+    kinds: &Kinds,
+    seeks_page: bool,
+) -> Result<HeadFields<'a>, BadResponse> {
     let mut facts = HeadFields::default();
     for (kind, field) in kinds.with(fields) {
         match kind {
@@ -235,6 +246,9 @@ fn read_fields<'a>(fields: &[httparse::Header<'a>], kinds: &Kinds) -> Result<Hea
             Known::RequestId => facts.has_id = true,
             Known::Date => facts.has_date = true,
             Known::Hsts => facts.has_hsts = true,
+            Known::Other if seeks_page => {
+                facts.is_html |= cookie::says_html(field.name.as_bytes(), field.value);
+            }
             _ => {}
         }
     }
@@ -394,6 +408,7 @@ mod tests {
             clock: SystemTime::now,
             hsts: None,
             compress: None,
+            seeks_page: true,
         };
         let mut out = Vec::new();
         let response = translate(head.as_bytes(), to, &mut out)?;
@@ -401,6 +416,22 @@ mod tests {
     }
 
     const FIELDS: usize = 200;
+
+    #[test]
+    fn a_page_is_whole_and_html() {
+        for (status, fields, page) in [
+            (200, "Content-Type: text/html\r\n", true),
+            (404, "content-type:TEXT/HTML ; charset=utf-8\r\n", true),
+            (206, "Content-Type: text/html\r\n", false),
+            (200, "Content-Type: text/html5\r\n", false),
+            (200, "Content-Type: application/json\r\n", false),
+            (200, "Content-Types: text/html\r\n", false),
+            (200, "", false),
+        ] {
+            let head = format!("HTTP/1.1 {status} X\r\n{fields}Content-Length: 0\r\n\r\n");
+            assert_eq!(client(GET, &head, true).unwrap().0.is_page, page, "{head}");
+        }
+    }
 
     const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: id\r\n\r\n";
     const HEAD: &str = "HEAD / HTTP/1.1\r\nHost: a\r\nX-Request-Id: id\r\n\r\n";
@@ -592,7 +623,7 @@ mod tests {
             let server = ServerField::Drop;
             let request_head = GET.as_bytes();
             let (upgrade, fields) = (None, FIELDS);
-            let to = Recipient { request: &request, request_head, keep_alive: true, upgrade, server, fields, clock: SystemTime::now, hsts: None, compress: None };
+            let to = Recipient { request: &request, request_head, keep_alive: true, upgrade, server, fields, clock: SystemTime::now, hsts: None, compress: None, seeks_page: false };
             let _ = translate(&head, to, &mut Vec::new());
         }
     }

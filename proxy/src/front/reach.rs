@@ -151,11 +151,11 @@ impl<L: ClientLink> Search<'_, L> {
         let request_head = scratch.as_ref().map_or(&[][..], Scratch::request_head);
         let compress = settings.compress.as_deref();
         let compress = compress.map(|rules| Offer { rules, has_room: gzip::has_room() });
-        let to =
-            Recipient { compress, ..recipient(self.request, request_head, server, settings, self.lease) };
         let (upstream, lease) = (&mut upstream.stream, &*self.lease);
         let (assigned, service) = (self.record.trial.assigned(), &lease.owner().service);
         let cookie = NewCookie::of(self.request, assigned, service, &worker.cookies);
+        let to = recipient(self.request, request_head, server, settings, lease);
+        let to = Recipient { compress, seeks_page: cookie.is_some(), ..to };
         let (known, request) = (&mut self.record.trial, self.request);
         let trial = TrialPart { known, request, head: request_head };
         let mut around =
@@ -365,6 +365,7 @@ pub(super) fn recipient<'a>(
         clock: SystemTime::now,
         hsts: server.hsts(request.scheme),
         compress: None,
+        seeks_page: false,
     }
 }
 

@@ -3,8 +3,8 @@
 //! A browser gets its cookie with the first page. It is drawn so that it is on the side where the address was: the client
 //! stays there.
 
-use uh_http1::cookie;
 use uh_http1::request::RequestHead;
+use uh_http1::response::ResponseHead;
 use uh_switching::{Assigned, ClientKey};
 
 use super::admission::ClientNetwork;
@@ -51,10 +51,10 @@ impl<'a> NewCookie<'a> {
         may.then_some(Self { cookies, assigned, secure: request.scheme == Scheme::Https })
     }
 
-    /// Adds it to the complete head that begins at `start`, if that is a page that no shared cache stores.
-    pub(super) fn add(self, status: u16, start: usize, head: &mut Vec<u8>) {
+    /// Adds it to the complete head that begins at `start`, if the response is a page that no shared cache stores.
+    pub(super) fn add(self, response: &ResponseHead, start: usize, head: &mut Vec<u8>) {
         let Self { cookies, assigned, secure } = self;
-        if !cookie::is_page(status, head.get(start..).unwrap_or_default()) {
+        if !response.is_page {
             return;
         }
         let fits = |id| assigned.by.side(ClientKey::Cookie(id)) == assigned.side;

@@ -93,6 +93,7 @@ fn head_of(request: &str, version: &str, response: &str, has_room: bool) -> (Res
         fields: 100,
         clock: std::time::SystemTime::now,
         hsts: None,
+        seeks_page: false,
         compress: Some(Offer { rules: &rules, has_room }),
     };
     let response = format!("HTTP/1.1 {response}Date: then\r\nX-Request-Id: id\r\n\r\n");

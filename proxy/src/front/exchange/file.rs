@@ -25,6 +25,7 @@ use crate::front::split::NewCookie;
 use crate::front::trial::TrialPart;
 use crate::observe::broken::Broken;
 use crate::observe::termination::Termination;
+use uh_http1::response::Recipient;
 
 impl<L: ClientLink> Exchange<'_, L> {
     /// Answers with a file of the lease's backend. `None`: the app is to answer. `previous`: if it isn't to, and there is
@@ -112,7 +113,10 @@ impl<L: ClientLink> Exchange<'_, L> {
         let request_head = scratch.as_ref().map_or(&[][..], Scratch::request_head);
         let head_only = self.request.method.is_head();
         let FileAnswer { head, body: mut source } = answer(file, request_head, head_only, SystemTime::now());
+        let (assigned, service) = (self.record.trial.assigned(), &lease.owner().service);
+        let cookie = NewCookie::of(self.request, assigned, service, &worker.cookies);
         let to = recipient(self.request, request_head, server, settings, lease);
+        let to = Recipient { seeks_page: cookie.is_some(), ..to };
         let start = relay.down.head().len();
         let response = match relay.answer(&head, to, settings.response_headers.edits(), subscription) {
             Ok(response) => response,
@@ -124,9 +128,8 @@ impl<L: ClientLink> Exchange<'_, L> {
         if self.applied.is_preview() {
             PRIVATE.apply(relay.down.head(), start);
         }
-        let (assigned, service) = (self.record.trial.assigned(), &lease.owner().service);
-        if let Some(cookie) = NewCookie::of(self.request, assigned, service, &worker.cookies) {
-            cookie.add(response.status, start, relay.down.head());
+        if let Some(cookie) = cookie {
+            cookie.add(&response, start, relay.down.head());
         }
         self.record.status = response.status;
         self.record.termination = Termination::File;

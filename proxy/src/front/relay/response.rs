@@ -132,7 +132,7 @@ impl Relay {
         if !head.is_interim() {
             around.settings.response_headers.edits().apply(self.down.head(), before);
             if let Some(cookie) = around.cookie {
-                cookie.add(head.status, before, self.down.head());
+                cookie.add(&head, before, self.down.head());
             }
         }
         if head.status == 100
