@@ -2,7 +2,7 @@
 //! whether healthy ones are ever stopped.
 //!
 //! Each cell has a uh-proxy and an old version of its own, and a thousand users whose requests arrive at random. One new
-//! version after another is deployed there. Several cells run side by side.
+//! version after another is deployed there. Several cells run side by side, and with `--parallel` several deploys of a cell.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -39,7 +39,14 @@ struct Options {
     /// How many cells run at the same time
     #[arg(long, default_value_t = 4)]
     side_by_side: usize,
+    /// How many deploys of one cell run at the same time, each with a uh-proxy and users of its own. For cells with little
+    /// traffic, whose deploys take minutes and leave the machine idle
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_PARALLEL))]
+    parallel: u16,
 }
+
+/// Each has some ten processes and open ports, and a machine that is busy makes versions slow.
+const MAX_PARALLEL: i64 = 30;
 
 const USERS: u32 = 1000;
 
@@ -146,7 +153,8 @@ async fn run(options: &Options, dir: &Path) -> Result<()> {
             && let Some((index, kind)) = waiting.pop()
         {
             let (dir, runs) = (dir.join(index.to_string()), options.runs);
-            cells.spawn_local(async move { (kind, cell(kind, &dir, runs).await) });
+            let parallel = usize::from(options.parallel);
+            cells.spawn_local(async move { (kind, in_parallel(kind, &dir, runs, parallel).await) });
         }
         let Some(done) = cells.join_next().await else { break };
         let (kind, trials) = done?;
@@ -209,6 +217,22 @@ fn describe(trials: &[Trial]) -> String {
         median(hit),
         p90(trials, hit)
     )
+}
+
+/// Divides the deploys of a cell among several that are alike.
+async fn in_parallel(kind: &'static Kind, dir: &Path, runs: usize, parallel: usize) -> Result<Vec<Trial>> {
+    fs::create_dir(dir)?;
+    let mut parts = JoinSet::new();
+    for part in 0..parallel.min(runs) {
+        let dir = dir.join(part.to_string());
+        let share = (runs - part).div_ceil(parallel);
+        parts.spawn_local(async move { cell(kind, &dir, share).await });
+    }
+    let mut trials = Vec::new();
+    while let Some(part) = parts.join_next().await {
+        trials.extend(part??);
+    }
+    Ok(trials)
 }
 
 async fn cell(kind: &Kind, dir: &Path, runs: usize) -> Result<Vec<Trial>> {
