@@ -153,11 +153,18 @@ impl Counters {
     /// The p95 as Prometheus estimates it, by linear interpolation within a bucket. `None`: nothing was measured.
     #[must_use]
     pub fn p95(&self) -> Option<Duration> {
+        self.p95_without_slowest(0)
+    }
+
+    /// The same without this many exchanges, the slowest ones.
+    #[must_use]
+    pub fn p95_without_slowest(&self, left_out: u64) -> Option<Duration> {
         let bound = |le: &String| if le == "+Inf" { Some(f64::INFINITY) } else { le.parse().ok() };
         let mut buckets: Vec<(f64, u64)> =
             self.took.iter().filter_map(|(le, n)| Some((bound(le)?, *n))).collect();
         buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let total = buckets.last().map(|(_, count)| *count).filter(|count| *count > 0)?;
+        let all = buckets.last().map_or(0, |(_, count)| *count);
+        let total = all.checked_sub(left_out).filter(|count| *count > 0)?;
         let rank = total as f64 * 0.95;
         let (mut lower, mut below) = (0.0, 0);
         for (bound, count) in buckets {
@@ -165,7 +172,7 @@ impl Counters {
                 if bound.is_infinite() {
                     return Duration::try_from_secs_f64(lower).ok();
                 }
-                let within = count.saturating_sub(below).max(1) as f64;
+                let within = count.min(total).saturating_sub(below).max(1) as f64;
                 let share = (rank - below as f64) / within;
                 return Duration::try_from_secs_f64(lower + (bound - lower) * share).ok();
             }

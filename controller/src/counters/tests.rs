@@ -29,11 +29,6 @@ pub(crate) fn counters(requests: u64, errors: u64) -> Counters {
     Counters { ended: own(ended), took: own(took), overdue: Some(0), ..Counters::default() }
 }
 
-/// `requests` of which no duration is known.
-pub(crate) fn untimed(requests: u64) -> Counters {
-    Counters { ended: [("GET 200".to_owned(), requests)].into(), ..Counters::default() }
-}
-
 fn green(metrics: &str) -> Counters {
     Counters::read(metrics, "app", "green")
 }
@@ -137,4 +132,16 @@ fn saved_counters_are_read_back_unchanged() {
     let text = serde_json::to_string(&counters).unwrap();
     assert_eq!(serde_json::from_str::<Counters>(&text).unwrap(), counters);
     assert_eq!(counters.clone().plus(&counters).answers(), Answers { good: 120, bad: 70 });
+}
+
+#[test]
+fn the_slowest_exchanges_can_be_left_out_of_the_p95() {
+    let green = green(METRICS);
+    // 90 of 90 took up to 0.1 s.
+    assert_eq!(green.p95_without_slowest(10), Some(Duration::from_millis(95)));
+    // 90 of 95, and the p95 is a quarter of an exchange above them.
+    assert_eq!(green.p95_without_slowest(5), Some(Duration::from_millis(120)));
+    for all in [100, 101] {
+        assert_eq!(green.p95_without_slowest(all), None);
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::judge::{Judge, percent};
 use super::{BREACH_EVIDENCE, SUSPICION};
-use crate::counters::Counters;
+use crate::counters::Answers;
 
 /// How long half of the clients stay on each version: as long as in a trial.
 pub(crate) const LASTS: Duration = uh_trial::trial::CROSS_CHECK;
@@ -29,22 +29,23 @@ const NO_DOUBT: f64 = 0.9;
 /// With fewer failing clients than this, the coin test can't decide alone at 50 %: each is worth a factor of 2 at most.
 const COIN_NEEDS: u64 = 16;
 
-/// What both versions answered at the same time.
+/// What both versions answered at the same time. Requests from before aren't among them: the old version had none then.
 #[derive(Debug, Default)]
 pub(crate) struct Sides {
-    /// The version in question.
-    pub suspect: Counters,
-    /// The old one.
-    pub other: Counters,
+    /// Of the version in question.
+    pub suspect: Answers,
+    /// Of the old one.
+    pub other: Answers,
+    /// The p95 of both, in that order; `None`: nothing was measured.
+    pub p95: [Option<Duration>; 2],
     /// The requests of both that aren't answered yet.
     pub waiting: [u64; 2],
 }
 
 impl Sides {
-    /// Whether the side with fewer answers may only have none because its requests hang. Those of the other one that failed
-    /// may be from before the check.
+    /// Whether the side with fewer answers may only have none because its requests hang.
     fn may_hang(&self, elapsed: Duration) -> bool {
-        let (suspect, other) = (self.suspect.answers().all(), self.other.answers().all());
+        let (suspect, other) = (self.suspect.all(), self.other.all());
         let [of_suspect, of_other] = self.waiting;
         let waits = (suspect <= other && of_suspect > 0) || (other <= suspect && of_other > 0);
         waits && elapsed < MAY_HANG
@@ -77,10 +78,10 @@ pub(crate) fn decide(
     elapsed: Duration,
 ) -> Option<Decision> {
     let least = judge.limits().min_requests.max(1);
-    let (suspect, other) = (sides.suspect.answers(), sides.other.answers());
+    let (suspect, other) = (sides.suspect, sides.other);
     let fewest = suspect.all().min(other.all());
     let over = elapsed >= LASTS;
-    if judge.has_evidence(&sides.other, SUSPICION).is_some() && (over || fewest == 0) {
+    if judge.has_evidence(other, SUSPICION).is_some() && (over || fewest == 0) {
         return over.then(|| Decision::BothFail(at_the_same_time(sides)));
     }
     let enough = fewest >= least;
@@ -109,9 +110,9 @@ pub(crate) fn decide(
     if !over {
         return None;
     }
-    let few = failing_clients < COIN_NEEDS && judge.has_evidence(&sides.suspect, BREACH_EVIDENCE).is_some();
+    let few = failing_clients < COIN_NEEDS && judge.has_evidence(suspect, BREACH_EVIDENCE).is_some();
     let max = judge.limits().max_p95;
-    let (p95, other_p95) = (sides.suspect.p95(), sides.other.p95());
+    let [p95, other_p95] = sides.p95;
     let slower = slow && p95.is_some_and(|p95| p95 > max) && other_p95.is_none_or(|p95| p95 <= max);
     Some(if few || slower {
         Decision::Worse(at_the_same_time(sides))
@@ -123,22 +124,19 @@ pub(crate) fn decide(
 }
 
 /// `at the same time 9 of 161 requests failed on the new version (5.6%) and 0 of 158 on the old one (0.0%)`
-fn at_the_same_time(Sides { suspect, other, .. }: &Sides) -> String {
-    let p95 = |counters: &Counters| {
-        let p95 = counters.p95();
-        p95.map_or_else(String::new, |p95| format!(", p95 {}ms", p95.as_millis()))
-    };
-    let (new, old) = (suspect.answers(), other.answers());
+fn at_the_same_time(&Sides { suspect: new, other: old, p95: [new_p95, old_p95], .. }: &Sides) -> String {
+    let p95 =
+        |p95: Option<Duration>| p95.map_or_else(String::new, |p95| format!(", p95 {}ms", p95.as_millis()));
     format!(
         "at the same time {} of {} requests failed on the new version ({}{}) and {} of {} on the old one ({}{})",
         new.bad,
         new.all(),
         percent(new.rate()),
-        p95(suspect),
+        p95(new_p95),
         old.bad,
         old.all(),
         percent(old.rate()),
-        p95(other)
+        p95(old_p95)
     )
 }
 
@@ -146,7 +144,6 @@ fn at_the_same_time(Sides { suspect, other, .. }: &Sides) -> String {
 mod tests {
     use super::*;
     use crate::config::Monitor;
-    use crate::counters::tests::counters;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -163,11 +160,23 @@ mod tests {
         }
     }
 
+    fn answers(all: u64, bad: u64) -> Answers {
+        Answers { good: all - bad, bad }
+    }
+
+    /// What is quick on both sides.
+    const QUICK: [Option<Duration>; 2] = [Some(Duration::from_millis(95)); 2];
+
     /// All and failed requests of both sides, and of how many clients.
     fn decision(new: (u64, u64), old: (u64, u64), clients: u64, elapsed: Duration) -> Option<Decision> {
         let limits = limits();
         let judge = Judge::new(&limits, None);
-        let sides = Sides { suspect: counters(new.0, new.1), other: counters(old.0, old.1), waiting: [0, 0] };
+        let sides = Sides {
+            suspect: answers(new.0, new.1),
+            other: answers(old.0, old.1),
+            p95: QUICK,
+            waiting: [0, 0],
+        };
         decide(&judge, &sides, clients, false, elapsed)
     }
 
@@ -203,13 +212,12 @@ mod tests {
         assert_eq!(decision((4, 4), (3, 0), 4, SPARSE_AFTER - SECOND), None);
     }
 
-    /// Only requests from before the check have failed, and they are all of the new version.
     #[test]
     fn nothing_is_concluded_while_the_side_without_answers_may_hang() {
         let limits = limits();
         let judge = Judge::new(&limits, None);
         let of = |waiting, elapsed| {
-            let sides = Sides { suspect: counters(100, 100), other: counters(0, 0), waiting };
+            let sides = Sides { suspect: answers(100, 100), waiting, ..Sides::default() };
             decide(&judge, &sides, 0, false, elapsed)
         };
         for elapsed in [SECOND, SPARSE_AFTER, LASTS - SECOND] {
@@ -254,12 +262,12 @@ mod tests {
     fn latency_is_compared_with_the_old_version_s_at_the_same_time() {
         let limits = Monitor { max_p95: Duration::from_millis(50), ..limits() };
         let judge = Judge::new(&limits, None);
-        let sides = |other| Sides { suspect: counters(100, 0), other, waiting: [0, 0] };
+        let sides = |p95| Sides { suspect: answers(100, 0), other: answers(100, 0), p95, waiting: [0, 0] };
         let of = |sides: &Sides, slow| decide(&judge, sides, 0, slow, LASTS);
-        let both = sides(counters(100, 0));
+        let both = sides(QUICK);
         assert!(matches!(of(&both, true), Some(Decision::NotWorse(_))));
         // No latency is known of the old version, so nothing is slow there.
-        let only = sides(crate::counters::tests::untimed(100));
+        let only = sides([QUICK[0], None]);
         assert!(matches!(of(&only, true), Some(Decision::Worse(_))));
         assert!(matches!(of(&only, false), Some(Decision::NotWorse(_))));
     }

@@ -153,21 +153,21 @@ impl<'a> Judge<'a> {
     /// `Some`: all these requests together are enough evidence that it fails more of them than it may.
     #[must_use]
     pub(crate) fn fails_too_often(&self, counted: &Counters) -> Option<String> {
-        self.has_evidence(counted, BREACH_EVIDENCE)
+        self.has_evidence(counted.answers(), BREACH_EVIDENCE)
     }
 
     /// `Some`: all requests since the last cross-check together make it suspicious.
     #[must_use]
     pub(crate) fn suspects(&self, total: &Counters) -> Option<Suspicion> {
         let total = self.unsettled(total);
-        let reason = self.has_evidence(&total, SUSPICION)?;
+        let reason = self.has_evidence(total.answers(), SUSPICION)?;
         Some(Suspicion { reason, enough: self.fails_too_often(&total).is_some(), slow: false })
     }
 
     /// `Some`: these requests are this much evidence that it fails too often.
     #[must_use]
-    pub(super) fn has_evidence(&self, counted: &Counters, evidence: f64) -> Option<String> {
-        let (answers, runs) = (counted.answers(), f64::from(self.memory.cross_checks) + 1.0);
+    pub(super) fn has_evidence(&self, answers: Answers, evidence: f64) -> Option<String> {
+        let runs = f64::from(self.memory.cross_checks) + 1.0;
         self.allowed.has_evidence(answers, evidence * runs).then(|| self.too_many(answers))
     }
 

@@ -1,5 +1,7 @@
 //! The watch after a plain switch: a suspicion gives half of the clients back to the old version, and the comparison decides.
 
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,7 +10,7 @@ use uh_protocol::status::Suspect;
 
 use crate::canary::{Clients, ended};
 use crate::failing_apps;
-use crate::harness::{Ran, Stage, until};
+use crate::harness::{REQUEST_TIMEOUT, Ran, SOON, Stage, until};
 use crate::watching::failing;
 
 /// What all versions share.
@@ -49,6 +51,16 @@ fn until_halved(stage: &Stage) {
     assert!(split.suspect == Suspect::Active && split.leased, "{split:?}");
 }
 
+/// A request of a client that has sent none before. The response isn't awaited.
+fn send(stage: &Stage, client: usize, path: &str) -> TcpStream {
+    let client = Ipv4Addr::from(0x0b00_0000 + u32::try_from(client).unwrap());
+    let mut stream = TcpStream::connect_timeout(&stage.address, REQUEST_TIMEOUT).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let head = format!("GET {path} HTTP/1.1\r\nHost: app\r\nX-Forwarded-For: {client}\r\nConnection: close");
+    write!(stream, "{head}\r\n\r\n").unwrap();
+    stream
+}
+
 fn last_watch(stage: &Stage) -> Value {
     stage.history().into_iter().rfind(|line| line["command"] == "watch").expect("a watch in the history")
 }
@@ -75,6 +87,29 @@ fn an_outage_of_both_versions_is_not_rolled_back() {
         .says("green (v1.0.1) gets all clients again");
     assert_eq!((stage.active(), stage.service().split), ("green".to_owned(), None));
     stage.expect(0, &["recover"]).says("Nothing to recover");
+}
+
+/// They were sent when everybody was on the new version, so the old one has none like them.
+#[test]
+fn requests_from_before_a_check_do_not_count_in_it() {
+    const LATE: usize = 150;
+    let (stage, _clients) = known();
+    let deploy = spawn(&stage, &["blue-green", "--version", "1.0.1", "--watch", "40s", "--auto-rollback"]);
+    until_watched(&stage);
+    let late: Vec<_> = (0..LATE).map(|client| send(&stage, client, "/late")).collect();
+    let open = || stage.service().backends.iter().map(|backend| backend.requests_in_flight).sum::<u64>();
+    until("they wait", || (open() >= LATE as u64).then_some(()));
+    std::fs::write(stage.path(OUTAGE), "30").unwrap();
+    until_halved(&stage);
+    std::fs::remove_file(stage.path(OUTAGE)).unwrap();
+    std::fs::write(stage.path(&format!("app.py{}", failing_apps::LATE)), "").unwrap();
+    for mut stream in late {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+    }
+    ended(deploy, 0);
+    assert_eq!((stage.active(), stage.service().split), ("green".to_owned(), None));
 }
 
 #[test]

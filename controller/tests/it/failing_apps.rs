@@ -1,10 +1,19 @@
 //! Apps that fail on purpose. They are Python programs, and have a port from the environment.
 
+/// What is appended to the path of an app, for the file that ends its late requests.
+pub(crate) const LATE: &str = ".late";
+
 /// An app that answers with 500 where `bad`, a Python expression, is true, except at its health path. `first` are lines before.
+/// A request for `/late` waits until [`LATE`] is there, and fails then.
 fn failing_app(first: &str, bad: &str) -> String {
     format!(
         r#"
-import http.server, itertools, os, sys
+import http.server, itertools, os, sys, time
+
+def is_late():
+    while not os.path.exists(sys.argv[0] + "{LATE}"):
+        time.sleep(0.2)
+    return True
 
 requests = itertools.count(1)
 {first}
@@ -12,7 +21,7 @@ class App(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        bad = self.path != "/api/health" and ({bad})
+        bad = self.path != "/api/health" and (self.path == "/late" and is_late() or ({bad}))
         self.send_response(500 if bad else 200)
         self.send_header("Content-Length", "2")
         self.end_headers()

@@ -4,6 +4,7 @@
 //! The split is a lease that is renewed here. If this process is gone, uh-proxy ends the split, and everybody is on the active
 //! version again.
 
+mod compared;
 mod found;
 mod saved;
 
@@ -13,6 +14,7 @@ use uh_protocol::BackendName;
 use uh_protocol::request::SplitRequest;
 use uh_protocol::status::{Suspect, TrialStatus};
 
+use self::compared::Baseline;
 use self::found::{failing_clients, is_of, lost, worse};
 use super::super::clock;
 use super::{WatchEnd, Watcher};
@@ -22,7 +24,7 @@ use crate::deploy::activation;
 use crate::fault;
 use crate::names::named;
 use crate::proxy::{ProxyError, ServiceView};
-use crate::verdict::cross_check::{Decision, LASTS, Sides, decide};
+use crate::verdict::cross_check::{Decision, LASTS, decide};
 use crate::verdict::judge::Suspicion;
 
 /// The share of clients that go back.
@@ -50,8 +52,8 @@ struct Course {
     began: Instant,
     renewed: Instant,
     heard: Instant,
-    /// The counters of both when it began, or when it went on because both failed.
-    start: [Reading; 2],
+    /// What is counted from.
+    start: Baseline,
 }
 
 /// What a look at a check has found.
@@ -135,7 +137,12 @@ impl Watcher<'_> {
     ) -> Result<Option<WatchEnd>, ProxyError> {
         // uh-proxy opens the trial a moment after the split.
         let before = view.service.trial.clone().filter(|trial| trial.ended);
-        let (_, start) = activation::read_all(self.proxy, [&self.watched, &with]).await?;
+        let names = [&self.watched, &with];
+        let (at_start, readings) = activation::read_all(self.proxy, names).await?;
+        // One that a process which is gone has begun may go on.
+        let trial = at_start.service.trial.as_ref();
+        let trial = trial.filter(|trial| is_of(trial, &self.watched, before.as_ref()));
+        let start = Baseline::at_the_start(trial, readings, open_requests(&at_start, names));
         let now = Instant::now();
         let mut course = Course { with, suspicion, began: now, renewed: now, heard: now, start };
         loop {
@@ -197,17 +204,13 @@ impl Watcher<'_> {
             return Ok(Step::Lost(why));
         }
         let failing = trial.map_or(0, |trial| failing_clients(trial, course.suspicion.slow));
-        let [suspect, other] = &readings;
-        let sides = Sides {
-            suspect: suspect.since(&course.start[0]),
-            other: other.since(&course.start[1]),
-            waiting: [&self.watched, &course.with]
-                .map(|side| view.backend(side).map_or(0, |backend| backend.requests_in_flight)),
-        };
+        let open = open_requests(&view, [&self.watched, &course.with]);
+        let sides = course.start.sides(trial, &readings, open);
         let (elapsed, is_over) = (course.began.elapsed(), Instant::now() >= end);
         let decision = match decide(&self.judge, &sides, failing, course.suspicion.slow, elapsed) {
             Some(Decision::BothFail(_)) if !is_over => {
-                (course.began, course.start) = (Instant::now(), readings);
+                course.began = Instant::now();
+                course.start.go_on(trial, readings, open);
                 return self.renew_check(course, &view).await;
             }
             None => return self.renew_check(course, &view).await,
@@ -361,6 +364,11 @@ impl Watcher<'_> {
         report.say(&format!("[{}] The cross-check is interrupted: {why}", clock()));
         report.event("cross_check", serde_json::json!({"state": "interrupted", "reason": why}));
     }
+}
+
+/// How many requests each of them hasn't answered yet.
+fn open_requests(view: &ServiceView, names: [&BackendName; 2]) -> [u64; 2] {
+    names.map(|name| view.backend(name).map_or(0, |backend| backend.requests_in_flight))
 }
 
 /// What follows if nothing can be compared.
