@@ -17,6 +17,14 @@ pub(crate) enum Condition {
     Ended(String),
 }
 
+impl Condition {
+    /// The reason of a breach, if probes fail with this error.
+    #[must_use]
+    pub(crate) fn unhealthy(error: &str) -> String {
+        format!("unhealthy: {error}")
+    }
+}
+
 /// The verdict of a watch without a breach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum WatchVerdict {
@@ -137,7 +145,7 @@ impl<'a> Judge<'a> {
             return Some(Finding::Counted(Suspicion { reason, enough: true, slow: false }));
         }
         let (reason, slow) = match condition {
-            Condition::Unhealthy(why) => (Some(format!("unhealthy: {why}")), false),
+            Condition::Unhealthy(why) => (Some(Condition::unhealthy(why)), false),
             _ => (self.too_slow(tick, total), true),
         };
         self.memory.bad_in_a_row = if reason.is_some() { self.memory.bad_in_a_row + 1 } else { 0 };

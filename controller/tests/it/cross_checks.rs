@@ -112,6 +112,22 @@ fn requests_from_before_a_check_do_not_count_in_it() {
     assert_eq!((stage.active(), stage.service().split), ("green".to_owned(), None));
 }
 
+/// Both fail, so the check would go on until the end of the watch.
+#[test]
+fn a_version_whose_probes_fail_during_a_check_is_rolled_back() {
+    let (stage, _clients) = known();
+    app(&stage, 0, "[monitor]\ninterval = \"1s\"\n");
+    let deploy = spawn(&stage, &WATCHED);
+    until_watched(&stage);
+    std::fs::write(stage.path(OUTAGE), "30").unwrap();
+    until_halved(&stage);
+    std::fs::write(stage.path(&format!("app.py.{}{}", stage.ports[1], failing_apps::SICK)), "").unwrap();
+    ended(deploy, 3).says("❌ unhealthy: ").says("✅ Rollback complete");
+    assert_eq!((stage.active(), stage.service().split), ("blue".to_owned(), None));
+    let reason = last_watch(&stage)["breach"]["reason"].as_str().unwrap().to_owned();
+    assert!(reason.starts_with("unhealthy: "), "{reason}");
+}
+
 #[test]
 fn a_version_that_fails_a_twentieth_is_rolled_back_after_a_cross_check() {
     let (stage, clients) = known();

@@ -3,8 +3,11 @@
 /// What is appended to the path of an app, for the file that ends its late requests.
 pub(crate) const LATE: &str = ".late";
 
-/// An app that answers with 500 where `bad`, a Python expression, is true, except at its health path. `first` are lines before.
-/// A request for `/late` waits until [`LATE`] is there, and fails then.
+/// What is appended to the path of an app and a dot and its port, for the file that makes its health path fail.
+pub(crate) const SICK: &str = ".sick";
+
+/// An app that answers with 500 where `bad`, a Python expression, is true, except at its health path, which fails while its
+/// [`SICK`] is there. `first` are lines before. A request for `/late` waits until [`LATE`] is there, and fails then.
 fn failing_app(first: &str, bad: &str) -> String {
     format!(
         r#"
@@ -21,7 +24,10 @@ class App(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        bad = self.path != "/api/health" and (self.path == "/late" and is_late() or ({bad}))
+        if self.path == "/api/health":
+            bad = os.path.exists(sys.argv[0] + "." + os.environ["PORT"] + "{SICK}")
+        else:
+            bad = self.path == "/late" and is_late() or ({bad})
         self.send_response(500 if bad else 200)
         self.send_header("Content-Length", "2")
         self.end_headers()

@@ -186,17 +186,23 @@ impl Watcher<'_> {
         let tick = now.since(&self.last);
         self.seen = std::mem::take(&mut self.seen).plus(&tick);
         self.last = now;
+        let condition = self.condition(view, ended);
         let backend = view.backend(&self.watched);
-        let condition = match (ended, backend.and_then(|backend| backend.healthy)) {
+        self.in_flight = backend.map_or(0, |backend| backend.requests_in_flight + backend.tunnels);
+        self.show(&tick, &condition);
+        (tick, condition)
+    }
+
+    /// What the probes say. `ended`: how the instance has.
+    pub(super) fn condition(&self, view: &ServiceView, ended: Option<String>) -> Condition {
+        let backend = view.backend(&self.watched);
+        match (ended, backend.and_then(|backend| backend.healthy)) {
             (Some(how), _) => Condition::Ended(how),
             (None, Some(false)) => {
                 let error = backend.and_then(|b| b.last_probe.as_ref()).and_then(|probe| probe.error.clone());
                 Condition::Unhealthy(error.unwrap_or_default())
             }
             (None, _) => Condition::Well,
-        };
-        self.in_flight = backend.map_or(0, |backend| backend.requests_in_flight + backend.tunnels);
-        self.show(&tick, &condition);
-        (tick, condition)
+        }
     }
 }

@@ -6,6 +6,8 @@
 
 mod compared;
 mod found;
+mod probes;
+mod said;
 mod saved;
 
 use std::time::{Duration, Instant};
@@ -14,9 +16,9 @@ use uh_protocol::BackendName;
 use uh_protocol::request::SplitRequest;
 use uh_protocol::status::{Suspect, TrialStatus};
 
-use self::compared::Baseline;
+use self::compared::{Baseline, open_requests};
 use self::found::{failing_clients, is_of, lost, worse};
-use super::super::clock;
+use self::probes::Probes;
 use super::{WatchEnd, Watcher};
 use crate::cli::rollback::{self, Obstacle};
 use crate::counters::Reading;
@@ -54,6 +56,7 @@ struct Course {
     heard: Instant,
     /// What is counted from.
     start: Baseline,
+    probes: Probes,
 }
 
 /// What a look at a check has found.
@@ -144,7 +147,8 @@ impl Watcher<'_> {
         let trial = trial.filter(|trial| is_of(trial, &self.watched, before.as_ref()));
         let start = Baseline::at_the_start(trial, readings, open_requests(&at_start, names));
         let now = Instant::now();
-        let mut course = Course { with, suspicion, began: now, renewed: now, heard: now, start };
+        let probes = Probes::new(now + self.plan.interval());
+        let mut course = Course { with, suspicion, began: now, renewed: now, heard: now, start, probes };
         loop {
             tokio::time::sleep(POLL).await;
             let step = match self.look_at_check(&mut course, before.as_ref(), end).await {
@@ -202,6 +206,11 @@ impl Watcher<'_> {
         }
         if let Some(why) = lost(&view, &course.with) {
             return Ok(Step::Lost(why));
+        }
+        if let Some(reason) = self.judge_probes(&mut course.probes, &view) {
+            let [now, _] = readings;
+            self.count(&view, now, None);
+            return Ok(Step::Ended(WatchEnd::Breach(reason)));
         }
         let failing = trial.map_or(0, |trial| failing_clients(trial, course.suspicion.slow));
         let open = open_requests(&view, [&self.watched, &course.with]);
@@ -338,37 +347,6 @@ impl Watcher<'_> {
             return;
         }
     }
-
-    fn say_begun(&self, with: &BackendName, suspicion: &Suspicion) {
-        let (report, reason) = (&self.session.report, &suspicion.reason);
-        let old = self.before.as_ref().and_then(|before| before.version.as_deref());
-        report.say(&format!(
-            "[{}] ⚠ Suspicious: {reason}. Cross-check: half of the clients go back to {} until it is certain",
-            clock(),
-            named(with, old)
-        ));
-        report.event(
-            "cross_check",
-            serde_json::json!({"state": "begun", "backend": self.watched, "with": with, "reason": reason}),
-        );
-    }
-
-    fn say_settled(&self, found: &str, state: &str, why: &str) {
-        let report = &self.session.report;
-        report.say(&format!("[{}] {found}: {why}. {} gets all clients again", clock(), self.name));
-        report.event("cross_check", serde_json::json!({"state": state, "reason": why}));
-    }
-
-    fn say_lost(&self, why: &str) {
-        let report = &self.session.report;
-        report.say(&format!("[{}] The cross-check is interrupted: {why}", clock()));
-        report.event("cross_check", serde_json::json!({"state": "interrupted", "reason": why}));
-    }
-}
-
-/// How many requests each of them hasn't answered yet.
-fn open_requests(view: &ServiceView, names: [&BackendName; 2]) -> [u64; 2] {
-    names.map(|name| view.backend(name).map_or(0, |backend| backend.requests_in_flight))
 }
 
 /// What follows if nothing can be compared.

@@ -5,9 +5,11 @@
 
 use std::time::Duration;
 
+use uh_protocol::BackendName;
 use uh_protocol::status::{TrialFigures, TrialStatus};
 
 use crate::counters::{Answers, Reading};
+use crate::proxy::ServiceView;
 use crate::verdict::cross_check::Sides;
 
 /// What was counted when a check began, or when it went on because both versions failed. The suspect comes first.
@@ -46,6 +48,11 @@ impl Baseline {
     fn p95(&self, side: usize, readings: &[Reading; 2]) -> Option<Duration> {
         readings[side].since(&self.readings[side]).p95_without_slowest(self.from_before[side])
     }
+}
+
+/// How many requests each of them hasn't answered yet.
+pub(super) fn open_requests(view: &ServiceView, names: [&BackendName; 2]) -> [u64; 2] {
+    names.map(|name| view.backend(name).map_or(0, |backend| backend.requests_in_flight))
 }
 
 /// What a trial has counted on both sides: nothing before it has begun.
