@@ -285,7 +285,7 @@ async fn decide(session: &Session, order: TrialOrder) -> Result<Outcome, CliErro
     let view = proxy.view().await?;
     demand_unmoved(&view, &facts)?;
     if order == TrialOrder::Promote {
-        demand_not_worse(session, &view, &facts)?;
+        demand_not_worse(session, &view, &replayed)?;
     }
     let held = matches!(replayed.phase, Phase::Held(_));
     let new = named(&facts.to, facts.version.as_deref());
@@ -331,8 +331,13 @@ async fn decide(session: &Session, order: TrialOrder) -> Result<Outcome, CliErro
 }
 
 /// Nobody may have seen that uh-proxy has found the version worse: its trial was held, or its deploy is gone.
-fn demand_not_worse(session: &Session, view: &ServiceView, facts: &OperationFacts) -> Result<(), CliError> {
-    let Some(verdict) = trial::worse(view.service.trial.as_ref(), facts, None) else { return Ok(()) };
+fn demand_not_worse(
+    session: &Session,
+    view: &ServiceView,
+    replayed: &ReplayedOperation,
+) -> Result<(), CliError> {
+    let (facts, trial) = (&replayed.facts, view.service.trial.as_ref());
+    let Some(verdict) = trial::worse(trial, facts, None, replayed.step) else { return Ok(()) };
     say_verdict(&session.report, &verdict);
     let message = format!(
         "uh-proxy has found {} worse and ended its split; nothing was changed. `uh-deploy abort` or `uh-deploy recover` removes it",

@@ -80,7 +80,7 @@ impl<'a> Driver<'a> {
         for member in &mut self.members {
             member.resume(replayed);
             if was_trying(replayed) {
-                member.worse_meanwhile().await;
+                member.worse_meanwhile(replayed.step).await;
             }
         }
         self.follow(replayed.phase, Event::Interrupted).await
@@ -134,9 +134,9 @@ impl<'a> Driver<'a> {
 
     fn write(&mut self, event: Event) -> Result<(), DriverError> {
         let begins = matches!(event, Event::Begun(_));
-        let failed = matches!(event, Event::Failed(_) | Event::Died);
+        let has_reason = matches!(event, Event::Failed(_) | Event::Died | Event::Held);
         let reasons = self.members.iter().filter_map(|member| member.results.reason.clone());
-        let note = failed.then(|| reasons.collect::<Vec<_>>().join("; ")).filter(|note| !note.is_empty());
+        let note = has_reason.then(|| reasons.collect::<Vec<_>>().join("; ")).filter(|note| !note.is_empty());
         let Some(first) = self.members.first() else { return Ok(()) };
         let facts: Vec<_> = self.members.iter().filter(|_| begins).map(|member| &member.facts).collect();
         let written = self.journal.write(&first.facts.operation, event, &facts, note);

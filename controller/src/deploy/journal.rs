@@ -89,6 +89,8 @@ pub struct ReplayedOperation {
     pub kind: OperationKind,
     /// Whether it may have sent uh-proxy a switch: before that, its candidate can't serve.
     pub may_serve: bool,
+    /// The last step of its trial that it reached.
+    pub step: Option<u8>,
 }
 
 impl ReplayedOperation {
@@ -259,7 +261,8 @@ fn follow(replayed: &mut Option<ReplayedOperation>, entry: JournalEntry) -> Resu
         let (phase, _) = step(Phase::Idle, entry.event).map_err(illegal)?;
         let kind = if phase == Phase::Checking { OperationKind::Rollback } else { OperationKind::Deploy };
         let (others, note) = (entry.others, entry.note);
-        *replayed = Some(ReplayedOperation { facts, others, phase, note, kind, may_serve: false });
+        *replayed =
+            Some(ReplayedOperation { facts, others, phase, note, kind, may_serve: false, step: None });
         return Ok(());
     }
     let replayed = replayed.as_mut().filter(|replayed| replayed.facts.operation == entry.operation);
@@ -271,6 +274,13 @@ fn follow(replayed: &mut Option<ReplayedOperation>, entry: JournalEntry) -> Resu
     }
     replayed.phase = step(replayed.phase, entry.event).map_err(illegal)?.0;
     replayed.may_serve |= matches!(replayed.phase, Phase::Trying(_) | Phase::Switching(_));
+    if let Phase::Trying(step) = replayed.phase {
+        replayed.step = Some(step);
+    }
+    // Why it was held is no reason for what follows a promotion.
+    if entry.event == Event::Passed {
+        replayed.note = None;
+    }
     if entry.note.is_some() {
         replayed.note = entry.note;
     }

@@ -276,6 +276,7 @@ fn a_held_trial_waits_for_promote_or_abort() {
             (&last(&stage)["outcome"], &last(&stage)["trial"]["verdict"]),
             (&"held".into(), &"not_enough_data".into())
         );
+        assert!(last(&stage)["reason"].as_str().unwrap().starts_with("held by "), "{}", last(&stage));
         assert!(!stage.service().split.unwrap().leased);
         // Everything else leaves it alone.
         stage
@@ -329,6 +330,7 @@ fn without_enough_requests_it_does_what_is_configured() {
     is_undone(&stage);
     stage.configure("uh-deploy.toml", &plan(""));
     stage.expect(8, &["blue-green", "--version", "1.0.2"]).says("⏸ Held: 50 % of the clients");
+    assert!(last(&stage)["reason"].as_str().unwrap().starts_with("not enough data: green got 0 requests"));
     stage.expect(0, &["abort"]);
     is_undone(&stage);
     stage.configure("uh-deploy.toml", &plan("on_not_enough_data = \"promote\""));
@@ -412,6 +414,7 @@ fn a_held_trial_that_turns_bad_is_ended_by_uh_proxy_and_undone_by_recover() {
     stage.expect(0, &["recover"]).says("❌ Trial: fail: green (v1.0.1) fails more often").says("Undone");
     is_undone(&stage);
     assert_eq!(last(&stage)["trial"]["verdict"], "fail");
+    assert_eq!(last(&stage)["trial"]["weight"], 40.0);
 }
 
 #[test]

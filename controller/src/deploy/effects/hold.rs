@@ -19,7 +19,7 @@ impl Member<'_> {
     pub(super) async fn hold(&mut self, index: u8) -> Option<Event> {
         match self.try_to_hold().await {
             Ok(true) => None,
-            Ok(false) if self.worse_meanwhile().await => Some(Event::Failed(FailureCause::Worse)),
+            Ok(false) if self.worse_meanwhile(Some(index)).await => Some(Event::Failed(FailureCause::Worse)),
             Ok(false) => {
                 let why = format!(
                     "the split of step {} has ended meanwhile: after services.NAME.split.hold_timeout, because {} was found worse or unhealthy, or by another command",
@@ -37,10 +37,11 @@ impl Member<'_> {
     }
 
     /// Whether uh-proxy has ended the split because the candidate was found worse, while nobody watched: the trial was
-    /// held, or uh-deploy was gone. Reports the verdict.
-    pub(in crate::deploy) async fn worse_meanwhile(&mut self) -> bool {
+    /// held, or uh-deploy was gone. `step`: the one that it was in. Reports the verdict.
+    pub(in crate::deploy) async fn worse_meanwhile(&mut self, step: Option<u8>) -> bool {
         let Ok(view) = self.proxy.view().await else { return false };
-        let found = trial::worse(view.service.trial.as_ref(), &self.facts, self.trial_before.as_ref());
+        let before = self.trial_before.as_ref();
+        let found = trial::worse(view.service.trial.as_ref(), &self.facts, before, step);
         let Some(verdict) = found else { return false };
         self.results.reason = Some(verdict.reason.clone());
         self.conclude_worse(verdict).await;

@@ -206,7 +206,7 @@ impl Member<'_> {
                 self.remark(format!("not enough data: {why}; promoted, as configured"));
                 Event::Passed
             }
-            OnNotEnoughData::Hold => Event::Held,
+            OnNotEnoughData::Hold => self.held(format!("not enough data: {why}")),
             OnNotEnoughData::Abort => self.fail(FailureCause::Undecided, format!("not enough data: {why}")),
         }
     }
@@ -228,9 +228,15 @@ impl Member<'_> {
                 self.split = OurSplit::default();
                 Event::Passed
             }
-            TrialOrder::Hold => Event::Held,
+            TrialOrder::Hold => self.held(why),
             TrialOrder::Abort => self.fail(FailureCause::Aborted, why),
         })
+    }
+
+    /// It waits for an operator, for this reason.
+    fn held(&mut self, why: String) -> Event {
+        self.results.reason = Some(why);
+        Event::Held
     }
 
     /// A candidate that exits during its trial has failed it.
