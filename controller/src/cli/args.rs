@@ -207,7 +207,8 @@ pub(super) struct BlueGreenArgs {
     /// Monitor the new version for this long after the switch; if this process is killed, `recover` or `retire` continues
     #[arg(long, help_heading = "After the switch", value_name = "DURATION", value_parser = parse_duration)]
     pub(super) watch: Option<Duration>,
-    /// With --watch: roll back automatically if the new version misbehaves (exit 3)
+    /// With --watch: roll back automatically if the new version misbehaves (exit 3). A cross-check with the old version
+    /// prevents that in an outage of both, but not for a release of several services
     #[arg(long, help_heading = "After the switch", requires = "watch")]
     pub(super) auto_rollback: bool,
     /// With --watch: exit with 8 if there isn't enough data to decide
@@ -230,7 +231,8 @@ pub(super) struct MonitorArgs {
     /// Time between two measurements [default: monitor.interval]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(super) interval: Option<Duration>,
-    /// Roll back automatically if the version misbehaves (exit 3)
+    /// Roll back automatically if the version misbehaves (exit 3). A cross-check with the old version prevents that in an
+    /// outage of both, but not for a release of several services
     #[arg(long)]
     pub(super) auto_rollback: bool,
     /// Exit with 8 if there isn't enough data to decide

@@ -64,6 +64,7 @@ fn one_bad_member_returns_the_whole_release_in_one_switch() {
     let _traffic = traffic(&shop);
     let ran = shop.expect(3, &WATCHED);
     ran.says("Monitoring app: blue (v1.0.0) for 10m")
+        .says("Note: a release has no cross-check with the old version")
         .says("web: blue (v1.0.0) | Health: OK")
         .says("❌ web: ")
         .says("requests failed: 100.0%")

@@ -48,7 +48,7 @@ pub(super) async fn monitor(release: &Release, args: &MonitorArgs) -> Done {
         let plan = plan(member, duration, args.interval, args.auto_rollback);
         watchers.push(Watcher::of_active(member, proxy, plan).await?);
     }
-    watchers.iter().for_each(Watcher::announce);
+    announce(release, &watchers);
     let bad = run(&mut watchers, |watcher| watcher.plan().duration(), &[]).await?;
     conclude(release, &proxies, &mut watchers, bad, args.require_verdict).await
 }
@@ -68,7 +68,7 @@ pub(super) async fn after_switch<'a>(
     for ((member, proxy), plan) in release.members.iter().zip(proxies).zip(plans) {
         watchers.push(monitor::begin(member, proxy, operation, plan).await?);
     }
-    watchers.iter().for_each(Watcher::announce);
+    announce(release, &watchers);
     let bad = run(&mut watchers, |watcher| watcher.plan().duration(), links).await?;
     if let Some((index, WatchEnd::Breach(_))) = &bad
         && watchers[*index].plan().auto_rollback
@@ -76,6 +76,20 @@ pub(super) async fn after_switch<'a>(
         links.iter().for_each(WatchLink::hurry);
     }
     Ok((watchers, bad))
+}
+
+/// Why the watch of a release isn't cross-checked, and what follows.
+const NO_CROSS_CHECK: &str = "a release has no cross-check with the old version: it would give clients pages of one release and answers of the other. So an outage of both versions looks like a fault of the new one, and causes a rollback";
+
+/// Says what is watched, and what an automatic rollback can't tell apart.
+fn announce(release: &Release, watchers: &[Watcher<'_>]) {
+    watchers.iter().for_each(Watcher::announce);
+    if watchers.iter().any(|watcher| watcher.plan().auto_rollback) {
+        release.report.say(&format!("Note: {NO_CROSS_CHECK}"));
+        release
+            .report
+            .event("cross_check", serde_json::json!({"state": "impossible", "reason": NO_CROSS_CHECK}));
+    }
 }
 
 /// All at the same time, until the first one that isn't well. `links`: to the operation it runs in parallel with.
