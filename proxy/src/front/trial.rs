@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use uh_protocol::status::TrialStatus;
 use uh_protocol::{BackendName, ServiceName};
@@ -52,9 +52,11 @@ impl Trials {
         let mut ended = self.ended.lock();
         let trials = Arc::new(trials);
         let before = self.open.swap(Arc::clone(&trials));
-        for trial in before.iter() {
+        let is_over = |trial: &&Arc<OpenTrial>| !trials.iter().any(|other| Arc::ptr_eq(other, trial));
+        for trial in before.iter().filter(is_over) {
             let result = EndedTrial { status: trial.status(true), reading: trial.read() };
             ended.insert(trial.service.clone(), result);
+            trial.shared.seen.store(None);
         }
         let is_open = |name: &ServiceName| trials.iter().any(|trial| trial.service == *name);
         ended.retain(|name, _| is_service(name) && !is_open(name));
@@ -115,8 +117,9 @@ pub(crate) struct Shared {
     warm_up: Duration,
     /// Unset as long as too little is known of the old version.
     pub patience: OnceLock<Patience>,
-    /// By [`Kind`]: the clients with a bad event.
-    seen: [Seen; 2],
+    /// By [`Kind`]: the clients with a bad event. Nearly all of a trial's memory, so it is freed when the trial ends:
+    /// tunnels and other long requests hold the rest until they are over.
+    seen: ArcSwapOption<[Seen; 2]>,
     judged: Mutex<Judged>,
     /// By side and [`FailureKind`].
     bad_requests: [[AtomicU64; FailureKind::ALL.len()]; 2],
@@ -180,7 +183,7 @@ impl OpenTrial {
             suspect: judging.suspect,
             warm_up,
             patience: patience.map(OnceLock::from).unwrap_or_default(),
-            seen: Default::default(),
+            seen: ArcSwapOption::from_pointee(<[Seen; 2]>::default()),
             judged: Mutex::new(Judged {
                 trial: uh_trial::Trial::new(history),
                 routes: Routes::default(),
@@ -253,9 +256,9 @@ impl Shared {
         (side, self.weight(assigned.by.weight.share()))
     }
 
-    /// Whether this is the client's first bad event of this kind. It is remembered.
+    /// Whether this is the client's first bad event of this kind. It is remembered. When the trial is over, none is.
     fn is_first(&self, kind: Kind, who: Who) -> bool {
-        who.is_new_to(&self.seen[kind as usize])
+        self.seen.load().as_ref().is_some_and(|seen| who.is_new_to(&seen[kind as usize]))
     }
 
     /// Whether the time counts that a request takes which is sent to this side `at` this time: not if it begins during the

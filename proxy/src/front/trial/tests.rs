@@ -41,6 +41,28 @@ fn the_result_of_a_trial_stays_until_the_next_one_and_its_memory_does_not() {
     assert!(trials.status(&service("app"), None).is_none(), "the service is gone");
 }
 
+/// It may last for days, and a service may have many trials in that time.
+#[test]
+fn a_tunnel_does_not_keep_the_memory_of_a_trial_that_has_ended() {
+    let trials = Trials::default();
+    let first = trial("app", 1);
+    let seen = Arc::downgrade(first.shared.seen.load().as_ref().unwrap());
+    trials.replace(vec![first], |_| true);
+    let who = Who::new(ClientNetwork::V4(1), ClientKey::V4(1));
+    let began = Instant::now() + WARM_UP;
+    let enter = || trials.enter(assigned(1, uh_switching::Side::New), who, 0, began).unwrap();
+    let (mut tunnel, mut slow) = (enter(), enter());
+    tunnel.ended();
+    // Another service's trial begins, and this one goes on.
+    let still = Arc::clone(&trials.open()[0]);
+    trials.replace(vec![still, trial("other", 2)], |_| true);
+    assert!(seen.upgrade().is_some());
+    trials.replace(Vec::new(), |_| true);
+    assert!(seen.upgrade().is_none(), "it is freed while the tunnel lasts");
+    assert!(slow.was_slow(began + Duration::from_secs(60)), "there is no trial to count it");
+    assert!(trials.status(&service("app"), None).unwrap().ended);
+}
+
 #[test]
 fn a_request_counts_once_and_for_its_own_trial() {
     let trials = Trials::default();
