@@ -14,7 +14,7 @@ pub struct PreviewSettings {
 }
 
 impl PreviewSettings {
-    /// Whether this host, in lowercase and without a port, is for previews alone.
+    /// Whether this host, in its [canonical form](uh_switching::route::canonical), is for previews alone.
     #[must_use]
     pub fn is_for(&self, host: &str) -> bool {
         self.hosts.iter().any(|one| service::is_for(one, host))

@@ -15,7 +15,7 @@ use uh_http1::edits::{Edit, FieldEdits, Names};
 use uh_http1::forwarded::Scheme;
 use uh_http1::request::RequestHead;
 use uh_protocol::request::PREVIEW_PARAMETER;
-use uh_switching::route::without_port;
+use uh_switching::route;
 
 use super::client::Client;
 use super::own_cookies::{MOST_TRIED, PREVIEW};
@@ -77,8 +77,7 @@ fn carried<'a>(
 }
 
 fn is_on_host(host: &[u8], service: &Service) -> bool {
-    let name = std::str::from_utf8(without_port(host)).unwrap_or_default();
-    service.preview.is_for(&name.to_ascii_lowercase())
+    service.preview.is_for(&route::canonical(host))
 }
 
 /// The tokens in the query of a path, valid or not.

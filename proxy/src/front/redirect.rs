@@ -9,7 +9,7 @@ use super::settings::HTTPS_PORT;
 use crate::config::{Service, is_for};
 use uh_http1::forwarded::Scheme;
 use uh_http1::request::RequestHead;
-use uh_switching::route::without_port;
+use uh_switching::route;
 
 /// The redirect for a request.
 pub(super) enum Redirect {
@@ -27,7 +27,7 @@ pub(super) fn of<L>(client: &Client<L>, request: &RequestHead, service: &Service
     let head = client.request_head();
     let path = request.path.of_head(head);
     let host = std::str::from_utf8(request.host.of_head(head)).unwrap_or_default();
-    let name = std::str::from_utf8(without_port(host.as_bytes())).unwrap_or_default().to_ascii_lowercase();
+    let name = route::canonical(host.as_bytes());
     // A TLS listener added by a reload opens only at the next start. Until then, redirects would lead to a closed port.
     let closed = client.settings.tls.is_some() && client.worker.tls.is_none();
     let plain = request.scheme == Scheme::Http && !closed;

@@ -145,6 +145,13 @@ pub fn ipv6(host: &[u8]) -> Option<Ipv6Addr> {
     std::str::from_utf8(inner).ok()?.parse().ok()
 }
 
+/// A host as configurations name it: without its port and its final dot, in lowercase, an IPv6 address in its shortest form.
+#[must_use]
+pub fn canonical(host: &[u8]) -> String {
+    let mut room = HostRoom::default();
+    String::from_utf8(room.canonical(without_port(host)).to_vec()).unwrap_or_default()
+}
+
 /// A host without its port and its final dot.
 #[must_use]
 pub fn without_port(host: &[u8]) -> &[u8] {

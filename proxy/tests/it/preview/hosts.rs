@@ -30,6 +30,31 @@ async fn nobody_gets_an_answer_there_without_a_token() {
     }
 }
 
+/// A request is routed by the address, however it is written.
+#[tokio::test]
+async fn an_ipv6_address_is_for_previews_in_every_spelling() {
+    let hosts = "hosts = [\"app.test\", \"[2001:db8::2]\"]\nredirect_hosts = [\"www.test\"]\npreview = { hosts = [\"[2001:DB8:0::1]\"] }";
+    let (_home, proxy, _apps) = versions("", hosts).await;
+    let mut wire = Wire::connect(proxy.address).await;
+    let token = green(&proxy).await.token;
+    for host in [
+        "[2001:db8::1]",
+        "[2001:DB8::1]:8080",
+        "[2001:db8:0::1]",
+        "[2001:0db8:0000:0000:0000:0000:0000:0001]:80",
+        "[2001:db8::0.0.0.1]",
+    ] {
+        assert_eq!(get_of(&mut wire, host, "/", "").await.status, 403, "{host}");
+        let response = get_of(&mut wire, host, "/", &by_field(&token)).await;
+        assert_eq!(response.header("x-backend"), Some("green"), "{host}");
+        assert_private(&response);
+    }
+    // Nor is a host that is served taken for one that redirects.
+    for host in ["[2001:db8::2]", "[2001:db8:0:0::2]:8080"] {
+        assert_usual(&get_of(&mut wire, host, "/", "").await, "blue");
+    }
+}
+
 #[tokio::test]
 async fn an_active_backend_is_shown_there_to_holders_alone() {
     let (_home, proxy, _apps) = versions("", HOSTS).await;
