@@ -42,7 +42,16 @@ impl Control {
             self.board.try_preview(service, &backend).map_err(|refusal| self.refuse(audit, &refusal))?;
         let cookies = Arc::clone(&self.cookies);
         // It may write the key.
-        let _ = tokio::task::spawn_blocking(move || cookies.prepare()).await;
+        let kept = tokio::task::spawn_blocking(move || {
+            cookies.prepare();
+            cookies.demand_kept()
+        });
+        if let Ok(Err(error)) = kept.await {
+            let detail = format!(
+                "can't keep the key that signs links, so a link would end with the next restart of uh-proxy; no link was made: {error}"
+            );
+            return Err(refused(internal(&detail)));
+        }
         let second = u64::try_from(until.as_second()).unwrap_or_default();
         let token = preview_token::issue(&self.cookies, &service, &backend, second);
         let token = token.ok_or_else(|| refused(internal("the system has no random numbers for a key")))?;

@@ -8,6 +8,7 @@
 //! As long as an installation has set none, nothing looks for them.
 
 use std::hash::Hasher as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -57,6 +58,15 @@ impl OwnCookies {
                 tracing::warn!(error = %plain(&error), "no key for cookies: addresses decide where a split sends clients, and there are no previews");
             }
         }
+    }
+
+    /// Requires that the key, if there is one, is still there after a restart. Reads the disk, and may write to it.
+    ///
+    /// # Errors
+    /// It isn't, and can't be kept.
+    pub(crate) fn demand_kept(&self) -> io::Result<()> {
+        let _preparing = self.preparing.lock();
+        self.key.get().map_or(Ok(()), |Signer(key)| key.demand_kept(&self.state_file))
     }
 
     /// Whether requests may have cookies of uh-proxy's.

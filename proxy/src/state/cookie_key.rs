@@ -39,16 +39,34 @@ impl CookieKey {
     /// The system has no random numbers.
     pub(crate) fn open(state_file: &Path) -> io::Result<Self> {
         let path = with_suffix(state_file, SUFFIX);
-        let found = fs::read_to_string(&path);
-        if let Some(key) = found.as_ref().ok().and_then(|text| Self::parse(text.trim_end())) {
+        if let Some(key) = Self::at(&path) {
             return Ok(key);
         }
         let key = Self::random()?;
         if let Err(error) = key.keep(&path) {
             let (path, error) = (path.display(), plain(&error));
-            tracing::warn!(%path, error, "cannot keep the key of uh-proxy's cookies; after a restart, clients may get another endpoint or another side of a split");
+            tracing::warn!(%path, error, "cannot keep the key of uh-proxy's cookies; after a restart, clients may get another endpoint or another side of a split, and links to previews end");
         }
         Ok(key)
+    }
+
+    /// Keeps it for this state file, unless it is already. For those who need it after a restart.
+    ///
+    /// # Errors
+    /// It can't be written, or another key is there by now.
+    pub(crate) fn demand_kept(&self, state_file: &Path) -> io::Result<()> {
+        let path = with_suffix(state_file, SUFFIX);
+        let kept = match Self::at(&path) {
+            Some(key) if key == *self => Ok(()),
+            Some(_) => Err("it has another key by now, which is used after a restart of uh-proxy".to_owned()),
+            None => self.keep(&path).map_err(|error| plain(&error)),
+        };
+        kept.map_err(|why| io::Error::other(format!("{}: {why}", path.display())))
+    }
+
+    /// The key in this file, if there is a valid one.
+    fn at(path: &Path) -> Option<Self> {
+        Self::parse(fs::read_to_string(path).ok()?.trim_end())
     }
 
     /// A new one, that is kept nowhere.
@@ -111,7 +129,21 @@ mod tests {
             let next = CookieKey::open(&state).unwrap();
             assert!(next != key && CookieKey::open(&state).unwrap() == next, "{damaged:?}");
         }
-        // One that can't be kept is still a key.
-        assert!(CookieKey::open(&dir.path().join("none/state.json")).is_ok());
+    }
+
+    #[test]
+    fn one_that_cannot_be_kept_is_still_a_key_and_is_kept_as_soon_as_possible() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("none/state.json");
+        let key = CookieKey::open(&state).unwrap();
+        let refused = key.demand_kept(&state).unwrap_err().to_string();
+        assert!(refused.contains("none/state.json.cookie-key: No such file or directory"), "{refused}");
+        fs::create_dir(dir.path().join("none")).unwrap();
+        key.demand_kept(&state).unwrap();
+        key.demand_kept(&state).unwrap();
+        assert_eq!(CookieKey::open(&state).unwrap(), key);
+        let other = CookieKey::random().unwrap().demand_kept(&state).unwrap_err();
+        assert!(other.to_string().contains("another key"), "{other}");
+        assert_eq!(CookieKey::open(&state).unwrap(), key, "it isn't overwritten");
     }
 }

@@ -40,6 +40,28 @@ async fn what_makes_no_sense_is_refused_with_a_reason_and_audited() {
     .await;
 }
 
+/// A link that ends with the next restart isn't what was asked for.
+#[tokio::test]
+async fn without_a_key_that_can_be_kept_there_is_no_link_and_the_caller_is_told_why() {
+    let (home, mut proxy, _apps) = versions("", "").await;
+    let in_the_way = home.path("state/.deployment-state.json.cookie-key.tmp");
+    std::fs::create_dir(&in_the_way).unwrap();
+    for _ in 0..2 {
+        let (code, said, error) = cli(&home.socket(), &["preview", "green"]).await;
+        assert_eq!((code, &*said), (1, ""), "{error}");
+        assert!(error.contains("can't keep the key that signs links"), "{error}");
+        assert!(error.contains(".deployment-state.json.cookie-key: "), "{error}");
+    }
+    std::fs::remove_dir(in_the_way).unwrap();
+    let token = super::green(&proxy).await.token;
+    proxy.kill();
+    let proxy = home.start().await;
+    proxy.until_healthy().await;
+    let mut wire = Wire::connect(proxy.address).await;
+    let response = get(&mut wire, "/", &super::by_field(&token)).await;
+    assert_eq!(response.header("x-backend"), Some("green"), "it survives a restart");
+}
+
 #[tokio::test]
 async fn the_command_prints_a_link_that_works() {
     let (home, proxy, _apps) =
