@@ -236,6 +236,41 @@ mod tests {
         assert!(WatchFile::claim(dir.path()).unwrap().is_some());
     }
 
+    /// As an uh-deploy of this format has written it, in a cross-check after another one.
+    const IN_A_CHECK: &str = r#"{"schema":2,"operation":"one","service":"app","backend":"green","version":"2","last_switch":"2026-11-30T10:00:00.000Z",
+        "plan":{"duration_ms":300000,"interval_ms":10000,"auto_rollback":true},"began_at":"2026-11-30T10:00:00.000Z","ends_at":"2026-11-30T10:05:00.000Z",
+        "before":{"backend":"blue","version":"1","counters":{"ended":{"GET 200":900},"broken":{},"overdue":0,"took":{"+Inf":900}}},
+        "last":{"process":{"pid":7,"started_s":100,"boot":"b"},"counters":{"ended":{"GET 200":80,"GET 500":20},"broken":{},"overdue":0,"took":{}}},
+        "seen":{"ended":{"GET 200":80,"GET 500":20},"broken":{},"overdue":0,"took":{}},
+        "memory":{"bad_in_a_row":0,"last_reason":null,"settled":{"ended":{"GET 200":40,"GET 500":4},"broken":{},"overdue":0,"took":{}},"cross_checks":1},
+        "verdict":null,
+        "cross_check":{"with":"blue","began_at":"2026-11-30T10:01:00.000Z","suspicion":{"reason":"16 of 56 requests failed","enough":true,"slow":false},
+            "earlier":{"backend":"green","new_requests":9,"new_bad":1,"old_requests":9,"old_bad":0,"request_ids":["a"]}}}"#;
+
+    #[test]
+    fn a_watch_in_a_cross_check_is_read_and_written_unchanged() {
+        let dir = tempfile::tempdir().unwrap();
+        files::replace(&path(dir.path()), IN_A_CHECK.as_bytes()).unwrap();
+        let watch = look(dir.path()).unwrap().unwrap();
+        let check = watch.cross_check.as_ref().unwrap();
+        assert_eq!((check.with.as_str(), &*check.suspicion.reason), ("blue", "16 of 56 requests failed"));
+        assert_ne!(watch.memory, watch.memory.without_cross_checks());
+        let file = WatchFile::claim(dir.path()).unwrap().unwrap();
+        file.save(&watch).unwrap();
+        let json = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).unwrap();
+        let written = std::fs::read(path(dir.path())).unwrap();
+        assert_eq!(json(&written), json(IN_A_CHECK.as_bytes()));
+        // One that has ended leaves nothing that an earlier uh-deploy can't read.
+        drop(file);
+        close(dir.path(), "one", "breach").unwrap();
+        let ended = json(&std::fs::read(path(dir.path())).unwrap());
+        assert_eq!((&ended["schema"], &ended["verdict"]), (&1.into(), &"breach".into()));
+        assert!(ended.get("cross_check").is_none() && ended["memory"].get("settled").is_none(), "{ended}");
+        let newer = IN_A_CHECK.replace("\"schema\":2", "\"schema\":3");
+        files::replace(&path(dir.path()), newer.as_bytes()).unwrap();
+        assert!(look(dir.path()).unwrap_err().to_string().contains("schema 3 is newer"));
+    }
+
     #[test]
     fn a_damaged_file_is_an_error_rather_than_no_watch() {
         let dir = tempfile::tempdir().unwrap();

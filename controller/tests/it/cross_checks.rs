@@ -61,6 +61,12 @@ fn send(stage: &Stage, client: usize, path: &str) -> TcpStream {
     stream
 }
 
+fn answer(mut stream: TcpStream) -> String {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 fn last_watch(stage: &Stage) -> Value {
     stage.history().into_iter().rfind(|line| line["command"] == "watch").expect("a watch in the history")
 }
@@ -103,9 +109,8 @@ fn requests_from_before_a_check_do_not_count_in_it() {
     until_halved(&stage);
     std::fs::remove_file(stage.path(OUTAGE)).unwrap();
     std::fs::write(stage.path(&format!("app.py{}", failing_apps::LATE)), "").unwrap();
-    for mut stream in late {
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+    for stream in late {
+        let answer = answer(stream);
         assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
     }
     ended(deploy, 0);
@@ -183,6 +188,48 @@ fn an_old_version_that_is_out_of_service_is_said_to_be_no_comparison() {
     std::fs::write(stage.path(OUTAGE), "100").unwrap();
     ended(deploy, 3).says("no cross-check with the old version: blue (v1.0.0) is out of service");
     assert_eq!(stage.active(), "blue");
+}
+
+/// The watch looks every second, and the obstacle stays.
+#[test]
+fn an_obstacle_is_said_once() {
+    let stage = Stage::new();
+    app(&stage, 0, "");
+    stage.deploy("1.0.0");
+    let deploy = spawn(&stage, &["blue-green", "--version", "1.0.1", "--watch", "20s", "--auto-rollback"]);
+    until_watched(&stage);
+    let ran = Ran::of(stage.proxy_cli(&["backend", "withdraw", "blue"]).output().unwrap());
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    // Odds of some 3,000 to 1: a suspicion, and no breach.
+    for request in 0..30 {
+        if request == 25 {
+            std::fs::write(stage.path(OUTAGE), "100").unwrap();
+        }
+        let expected = if request < 25 { "HTTP/1.1 200 " } else { "HTTP/1.1 500 " };
+        let answer = answer(send(&stage, request, "/"));
+        assert!(answer.starts_with(expected), "{answer}");
+    }
+    let ran = ended(deploy, 0);
+    let obstacle = "no cross-check with the old version: blue (v1.0.0) is out of service";
+    assert_eq!(ran.text.matches(obstacle).count(), 1, "{}", ran.text);
+    ran.says("5 of 30 requests failed").says("too few to be sure");
+}
+
+#[test]
+fn a_check_whose_split_is_ended_by_another_command_begins_again() {
+    let (stage, _clients) = known();
+    let deploy = spawn(&stage, &["blue-green", "--version", "1.0.1", "--watch", "40s", "--auto-rollback"]);
+    until_watched(&stage);
+    std::fs::write(stage.path(OUTAGE), "30").unwrap();
+    until_halved(&stage);
+    let ran = Ran::of(stage.proxy_cli(&["split", "off"]).output().unwrap());
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    until_halved(&stage);
+    std::fs::remove_file(stage.path(OUTAGE)).unwrap();
+    let ran = ended(deploy, 0);
+    ran.says("The cross-check is interrupted: another command ended its split");
+    assert_eq!(ran.text.matches("⚠ Suspicious: ").count(), 2, "{}", ran.text);
+    assert_eq!((stage.active(), stage.service().split), ("green".to_owned(), None));
 }
 
 #[test]
