@@ -15,7 +15,6 @@ mod container_deploys;
 mod containers;
 mod cross_checks;
 mod deploys;
-#[cfg(feature = "fault-points")]
 mod failing_apps;
 mod files;
 mod final_look;
