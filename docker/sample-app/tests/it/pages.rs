@@ -100,7 +100,7 @@ async fn a_slow_version_answers_late_and_may_get_better() {
             return;
         }
     }
-    panic!("it is late for ever");
+    panic!("it stays late");
 }
 
 #[tokio::test]
