@@ -123,7 +123,7 @@ async fn command(session: &Session, command: &Command) -> Done {
         Command::HealthCheck => health_check::health_check(session).await,
         Command::Logs(args) => logs::logs(session, args).await,
         Command::History(args) => history::history(session, args),
-        Command::Recover => recover::recover(session).await,
+        Command::Recover => Box::pin(recover::recover(session)).await,
         Command::Start => start::start(session).await,
         Command::Prune(args) => prune::prune(session, args).await,
         Command::Retire(args) => retire::retire(session, args).await,
