@@ -196,6 +196,7 @@ fn check(case: &[u8]) -> Result<(), String> {
         clock: SystemTime::now,
         hsts: None,
         compress: None,
+        seeks_page: false,
     };
     let mut out = Vec::new();
     let Ok(understood) = response::translate(bytes, to, &mut out) else { return Ok(()) };
