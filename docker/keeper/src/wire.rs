@@ -128,7 +128,14 @@ impl Link {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(LinkError::Broken(error)),
             _ => {}
         }
-        let Some(message) = receive(self.0.as_fd(), RecvFlags::empty()).map_err(LinkError::Broken)? else {
+        let received = match receive(self.0.as_fd(), RecvFlags::empty()) {
+            // The same, while the greeting was on its way.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                receive(self.0.as_fd(), RecvFlags::empty())
+            }
+            received => received,
+        };
+        let Some(message) = received.map_err(LinkError::Broken)? else {
             return Err(LinkError::Broken(io::ErrorKind::UnexpectedEof.into()));
         };
         message.into_answer()
