@@ -21,6 +21,7 @@ mod rollback;
 mod session;
 mod shell;
 mod start;
+mod upgrade_proxy;
 mod validate;
 mod wording;
 
@@ -128,6 +129,7 @@ async fn command(session: &Session, command: &Command) -> Done {
         Command::Prune(args) => prune::prune(session, args).await,
         Command::Retire(args) => retire::retire(session, args).await,
         Command::Maintenance(args) => maintenance::maintenance(session, args).await,
+        Command::UpgradeProxy(args) => Box::pin(upgrade_proxy::upgrade_proxy(session, args)).await,
         Command::Supervise { .. } | Command::Completions { .. } | Command::Man { .. } => Ok(Exit::Usage),
     }
 }

@@ -21,6 +21,7 @@
 mod compose;
 mod docker;
 mod engine;
+pub(crate) mod front_door;
 mod instance;
 pub(crate) mod ports;
 pub mod process;

@@ -71,7 +71,7 @@ const GLOBAL: &str = "Global options";
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Deploy commands", &["validate", "blue-green", "promote", "hold", "abort", "monitor", "rollback"]),
     ("Inspection commands", &["health-check", "logs", "history"]),
-    ("Upkeep commands", &["recover", "start", "retire", "prune", "maintenance"]),
+    ("Upkeep commands", &["recover", "start", "retire", "prune", "maintenance", "upgrade-proxy"]),
     ("Shell commands", &["completions", "man"]),
 ];
 
@@ -144,6 +144,8 @@ Neither switches nor stops anything. To run it at boot: config/systemd/uh-deploy
     Prune(PruneArgs),
     /// Turn uh-proxy's maintenance page on or off
     Maintenance(MaintenanceArgs),
+    /// Replace uh-proxy's container by one of a new image, without a refused client
+    UpgradeProxy(UpgradeProxyArgs),
     /// Print a script by which a shell completes commands, options and backends
     #[command(after_help = "\
 Examples:
@@ -338,6 +340,29 @@ pub(super) struct MaintenanceArgs {
     /// Value of the Retry-After header
     #[arg(long, value_name = "SECONDS")]
     pub(super) retry_after: Option<u32>,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-deploy upgrade-proxy --to 0.2.0
+  uh-deploy upgrade-proxy --again    restart it, for settings that a reload doesn't change
+
+Set UH_VERSION in the compose files' .env first. If the new container doesn't lead, or is worse,
+the old one leads on, and this exits with 1. After an interruption, run it again.")]
+pub(super) struct UpgradeProxyArgs {
+    /// Version to upgrade to; refuse if the compose files name another one [default: the one that they name]
+    #[arg(long = "to", value_name = "VERSION")]
+    pub(super) to_version: Option<String>,
+    /// Container of the front door [default: the only one with uh-proxy's image]
+    #[arg(long, value_name = "NAME")]
+    pub(super) container: Option<String>,
+    /// Replace it even if it runs that image already
+    #[arg(long)]
+    pub(super) again: bool,
+    /// How long the new container may take until it leads
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "90s")]
+    pub(super) timeout: Duration,
 }
 
 /// The command line, with its commands in one list.

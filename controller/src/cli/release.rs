@@ -22,7 +22,9 @@ use super::exit::{CliError, Exit, journal_failed};
 use super::interrupts::Interrupts;
 use super::report::{Form, Report, complain};
 use super::session::{Session, holder, wait_for_lock};
-use super::{Done, health_check, history, maintenance, prune, recover, retire, start, validate};
+use super::{
+    Done, health_check, history, maintenance, prune, recover, retire, start, upgrade_proxy, validate,
+};
 use crate::config::ReleaseConfig;
 use crate::deploy::journal::{Journal, ReplayedOperation};
 use crate::deploy::lock::Lock;
@@ -203,6 +205,10 @@ pub(super) async fn command(release: &Release, command: &Command) -> Done {
             release.each(async |member| maintenance::maintenance(member, args).await).await
         }
         Command::Monitor(args) => Box::pin(watch::monitor(release, args)).await,
+        Command::UpgradeProxy(args) => match release.members.first() {
+            Some(member) => Box::pin(upgrade_proxy::upgrade_proxy(member, args)).await,
+            None => Ok(Exit::Usage),
+        },
         Command::Logs(_) => Err(CliError::usage(
             "this command is for one service: pass the configuration of a member of the release",
         )),

@@ -33,6 +33,7 @@ pub(super) struct Session {
     pub(super) report: Rc<Report>,
     pub(super) runtime: Box<dyn Runtime>,
     pub(super) interrupts: Interrupts,
+    waiting: Waiting,
     journal: RefCell<Weak<File>>,
 }
 
@@ -64,8 +65,20 @@ impl Session {
             true => Waiting::new(complain),
             false => Waiting::new(move |line| said.line(line)),
         };
-        let runtime = runtime::for_config(&config, waiting);
-        Ok(Self { config, report, runtime, interrupts: Interrupts::default(), journal: RefCell::default() })
+        let runtime = runtime::for_config(&config, waiting.clone());
+        Ok(Self {
+            config,
+            report,
+            runtime,
+            interrupts: Interrupts::default(),
+            waiting,
+            journal: RefCell::default(),
+        })
+    }
+
+    /// Where long waits are reported.
+    pub(super) fn waiting(&self) -> Waiting {
+        self.waiting.clone()
     }
 
     /// Takes the lock, so that no other command changes anything.

@@ -22,8 +22,8 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use uh_protocol::BackendName;
 
-use self::document::Document;
-use self::tool::Tool;
+pub(super) use self::document::Document;
+pub(super) use self::tool::Tool;
 use super::engine::{BoxError, Engine, EngineError};
 use super::process::proc::ProcessIdentity;
 use super::{Candidate, DryRunPlan, Frozen, InstanceId, LogQuery, Runtime, RuntimeError, State};

@@ -1,5 +1,7 @@
 //! The shipped compose files as one project on the Docker Engine, with its own ports.
 
+mod host;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -10,14 +10,14 @@ use crate::redact::Foreign;
 /// A resolved compose file with one service. JSON is YAML, so the tool can read it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Document(Map<String, Value>);
+pub(in crate::runtime) struct Document(Map<String, Value>);
 
 /// What a document keeps in addition to its service: what the service may refer to.
 const KEPT: [&str; 6] = ["version", "name", "networks", "volumes", "secrets", "configs"];
 
 impl Document {
     /// Reduces the tool's output to one service, without its dependencies, which the user runs.
-    pub(super) fn of(text: &str, service: &str) -> Result<Self, String> {
+    pub(in crate::runtime) fn of(text: &str, service: &str) -> Result<Self, String> {
         let whole: Value = serde_saphyr::from_str(text)
             .map_err(|e| format!("can't read the compose tool's output: {}", Foreign::error(&e)))?;
         let services = whole.get("services").and_then(Value::as_object);
@@ -57,7 +57,7 @@ impl Document {
     }
 
     /// The image that it names.
-    pub(super) fn image(&self) -> Option<String> {
+    pub(in crate::runtime) fn image(&self) -> Option<String> {
         self.service()?.get("image")?.as_str().map(str::to_owned)
     }
 

@@ -18,19 +18,21 @@ const LOG_LINES: usize = 50;
 
 /// The compose tool, and the user's files.
 #[derive(Debug)]
-pub(super) struct Tool {
+pub(in crate::runtime) struct Tool {
     /// `docker compose` or `docker-compose`.
     words: &'static [&'static str],
     version: String,
     directory: PathBuf,
     arguments: Vec<String>,
     project: Option<String>,
+    /// A variable of the user that it doesn't get.
+    hidden: Option<&'static str>,
     waiting: Waiting,
 }
 
 impl Tool {
     /// Finds the first one that works.
-    pub(super) async fn find(
+    pub(in crate::runtime) async fn find(
         settings: &ComposeSettings,
         directory: &Path,
         waiting: &Waiting,
@@ -42,6 +44,16 @@ impl Tool {
         for profile in &settings.profiles {
             arguments.extend(["--profile".to_owned(), profile.clone()]);
         }
+        Self::of_files(arguments, settings.project.clone(), directory, waiting).await
+    }
+
+    /// The same, for arguments that name the files.
+    pub(in crate::runtime) async fn of_files(
+        arguments: Vec<String>,
+        project: Option<String>,
+        directory: &Path,
+        waiting: &Waiting,
+    ) -> Result<Self, String> {
         let mut reasons = Vec::new();
         for words in [&["docker", "compose"][..], &["docker-compose"]] {
             let mut tool = Self {
@@ -49,7 +61,8 @@ impl Tool {
                 version: String::new(),
                 directory: directory.to_owned(),
                 arguments: arguments.clone(),
-                project: settings.project.clone(),
+                project: project.clone(),
+                hidden: None,
                 waiting: waiting.clone(),
             };
             match tool.ask(tool.command(["version", "--short"]), VERSION_WITHIN).await {
@@ -63,8 +76,14 @@ impl Tool {
         Err(format!("neither docker compose nor docker-compose works: {}", reasons.join("; ")))
     }
 
+    /// Doesn't pass this variable on, so that only the files set it.
+    pub(in crate::runtime) fn without(mut self, variable: &'static str) -> Self {
+        self.hidden = Some(variable);
+        self
+    }
+
     /// Its name and version, for messages.
-    pub(super) fn version(&self) -> String {
+    pub(in crate::runtime) fn version(&self) -> String {
         format!("{} {}", self.words.join(" "), self.version)
     }
 
@@ -74,6 +93,9 @@ impl Tool {
         command.args(words).args(arguments).current_dir(&self.directory);
         // The files may refer to any variable of the user.
         command.env_clear().envs(std::env::vars_os());
+        if let Some(variable) = self.hidden {
+            command.env_remove(variable);
+        }
         // uh-deploy's document has one service: don't warn about the project's others.
         command.env("COMPOSE_IGNORE_ORPHANS", "1");
         command
@@ -86,18 +108,36 @@ impl Tool {
     }
 
     /// Resolves the user's files.
-    pub(super) async fn config(
+    pub(in crate::runtime) async fn config(
         &self,
         variables: &BTreeMap<String, String>,
         within: Duration,
     ) -> Result<String, CommandFailed> {
+        let mut command = self.for_files();
+        command.arg("config").envs(variables);
+        self.ask(command, within).await
+    }
+
+    fn for_files(&self) -> Command {
         let mut command = self.command([]);
         command.args(&self.arguments);
         if let Some(project) = &self.project {
             command.args(["-p", project]);
         }
-        command.arg("config").envs(variables);
-        self.ask(command, within).await
+        command
+    }
+
+    /// Runs any command for the user's files, and passes its output on.
+    pub(in crate::runtime) async fn run(
+        &self,
+        words: &[&str],
+        within: Duration,
+        line: Lines<'_>,
+    ) -> Result<(), CommandFailed> {
+        let mut command = self.for_files();
+        command.args(words);
+        let what = format!("{} {}", self.words.join(" "), words.first().unwrap_or(&""));
+        self.waiting.on(&what, within, run_lines(&command, within, line, LOG_LINES)).await
     }
 
     fn about(&self, document: &Path, project: &str) -> Command {
@@ -109,7 +149,7 @@ impl Tool {
     }
 
     /// Runs `build` or `pull` for a document's service.
-    pub(super) async fn make(
+    pub(in crate::runtime) async fn make(
         &self,
         what: &str,
         document: &Path,
@@ -123,7 +163,7 @@ impl Tool {
     }
 
     /// Creates and starts the container of a document's service, and nothing else.
-    pub(super) async fn up(
+    pub(in crate::runtime) async fn up(
         &self,
         document: &Path,
         project: &str,

@@ -4,6 +4,7 @@
 //! docker/ci/images.
 
 mod https;
+mod upgrade;
 
 use std::time::{Duration, Instant};
 
@@ -291,6 +292,8 @@ async fn a_stopped_uh_proxy_completes_requests_in_flight_and_exits_cleanly() {
     stack.docker(&["stop", "--time", "40"], "proxy").await.unwrap();
     let took = started.elapsed();
     assert_eq!(stack.inspect("proxy", ".State.ExitCode").await.unwrap(), "0");
+    // Clients wait in the keeper's queue until somebody serves them.
+    stack.docker(&["start"], "proxy").await.unwrap();
     let recording = load.stop().await.unwrap();
     let before: Vec<_> = recording.samples.iter().filter(|sample| sample.sent_at < started).collect();
     let cut = before.iter().filter(|sample| sample.outcome.is_err()).count();
