@@ -94,7 +94,13 @@ fn report([without, with]: &[Vec<f64>; 2]) {
         let mut values = values.to_vec();
         values.sort_by(f64::total_cmp);
         let at = |part: usize| values[values.len().saturating_sub(1) * part / 4];
-        println!("{what:14} {:.3}{unit}  (quartiles {:.3} to {:.3})", at(2), at(1), at(3));
+        println!(
+            "{what:14} {:.3}{unit}  (lowest {:.3}, quartiles {:.3} to {:.3})",
+            at(2),
+            at(0),
+            at(1),
+            at(3)
+        );
     };
     println!("{} rounds; CPU time per request, medians", ratios.len());
     line("without", without, " us");

@@ -37,8 +37,13 @@ pub fn write_without_own(field: &[u8], out: &mut Vec<u8>) {
 /// Whether a field makes a response a page, as far as a browser is concerned: it says that the content is HTML.
 #[must_use]
 pub(crate) fn says_html(name: &[u8], value: &[u8]) -> bool {
-    let media_type = || value.split(|&b| b == b';').next().unwrap_or_default();
-    name.eq_ignore_ascii_case(b"content-type") && media_type().trim_ascii().eq_ignore_ascii_case(b"text/html")
+    const HTML: &[u8] = b"text/html";
+    let is_html = || {
+        let (media_type, parameters) = value.split_at_checked(HTML.len())?;
+        let ends = matches!(parameters.trim_ascii_start().first(), None | Some(b';'));
+        (ends && media_type.eq_ignore_ascii_case(HTML)).then_some(())
+    };
+    name.eq_ignore_ascii_case(b"content-type") && is_html().is_some()
 }
 
 /// The values of all cookies with this name in a request's head: a client may have several, of other paths.
