@@ -99,7 +99,7 @@ impl Upgrade<'_> {
             self.door.rename(&pair.new, &pair.old.name).await?;
             name = &pair.old.name;
         }
-        report.say(&format!("✅ {} leads in {name}; no client was refused", pair.new.image));
+        report.say(&format!("✅ {} leads in {name}", pair.new.image));
         Ok(Changed::Yes)
     }
 
@@ -213,7 +213,7 @@ impl Upgrade<'_> {
         let new = found.ok().and_then(|found| found.into_iter().find(|it| it.host != old.host));
         let Some(new) = new else { return Err(attention("the new container doesn't run")) };
         self.until_leads(&new).await.map_err(|why| attention(&why))?;
-        report.say(&format!("✅ {image} leads in {}; no client was refused, but new ones waited", new.name));
+        report.say(&format!("✅ {image} leads in {}; new clients waited until then", new.name));
         Ok(Started::Replaced)
     }
 
