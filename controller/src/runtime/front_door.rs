@@ -235,9 +235,9 @@ impl FrontDoor {
         let mut output = docker.logs(&container.id, Some(options));
         let mut lines = Vec::new();
         while let Ok(Some(Ok(line))) = tokio::time::timeout(CALL, output.next()).await {
-            let text = String::from_utf8_lossy(line.as_ref()).trim_end().to_owned();
-            if !text.is_empty() {
-                lines.push(Foreign::new(&text));
+            let line = Foreign::from_bytes(line.as_ref()).trimmed();
+            if !line.is_empty() {
+                lines.push(line);
             }
         }
         lines
