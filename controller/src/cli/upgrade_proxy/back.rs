@@ -33,9 +33,19 @@ impl Upgrade<'_> {
         };
         let what = format!("not upgraded to {}: {why}", new.image);
         match (leads, removed) {
+            (false, _) if self.leader.is_in(new).await => CliError::new(
+                Exit::Attention,
+                format!(
+                    "{what}; but {} leads on, since {} didn't take over: see `docker logs {}`, then run this again",
+                    new.name, old.name, old.name
+                ),
+            ),
             (false, _) => CliError::new(
                 Exit::Attention,
-                format!("{what}; and {} doesn't answer: see its log", old.name),
+                format!(
+                    "{what}; and no uh-proxy answers on the admin socket: see `docker logs {}`, then `docker restart {}`",
+                    old.name, old.name
+                ),
             ),
             (true, Err(error)) => CliError::new(
                 Exit::Attention,
