@@ -66,6 +66,13 @@ impl Counters {
         counters
     }
 
+    /// Exchanges that ended in this way, for simulations.
+    #[must_use]
+    pub fn of(answers: Answers) -> Self {
+        let ended = [("GET 200".to_owned(), answers.good), ("GET 500".to_owned(), answers.bad)].into();
+        Self { ended, ..Self::default() }
+    }
+
     /// What was added since. A series that is smaller than before has started from zero in between.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {

@@ -18,8 +18,8 @@
 //!
 //! `judge` applies the test tick by tick, with the other limits of `[monitor]`.
 
-pub(crate) mod cross_check;
-pub(crate) mod judge;
+pub mod cross_check;
+pub mod judge;
 
 use uh_trial::{HistoryTest, Share};
 

@@ -1,15 +1,19 @@
 //! Simulates what the watch's rule does to healthy and bad deploys. Needs no programs and no network.
 //!
+//! A watch that only reports judges by its own requests; one with `--auto-rollback` checks a suspicion with the old version.
+//!
 //! `cargo bench -p uh-controller --bench watch_simulation [DEPLOYS]` prints the tables for this many deploys in each
 //! cell (10,000 by default). `cargo test` runs a short form. Both fail if the rule is worse than documented.
 
+mod cross_checks;
 mod simulation;
 
 use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use simulation::{Deploy, healthy, simulate};
+use cross_checks::Checked;
+use simulation::{Deploy, Outcomes, healthy, simulate};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -20,6 +24,20 @@ const RATES: [f64; 4] = [1.0, 5.0, 20.0, 100.0];
 /// The new version's error rate, and the seconds within which nine in ten are found, at 100 requests/s and ticks of a
 /// second.
 const BAD: [(f64, Option<f64>); 4] = [(1.0, Some(1.0)), (0.2, Some(2.0)), (0.05, Some(8.0)), (0.02, None)];
+
+/// How long both versions fail, and which share of requests.
+const OUTAGES: [(&str, Option<(Duration, f64)>); 4] = [
+    ("none", None),
+    ("2 s, all", Some((Duration::from_secs(2), 1.0))),
+    ("10 s, 30 %", Some((Duration::from_secs(10), 0.3))),
+    ("30 s, 30 %", Some((Duration::from_secs(30), 0.3))),
+];
+
+/// An outage rolls back at most one in so many healthy deploys: what the coin guarantees.
+const OUTAGE_SHARE: usize = 200;
+
+/// With `--auto-rollback`: the new version's error rate, and the seconds within which nine in ten are found, at 100 requests/s.
+const CHECKED_BAD: [(f64, f64); 3] = [(1.0, 3.0), (0.2, 6.0), (0.05, 15.0)];
 
 /// The most of 10,000 healthy deploys in a cell that may be rolled back: the rule guarantees 0.25 on average.
 const MAX_FOUND: usize = 4;
@@ -41,7 +59,10 @@ fn main() -> Result<()> {
     let mut out = io::stdout();
     healthy_deploys(&mut out, deploys)?;
     bad_deploys(&mut out, deploys.min(2000))?;
-    old_errors(&mut out, deploys.min(2000))
+    old_errors(&mut out, deploys.min(2000))?;
+    let deploys = deploys.min(2000);
+    checked_outages(&mut out, deploys)?;
+    checked_bad(&mut out, deploys)
 }
 
 fn healthy_deploys(out: &mut impl Write, deploys: u32) -> Result<()> {
@@ -109,6 +130,72 @@ fn old_errors(out: &mut impl Write, deploys: u32) -> Result<()> {
         ensure!(new > old || found == 0, "{found} versions that are no worse were rolled back");
     }
     Ok(())
+}
+
+/// With `--auto-rollback`, an outage of both versions isn't taken for a fault of the new one.
+fn checked_outages(out: &mut impl Write, deploys: u32) -> Result<()> {
+    writeln!(
+        out,
+        "\nHealthy deploys with --auto-rollback, rolled back, of {deploys}; both versions fail 0.3 %\n"
+    )?;
+    writeln!(out, "| outage of both | {} |", columns())?;
+    writeln!(out, "|---|---|---|---|---|")?;
+    let (mut all, mut worst) = (0, 0);
+    for (name, outage) in OUTAGES {
+        let cells = RATES.map(|rate| {
+            let deploy = Checked { outage, ..checked(rate, 0.003) };
+            cross_checks::simulate(deploy, deploys, 4).found()
+        });
+        // At 1 request/s, there is nothing to compare.
+        let compared = &cells[1..];
+        all += compared.iter().sum::<usize>();
+        worst = compared.iter().copied().fold(worst, usize::max);
+        writeln!(out, "| {name} | {} |", joined(cells))?;
+    }
+    writeln!(out, "\n{all} together, from {} requests/s on", RATES[1])?;
+    let bound = (deploys as usize / OUTAGE_SHARE).max(2);
+    ensure!(
+        worst <= bound,
+        "an outage of both rolled back {worst} of {deploys} healthy deploys, more than {bound}"
+    );
+    Ok(())
+}
+
+fn checked_bad(out: &mut impl Write, deploys: u32) -> Result<()> {
+    writeln!(
+        out,
+        "\nBad deploys with --auto-rollback: seconds from the switch, p50 / p90 (found within 5m), base errors 0.3 %\n"
+    )?;
+    writeln!(out, "| errors of the new version | {} |", columns())?;
+    writeln!(out, "|---|---|---|---|---|")?;
+    for (errors, bound) in CHECKED_BAD {
+        let outcomes = RATES.map(|rate| {
+            let deploy = Checked { new_errors: errors, ..checked(rate, 0.003) };
+            cross_checks::simulate(deploy, deploys, 5)
+        });
+        let [.., fastest] = &outcomes;
+        let p90 = fastest.at(0.9);
+        ensure!(
+            fastest.found() == deploys as usize && p90.is_some_and(|p90| p90 <= bound),
+            "{errors} of errors: {} of {deploys} found, nine in ten after {p90:?} s",
+            fastest.found()
+        );
+        writeln!(out, "| {:.0} % | {} |", errors * 100.0, joined(outcomes.each_ref().map(found)))?;
+    }
+    Ok(())
+}
+
+/// A deploy without an outage; both versions fail this share.
+fn checked(rate: f64, errors: f64) -> Checked {
+    let history = Duration::from_secs(600);
+    Checked { rate, old_errors: errors, new_errors: errors, outage: None, history }
+}
+
+/// Half and nine in ten are found after so many seconds, and how many are.
+fn found(outcomes: &Outcomes) -> String {
+    let found = 100.0 * outcomes.found() as f64 / f64::from(outcomes.deploys);
+    let at = |share| outcomes.at(share).map_or_else(|| "-".to_owned(), |at| format!("{at:.1}"));
+    format!("{} / {} ({found:.0} %)", at(0.5), at(0.9))
 }
 
 fn columns() -> String {

@@ -1,5 +1,5 @@
-//! Simulates watches, request by request, with uh-deploy's own rule: how many healthy deploys it would roll back, and
-//! how soon it finds bad ones. Deterministic for a seed.
+//! Simulates watches that only report, with uh-deploy's own rule: how many healthy deploys they would find bad, and how soon
+//! bad ones. Also the rule of a watch with nothing to compare. Deterministic for a seed.
 
 use std::time::Duration;
 
@@ -94,14 +94,14 @@ fn one(deploy: Deploy, random: &mut fastrand::Rng) -> Option<(f64, u64)> {
 }
 
 /// The number of requests in a period with this expectation.
-fn answers(expected: f64, errors: f64, random: &mut fastrand::Rng) -> Answers {
+pub(crate) fn answers(expected: f64, errors: f64, random: &mut fastrand::Rng) -> Answers {
     let all = poisson(expected, random);
     let bad = successes(all, errors, random);
     Answers { good: all - bad, bad }
 }
 
 /// Exact for small means; from 50 on by the normal distribution, which is close enough there.
-fn poisson(mean: f64, random: &mut fastrand::Rng) -> u64 {
+pub(crate) fn poisson(mean: f64, random: &mut fastrand::Rng) -> u64 {
     if mean >= 50.0 {
         let (u, v) = (1.0 - random.f64(), random.f64());
         let normal = (-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos();

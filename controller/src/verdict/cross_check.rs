@@ -12,7 +12,7 @@ use super::{BREACH_EVIDENCE, SUSPICION};
 use crate::counters::Answers;
 
 /// How long half of the clients stay on each version: as long as in a trial.
-pub(crate) const LASTS: Duration = uh_trial::trial::CROSS_CHECK;
+pub const LASTS: Duration = uh_trial::trial::CROSS_CHECK;
 
 /// If all requests of at least this time are on one side, there is only one client to compare.
 const ONE_SIDED_AFTER: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ const COIN_NEEDS: u64 = 16;
 
 /// What both versions answered at the same time. Requests from before aren't among them: the old version had none then.
 #[derive(Debug, Default)]
-pub(crate) struct Sides {
+pub struct Sides {
     /// Of the version in question.
     pub suspect: Answers,
     /// Of the old one.
@@ -54,7 +54,7 @@ impl Sides {
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Decision {
+pub enum Decision {
     /// The new version is worse.
     Worse(String),
     /// Both fail: the comparison goes on as long as they do.
@@ -70,7 +70,7 @@ pub(crate) enum Decision {
 /// Decides from what both sides answered since `elapsed`. `failing_clients`: those that uh-proxy's trial has counted on both
 /// sides; `slow`: whether it is about latency. `None`: not yet.
 #[must_use]
-pub(crate) fn decide(
+pub fn decide(
     judge: &Judge<'_>,
     sides: &Sides,
     failing_clients: u64,

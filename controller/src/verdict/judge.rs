@@ -88,7 +88,8 @@ pub(crate) enum Finding {
 /// A version seems to be worse.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Suspicion {
+pub struct Suspicion {
+    /// Why it seems worse.
     pub reason: String,
     /// Whether that is enough for a breach if nothing can be compared.
     pub enough: bool,
@@ -98,7 +99,7 @@ pub(crate) struct Suspicion {
 
 /// Judges tick by tick.
 #[derive(Debug)]
-pub(crate) struct Judge<'a> {
+pub struct Judge<'a> {
     limits: &'a Monitor,
     allowed: Allowed,
     memory: JudgeState,
@@ -107,7 +108,7 @@ pub(crate) struct Judge<'a> {
 impl<'a> Judge<'a> {
     /// Judges by these limits and the old version's answers in its last activation.
     #[must_use]
-    pub(crate) fn new(limits: &'a Monitor, before: Option<Answers>) -> Self {
+    pub fn new(limits: &'a Monitor, before: Option<Answers>) -> Self {
         Self::resume(limits, before, JudgeState::default())
     }
 
@@ -160,13 +161,13 @@ impl<'a> Judge<'a> {
 
     /// `Some`: all these requests together are enough evidence that it fails more of them than it may.
     #[must_use]
-    pub(crate) fn fails_too_often(&self, counted: &Counters) -> Option<String> {
+    pub fn fails_too_often(&self, counted: &Counters) -> Option<String> {
         self.has_evidence(counted.answers(), BREACH_EVIDENCE)
     }
 
     /// `Some`: all requests since the last cross-check together make it suspicious.
     #[must_use]
-    pub(crate) fn suspects(&self, total: &Counters) -> Option<Suspicion> {
+    pub fn suspects(&self, total: &Counters) -> Option<Suspicion> {
         let total = self.unsettled(total);
         let reason = self.has_evidence(total.answers(), SUSPICION)?;
         Some(Suspicion { reason, enough: self.fails_too_often(&total).is_some(), slow: false })
@@ -180,7 +181,7 @@ impl<'a> Judge<'a> {
     }
 
     /// A cross-check hasn't confirmed the suspicion. `total`: all requests until now.
-    pub(crate) fn settle(&mut self, total: &Counters) {
+    pub fn settle(&mut self, total: &Counters) {
         let cross_checks = self.memory.cross_checks.saturating_add(1);
         self.memory =
             JudgeState { settled: Some(Box::new(total.clone())), cross_checks, ..JudgeState::default() };
