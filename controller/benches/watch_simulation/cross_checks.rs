@@ -17,14 +17,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often uh-proxy looks at its trial. The watch asks at every second look.
 const STEP: Duration = Duration::from_millis(100);
 
-/// Different clients, each on one side. With fewer, those who fail soon have all failed before.
-const CLIENTS: u32 = 1000;
-
 /// One deploy that is watched for the length of `limits`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Checked {
     /// Requests per second, arriving randomly.
     pub(crate) rate: f64,
+    /// So many clients send them, each on one side. With few, those who fail soon have all failed before.
+    pub(crate) clients: u32,
     /// The share of requests that the old version fails.
     pub(crate) old_errors: f64,
     /// The share that the new one fails.
@@ -152,7 +151,7 @@ impl<'a> Course<'a> {
     fn check(&mut self) -> End {
         let history = History { failures: self.before, ..History::default() };
         let (mut trial, mut counts) = (Trial::new(history), Counts::default());
-        let mut has_failed = [false; CLIENTS as usize];
+        let mut has_failed = vec![false; self.deploy.clients as usize];
         let (mut failing, mut elapsed) = (0, Duration::ZERO);
         // The comparison begins here: later than the check, if both have failed for long.
         let (mut since, mut start) = (Duration::ZERO, Counts::default());
@@ -160,7 +159,7 @@ impl<'a> Course<'a> {
         let salt = self.random.u32(..);
         loop {
             for _ in 0..poisson(self.deploy.rate * STEP.as_secs_f64(), self.random) {
-                let client = self.random.u32(0..CLIENTS);
+                let client = self.random.u32(0..self.deploy.clients);
                 let side = if side_is_new(client, salt) { Side::New } else { Side::Old };
                 let bad = self.random.f64() < self.errors(side);
                 let of_side = if side == Side::New { &mut counts.new } else { &mut counts.old };
@@ -188,11 +187,9 @@ impl<'a> Course<'a> {
                 Some(Decision::Worse(_)) => return End::Worse,
                 Some(Decision::NotWorse(_)) => return End::NotWorse,
                 Some(Decision::Incomparable(_)) => return End::Alone,
+                Some(_) if is_over => return End::Over,
                 Some(Decision::BothFail(_)) => (since, start) = (elapsed, counts),
                 Some(Decision::Unclear(_)) | None => {}
-            }
-            if is_over {
-                return End::Over;
             }
         }
     }

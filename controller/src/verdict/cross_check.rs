@@ -2,10 +2,12 @@
 //! few clients, or too little traffic. Pure: no I/O, no clock.
 //!
 //! uh-proxy's trial counts each failing client once, and decides as soon as the clients' sides prove it. That takes many clients.
-//! What is here counts requests, like the watch: it finds that both versions fail, that nothing can be compared, or that only
-//! the new one fails although all its clients together are too few for the coin.
+//! What is here counts requests, like the watch: it finds that both versions fail, that nothing can be compared, or that the
+//! new one fails more although all its clients together are too few for the coin.
 
 use std::time::Duration;
+
+use uh_trial::{CoinTest, Rule, Side, Weight};
 
 use super::judge::{Judge, percent};
 use super::{BREACH_EVIDENCE, SUSPICION};
@@ -17,8 +19,9 @@ pub const LASTS: Duration = uh_trial::trial::CROSS_CHECK;
 /// If all requests of at least this time are on one side, there is only one client to compare.
 const ONE_SIDED_AFTER: Duration = Duration::from_secs(1);
 
-/// If the requests of this time are too few, those of a whole cross-check will be.
-const SPARSE_AFTER: Duration = Duration::from_secs(5);
+/// This part of `min_requests` is little: a side with fewer proves nothing, and if both together have fewer, there is no traffic
+/// to compare.
+const LITTLE: u64 = 4;
 
 /// A request that hangs counts as failed after `timeouts.overdue`, which is 30 s by default. One that takes longer is a long one.
 const MAY_HANG: Duration = Duration::from_secs(35);
@@ -79,7 +82,8 @@ pub fn decide(
 ) -> Option<Decision> {
     let least = judge.limits().min_requests.max(1);
     let (suspect, other) = (sides.suspect, sides.other);
-    let fewest = suspect.all().min(other.all());
+    let little = least.div_ceil(LITTLE);
+    let (both, fewest) = (suspect.all() + other.all(), suspect.all().min(other.all()));
     let over = elapsed >= LASTS;
     if judge.has_evidence(other, SUSPICION).is_some() && (over || fewest == 0) {
         return over.then(|| Decision::BothFail(at_the_same_time(sides)));
@@ -88,39 +92,46 @@ pub fn decide(
     if !enough && sides.may_hang(elapsed) {
         return over.then(|| Decision::Unclear(at_the_same_time(sides)));
     }
-    if fewest == 0 && suspect.all() + other.all() >= least && elapsed >= ONE_SIDED_AFTER {
+    // If several have failed, they may all be on one side by chance.
+    let seems_one = over || (failing_clients <= 1 && elapsed >= ONE_SIDED_AFTER);
+    if fewest == 0 && both >= least && seems_one {
         return Some(Decision::Incomparable("all requests seem to come from one client".to_owned()));
     }
-    let allowed = judge.allowed().share();
-    if enough && suspect.rate() >= NO_DOUBT && other.rate() <= allowed {
+    let works = other.rate() <= judge.allowed().share();
+    if both >= least && fewest >= little && suspect.rate() >= NO_DOUBT && works {
         return Some(Decision::Worse(at_the_same_time(sides)));
-    }
-    let longer = LASTS.as_secs_f64() / elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
-    let expected = fewest as f64 * longer.max(1.0);
-    if elapsed >= SPARSE_AFTER && expected < least as f64 {
-        let why = format!(
-            "each version needs {least} requests in {} s, and got {} and {} in {} s",
-            LASTS.as_secs(),
-            suspect.all(),
-            other.all(),
-            elapsed.as_secs()
-        );
-        return Some(Decision::Incomparable(why));
     }
     if !over {
         return None;
+    }
+    // With more traffic than that, the comparison takes longer. Little traffic is no reason to blame the new version.
+    if both < little && works {
+        let why = format!("there were only {both} requests in {} s", elapsed.as_secs());
+        return Some(Decision::Incomparable(why));
+    }
+    if !enough {
+        return (elapsed >= 2 * LASTS).then(|| Decision::Unclear(at_the_same_time(sides)));
     }
     let few = failing_clients < COIN_NEEDS && judge.has_evidence(suspect, BREACH_EVIDENCE).is_some();
     let max = judge.limits().max_p95;
     let [p95, other_p95] = sides.p95;
     let slower = slow && p95.is_some_and(|p95| p95 > max) && other_p95.is_none_or(|p95| p95 <= max);
-    Some(if few || slower {
+    Some(if (few && is_seconded(sides)) || slower {
         Decision::Worse(at_the_same_time(sides))
-    } else if suspect.rate() > allowed && other.rate() <= allowed {
+    } else if few || (works && suspect.rate() > judge.allowed().share()) {
         Decision::Unclear(at_the_same_time(sides))
     } else {
         Decision::NotWorse(at_the_same_time(sides))
     })
+}
+
+/// Whether the coin test agrees, over requests: more of the failed ones were on the new version than its share of all explains.
+fn is_seconded(Sides { suspect, other, .. }: &Sides) -> bool {
+    let weight = Weight::new(suspect.all() as f64 / (suspect.all() + other.all()).max(1) as f64);
+    let mut coin = CoinTest::default();
+    coin.record_many(Side::New, weight, suspect.bad);
+    coin.record_many(Side::Old, weight, other.bad);
+    coin.ln_evidence() >= Rule::FAILURES.seconded.ln()
 }
 
 /// `at the same time 9 of 161 requests failed on the new version (5.6%) and 0 of 158 on the old one (0.0%)`
@@ -185,7 +196,11 @@ mod tests {
         let found = decision((20, 20), (20, 0), 1, SECOND / 2);
         assert!(matches!(found, Some(Decision::Worse(_))), "{found:?}");
         assert_eq!(decision((20, 20), (20, 4), 1, SECOND / 2), None);
-        assert_eq!(decision((19, 19), (20, 0), 1, SECOND / 2), None, "too few requests");
+        let found = decision((15, 15), (5, 0), 1, SECOND / 2);
+        assert!(matches!(found, Some(Decision::Worse(_))), "enough together: {found:?}");
+        for (new, old) in [(10, 9), (16, 4), (4, 16)] {
+            assert_eq!(decision((new, new), (old, 0), 1, SECOND / 2), None, "too few requests");
+        }
     }
 
     #[test]
@@ -200,16 +215,40 @@ mod tests {
     }
 
     #[test]
-    fn one_client_and_little_traffic_are_nothing_to_compare() {
+    fn one_client_is_nothing_to_compare() {
         for (new, old) in [((100, 100), (0, 0)), ((0, 0), (100, 0))] {
             let found = decision(new, old, 1, SECOND);
             assert!(matches!(found, Some(Decision::Incomparable(_))), "{found:?}");
         }
         assert_eq!(decision((100, 100), (0, 0), 1, SECOND / 2), None, "not yet");
-        let found = decision((4, 4), (3, 0), 4, SPARSE_AFTER);
+        // Several clients are on the same side for as long as that seems to be chance.
+        assert_eq!(decision((100, 100), (0, 0), 2, LASTS - SECOND), None);
+        let found = decision((100, 100), (0, 0), 2, LASTS);
         assert!(matches!(found, Some(Decision::Incomparable(_))), "{found:?}");
-        assert_eq!(decision((5, 4), (5, 0), 4, SPARSE_AFTER), None);
-        assert_eq!(decision((4, 4), (3, 0), 4, SPARSE_AFTER - SECOND), None);
+    }
+
+    #[test]
+    fn hardly_any_traffic_is_nothing_to_compare() {
+        assert_eq!(decision((4, 4), (0, 0), 4, LASTS - SECOND), None);
+        let found = decision((4, 4), (0, 0), 4, LASTS);
+        assert!(matches!(found, Some(Decision::Incomparable(_))), "{found:?}");
+        // The old version fails, too.
+        assert_eq!(decision((2, 2), (2, 1), 3, LASTS), None);
+    }
+
+    /// It isn't judged alone: in an outage, only the comparison protects it.
+    #[test]
+    fn little_traffic_takes_longer_and_then_is_unclear() {
+        for (new, old) in [((4, 3), (3, 0)), ((80, 24), (19, 0)), ((19, 6), (80, 0))] {
+            for elapsed in [5 * SECOND, LASTS, 2 * LASTS - SECOND] {
+                assert_eq!(decision(new, old, 3, elapsed), None);
+            }
+            let found = decision(new, old, 3, 2 * LASTS);
+            assert!(matches!(found, Some(Decision::Unclear(_))), "{found:?}");
+        }
+        // Enough later.
+        let found = decision((30, 12), (30, 0), 12, 3 * LASTS);
+        assert!(matches!(found, Some(Decision::Worse(_))), "{found:?}");
     }
 
     #[test]
@@ -220,7 +259,7 @@ mod tests {
             let sides = Sides { suspect: answers(100, 100), waiting, ..Sides::default() };
             decide(&judge, &sides, 0, false, elapsed)
         };
-        for elapsed in [SECOND, SPARSE_AFTER, LASTS - SECOND] {
+        for elapsed in [SECOND, LASTS - SECOND] {
             assert_eq!(of([0, 7], elapsed), None);
             assert!(matches!(of([7, 0], elapsed), Some(Decision::Incomparable(_))), "the other side waits");
         }
@@ -239,6 +278,8 @@ mod tests {
     fn few_failing_clients_are_judged_by_their_requests_and_many_by_the_coin() {
         let found = decision((1000, 200), (1000, 0), 3, LASTS);
         assert!(matches!(found, Some(Decision::Worse(_))), "{found:?}");
+        let found = decision((1000, 200), (1000, 11), 3, LASTS);
+        assert!(matches!(found, Some(Decision::Worse(_))), "the old one fails far less: {found:?}");
         for elapsed in [LASTS, 5 * LASTS] {
             let found = decision((1000, 200), (1000, 0), 16, elapsed);
             assert!(matches!(found, Some(Decision::Unclear(_))), "{found:?}");
@@ -256,6 +297,15 @@ mod tests {
             ),
             "{why}"
         );
+    }
+
+    /// As after an outage of both that ended when the check had begun.
+    #[test]
+    fn a_few_failures_more_are_no_proof_while_the_old_version_fails_too() {
+        for (new, old) in [((1349, 46), (671, 19)), ((902, 37), (400, 4)), ((88, 11), (20, 0))] {
+            let found = decision(new, old, 12, LASTS);
+            assert!(matches!(found, Some(Decision::Unclear(_))), "{found:?}");
+        }
     }
 
     #[test]

@@ -32,9 +32,14 @@ impl CoinTest {
     /// A client has failed for the first time. `weight` is the one that its request was assigned with. Where one side has
     /// no clients, the side says nothing.
     pub fn record(&mut self, side: Side, weight: Weight) {
+        self.record_many(side, weight, 1);
+    }
+
+    /// The same for so many at once.
+    pub fn record_many(&mut self, side: Side, weight: Weight, clients: u64) {
         match side {
-            Side::Old => self.old = self.old.saturating_add(1),
-            Side::New => self.new = self.new.saturating_add(1),
+            Side::Old => self.old = self.old.saturating_add(clients),
+            Side::New => self.new = self.new.saturating_add(clients),
         }
         if !weight.divides() {
             return;
@@ -43,7 +48,7 @@ impl CoinTest {
         for (log, ratio) in self.logs.iter_mut().zip(RATIOS) {
             // q/w and (1−q)/(1−w) without dividing by either.
             let shared = (ratio * w + 1.0 - w).ln();
-            *log += if side == Side::New { ratio.ln() - shared } else { -shared };
+            *log += clients as f64 * if side == Side::New { ratio.ln() - shared } else { -shared };
         }
     }
 

@@ -5,7 +5,7 @@ mod cross_check;
 mod saved;
 mod show;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use uh_protocol::BackendName;
@@ -52,8 +52,6 @@ pub(in crate::cli) struct Watcher<'a> {
     in_flight: u64,
     judge: Judge<'a>,
     record: Option<SavedWatch>,
-    /// When this process began to watch, and the answered requests until then.
-    began: (Instant, u64),
     /// Why the new version can't be compared with the old one, in this watch.
     alone: Option<String>,
     /// The last reason why it couldn't at a moment, so that it is said once.
@@ -144,7 +142,6 @@ impl<'a> Watcher<'a> {
             seen: watch.seen.clone(),
             in_flight: 0,
             judge: Judge::resume(&session.config.monitor, answers, watch.memory.clone()),
-            began: (Instant::now(), watch.seen.answers().all()),
             record: Some(SavedWatch { file: Some(file), watch, complained: false }),
             alone: None,
             not_now: None,
@@ -175,7 +172,6 @@ impl<'a> Watcher<'a> {
             in_flight: 0,
             judge: Judge::new(&session.config.monitor, answers),
             record: None,
-            began: (Instant::now(), 0),
             alone: None,
             not_now: None,
         }

@@ -8,6 +8,18 @@ fn near(found: f64, expected: f64) {
     assert!((found - expected).abs() < 1e-6 * expected.abs().max(1.0), "{found}, not {expected}");
 }
 
+#[test]
+fn many_events_at_once_count_like_one_after_the_other() {
+    let (mut each, mut at_once) = (CoinTest::default(), CoinTest::default());
+    for (side, times) in [(Side::New, 11), (Side::Old, 3)] {
+        (0..times).for_each(|_| each.record(side, Weight::new(0.6)));
+        at_once.record_many(side, Weight::new(0.6), times);
+        assert_eq!(at_once.clients(side), times);
+    }
+    let (each, at_once) = (each.ln_evidence(), at_once.ln_evidence());
+    assert!((each - at_once).abs() < 1e-9, "{each} {at_once}");
+}
+
 /// With w = 10 % and θ = 3: q = 0.3/1.2 = 0.25, so q/w = 2.5 and (1−q)/(1−w) = 0.8333.
 /// θ = 10: q = 1/1.9; θ = 30: q = 3/3.9; θ = 100: q = 10/10.9.
 #[test]

@@ -26,7 +26,7 @@ use crate::deploy::activation;
 use crate::fault;
 use crate::names::named;
 use crate::proxy::{ProxyError, ServiceView};
-use crate::verdict::cross_check::{Decision, LASTS, decide};
+use crate::verdict::cross_check::{Decision, decide};
 use crate::verdict::judge::Suspicion;
 
 /// The share of clients that go back.
@@ -93,8 +93,7 @@ impl Watcher<'_> {
         if self.has_moved_on(&view) {
             return Ok(Some(WatchEnd::MovedOn(Box::new(view))));
         }
-        let answered = self.seen.clone().plus(&now.since(&self.last)).answers().all();
-        let with = match self.old_version(&view, answered) {
+        let with = match self.old_version(&view) {
             Ok(with) => match rollback::obstacle(self.session, self.proxy, self, &with).await {
                 None => Ok(with),
                 Some(obstacle) => Err(obstacle),
@@ -256,8 +255,8 @@ impl Watcher<'_> {
         Ok(Step::GoesOn)
     }
 
-    /// The backend of the old version, if it can get clients. `answered`: requests of the whole watch.
-    fn old_version(&self, view: &ServiceView, answered: u64) -> Result<BackendName, Obstacle> {
+    /// The backend of the old version, if it can get clients.
+    fn old_version(&self, view: &ServiceView) -> Result<BackendName, Obstacle> {
         let Some(before) = &self.before else {
             return Err(Obstacle::Always("it isn't known what served before".to_owned()));
         };
@@ -273,14 +272,6 @@ impl Watcher<'_> {
         }
         if backend.healthy == Some(false) {
             return Err(Obstacle::Now(format!("{name} isn't healthy")));
-        }
-        let (since, before_that) = self.began;
-        let seen = answered.saturating_sub(before_that);
-        let in_a_check = seen as f64 * LASTS.as_secs_f64() / since.elapsed().as_secs_f64().max(1.0);
-        let least = self.session.config.monitor.min_requests;
-        if seen > 0 && in_a_check / 2.0 < least as f64 {
-            let why = format!("there is too little traffic, it needs {least} requests on each side");
-            return Err(Obstacle::Now(why));
         }
         Ok(before.backend.clone())
     }
