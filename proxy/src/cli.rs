@@ -20,6 +20,7 @@ mod status;
 mod switch;
 mod target;
 mod trial;
+mod upgrade;
 
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write as _};
@@ -52,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Backend(BackendCommand::Withdraw(args)) => backend::withdraw(args),
         Command::Maintenance(args) => maintenance::maintenance(args),
         Command::Reload(args) => reload::reload(args),
+        Command::Upgrade(args) => upgrade::upgrade(args),
         Command::Completions { shell } => shell::completions(*shell),
         Command::Man { directory } => shell::man(directory),
     };

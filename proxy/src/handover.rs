@@ -1,12 +1,12 @@
 //! The hand-over between a uh-proxy and its successor: what they say to each other ([`wire`]), and what the successor
-//! knows of its predecessor while that one ends ([`predecessor`]).
+//! knows of its predecessor while that one ends ([`predecessor`]). [`end`] is what the predecessor waits for last.
 //!
 //! ```text
 //! successor                       predecessor, which leads
 //! join ─────────────────────────▶
 //!      ◀──────────────── joined   its routing and health
 //! (probes, until it knows as much)
-//! yield ────────────────────────▶ refuses changes, writes the state, releases its locks
+//! yield ────────────────────────▶ if it finds more healthy: not yet; otherwise refuses changes, writes the state, releases its locks
 //!      ◀─────────────── yielded   the generation
 //! (takes the locks, reads the state, replaces the admin socket, accepts)
 //! leading ──────────────────────▶ stops accepting, finishes its requests
@@ -17,5 +17,9 @@
 //! Who has the lock of the state file leads, and nobody else writes it or changes the routing. If the successor is gone
 //! before it leads, the predecessor takes the locks back.
 
+pub(crate) mod end;
+pub(crate) mod leader;
+pub(crate) mod liveness;
+pub(crate) mod parent;
 pub(crate) mod predecessor;
 pub(crate) mod wire;

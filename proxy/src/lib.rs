@@ -25,5 +25,7 @@ pub mod state;
 pub mod systemd;
 mod tls;
 
+// What a start gets.
+pub use handover::parent::{Parent, ParentError};
 // Measured by a benchmark.
 pub use front::rate::RateLimiter;

@@ -12,6 +12,7 @@
 
 mod bind;
 mod signals;
+mod superseded;
 mod supervise;
 mod take_over;
 
@@ -30,8 +31,9 @@ use uh_system::plain;
 
 use crate::acme::{Acme, AcmeError, Plan};
 use crate::admin::control::{Control, Reloading};
-use crate::admin::leadership::Leadership;
+use crate::admin::leadership::{Leadership, News};
 use crate::admin::socket::{AdminSocket, SocketError};
+use crate::admin::upgrade::Upgrades;
 use crate::admin::{server, successor};
 use crate::config::{Config, Service, Tls};
 use crate::fault;
@@ -39,14 +41,17 @@ use crate::front::Board;
 use crate::front::admission::Admission;
 use crate::front::broadcast::Broadcast;
 use crate::front::fittings::Fittings;
-use crate::front::listener::{self, Listener, Speaks};
+use crate::front::listener::{Listener, Speaks};
 use crate::front::own_cookies::OwnCookies;
 use crate::front::pool::RetiredConnections;
 use crate::front::settings::{Settings, SettingsCell};
 use crate::front::sticky::StickyKey;
 use crate::front::trial::Trials;
 use crate::front::upstream::Connector;
-use crate::front::worker::{self, Worker};
+use crate::front::worker::{self, Gate, Worker};
+use crate::handover::end::End;
+use crate::handover::leader::TakeOverError;
+use crate::handover::parent::{OwnSocket, Parent};
 use crate::handover::predecessor::Predecessor;
 use crate::health::prober::{self, HealthNews};
 use crate::keeper::KeeperError;
@@ -59,8 +64,7 @@ use crate::state::store::{Loaded, StoreError};
 use crate::state::writer::{StateChange, StateWriter};
 use crate::systemd::{self, Inherited, InheritedError};
 use crate::tls;
-use supervise::Event;
-use take_over::TakeOverError;
+use supervise::{Event, Stop};
 
 /// What uh-proxy starts from.
 #[derive(Debug)]
@@ -75,6 +79,8 @@ pub struct Start {
     pub inherited: Inherited,
     /// Whether to replace a uh-proxy that runs.
     pub take_over: TakeOver,
+    /// The path by which this program was called.
+    pub program: PathBuf,
 }
 
 /// Whether to replace a uh-proxy that runs.
@@ -142,19 +148,23 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
     move |source| RunError::System { what, source }
 }
 
-/// Runs uh-proxy until a signal stops it.
+/// Runs uh-proxy until a signal stops it. `parent`: the uh-proxy that has started this one, if there is one.
 ///
 /// # Errors
 /// If it can't start, or a worker thread ends unexpectedly.
-pub fn run(start: Start) -> Result<(), RunError> {
-    let Start { path, text, config, inherited, take_over } = start;
+pub fn run(start: Start, parent: Option<&mut Parent>) -> Result<(), RunError> {
+    let Start { path, text, config, inherited, take_over, program } = start;
     let config = &config;
     let started = Instant::now();
     let settings = Settings::load(&config.server).map_err(system("use the configuration"))?;
     let tls = config.server.tls.as_ref().map(|settings| start_tls(config, settings)).transpose()?;
     let (tls, acme) = tls.unzip();
-    let leader = take_over::join_if(take_over, &config.server)?;
-    let mut bound = bind::bind(&config.server, inherited, leader.is_some())?;
+    if parent.is_some() {
+        // Until this process leads, the other one is the service's main process.
+        systemd::mute();
+    }
+    let leader = take_over::join_if(take_over, &config.server, parent.is_some())?;
+    let mut bound = bind::bind(&config.server, inherited, parent, leader.is_some())?;
     let descriptors = raise_descriptor_limit();
     let mut loaded = match &leader {
         Some(leader) => Loaded { state: Some(leader.state.clone()), warnings: Vec::new() },
@@ -195,9 +205,14 @@ pub fn run(start: Start) -> Result<(), RunError> {
     let log = access_log::start(&config.server.access_log, workers, &meters)
         .map_err(system("open the access log"))?;
     let (stop, stopped) = watch::channel(false);
+    let (gate, gates) = watch::channel(Gate::Open);
+    let stop = Stop { gate, stop };
     let listen = bind::addresses(&bound.listeners, Speaks::Http)?;
     let listen_tls = bind::addresses(&bound.listeners, Speaks::Https)?;
     let listen_h2c = bind::addresses(&bound.listeners, Speaks::Http2)?;
+    let own_sockets = bound.listeners.iter().chain(&bound.metrics).map(OwnSocket::of);
+    let own_sockets = own_sockets.filter_map(io::Result::transpose).collect::<io::Result<_>>();
+    let own_sockets = own_sockets.map_err(system("duplicate the listening sockets"))?;
     let trials = Arc::new(Trials::default());
     let predecessor = Arc::<Predecessor>::default();
     let control = Arc::new(Control {
@@ -245,6 +260,8 @@ pub fn run(start: Start) -> Result<(), RunError> {
         cookies: Arc::new(OwnCookies::new(&config.server.state_file)),
         trials,
         predecessor,
+        upgrades: Upgrades::new(program, own_sockets),
+        end: End::default(),
         news: Arc::default(),
         split_health: Notify::new(),
         started,
@@ -271,12 +288,12 @@ pub fn run(start: Start) -> Result<(), RunError> {
         (None, None) => return Err(RunError::WorkerLost),
     };
     let threads =
-        start_workers(&control, &retired_connections, &admission, log.lanes, &bound.listeners, &stopped)?;
+        start_workers(&control, &retired_connections, &admission, log.lanes, &bound.listeners, &gates)?;
     supervise::start_joiner(threads, log.writer, events.clone()).map_err(system("start a thread"))?;
     if let Some(keeper) = bound.keeper {
         keeper.start(stopped).map_err(system("start the keeper thread"))?;
     }
-    let successors = config.server.keeper.as_ref().map(|_| admin.for_successors()).transpose()?;
+    let successors = admin.for_successors()?;
     let admin = Arc::new(parking_lot::Mutex::new(admin));
     fault::point("takeover_accepting");
     // The last moment at which the other process can go on.
@@ -284,7 +301,9 @@ pub fn run(start: Start) -> Result<(), RunError> {
         predecessor.as_ref().and_then(|_| signals::carry_out_pending(&mut bound.signals, &control));
     supervise::start_signals(bound.signals, events.clone()).map_err(system("start a thread"))?;
     if let Some(signal) = stop_asked {
-        control.state_writer.release();
+        if let Err(reason) = control.state_writer.release() {
+            tracing::error!(reason, "cannot give the state file back before the end of this process");
+        }
         admin.lock().release();
         // It takes the locks back, and this process finishes what it has accepted.
         drop((lead, predecessor));
@@ -321,6 +340,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
     if let Some(acme) = &control.acme {
         acme.start().map_err(system("start the acme thread"))?;
     }
+    systemd::unmute();
     systemd::ready(&format!("serving, generation {}", board.snapshot().generation));
     let ended = supervise::supervise(&inbox, &stop, &control, &log.pending);
     // The admin thread, which shares it, continues until the process ends.
@@ -436,7 +456,7 @@ fn start_workers(
     admission: &Arc<Admission>,
     lanes: Vec<LogLane>,
     listeners: &[Listener],
-    stopped: &watch::Receiver<bool>,
+    gate: &watch::Receiver<Gate>,
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
     let worker = |index, log, broadcast: &Arc<Broadcast>, settings: &Arc<SettingsCell>| {
         let worker = Worker {
@@ -457,7 +477,7 @@ fn start_workers(
             handshakes: Arc::default(),
             workers: control.broadcasts.len(),
         };
-        worker::spawn(Arc::new(worker), listeners, stopped)
+        worker::spawn(Arc::new(worker), listeners, gate)
     };
     let own = control.broadcasts.iter().zip(&control.reloading.settings);
     let workers = lanes.into_iter().zip(own).enumerate();
@@ -472,7 +492,7 @@ struct Lead {
     socket: Arc<parking_lot::Mutex<AdminSocket>>,
     users: Vec<u32>,
     metrics: Option<Listener>,
-    successors: Option<UnixListener>,
+    successors: UnixListener,
     predecessor: Option<UnixStream>,
     events: Sender<Event>,
 }
@@ -503,30 +523,25 @@ async fn lead(lead: Lead, control: Arc<Control>) {
         take_over::lead_after(stream, &control).await;
     }
     tokio::spawn(Arc::clone(&control).reload_when_wanted());
+    tokio::spawn(Arc::clone(&control).upgrade_when_wanted());
     if let Some(server) = &control.tls {
         tokio::spawn(tls::watch::run(Arc::clone(server)));
     }
     tokio::spawn(persist_health(Arc::clone(&control), Arc::clone(&control.news)));
-    let metrics = metrics.and_then(|Listener { socket, holder, .. }| {
-        let prepared = listener::prepare(&socket, &holder);
-        let listener = prepared.and_then(|()| tokio::net::TcpListener::from_std(socket));
-        let failed = |error: &io::Error| tracing::error!(error = %plain(error), "cannot serve metrics");
-        let listener = listener.inspect_err(failed).ok()?;
-        Some(tokio::spawn(server::serve_metrics(listener, holder, Arc::clone(&control))).abort_handle())
-    });
-    let superseded = move || {
+    let metrics = metrics.map(|Listener { socket, holder, .. }| (socket, holder));
+    let tell = move |news: News| {
         // If nobody listens, the process is about to end anyway.
-        let _ = events.send(Event::Superseded);
-        if let Some(metrics) = &metrics {
-            metrics.abort();
-        }
+        let _ = events.send(match news {
+            News::Superseded(stay) => Event::Superseded(stay),
+            News::Leave => Event::Leave,
+            News::LeadsAgain => Event::LeadsAgain,
+            News::Reported => Event::Reported,
+        });
     };
-    let leadership = Leadership::begin(Arc::clone(&control), Arc::clone(&socket), superseded);
-    if let Some(successors) = successors {
-        match tokio::net::UnixListener::from_std(successors) {
-            Ok(listener) => drop(tokio::spawn(successor::serve(listener, leadership))),
-            Err(error) => tracing::error!(error = %plain(&error), "cannot wait for a successor"),
-        }
+    let leadership = Leadership::begin(Arc::clone(&control), Arc::clone(&socket), metrics, tell);
+    match tokio::net::UnixListener::from_std(successors) {
+        Ok(listener) => drop(tokio::spawn(successor::serve(listener, leadership))),
+        Err(error) => tracing::error!(error = %plain(&error), "cannot wait for a successor"),
     }
     server::serve_admin(socket, control, users).await;
 }

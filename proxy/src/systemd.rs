@@ -4,6 +4,7 @@
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use listenfd::ListenFd;
@@ -43,7 +44,37 @@ pub fn alive() {
     notify(&[NotifyState::Watchdog]);
 }
 
+/// Another process is the main one of the service from now on; only its notifications count.
+pub fn main_process(pid: u32) {
+    notify(&[NotifyState::MainPid(pid), NotifyState::Status("replaced: finishing in-flight requests")]);
+    mute();
+}
+
+/// This process is the main one of the service again.
+pub fn main_process_again() {
+    if MUTED.swap(false, Ordering::Relaxed) {
+        let status = NotifyState::Status("serving again: the new process is gone");
+        notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready, status]);
+    }
+}
+
+/// Notifies systemd of nothing until [`unmute`]: the process isn't the main one of the service.
+pub fn mute() {
+    MUTED.store(true, Ordering::Relaxed);
+}
+
+/// Notifies systemd from now on.
+pub fn unmute() {
+    MUTED.store(false, Ordering::Relaxed);
+}
+
+/// Whether another process is the main one.
+static MUTED: AtomicBool = AtomicBool::new(false);
+
 fn notify(state: &[NotifyState<'_>]) {
+    if MUTED.load(Ordering::Relaxed) {
+        return;
+    }
     if let Err(error) = sd_notify::notify(state) {
         let message = state.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         tracing::warn!(error = %plain(&error), message, "cannot notify systemd");

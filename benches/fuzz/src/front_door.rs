@@ -28,8 +28,10 @@ pub(crate) fn start(blue: SocketAddr, green: SocketAddr) -> FrontDoor {
     let (path, text, admin_socket) = (setup.config_file(), setup.config(), setup.socket());
     std::fs::write(&path, &text).expect("the configuration can be written");
     let config = config::parse(&text).expect("the configuration is good");
-    let start = Start { path, text, config, inherited: Inherited::default(), take_over: TakeOver::Never };
-    std::thread::spawn(move || panic!("uh-proxy has ended: {:?}", run::run(start)));
+    let (inherited, take_over) = (Inherited::default(), TakeOver::Never);
+    let program = "uh-proxy".into();
+    let start = Start { path, text, config, inherited, take_over, program };
+    std::thread::spawn(move || panic!("uh-proxy has ended: {:?}", run::run(start, None)));
     let listens = || (TcpStream::connect(address).is_ok() && admin_socket.exists()).then_some(());
     until_blocking("uh-proxy listens", listens).expect("it starts");
     FrontDoor { address, admin_socket, _directory: directory }

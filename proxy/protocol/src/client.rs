@@ -16,7 +16,7 @@ use crate::problem::{Code, Problem};
 use crate::request::{
     BackendRequest, DrainRequest, Drained, Maintained, MaintenanceRequest, PreviewReply, PreviewRequest,
     Registered, ReleaseRequest, Released, Reloaded, SplitReply, SplitRequest, SwitchRequest, Switched,
-    UnsetRequest, WithdrawRequest, Withdrawn,
+    UPGRADE_TIMEOUT_MS, UnsetRequest, UpgradeRequest, Upgraded, WithdrawRequest, Withdrawn,
 };
 use crate::status::{Certificates, Status};
 
@@ -259,6 +259,25 @@ impl Client {
     /// A `Problem` if the file is invalid; nothing has changed then.
     pub async fn reload(&self) -> Result<Reloaded, ClientError> {
         self.call(Method::POST, "/v1/reload", None::<&()>, RELOAD_TIMEOUT).await
+    }
+
+    /// `POST /v1/upgrade`: waits until the new process leads.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. The running process goes on leading, except if the connection broke.
+    pub async fn upgrade(&self, request: &UpgradeRequest) -> Result<Upgraded, ClientError> {
+        let timeout = Duration::from_millis(request.timeout_ms.unwrap_or(UPGRADE_TIMEOUT_MS));
+        let timeout = timeout.saturating_add(CALL_TIMEOUT + CALL_TIMEOUT);
+        self.call(Method::POST, "/v1/upgrade", Some(request), timeout).await
+    }
+
+    /// `POST /v1/upgrade/back`: waits until the process that was replaced leads again.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn upgrade_back(&self) -> Result<Upgraded, ClientError> {
+        let timeout = CALL_TIMEOUT + CALL_TIMEOUT + CALL_TIMEOUT;
+        self.call(Method::POST, "/v1/upgrade/back", None::<&()>, timeout).await
     }
 
     /// `GET /metrics`, as text.

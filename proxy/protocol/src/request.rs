@@ -1,6 +1,7 @@
 //! Requests and successful replies of the admin API. Names of durations end in their unit.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -163,6 +164,35 @@ pub enum SwitchProbeResult {
     /// A value that only a newer version knows.
     #[serde(other)]
     Other,
+}
+
+/// `POST /v1/upgrade`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// The program to start; default: the path from which uh-proxy was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binary: Option<PathBuf>,
+    /// How long the new process may take until it leads; default: [`UPGRADE_TIMEOUT_MS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// How long a new uh-proxy may take until it leads, unless the request says so: it has 60 s to probe the backends.
+pub const UPGRADE_TIMEOUT_MS: u64 = 90_000;
+
+/// The longest such time.
+pub const MAX_UPGRADE_TIMEOUT_MS: u64 = 600_000;
+
+/// The reply to an upgrade, and to the way back: who leads now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// Its process ID.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// How long it took.
+    pub took_ms: u64,
 }
 
 /// `POST /v1/services/{s}/backends/{b}/drain`.

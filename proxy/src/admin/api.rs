@@ -102,6 +102,14 @@ async fn dispatch(
             let control = Arc::clone(control);
             json(&to_its_end(async move { control.reload(Asked::By(peer)).await }).await?)
         }
+        (["v1", "upgrade"], &Method::POST) => {
+            let order = body_or_default(request).await?;
+            let control = Arc::clone(control);
+            json(&to_its_end(control.upgrade(order, Asked::By(peer))).await?)
+        }
+        (["v1", "upgrade", "back"], &Method::POST) => {
+            json(&to_its_end(Arc::clone(control).back(Asked::By(peer))).await?)
+        }
         (["v1", "services", service, "split"], &Method::POST) => {
             let order = body(request).await?;
             let (control, service) = (Arc::clone(control), (*service).to_owned());
@@ -118,7 +126,8 @@ async fn dispatch(
         }
         (
             ["metrics"]
-            | ["v1", "status" | "certificates" | "reload" | "switch"]
+            | ["v1", "status" | "certificates" | "reload" | "switch" | "upgrade"]
+            | ["v1", "upgrade", "back"]
             | ["v1", "services", _, "switch" | "split" | "preview" | "maintenance"]
             | ["v1", "services", _, "backends", _]
             | ["v1", "services", _, "backends", _, "drain" | "withdraw"],

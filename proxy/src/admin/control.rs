@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, Notify};
 use uh_protocol::{BackendName, Code, Problem, ServiceName};
 use uh_switching::ServiceState;
 
+use super::upgrade::Upgrades;
 use crate::acme::Acme;
 use crate::config::Service;
 use crate::front::Board;
@@ -18,6 +19,7 @@ use crate::front::rate::RateLimiter;
 use crate::front::settings::SettingsCell;
 use crate::front::sticky::StickyKey;
 use crate::front::trial::Trials;
+use crate::handover::end::End;
 use crate::handover::predecessor::Predecessor;
 use crate::health::prober::HealthNews;
 use crate::observe::access_log::LogControl;
@@ -53,6 +55,10 @@ pub(crate) struct Control {
     pub trials: Arc<Trials>,
     /// The process that this one has replaced.
     pub predecessor: Arc<Predecessor>,
+    /// What an upgrade needs.
+    pub upgrades: Upgrades,
+    /// What the process waits for last, when another one has replaced it.
+    pub end: End,
     /// Wakes the prober.
     pub news: Arc<HealthNews>,
     /// Notified when an endpoint's health has changed, which may end a split.

@@ -68,7 +68,8 @@ impl Control {
         let is_over = |drain: &Drain| drain.is_drained() && predecessor().1;
         let before = all(&drain);
         let meters = self.backend_meters(service, backend)?;
-        let cut_before = meters.cut_total();
+        let cut_total = || meters.cut_total() + self.predecessor.cut(service, backend);
+        let cut_before = cut_total();
         let (policy, spread) = self.tunnel_policy(service);
         if request.cut.unwrap_or(policy == TunnelsAtDrain::Close) && policy == TunnelsAtDrain::Close {
             self.close_tunnels(service, backend, &drain, spread);
@@ -106,12 +107,12 @@ impl Control {
             self.await_tunnels(&drain, remaining, request.cut == Some(true), spread + CUT_GRACE, is_standby)
                 .await;
             drain = handle().map_err(|mut problem| {
-                let cut = meters.cut_total() - cut_before;
+                let cut = cut_total() - cut_before;
                 problem.detail = format!("{} ({cut} requests were cut before that)", problem.detail);
                 problem
             })?;
         }
-        let was_cut = meters.cut_total() - cut_before;
+        let was_cut = cut_total() - cut_before;
         let drained = is_over(&drain);
         let remaining = all(&drain);
         let total = before.requests + before.tunnels;

@@ -12,8 +12,13 @@ use uh_protocol::client::Client;
 use uh_system::plain;
 
 use super::control::Control;
+use super::server;
 use super::socket::{AdminSocket, SocketError, SocketFile};
-use crate::state::store::StoreError;
+use super::successor::record;
+use crate::front::listener::{self, Holder};
+use crate::state::store::{Loaded, StoreError};
+use crate::state::writer::StateWriter;
+use crate::systemd;
 
 /// How long another process may take to answer on the admin socket.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
@@ -25,20 +30,39 @@ const RETRY_EVERY: Duration = Duration::from_millis(20);
 pub(crate) struct Leadership {
     control: Arc<Control>,
     socket: Arc<Mutex<AdminSocket>>,
+    /// The listening socket for metrics.
+    metrics: Option<(std::net::TcpListener, Holder)>,
     tasks: Mutex<Vec<AbortHandle>>,
-    /// Ends with the last connection, once another process leads.
-    superseded: Box<dyn Fn() + Send + Sync>,
+    serving_metrics: Mutex<Option<AbortHandle>>,
+    /// Tells the main thread.
+    tell: Box<dyn Fn(News) + Send + Sync>,
+}
+
+/// What the main thread is notified of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum News {
+    /// Another process leads and accepts: this one ends with its last connection, but not sooner than this.
+    Superseded(Duration),
+    /// It need not stay.
+    Leave,
+    /// This process leads again.
+    LeadsAgain,
+    /// The other process knows what happened to the last requests.
+    Reported,
 }
 
 impl Leadership {
-    /// Begins to lead. `superseded` is called once, when another process leads.
+    /// Begins to lead.
     pub(crate) fn begin(
         control: Arc<Control>,
         socket: Arc<Mutex<AdminSocket>>,
-        superseded: impl Fn() + Send + Sync + 'static,
+        metrics: Option<(std::net::TcpListener, Holder)>,
+        tell: impl Fn(News) + Send + Sync + 'static,
     ) -> Self {
-        let leadership = Self { control, socket, tasks: Mutex::default(), superseded: Box::new(superseded) };
+        let (tasks, serving_metrics, tell) = (Mutex::default(), Mutex::default(), Box::new(tell));
+        let leadership = Self { control, socket, metrics, tasks, serving_metrics, tell };
         leadership.start_tasks();
+        leadership.serve_metrics();
         leadership
     }
 
@@ -47,6 +71,19 @@ impl Leadership {
         let control = || Arc::clone(&self.control);
         let tasks = [tokio::spawn(control().end_splits()), tokio::spawn(control().judge_trials())];
         self.tasks.lock().extend(tasks.map(|task| task.abort_handle()));
+    }
+
+    fn serve_metrics(&self) {
+        let Some((socket, holder)) = &self.metrics else { return };
+        let listener = listener::prepare(socket, holder)
+            .and_then(|()| tokio::net::TcpListener::from_std(socket.try_clone()?));
+        match listener {
+            Ok(listener) => {
+                let serving = server::serve_metrics(listener, holder.clone(), Arc::clone(&self.control));
+                *self.serving_metrics.lock() = Some(tokio::spawn(serving).abort_handle());
+            }
+            Err(error) => tracing::error!(error = %plain(&error), "cannot serve metrics"),
+        }
     }
 
     fn stop_tasks(&self) {
@@ -60,24 +97,43 @@ impl Leadership {
     pub(super) async fn release(&self) -> Result<u64, String> {
         self.stop_tasks();
         let generation = self.control.board.freeze().generation;
-        if let Err(reason) = self.control.persist().await {
-            self.resume();
+        let released = match self.control.persist().await {
+            Ok(()) => {
+                crate::fault::point("handover_frozen");
+                self.at_disk(StateWriter::release).await
+            }
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = released {
+            self.lead_again();
             return Err(format!("it can't write its state: {reason}"));
         }
-        crate::fault::point("handover_frozen");
-        self.control.state_writer.release();
         self.socket.lock().release();
         Ok(generation)
     }
 
-    /// Takes the locks back, and leads as before. A process that has them and hangs must not stop this one from serving: it
-    /// tries until it has them, or the other one leads.
+    /// Works on the state file on another thread, since the disk may be slow.
+    pub(super) async fn at_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&StateWriter) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        let writer = Arc::clone(&self.control.state_writer);
+        let done = tokio::task::spawn_blocking(move || work(&writer)).await;
+        done.unwrap_or_else(|error| Err(plain(&error)))
+    }
+
+    /// Takes the locks back, and leads again, with what a process that had them meanwhile has left. A process that has them
+    /// and hangs must not stop this one from serving: it tries until it has them, or the other one leads.
     ///
     /// # Errors
     /// Another process leads.
     pub(super) async fn take_back(&self) -> Result<(), AnotherLeads> {
         let mut is_waiting = false;
-        while let Err(blocked) = self.try_take_back() {
+        let left = loop {
+            let blocked = match self.try_take_back().await {
+                Ok(left) => break left,
+                Err(blocked) => blocked,
+            };
             if !std::mem::replace(&mut is_waiting, true) {
                 blocked.report();
             }
@@ -85,10 +141,26 @@ impl Leadership {
                 return Err(AnotherLeads);
             }
             tokio::time::sleep(RETRY_EVERY).await;
-        }
-        self.resume();
-        self.control.persist_later();
+        };
+        self.adopt(&left);
+        self.lead_again();
         Ok(())
+    }
+
+    /// Puts in force what another process has left.
+    pub(super) fn adopt(&self, left: &Loaded) {
+        for warning in &left.warnings {
+            tracing::warn!("state: {warning}");
+        }
+        // One that is not newer is what this process has written itself.
+        let own = self.control.board.snapshot().generation;
+        if let Some(state) = left.state.as_ref().filter(|state| state.generation > own) {
+            let generation = state.generation;
+            tracing::info!(generation, "following the routing that another uh-proxy has left");
+            self.control.board.follow(&record(state));
+            // Its backends may have other endpoints.
+            self.control.news.backends.notify_one();
+        }
     }
 
     /// Whether another process answers on the admin socket.
@@ -105,38 +177,74 @@ impl Leadership {
             .is_ok_and(|status| status.is_ok())
     }
 
-    fn try_take_back(&self) -> Result<(), Blocked> {
-        self.control.state_writer.acquire().map_err(|error| match error {
-            StoreError::Taken { .. } => Blocked::Taken,
-            error => Blocked::Failed(plain(&error)),
-        })?;
+    async fn try_take_back(&self) -> Result<Loaded, Blocked> {
+        let left = self.at_disk(|writer| {
+            // The outer error is one of the thread.
+            Ok(writer.acquire().and_then(|()| writer.load()).map_err(|error| {
+                let blocked = Blocked::from(error);
+                // If it is ours.
+                let _ = writer.release();
+                blocked
+            }))
+        });
+        let left = left.await.map_err(Blocked::Failed)??;
         let taken_back = self.socket.lock().take_back();
-        taken_back.map_err(|error| {
-            self.control.state_writer.release();
-            match error {
+        if let Err(error) = taken_back {
+            let _ = self.at_disk(StateWriter::release).await;
+            return Err(match error {
                 SocketError::Taken { .. } => Blocked::Taken,
                 error => Blocked::Failed(plain(&error)),
-            }
-        })
+            });
+        }
+        Ok(left)
     }
 
-    fn resume(&self) {
+    /// Takes changes again.
+    pub(super) fn lead_again(&self) {
         self.control.board.unfreeze();
         self.start_tasks();
+        // What was to be written meanwhile wasn't.
+        self.control.persist_later();
     }
 
     /// Whether no process leads.
-    pub(super) fn is_vacant(&self) -> bool {
-        let is_free = self.control.state_writer.acquire().is_ok();
-        if is_free {
-            self.control.state_writer.release();
-        }
-        is_free
+    pub(super) async fn is_vacant(&self) -> bool {
+        let is_free = self.at_disk(|writer| {
+            writer.acquire().map_err(|error| plain(&error))?;
+            writer.release()
+        });
+        is_free.await.is_ok()
     }
 
-    /// Another process leads and accepts: stops accepting, and ends with the last connection.
-    pub(super) fn end(&self) {
-        (self.superseded)();
+    /// Another process leads and accepts: stops accepting, and ends with the last connection, but not sooner than this.
+    pub(super) fn end(&self, stay: Duration) {
+        if let Some(metrics) = self.serving_metrics.lock().take() {
+            metrics.abort();
+        }
+        (self.tell)(News::Superseded(stay));
+    }
+
+    /// This process need not stay to lead again.
+    pub(super) fn leave(&self) {
+        self.control.end.close_way_back();
+        (self.tell)(News::Leave);
+    }
+
+    /// This process has the locks, and what the other one has left is in force: accepts again.
+    pub(super) fn begin_again(&self) {
+        systemd::main_process_again();
+        self.serve_metrics();
+        (self.tell)(News::LeadsAgain);
+    }
+
+    /// The admin socket.
+    pub(super) fn socket(&self) -> &Arc<Mutex<AdminSocket>> {
+        &self.socket
+    }
+
+    /// That process knows what happened to the last requests.
+    pub(super) fn reported(&self) {
+        (self.tell)(News::Reported);
     }
 
     /// A new socket for successors.
@@ -162,6 +270,15 @@ enum Blocked {
     Taken,
     /// Another error.
     Failed(String),
+}
+
+impl From<StoreError> for Blocked {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Taken { .. } => Self::Taken,
+            error => Self::Failed(plain(&error)),
+        }
+    }
 }
 
 impl Blocked {

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -78,8 +78,11 @@ pub(crate) async fn serve_admin(socket: Arc<Mutex<AdminSocket>>, control: Arc<Co
         let is_caller = admitted.is_ok();
         let task = tokio::spawn(async move {
             let (control, admitted, has_asked) = (&control, &admitted, &has_asked);
+            // Until the reply has been sent.
+            let call = &OnceLock::new();
             let service = service_fn(|request: Request<Incoming>| async move {
                 has_asked.store(true, Ordering::Relaxed);
+                call.get_or_init(|| control.end.call());
                 Ok::<_, Infallible>(match admitted {
                     Ok(peer) => api::answer(control, request, *peer).await,
                     Err(problem) => api::problem_response(problem),

@@ -42,7 +42,7 @@ pub(super) struct Args {
 
 /// The headings of the top-level `--help`, each with its commands. Every command is in one of them.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Server commands", &["run", "check", "import", "reload", "certificates"]),
+    ("Server commands", &["run", "check", "import", "reload", "upgrade", "certificates"]),
     ("Traffic commands", &["status", "switch", "split", "preview", "drain", "maintenance"]),
     ("Backend commands", &["backend"]),
     ("Shell commands", &["completions", "man"]),
@@ -56,7 +56,7 @@ Examples:
   uh-proxy run --config /etc/uh-proxy/uh-proxy.toml
 
 SIGTERM and SIGINT finish the requests in flight, then stop. SIGHUP reloads the configuration.
-SIGUSR1 reopens the access log.")]
+SIGUSR1 reopens the access log. SIGUSR2 does what uh-proxy upgrade does.")]
     Run {
         /// Configuration file
         #[arg(long, value_name = "FILE")]
@@ -81,6 +81,8 @@ Exits with 1 if there is a mistake. Addresses used by a running uh-proxy with th
     Import(ImportCommand),
     /// Reload the configuration file without dropping a connection, and list what changed
     Reload(ReloadArgs),
+    /// Replace the running uh-proxy by the installed program, without refusing a connection
+    Upgrade(UpgradeArgs),
     /// List the certificates with their hosts, source, expiry, next renewal and last error
     Certificates(CertificatesArgs),
     /// Show services and backends with their health, requests in flight and tunnels
@@ -138,6 +140,7 @@ impl Command {
             Self::Backend(BackendCommand::Withdraw(args)) => &args.client,
             Self::Maintenance(args) => &args.client,
             Self::Reload(args) => &args.client,
+            Self::Upgrade(args) => &args.client,
             Self::Certificates(args) => &args.client,
         };
         client.json
@@ -452,6 +455,29 @@ Examples:
 
 A file with a mistake is rejected, and nothing changes. The access log is reopened in any case.")]
 pub(super) struct ReloadArgs {
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  uh-proxy check --config /etc/uh-proxy/uh-proxy.toml && uh-proxy upgrade
+  uh-proxy upgrade --binary /opt/uh-proxy-2/uh-proxy --timeout 2m
+  uh-proxy upgrade --back
+
+Starts the program, which takes over the listening sockets and the lead; the old process finishes its requests and
+ends. Exits with 0 once the new process leads, and with 3 if the old one goes on.")]
+pub(super) struct UpgradeArgs {
+    /// Program to start [default: the path from which uh-proxy was started]
+    #[arg(long, value_name = "PATH")]
+    pub(super) binary: Option<PathBuf>,
+    /// Have the previous process lead again, as long as it is there: for a minute, and until its requests are over
+    #[arg(long, conflicts_with_all = ["binary", "timeout"])]
+    pub(super) back: bool,
+    /// How long the new process may take until it leads [default: 90s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(super) timeout: Option<Duration>,
     #[command(flatten)]
     pub(super) client: ClientArgs,
 }

@@ -2,8 +2,8 @@
 //!
 //! A connection listens from its first poll to its last. Only then is a lock taken: a request costs nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ impl StopDeadlines {
 #[derive(Debug, Default)]
 pub(crate) struct Broadcast {
     stage: AtomicU8,
-    timetable: OnceLock<StopDeadlines>,
+    timetable: Mutex<Option<StopDeadlines>>,
     listeners: Mutex<Listeners>,
 }
 
@@ -101,13 +101,19 @@ impl Broadcast {
 
     /// Begins the shutdown, and wakes every connection.
     pub(crate) fn stop(&self, timetable: StopDeadlines) {
-        self.timetable.get_or_init(|| timetable);
+        self.timetable.lock().get_or_insert(timetable);
         self.advance(StopStage::Stopping);
     }
 
     /// Cuts what is in flight, and wakes every connection.
     pub(crate) fn cut(&self) {
         self.advance(StopStage::Cutting);
+    }
+
+    /// Takes the shutdown back. Connections that have begun to close do so.
+    pub(crate) fn resume(&self) {
+        self.stage.store(StopStage::Running as u8, Ordering::Release);
+        *self.timetable.lock() = None;
     }
 
     fn advance(&self, stage: StopStage) {
@@ -171,8 +177,9 @@ impl Subscription {
 
     /// The deadlines, once the process is stopping.
     #[must_use]
-    pub(crate) fn timetable(&self) -> Option<&StopDeadlines> {
-        self.broadcast.timetable.get()
+    pub(crate) fn timetable(&self) -> Option<StopDeadlines> {
+        // Without the lock, as long as there is none.
+        if self.stage() == StopStage::Running { None } else { *self.broadcast.timetable.lock() }
     }
 }
 
@@ -226,5 +233,20 @@ mod tests {
         broadcast.cut();
         assert_eq!(woken(), [2, 3, 1]);
         assert_eq!(broadcast.listeners.lock().wakers.len(), 2, "a place is used again");
+    }
+
+    #[test]
+    fn a_shutdown_that_was_taken_back_leaves_no_deadline_for_the_next_one() {
+        let broadcast = Arc::<Broadcast>::default();
+        let subscription = Subscription::new(Arc::clone(&broadcast));
+        let (first, second) = (Instant::now(), Instant::now() + Duration::from_secs(60));
+        let begun = || subscription.timetable().map(|timetable| timetable.begun);
+        broadcast.stop(StopDeadlines::new(first, Duration::ZERO, Duration::ZERO, 0));
+        broadcast.cut();
+        assert_eq!((subscription.stage(), begun()), (StopStage::Cutting, Some(first)));
+        broadcast.resume();
+        assert_eq!((subscription.stage(), begun()), (StopStage::Running, None));
+        broadcast.stop(StopDeadlines::new(second, Duration::ZERO, Duration::ZERO, 0));
+        assert_eq!((subscription.stage(), begun()), (StopStage::Stopping, Some(second)));
     }
 }

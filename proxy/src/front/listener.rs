@@ -29,6 +29,10 @@ pub(crate) struct Listener {
     pub holder: Holder,
     /// What its clients speak.
     pub speaks: Speaks,
+    /// The configuration's key.
+    pub key: &'static str,
+    /// The address there: with port 0, the kernel has chosen one.
+    pub configured: SocketAddr,
 }
 
 /// What is spoken on a listening socket.

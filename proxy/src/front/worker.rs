@@ -104,19 +104,32 @@ impl Worker {
     }
 }
 
+/// Whether workers accept connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// They do.
+    Open,
+    /// Another process does, from the same sockets; this one may again.
+    Paused,
+    /// No more. Those in a queue that no other process serves are accepted first.
+    Closed,
+    /// No more: another process serves the queues.
+    Left,
+}
+
 /// The most threads of a worker that wait for the disk, to open and read files. The rest wait their turn: more would make
 /// no disk faster.
 const MOST_READERS: usize = 16;
 
-/// Starts a worker's thread. It accepts connections until `stopped` turns true, accepts those still in the queues, and
-/// ends with its last connection.
+/// Starts a worker's thread. It accepts connections as the gate says, and ends with its last connection once that is
+/// closed.
 ///
 /// # Errors
 /// A socket can't be duplicated, or the thread can't be started.
 pub(crate) fn spawn(
     worker: Arc<Worker>,
     listeners: &[Listener],
-    stopped: &watch::Receiver<bool>,
+    gate: &watch::Receiver<Gate>,
 ) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -128,7 +141,7 @@ pub(crate) fn spawn(
         listener::prepare(&listener.socket, &listener.holder)?;
         let socket = tokio::net::TcpListener::from_std(listener.socket.try_clone()?)?;
         let (holder, speaks) = (listener.holder.clone(), listener.speaks);
-        accepting.push(runtime.spawn(accept(Arc::clone(&worker), socket, holder, speaks, stopped.clone())));
+        accepting.push(runtime.spawn(accept(Arc::clone(&worker), socket, holder, speaks, gate.clone())));
     }
     drop(guard);
     std::thread::Builder::new().name(format!("worker-{}", worker.index)).spawn(move || {
@@ -145,28 +158,53 @@ pub(crate) fn spawn(
     })
 }
 
-/// Accepts connections until `stopped` turns true, then those still in the queue if no other process will.
+/// Accepts connections until the gate is closed, then those still in the queue if no other process will.
 async fn accept(
     worker: Arc<Worker>,
     mut listener: tokio::net::TcpListener,
     mut holder: Holder,
     speaks: Speaks,
-    mut stopped: watch::Receiver<bool>,
+    mut gate: watch::Receiver<Gate>,
 ) {
+    let is_shared = holder.is_shared();
+    let last = loop {
+        let now = *gate.borrow_and_update();
+        let changed = match now {
+            Gate::Open => accept_while_open(&worker, &mut listener, &mut holder, speaks, &mut gate).await,
+            Gate::Paused => gate.changed().await.is_ok(),
+            Gate::Closed | Gate::Left => break now,
+        };
+        if !changed {
+            break Gate::Closed;
+        }
+    };
+    if last == Gate::Closed && !is_shared {
+        close(&worker, listener, speaks);
+    }
+}
+
+/// Accepts connections while the gate is open. Returns whether anybody can open it again.
+async fn accept_while_open(
+    worker: &Arc<Worker>,
+    listener: &mut tokio::net::TcpListener,
+    holder: &mut Holder,
+    speaks: Speaks,
+    gate: &mut watch::Receiver<Gate>,
+) -> bool {
     let mut failing = false;
     let is_shared = holder.is_shared();
     let mut check = tokio::time::interval(UNBLOCK_EVERY);
-    let stopped = stopped.wait_for(|stopped| *stopped);
-    tokio::pin!(stopped);
+    let shut = gate.wait_for(|gate| *gate != Gate::Open);
+    tokio::pin!(shut);
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = &mut stopped => break,
+            shut = &mut shut => return shut.is_ok(),
             accepted = listener.accept() => accepted,
             renewed = holder.renewed() => {
                 match renewed {
                     // The keeper of the old one is gone, so no other process would serve its queue.
-                    Ok(renewed) => close(&worker, std::mem::replace(&mut listener, renewed), speaks),
+                    Ok(renewed) => close(worker, std::mem::replace(listener, renewed), speaks),
                     Err(error) => {
                         tracing::error!(error = %plain(&error), "cannot use a new socket of uh-keeper; keeping the old one");
                     }
@@ -174,14 +212,14 @@ async fn accept(
                 continue;
             }
             _ = check.tick(), if is_shared => {
-                listener::unblock(&listener);
+                listener::unblock(listener);
                 continue;
             }
         };
         match accepted {
             Ok((stream, address)) => {
                 failing = false;
-                take_in(&worker, stream, address, speaks);
+                take_in(worker, stream, address, speaks);
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
@@ -190,9 +228,6 @@ async fn accept(
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
-    if !is_shared {
-        close(&worker, listener, speaks);
     }
 }
 

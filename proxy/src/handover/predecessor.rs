@@ -1,6 +1,7 @@
 //! What a uh-proxy knows of the one that it has replaced, as long as that one ends: it follows each change of the routing
 //! before the change is replied to, and what it holds counts.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub(crate) struct Predecessor {
 
 #[derive(Debug, Default)]
 struct Orders {
+    /// Which predecessor it is.
+    number: u64,
     to: Option<mpsc::Sender<FromSuccessor>>,
     seq: u64,
 }
@@ -50,6 +53,8 @@ enum Ended {
 pub(crate) struct View {
     is_there: bool,
     counts: Counts,
+    /// What those that are gone have cut.
+    cut: BTreeMap<(ServiceName, BackendName), u64>,
 }
 
 impl Default for Predecessor {
@@ -64,12 +69,21 @@ impl Predecessor {
     pub(crate) fn attend(self: &Arc<Self>, stream: UnixStream) -> JoinHandle<()> {
         let (orders, waiting) = mpsc::channel(QUEUE);
         // At once, so that no change passes it by.
-        self.orders.lock().to = Some(orders);
-        self.view.send_modify(|view| view.is_there = true);
+        let number = {
+            let mut current = self.orders.lock();
+            let number = current.number + 1;
+            *current = Orders { number, to: Some(orders), seq: 0 };
+            number
+        };
+        self.view.send_modify(|view| {
+            view.is_there = true;
+            view.counts = Counts::default();
+        });
         let predecessor = Arc::clone(self);
         tokio::spawn(async move {
             // If it was cut off, the log says so already.
-            if predecessor.speak(stream, waiting).await == Ended::Gone {
+            let ended = predecessor.speak(stream, waiting).await;
+            if ended == Ended::Gone && predecessor.orders.lock().number == number {
                 predecessor.forget();
                 tracing::info!("the uh-proxy that this one has replaced is gone");
             }
@@ -104,15 +118,28 @@ impl Predecessor {
         }
     }
 
-    fn forget(&self) {
+    /// It is none any more.
+    pub(crate) fn forget(&self) {
         self.orders.lock().to = None;
-        self.view.send_replace(View::default());
+        self.view.send_modify(|view| {
+            for backend in std::mem::take(&mut view.counts).backends {
+                *view.cut.entry((backend.service, backend.backend)).or_default() += backend.cut;
+            }
+            view.is_there = false;
+        });
     }
 
     /// Whether it is there.
     #[must_use]
     pub(crate) fn is_there(&self) -> bool {
         self.view.borrow().is_there
+    }
+
+    /// Whether it has understood that it isn't to lead again, or is gone.
+    #[must_use]
+    pub(crate) fn leaves(&self) -> bool {
+        let view = self.view.borrow();
+        !view.is_there || view.counts.leaves
     }
 
     /// Waits until it has followed the current routing, which `state` returns, or is gone.
@@ -160,6 +187,15 @@ impl Predecessor {
         };
         let Ok(service) = service.parse() else { return (Holding::default(), true) };
         self.of(&service, backend, past).unwrap_or((Holding::default(), true))
+    }
+
+    /// How many requests have been cut there, in total. That never decreases.
+    #[must_use]
+    pub(crate) fn cut(&self, service: &str, backend: &BackendName) -> u64 {
+        let Ok(service) = service.parse::<ServiceName>() else { return 0 };
+        let now = self.of(&service, backend, |counts| counts.cut).unwrap_or_default();
+        let earlier = self.view.borrow().cut.get(&(service, backend.clone())).copied();
+        now + earlier.unwrap_or_default()
     }
 
     fn of<T>(

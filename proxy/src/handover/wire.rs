@@ -31,9 +31,16 @@ pub(crate) enum FromSuccessor {
     Join {
         /// Its version.
         version: String,
+        /// It is the one that the other one has replaced, and was sent [`FromSuccessor::Back`].
+        #[serde(default)]
+        back: bool,
     },
     /// It knows enough: refuse changes and release the locks.
-    Yield,
+    Yield {
+        /// The endpoints that it doesn't find healthy. If the other one does, it answers [`FromPredecessor::NotYet`].
+        #[serde(default)]
+        unhealthy: Vec<EndpointName>,
+    },
     /// It accepts connections: stop doing so.
     Leading,
     /// The routing that is in force from now on.
@@ -59,6 +66,10 @@ pub(crate) enum FromSuccessor {
         /// How long that takes.
         over_ms: u64,
     },
+    /// Take the lead back: join this process as one that takes over.
+    Back,
+    /// Don't lead again, even if this process ends.
+    Leave,
     /// What a later version says, and this one ignores.
     #[serde(other)]
     Unknown,
@@ -83,6 +94,11 @@ pub(crate) enum FromPredecessor {
     Refused {
         /// Why.
         reason: String,
+    },
+    /// It finds endpoints healthy that the other one doesn't.
+    NotYet {
+        /// All that it finds healthy now.
+        healthy: Vec<EndpointName>,
     },
     /// It has released the locks.
     Yielded {
@@ -110,6 +126,8 @@ pub(crate) struct EndpointName {
 pub(crate) struct Counts {
     /// The last routing that it follows.
     pub(crate) seq: u64,
+    /// It doesn't lead again, as it was ordered.
+    pub(crate) leaves: bool,
     /// Every backend.
     pub(crate) backends: Vec<BackendCounts>,
 }
@@ -128,6 +146,9 @@ pub(crate) struct BackendCounts {
     /// Whether the past ones are drained, exactly.
     #[serde(default)]
     pub(crate) drained: bool,
+    /// Requests that were cut there since the process started.
+    #[serde(default)]
+    pub(crate) cut: u64,
 }
 
 /// Requests and tunnels.
@@ -223,10 +244,10 @@ mod tests {
         let (here, there) = UnixStream::pair().unwrap();
         let (mut received, _to) = messages::<FromSuccessor>(there);
         let (_from, mut sender) = messages::<FromPredecessor>(here);
-        sender.send(&FromSuccessor::Join { version: "1".to_owned() }).await.unwrap();
-        sender.send(&FromSuccessor::Yield).await.unwrap();
+        sender.send(&FromSuccessor::Join { version: "1".to_owned(), back: false }).await.unwrap();
+        sender.send(&FromSuccessor::Yield { unhealthy: Vec::new() }).await.unwrap();
         assert!(matches!(received.recv().await, Some(FromSuccessor::Join { .. })));
-        assert!(matches!(received.recv().await, Some(FromSuccessor::Yield)));
+        assert!(matches!(received.recv().await, Some(FromSuccessor::Yield { .. })));
         drop((_from, sender));
         assert!(received.recv().await.is_none());
     }
@@ -237,7 +258,7 @@ mod tests {
         let (mut received, _to) = messages::<FromSuccessor>(there);
         here.write_all(b"{\"say\":\"yield\"}\n{\"say\":\"lead").await.unwrap();
         drop(here);
-        assert!(matches!(received.recv().await, Some(FromSuccessor::Yield)));
+        assert!(matches!(received.recv().await, Some(FromSuccessor::Yield { .. })));
         assert!(received.recv().await.is_none());
     }
 
@@ -261,5 +282,7 @@ mod tests {
         assert!(!counts.backends[0].drained && counts.backends[0].past.is_none());
         let order: FromSuccessor = serde_json::from_str(r#"{"say":"pause"}"#).unwrap();
         assert!(matches!(order, FromSuccessor::Unknown));
+        let order: FromSuccessor = serde_json::from_str(r#"{"say":"yield"}"#).unwrap();
+        assert!(matches!(order, FromSuccessor::Yield { unhealthy } if unhealthy.is_empty()));
     }
 }

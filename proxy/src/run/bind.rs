@@ -1,7 +1,7 @@
 //! Everything that is needed before the first request: listening sockets, admin socket, state file, signals.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use signal_hook::iterator::Signals;
 
@@ -9,9 +9,10 @@ use super::{RunError, signals, system};
 use crate::admin::socket::{Access, AdminSocket};
 use crate::config::Server;
 use crate::front::listener::{self, Holder, Listener, Speaks};
+use crate::handover::parent::Parent;
 use crate::keeper::{KeeperSockets, KeeperWatch};
 use crate::state::store::Store;
-use crate::systemd::Inherited;
+use crate::systemd::{Inherited, InheritedError};
 
 /// What has been bound. If one of them isn't available, uh-proxy doesn't start.
 pub(super) struct Bound {
@@ -25,7 +26,12 @@ pub(super) struct Bound {
 }
 
 /// Binds all of it, except what belongs to the process that leads if there is one (`joins`).
-pub(super) fn bind(server: &Server, inherited: Inherited, joins: bool) -> Result<Bound, RunError> {
+pub(super) fn bind(
+    server: &Server,
+    inherited: Inherited,
+    parent: Option<&mut Parent>,
+    joins: bool,
+) -> Result<Bound, RunError> {
     let http = server.listen.iter().map(|address| (*address, "server.listen", Speaks::Http));
     let https = server.listen_tls.iter().map(|address| (*address, "server.listen_tls", Speaks::Https));
     let h2c = server.listen_h2c.iter().map(|address| (*address, "server.listen_h2c", Speaks::Http2));
@@ -33,7 +39,7 @@ pub(super) fn bind(server: &Server, inherited: Inherited, joins: bool) -> Result
     let addresses: Vec<SocketAddr> =
         wanted.iter().map(|(address, ..)| *address).chain(server.metrics).collect();
     let keeper = server.keeper.as_ref().map(|path| KeeperSockets::get(path, &addresses)).transpose()?;
-    let mut sources = Sources { inherited, keeper };
+    let mut sources = Sources { inherited, parent, keeper };
     let listeners: Vec<Listener> = wanted
         .into_iter()
         .map(|(address, key, speaks)| sources.listen(address, key, speaks, ForClients::Yes))
@@ -43,6 +49,9 @@ pub(super) fn bind(server: &Server, inherited: Inherited, joins: bool) -> Result
         .map(|address| sources.listen(address, "server.metrics", Speaks::Http, ForClients::No))
         .transpose()?;
     sources.inherited.finish()?;
+    if let Some(address) = sources.parent.and_then(Parent::finish) {
+        return Err(InheritedError::NotConfigured { address }.into());
+    }
     let keeper = sources.keeper.map(KeeperSockets::finish);
     let signals = Signals::new(signals::HANDLED).map_err(system("handle signals"))?;
     let (admin, store) = if joins {
@@ -65,13 +74,14 @@ enum ForClients {
     No,
 }
 
-/// Where listening sockets come from, in this order: systemd, the keeper, our own.
-struct Sources {
+/// Where listening sockets come from, in this order: systemd, the uh-proxy that has started this one, the keeper, our own.
+struct Sources<'a> {
     inherited: Inherited,
+    parent: Option<&'a mut Parent>,
     keeper: Option<KeeperSockets>,
 }
 
-impl Sources {
+impl Sources<'_> {
     fn listen(
         &mut self,
         address: SocketAddr,
@@ -79,21 +89,33 @@ impl Sources {
         speaks: Speaks,
         for_clients: ForClients,
     ) -> Result<Listener, RunError> {
+        let (socket, holder) = self.socket(address, key, for_clients)?;
+        Ok(Listener { socket, holder, speaks, key, configured: address })
+    }
+
+    fn socket(
+        &mut self,
+        address: SocketAddr,
+        key: &'static str,
+        for_clients: ForClients,
+    ) -> Result<(TcpListener, Holder), RunError> {
         if let Some(socket) = self.inherited.claim(address) {
-            return Ok(Listener { socket, holder: Holder::ServiceManager, speaks });
+            return Ok((socket, Holder::ServiceManager));
+        }
+        if let Some(claimed) = self.parent.as_mut().and_then(|parent| parent.claim(address, key)) {
+            return Ok(claimed);
         }
         let unusable = |source| RunError::Bind { address: address.to_string(), key, source };
         if let Some(keeper) = &mut self.keeper {
             if let Some((socket, renewals)) = keeper.claim(address).map_err(unusable)? {
                 socket.set_nonblocking(true).map_err(unusable)?;
-                return Ok(Listener { socket, holder: Holder::Keeper(renewals), speaks });
+                return Ok((socket, Holder::Keeper(renewals)));
             }
             if for_clients == ForClients::Yes {
                 return Err(keeper.not_held(address, key).into());
             }
         }
-        let socket = listener::bind(address).map_err(unusable)?;
-        Ok(Listener { socket, holder: Holder::Us, speaks })
+        Ok((listener::bind(address).map_err(unusable)?, Holder::Us))
     }
 }
 

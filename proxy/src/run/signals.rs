@@ -17,7 +17,9 @@ pub(super) enum SignalAction {
     Reload,
     /// Reopen the access log.
     ReopenLog,
-    /// Nothing: in nginx, they upgrade the program (USR2) or stop the workers (WINCH).
+    /// Start the installed program, which takes over.
+    Upgrade,
+    /// Nothing: in nginx, it stops the workers.
     Nothing,
 }
 
@@ -25,7 +27,8 @@ fn meaning(signal: i32) -> SignalAction {
     match signal {
         SIGHUP => SignalAction::Reload,
         SIGUSR1 => SignalAction::ReopenLog,
-        SIGUSR2 | SIGWINCH => SignalAction::Nothing,
+        SIGUSR2 => SignalAction::Upgrade,
+        SIGWINCH => SignalAction::Nothing,
         _ => SignalAction::Stop,
     }
 }
@@ -43,9 +46,9 @@ pub(super) fn carry_out(signal: i32, control: &Control) -> SignalAction {
         SignalAction::Stop => {}
         SignalAction::Reload => control.reloading.wanted.notify_one(),
         SignalAction::ReopenLog => control.reloading.reopen_wanted.notify_one(),
+        SignalAction::Upgrade => control.upgrades.wanted.notify_one(),
         SignalAction::Nothing => {
-            let name = if signal == SIGUSR2 { "SIGUSR2" } else { "SIGWINCH" };
-            tracing::info!(signal = name, "ignored a signal that uh-proxy doesn't use");
+            tracing::info!(signal = "SIGWINCH", "ignored a signal that uh-proxy doesn't use");
         }
     }
     meaning

@@ -11,19 +11,30 @@ use std::time::{Duration, Instant};
 use signal_hook::iterator::Signals;
 use tokio::sync::watch;
 
-use super::RunError;
 use super::signals::{self, SignalAction};
+use super::{RunError, superseded};
 use crate::admin::control::Control;
 use crate::front::broadcast::StopDeadlines;
+use crate::front::worker::Gate;
+use crate::handover::wire::FromSuccessor;
 use crate::observe::access_log::Pending;
 use crate::systemd;
 
 /// After in-flight exchanges were cut, how long their connections may take to close.
-const CUT_GRACE: Duration = Duration::from_secs(1);
+pub(super) const CUT_GRACE: Duration = Duration::from_secs(1);
 
 /// After the last worker has ended, how long the access log may take to write the remaining lines. A disk takes
 /// milliseconds; a pipe without a reader never finishes.
 const LOG_GRACE: Duration = Duration::from_secs(1);
+
+/// How long the last replies on the admin socket may take.
+const REPLY_GRACE: Duration = Duration::from_secs(1);
+
+/// How often to look for their end.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// How long the process that has taken over may take to learn what happened to the last requests. It takes milliseconds.
+const REPORT_GRACE: Duration = Duration::from_secs(1);
 
 /// Extra time requested from systemd beyond the longest shutdown.
 const EXTRA_TIME: Duration = Duration::from_secs(4);
@@ -33,8 +44,14 @@ const EXTRA_TIME: Duration = Duration::from_secs(4);
 pub(super) enum Event {
     /// One of [`signals::HANDLED`].
     Signal(i32),
-    /// Another process leads and accepts.
-    Superseded,
+    /// Another process leads and accepts: this one ends with its last connection, but not sooner than this.
+    Superseded(Duration),
+    /// It need not stay.
+    Leave,
+    /// This process leads again.
+    LeadsAgain,
+    /// That one knows what happened to the last requests.
+    Reported,
     /// A worker has ended.
     WorkerEnded,
     /// All workers have.
@@ -79,45 +96,54 @@ pub(super) fn start_signals(mut signals: Signals, events: Sender<Event>) -> io::
     Ok(())
 }
 
-/// Waits for a stop signal, and shuts down.
+/// What tells the other threads to stop.
+pub(super) struct Stop {
+    /// Whether workers accept.
+    pub(super) gate: watch::Sender<Gate>,
+    /// Whether the process stops for good.
+    pub(super) stop: watch::Sender<bool>,
+}
+
+/// Waits for a reason to stop, and shuts down. A process that another one has replaced may lead again meanwhile.
 pub(super) fn supervise(
     inbox: &Receiver<Event>,
-    stop: &watch::Sender<bool>,
+    stop: &Stop,
     control: &Control,
     log: &Pending,
 ) -> Result<(), RunError> {
-    let settings = |control: &Control| control.reloading.settings.first().map(|cell| cell.load());
-    let why = until_stop(inbox, control)?;
-    let (timeout, idle_grace) = settings(control)
-        .map_or_else(Default::default, |settings| (settings.shutdown_timeout, settings.shutdown_idle_grace));
-    let active = || control.meters.sum(|worker| &worker.client_active);
-    let lost_before = lines_lost(control);
-    match why {
-        Why::Signal(signal) => {
-            tracing::info!(signal, in_flight = active(), timeout_s = timeout.as_secs(), "stopping");
-        }
-        Why::Superseded => {
-            tracing::info!(
-                in_flight = active(),
-                timeout_s = timeout.as_secs(),
-                "stopping: another uh-proxy has taken over"
-            );
-        }
-    }
-    systemd::stopping(timeout + CUT_GRACE + LOG_GRACE + EXTRA_TIME);
-    let timetable = StopDeadlines::new(tokio::time::Instant::now(), idle_grace, timeout, control.tunnels());
-    control.broadcasts.iter().for_each(|broadcast| broadcast.stop(timetable));
-    stop.send_replace(true);
+    let (lost_before, is_superseded);
     // Somebody who stops a process that another one has replaced only says so for the first time.
-    let mut patience = u32::from(why == Why::Superseded);
-    let ended = until_ended(inbox, timeout, control, Event::WorkersEnded, &mut patience);
-    let cut = active();
-    if ended == Ended::Late {
-        control.broadcasts.iter().for_each(|broadcast| broadcast.cut());
-        let _ended = until_ended(inbox, CUT_GRACE, control, Event::WorkersEnded, &mut patience);
-    }
+    let Ending { ended, cut, mut patience } = loop {
+        match until_stop(inbox, control)? {
+            Why::Signal(signal) => {
+                (lost_before, is_superseded) = (lines_lost(control), false);
+                let (timeout, idle_grace) = timeouts(control);
+                let (in_flight, timeout_s) = (active(control), timeout.as_secs());
+                tracing::info!(signal, in_flight, timeout_s, "stopping");
+                systemd::stopping(timeout + CUT_GRACE + LOG_GRACE + EXTRA_TIME);
+                dismiss_predecessor(control);
+                control.upgrades.stop();
+                begin(control, timeout, idle_grace);
+                stop.gate.send_replace(Gate::Closed);
+                stop.stop.send_replace(true);
+                break end_workers(inbox, control, timeout, 0);
+            }
+            Why::Superseded(stay) => {
+                let lost = lines_lost(control);
+                if let Some(ends) = superseded::wait(inbox, stop, control, stay)? {
+                    (lost_before, is_superseded) = (lost, true);
+                    stop.stop.send_replace(true);
+                    break ends;
+                }
+            }
+        }
+    };
     if ended != Ended::Hurried {
         let _ended = until_ended(inbox, LOG_GRACE, control, Event::LogEnded, &mut patience);
+        if control.end.report() {
+            until_replied(control);
+            let _ended = until_ended(inbox, REPORT_GRACE, control, Event::Reported, &mut patience);
+        }
     }
     let lines = lines_lost(control).saturating_sub(lost_before).saturating_add(log.lines());
     if lines > 0 {
@@ -133,10 +159,71 @@ pub(super) fn supervise(
             tracing::warn!(cut, "stopped at the shutdown timeout; in-flight requests were cut");
         }
     }
-    if why == Why::Superseded && patience > 0 && is_process_1() {
+    if is_superseded && patience > 0 && is_process_1() {
         wait_for_a_stop(inbox, control);
     }
     Ok(())
+}
+
+/// How the workers have ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ending {
+    pub(super) ended: Ended,
+    /// What was in flight then.
+    pub(super) cut: u64,
+    /// How many more stop signals don't hurry the rest.
+    pub(super) patience: u32,
+}
+
+/// Waits for the end of the workers, and cuts what is in flight after this time.
+pub(super) fn end_workers(
+    inbox: &Receiver<Event>,
+    control: &Control,
+    timeout: Duration,
+    mut patience: u32,
+) -> Ending {
+    let ended = until_ended(inbox, timeout, control, Event::WorkersEnded, &mut patience);
+    let cut = active(control);
+    if ended == Ended::Late {
+        control.broadcasts.iter().for_each(|broadcast| broadcast.cut());
+        let _ended = until_ended(inbox, CUT_GRACE, control, Event::WorkersEnded, &mut patience);
+    }
+    Ending { ended, cut, patience }
+}
+
+/// How long the requests in flight may take, and how long idle connections stay open.
+pub(super) fn timeouts(control: &Control) -> (Duration, Duration) {
+    let settings = control.reloading.settings.first().map(|cell| cell.load());
+    settings
+        .map_or_else(Default::default, |settings| (settings.shutdown_timeout, settings.shutdown_idle_grace))
+}
+
+/// Requests and tunnels in flight.
+pub(super) fn active(control: &Control) -> u64 {
+    control.meters.sum(|worker| &worker.client_active)
+}
+
+/// Tells all connections that the process stops.
+pub(super) fn begin(control: &Control, timeout: Duration, idle_grace: Duration) {
+    let timetable = StopDeadlines::new(tokio::time::Instant::now(), idle_grace, timeout, control.tunnels());
+    control.broadcasts.iter().for_each(|broadcast| broadcast.stop(timetable));
+}
+
+/// Makes sure that the process that this one has replaced doesn't lead again because this one ends.
+fn dismiss_predecessor(control: &Control) {
+    control.predecessor.order(FromSuccessor::Leave);
+    let deadline = Instant::now() + REPLY_GRACE;
+    while !control.predecessor.leaves() && Instant::now() < deadline {
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Waits until callers of the admin API have their replies, such as the one who wanted another process to take over.
+fn until_replied(control: &Control) {
+    let deadline = Instant::now() + REPLY_GRACE;
+    while control.end.has_calls() && Instant::now() < deadline {
+        thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// Whether this is the main process of a container.
@@ -167,8 +254,8 @@ fn lines_lost(control: &Control) -> u64 {
 enum Why {
     /// A stop signal.
     Signal(i32),
-    /// Another process has taken over.
-    Superseded,
+    /// Another process has taken over; stays for a while.
+    Superseded(Duration),
 }
 
 /// Serves until there is a reason to stop, and returns it.
@@ -181,7 +268,8 @@ fn until_stop(inbox: &Receiver<Event>, control: &Control) -> Result<Why, RunErro
                     return Ok(Why::Signal(signal));
                 }
             }
-            Ok(Event::Superseded) => return Ok(Why::Superseded),
+            Ok(Event::Superseded(stay)) => return Ok(Why::Superseded(stay)),
+            Ok(Event::Reported | Event::Leave | Event::LeadsAgain) => {}
             Ok(Event::WorkerEnded | Event::WorkersEnded | Event::LogEnded) | Err(_) => {
                 return Err(RunError::WorkerLost);
             }
@@ -191,7 +279,7 @@ fn until_stop(inbox: &Receiver<Event>, control: &Control) -> Result<Why, RunErro
 
 /// The result of waiting for the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
+pub(super) enum Ended {
     /// It ended in time.
     InTime,
     /// It didn't.
@@ -223,7 +311,15 @@ fn until_ended(
                     }
                 }
             }
-            Ok(Event::Superseded | Event::WorkerEnded | Event::WorkersEnded | Event::LogEnded) => {}
+            Ok(
+                Event::Superseded(_)
+                | Event::Leave
+                | Event::LeadsAgain
+                | Event::Reported
+                | Event::WorkerEnded
+                | Event::WorkersEnded
+                | Event::LogEnded,
+            ) => {}
             Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => systemd::alive(),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ended::Late,
         }

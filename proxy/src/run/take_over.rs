@@ -2,14 +2,11 @@
 //! leads, waits until its probes know as much, and has it yield. From then on,
 //! [`Predecessor`](crate::handover::predecessor::Predecessor) speaks with it.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use signal_hook::iterator::Signals;
-use uh_switching::Health;
 use uh_system::plain;
 
 use super::bind::access;
@@ -19,16 +16,8 @@ use crate::admin::socket::{AdminSocket, SocketError, successors_of};
 use crate::admin::successor::record;
 use crate::config::Server;
 use crate::fault;
-use crate::front::Board;
-use crate::handover::wire::{self, EndpointName, FromPredecessor, FromSuccessor, MAX_MESSAGE_BYTES};
-use crate::state::file::StateFile;
+use crate::handover::leader::{Leader, TakeOverError, Why};
 use crate::state::store::StoreError;
-
-/// How long the other process may take to answer.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(8);
-
-/// How long the probes may take until they have found every endpoint healthy that the other process knows as healthy.
-const PROBES_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long a process that says that it has released its locks may have them.
 const RELEASED_WITHIN: Duration = Duration::from_secs(2);
@@ -39,60 +28,17 @@ const DIES_WITHIN: Duration = Duration::from_secs(10);
 /// How often to look.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Why this process can't take over. The other one goes on.
-#[derive(Debug, thiserror::Error)]
-pub enum TakeOverError {
-    /// Without a keeper, two processes can't accept from one queue.
-    #[error("--take-over needs server.keeper: without it, the sockets can't be shared")]
-    NoKeeper,
-    /// It is too old, or refuses.
-    #[error("the uh-proxy that leads doesn't hand over, and goes on: {reason}")]
-    Refused {
-        /// Why.
-        reason: String,
-    },
-    /// The connection broke.
-    #[error("lost the connection to the uh-proxy that leads, and didn't take over")]
-    Broken(#[source] io::Error),
-    /// It serves one successor at a time.
-    #[error(
-        "no answer from the uh-proxy that leads within {} s, so this one didn't take over: another one may be about to; try again when that one has ended",
-        ANSWERS_WITHIN.as_secs()
-    )]
-    Silent,
-    /// Somebody stopped this process meanwhile.
-    #[error("stopped by signal {signal}, and didn't take over")]
-    Stopped {
-        /// Which one.
-        signal: i32,
-    },
-    /// The probes have found another picture.
-    #[error(
-        "the uh-proxy that leads finds these endpoints healthy, and this one doesn't, so it didn't take over: {endpoints}"
-    )]
-    Unhealthy {
-        /// Which ones.
-        endpoints: String,
-    },
-    /// The state on disk isn't the one that the other process has left.
-    #[error(
-        "the state file has generation {found}, but the uh-proxy that led reported {reported}: not taking over"
-    )]
-    OtherGeneration {
-        /// From the file.
-        found: u64,
-        /// By the other process.
-        reported: u64,
-    },
-}
-
 /// Joins the uh-proxy that leads, if this start is to replace one and there is one.
-pub(super) fn join_if(wanted: TakeOver, server: &Server) -> Result<Option<Leader>, TakeOverError> {
+pub(super) fn join_if(
+    wanted: TakeOver,
+    server: &Server,
+    has_parent: bool,
+) -> Result<Option<Leader>, TakeOverError> {
     match wanted {
         TakeOver::Never => Ok(None),
-        TakeOver::IfRunning if server.keeper.is_none() => Err(TakeOverError::NoKeeper),
+        TakeOver::IfRunning if server.keeper.is_none() && !has_parent => Err(TakeOverError::NoKeeper),
         TakeOver::IfRunning => {
-            let leader = Leader::join(&successors_of(&server.admin_socket))?;
+            let leader = Leader::join(&successors_of(&server.admin_socket), Why::New)?;
             fault::point("takeover_joined");
             Ok(leader)
         }
@@ -113,11 +59,8 @@ pub(super) fn take_over(
         Some(signal) => Err(TakeOverError::Stopped { signal }),
         None => Ok(()),
     };
-    leader.wait_for_health(&control.board, &mut may_go_on)?;
-    fault::point("takeover_probed");
     control.board.freeze();
-    may_go_on()?;
-    let reported = match leader.yields() {
+    let reported = match leader.yields(&control.board, &mut may_go_on) {
         Ok(generation) => Some(generation),
         Err(TakeOverError::Broken(error)) => {
             tracing::warn!(error = %plain(&error), "lost the uh-proxy that leads; leading in its place if it is dead");
@@ -184,142 +127,6 @@ pub(super) async fn lead_after(stream: UnixStream, control: &Control) {
     fault::point("takeover_followed");
     control.board.unfreeze();
     tracing::info!(generation = control.board.snapshot().generation, "took over; this uh-proxy leads");
-}
-
-/// The uh-proxy that leads.
-pub(super) struct Leader {
-    stream: BufReader<UnixStream>,
-    /// Its routing when this process joined.
-    pub(super) state: StateFile,
-    healthy: Vec<EndpointName>,
-}
-
-impl Leader {
-    /// Joins the process at this path; `None`: there is none.
-    pub(super) fn join(path: &Path) -> Result<Option<Self>, TakeOverError> {
-        let stream = match UnixStream::connect(path) {
-            Ok(stream) => stream,
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
-            {
-                return Ok(None);
-            }
-            Err(error) => return Err(TakeOverError::Broken(error)),
-        };
-        for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
-            set(&stream, Some(ANSWERS_WITHIN)).map_err(TakeOverError::Broken)?;
-        }
-        let mut stream = BufReader::new(stream);
-        send(&mut stream, &FromSuccessor::Join { version: env!("CARGO_PKG_VERSION").to_owned() })?;
-        let answer = receive(&mut stream).map_err(|error| match error {
-            TakeOverError::Broken(error)
-                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
-            {
-                TakeOverError::Silent
-            }
-            error => error,
-        })?;
-        match answer {
-            FromPredecessor::Joined { version, pid, state, healthy } => {
-                tracing::info!(version, pid, generation = state.generation, "joined the uh-proxy that leads");
-                Ok(Some(Self { stream, state: *state, healthy }))
-            }
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Waits until the probes of this process have found what those of the other one have, or that one is gone. Endpoints
-    /// that aren't configured here don't count.
-    fn wait_for_health(
-        &mut self,
-        board: &Board,
-        mut may_go_on: impl FnMut() -> Result<(), TakeOverError>,
-    ) -> Result<(), TakeOverError> {
-        let deadline = Instant::now() + PROBES_WITHIN;
-        loop {
-            may_go_on()?;
-            let missing: Vec<&EndpointName> =
-                self.healthy.iter().filter(|endpoint| is_worse_here(board, endpoint)).collect();
-            if missing.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                let name = |endpoint: &&EndpointName| {
-                    format!("{} of {} in {}", endpoint.address, endpoint.backend, endpoint.service)
-                };
-                let endpoints = missing.iter().map(name).collect::<Vec<_>>().join(", ");
-                return Err(TakeOverError::Unhealthy { endpoints });
-            }
-            if self.is_gone_within(LOOK_EVERY).map_err(TakeOverError::Broken)? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Whether the other process ends within this time. It doesn't speak unasked, so there is nothing else to read.
-    fn is_gone_within(&mut self, at_most: Duration) -> io::Result<bool> {
-        self.stream.get_ref().set_read_timeout(Some(at_most))?;
-        let is_gone = match self.stream.fill_buf() {
-            Ok(_) => true,
-            // A signal interrupts it, too.
-            Err(error) => !matches!(
-                error.kind(),
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
-            ),
-        };
-        self.stream.get_ref().set_read_timeout(Some(ANSWERS_WITHIN))?;
-        Ok(is_gone)
-    }
-
-    /// Has it release its locks, and returns the generation of the state on disk.
-    pub(super) fn yields(&mut self) -> Result<u64, TakeOverError> {
-        send(&mut self.stream, &FromSuccessor::Yield)?;
-        match receive(&mut self.stream)? {
-            FromPredecessor::Yielded { generation } => Ok(generation),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// The connection, on which nothing is under way.
-    pub(super) fn into_stream(self) -> io::Result<UnixStream> {
-        let stream = self.stream.into_inner();
-        stream.set_nonblocking(true)?;
-        Ok(stream)
-    }
-}
-
-fn is_worse_here(board: &Board, wanted: &EndpointName) -> bool {
-    let live = board.live();
-    let service = live.service(wanted.service.as_str());
-    let backend = service.and_then(|service| service.backend(&wanted.backend));
-    let mut endpoints = backend.into_iter().flat_map(|backend| backend.endpoints.iter());
-    let endpoint = endpoints.find(|endpoint| endpoint.address.to_string() == wanted.address);
-    endpoint.is_some_and(|endpoint| matches!(endpoint.health(), Health::Unknown | Health::Unhealthy))
-}
-
-fn send(stream: &mut BufReader<UnixStream>, message: &FromSuccessor) -> Result<(), TakeOverError> {
-    let sent = wire::line(message).and_then(|line| stream.get_mut().write_all(&line));
-    sent.map_err(TakeOverError::Broken)
-}
-
-fn receive(stream: &mut BufReader<UnixStream>) -> Result<FromPredecessor, TakeOverError> {
-    let mut line = Vec::new();
-    stream.take(MAX_MESSAGE_BYTES).read_until(b'\n', &mut line).map_err(TakeOverError::Broken)?;
-    if line.is_empty() {
-        return Err(TakeOverError::Broken(io::ErrorKind::UnexpectedEof.into()));
-    }
-    serde_json::from_slice(&line).map_err(|error| TakeOverError::Broken(error.into()))
-}
-
-fn unexpected(message: &FromPredecessor) -> TakeOverError {
-    let reason = match message {
-        FromPredecessor::Refused { reason } => reason.clone(),
-        FromPredecessor::Joined { .. }
-        | FromPredecessor::Yielded { .. }
-        | FromPredecessor::Counts(_)
-        | FromPredecessor::Unknown => "it sent an answer that this version doesn't expect".to_owned(),
-    };
-    TakeOverError::Refused { reason }
 }
 
 #[cfg(test)]

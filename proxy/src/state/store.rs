@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use uh_system::plain;
@@ -142,10 +143,17 @@ impl Store {
         Ok(())
     }
 
-    /// Releases the lock, after a write that has begun. Nothing is written from then on.
-    pub fn release(&self) {
+    /// Releases the lock, after a write that has begun. Nothing is written from then on. If that write takes longer than
+    /// this, returns `false` and keeps the lock.
+    #[must_use]
+    pub fn release_within(&self, at_most: Duration) -> bool {
         self.ours.store(false, Ordering::Release);
-        *self.lock.lock() = None;
+        let Some(mut lock) = self.lock.try_lock_for(at_most) else {
+            self.ours.store(true, Ordering::Release);
+            return false;
+        };
+        *lock = None;
+        true
     }
 
     /// Whether this process has the lock.
@@ -243,6 +251,7 @@ impl Store {
         if lock.is_none() {
             return Ok(());
         }
+        fault::point("state_copying");
         let copy = with_suffix(&self.path, ".last-good");
         replace(&copy, state).map_err(|e| named(&copy, &e))
     }

@@ -128,10 +128,14 @@ impl StateWriter {
         self.inbox.tried.wait_while_for(&mut slot, |slot| slot.tried < revision, at_most);
     }
 
-    /// Releases the state file to another process. What is to be on disk must be there already.
-    pub(crate) fn release(&self) {
+    /// Releases the state file to another process. What is to be on disk must be there already. Waits for a write that has
+    /// begun, so the admin thread calls it on another one.
+    ///
+    /// # Errors
+    /// The disk takes too long. Nothing is released then.
+    pub(crate) fn release(&self) -> Result<(), String> {
         self.inbox.slot.lock().wanted = None;
-        self.store.release();
+        if self.store.release_within(PERSIST_TIMEOUT) { Ok(()) } else { Err(too_slow()) }
     }
 
     /// Takes it.
@@ -175,9 +179,13 @@ impl StateWriter {
                 Err(progress.failed.as_ref().map_or_else(String::new, |(_, reason)| reason.clone()))
             }
             Ok(Err(_)) => Err("the writer thread has ended".to_owned()),
-            Err(_) => Err(format!("the disk didn't respond within {} s", PERSIST_TIMEOUT.as_secs())),
+            Err(_) => Err(too_slow()),
         }
     }
+}
+
+fn too_slow() -> String {
+    format!("the disk didn't respond within {} s", PERSIST_TIMEOUT.as_secs())
 }
 
 impl Inbox {

@@ -266,8 +266,9 @@ fn front_door(dir: &Path, backend: SocketAddr) -> [SocketAddr; 2] {
     let setup = setup.service(SERVICE);
     let (path, text) = (setup.config_file(), setup.config());
     let config = config::parse(&text).unwrap();
-    let start = Start { path, text, config, inherited: Inherited::default(), take_over: TakeOver::Never };
-    thread::spawn(move || uh_proxy::run::run(start).unwrap());
+    let (inherited, take_over) = (Inherited::default(), TakeOver::Never);
+    let start = Start { path, text, config, inherited, take_over, program: std::env::current_exe().unwrap() };
+    thread::spawn(move || uh_proxy::run::run(start, None).unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = Client::new(setup.socket());
     let status = until_blocking("uh-proxy answers", || runtime.block_on(client.status()).ok()).unwrap();

@@ -143,7 +143,7 @@ pub(crate) fn new_clients(
     (0..8).map(client).collect()
 }
 
-fn is_answered(mut stream: TcpStream) -> bool {
+pub(crate) fn is_answered(mut stream: TcpStream) -> bool {
     let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
     let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     let mut answer = String::new();

@@ -64,5 +64,6 @@ mod take_over;
 mod tls;
 mod truth;
 mod tunnels;
+mod upgrade;
 mod wire;
 mod withdraw;

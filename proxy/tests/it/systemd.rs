@@ -14,17 +14,17 @@ use crate::harness::{Home, Proxy, SampleApp, pair, soon};
 use crate::wire::Wire;
 
 /// The notification socket of a service manager.
-struct Manager(UnixDatagram);
+pub(crate) struct Manager(UnixDatagram);
 
 impl Manager {
-    fn new(home: &Home) -> Self {
+    pub(crate) fn new(home: &Home) -> Self {
         let socket = UnixDatagram::bind(home.path("notify")).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         Self(socket)
     }
 
     /// The next message except watchdog pings.
-    fn next(&self) -> String {
+    pub(crate) fn next(&self) -> String {
         loop {
             let message = self.any();
             if message != "WATCHDOG=1\n" {
@@ -121,6 +121,8 @@ fn the_shipped_units_never_give_up_and_fit_the_program() {
     assert_eq!(value(&service, "Service", "Restart"), Some("always"));
     assert_eq!(value(&service, "Service", "NonBlocking"), Some("true"));
     assert_eq!(value(&service, "Service", "Type"), Some("notify"));
+    // The main process changes in an upgrade, and may change back.
+    assert_eq!(value(&service, "Service", "NotifyAccess"), Some("all"));
     assert!(value(&service, "Service", "WatchdogSec").is_some());
     assert_eq!(value(&service, "Unit", "Requires"), Some("uh-proxy.socket"));
     let seconds = |text: &str| text.trim_end_matches('s').parse::<u64>().unwrap();

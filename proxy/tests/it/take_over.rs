@@ -1,6 +1,10 @@
 //! One uh-proxy replaces another one under load: nobody is refused, no request fails, no change is lost, and what the old
 //! one still holds counts.
 
+mod faults;
+#[cfg(feature = "fault-points")]
+mod held;
+
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
@@ -10,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::{Value, json};
 use uh_protocol::request::DrainRequest;
 use uh_testkit::process::Process;
 use uh_testkit::wait::{SOON, free_address};
@@ -22,7 +27,27 @@ use crate::wire::Wire;
 struct Stage {
     home: Home,
     _keeper: Keeper,
-    _apps: [SampleApp; 2],
+    apps: Vec<SampleApp>,
+}
+
+/// A process that speaks as one that takes over does.
+struct Successor(BufReader<UnixStream>);
+
+impl Successor {
+    /// Joins the process that leads.
+    fn join(stage: &Stage) -> Self {
+        let stream = UnixStream::connect(stage.home.path("run/admin.sock.successor")).unwrap();
+        let mut successor = Self(BufReader::new(stream));
+        assert!(successor.ask(&json!({"say": "join", "version": "0"})).contains("joined"));
+        successor
+    }
+
+    fn ask(&mut self, message: &Value) -> String {
+        self.0.get_mut().write_all(format!("{message}\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).unwrap();
+        answer
+    }
 }
 
 async fn stage() -> (Stage, Proxy) {
@@ -32,18 +57,35 @@ async fn stage() -> (Stage, Proxy) {
 /// With more lines in `[server]`.
 async fn stage_with(lines: &str) -> (Stage, Proxy) {
     let apps = [SampleApp::start("blue", "1").await, SampleApp::start("green", "2").await];
-    let (address, metrics) = (free_address(), free_address());
-    let home = Home::new(apps[0].address, apps[1].address);
-    let socket = home.path("keeper/sock");
-    let home = home
-        .server(&format!("listen = [\"{address}\"]\nmetrics = \"{metrics}\"\nkeeper = {socket:?}\n{lines}"));
-    let keeper = Keeper::start(&home.path("."), &[address, metrics]).await;
-    let proxy = home.start().await;
+    let (mut stage, proxy) = Stage::of(apps[0].address, apps[1].address, lines).await;
     proxy.until_healthy().await;
-    (Stage { home, _keeper: keeper, _apps: apps }, proxy)
+    stage.apps.extend(apps);
+    (stage, proxy)
 }
 
 impl Stage {
+    /// For backends at these addresses, which may be down.
+    async fn of(blue: SocketAddr, green: SocketAddr, lines: &str) -> (Self, Proxy) {
+        let (address, metrics) = (free_address(), free_address());
+        let home = Home::new(blue, green);
+        let socket = home.path("keeper/sock");
+        let home = home.server(&format!(
+            "listen = [\"{address}\"]\nmetrics = \"{metrics}\"\nkeeper = {socket:?}\n{lines}"
+        ));
+        let keeper = Keeper::start(&home.path("."), &[address, metrics]).await;
+        let proxy = home.start().await;
+        (Self { home, _keeper: keeper, apps: Vec::new() }, proxy)
+    }
+
+    /// The locks of the process that leads.
+    fn locks(&self) -> [File; 2] {
+        let paths = [
+            self.home.state_file().with_file_name(".deployment-state.json.lock"),
+            self.home.path("run/admin.sock.lock"),
+        ];
+        paths.map(|path| File::options().append(true).open(path).unwrap())
+    }
+
     fn command(&self) -> std::process::Command {
         let mut command = self.home.command();
         command.arg("--take-over");
@@ -219,23 +261,10 @@ async fn a_successor_that_hangs_stops_neither_requests_nor_for_long_changes() {
     let (stage, proxy) = stage().await;
     let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
     let load = new_clients(proxy.address, &stop, &seen);
-    let path = stage.home.path("run/admin.sock.successor");
     for with_locks in [false, true] {
-        let stream = UnixStream::connect(&path).unwrap();
-        let mut stream = BufReader::new(stream);
-        let mut ask = |line: &str| {
-            stream.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
-            let mut answer = String::new();
-            stream.read_line(&mut answer).unwrap();
-            answer
-        };
-        assert!(ask(r#"{"say":"join","version":"0"}"#).contains("joined"));
-        assert!(ask(r#"{"say":"yield"}"#).contains("yielded"));
-        let locks = [
-            stage.home.state_file().with_file_name(".deployment-state.json.lock"),
-            stage.home.path("run/admin.sock.lock"),
-        ]
-        .map(|path| File::options().append(true).open(path).unwrap());
+        let mut successor = Successor::join(&stage);
+        assert!(successor.ask(&json!({"say": "yield"})).contains("yielded"));
+        let locks = stage.locks();
         if with_locks {
             locks.iter().for_each(|lock| lock.try_lock().unwrap());
             stage.home.until_said("has the locks and doesn't lead").await;
@@ -319,12 +348,6 @@ async fn whichever_is_killed_at_any_step_one_leads_and_nobody_is_refused() {
         };
         until(&format!("{point}: it is killed"), died).await;
         let begun = Instant::now();
-        // The old one doesn't accept any more: clients wait for the next one.
-        let mut next = None;
-        if point == "takeover_followed" {
-            assert_eq!(old.ended().await.code(), Some(0));
-            next = Some(stage.home.start().await);
-        }
         let client = uh_protocol::client::Client::new(stage.home.socket());
         let led = async || {
             let status = client.status().await.ok()?;
@@ -346,7 +369,6 @@ async fn whichever_is_killed_at_any_step_one_leads_and_nobody_is_refused() {
         assert_eq!(seen.refused.load(Ordering::Relaxed), 0, "{point}");
         // Each client has one request at a time.
         assert!(cut <= 8, "{point}: {cut} were cut");
-        drop(next);
         // One of them has ended already.
         let _ = new.kill();
         old.kill();
