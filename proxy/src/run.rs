@@ -53,6 +53,7 @@ use crate::handover::end::End;
 use crate::handover::leader::TakeOverError;
 use crate::handover::parent::{OwnSocket, Parent};
 use crate::handover::predecessor::Predecessor;
+use crate::handover::wire::FromSuccessor;
 use crate::health::prober::{self, HealthNews};
 use crate::keeper::KeeperError;
 use crate::observe::access_log::{self, LogLane};
@@ -532,7 +533,8 @@ async fn lead(lead: Lead, control: Arc<Control>) {
     let tell = move |news: News| {
         // If nobody listens, the process is about to end anyway.
         let _ = events.send(match news {
-            News::Superseded(stay) => Event::Superseded(stay),
+            News::Superseded(successor) => Event::Superseded(successor),
+            News::SuccessorReady => Event::SuccessorReady,
             News::Leave => Event::Leave,
             News::LeadsAgain => Event::LeadsAgain,
             News::Reported => Event::Reported,
@@ -543,6 +545,7 @@ async fn lead(lead: Lead, control: Arc<Control>) {
         Ok(listener) => drop(tokio::spawn(successor::serve(listener, leadership))),
         Err(error) => tracing::error!(error = %plain(&error), "cannot wait for a successor"),
     }
+    control.predecessor.order(FromSuccessor::Ready);
     server::serve_admin(socket, control, users).await;
 }
 

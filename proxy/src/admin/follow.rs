@@ -56,21 +56,25 @@ pub(super) async fn to_the_end(
         }
         Followed::UntilItWasGone => drop((from, to)),
     }
+    // First of all, so that this process doesn't end before it knows why.
+    let can_lead = control.end.take_way_back();
     let is_gone = is_gone(leadership, leader).await;
-    if is_gone && control.end.take_way_back() {
+    if is_gone && can_lead {
         tracing::error!("the uh-proxy that led is gone; this one takes the lead back");
         if leadership.take_back().await.is_ok() {
             leadership.begin_again();
             tracing::error!("this uh-proxy leads again");
             return Leads::Again;
         }
-        control.end.open_way_back();
         tracing::error!("another uh-proxy leads, and this one can't follow it; closing all connections");
     } else if is_gone {
         tracing::warn!("the uh-proxy that leads is gone; still finishing the requests in flight");
         return Leads::NoMore;
     } else {
         tracing::error!("cut off by the uh-proxy that leads; closing all connections");
+    }
+    if can_lead {
+        control.end.open_way_back();
     }
     leadership.leave();
     control.broadcasts.iter().for_each(|broadcast| broadcast.cut());
@@ -133,14 +137,16 @@ fn come_back(control: &Control, socket: &Mutex<AdminSocket>) -> Result<(Loaded, 
 async fn lead_again_after(leadership: &Leadership, left: &Loaded, stream: UnixStream) {
     let control = leadership.control();
     leadership.adopt(left);
-    leadership.begin_again();
     match tokio::net::UnixStream::from_std(stream) {
         Ok(stream) => drop(control.predecessor.attend(stream)),
         Err(error) => tracing::error!(error = %plain(&error), "lost the connection to the uh-proxy that led"),
     }
+    // Not before: a stop that waits for this process to lead must find the other one, to tell it not to lead again.
+    leadership.begin_again();
     // What it holds is known then.
     control.follow().await;
     leadership.lead_again();
+    control.predecessor.order(FromSuccessor::Ready);
     tracing::info!(generation = control.board.snapshot().generation, "this uh-proxy leads again");
 }
 
@@ -233,6 +239,7 @@ async fn follow_until(
                         *coming_back = Some(tokio::task::spawn_blocking(move || come_back(&control, &socket)));
                     }
                 }
+                Some(FromSuccessor::Ready) => leadership.successor_ready(),
                 Some(FromSuccessor::Leave) => leadership.leave(),
                 Some(
                     FromSuccessor::Join { .. }

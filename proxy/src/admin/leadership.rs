@@ -16,6 +16,7 @@ use super::server;
 use super::socket::{AdminSocket, SocketError, SocketFile};
 use super::successor::record;
 use crate::front::listener::{self, Holder};
+use crate::handover::stay::Successor;
 use crate::state::store::{Loaded, StoreError};
 use crate::state::writer::StateWriter;
 use crate::systemd;
@@ -41,9 +42,11 @@ pub(crate) struct Leadership {
 /// What the main thread is notified of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum News {
-    /// Another process leads and accepts: this one ends with its last connection, but not sooner than this.
-    Superseded(Duration),
-    /// It need not stay.
+    /// Another process leads and accepts: this one stays for a while, and ends with its last connection.
+    Superseded(Successor),
+    /// That one is ready.
+    SuccessorReady,
+    /// This process isn't to lead again.
     Leave,
     /// This process leads again.
     LeadsAgain,
@@ -216,15 +219,20 @@ impl Leadership {
         is_free.await.is_ok()
     }
 
-    /// Another process leads and accepts: stops accepting, and ends with the last connection, but not sooner than this.
-    pub(super) fn end(&self, stay: Duration) {
+    /// Another process leads and accepts: stops accepting, stays for a while, and ends with the last connection.
+    pub(super) fn end(&self, successor: Successor) {
         if let Some(metrics) = self.serving_metrics.lock().take() {
             metrics.abort();
         }
-        (self.tell)(News::Superseded(stay));
+        (self.tell)(News::Superseded(successor));
     }
 
-    /// This process need not stay to lead again.
+    /// That process is ready.
+    pub(super) fn successor_ready(&self) {
+        (self.tell)(News::SuccessorReady);
+    }
+
+    /// This process isn't to lead again.
     pub(super) fn leave(&self) {
         self.control.end.close_way_back();
         (self.tell)(News::Leave);

@@ -16,6 +16,7 @@ use super::follow;
 use super::leadership::{AnotherLeads, Leadership};
 use super::upgrade::Leader;
 use crate::fault;
+use crate::handover::stay::Successor;
 use crate::handover::wire::{self, EndpointName, FromPredecessor, FromSuccessor, Sender};
 use crate::state::file::StateFile;
 use crate::systemd;
@@ -32,11 +33,8 @@ const PROBES_WITHIN: Duration = Duration::from_secs(120);
 /// How long it may take from the yield until it leads. Nobody changes the routing meanwhile.
 const LEADS_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long this process stays at least to lead again, if it has started the one that leads now.
-const STAYS_FOR: Duration = Duration::from_secs(60);
-
 /// How long one that stays without requests may take to end, if there is a new successor.
-const DISMISSED_WITHIN: Duration = Duration::from_secs(3);
+const DISMISSED_WITHIN: Duration = Duration::from_secs(6);
 
 /// The pause after a failed `accept`.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -172,7 +170,8 @@ async fn hand_over(leadership: &Leadership, stream: UnixStream) -> Leads {
                 tracing::error!(
                     "another uh-proxy leads, and this one can't follow it; closing all connections"
                 );
-                leadership.end(Duration::ZERO);
+                leadership.end(Successor::Other);
+                leadership.leave();
                 control.broadcasts.iter().for_each(|broadcast| broadcast.cut());
                 Leads::NoMore
             }
@@ -181,15 +180,15 @@ async fn hand_over(leadership: &Leadership, stream: UnixStream) -> Leads {
     fault::point("handover_superseded");
     tracing::info!("another uh-proxy leads; finishing the requests in flight");
     let is_child = control.upgrades.lost_to(Leader { pid, version });
-    let mut stay = Duration::ZERO;
+    let mut successor = Successor::Other;
     if is_expected {
         control.predecessor.forget();
         systemd::mute();
     } else if let Some(pid) = pid.filter(|_| is_child) {
         systemd::main_process(pid.cast_unsigned());
-        stay = STAYS_FOR;
+        successor = Successor::Started;
     }
-    leadership.end(stay);
+    leadership.end(successor);
     follow::to_the_end(leadership, from, to, pid).await
 }
 

@@ -1,5 +1,5 @@
-//! The end of a process that another one has replaced: until then, it may lead again. It waits until that one knows what happened to the last requests, and until callers of
-//! the admin API have their replies.
+//! The end of a process that another one has replaced: until then, it may lead again. It waits until that one knows what
+//! happened to the last requests, and until callers of the admin API have their replies.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 

@@ -23,10 +23,15 @@ pub(crate) fn life(pid: Option<i32>) -> Life {
     let Some(pid) = pid.filter(|pid| *pid > 0) else { return Life::Unknown };
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => of_stat(&stat),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Life::Ends,
-        // It is gone since the file was opened, or can't be looked at.
+        Err(error) if is_gone(&error) => Life::Ends,
         Err(_) => Life::Unknown,
     }
+}
+
+/// Whether it was gone before the file was opened, or before it was read.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 /// From the text of `/proc/PID/stat`, see `proc_pid_stat(5)`.

@@ -43,6 +43,8 @@ pub(crate) enum FromSuccessor {
     },
     /// It accepts connections: stop doing so.
     Leading,
+    /// It takes changes, and answers on the admin socket.
+    Ready,
     /// The routing that is in force from now on.
     Follow {
         /// Increases with every message.

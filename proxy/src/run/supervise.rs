@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 use signal_hook::iterator::Signals;
 use tokio::sync::watch;
 
+use super::RunError;
 use super::signals::{self, SignalAction};
-use super::{RunError, superseded};
+use super::superseded::{self, Outcome};
 use crate::admin::control::Control;
 use crate::front::broadcast::StopDeadlines;
 use crate::front::worker::Gate;
+use crate::handover::stay::Successor;
 use crate::handover::wire::FromSuccessor;
 use crate::observe::access_log::Pending;
 use crate::systemd;
@@ -36,6 +38,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// How long the process that has taken over may take to learn what happened to the last requests. It takes milliseconds.
 const REPORT_GRACE: Duration = Duration::from_secs(1);
 
+/// How long the process that this one has replaced may take to learn that it isn't to lead again. It takes milliseconds.
+const DISMISSAL_GRACE: Duration = Duration::from_secs(3);
+
 /// Extra time requested from systemd beyond the longest shutdown.
 const EXTRA_TIME: Duration = Duration::from_secs(4);
 
@@ -44,9 +49,11 @@ const EXTRA_TIME: Duration = Duration::from_secs(4);
 pub(super) enum Event {
     /// One of [`signals::HANDLED`].
     Signal(i32),
-    /// Another process leads and accepts: this one ends with its last connection, but not sooner than this.
-    Superseded(Duration),
-    /// It need not stay.
+    /// Another process leads and accepts: this one stays for a while, and ends with its last connection.
+    Superseded(Successor),
+    /// That one is ready.
+    SuccessorReady,
+    /// This process isn't to lead again.
     Leave,
     /// This process leads again.
     LeadsAgain,
@@ -112,9 +119,13 @@ pub(super) fn supervise(
     log: &Pending,
 ) -> Result<(), RunError> {
     let (lost_before, is_superseded);
-    // Somebody who stops a process that another one has replaced only says so for the first time.
+    let mut pending_stop = None;
     let Ending { ended, cut, mut patience } = loop {
-        match until_stop(inbox, control)? {
+        let why = match pending_stop.take() {
+            Some(signal) => Why::Signal(signal),
+            None => until_stop(inbox, control)?,
+        };
+        match why {
             Why::Signal(signal) => {
                 (lost_before, is_superseded) = (lines_lost(control), false);
                 let (timeout, idle_grace) = timeouts(control);
@@ -128,12 +139,15 @@ pub(super) fn supervise(
                 stop.stop.send_replace(true);
                 break end_workers(inbox, control, timeout, 0);
             }
-            Why::Superseded(stay) => {
+            Why::Superseded(successor) => {
                 let lost = lines_lost(control);
-                if let Some(ends) = superseded::wait(inbox, stop, control, stay)? {
-                    (lost_before, is_superseded) = (lost, true);
-                    stop.stop.send_replace(true);
-                    break ends;
+                match superseded::wait(inbox, stop, control, successor)? {
+                    Outcome::LeadsAgain { stop_asked } => pending_stop = stop_asked,
+                    Outcome::Ended(ending) => {
+                        (lost_before, is_superseded) = (lost, true);
+                        stop.stop.send_replace(true);
+                        break ending;
+                    }
                 }
             }
         }
@@ -159,8 +173,8 @@ pub(super) fn supervise(
             tracing::warn!(cut, "stopped at the shutdown timeout; in-flight requests were cut");
         }
     }
-    if is_superseded && patience > 0 && is_process_1() {
-        wait_for_a_stop(inbox, control);
+    if is_superseded && patience > 0 {
+        superseded::wait_for_removal(inbox, control);
     }
     Ok(())
 }
@@ -212,7 +226,7 @@ pub(super) fn begin(control: &Control, timeout: Duration, idle_grace: Duration) 
 /// Makes sure that the process that this one has replaced doesn't lead again because this one ends.
 fn dismiss_predecessor(control: &Control) {
     control.predecessor.order(FromSuccessor::Leave);
-    let deadline = Instant::now() + REPLY_GRACE;
+    let deadline = Instant::now() + DISMISSAL_GRACE;
     while !control.predecessor.leaves() && Instant::now() < deadline {
         thread::sleep(LOOK_EVERY);
     }
@@ -226,24 +240,6 @@ fn until_replied(control: &Control) {
     }
 }
 
-/// Whether this is the main process of a container.
-fn is_process_1() -> bool {
-    std::process::id() == 1
-}
-
-/// A container that ends by itself is started again by its restart policy, and would take over from its own successor. So
-/// one that was replaced stays until somebody stops it.
-fn wait_for_a_stop(inbox: &Receiver<Event>, control: &Control) {
-    tracing::info!("replaced: this container can be stopped and removed");
-    while let Ok(event) = inbox.recv() {
-        if let Event::Signal(signal) = event
-            && signals::carry_out(signal, control) == SignalAction::Stop
-        {
-            return;
-        }
-    }
-}
-
 /// Lines of the access log that were lost since the start.
 fn lines_lost(control: &Control) -> u64 {
     control.meters.sum(|worker| &worker.log_lines_lost)
@@ -254,8 +250,8 @@ fn lines_lost(control: &Control) -> u64 {
 enum Why {
     /// A stop signal.
     Signal(i32),
-    /// Another process has taken over; stays for a while.
-    Superseded(Duration),
+    /// Another process has taken over.
+    Superseded(Successor),
 }
 
 /// Serves until there is a reason to stop, and returns it.
@@ -268,8 +264,8 @@ fn until_stop(inbox: &Receiver<Event>, control: &Control) -> Result<Why, RunErro
                     return Ok(Why::Signal(signal));
                 }
             }
-            Ok(Event::Superseded(stay)) => return Ok(Why::Superseded(stay)),
-            Ok(Event::Reported | Event::Leave | Event::LeadsAgain) => {}
+            Ok(Event::Superseded(successor)) => return Ok(Why::Superseded(successor)),
+            Ok(Event::SuccessorReady | Event::Reported | Event::Leave | Event::LeadsAgain) => {}
             Ok(Event::WorkerEnded | Event::WorkersEnded | Event::LogEnded) | Err(_) => {
                 return Err(RunError::WorkerLost);
             }
@@ -313,6 +309,7 @@ fn until_ended(
             }
             Ok(
                 Event::Superseded(_)
+                | Event::SuccessorReady
                 | Event::Leave
                 | Event::LeadsAgain
                 | Event::Reported

@@ -4,11 +4,12 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use uh_testkit::process::Process;
 use uh_testkit::wait::SOON;
 
-use super::{Stage, stage, switch};
+use super::{Stage, generation_served, stage, switch};
 use crate::harness::{backend, until};
 
 /// With a last-good copy that never gets written.
@@ -90,4 +91,26 @@ async fn what_becomes_healthy_after_the_new_one_has_joined_is_waited_for() {
     .await;
     assert_eq!(old.ended().await.code(), Some(0));
     assert!(new.status().unwrap().is_none());
+}
+
+/// Longer than a process takes to end that has nothing to do.
+const IT_WOULD_HAVE_ENDED: Duration = Duration::from_millis(1500);
+
+#[tokio::test]
+async fn an_old_one_that_holds_nothing_leads_again_if_the_new_one_dies_before_it_is_ready() {
+    let (stage, mut old) = stage().await;
+    let fault = stage.home.path("fault");
+    std::fs::write(&fault, "wait takeover_followed").unwrap();
+    let mut command = stage.command();
+    command.env("UH_PROXY_FAULT_FILE", &fault);
+    let mut new = Process::spawn_as("successor", &mut command, &stage.home.log()).unwrap();
+    until("the new one leads", async || fault.with_extension("reached").exists().then_some(())).await;
+    tokio::time::sleep(IT_WOULD_HAVE_ENDED).await;
+    new.kill().unwrap();
+    stage.home.until_said("the uh-proxy that led is gone; this one takes the lead back").await;
+    switch(&old, "green").await;
+    assert_eq!(generation_served(old.address).await, "green");
+    // Then it can be replaced for good.
+    let _next = stage.replace().await;
+    assert_eq!(old.ended().await.code(), Some(0));
 }

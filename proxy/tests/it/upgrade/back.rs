@@ -230,3 +230,27 @@ async fn whichever_is_killed_on_the_way_back_one_leads_and_nobody_is_refused() {
         drop(Started(left));
     }
 }
+
+/// While it waits for the lock, which the new one has released.
+#[cfg(feature = "fault-points")]
+#[tokio::test]
+async fn a_stop_of_the_old_one_while_it_takes_the_lead_back_is_carried_out() {
+    let (home, mut first, _blue, _green) = pair().await;
+    first.kill();
+    let fault = home.path("fault");
+    let mut command = home.command();
+    command.env("UH_PROXY_FAULT_FILE", &fault);
+    let mut old = home.start_as(command).await;
+    old.until_healthy().await;
+    let new = upgrade(&home).await;
+    std::fs::write(&fault, "wait back_yielded").unwrap();
+    let socket = home.socket();
+    let back = tokio::spawn(async move { cli(&socket, &["upgrade", "--back"]).await });
+    until("the new one has yielded", async || fault.with_extension("reached").exists().then_some(())).await;
+    old.signal(Signal::TERM);
+    std::fs::write(&fault, "").unwrap();
+    assert_eq!(old.ended().await.code(), Some(0), "{}", home.messages());
+    new.ended().await;
+    // Answered, or cut off by the end of both.
+    let _ = back.await.unwrap();
+}
