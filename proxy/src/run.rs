@@ -11,36 +11,32 @@
 //! ```
 
 mod bind;
+mod error;
+mod lead;
+mod routing;
 mod signals;
 mod superseded;
 mod supervise;
 mod take_over;
 
 use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::{Sender, channel};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
+use std::time::Instant;
 
-use tokio::sync::{Mutex, Notify, oneshot, watch};
-use uh_switching::{Earlier, Generations};
+use tokio::sync::{Mutex, Notify, watch};
 use uh_system::plain;
 
-use crate::acme::{Acme, AcmeError, Plan};
+use crate::acme::{Acme, Plan};
 use crate::admin::control::{Control, Reloading};
-use crate::admin::leadership::{Leadership, News};
-use crate::admin::socket::{AdminSocket, SocketError};
 use crate::admin::upgrade::Upgrades;
-use crate::admin::{server, successor};
-use crate::config::{Config, Service, Tls};
+use crate::config::{Config, Tls};
 use crate::fault;
-use crate::front::Board;
 use crate::front::admission::Admission;
 use crate::front::broadcast::Broadcast;
-use crate::front::fittings::Fittings;
 use crate::front::listener::{Listener, Speaks};
 use crate::front::own_cookies::OwnCookies;
 use crate::front::pool::RetiredConnections;
@@ -53,18 +49,18 @@ use crate::handover::end::End;
 use crate::handover::leader::TakeOverError;
 use crate::handover::parent::{OwnSocket, Parent};
 use crate::handover::predecessor::Predecessor;
-use crate::handover::wire::FromSuccessor;
-use crate::health::prober::{self, HealthNews};
-use crate::keeper::KeeperError;
 use crate::observe::access_log::{self, LogLane};
 use crate::observe::meters::Meters;
 use crate::observe::metrics::{Metrics, ReadAcme, ReadTls};
 use crate::state::cookie_key::CookieKey;
-use crate::state::file::StateFile;
-use crate::state::store::{Loaded, StoreError};
-use crate::state::writer::{StateChange, StateWriter};
-use crate::systemd::{self, Inherited, InheritedError};
+use crate::state::store::Loaded;
+use crate::state::writer::StateWriter;
+use crate::systemd::{self, Inherited};
 use crate::tls;
+pub use error::RunError;
+use error::system;
+use lead::{Lead, start_admin};
+use routing::{board, reserve_generations, unknown_actives};
 use supervise::{Event, Stop};
 
 /// What uh-proxy starts from.
@@ -91,62 +87,6 @@ pub enum TakeOver {
     IfRunning,
     /// Never: two at once are a mistake.
     Never,
-}
-
-/// Why uh-proxy didn't start, or stopped by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// A listening address isn't available.
-    #[error("cannot listen on {address} ({key})")]
-    Bind {
-        /// The address.
-        address: String,
-        /// The configuration's key.
-        key: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The admin socket isn't available.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// A socket passed by systemd can't be used.
-    #[error(transparent)]
-    Inherited(#[from] InheritedError),
-    /// uh-keeper doesn't give the listening sockets.
-    #[error(transparent)]
-    Keeper(#[from] KeeperError),
-    /// The state file isn't available.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The uh-proxy that leads goes on.
-    #[error(transparent)]
-    TakeOver(#[from] TakeOverError),
-    /// Another system call failed.
-    #[error("cannot {what}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// TLS can't be served.
-    #[error("cannot serve HTTPS as configured")]
-    Tls(#[from] tls::server::TlsError),
-    /// ACME can't be used.
-    #[error("cannot get certificates as configured")]
-    Acme(#[from] AcmeError),
-    /// A metric has an invalid definition.
-    #[error(transparent)]
-    Metrics(#[from] prometheus::Error),
-    /// A worker thread ended by itself.
-    #[error("a worker thread ended unexpectedly")]
-    WorkerLost,
-}
-
-fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
-    move |source| RunError::System { what, source }
 }
 
 /// Runs uh-proxy until a signal stops it. `parent`: the uh-proxy that has started this one, if there is one.
@@ -360,81 +300,6 @@ fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-fn board(
-    config: &Config,
-    loaded: &Loaded,
-    is_new: bool,
-    workers: usize,
-    meters: &Arc<Meters>,
-    retired_connections: &Arc<RetiredConnections>,
-) -> Board {
-    let state = loaded.state.as_ref();
-    let record = |(index, service): (usize, &Service)| {
-        Some((service.name.clone(), state?.record(&service.name, index == 0)?.at(jiff::Timestamp::now())))
-    };
-    let known = config.services.iter().enumerate().filter_map(record).collect();
-    // After damage, start at a number that was never used: an old expectation must not match by chance.
-    let now = milliseconds_since_1970();
-    let fresh = if loaded.warnings.is_empty() { 0 } else { now };
-    let generation = state.map_or(fresh, |state| state.generation);
-    let fittings =
-        Fittings { meters: Arc::clone(meters), retired_connections: Arc::clone(retired_connections) };
-    let services: Vec<_> = config.services.iter().cloned().map(Arc::new).collect();
-    let generations = Generations::after(earlier(loaded, is_new), now);
-    Board::new(fittings, &services, &known, generation, workers).numbered_by(generations)
-}
-
-/// How long the start waits for the disk to write the first state. A slower disk delays no request: the first change
-/// then skips ahead instead of counting on.
-const RESERVE_WITHIN: Duration = Duration::from_secs(1);
-
-/// Makes the state on disk match the routing from the start, and reserves generations with it.
-fn reserve_generations(writer: &StateWriter, board: &Board) {
-    if let Some(state) = StateFile::of(&board.view()) {
-        writer.wait_until_tried(writer.submit(state, StateChange::BackendInfo), RESERVE_WITHIN);
-    }
-}
-
-/// What is known about generations used by earlier runs.
-///
-/// It is the first run if the state file's lock didn't exist: the lock stays when the state file is moved away. Old
-/// scripts wrote a state without generations.
-fn earlier(loaded: &Loaded, is_new: bool) -> Earlier {
-    let state = loaded.state.as_ref();
-    match state {
-        None if is_new && loaded.warnings.is_empty() => Earlier::Never,
-        Some(state) if is_new && state.schema == 0 => Earlier::Never,
-        // A copy may be one change behind, and fields of a newer version may have another meaning.
-        Some(StateFile { generation, generation_reserve: Some(reserve), .. })
-            if loaded.warnings.is_empty() =>
-        {
-            Earlier::Reserved(*reserve.max(generation))
-        }
-        _ => Earlier::Unknown(state.map_or(0, |state| state.generation)),
-    }
-}
-
-fn milliseconds_since_1970() -> u64 {
-    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
-}
-
-/// Backends that were active in an earlier run and are no longer configured.
-fn unknown_actives(config: &Config, state: Option<&StateFile>, board: &Board) -> Vec<String> {
-    let snapshot = board.snapshot();
-    let warn = |(index, service): (usize, &Service)| {
-        let active = state?.record(&service.name, index == 0)?.active;
-        let gone = !service.backends.iter().any(|backend| backend.name == active);
-        let now = snapshot.service(service.name.as_str())?.active.backend.clone();
-        gone.then(|| {
-            format!(
-                "{active} was active for {}, but is no longer configured; {now} is active instead",
-                service.name
-            )
-        })
-    };
-    config.services.iter().enumerate().filter_map(warn).collect()
-}
-
 /// Loads the certificates. An expired one is logged and served, so that the other hosts stay available. Those that ACME is
 /// to get are loaded if they are on disk; nothing waits for the others.
 fn start_tls(config: &Config, settings: &Tls) -> Result<(Arc<tls::Server>, Arc<Acme>), RunError> {
@@ -486,74 +351,4 @@ fn start_workers(
         .map(|(index, (log, (broadcast, settings)))| worker(index, log, broadcast, settings))
         .collect::<io::Result<_>>()
         .map_err(system("start a worker"))
-}
-
-/// What the admin thread needs to lead.
-struct Lead {
-    socket: Arc<parking_lot::Mutex<AdminSocket>>,
-    users: Vec<u32>,
-    metrics: Option<Listener>,
-    successors: UnixListener,
-    predecessor: Option<UnixStream>,
-    events: Sender<Event>,
-}
-
-/// Starts the admin thread, which probes at once, and leads when it is sent what it needs for that.
-fn start_admin(control: &Arc<Control>) -> io::Result<oneshot::Sender<Lead>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (lead, leads) = oneshot::channel::<Lead>();
-    let control = Arc::clone(control);
-    thread::Builder::new().name("admin".to_owned()).spawn(move || {
-        runtime.block_on(async move {
-            tokio::spawn(prober::run(Arc::clone(&control.board), Arc::clone(&control.news)));
-            tokio::spawn(supervise::beat(Arc::clone(&control)));
-            tokio::spawn(Arc::clone(&control).reopen_log_when_wanted());
-            // Its end is the end of the process.
-            if let Ok(lead) = leads.await {
-                self::lead(lead, control).await;
-            }
-        });
-    })?;
-    Ok(lead)
-}
-
-async fn lead(lead: Lead, control: Arc<Control>) {
-    let Lead { socket, users, metrics, successors, predecessor, events } = lead;
-    // First, so that no status reports fewer requests than there are. Callers wait for some seconds at most.
-    if let Some(stream) = predecessor {
-        take_over::lead_after(stream, &control).await;
-    }
-    tokio::spawn(Arc::clone(&control).reload_when_wanted());
-    tokio::spawn(Arc::clone(&control).upgrade_when_wanted());
-    if let Some(server) = &control.tls {
-        tokio::spawn(tls::watch::run(Arc::clone(server)));
-    }
-    tokio::spawn(persist_health(Arc::clone(&control), Arc::clone(&control.news)));
-    let metrics = metrics.map(|Listener { socket, holder, .. }| (socket, holder));
-    let tell = move |news: News| {
-        // If nobody listens, the process is about to end anyway.
-        let _ = events.send(match news {
-            News::Superseded(successor) => Event::Superseded(successor),
-            News::SuccessorReady => Event::SuccessorReady,
-            News::Leave => Event::Leave,
-            News::LeadsAgain => Event::LeadsAgain,
-            News::Reported => Event::Reported,
-        });
-    };
-    let leadership = Leadership::begin(Arc::clone(&control), Arc::clone(&socket), metrics, tell);
-    match tokio::net::UnixListener::from_std(successors) {
-        Ok(listener) => drop(tokio::spawn(successor::serve(listener, leadership))),
-        Err(error) => tracing::error!(error = %plain(&error), "cannot wait for a successor"),
-    }
-    control.predecessor.order(FromSuccessor::Ready);
-    server::serve_admin(socket, control, users).await;
-}
-
-/// Keeps the state file's `healthy` and `version` up to date, and wakes what ends splits to unhealthy backends.
-async fn persist_health(control: Arc<Control>, news: Arc<HealthNews>) {
-    loop {
-        news.health.notified().await;
-        control.persist_later();
-        control.split_health.notify_one();
-    }
 }
