@@ -21,6 +21,7 @@ mod rollback;
 mod session;
 mod shell;
 mod start;
+mod status;
 mod upgrade_proxy;
 mod validate;
 mod wording;
@@ -122,6 +123,7 @@ async fn command(session: &Session, command: &Command) -> Done {
         Command::Monitor(args) => monitor::monitor(session, args).await,
         Command::Rollback(args) => rollback::rollback(session, args).await,
         Command::HealthCheck => health_check::health_check(session).await,
+        Command::Status(args) => Box::pin(status::status(&[session], args)).await,
         Command::Logs(args) => logs::logs(session, args).await,
         Command::History(args) => history::history(session, args),
         Command::Recover => Box::pin(recover::recover(session)).await,

@@ -1,9 +1,11 @@
 //! The command line. It is a contract: see docs/cli.md.
 
+mod upkeep;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
 use clap_complete::ArgValueCandidates;
 use jiff::Timestamp;
 use uh_protocol::BackendName;
@@ -13,6 +15,7 @@ use uh_settings::shell::Shell;
 use uh_settings::units::parse_duration;
 
 use super::shell;
+pub(super) use upkeep::{MaintenanceArgs, OnOff, PruneArgs, RetireArgs, UpgradeProxyArgs};
 
 /// Shown below the top-level `--help`.
 const AFTER_HELP: &str = "\
@@ -70,7 +73,7 @@ const GLOBAL: &str = "Global options";
 /// The headings of the top-level `--help`, each with its commands. Every command is in one of them.
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Deploy commands", &["validate", "blue-green", "promote", "hold", "abort", "monitor", "rollback"]),
-    ("Inspection commands", &["health-check", "logs", "history"]),
+    ("Inspection commands", &["status", "health-check", "logs", "history"]),
     ("Upkeep commands", &["recover", "start", "retire", "prune", "maintenance", "upgrade-proxy"]),
     ("Shell commands", &["completions", "man"]),
 ];
@@ -112,6 +115,8 @@ Tells the deploy that runs the trial; if that is gone, does it itself.")]
     Monitor(MonitorArgs),
     /// Undo the last deploy: switch back to the version that served before it
     Rollback(RollbackArgs),
+    /// Show on one screen who serves, how it is, what runs, what a rollback would take, and what happened last
+    Status(StatusArgs),
     /// Show the active backend with its version, health, requests in flight and uptime
     #[command(after_help = "\
 Examples:
@@ -176,7 +181,10 @@ Examples:
 impl Command {
     /// Whether standard output is only for what the command shows: one document, or an app's log.
     pub(super) fn only_shows(&self) -> bool {
-        matches!(self, Self::Validate | Self::HealthCheck | Self::Logs(_) | Self::History(_))
+        matches!(
+            self,
+            Self::Validate | Self::Status(_) | Self::HealthCheck | Self::Logs(_) | Self::History(_)
+        )
     }
 }
 
@@ -264,6 +272,20 @@ pub(super) struct RollbackArgs {
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
+  uh-deploy status
+  uh-deploy status --watch
+  uh-deploy status --json | jq '.services[0].well'
+
+Takes no lock and changes nothing. Exits with 1 if the active backend doesn't answer or the service is in maintenance.")]
+pub(super) struct StatusArgs {
+    /// Look again every second, until you press Ctrl-C; with --json, one object per line
+    #[arg(long, short)]
+    pub(super) watch: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
   uh-deploy logs --tail 100
   uh-deploy logs --follow
   uh-deploy logs --backend green --since 10m")]
@@ -291,78 +313,6 @@ pub(super) struct HistoryArgs {
     /// Show only the newest entries
     #[arg(long, value_name = "LINES")]
     pub(super) limit: Option<usize>,
-}
-
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  uh-deploy prune
-  uh-deploy prune --keep 3")]
-pub(super) struct PruneArgs {
-    /// How many of the newest deployed images to keep [default: image_keep]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(super) keep: Option<u32>,
-}
-
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  uh-deploy retire
-  uh-deploy retire --now
-
-Never stops the active backend. Stops nothing and exits with 6 if the active backend doesn't answer.
-To run it regularly: config/uh-deploy-retire.timer")]
-pub(super) struct RetireArgs {
-    /// Stop standbys even within their warm window
-    #[arg(long)]
-    pub(super) now: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum OnOff {
-    /// Show the maintenance page
-    On,
-    /// Forward requests again
-    Off,
-}
-
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  uh-deploy maintenance on --message \"Back at noon.\" --retry-after 1800
-  uh-deploy maintenance off")]
-pub(super) struct MaintenanceArgs {
-    /// Turn the page on or off
-    pub(super) state: OnOff,
-    /// Text shown on the page
-    #[arg(long)]
-    pub(super) message: Option<String>,
-    /// Value of the Retry-After header
-    #[arg(long, value_name = "SECONDS")]
-    pub(super) retry_after: Option<u32>,
-}
-
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  uh-deploy upgrade-proxy --to 0.2.0
-  uh-deploy upgrade-proxy --again    restart it, for settings that a reload doesn't change
-
-Set UH_VERSION in the compose files' .env first. If the new container doesn't lead, or is worse,
-the old one leads on, and this exits with 1. After an interruption, run it again.")]
-pub(super) struct UpgradeProxyArgs {
-    /// Version to upgrade to; refuse if the compose files name another one [default: the one that they name]
-    #[arg(long = "to", value_name = "VERSION")]
-    pub(super) to_version: Option<String>,
-    /// Container of the front door [default: the only one with uh-proxy's image]
-    #[arg(long, value_name = "NAME")]
-    pub(super) container: Option<String>,
-    /// Replace it even if it runs that image already
-    #[arg(long)]
-    pub(super) again: bool,
-    /// How long the new container may take until it leads
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "90s")]
-    pub(super) timeout: Duration,
 }
 
 /// The command line, with its commands in one list.

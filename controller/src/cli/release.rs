@@ -23,7 +23,7 @@ use super::interrupts::Interrupts;
 use super::report::{Form, Report, complain};
 use super::session::{Session, holder, wait_for_lock};
 use super::{
-    Done, health_check, history, maintenance, prune, recover, retire, start, upgrade_proxy, validate,
+    Done, health_check, history, maintenance, prune, recover, retire, start, status, upgrade_proxy, validate,
 };
 use crate::config::ReleaseConfig;
 use crate::deploy::journal::{Journal, ReplayedOperation};
@@ -185,6 +185,10 @@ pub(super) async fn command(release: &Release, command: &Command) -> Done {
         Command::Recover => Box::pin(recovery(release)).await,
         Command::Validate => release.each(validate::validate).await,
         Command::HealthCheck => release.each(health_check::health_check).await,
+        Command::Status(args) => {
+            let members: Vec<_> = release.members.iter().collect();
+            Box::pin(status::status(&members, args)).await
+        }
         Command::History(args) => release.each(async |member| history::history(member, args)).await,
         Command::Start => release.each(async |member| Box::pin(start::start(member)).await).await,
         Command::Retire(args) => {

@@ -28,6 +28,49 @@ pub(super) enum Form {
     Json,
 }
 
+/// How a line is to be taken: its first word has a colour on a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mood {
+    /// Neither good nor bad.
+    Plain,
+    /// As it should be: green.
+    Good,
+    /// To be looked at: yellow.
+    Doubt,
+    /// Something is wrong: red.
+    Bad,
+}
+
+/// A line of a screen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Line {
+    mood: Mood,
+    text: String,
+}
+
+impl Line {
+    /// A line with this text, which may come from anywhere.
+    pub(super) fn new(mood: Mood, text: &str) -> Self {
+        Self { mood, text: redact::escaped(text, |c| c == '\t') }
+    }
+
+    /// With its colour, and cut at this width.
+    fn painted(&self, width: Option<usize>) -> String {
+        let text = match width {
+            Some(width) => console::truncate_str(&self.text, width, "…"),
+            None => self.text.as_str().into(),
+        };
+        let (first, rest) = text.split_at(text.find(' ').unwrap_or(text.len()));
+        let first = match self.mood {
+            Mood::Plain => console::style(first),
+            Mood::Good => console::style(first).green(),
+            Mood::Doubt => console::style(first).yellow(),
+            Mood::Bad => console::style(first).red(),
+        };
+        format!("{first}{rest}")
+    }
+}
+
 /// Prints what happens.
 #[derive(Debug)]
 pub(super) struct Report {
@@ -170,6 +213,31 @@ impl Report {
     /// A whole JSON document, for commands that only show something.
     pub(super) fn document(&self, value: &impl Serialize) {
         self.print(&serde_json::to_string_pretty(value).unwrap_or_default());
+    }
+
+    /// Whether standard output is a terminal that gets text.
+    pub(super) fn is_on_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Prints a screen, with colours on a terminal.
+    pub(super) fn show(&self, lines: &[Line]) {
+        let mut output = self.output.borrow_mut();
+        lines.iter().for_each(|line| output.line(&line.painted(None)));
+    }
+
+    /// Draws a screen over the last one; the first one over whatever the terminal shows.
+    pub(super) fn redraw(&self, lines: &[Line], first: bool) {
+        let (height, width) = console::Term::stdout().size();
+        let rows = usize::from(height).saturating_sub(1).max(1);
+        // To the top; each line up to its end; then what is left of the last screen.
+        let mut screen = if first { "\x1b[2J\x1b[H" } else { "\x1b[H" }.to_owned();
+        for line in lines.iter().take(rows) {
+            screen += &line.painted(Some(width.into()));
+            screen += "\x1b[K\n";
+        }
+        screen += "\x1b[J";
+        self.output.borrow_mut().raw(&screen);
     }
 
     fn json(&self, event: &str, value: serde_json::Value) {

@@ -271,7 +271,15 @@ async fn roll_back(
 
 /// What a rollback would take now, after a failed deploy, which may have stopped the standby.
 pub(super) async fn cost(session: &Session, serving: &Serving) -> String {
-    let text = async {
+    match price(session, serving).await {
+        Ok(price) => format!("A rollback now: {price}"),
+        Err(why) => format!("A rollback now: impossible ({why})"),
+    }
+}
+
+/// What a rollback would take now, with the command, or why there is none.
+pub(super) async fn price(session: &Session, serving: &Serving) -> Result<String, String> {
+    let price = async {
         let lines = history(session).map_err(|failed| failed.message().to_owned())?;
         let undo = find_undo(session, serving, UndoRequest::Active);
         let undo = undo.map_err(|no| CliError::from(no).message().to_owned())?;
@@ -291,10 +299,7 @@ pub(super) async fn cost(session: &Session, serving: &Serving) -> String {
             Err(e) => Err(crate::chain(&e)),
         }
     };
-    match text.await {
-        Ok(cost) => format!("A rollback now: {cost}"),
-        Err(why) => format!("A rollback now: impossible ({})", in_short(&why)),
-    }
+    price.await.map_err(|why| in_short(&why).to_owned())
 }
 
 /// A refusal without who serves, which is said already, and without what wasn't changed.

@@ -186,7 +186,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Whether it could be locked. Waits for a command that only checks the lock.
-fn lock_soon(file: &File) -> io::Result<bool> {
+pub(super) fn lock_soon(file: &File) -> io::Result<bool> {
     let deadline = Instant::now() + GLANCE;
     loop {
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use uh_protocol::{BackendName, ServiceName};
 
 use super::activation::PreviousActivation;
+use super::lock::lock_soon;
 use super::trial::EarlierTrial;
 use crate::counters::{Counters, Reading};
 use crate::files;
@@ -170,12 +171,8 @@ impl WatchFile {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(state_dir.join("watch.lock"))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self { path: path(state_dir), _lock: lock })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(e) => Err(e.into()),
-        }
+            .open(lock_path(state_dir))?;
+        Ok(lock_soon(&lock)?.then(|| Self { path: path(state_dir), _lock: lock }))
     }
 
     /// Saves its progress.
@@ -205,6 +202,22 @@ pub(crate) fn look(state_dir: &Path) -> io::Result<Option<Watch>> {
     Ok(Some(watch))
 }
 
+/// Whether a process is watching now. Holds the lock for a moment, which `claim` waits for.
+///
+/// # Errors
+/// The file can't be opened or locked.
+pub(crate) fn is_running(state_dir: &Path) -> io::Result<bool> {
+    let lock = match File::open(lock_path(state_dir)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Closes the watch of an operation that failed. Only for the process that was watching.
 ///
 /// # Errors
@@ -217,6 +230,10 @@ pub(crate) fn close(state_dir: &Path, operation: &str, verdict: &str) -> io::Res
         }
         _ => Ok(()),
     }
+}
+
+fn lock_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("watch.lock")
 }
 
 fn path(state_dir: &Path) -> PathBuf {
@@ -232,7 +249,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = WatchFile::claim(dir.path()).unwrap().unwrap();
         assert!(WatchFile::claim(dir.path()).unwrap().is_none());
+        assert!(is_running(dir.path()).unwrap());
         drop(first);
+        assert!(!is_running(dir.path()).unwrap());
         assert!(WatchFile::claim(dir.path()).unwrap().is_some());
     }
 

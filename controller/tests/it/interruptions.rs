@@ -11,7 +11,7 @@ fn start(stage: &Stage, args: &[&str]) -> Child {
 }
 
 /// Kills a deploy while it waits for its candidate.
-fn kill_a_deploy(stage: &Stage, version: &str, backend: &str) {
+pub(crate) fn kill_a_deploy(stage: &Stage, version: &str, backend: &str) {
     stage.configure("uh-deploy.toml", "[health]\nsuccesses = 1000\nwithin = \"60s\"");
     let mut deploy = start(stage, &["blue-green", "--version", version]);
     until("the candidate answers", || stage.answers(backend).filter(|served| served.ends_with(version)));

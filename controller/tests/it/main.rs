@@ -40,6 +40,7 @@ mod rollback_time;
 mod seams;
 #[cfg(feature = "fault-points")]
 mod splits;
+mod status;
 mod supervision;
 #[cfg(feature = "fault-points")]
 mod sweep;

@@ -48,13 +48,18 @@ impl<S: AsFd> Output<S> {
     /// Writes a line, or counts it as dropped if the reader is stuck. A closed stream is ignored: the deploy
     /// continues.
     pub(super) fn line(&mut self, text: &str) {
+        self.raw(&format!("{text}\n"));
+    }
+
+    /// The same with text that brings its own line ends.
+    pub(super) fn raw(&mut self, text: &str) {
         let deadline = match (self.wait, self.stalled) {
             (Wait::Indefinitely, _) => None,
             (Wait::Shortly, false) => Some(Instant::now() + STALL),
             (Wait::Shortly, true) => Some(Instant::now()),
         };
         let start = if self.torn { "\n" } else { "" };
-        let bytes = format!("{start}{text}\n").into_bytes();
+        let bytes = format!("{start}{text}").into_bytes();
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
             if !self.is_ready(deadline) {
