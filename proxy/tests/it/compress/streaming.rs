@@ -184,6 +184,7 @@ async fn others_are_answered_while_much_is_compressed() {
         })
         .collect();
     let mut wire = Wire::connect(address).await;
+    let begun = Instant::now();
     let (mut asked, mut slowest) = (0, Duration::ZERO);
     while asked < 20 || busy.iter().any(|busy| !busy.is_finished()) {
         let start = Instant::now();
@@ -195,6 +196,8 @@ async fn others_are_answered_while_much_is_compressed() {
     for busy in busy {
         busy.await.unwrap();
     }
-    println!("{asked} small responses next to {BUSY} of 8 MB: the slowest took {slowest:?}");
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    let all = begun.elapsed();
+    println!("{asked} small responses next to {BUSY} of 8 MB: the slowest took {slowest:?} of {all:?}");
+    // Without turns, a small one waits for all large ones. A busy machine makes everything slower.
+    assert!(slowest < Duration::from_secs(2).max(all / 2), "{slowest:?} of {all:?}");
 }
