@@ -36,6 +36,8 @@ class App(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+# By default five connections may wait, and what a further one sends is lost until it is sent again: for up to a minute.
+http.server.ThreadingHTTPServer.request_queue_size = 1024
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), App).serve_forever()
 "#
     )

@@ -99,6 +99,7 @@ fn a_probe_sends_the_configured_header_fields() {
          \x20       self.send_response(200 if ok else 301)\n\
          \x20       self.send_header('Content-Length', '0')\n\
          \x20       self.end_headers()\n\
+         http.server.ThreadingHTTPServer.request_queue_size = 1024\n\
          http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), H).serve_forever()\n",
     )
     .unwrap();

@@ -19,6 +19,7 @@ class H(http.server.BaseHTTPRequestHandler):
         self.send_header('Content-Length', '2' if healthy else '1000')
         self.end_headers()
         self.wfile.write(b'ok')
+http.server.ThreadingHTTPServer.request_queue_size = 1024
 http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), H).serve_forever()
 ";
 
