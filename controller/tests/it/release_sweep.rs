@@ -222,6 +222,11 @@ fn while_a_release_is_unfinished_its_members_cannot_be_changed_alone() {
     {
         shop.expect_of("web", 6, args).says("is part of the release").says("release.toml");
     }
+    let interrupted = "Warning     this service is part of the release ";
+    shop.expect_of("web", 0, &["status"])
+        .says(interrupted)
+        .says("Run `uh-deploy recover --config ")
+        .says("release.toml");
     // After a reboot, what serves is the candidate, which isn't recorded yet.
     shop.members.iter().for_each(|member| kill_instances(&member.state_dir()));
     until("every app is dead", || shop.running().is_empty().then_some(()));
@@ -229,5 +234,7 @@ fn while_a_release_is_unfinished_its_members_cannot_be_changed_alone() {
     assert_eq!(shop.served(), ["blue 1.0.0"; 2]);
     shop.expect(0, &["recover"]).says("Finished: blue (v1.0.0) serves");
     shop.expect_of("web", 0, &["recover"]).says("Nothing to recover");
+    let text = shop.expect_of("web", 0, &["status"]).text;
+    assert!(!text.contains(interrupted), "{text}");
     assert_eq!(shop.served(), ["blue 1.0.0"; 2]);
 }

@@ -46,6 +46,17 @@ impl Drop for Started {
     }
 }
 
+/// A uh-proxy that stops or dies at the point that is written to the file.
+#[cfg(feature = "fault-points")]
+async fn with_fault_points(home: &Home) -> (Proxy, std::path::PathBuf) {
+    let fault = home.path("fault");
+    let mut command = home.command();
+    command.env("UH_PROXY_FAULT_FILE", &fault);
+    let proxy = home.start_as(command).await;
+    proxy.until_healthy().await;
+    (proxy, fault)
+}
+
 /// Who leads.
 pub(crate) async fn leader(home: &Home) -> u32 {
     uh_protocol::client::Client::new(home.socket()).status().await.unwrap().proxy.pid

@@ -61,11 +61,21 @@ pub(in crate::cli) fn unfinished(member: &Path) -> Result<Option<ReplayedOperati
 /// Refuses while a release that this service is a member of is unfinished.
 pub(in crate::cli) fn demand_finished(member: &Path) -> Result<(), CliError> {
     let Some(replayed) = unfinished(member)? else { return Ok(()) };
-    let config = config(member)?;
-    let message = format!(
-        "this service is part of the release {}, which was interrupted; nothing was changed. Run `uh-deploy recover --config {}`",
-        replayed.facts.operation,
-        config.display()
-    );
-    Err(CliError::new(Exit::Attention, message))
+    let (interrupted, recover) = (interrupted(&replayed), recover(&config(member)?));
+    Err(CliError::new(Exit::Attention, format!("{interrupted}; nothing was changed. Run {recover}")))
+}
+
+/// The interrupted release that this service is a member of, with the command that finishes it, for a command that only shows
+/// something.
+pub(in crate::cli) fn in_words(member: &Path) -> Result<Option<String>, CliError> {
+    let Some(replayed) = unfinished(member)? else { return Ok(None) };
+    Ok(Some(format!("{}. Run {}", interrupted(&replayed), recover(&config(member)?))))
+}
+
+fn interrupted(replayed: &ReplayedOperation) -> String {
+    format!("this service is part of the release {}, which was interrupted", replayed.facts.operation)
+}
+
+fn recover(config: &Path) -> String {
+    format!("`uh-deploy recover --config {}`", config.display())
 }

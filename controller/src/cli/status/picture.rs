@@ -6,6 +6,7 @@ use uh_protocol::status::{BackendStatus, Role, SplitStatus, TrialStatus};
 use uh_protocol::{BackendName, ServiceName};
 
 use crate::chain;
+use crate::cli::release::membership;
 use crate::cli::session::Session;
 use crate::cli::{alive, operation, rollback};
 use crate::deploy::history::{History, HistoryEntry};
@@ -141,6 +142,11 @@ impl Picture {
             warnings.push(why);
             None
         });
+        // While its command runs, it holds the lock of this service, too.
+        if operation.is_none() {
+            let release = membership::in_words(state_dir);
+            warnings.extend(release.unwrap_or_else(|failed| Some(failed.message().to_owned())));
+        }
         let watch = watching(session, now).unwrap_or_else(|e| {
             warnings.push(format!("the state of the watch can't be read: {}", chain(&e)));
             None

@@ -12,6 +12,8 @@ use crate::keeper::{Seen, new_clients};
 use crate::systemd::{Manager, activated};
 use crate::wire::Wire;
 
+#[cfg(feature = "fault-points")]
+use super::with_fault_points;
 use super::{Load, Started, back, leader, on_a_port_of_its_own, until_closed, upgrade, with_keeper};
 
 /// Waits until this process leads and takes changes.
@@ -197,11 +199,7 @@ async fn whichever_is_killed_on_the_way_back_one_leads_and_nobody_is_refused() {
         // The same address for those that are started later.
         let home = home.server(&format!("listen = [\"{}\"]", first.address));
         first.kill();
-        let fault = home.path("fault");
-        let mut command = home.command();
-        command.env("UH_PROXY_FAULT_FILE", &fault);
-        let mut old = home.start_as(command).await;
-        old.until_healthy().await;
+        let (mut old, fault) = with_fault_points(&home).await;
         let new = upgrade(&home).await;
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
         let load = new_clients(old.address, &stop, &seen);
@@ -237,11 +235,7 @@ async fn whichever_is_killed_on_the_way_back_one_leads_and_nobody_is_refused() {
 async fn a_stop_of_the_old_one_while_it_takes_the_lead_back_is_carried_out() {
     let (home, mut first, _blue, _green) = pair().await;
     first.kill();
-    let fault = home.path("fault");
-    let mut command = home.command();
-    command.env("UH_PROXY_FAULT_FILE", &fault);
-    let mut old = home.start_as(command).await;
-    old.until_healthy().await;
+    let (mut old, fault) = with_fault_points(&home).await;
     let new = upgrade(&home).await;
     std::fs::write(&fault, "wait back_yielded").unwrap();
     let socket = home.socket();

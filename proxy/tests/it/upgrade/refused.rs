@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use crate::harness::{Home, Proxy, cli, pair, until};
 use crate::wire::Wire;
 
+#[cfg(feature = "fault-points")]
+use super::with_fault_points;
 use super::{leader, upgrade};
 
 /// An upgrade that must fail. Returns its message.
@@ -90,11 +92,7 @@ async fn there_is_one_upgrade_at_a_time_and_a_stop_ends_it() {
 async fn a_new_one_that_fails_while_it_has_the_locks_gives_the_lead_back() {
     let (home, mut first, _blue, _green) = pair().await;
     first.kill();
-    let fault = home.path("fault");
-    let mut command = home.command();
-    command.env("UH_PROXY_FAULT_FILE", &fault);
-    let mut old = home.start_as(command).await;
-    old.until_healthy().await;
+    let (mut old, fault) = with_fault_points(&home).await;
     for point in ["takeover_joined", "takeover_yielded", "takeover_renamed", "takeover_accepting"] {
         std::fs::write(&fault, point).unwrap();
         let message = fails(&home, &mut old, &[]).await;
