@@ -1,11 +1,13 @@
 //! The command line. It is a contract: see docs/cli.md.
 
+mod backend;
+mod traffic;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::ArgValueCandidates;
-use uh_protocol::request::{MAX_PREVIEW_TTL_MS, MIN_PREVIEW_TTL_MS};
 use uh_protocol::{BackendName, ServiceName};
 
 use uh_settings::help;
@@ -13,6 +15,8 @@ use uh_settings::shell::Shell;
 use uh_settings::units::parse_duration;
 
 use super::candidates;
+pub(super) use backend::{BackendCommand, BackendSetArgs, BackendUnsetArgs, BackendWithdrawArgs};
+pub(super) use traffic::{PreviewArgs, SplitArgs, SplitTarget, SwitchArgs};
 
 /// Shown below the top-level `--help`.
 const AFTER_HELP: &str = "\
@@ -187,135 +191,6 @@ pub(super) struct ServiceArgs {
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
-  uh-proxy switch green
-  uh-proxy switch green --wait-drain 30s
-  uh-proxy switch green --expect-active blue --json
-  uh-proxy switch green --service web,api
-
-Several services move in one step, or none does. Exits with 3 if the switch is refused, and with 5 if it is done but not saved to disk.")]
-pub(super) struct SwitchArgs {
-    /// Backend to make active
-    #[arg(add = ArgValueCandidates::new(candidates::backends))]
-    pub(super) backend: BackendName,
-    /// Refuse unless this backend is active now
-    #[arg(long, value_name = "BACKEND", help_heading = "Conditions", add = ArgValueCandidates::new(candidates::backends))]
-    pub(super) expect_active: Option<BackendName>,
-    /// Refuse unless this is the current generation
-    #[arg(long, value_name = "N", help_heading = "Conditions")]
-    pub(super) expect_generation: Option<u64>,
-    /// Switch even if the backend isn't known to be healthy
-    #[arg(long, help_heading = "Conditions")]
-    pub(super) force: bool,
-    /// After the switch, wait this long for the old backend's in-flight requests to finish
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(super) wait_drain: Option<Duration>,
-    /// Service; not needed if there is only one. Several, separated by commas, move together or not at all
-    #[arg(long = "service", value_name = "NAME", value_delimiter = ',', add = ArgValueCandidates::new(candidates::services))]
-    pub(super) services: Vec<ServiceName>,
-    #[command(flatten)]
-    pub(super) client: ClientArgs,
-}
-
-/// Where a share of the clients goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum SplitTarget {
-    /// To this backend.
-    Backend(BackendName),
-    /// Nowhere else.
-    Off,
-}
-
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  uh-proxy split green 10%
-  uh-proxy split green 50% --ttl 10m
-  uh-proxy split off
-  uh-proxy switch green
-
-A client stays on its side, and a larger share only moves clients to the backend. A switch ends the split. Exits with 3
-if the split is refused, and with 5 if it is done but not saved to disk.")]
-pub(super) struct SplitArgs {
-    /// Backend that gets a share of the clients; off: all clients go to the active backend again
-    #[arg(value_name = "BACKEND|off", value_parser = split_target, add = ArgValueCandidates::new(candidates::split_targets))]
-    pub(super) target: SplitTarget,
-    /// Share of the clients, such as 10%
-    #[arg(value_name = "WEIGHT", value_parser = percentage)]
-    pub(super) weight: Option<f64>,
-    /// End the split after this long, unless the command is run again [default: the service's split.hold_timeout]
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(super) ttl: Option<Duration>,
-    /// Refuse unless this is the current generation
-    #[arg(long, value_name = "N")]
-    pub(super) expect_generation: Option<u64>,
-    #[command(flatten)]
-    pub(super) service: ServiceArgs,
-    #[command(flatten)]
-    pub(super) client: ClientArgs,
-}
-
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  uh-proxy preview green --for 1h
-  uh-proxy preview green --url https://shop.example.com/checkout
-  curl -H \"X-UH-Preview: $(uh-proxy preview green --json | jq -r .token)\" https://shop.example.com/
-
-All others get the active backend as before. To end all links to a backend, withdraw it. To end all links of a service,
-increase its preview.generation and reload.")]
-pub(super) struct PreviewArgs {
-    /// Standby to look at
-    #[arg(add = ArgValueCandidates::new(candidates::backends))]
-    pub(super) backend: BackendName,
-    /// How long the link is valid: 1s to 168h [default: 1h]
-    #[arg(long = "for", value_name = "DURATION", value_parser = preview_ttl)]
-    pub(super) duration: Option<Duration>,
-    /// Address to make the link for, such as https://shop.example.com/checkout [default: the service's first host]
-    #[arg(long, value_name = "URL", value_parser = address)]
-    pub(super) url: Option<String>,
-    #[command(flatten)]
-    pub(super) service: ServiceArgs,
-    #[command(flatten)]
-    pub(super) client: ClientArgs,
-}
-
-fn preview_ttl(text: &str) -> Result<Duration, String> {
-    let ttl = parse_duration(text).map_err(|e| e.to_string())?;
-    let range = Duration::from_millis(MIN_PREVIEW_TTL_MS)..=Duration::from_millis(MAX_PREVIEW_TTL_MS);
-    if range.contains(&ttl) { Ok(ttl) } else { Err("use 1s to 168h".to_owned()) }
-}
-
-/// `https://shop.example.com/checkout`
-fn address(text: &str) -> Result<String, String> {
-    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    let good = rest.is_some_and(|rest| {
-        !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() && b != b'#' && b != b'\\')
-    });
-    if !good {
-        return Err("use an address such as https://shop.example.com/checkout, without a fragment".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
-fn split_target(text: &str) -> Result<SplitTarget, String> {
-    match text {
-        "off" => Ok(SplitTarget::Off),
-        name => name.parse().map(SplitTarget::Backend).map_err(|e| format!("{e}")),
-    }
-}
-
-/// `10%`
-fn percentage(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('%').map(str::trim_end);
-    let plain = |number: &&str| number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    let percent = number.filter(plain).and_then(|number| number.parse::<f64>().ok());
-    let percent = percent.filter(|percent| *percent <= 100.0);
-    percent.ok_or_else(|| "use a percentage from 0% to 100%, such as 10%".to_owned())
-}
-
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
   uh-proxy status
   uh-proxy status --json | jq '.services[0].active'")]
 pub(super) struct StatusArgs {
@@ -342,78 +217,6 @@ pub(super) struct DrainArgs {
     /// Cut the remaining requests and tunnels when the time is up
     #[arg(long)]
     pub(super) cut: bool,
-    #[command(flatten)]
-    pub(super) service: ServiceArgs,
-    #[command(flatten)]
-    pub(super) client: ClientArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum BackendCommand {
-    /// Register a backend's endpoints and version
-    Set(BackendSetArgs),
-    /// Drop a backend's registration and return to the endpoints in the configuration file
-    Unset(BackendUnsetArgs),
-    /// Withdraw a standby before you stop it, so that nothing can switch to it until it is registered again
-    Withdraw(BackendWithdrawArgs),
-}
-
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  uh-proxy backend unset green")]
-pub(super) struct BackendUnsetArgs {
-    /// Backend to return to the configuration file's endpoints
-    #[arg(add = ArgValueCandidates::new(candidates::backends))]
-    pub(super) backend: BackendName,
-    /// Refuse unless this is the current generation
-    #[arg(long, value_name = "N")]
-    pub(super) expect_generation: Option<u64>,
-    /// Change the endpoints even if the backend is active, although the new ones haven't been probed
-    #[arg(long)]
-    pub(super) force: bool,
-    #[command(flatten)]
-    pub(super) service: ServiceArgs,
-    #[command(flatten)]
-    pub(super) client: ClientArgs,
-}
-
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  uh-proxy backend withdraw blue
-  uh-proxy backend withdraw blue && docker stop app-blue")]
-pub(super) struct BackendWithdrawArgs {
-    /// Standby to withdraw
-    #[arg(add = ArgValueCandidates::new(candidates::backends))]
-    pub(super) backend: BackendName,
-    /// Refuse unless this is the current generation
-    #[arg(long, value_name = "N")]
-    pub(super) expect_generation: Option<u64>,
-    #[command(flatten)]
-    pub(super) service: ServiceArgs,
-    #[command(flatten)]
-    pub(super) client: ClientArgs,
-}
-
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
-  uh-proxy backend set green --endpoint 127.0.0.1:3009 --version 1.0.1
-  uh-proxy backend set green --endpoint 10.0.0.1:3000 --endpoint 10.0.0.2:3000")]
-pub(super) struct BackendSetArgs {
-    /// Backend to register
-    #[arg(add = ArgValueCandidates::new(candidates::backends))]
-    pub(super) backend: BackendName,
-    /// Address: host:port, [IPv6]:port or unix:/path; may be repeated
-    #[arg(long = "endpoint", value_name = "ADDRESS", required = true)]
-    pub(super) endpoints: Vec<String>,
-    /// Version of the app
-    #[arg(long)]
-    pub(super) version: Option<String>,
-    /// Change the endpoints even if the backend is active, although the new ones haven't been probed
-    #[arg(long)]
-    pub(super) force: bool,
     #[command(flatten)]
     pub(super) service: ServiceArgs,
     #[command(flatten)]
